@@ -1,0 +1,1 @@
+//! Data sets: from a folder of clips and captions to batches. Knows no model.

@@ -1,0 +1,1 @@
+//! Seeded streams, equal to torch's CPU generator.
