@@ -1,5 +1,28 @@
 //! vtrain: LoRA fine-tuning and sampling for video diffusion transformers.
+//!
+//! The story, top to bottom: a clip on disk -> [`video`] decodes it -> [`data`] fits it to a bucket -> the family's
+//! VAE and text encoder encode it -> the cache keeps it -> `train` draws noise and runs the DiT block by block ->
+//! [`optim`] moves the adapters -> [`lora`] writes them -> `sample` shows what they learned.
+//!
+//! Modules stand in layers, lowest first; each imports only from lower ones (`tests/architecture.rs` checks).
 
-pub mod video;
+// 0: no knowledge of models or runs
+pub mod optim;
 pub mod rng;
+pub mod video;
+// 1: mathematics and layers
+pub mod diffusion;
+pub mod nn;
+// 2: data and adapters
 pub mod data;
+pub mod lora;
+// 3: the families
+pub mod models;
+// 4: the loop
+pub mod train;
+// 5: a run, as its file describes it
+pub mod config;
+// 6: one verb, one file
+pub mod commands;
+// 7: the front door
+pub mod cli;

@@ -1,5 +1,7 @@
 //! The one integration test binary: one link instead of ten.
 
-mod video; // decoding, selection, resizing and encoding of real files
+mod architecture; // who may import whom
+mod config; // run files
+mod data;
 mod rng; // torch's CPU generator, bit for bit
-mod data; // layouts, captions, buckets, order
+mod video; // decoding, selection, resizing and encoding of real files // layouts, captions, buckets, order

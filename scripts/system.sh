@@ -1,0 +1,49 @@
+#!/usr/bin/env bash
+# Installs the system packages that vtrain is built with, where they are missing: FFmpeg's libraries and headers, clang
+# (for the bindings), pkg-config and a C compiler. Sourced by quickstart.sh and test.sh; does nothing when all is there.
+
+say() { printf '\033[1m==> %s\033[0m\n' "$*" >&2; }
+
+# What the build will look for, asked the way the build asks.
+missing() {
+    command -v cc >/dev/null || { echo "a C compiler"; return; }
+    command -v pkg-config >/dev/null || { echo "pkg-config"; return; }
+    pkg-config --exists libavcodec libavformat libavutil libswscale || { echo "FFmpeg's headers"; return; }
+    # The bindings generator loads libclang and reads clang's own headers.
+    command -v clang >/dev/null || { echo "clang"; return; }
+    [ "$(uname)" = Darwin ] || ldconfig -p | grep -q libclang || ls /usr/lib/llvm-*/lib/libclang*.so* >/dev/null 2>&1 ||
+        { echo "libclang"; return; }
+}
+
+install_system_packages() {
+    local what
+    what=$(missing)
+    if [ -z "$what" ]; then
+        say "System packages: all there."
+    elif command -v apt-get >/dev/null; then
+        local sudo=
+        [ "$(id -u)" = 0 ] || sudo=sudo
+        say "Installing FFmpeg's libraries, clang and pkg-config with apt ($what not found)"
+        $sudo apt-get update -q >&2
+        $sudo env DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends \
+            gcc g++ libc6-dev pkg-config clang libclang-dev \
+            libavcodec-dev libavformat-dev libavutil-dev libswscale-dev >&2
+    elif command -v brew >/dev/null; then
+        say "Installing FFmpeg, clang and pkg-config with brew ($what not found)"
+        brew install ffmpeg llvm pkgconf >&2
+    else
+        say "$what is missing, and there is neither apt-get nor brew here to install it with."
+        say "Install FFmpeg's development files (5.1 or newer), clang and pkg-config, and run this again."
+        exit 1
+    fi
+    if [ "$(uname)" = Darwin ] && command -v brew >/dev/null; then
+        export LIBCLANG_PATH="${LIBCLANG_PATH:-$(brew --prefix llvm)/lib}"
+    fi
+    if ! command -v cargo >/dev/null; then
+        [ -x "$HOME/.cargo/bin/cargo" ] && export PATH="$HOME/.cargo/bin:$PATH"
+    fi
+    if ! command -v cargo >/dev/null; then
+        say "Rust is missing: install it from https://rustup.rs (1.88 or newer) and run this again."
+        exit 1
+    fi
+}

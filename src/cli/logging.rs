@@ -1,0 +1,63 @@
+//! Messages for people, on standard error, that do not tear a progress bar.
+
+use std::io::{IsTerminal, Write};
+
+use log::{Level, LevelFilter, Log, Metadata, Record};
+
+use crate::commands::{Failure, progress};
+
+struct Stderr {
+    colour: bool,
+}
+
+/// Starts logging; each `-v` shows one level more, each `-q` one less.
+pub fn init(verbose: u8, quiet: u8) {
+    let level = match verbose as i32 - quiet as i32 {
+        ..=-2 => LevelFilter::Error,
+        -1 => LevelFilter::Warn,
+        0 => LevelFilter::Info,
+        1 => LevelFilter::Debug,
+        _ => LevelFilter::Trace,
+    };
+    let colour = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    // A second start, as in tests that call `run` twice, keeps the first logger.
+    if log::set_boxed_logger(Box::new(Stderr { colour })).is_ok() {
+        log::set_max_level(level);
+    }
+}
+
+/// Tells why the program ends.
+pub fn error(failure: &Failure) {
+    log::error!("{:#}", failure.error);
+}
+
+impl Log for Stderr {
+    fn enabled(&self, metadata: &Metadata) -> bool {
+        // Other crates speak only when something is wrong.
+        metadata.target().starts_with("vtrain") || metadata.level() <= Level::Warn
+    }
+
+    fn log(&self, record: &Record) {
+        if !self.enabled(record.metadata()) {
+            return;
+        }
+        let (word, colour) = match record.level() {
+            Level::Error => ("error: ", "\x1b[1;31m"),
+            Level::Warn => ("warning: ", "\x1b[33m"),
+            Level::Info => ("", ""),
+            Level::Debug => ("debug: ", "\x1b[2m"),
+            Level::Trace => ("trace: ", "\x1b[2m"),
+        };
+        let (on, off) = if self.colour && !colour.is_empty() {
+            (colour, "\x1b[0m")
+        } else {
+            ("", "")
+        };
+        progress::above(|| {
+            // A closed standard error leaves nobody to tell.
+            let _ = writeln!(std::io::stderr().lock(), "{on}{word}{off}{}", record.args());
+        });
+    }
+
+    fn flush(&self) {}
+}

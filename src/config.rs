@@ -1,0 +1,344 @@
+//! A run, as its YAML file describes it: every owner's `Config` put together.
+//!
+//! Loading reports everything wrong at once. The file is parsed into a located tree ([`yaml`]), `--set` overrides are laid
+//! on it, and the tree is handed to serde. serde stops at its first error, so that error is noted, the entry it stands
+//! on is taken out of the tree, and serde tries again until it succeeds; then each owner checks its values. Messages
+//! carry file, line and dotted path.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::{data, diffusion, lora, models, optim, train};
+
+mod device;
+mod unknown;
+pub mod yaml;
+
+pub use device::Device;
+use yaml::{Node, Origin, Step};
+
+/// A settings file larger than this is no settings file.
+const MAX_BYTES: u64 = 1 << 20;
+
+/// Everything one training run needs. Relative paths are resolved against the folder of the file that holds them.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+#[schemars(title = "vtrain run")]
+pub struct RunConfig {
+    /// Where checkpoints, logs, validation videos and the finished adapter go.
+    pub output_dir: PathBuf,
+    /// Seed of every draw: order of clips, noise, timesteps, adapter initialisation.
+    pub seed: u64,
+    /// `auto` takes the first GPU if there is one, else the CPU.
+    pub device: Device,
+    pub model: models::Config,
+    /// One or more folders of clips and captions.
+    pub datasets: Vec<data::dataset::Config>,
+    pub precompute: data::cache::Config,
+    pub lora: lora::Config,
+    pub train: train::recipe::Config,
+    pub diffusion: diffusion::timesteps::Config,
+    pub optimizer: optim::adamw::Config,
+    pub lr_scheduler: optim::lr::Config,
+    pub checkpoint: train::checkpoint::Config,
+    pub validation: train::validate::Config,
+    pub tracking: train::metrics::Config,
+}
+
+impl Default for RunConfig {
+    fn default() -> Self {
+        Self {
+            output_dir: "runs/vtrain".into(),
+            seed: 42,
+            device: Device::Auto,
+            model: Default::default(),
+            datasets: Vec::new(),
+            precompute: Default::default(),
+            lora: Default::default(),
+            train: Default::default(),
+            diffusion: Default::default(),
+            optimizer: Default::default(),
+            lr_scheduler: Default::default(),
+            checkpoint: Default::default(),
+            validation: Default::default(),
+            tracking: Default::default(),
+        }
+    }
+}
+
+/// One thing wrong with a configuration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    /// The file and its line, or the `--set` option.
+    pub place: String,
+    /// Dotted path, empty for the document as a whole.
+    pub path: String,
+    pub message: String,
+}
+
+/// Everything wrong with a configuration, in the order of the file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problems(pub Vec<Problem>);
+
+impl fmt::Display for Problems {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (i, problem) in self.0.iter().enumerate() {
+            if i > 0 {
+                writeln!(f)?;
+            }
+            write!(f, "{}: ", problem.place)?;
+            if !problem.path.is_empty() {
+                write!(f, "{}: ", problem.path)?;
+            }
+            write!(f, "{}", problem.message)?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for Problems {}
+
+impl RunConfig {
+    /// Reads, overrides, checks and resolves a run file.
+    ///
+    /// `sets` are `a.b=value` texts; the values are YAML.
+    pub fn load(path: &Path, sets: &[String]) -> Result<Self, Problems> {
+        let text = read(path).map_err(|message| Problems::whole(path, message))?;
+        // An absolute folder: what is written into `output_dir` must mean the same from anywhere.
+        let folder = std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf());
+        let folder = folder.parent().unwrap_or(Path::new("/"));
+        Self::parse(&text, path, folder, sets)
+    }
+
+    /// As [`load`](Self::load), from the text of a file called `name` whose paths are relative to `folder`.
+    pub fn parse(
+        text: &str,
+        name: &Path,
+        folder: &Path,
+        sets: &[String],
+    ) -> Result<Self, Problems> {
+        let mut found = Found {
+            name,
+            sets,
+            problems: Vec::new(),
+        };
+        let mut tree = match Node::parse(text) {
+            Ok(tree) => tree,
+            Err(error) => {
+                found.at(Origin::Line(error.line), &[], error.message);
+                return Err(Problems(
+                    found.problems.into_iter().map(|(_, p)| p).collect(),
+                ));
+            }
+        };
+        for (index, set) in sets.iter().enumerate() {
+            if let Err(message) = override_with(&mut tree, index, set) {
+                found.at(Origin::Set(index), &[], message);
+            }
+        }
+        let (mut config, pruned) = deserialize(&tree, &mut found);
+        for (path, message) in config.check() {
+            let steps = yaml::parse_path(&path).unwrap_or_default();
+            // What could not be read is already told; do not also call its default wrong.
+            if !pruned
+                .iter()
+                .any(|gone| steps.starts_with(gone) || gone.starts_with(&steps))
+            {
+                found.at(tree.nearest(&steps).origin, &steps, message);
+            }
+        }
+        if found.problems.is_empty() {
+            config.resolve(folder);
+            Ok(config)
+        } else {
+            found.problems.sort_by_key(|(order, _)| *order);
+            Err(Problems(
+                found.problems.into_iter().map(|(_, p)| p).collect(),
+            ))
+        }
+    }
+
+    /// The resolved configuration as YAML, itself a valid run file.
+    pub fn to_yaml(&self) -> anyhow::Result<String> {
+        Ok(serde_saphyr::to_string(self)?)
+    }
+
+    /// The JSON Schema that editors check run files against.
+    pub fn schema() -> String {
+        let schema = schemars::schema_for!(RunConfig);
+        let mut text = serde_json::to_string_pretty(&schema).expect("a schema is plain JSON");
+        text.push('\n');
+        text
+    }
+
+    /// Values that parse but make no sense, by dotted path.
+    fn check(&self) -> Vec<(String, String)> {
+        let mut wrong = Vec::new();
+        let mut add = |at: &str, found: Vec<(String, String)>| {
+            wrong.extend(found.into_iter().map(|(path, message)| {
+                (
+                    if path.is_empty() {
+                        at.to_string()
+                    } else {
+                        format!("{at}.{path}")
+                    },
+                    message,
+                )
+            }));
+        };
+        add("model", self.model.check());
+        if self.datasets.is_empty() {
+            add(
+                "datasets",
+                vec![(
+                    "".into(),
+                    "is required: a list with at least one {path: FOLDER}".into(),
+                )],
+            );
+        }
+        for (i, dataset) in self.datasets.iter().enumerate() {
+            let mut found = Vec::new();
+            dataset.check("", &mut found);
+            add(&format!("datasets[{i}]"), found);
+        }
+        add("lora", self.lora.check());
+        add("train", self.train.check());
+        add("diffusion", self.diffusion.check());
+        add("optimizer", self.optimizer.check());
+        add("lr_scheduler", self.lr_scheduler.check());
+        add("checkpoint", self.checkpoint.check());
+        add("validation", self.validation.check());
+        if self.output_dir.as_os_str().is_empty() {
+            add("output_dir", vec![("".into(), "must not be empty".into())]);
+        }
+        wrong
+    }
+
+    fn resolve(&mut self, folder: &Path) {
+        let absolute = |path: &mut PathBuf| *path = models::tidy(&folder.join(&*path));
+        absolute(&mut self.output_dir);
+        for dataset in &mut self.datasets {
+            absolute(&mut dataset.path);
+        }
+        if let Some(dir) = &mut self.precompute.dir {
+            absolute(dir);
+        }
+        if let Some(init) = &mut self.lora.init {
+            absolute(init);
+        }
+        self.model.resolve(folder);
+    }
+}
+
+impl Problems {
+    fn whole(path: &Path, message: String) -> Self {
+        Self(vec![Problem {
+            place: path.display().to_string(),
+            path: String::new(),
+            message,
+        }])
+    }
+}
+
+fn read(path: &Path) -> Result<String, String> {
+    let size = std::fs::metadata(path)
+        .map_err(|error| format!("cannot be read: {error}"))?
+        .len();
+    if size > MAX_BYTES {
+        return Err(format!(
+            "is {size} bytes long; a run file has at most {MAX_BYTES}"
+        ));
+    }
+    let bytes = std::fs::read(path).map_err(|error| format!("cannot be read: {error}"))?;
+    String::from_utf8(bytes).map_err(|error| {
+        let line = error.as_bytes()[..error.utf8_error().valid_up_to()]
+            .iter()
+            .filter(|b| **b == b'\n')
+            .count()
+            + 1;
+        format!("line {line} is not UTF-8; save the file as UTF-8")
+    })
+}
+
+/// Lays one `a.b=value` on the tree.
+fn override_with(tree: &mut Node, index: usize, set: &str) -> Result<(), String> {
+    let (path, value) = set.split_once('=').ok_or("is not of the form a.b=value")?;
+    let path = yaml::parse_path(path.trim())?;
+    let mut value =
+        Node::parse(value).map_err(|error| format!("the value is not YAML: {}", error.message))?;
+    value.stamp(Origin::Set(index));
+    tree.set(&path, value)
+}
+
+/// serde's first error, again and again: each is noted and its entry taken out, until what is left can be read.
+fn deserialize(tree: &Node, found: &mut Found) -> (RunConfig, Vec<Vec<Step>>) {
+    let mut rest = tree.clone();
+    let mut pruned = Vec::new();
+    loop {
+        let json = match rest.to_json() {
+            serde_json::Value::Null => serde_json::Value::Object(Default::default()),
+            json => json,
+        };
+        let error = match serde_path_to_error::deserialize::<_, RunConfig>(json) {
+            Ok(config) => return (config, pruned),
+            Err(error) => error,
+        };
+        let mut path = steps(error.path());
+        let mut message = error.inner().to_string();
+        if let Some((key, hint)) = unknown::explain(&message) {
+            if path.last() != Some(&Step::Key(key.clone())) {
+                path.push(Step::Key(key));
+            }
+            message = hint;
+        }
+        found.at(
+            tree.nearest(&path).origin,
+            &path,
+            unknown::in_plain_words(&message),
+        );
+        match rest.prune(&path) {
+            Some(gone) => pruned.push(gone),
+            // Nothing left to take out: the document itself is of the wrong kind.
+            None => return (RunConfig::default(), vec![Vec::new()]),
+        }
+    }
+}
+
+fn steps(path: &serde_path_to_error::Path) -> Vec<Step> {
+    use serde_path_to_error::Segment;
+    path.iter()
+        .filter_map(|segment| match segment {
+            Segment::Seq { index } => Some(Step::Index(*index)),
+            Segment::Map { key } => Some(Step::Key(key.clone())),
+            Segment::Enum { .. } | Segment::Unknown => None,
+        })
+        .collect()
+}
+
+/// The problems found so far, each with its place in reading order.
+struct Found<'a> {
+    name: &'a Path,
+    sets: &'a [String],
+    problems: Vec<((bool, u64), Problem)>,
+}
+
+impl Found<'_> {
+    fn at(&mut self, origin: Origin, path: &[Step], message: String) {
+        let (order, place) = match origin {
+            Origin::Line(0) => ((false, 0), self.name.display().to_string()),
+            Origin::Line(line) => ((false, line), format!("{}:{line}", self.name.display())),
+            Origin::Set(index) => ((true, index as u64), format!("--set {}", self.sets[index])),
+        };
+        self.problems.push((
+            order,
+            Problem {
+                place,
+                path: yaml::show_path(path),
+                message,
+            },
+        ));
+    }
+}

@@ -1,0 +1,101 @@
+//! The families of models, and the only list of them.
+
+use std::path::{Path, PathBuf};
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+pub mod cogvideox;
+
+/// `model:` in a run file.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Which family; `auto` reads it from the checkpoint's `model_index.json`.
+    pub family: FamilyName,
+    /// A diffusers directory, or a repository of the Hugging Face Hub (`THUDM/CogVideoX-5b`).
+    pub path: String,
+    /// Branch, tag or commit of a Hub repository.
+    pub revision: String,
+    /// What the frozen weights are kept in.
+    pub dtype: Dtype,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            family: FamilyName::Auto,
+            path: String::new(),
+            revision: "main".into(),
+            dtype: Dtype::Bf16,
+        }
+    }
+}
+
+impl Config {
+    /// Values that parse but make no sense, by path below `model`.
+    pub fn check(&self) -> Vec<(String, String)> {
+        let mut wrong = Vec::new();
+        if self.path.trim().is_empty() {
+            wrong.push((
+                "path".into(),
+                "is required: a diffusers directory or a Hub repository".into(),
+            ));
+        }
+        if self.revision.trim().is_empty() {
+            wrong.push((
+                "revision".into(),
+                "must not be empty; the default is main".into(),
+            ));
+        }
+        wrong
+    }
+
+    /// Makes a directory's path absolute. `owner/name` is a directory where there is one, else a Hub repository.
+    pub fn resolve(&mut self, folder: &Path) {
+        let path = Path::new(&self.path);
+        let looks_local =
+            path.is_absolute() || self.path.starts_with('.') || self.path.matches('/').count() != 1;
+        if looks_local || folder.join(path).is_dir() {
+            self.path = tidy(&folder.join(path)).to_string_lossy().into_owned();
+        }
+    }
+
+    /// The directory, where `path` is one.
+    pub fn directory(&self) -> Option<PathBuf> {
+        Some(PathBuf::from(&self.path)).filter(|path| path.is_absolute())
+    }
+}
+
+/// Number format of the frozen weights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Dtype {
+    F32,
+    Bf16,
+}
+
+/// The families, in the order they were built.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum FamilyName {
+    #[serde(rename = "auto")]
+    Auto,
+    #[serde(rename = "cogvideox")]
+    CogVideoX,
+}
+
+/// Takes `.` and `..` out of an absolute path without asking the disk.
+pub fn tidy(path: &Path) -> PathBuf {
+    use std::path::Component;
+    let mut tidy = PathBuf::new();
+    for part in path.components() {
+        match part {
+            Component::CurDir => {}
+            Component::ParentDir if tidy.file_name().is_some() => {
+                tidy.pop();
+            }
+            part => tidy.push(part),
+        }
+    }
+    tidy
+}

@@ -1,0 +1,12 @@
+//! Layers, named as in the checkpoints, and where their weights come from.
+//!
+//! All of them keep candle's gradient graph: candle-nn's fused ops (`softmax_last_dim`, `rms_norm`, `layer_norm`, `rope`)
+//! cut it in silence and have no place on a path that is trained through.
+
+pub mod linear;
+pub mod norm;
+pub mod weights;
+
+pub use linear::{Linear, linear, linear_no_bias};
+pub use norm::{GroupNorm, LayerNorm, RmsNorm};
+pub use weights::Weights;

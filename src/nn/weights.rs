@@ -1,0 +1,307 @@
+//! A folder of safetensors as a tree of named tensors.
+//!
+//! A diffusers folder holds one `*.safetensors` file, or several with a `*.safetensors.index.json` that says which tensor
+//! is where. Files are mapped, not read; a tensor is copied and cast when a layer asks for it, so host memory holds what
+//! is in use and nothing more. Every complaint names the file, the tensor, what was expected and what was found.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use anyhow::{Context, bail, ensure};
+use candle_core::safetensors::MmapedSafetensors;
+use candle_core::{DType, Device, Error, Result, Shape, Tensor};
+
+use super::linear::LowRank;
+
+/// A shard index larger than this is no index.
+const MAX_INDEX_BYTES: u64 = 64 << 20;
+
+/// A place in a checkpoint: layers read their tensors below it.
+#[derive(Clone)]
+pub struct Weights {
+    checkpoint: Arc<Checkpoint>,
+    prefix: String,
+    dtype: DType,
+    device: Device,
+    planter: Option<Arc<dyn Planter>>,
+}
+
+/// Gives a linear layer its adapters, by the layer's path in the checkpoint.
+pub trait Planter: Send + Sync {
+    /// Adapters for the layer `path` that maps `in_features` to `out_features`; none where it is no target.
+    fn plant(&self, path: &str, in_features: usize, out_features: usize) -> Result<Vec<LowRank>>;
+}
+
+struct Checkpoint {
+    folder: PathBuf,
+    files: Vec<(PathBuf, MmapedSafetensors)>,
+    /// Which file holds a tensor.
+    tensors: BTreeMap<String, usize>,
+    /// What no layer has asked for yet.
+    unread: Mutex<BTreeSet<String>>,
+}
+
+impl Weights {
+    /// Maps the checkpoint in `folder`, to be read as `dtype` on `device`.
+    ///
+    /// # Errors
+    /// No safetensors there, a shard that the index names but is missing or lacks its tensors, a malformed header.
+    pub fn open(folder: &Path, dtype: DType, device: &Device) -> anyhow::Result<Self> {
+        let checkpoint = Checkpoint::open(folder)?;
+        Ok(Self {
+            checkpoint: Arc::new(checkpoint),
+            prefix: String::new(),
+            dtype,
+            device: device.clone(),
+            planter: None,
+        })
+    }
+
+    /// The same weights, whose linear layers ask `planter` for adapters.
+    pub fn with_planter(mut self, planter: Arc<dyn Planter>) -> Self {
+        self.planter = Some(planter);
+        self
+    }
+
+    /// The place `name` below this one.
+    pub fn pp(&self, name: impl std::fmt::Display) -> Self {
+        Self {
+            prefix: self.path(&name.to_string()),
+            ..self.clone()
+        }
+    }
+
+    /// The same place, read as `dtype`.
+    pub fn to_dtype(&self, dtype: DType) -> Self {
+        Self {
+            dtype,
+            ..self.clone()
+        }
+    }
+
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// Where this is, as checkpoints spell it.
+    pub fn prefix(&self) -> &str {
+        &self.prefix
+    }
+
+    /// Whether the checkpoint has `name` here.
+    pub fn contains(&self, name: &str) -> bool {
+        self.checkpoint.tensors.contains_key(&self.path(name))
+    }
+
+    /// Reads the tensor `name`, which must have this shape.
+    pub fn get(&self, shape: impl Into<Shape>, name: &str) -> Result<Tensor> {
+        self.checkpoint
+            .read(&self.path(name), &shape.into(), self.dtype, &self.device)
+    }
+
+    /// Adapters for the linear layer at this place.
+    pub fn adapters(&self, in_features: usize, out_features: usize) -> Result<Vec<LowRank>> {
+        match &self.planter {
+            Some(planter) => planter.plant(&self.prefix, in_features, out_features),
+            None => Ok(Vec::new()),
+        }
+    }
+
+    /// Says which tensors no layer has asked for: once a model stands, there should be none.
+    ///
+    /// `ignored` are prefixes that are known to have no part in the computation.
+    pub fn finish(&self, ignored: &[&str]) -> anyhow::Result<()> {
+        let unread = self
+            .checkpoint
+            .unread
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner());
+        let extra: Vec<&str> = unread
+            .iter()
+            .map(String::as_str)
+            .filter(|name| !ignored.iter().any(|p| name.starts_with(p)))
+            .collect();
+        if extra.is_empty() {
+            return Ok(());
+        }
+        let shown = extra.iter().take(8).map(|name| {
+            format!(
+                "\n  {name} in {}",
+                self.checkpoint.files[self.checkpoint.tensors[*name]]
+                    .0
+                    .display()
+            )
+        });
+        bail!(
+            "{}: {} tensors have no place in this model; its config.json and its weights do not belong together:{}{}",
+            self.checkpoint.folder.display(),
+            extra.len(),
+            shown.collect::<String>(),
+            if extra.len() > 8 { "\n  ..." } else { "" }
+        )
+    }
+
+    fn path(&self, name: &str) -> String {
+        if self.prefix.is_empty() {
+            name.to_string()
+        } else {
+            format!("{}.{name}", self.prefix)
+        }
+    }
+}
+
+impl Checkpoint {
+    fn open(folder: &Path) -> anyhow::Result<Self> {
+        let (paths, promised) = shards(folder)?;
+        let mut files = Vec::new();
+        let mut tensors = BTreeMap::new();
+        for path in paths {
+            // SAFETY: the map is only read; as everywhere with mmap, a file that shrinks under us is the user's doing.
+            let file = unsafe { MmapedSafetensors::new(&path) }
+                .with_context(|| format!("{}: not a readable safetensors file", path.display()))?;
+            for (name, _) in file.tensors() {
+                tensors.insert(name, files.len());
+            }
+            files.push((path, file));
+        }
+        let missing: Vec<&String> = promised
+            .iter()
+            .filter(|name| !tensors.contains_key(*name))
+            .collect();
+        ensure!(
+            missing.is_empty(),
+            "{}: the index promises {} tensors that no shard holds, first {}; fetch the shards again",
+            folder.display(),
+            missing.len(),
+            missing[0]
+        );
+        let unread = Mutex::new(tensors.keys().cloned().collect());
+        Ok(Self {
+            folder: folder.to_path_buf(),
+            files,
+            tensors,
+            unread,
+        })
+    }
+
+    fn read(&self, name: &str, shape: &Shape, dtype: DType, device: &Device) -> Result<Tensor> {
+        let Some(file) = self.tensors.get(name) else {
+            let near = self.tensors.keys().max_by(|a, b| {
+                strsim::normalized_levenshtein(a, name)
+                    .total_cmp(&strsim::normalized_levenshtein(b, name))
+            });
+            let near = near.map_or(String::new(), |near| {
+                format!("; the nearest name there is {near}")
+            });
+            return Err(Error::Msg(format!(
+                "{}: the tensor {name} {:?} is missing{near}",
+                self.folder.display(),
+                shape.dims()
+            )));
+        };
+        let (path, file) = &self.files[*file];
+        let view = file.get(name)?;
+        if view.shape() != shape.dims() {
+            return Err(Error::Msg(format!(
+                "{}: the tensor {name} should be {:?} by config.json, but is {:?}",
+                path.display(),
+                shape.dims(),
+                view.shape()
+            )));
+        }
+        let tensor = file
+            .load(name, device)
+            .and_then(|tensor| tensor.to_dtype(dtype))
+            .map_err(|error| {
+                Error::Msg(format!(
+                    "{}: reading the tensor {name}: {error}",
+                    path.display()
+                ))
+            })?;
+        self.unread
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
+            .remove(name);
+        Ok(tensor)
+    }
+}
+
+/// The safetensors files of a folder, and the tensor names that an index promises.
+fn shards(folder: &Path) -> anyhow::Result<(Vec<PathBuf>, Vec<String>)> {
+    let mut names: Vec<String> = std::fs::read_dir(folder)
+        .with_context(|| format!("{}: no such folder of weights", folder.display()))?
+        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+        .collect();
+    names.sort();
+    // `model.fp16.safetensors` is a variant beside the real one.
+    let is_variant = |name: &str| {
+        let stem = name
+            .trim_end_matches(".index.json")
+            .trim_end_matches(".safetensors");
+        stem.contains('.')
+    };
+    if let Some(index) = names
+        .iter()
+        .find(|name| name.ends_with(".safetensors.index.json") && !is_variant(name))
+    {
+        return sharded(folder, &folder.join(index));
+    }
+    let single: Vec<&String> = names
+        .iter()
+        .filter(|name| name.ends_with(".safetensors") && !is_variant(name))
+        .collect();
+    match single.as_slice() {
+        [one] => Ok((vec![folder.join(one)], Vec::new())),
+        [] => bail!(
+            "{}: no safetensors file; download the model's weights in that format",
+            folder.display()
+        ),
+        many => bail!(
+            "{}: {} safetensors files and no index that tells them apart",
+            folder.display(),
+            many.len()
+        ),
+    }
+}
+
+fn sharded(folder: &Path, index: &Path) -> anyhow::Result<(Vec<PathBuf>, Vec<String>)> {
+    #[derive(serde::Deserialize)]
+    struct Index {
+        weight_map: BTreeMap<String, String>,
+    }
+    let size = std::fs::metadata(index)
+        .with_context(|| index.display().to_string())?
+        .len();
+    ensure!(
+        size <= MAX_INDEX_BYTES,
+        "{}: {size} bytes are too many for an index",
+        index.display()
+    );
+    let text = std::fs::read_to_string(index).with_context(|| index.display().to_string())?;
+    let Index { weight_map } = serde_json::from_str(&text)
+        .with_context(|| format!("{}: not a shard index", index.display()))?;
+    let files: BTreeSet<&String> = weight_map.values().collect();
+    let mut paths = Vec::new();
+    for file in files {
+        ensure!(
+            Path::new(file)
+                .file_name()
+                .is_some_and(|name| name == file.as_str()),
+            "{}: the shard name '{file}' is not a plain file name",
+            index.display()
+        );
+        let path = folder.join(file);
+        ensure!(
+            path.is_file(),
+            "{}: the shard {file} is missing; fetch it again",
+            index.display()
+        );
+        paths.push(path);
+    }
+    Ok((paths, weight_map.into_keys().collect()))
+}

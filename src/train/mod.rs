@@ -1,0 +1,6 @@
+//! The training loop and what it leaves behind.
+
+pub mod checkpoint;
+pub mod metrics;
+pub mod recipe;
+pub mod validate;

@@ -1,0 +1,67 @@
+//! How long and in what portions a run trains.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// `train:` in a run file.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Optimiser steps.
+    pub steps: usize,
+    /// Clips of one micro-batch.
+    pub batch_size: usize,
+    /// Micro-batches of one optimiser step.
+    pub gradient_accumulation_steps: usize,
+    /// Keep only each block's input and compute the rest again on the way back: far less memory, about a third more time.
+    pub gradient_checkpointing: bool,
+    /// Gradients are scaled down to this global norm.
+    pub max_grad_norm: f64,
+    /// Share of captions replaced by the empty one.
+    pub caption_dropout: f64,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            steps: 1200,
+            batch_size: 1,
+            gradient_accumulation_steps: 1,
+            gradient_checkpointing: true,
+            max_grad_norm: 1.0,
+            caption_dropout: 0.0,
+        }
+    }
+}
+
+impl Config {
+    /// Values that parse but make no sense, by path below `train`.
+    pub fn check(&self) -> Vec<(String, String)> {
+        let counts = [
+            ("steps", self.steps),
+            ("batch_size", self.batch_size),
+            (
+                "gradient_accumulation_steps",
+                self.gradient_accumulation_steps,
+            ),
+        ];
+        let mut wrong: Vec<_> = counts
+            .into_iter()
+            .filter(|(_, value)| *value == 0)
+            .map(|(key, _)| (key.to_string(), "must be at least 1, got 0".to_string()))
+            .collect();
+        if self.max_grad_norm <= 0.0 {
+            wrong.push((
+                "max_grad_norm".into(),
+                format!("must be above 0, got {}", self.max_grad_norm),
+            ));
+        }
+        if !(0.0..=1.0).contains(&self.caption_dropout) {
+            wrong.push((
+                "caption_dropout".into(),
+                format!("must be between 0 and 1, got {}", self.caption_dropout),
+            ));
+        }
+        wrong
+    }
+}

@@ -1,0 +1,242 @@
+//! The layers of the house: a module imports only from lower ones, and no family imports another.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+
+/// Every module at the top of `src/` and the floor it stands on.
+const FLOORS: &[(&str, u8)] = &[
+    ("ops", 0),
+    ("video", 0),
+    ("dist", 0),
+    ("optim", 0),
+    ("rng", 0),
+    ("nn", 1),
+    ("diffusion", 1),
+    ("text", 2),
+    ("data", 2),
+    ("lora", 2),
+    ("models", 3),
+    ("sample", 4),
+    ("train", 5), // above `sample`: validation samples
+    ("config", 6),
+    ("commands", 7),
+    ("cli", 8),
+    ("main", 9),
+];
+
+fn floor(module: &str) -> Option<u8> {
+    FLOORS
+        .iter()
+        .find(|(name, _)| *name == module)
+        .map(|(_, floor)| *floor)
+}
+
+/// What breaks the rules in one source file, given as its path below `src/` without `.rs`, and its text.
+fn breaches(file: &str, text: &str) -> Vec<String> {
+    let here: Vec<&str> = file.split('/').filter(|part| *part != "mod").collect();
+    if here == ["lib"] {
+        return Vec::new();
+    }
+    let Some(own_floor) = floor(here[0]) else {
+        return vec![format!(
+            "{file}: the module '{}' has no floor; add it to FLOORS",
+            here[0]
+        )];
+    };
+    let mut wrong = Vec::new();
+    for import in imports(&here, text) {
+        let target: Vec<&str> = import.split("::").collect();
+        match floor(target[0]) {
+            _ if target[0] == here[0] => {
+                let family = |path: &[&str]| {
+                    (path[0] == "models")
+                        .then(|| path.get(1).copied())
+                        .flatten()
+                        .map(String::from)
+                };
+                let families = (family(&here), family(&target));
+                if let (Some(from), Some(to)) = families
+                    && from != to
+                    && is_family(&to)
+                {
+                    wrong.push(format!(
+                        "{file}: the family '{from}' imports the family '{to}'"
+                    ));
+                }
+            }
+            Some(floor) if floor < own_floor => {}
+            Some(floor) => {
+                wrong.push(format!(
+                    "{file}: floor {own_floor} imports '{import}' from floor {floor}"
+                ));
+            }
+            None => wrong.push(format!("{file}: imports '{import}', which has no floor")),
+        }
+    }
+    wrong
+}
+
+fn is_family(name: &str) -> bool {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("src/models")
+        .join(name)
+        .is_dir()
+}
+
+/// Paths below the crate's root that `text` names by `crate::` or by climbing with `super::`, two parts deep.
+fn imports(here: &[&str], text: &str) -> BTreeSet<String> {
+    let code: String = text
+        .lines()
+        .map(|line| line.split("//").next().unwrap_or_default())
+        .filter(|line| !line.trim_start().starts_with("pub(in"))
+        .collect::<Vec<_>>()
+        .join("\n");
+    let climb = "super::".repeat(here.len());
+    let mut found = BTreeSet::new();
+    for root in ["crate::", climb.as_str()] {
+        for (at, _) in code.match_indices(root) {
+            if !code[..at].ends_with("::") {
+                found.extend(
+                    heads(&code[at + root.len()..])
+                        .into_iter()
+                        .filter(|head| !head.is_empty()),
+                );
+            }
+        }
+    }
+    found
+}
+
+/// `a::b::C` gives `a::b`; `{a::b, c::{d, e}}` gives `a::b`, `c::d`, `c::e`.
+fn heads(rest: &str) -> Vec<String> {
+    let rest = rest.trim_start();
+    if let Some(inner) = rest.strip_prefix('{') {
+        return items(inner).iter().flat_map(|item| heads(item)).collect();
+    }
+    let name = |text: &str| {
+        text.chars()
+            .take_while(|c| c.is_alphanumeric() || *c == '_')
+            .collect::<String>()
+    };
+    let first = name(rest);
+    match rest[first.len()..].strip_prefix("::") {
+        Some(after) if after.trim_start().starts_with('{') => {
+            let inner = &after.trim_start()[1..];
+            items(inner)
+                .iter()
+                .map(|item| format!("{first}::{}", name(item.trim_start())))
+                .collect()
+        }
+        Some(after) => vec![format!("{first}::{}", name(after))],
+        None => vec![first],
+    }
+}
+
+/// The comma-separated items up to the brace that closes them.
+fn items(inner: &str) -> Vec<&str> {
+    let (mut depth, mut start, mut found) = (0, 0, Vec::new());
+    for (at, c) in inner.char_indices() {
+        match c {
+            '{' => depth += 1,
+            '}' if depth == 0 => {
+                found.push(&inner[start..at]);
+                return found;
+            }
+            '}' => depth -= 1,
+            ',' if depth == 0 => {
+                found.push(&inner[start..at]);
+                start = at + 1;
+            }
+            _ => {}
+        }
+    }
+    found
+}
+
+fn sources(folder: &Path, below: &str, found: &mut Vec<(String, String)>) {
+    for entry in fs::read_dir(folder).expect("src is readable") {
+        let path = entry.expect("src is readable").path();
+        let name = path
+            .file_name()
+            .and_then(|name| name.to_str())
+            .expect("source names are UTF-8")
+            .to_string();
+        if path.is_dir() {
+            sources(&path, &format!("{below}{name}/"), found);
+        } else if let Some(stem) = name.strip_suffix(".rs") {
+            found.push((
+                format!("{below}{stem}"),
+                fs::read_to_string(&path).expect("source is UTF-8"),
+            ));
+        }
+    }
+}
+
+#[test]
+fn modules_import_only_from_lower_floors() {
+    let mut files = Vec::new();
+    sources(
+        &Path::new(env!("CARGO_MANIFEST_DIR")).join("src"),
+        "",
+        &mut files,
+    );
+    assert!(files.len() > 10, "the sources were not found");
+    let wrong: Vec<String> = files
+        .iter()
+        .flat_map(|(file, text)| breaches(file, text))
+        .collect();
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn an_upward_import_is_a_breach() {
+    assert!(breaches("data/dataset", "use crate::video::Clip;").is_empty());
+    assert!(
+        breaches(
+            "data/dataset",
+            "// crate::models\nuse super::bucket::Bucket;"
+        )
+        .is_empty()
+    );
+    for upward in [
+        "use crate::models::FamilyName;",
+        "use crate::{video::Clip, models};",
+        "use crate::{\n    video::{Clip, Frames},\n    train::recipe,\n};",
+        "fn f() { crate::config::load() }",
+        "use super::super::models::FamilyName;",
+        "use crate::lora::Adapters;", // the same floor is no lower floor
+    ] {
+        assert_eq!(breaches("data/dataset", upward).len(), 1, "{upward}");
+    }
+    assert_eq!(
+        breaches("attic/mod", "").len(),
+        1,
+        "a module without a floor"
+    );
+}
+
+#[test]
+fn a_family_that_imports_another_is_a_breach() {
+    // Only folders of src/models are families; what is shared there may be imported.
+    assert!(breaches("models/wan/dit", "use crate::models::Config;").is_empty());
+    assert!(
+        breaches(
+            "models/cogvideox/dit",
+            "use crate::models::cogvideox::vae::Vae;"
+        )
+        .is_empty()
+    );
+    assert_eq!(
+        breaches("models/wan/dit", "use crate::models::cogvideox::FOOTPRINT;").len(),
+        1
+    );
+    assert_eq!(
+        breaches(
+            "models/wan/dit",
+            "use crate::{nn::linear, models::{cogvideox::dit, Config}};"
+        )
+        .len(),
+        1
+    );
+}
