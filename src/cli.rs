@@ -85,9 +85,7 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
         (Some(Command::CheckDataset(args)), _) => commands::check_dataset::run(args),
         (Some(Command::Completions(args)), _) => commands::completions::run(args, Cli::command()),
         (Some(Command::Man(args)), _) => commands::man::run(args, Cli::command()),
-        (None, None) => Err(Failure::usage(anyhow::anyhow!(
-            "no command given; see vtrain --help"
-        ))),
+        (None, None) => Err(Failure::usage(anyhow::anyhow!("no command given; see vtrain --help"))),
     }
 }
 
@@ -96,9 +94,7 @@ fn verb_first(args: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
     let mut args: Vec<OsString> = args.into_iter().collect();
     let is_level = |arg: &OsString| match arg.to_str() {
         Some("--verbose" | "--quiet") => true,
-        Some(arg) => {
-            arg.len() > 1 && arg.starts_with('-') && arg[1..].chars().all(|c| c == 'v' || c == 'q')
-        }
+        Some(arg) => arg.len() > 1 && arg.starts_with('-') && arg[1..].chars().all(|c| c == 'v' || c == 'q'),
         None => false,
     };
     let levels = args.iter().skip(1).take_while(|arg| is_level(arg)).count();

@@ -114,12 +114,7 @@ impl RunConfig {
     }
 
     /// As [`load`](Self::load), from the text of a file called `name` whose paths are relative to `folder`.
-    pub fn parse(
-        text: &str,
-        name: &Path,
-        folder: &Path,
-        sets: &[String],
-    ) -> Result<Self, Problems> {
+    pub fn parse(text: &str, name: &Path, folder: &Path, sets: &[String]) -> Result<Self, Problems> {
         let mut found = Found {
             name,
             sets,
@@ -129,9 +124,7 @@ impl RunConfig {
             Ok(tree) => tree,
             Err(error) => {
                 found.at(Origin::Line(error.line), &[], error.message);
-                return Err(Problems(
-                    found.problems.into_iter().map(|(_, p)| p).collect(),
-                ));
+                return Err(Problems(found.problems.into_iter().map(|(_, p)| p).collect()));
             }
         };
         for (index, set) in sets.iter().enumerate() {
@@ -155,9 +148,7 @@ impl RunConfig {
             Ok(config)
         } else {
             found.problems.sort_by_key(|(order, _)| *order);
-            Err(Problems(
-                found.problems.into_iter().map(|(_, p)| p).collect(),
-            ))
+            Err(Problems(found.problems.into_iter().map(|(_, p)| p).collect()))
         }
     }
 
@@ -193,10 +184,7 @@ impl RunConfig {
         if self.datasets.is_empty() {
             add(
                 "datasets",
-                vec![(
-                    "".into(),
-                    "is required: a list with at least one {path: FOLDER}".into(),
-                )],
+                vec![("".into(), "is required: a list with at least one {path: FOLDER}".into())],
             );
         }
         for (i, dataset) in self.datasets.iter().enumerate() {
@@ -248,9 +236,7 @@ fn read(path: &Path) -> Result<String, String> {
         .map_err(|error| format!("cannot be read: {error}"))?
         .len();
     if size > MAX_BYTES {
-        return Err(format!(
-            "is {size} bytes long; a run file has at most {MAX_BYTES}"
-        ));
+        return Err(format!("is {size} bytes long; a run file has at most {MAX_BYTES}"));
     }
     let bytes = std::fs::read(path).map_err(|error| format!("cannot be read: {error}"))?;
     String::from_utf8(bytes).map_err(|error| {
@@ -267,8 +253,7 @@ fn read(path: &Path) -> Result<String, String> {
 fn override_with(tree: &mut Node, index: usize, set: &str) -> Result<(), String> {
     let (path, value) = set.split_once('=').ok_or("is not of the form a.b=value")?;
     let path = yaml::parse_path(path.trim())?;
-    let mut value =
-        Node::parse(value).map_err(|error| format!("the value is not YAML: {}", error.message))?;
+    let mut value = Node::parse(value).map_err(|error| format!("the value is not YAML: {}", error.message))?;
     value.stamp(Origin::Set(index));
     tree.set(&path, value)
 }
@@ -294,11 +279,7 @@ fn deserialize(tree: &Node, found: &mut Found) -> (RunConfig, Vec<Vec<Step>>) {
             }
             message = hint;
         }
-        found.at(
-            tree.nearest(&path).origin,
-            &path,
-            unknown::in_plain_words(&message),
-        );
+        found.at(tree.nearest(&path).origin, &path, unknown::in_plain_words(&message));
         match rest.prune(&path) {
             Some(gone) => pruned.push(gone),
             // Nothing left to take out: the document itself is of the wrong kind.

@@ -26,10 +26,7 @@ const FLOORS: &[(&str, u8)] = &[
 ];
 
 fn floor(module: &str) -> Option<u8> {
-    FLOORS
-        .iter()
-        .find(|(name, _)| *name == module)
-        .map(|(_, floor)| *floor)
+    FLOORS.iter().find(|(name, _)| *name == module).map(|(_, floor)| *floor)
 }
 
 /// What breaks the rules in one source file, given as its path below `src/` without `.rs`, and its text.
@@ -60,9 +57,7 @@ fn breaches(file: &str, text: &str) -> Vec<String> {
                     && from != to
                     && is_family(&to)
                 {
-                    wrong.push(format!(
-                        "{file}: the family '{from}' imports the family '{to}'"
-                    ));
+                    wrong.push(format!("{file}: the family '{from}' imports the family '{to}'"));
                 }
             }
             Some(floor) if floor < own_floor => {}
@@ -176,29 +171,16 @@ fn sources(folder: &Path, below: &str, found: &mut Vec<(String, String)>) {
 #[test]
 fn modules_import_only_from_lower_floors() {
     let mut files = Vec::new();
-    sources(
-        &Path::new(env!("CARGO_MANIFEST_DIR")).join("src"),
-        "",
-        &mut files,
-    );
+    sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), "", &mut files);
     assert!(files.len() > 10, "the sources were not found");
-    let wrong: Vec<String> = files
-        .iter()
-        .flat_map(|(file, text)| breaches(file, text))
-        .collect();
+    let wrong: Vec<String> = files.iter().flat_map(|(file, text)| breaches(file, text)).collect();
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
 #[test]
 fn an_upward_import_is_a_breach() {
     assert!(breaches("data/dataset", "use crate::video::Clip;").is_empty());
-    assert!(
-        breaches(
-            "data/dataset",
-            "// crate::models\nuse super::bucket::Bucket;"
-        )
-        .is_empty()
-    );
+    assert!(breaches("data/dataset", "// crate::models\nuse super::bucket::Bucket;").is_empty());
     for upward in [
         "use crate::models::FamilyName;",
         "use crate::{video::Clip, models};",
@@ -209,24 +191,14 @@ fn an_upward_import_is_a_breach() {
     ] {
         assert_eq!(breaches("data/dataset", upward).len(), 1, "{upward}");
     }
-    assert_eq!(
-        breaches("attic/mod", "").len(),
-        1,
-        "a module without a floor"
-    );
+    assert_eq!(breaches("attic/mod", "").len(), 1, "a module without a floor");
 }
 
 #[test]
 fn a_family_that_imports_another_is_a_breach() {
     // Only folders of src/models are families; what is shared there may be imported.
     assert!(breaches("models/wan/dit", "use crate::models::Config;").is_empty());
-    assert!(
-        breaches(
-            "models/cogvideox/dit",
-            "use crate::models::cogvideox::vae::Vae;"
-        )
-        .is_empty()
-    );
+    assert!(breaches("models/cogvideox/dit", "use crate::models::cogvideox::vae::Vae;").is_empty());
     assert_eq!(
         breaches("models/wan/dit", "use crate::models::cogvideox::FOOTPRINT;").len(),
         1

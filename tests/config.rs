@@ -102,12 +102,7 @@ fn set_overrides_with_yaml_values() {
     assert_eq!(
         problems(
             GOOD,
-            &[
-                "optimizer.lrr=1",
-                "train.steps=x",
-                "datasets.3.path=a",
-                "nonsense"
-            ]
+            &["optimizer.lrr=1", "train.steps=x", "datasets.3.path=a", "nonsense"]
         ),
         [
             "--set optimizer.lrr=1: optimizer.lrr: is no known key; did you mean 'lr'?",
@@ -121,20 +116,14 @@ fn set_overrides_with_yaml_values() {
 #[test]
 fn the_environment_is_not_looked_at() {
     let config = parse(&format!("{GOOD}output_dir: $HOME/${{USER}}\n"), &[]).unwrap();
-    assert_eq!(
-        config.output_dir,
-        Path::new("/home/me/project/configs/$HOME/${USER}")
-    );
+    assert_eq!(config.output_dir, Path::new("/home/me/project/configs/$HOME/${USER}"));
 }
 
 #[test]
 fn relative_paths_start_at_the_files_folder_and_a_hub_name_stays_one() {
     let config = parse(&format!("{GOOD}output_dir: ../runs/./a\n"), &[]).unwrap();
     assert_eq!(config.output_dir, Path::new("/home/me/project/runs/a"));
-    assert_eq!(
-        config.datasets[0].path,
-        Path::new("/home/me/project/configs/clips")
-    );
+    assert_eq!(config.datasets[0].path, Path::new("/home/me/project/configs/clips"));
     assert_eq!(config.model.path, "THUDM/CogVideoX-2b");
     let config = parse(GOOD, &["model.path=../models/cogvideox"]).unwrap();
     assert_eq!(config.model.path, "/home/me/project/models/cogvideox");

@@ -4,9 +4,7 @@ use super::Failure;
 
 /// Print a completion script for a shell
 #[derive(Debug, clap::Args)]
-#[command(
-    after_help = "Example: vtrain completions bash > ~/.local/share/bash-completion/completions/vtrain"
-)]
+#[command(after_help = "Example: vtrain completions bash > ~/.local/share/bash-completion/completions/vtrain")]
 pub struct Args {
     shell: clap_complete::Shell,
 }

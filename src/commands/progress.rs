@@ -17,11 +17,7 @@ static BARS: LazyLock<MultiProgress> = LazyLock::new(|| {
 pub fn bar(what: &'static str, len: usize) -> ProgressBar {
     let style = ProgressStyle::with_template("{prefix} {bar:30} {pos}/{len} {per_sec} {eta} left")
         .expect("the template is a constant");
-    BARS.add(
-        ProgressBar::new(len as u64)
-            .with_style(style)
-            .with_prefix(what),
-    )
+    BARS.add(ProgressBar::new(len as u64).with_style(style).with_prefix(what))
 }
 
 /// Runs `print` with the bars out of the way.

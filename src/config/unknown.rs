@@ -18,9 +18,7 @@ fn nearest<'a>(key: &str, known: &[&'a str]) -> Option<&'a str> {
     known
         .iter()
         .map(|name| (strsim::jaro_winkler(&key, name), *name))
-        .filter(|(likeness, name)| {
-            *likeness > 0.75 || name.contains(key.as_str()) || key.contains(name)
-        })
+        .filter(|(likeness, name)| *likeness > 0.75 || name.contains(key.as_str()) || key.contains(name))
         .max_by(|a, b| a.0.total_cmp(&b.0))
         .map(|(_, name)| name)
 }
@@ -40,10 +38,7 @@ pub fn in_plain_words(message: &str) -> String {
             Some((found, rest)) => {
                 let known: Vec<&str> = rest.split('`').skip(1).step_by(2).collect();
                 match nearest(found, &known) {
-                    Some(near) => format!(
-                        "'{found}' is not one of {}; did you mean '{near}'?",
-                        known.join(", ")
-                    ),
+                    Some(near) => format!("'{found}' is not one of {}; did you mean '{near}'?", known.join(", ")),
                     None => format!("'{found}' is not one of {}", known.join(", ")),
                 }
             }

@@ -60,17 +60,15 @@ impl Node {
             // A settings file is small and flat; the tree below is walked by recursion.
             budget: serde_saphyr::budget! { max_depth: 64, max_nodes: 100_000, max_events: 400_000 },
         };
-        let root: Spanned<Value> =
-            serde_saphyr::from_str_with_options(text, options).map_err(|error| {
-                // The caller tells the place, once, for every kind of problem.
-                let line = error.location().map_or(0, |at| at.line());
-                let message =
-                    serde_saphyr::DefaultMessageFormatter.format_message(error.without_snippet());
-                SyntaxError {
-                    line,
-                    message: message.escape_debug().to_string(),
-                }
-            })?;
+        let root: Spanned<Value> = serde_saphyr::from_str_with_options(text, options).map_err(|error| {
+            // The caller tells the place, once, for every kind of problem.
+            let line = error.location().map_or(0, |at| at.line());
+            let message = serde_saphyr::DefaultMessageFormatter.format_message(error.without_snippet());
+            SyntaxError {
+                line,
+                message: message.escape_debug().to_string(),
+            }
+        })?;
         Ok(Node::from(root))
     }
 
@@ -79,9 +77,7 @@ impl Node {
         let mut node = self;
         for step in path {
             let next = match (&node.value, step) {
-                (Value::Map(entries), Step::Key(key)) => {
-                    entries.iter().find(|(k, _)| k == key).map(|(_, n)| n)
-                }
+                (Value::Map(entries), Step::Key(key)) => entries.iter().find(|(k, _)| k == key).map(|(_, n)| n),
                 (Value::List(items), Step::Index(index)) => items.get(*index),
                 _ => None,
             };
@@ -104,19 +100,16 @@ impl Node {
         }
         match (&mut self.value, step) {
             (Value::Map(entries), Step::Key(key)) => {
-                let at = entries
-                    .iter()
-                    .position(|(k, _)| k == key)
-                    .unwrap_or_else(|| {
-                        entries.push((
-                            key.clone(),
-                            Node {
-                                value: Value::Null,
-                                origin: value.origin,
-                            },
-                        ));
-                        entries.len() - 1
-                    });
+                let at = entries.iter().position(|(k, _)| k == key).unwrap_or_else(|| {
+                    entries.push((
+                        key.clone(),
+                        Node {
+                            value: Value::Null,
+                            origin: value.origin,
+                        },
+                    ));
+                    entries.len() - 1
+                });
                 entries[at].1.set(rest, value)
             }
             (Value::List(items), Step::Index(index)) => {
@@ -152,14 +145,11 @@ impl Node {
     }
 
     fn at_mut(&mut self, path: &[Step]) -> Option<&mut Node> {
-        path.iter()
-            .try_fold(self, |node, step| match (&mut node.value, step) {
-                (Value::Map(entries), Step::Key(key)) => {
-                    entries.iter_mut().find(|(k, _)| k == key).map(|(_, n)| n)
-                }
-                (Value::List(items), Step::Index(index)) => items.get_mut(*index),
-                _ => None,
-            })
+        path.iter().try_fold(self, |node, step| match (&mut node.value, step) {
+            (Value::Map(entries), Step::Key(key)) => entries.iter_mut().find(|(k, _)| k == key).map(|(_, n)| n),
+            (Value::List(items), Step::Index(index)) => items.get_mut(*index),
+            _ => None,
+        })
     }
 
     /// The same tree for serde. A float that JSON cannot hold (`.nan`, `.inf`) becomes its YAML spelling, which no
@@ -170,17 +160,12 @@ impl Node {
             Value::Bool(v) => (*v).into(),
             Value::Int(v) => (*v).into(),
             Value::UInt(v) => (*v).into(),
-            Value::Float(v) => {
-                serde_json::Number::from_f64(*v).map_or_else(|| format!("{v}").into(), Into::into)
-            }
+            Value::Float(v) => serde_json::Number::from_f64(*v).map_or_else(|| format!("{v}").into(), Into::into),
             Value::String(v) => v.clone().into(),
             Value::List(items) => items.iter().map(Node::to_json).collect(),
-            Value::Map(entries) => serde_json::Value::Object(
-                entries
-                    .iter()
-                    .map(|(k, n)| (k.clone(), n.to_json()))
-                    .collect(),
-            ),
+            Value::Map(entries) => {
+                serde_json::Value::Object(entries.iter().map(|(k, n)| (k.clone(), n.to_json())).collect())
+            }
         }
     }
 
@@ -226,10 +211,7 @@ pub fn parse_path(text: &str) -> Result<Vec<Step>, String> {
                 "'{text}' is not a dotted path such as optimizer.lr or datasets.0.path"
             ));
         }
-        path.push(
-            part.parse()
-                .map_or_else(|_| Step::Key(part.to_string()), Step::Index),
-        );
+        path.push(part.parse().map_or_else(|_| Step::Key(part.to_string()), Step::Index));
     }
     Ok(path)
 }

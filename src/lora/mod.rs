@@ -39,15 +39,10 @@ impl Config {
             wrong.push(("rank".into(), "must be at least 1, got 0".into()));
         }
         if self.alpha <= 0.0 {
-            wrong.push((
-                "alpha".into(),
-                format!("must be above 0, got {}", self.alpha),
-            ));
+            wrong.push(("alpha".into(), format!("must be above 0, got {}", self.alpha)));
         }
         let empty = match &self.target_modules {
-            TargetModules::Suffixes(names) => {
-                names.is_empty() || names.iter().any(|name| name.trim().is_empty())
-            }
+            TargetModules::Suffixes(names) => names.is_empty() || names.iter().any(|name| name.trim().is_empty()),
             TargetModules::Regex(pattern) => pattern.trim().is_empty(),
         };
         if empty {
@@ -62,10 +57,7 @@ impl Config {
 
 /// As PEFT reads `target_modules`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(
-    untagged,
-    expecting = "expected a list of layer names, or one regular expression"
-)]
+#[serde(untagged, expecting = "expected a list of layer names, or one regular expression")]
 pub enum TargetModules {
     /// A layer matches when its name is one of these or ends in `.` and one of these.
     Suffixes(Vec<String>),

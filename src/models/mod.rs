@@ -43,10 +43,7 @@ impl Config {
             ));
         }
         if self.revision.trim().is_empty() {
-            wrong.push((
-                "revision".into(),
-                "must not be empty; the default is main".into(),
-            ));
+            wrong.push(("revision".into(), "must not be empty; the default is main".into()));
         }
         wrong
     }
@@ -54,8 +51,7 @@ impl Config {
     /// Makes a directory's path absolute. `owner/name` is a directory where there is one, else a Hub repository.
     pub fn resolve(&mut self, folder: &Path) {
         let path = Path::new(&self.path);
-        let looks_local =
-            path.is_absolute() || self.path.starts_with('.') || self.path.matches('/').count() != 1;
+        let looks_local = path.is_absolute() || self.path.starts_with('.') || self.path.matches('/').count() != 1;
         if looks_local || folder.join(path).is_dir() {
             self.path = tidy(&folder.join(path)).to_string_lossy().into_owned();
         }

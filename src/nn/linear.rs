@@ -32,17 +32,10 @@ pub fn linear_no_bias(in_features: usize, out_features: usize, weights: Weights)
 
 impl Linear {
     /// Reads `weight` (out, in) and, where there is one, `bias` (out).
-    pub fn new(
-        in_features: usize,
-        out_features: usize,
-        bias: bool,
-        weights: Weights,
-    ) -> Result<Self> {
+    pub fn new(in_features: usize, out_features: usize, bias: bool, weights: Weights) -> Result<Self> {
         Ok(Self {
             weight: weights.get((out_features, in_features), "weight")?,
-            bias: bias
-                .then(|| weights.get(out_features, "bias"))
-                .transpose()?,
+            bias: bias.then(|| weights.get(out_features, "bias")).transpose()?,
             adapters: weights.adapters(in_features, out_features)?,
         })
     }

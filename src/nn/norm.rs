@@ -72,8 +72,7 @@ impl RmsNorm {
         let x32 = x.to_dtype(DType::F32)?;
         let mean = x32.sqr()?.mean_keepdim(D::Minus1)?;
         let y = x32.broadcast_div(&(mean + self.eps)?.sqrt()?)?;
-        y.broadcast_mul(&self.weight.to_dtype(DType::F32)?)?
-            .to_dtype(x.dtype())
+        y.broadcast_mul(&self.weight.to_dtype(DType::F32)?)?.to_dtype(x.dtype())
     }
 }
 
@@ -107,9 +106,9 @@ impl GroupNorm {
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let (dims, batch, channels) = (x.dims().to_vec(), x.dim(0)?, x.dim(1)?);
         let rest = x.elem_count() / (batch * channels).max(1);
-        let x32 =
-            x.to_dtype(DType::F32)?
-                .reshape((batch, self.groups, channels / self.groups * rest))?;
+        let x32 = x
+            .to_dtype(DType::F32)?
+            .reshape((batch, self.groups, channels / self.groups * rest))?;
         let centered = x32.broadcast_sub(&x32.mean_keepdim(D::Minus1)?)?;
         let variance = centered.sqr()?.mean_keepdim(D::Minus1)?;
         let y = centered

@@ -74,10 +74,7 @@ impl Weights {
 
     /// The same place, read as `dtype`.
     pub fn to_dtype(&self, dtype: DType) -> Self {
-        Self {
-            dtype,
-            ..self.clone()
-        }
+        Self { dtype, ..self.clone() }
     }
 
     pub fn dtype(&self) -> DType {
@@ -132,9 +129,7 @@ impl Weights {
         let shown = extra.iter().take(8).map(|name| {
             format!(
                 "\n  {name} in {}",
-                self.checkpoint.files[self.checkpoint.tensors[*name]]
-                    .0
-                    .display()
+                self.checkpoint.files[self.checkpoint.tensors[*name]].0.display()
             )
         });
         bail!(
@@ -169,10 +164,7 @@ impl Checkpoint {
             }
             files.push((path, file));
         }
-        let missing: Vec<&String> = promised
-            .iter()
-            .filter(|name| !tensors.contains_key(*name))
-            .collect();
+        let missing: Vec<&String> = promised.iter().filter(|name| !tensors.contains_key(*name)).collect();
         ensure!(
             missing.is_empty(),
             "{}: the index promises {} tensors that no shard holds, first {}; fetch the shards again",
@@ -192,12 +184,9 @@ impl Checkpoint {
     fn read(&self, name: &str, shape: &Shape, dtype: DType, device: &Device) -> Result<Tensor> {
         let Some(file) = self.tensors.get(name) else {
             let near = self.tensors.keys().max_by(|a, b| {
-                strsim::normalized_levenshtein(a, name)
-                    .total_cmp(&strsim::normalized_levenshtein(b, name))
+                strsim::normalized_levenshtein(a, name).total_cmp(&strsim::normalized_levenshtein(b, name))
             });
-            let near = near.map_or(String::new(), |near| {
-                format!("; the nearest name there is {near}")
-            });
+            let near = near.map_or(String::new(), |near| format!("; the nearest name there is {near}"));
             return Err(Error::Msg(format!(
                 "{}: the tensor {name} {:?} is missing{near}",
                 self.folder.display(),
@@ -217,12 +206,7 @@ impl Checkpoint {
         let tensor = file
             .load(name, device)
             .and_then(|tensor| tensor.to_dtype(dtype))
-            .map_err(|error| {
-                Error::Msg(format!(
-                    "{}: reading the tensor {name}: {error}",
-                    path.display()
-                ))
-            })?;
+            .map_err(|error| Error::Msg(format!("{}: reading the tensor {name}: {error}", path.display())))?;
         self.unread
             .lock()
             .unwrap_or_else(|poisoned| poisoned.into_inner())
@@ -240,9 +224,7 @@ fn shards(folder: &Path) -> anyhow::Result<(Vec<PathBuf>, Vec<String>)> {
     names.sort();
     // `model.fp16.safetensors` is a variant beside the real one.
     let is_variant = |name: &str| {
-        let stem = name
-            .trim_end_matches(".index.json")
-            .trim_end_matches(".safetensors");
+        let stem = name.trim_end_matches(".index.json").trim_end_matches(".safetensors");
         stem.contains('.')
     };
     if let Some(index) = names
@@ -283,15 +265,13 @@ fn sharded(folder: &Path, index: &Path) -> anyhow::Result<(Vec<PathBuf>, Vec<Str
         index.display()
     );
     let text = std::fs::read_to_string(index).with_context(|| index.display().to_string())?;
-    let Index { weight_map } = serde_json::from_str(&text)
-        .with_context(|| format!("{}: not a shard index", index.display()))?;
+    let Index { weight_map } =
+        serde_json::from_str(&text).with_context(|| format!("{}: not a shard index", index.display()))?;
     let files: BTreeSet<&String> = weight_map.values().collect();
     let mut paths = Vec::new();
     for file in files {
         ensure!(
-            Path::new(file)
-                .file_name()
-                .is_some_and(|name| name == file.as_str()),
+            Path::new(file).file_name().is_some_and(|name| name == file.as_str()),
             "{}: the shard name '{file}' is not a plain file name",
             index.display()
         );

@@ -40,10 +40,7 @@ impl Config {
         }
         for (key, value) in [("beta1", self.beta1), ("beta2", self.beta2)] {
             if !(0.0..1.0).contains(&value) {
-                wrong.push((
-                    key.to_string(),
-                    format!("must be at least 0 and below 1, got {value}"),
-                ));
+                wrong.push((key.to_string(), format!("must be at least 0 and below 1, got {value}")));
             }
         }
         if self.weight_decay < 0.0 {

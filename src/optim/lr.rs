@@ -35,10 +35,7 @@ impl Config {
             wrong.push(("num_cycles".into(), "must be at least 1, got 0".into()));
         }
         if self.power <= 0.0 {
-            wrong.push((
-                "power".into(),
-                format!("must be above 0, got {}", self.power),
-            ));
+            wrong.push(("power".into(), format!("must be above 0, got {}", self.power)));
         }
         wrong
     }

@@ -15,10 +15,7 @@ pub struct Config {
 
 impl Default for Config {
     fn default() -> Self {
-        Self {
-            every: 500,
-            limit: 2,
-        }
+        Self { every: 500, limit: 2 }
     }
 }
 

@@ -40,10 +40,7 @@ impl Config {
         let counts = [
             ("steps", self.steps),
             ("batch_size", self.batch_size),
-            (
-                "gradient_accumulation_steps",
-                self.gradient_accumulation_steps,
-            ),
+            ("gradient_accumulation_steps", self.gradient_accumulation_steps),
         ];
         let mut wrong: Vec<_> = counts
             .into_iter()

@@ -66,10 +66,7 @@ impl Config {
                 ("steps", prompt.steps),
             ];
             for (key, _) in sizes.into_iter().filter(|(_, value)| *value == 0) {
-                wrong.push((
-                    format!("prompts[{i}].{key}"),
-                    "must be at least 1, got 0".into(),
-                ));
+                wrong.push((format!("prompts[{i}].{key}"), "must be at least 1, got 0".into()));
             }
             if prompt.prompt.trim().is_empty() {
                 wrong.push((format!("prompts[{i}].prompt"), "must not be empty".into()));
