@@ -6,19 +6,19 @@
 //! * the engine is MT19937 (Matsumoto and Nishimura 1998), seeded with the low 32 bits of the seed;
 //! * `rand` keeps 24 bits of one draw: u = (x mod 2^24) / 2^24;
 //! * `randint` is low + x mod (high - low), with x of 32 bits, or of 64 where the range reaches 2^28;
-//! * `randperm` is Fisher-Yates from the front, each step a draw modulo what is left;
+//! * `randperm` is Fisher-Yates from the front, each step a draw modulo what is left; from n = 2^32 / 20
+//!   on, its inside-out variant with draws of 64 bits;
 //! * `randn` is Box-Muller. From 16 numbers on: z = sqrt(-2 ln(1-u)) (cos 2 pi v, sin 2 pi v) in f32,
 //!   u and v being the halves of a block of 16 uniforms. Below 16: in f64, one number at a time,
 //!   the sine's half waiting in the generator for the next short call, whenever that comes.
 //!
-//! How equal: every integer and every uniform bit for bit. Normals too, bit for bit, for torch 2.x on
+//! How equal: every integer and every uniform bit for bit. Normals too, bit for bit, for torch 2.15 on
 //! x86-64 with AVX2, whose f32 logarithm, sine and cosine (the polynomials of Cephes by S. Moshier)
 //! are followed rounding by rounding. On other processors torch calls the C library there and differs
 //! from itself by up to 3e-6; this file gives the AVX2 numbers everywhere. Short calls rest on the
 //! system's f64 `log1p`, `sin`, `cos`: to the last digit of an f32, in practice exact.
 //!
-//! Wide ranges: older releases of torch let `randint` take 32 bits up to 2^32, and `randperm` takes 64
-//! from n = 2^32 / 20 on. Neither touches what training draws.
+//! Older releases of torch let `randint` take 32 bits up to 2^32, which training never reaches.
 
 use std::f64::consts::PI;
 
@@ -93,11 +93,17 @@ impl Rng {
 
     /// `torch.randperm(n)`: the numbers 0..n in random order.
     pub fn randperm(&mut self, n: usize) -> Vec<usize> {
-        let wide = n >= u32::MAX as usize / 20;
         let mut order: Vec<usize> = (0..n).collect();
-        for i in 0..n.saturating_sub(1) {
-            let draw = self.engine.draw(wide);
-            order.swap(i, i + (draw % (n - i) as u64) as usize);
+        if n < u32::MAX as usize / 20 {
+            for i in 0..n.saturating_sub(1) {
+                let left = (n - i) as u64;
+                order.swap(i, i + (self.engine.draw(false) % left) as usize);
+            }
+        } else {
+            for i in 0..n {
+                let met = (i + 1) as u64;
+                order.swap(i, (self.engine.draw(true) % met) as usize);
+            }
         }
         order
     }
