@@ -168,29 +168,17 @@ impl RunConfig {
     /// Values that parse but make no sense, by dotted path.
     fn check(&self) -> Vec<(String, String)> {
         let mut wrong = Vec::new();
+        for (i, dataset) in self.datasets.iter().enumerate() {
+            dataset.check(&format!("datasets[{i}]"), &mut wrong);
+        }
         let mut add = |at: &str, found: Vec<(String, String)>| {
             wrong.extend(found.into_iter().map(|(path, message)| {
-                (
-                    if path.is_empty() {
-                        at.to_string()
-                    } else {
-                        format!("{at}.{path}")
-                    },
-                    message,
-                )
+                (if path.is_empty() { at.to_string() } else { format!("{at}.{path}") }, message)
             }));
         };
         add("model", self.model.check());
         if self.datasets.is_empty() {
-            add(
-                "datasets",
-                vec![("".into(), "is required: a list with at least one {path: FOLDER}".into())],
-            );
-        }
-        for (i, dataset) in self.datasets.iter().enumerate() {
-            let mut found = Vec::new();
-            dataset.check("", &mut found);
-            add(&format!("datasets[{i}]"), found);
+            add("datasets", vec![("".into(), "is required: a list with at least one {path: FOLDER}".into())]);
         }
         add("lora", self.lora.check());
         add("train", self.train.check());

@@ -24,3 +24,11 @@ pub fn bar(what: &'static str, len: usize) -> ProgressBar {
 pub fn above(print: impl FnOnce()) {
     BARS.suspend(print);
 }
+
+/// A bar as a report of (done, of how many).
+pub fn on(bar: &ProgressBar) -> impl Fn(usize, usize) + Sync {
+    |done, of| {
+        bar.set_length(of as u64);
+        bar.set_position(done as u64);
+    }
+}

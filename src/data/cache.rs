@@ -52,8 +52,9 @@ pub struct Footprint {
 impl Footprint {
     /// Bytes of one clip's posterior: mean and log-variance, f32.
     pub fn latent_bytes(&self, num_frames: usize, height: usize, width: usize) -> u64 {
-        let frames = num_frames.saturating_sub(1).div_ceil(self.temporal_compression) + 1;
-        let pixels = height.div_ceil(self.spatial_compression) * width.div_ceil(self.spatial_compression);
+        let frames = num_frames.saturating_sub(1).div_ceil(self.temporal_compression.max(1)) + 1;
+        let scale = self.spatial_compression.max(1);
+        let pixels = height.div_ceil(scale) * width.div_ceil(scale);
         (2 * self.latent_channels * frames * pixels * size_of::<f32>()) as u64
     }
 

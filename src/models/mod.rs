@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::data::cache::Footprint;
+
 pub mod cogvideox;
 
 /// `model:` in a run file.
@@ -60,6 +62,16 @@ impl Config {
     /// The directory, where `path` is one.
     pub fn directory(&self) -> Option<PathBuf> {
         Some(PathBuf::from(&self.path)).filter(|path| path.is_absolute())
+    }
+
+    /// What a clip and a caption take up encoded: by the directory's own configs, else as the family's published
+    /// checkpoints have it.
+    pub fn footprint(&self) -> Footprint {
+        let published = cogvideox::FOOTPRINT;
+        match self.directory() {
+            Some(directory) => cogvideox::footprint_of(&directory).unwrap_or(published),
+            None => published,
+        }
     }
 }
 

@@ -1,0 +1,79 @@
+//! Mutated input: bytes flipped, cut out, doubled, truncated, from fixed seeds. No panic, no hang, no memory run away.
+//!
+//! Few cases by default; `VTRAIN_FUZZ=5000 cargo test fuzz` for the many.
+
+use std::time::{Duration, Instant};
+
+use vtrain::rng::Rng;
+
+/// How many cases to try.
+pub fn cases(default: usize) -> usize {
+    std::env::var("VTRAIN_FUZZ").ok().and_then(|n| n.parse().ok()).unwrap_or(default)
+}
+
+/// `original` with one to eight small accidents.
+pub fn mutate(original: &[u8], rng: &mut Rng) -> Vec<u8> {
+    let mut bytes = original.to_vec();
+    for _ in 0..=below(rng, 8) {
+        if bytes.is_empty() {
+            break;
+        }
+        let at = below(rng, bytes.len());
+        let end = (at + 1 + below(rng, 16)).min(bytes.len());
+        match below(rng, 6) {
+            0 => bytes[at] ^= 1 << below(rng, 8),
+            1 => bytes[at] = below(rng, 256) as u8,
+            2 => drop(bytes.drain(at..end)),
+            3 => {
+                let copy = bytes[at..end].to_vec();
+                let to = below(rng, bytes.len());
+                bytes.splice(to..to, copy);
+            }
+            4 => bytes[at..end].fill(0xff),
+            _ => bytes.truncate(at),
+        }
+    }
+    bytes
+}
+
+/// A whole number in 0..n.
+pub fn below(rng: &mut Rng, n: usize) -> usize {
+    rng.randint(0, n as i64, 1)[0] as usize
+}
+
+/// Runs one case and fails if it takes longer than 10 s.
+pub fn timed<T>(case: usize, run: impl FnOnce() -> T) -> T {
+    let start = Instant::now();
+    let result = run();
+    assert!(start.elapsed() < Duration::from_secs(10), "case {case} took {:?}", start.elapsed());
+    result
+}
+
+/// The most memory this process has held, in bytes; 0 where the system does not say.
+pub fn peak_memory() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<u64>().ok()).unwrap_or(0) * 1024
+}
+
+#[test]
+fn mutated_run_files_are_read_or_refused() {
+    let original = std::fs::read(concat!(env!("CARGO_MANIFEST_DIR"), "/configs/cogvideox/lora-5b.yaml")).unwrap();
+    let mut rng = Rng::new(2);
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("run.yaml");
+    let (mut read, mut refused) = (0, 0);
+    for case in 0..cases(500) {
+        std::fs::write(&path, mutate(&original, &mut rng)).unwrap();
+        match timed(case, || vtrain::config::RunConfig::load(&path, &[])) {
+            Ok(_) => read += 1,
+            Err(problems) => {
+                assert!(!problems.0.is_empty());
+                assert!(problems.0.iter().all(|p| p.place.contains("run.yaml") && !p.message.is_empty()));
+                refused += 1;
+            }
+        }
+    }
+    assert!(read > 0 && refused > 0, "{read} read, {refused} refused: the mutations are too weak or too strong");
+    assert!(peak_memory() < 1 << 30, "{} bytes", peak_memory());
+}
