@@ -1,0 +1,245 @@
+//! The configuration of one data set.
+
+use std::path::PathBuf;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::bucket::Bucket;
+
+/// A folder of clips with captions.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// The data set's folder. Required.
+    pub path: PathBuf,
+    /// How clips and captions are laid out.
+    pub layout: Layout,
+    /// For `lines`: the file with a caption on every line. null: the one of prompt.txt, prompts.txt
+    /// and captions.txt that is there.
+    pub captions: Option<PathBuf>,
+    /// For `lines`: the file with a clip's path on every line. null: videos.txt.
+    pub videos: Option<PathBuf>,
+    /// For `metadata`: the table. null: metadata.csv, .jsonl, .json or .parquet, whichever is there.
+    pub metadata: Option<PathBuf>,
+    /// For `metadata`: the column with the captions. null: text, caption, prompt or description.
+    pub caption_column: Option<String>,
+    /// For `metadata`: the column with the clips' paths. null: file_name, video, path or the like.
+    pub video_column: Option<String>,
+    /// A word put before every caption, with a space, for prompts to call up what was learnt.
+    pub id_token: Option<String>,
+    /// How many times an epoch goes through this data set, to weigh it against others.
+    #[schemars(range(min = 1, max = 10_000))]
+    pub repeats: usize,
+    /// The shapes, [frames, height, width], that clips are brought to. Each clip goes to the bucket with
+    /// the most frames that it can fill, and among those to the nearest in aspect ratio.
+    #[schemars(length(min = 1))]
+    pub buckets: Vec<Bucket>,
+    /// Frames are picked at this rate. null: every frame counts, at the clip's own rate.
+    pub fps: Option<f64>,
+    /// Which frames are taken of a clip that has more than its bucket.
+    pub frames: Frames,
+    /// What happens to the part of the picture that its bucket has no room for.
+    pub crop: Cropping,
+    /// Remove openings such as "This video shows" from captions, as captioning models write them.
+    pub remove_caption_prefixes: bool,
+    /// What a clip that cannot be used means for a run.
+    pub on_bad_clip: OnBadClip,
+    /// Let symbolic links and `..` lead out of the data set's folder.
+    pub follow_links: bool,
+}
+
+impl Default for Config {
+    fn default() -> Config {
+        Config {
+            path: PathBuf::new(),
+            layout: Layout::default(),
+            captions: None,
+            videos: None,
+            metadata: None,
+            caption_column: None,
+            video_column: None,
+            id_token: None,
+            repeats: 1,
+            buckets: vec![Bucket {
+                frames: 49,
+                height: 480,
+                width: 720,
+            }],
+            fps: None,
+            frames: Frames::default(),
+            crop: Cropping::default(),
+            remove_caption_prefixes: false,
+            on_bad_clip: OnBadClip::default(),
+            follow_links: false,
+        }
+    }
+}
+
+/// How clips and captions are laid out in a folder.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Layout {
+    /// Found by looking.
+    #[default]
+    Auto,
+    /// videos.txt beside prompt.txt, line by line.
+    Lines,
+    /// x.mp4 beside x.txt, in the folder and all below it.
+    Pairs,
+    /// A table with a row for every clip.
+    Metadata,
+    /// x.png beside x.txt, in the folder and all below it.
+    Images,
+}
+
+/// Which frames are taken of a clip that has more than its bucket.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Frames {
+    /// Spread evenly over the whole clip.
+    #[default]
+    Uniform,
+    /// The first ones.
+    Head,
+    /// A stretch that is drawn anew each time.
+    Random,
+}
+
+/// What happens to the part of the picture that its bucket has no room for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Cropping {
+    /// Both sides are cut off alike.
+    #[default]
+    Center,
+    /// The place to cut is drawn anew each time.
+    Random,
+    /// Nothing is cut: the picture is squeezed into the bucket's aspect ratio.
+    Fit,
+}
+
+/// What a clip that cannot be used means for a run.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum OnBadClip {
+    /// The run does not start.
+    #[default]
+    Error,
+    /// The clip is reported and left out.
+    Skip,
+}
+
+/// More would only make epochs too long to be counted.
+const MOST_REPEATS: usize = 10_000;
+/// Far beyond any model; what is larger is a slip that would exhaust memory.
+const LARGEST_SIDE: usize = 16_384;
+const MOST_FRAMES: usize = 100_000;
+
+impl Config {
+    /// Adds what is wrong with the values, each with its key's path: `at` and the key.
+    pub fn check(&self, at: &str, problems: &mut Vec<(String, String)>) {
+        let mut say = |key: &str, message: String| {
+            let path = if at.is_empty() {
+                key.to_owned()
+            } else {
+                format!("{at}.{key}")
+            };
+            problems.push((path, message));
+        };
+        if self.path.as_os_str().is_empty() {
+            say("path", "is required: the folder of the data set".into());
+        }
+        if !(1..=MOST_REPEATS).contains(&self.repeats) {
+            say(
+                "repeats",
+                format!("must be between 1 and {MOST_REPEATS}, got {}", self.repeats),
+            );
+        }
+        if let Some(fps) = self.fps.filter(|fps| !(fps.is_finite() && *fps > 0.0)) {
+            say(
+                "fps",
+                format!("must be a number above 0, or null for the clip's own rate, got {fps}"),
+            );
+        }
+        self.check_buckets(&mut say);
+        self.check_files(&mut say);
+    }
+
+    fn check_buckets(&self, say: &mut impl FnMut(&str, String)) {
+        if self.buckets.is_empty() {
+            say(
+                "buckets",
+                "must hold at least one bucket, such as [49, 480, 720]".into(),
+            );
+        }
+        for (n, bucket) in self.buckets.iter().enumerate() {
+            let key = format!("buckets[{n}]");
+            let sides = [bucket.height, bucket.width];
+            if bucket.frames == 0 || sides.contains(&0) {
+                say(
+                    &key,
+                    format!("frames, height and width must be at least 1, got {bucket}"),
+                );
+            } else if bucket.frames > MOST_FRAMES || sides.iter().any(|&side| side > LARGEST_SIDE) {
+                say(
+                    &key,
+                    format!(
+                        "more than {MOST_FRAMES} frames or {LARGEST_SIDE} pixels a side, got {bucket}; the order is [frames, height, width]"
+                    ),
+                );
+            }
+            if let Some(first) = self.buckets[..n].iter().position(|b| b == bucket) {
+                say(
+                    &key,
+                    format!("is the same as buckets[{first}], {bucket}; remove one"),
+                );
+            }
+        }
+    }
+
+    /// A key that the layout does not read would be ignored in silence.
+    fn check_files(&self, say: &mut impl FnMut(&str, String)) {
+        let lines = [
+            ("videos", self.videos.is_some()),
+            ("captions", self.captions.is_some()),
+        ];
+        let table = [
+            ("metadata", self.metadata.is_some()),
+            ("caption_column", self.caption_column.is_some()),
+            ("video_column", self.video_column.is_some()),
+        ];
+        let (owners, layout) = match self.layout {
+            Layout::Auto => {
+                if let (Some((first, _)), Some((second, _))) = (
+                    lines.iter().find(|key| key.1),
+                    table.iter().find(|key| key.1),
+                ) {
+                    say(
+                        second,
+                        format!(
+                            "is for `layout: metadata`, and `{first}` for `layout: lines`; remove one"
+                        ),
+                    );
+                }
+                return;
+            }
+            Layout::Lines => (&table[..], "lines"),
+            Layout::Metadata => (&lines[..], "metadata"),
+            Layout::Pairs => (
+                &[lines[0], lines[1], table[0], table[1], table[2]][..],
+                "pairs",
+            ),
+            Layout::Images => (
+                &[lines[0], lines[1], table[0], table[1], table[2]][..],
+                "images",
+            ),
+        };
+        for (key, _) in owners.iter().filter(|key| key.1) {
+            say(
+                key,
+                format!("is not read with `layout: {layout}`; remove it, or change the layout"),
+            );
+        }
+    }
+}

@@ -1,0 +1,139 @@
+//! `videos.txt` beside `prompt.txt`: line n of one belongs to line n of the other.
+
+use std::path::{Path, PathBuf};
+
+use super::super::dataset::Config;
+use super::super::refusal::{Reason, Refusal, Source};
+use super::folder::Folder;
+use super::{Listing, Named, Said, text};
+
+pub(super) const VIDEOS: &str = "videos.txt";
+const CAPTIONS: [&str; 3] = ["prompt.txt", "prompts.txt", "captions.txt"];
+
+pub(super) fn read(config: &Config, folder: &Folder, listing: &mut Listing) {
+    let videos = open(folder, config.videos.as_deref(), &[VIDEOS], "videos");
+    let captions = open(folder, config.captions.as_deref(), &CAPTIONS, "captions");
+    match (videos, captions) {
+        (Ok(videos), Ok(captions)) => pair(config, folder, &videos, &captions, listing),
+        (videos, captions) => listing
+            .items
+            .extend(videos.err().into_iter().chain(captions.err()).map(Err)),
+    }
+}
+
+struct Opened {
+    /// Relative to the data set's folder.
+    name: PathBuf,
+    shown: PathBuf,
+    bytes: Vec<u8>,
+}
+
+/// The named file, or else the only one there of the usual ones.
+fn open(
+    folder: &Folder,
+    named: Option<&Path>,
+    usual: &[&str],
+    key: &'static str,
+) -> Result<Opened, Refusal> {
+    let name = match named {
+        Some(name) => name.to_owned(),
+        None => PathBuf::from(usual_one(folder, usual, key)?),
+    };
+    let shown = folder.shown(&name);
+    let refuse = |reason| {
+        let reason = match reason {
+            Reason::MissingFile { link_to: None } => Reason::NoManifest {
+                looked_for: name.display().to_string(),
+                choose_with: key,
+            },
+            reason => reason,
+        };
+        Refusal::of_data_set(Source::file(&shown), reason)
+    };
+    let bytes = folder
+        .file(&name)
+        .and_then(|path| text::read(&path))
+        .map_err(refuse)?;
+    Ok(Opened { name, shown, bytes })
+}
+
+fn usual_one(folder: &Folder, usual: &[&str], key: &'static str) -> Result<String, Refusal> {
+    let mut found = folder.top();
+    found.retain(|name| usual.iter().any(|u| u.eq_ignore_ascii_case(name)));
+    let refuse = |reason| Err(Refusal::of_data_set(Source::file(folder.shown("")), reason));
+    match found.len() {
+        0 => refuse(Reason::NoManifest {
+            looked_for: usual.join(", "),
+            choose_with: key,
+        }),
+        1 => Ok(found.remove(0)),
+        _ => refuse(Reason::Ambiguous {
+            found,
+            choose_with: key,
+        }),
+    }
+}
+
+fn pair(
+    config: &Config,
+    folder: &Folder,
+    videos: &Opened,
+    captions: &Opened,
+    listing: &mut Listing,
+) {
+    let (names, said) = (text::lines(&videos.bytes), text::lines(&captions.bytes));
+    let (clips, texts) = (
+        text::without_blank_end(&names),
+        text::without_blank_end(&said),
+    );
+    // Blank lines at the end are no captions, unless there are clips that they belong to.
+    let texts = if texts < clips {
+        said.len().min(clips)
+    } else {
+        texts
+    };
+    if clips != texts {
+        let captions_file = captions.name.display().to_string();
+        let reason = Reason::CountsDiffer {
+            videos: clips,
+            captions: texts,
+            captions_file,
+        };
+        listing.refuse(Refusal::of_data_set(Source::file(&videos.shown), reason));
+    }
+    let bases = [videos.name.parent().unwrap_or(Path::new("")), Path::new("")];
+    for (n, (name, said)) in names.iter().zip(&said).take(clips.min(texts)).enumerate() {
+        let source = Source::line(&videos.shown, n + 1);
+        let name = match name {
+            Ok(name) => *name,
+            Err(reason) => {
+                listing.refuse(Refusal::of_clip("", source, reason.clone()));
+                continue;
+            }
+        };
+        let place = Source::line(&captions.shown, n + 1);
+        let said = match said {
+            Ok(text) => Ok(Said {
+                text: text.to_string(),
+                source: place,
+            }),
+            Err(reason) => Err(Refusal::of_clip(name, place, reason.clone())),
+        };
+        listing.pair(
+            config,
+            folder,
+            Named {
+                name,
+                bases: &bases,
+                source,
+            },
+            said,
+        );
+    }
+    let named: Vec<_> = names
+        .iter()
+        .flatten()
+        .flat_map(|name| bases.map(|base| base.join(name)))
+        .collect();
+    listing.note_unnamed(folder, &videos.name.display().to_string(), &named);
+}

@@ -1,0 +1,158 @@
+//! A folder of `x.mp4` with `x.txt`, or of `x.png` with `x.txt`, searched with all its subfolders.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use super::super::dataset::Config;
+use super::super::refusal::{Reason, Refusal, Source};
+use super::folder::Folder;
+use super::{Listing, Media, Named, Said, some_of, text};
+
+pub(super) fn read(config: &Config, folder: &Folder, wanted: Media, listing: &mut Listing) {
+    let contents = folder.search();
+    listing.items.extend(contents.refused.into_iter().map(Err));
+    listing.notes.extend(contents.notes);
+
+    let mut families: BTreeMap<PathBuf, Family> = BTreeMap::new(); // by path without extension
+    for path in contents.files {
+        let family = families.entry(path.with_extension("")).or_default();
+        match Media::of(&path) {
+            Some(media) if media == wanted => family.clips.push(path),
+            Some(_) => family.others.push(path),
+            None if is_caption(&path) => family.captions.push(path),
+            None => {}
+        }
+    }
+    let others: Vec<_> = families
+        .values()
+        .flat_map(|f| f.others.iter().cloned())
+        .collect();
+    if !others.is_empty() {
+        let (kind, layout) = match wanted {
+            Media::Video => ("images", "images"),
+            Media::Image => ("videos", "pairs"),
+        };
+        let files = some_of(&others);
+        listing.notes.push(format!(
+            "{kind} are not used here, a data set with `layout: {layout}` would be: {files}"
+        ));
+    }
+    for family in families.values() {
+        family.list(config, folder, wanted, listing);
+    }
+}
+
+/// The files that share a name, but for their extension.
+#[derive(Default)]
+struct Family {
+    clips: Vec<PathBuf>,
+    captions: Vec<PathBuf>,
+    /// Images among videos, videos among images.
+    others: Vec<PathBuf>,
+}
+
+impl Family {
+    fn list(&self, config: &Config, folder: &Folder, wanted: Media, listing: &mut Listing) {
+        let Some(caption) = self.captions.first() else {
+            for clip in &self.clips {
+                let looked_for = file_name(&clip.with_extension("txt"));
+                listing.refuse(refusal(folder, clip, Reason::NoCaption { looked_for }));
+            }
+            return;
+        };
+        for spare in &self.captions[1..] {
+            let found = vec![file_name(caption), file_name(spare)];
+            let choose_with = "their names";
+            listing.refuse(refusal(
+                folder,
+                spare,
+                Reason::Ambiguous { found, choose_with },
+            ));
+        }
+        if self.clips.is_empty() && self.others.is_empty() {
+            self.unmatched(caption, folder, wanted, listing);
+        }
+        if let [_, _, ..] = self.clips[..] {
+            let text = caption.display();
+            listing.notes.push(format!(
+                "{text} is the caption of each of {}; remove what is not meant",
+                some_of(&self.clips)
+            ));
+        }
+        for clip in &self.clips {
+            let name = clip.display().to_string();
+            let source = Source::file(folder.shown(clip));
+            let clip = Named {
+                name: &name,
+                bases: &[Path::new("")],
+                source,
+            };
+            listing.pair(config, folder, clip, said(folder, caption));
+        }
+    }
+
+    /// A caption without a clip, unless it is plain that it is none.
+    fn unmatched(&self, caption: &Path, folder: &Folder, wanted: Media, listing: &mut Listing) {
+        let stem = caption.file_stem().unwrap_or_default().to_ascii_lowercase();
+        if ["readme", "license", "licence", "copying", "notice"]
+            .iter()
+            .any(|name| stem == *name)
+        {
+            return listing
+                .notes
+                .push(format!("{} is not taken for a caption", caption.display()));
+        }
+        let extension = match wanted {
+            Media::Video => "mp4",
+            Media::Image => "png",
+        };
+        let looked_for = format!(
+            "{} or its like",
+            file_name(&caption.with_extension(extension))
+        );
+        listing.refuse(refusal(folder, caption, Reason::NoClip { looked_for }));
+    }
+}
+
+/// A caption file's text on one line.
+fn said(folder: &Folder, caption: &Path) -> Result<Said, Refusal> {
+    let bytes = match folder.file(caption).and_then(|path| text::read(&path)) {
+        Err(Reason::EmptyFile) => Ok(Vec::new()), // an empty caption
+        bytes => bytes,
+    };
+    let bytes = bytes.map_err(|reason| refusal(folder, caption, reason))?;
+    let mut words = Vec::new();
+    for (n, line) in text::lines(&bytes).into_iter().enumerate() {
+        let source = || Source::line(folder.shown(caption), n + 1);
+        words.push(
+            line.map_err(|reason| {
+                Refusal::of_clip(caption.display().to_string(), source(), reason)
+            })?,
+        );
+    }
+    words.retain(|line| !line.is_empty());
+    Ok(Said {
+        text: words.join(" "),
+        source: Source::file(folder.shown(caption)),
+    })
+}
+
+fn refusal(folder: &Folder, path: &Path, reason: Reason) -> Refusal {
+    Refusal::of_clip(
+        path.display().to_string(),
+        Source::file(folder.shown(path)),
+        reason,
+    )
+}
+
+fn is_caption(path: &Path) -> bool {
+    path.extension()
+        .is_some_and(|e| e.eq_ignore_ascii_case("txt"))
+}
+
+fn file_name(path: &Path) -> String {
+    path.file_name()
+        .unwrap_or_default()
+        .to_string_lossy()
+        .into_owned()
+}

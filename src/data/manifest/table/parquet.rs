@@ -1,0 +1,71 @@
+//! Parquet: only the wanted columns of text are read, however much the others hold.
+
+use std::fs::File;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+
+use parquet::basic::{Repetition, Type as Physical};
+use parquet::errors::ParquetError;
+use parquet::file::reader::{FileReader, SerializedFileReader};
+use parquet::record::Field;
+use parquet::schema::types::Type;
+
+use super::super::super::refusal::Reason;
+use super::{Cell, Fault, Row, Table};
+
+pub(super) fn read(path: &Path, wanted: &dyn Fn(&str) -> bool) -> Result<Table, Fault> {
+    let unreadable = |error: String| Fault::from(Reason::UnreadableFile { error });
+    let file = File::open(path).map_err(|e| unreadable(e.to_string()))?;
+    // The reader checks most of a file, but panics on some that are damaged.
+    match catch_unwind(AssertUnwindSafe(|| table(file, wanted))) {
+        Ok(table) => table.map_err(|e| unreadable(e.to_string())),
+        Err(_) => Err(unreadable("damaged parquet; write it again".into())),
+    }
+}
+
+fn table(file: File, wanted: &dyn Fn(&str) -> bool) -> Result<Table, ParquetError> {
+    let reader = SerializedFileReader::new(file)?;
+    let schema = reader.metadata().file_metadata().schema();
+    let mut table = Table::default();
+    let mut read = Vec::new();
+    for field in schema.get_fields() {
+        let name = field.name().to_owned();
+        match (holds_text(field), wanted(&name)) {
+            (true, true) => {
+                table.columns.push(name);
+                read.push(field.clone());
+            }
+            (true, false) => table.unread.push(name),
+            (false, _) => table.unread.push(format!("{name} (not text)")),
+        }
+    }
+    if read.is_empty() {
+        return Ok(table);
+    }
+    let schema = Type::group_type_builder(schema.name())
+        .with_fields(read)
+        .build()?;
+    for (n, row) in reader.get_row_iter(Some(schema))?.enumerate() {
+        let cells = row?
+            .into_columns()
+            .into_iter()
+            .map(|(_, field)| cell(field))
+            .collect();
+        table.rows.push(Ok(Row { line: n + 1, cells }));
+    }
+    Ok(table)
+}
+
+fn holds_text(field: &Type) -> bool {
+    let single = field.get_basic_info().repetition() != Repetition::REPEATED;
+    single && field.is_primitive() && field.get_physical_type() == Physical::BYTE_ARRAY
+}
+
+fn cell(field: Field) -> Cell {
+    match field {
+        Field::Str(text) => Cell::Text(text),
+        Field::Null => Cell::Null,
+        Field::Bytes(bytes) => Cell::from_bytes(bytes.data()),
+        _ => Cell::Other("no text"),
+    }
+}

@@ -1,0 +1,141 @@
+//! The order of batches: from the seed and the epoch alone, so that every rank and every resumed run
+//! knows it without being told.
+//!
+//! An epoch is drawn thus, from one `Rng::new(mix(seed, epoch))`:
+//! 1. The items are the samples in order, each standing `repeats` times in a row. `randperm(items)`
+//!    is the order in which they are dealt out, each to the pile of its bucket.
+//! 2. A pile that holds `batch_size` items is a batch. What is left in the piles at the end is a short
+//!    batch each, in the order in which the buckets first occur among the samples: nothing is dropped.
+//! 3. `randperm(batches)` is the order of the batches.
+//!
+//! `mix(seed, epoch) = splitmix64(splitmix64(seed) + epoch)`: the seeds of neighbouring epochs have
+//! nothing in common with each other, nor with the seeds `seed + i` of the training steps.
+//!
+//! Every epoch has the same number of batches, so the epoch of the i-th batch is known at once.
+
+use super::bucket::Bucket;
+use super::survey::Sample;
+use crate::rng::Rng;
+
+/// Samples of one bucket that are trained on together.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Batch {
+    pub bucket: Bucket,
+    /// Indices into the surveyed samples.
+    pub samples: Vec<usize>,
+}
+
+/// All batches of all epochs, drawn an epoch at a time when it is asked for.
+#[derive(Debug, Clone)]
+pub struct Order {
+    seed: u64,
+    batch_size: usize,
+    /// The buckets, as they first occur.
+    buckets: Vec<Bucket>,
+    /// A sample and the place of its bucket, as often as it is repeated.
+    items: Vec<(usize, usize)>,
+    drawn: Option<(u64, Vec<Batch>)>,
+}
+
+impl Order {
+    pub fn of(samples: &[Sample], batch_size: usize, seed: u64) -> Order {
+        Order::new(
+            samples.iter().map(|s| (s.bucket, s.repeats)),
+            batch_size,
+            seed,
+        )
+    }
+
+    /// From the bucket and the repeats of each sample.
+    pub fn new(
+        samples: impl IntoIterator<Item = (Bucket, usize)>,
+        batch_size: usize,
+        seed: u64,
+    ) -> Order {
+        let (mut buckets, mut items) = (Vec::new(), Vec::new());
+        for (sample, (bucket, repeats)) in samples.into_iter().enumerate() {
+            let place = buckets
+                .iter()
+                .position(|b| *b == bucket)
+                .unwrap_or(buckets.len());
+            if place == buckets.len() {
+                buckets.push(bucket);
+            }
+            items.extend(std::iter::repeat_n((sample, place), repeats));
+        }
+        Order {
+            seed,
+            batch_size,
+            buckets,
+            items,
+            drawn: None,
+        }
+    }
+
+    /// How many batches an epoch has; none where there are no samples or `batch_size` is 0.
+    pub fn batches_per_epoch(&self) -> usize {
+        if self.batch_size == 0 {
+            return 0;
+        }
+        let size = |place| self.items.iter().filter(|item| item.1 == place).count();
+        (0..self.buckets.len())
+            .map(|place| size(place).div_ceil(self.batch_size))
+            .sum()
+    }
+
+    /// The batches of one epoch, from 0.
+    pub fn epoch(&self, epoch: u64) -> Vec<Batch> {
+        if self.batch_size == 0 {
+            return Vec::new();
+        }
+        let mut rng = Rng::new(mix(self.seed, epoch));
+        let mut batches = Vec::new();
+        let mut piles = vec![Vec::new(); self.buckets.len()];
+        for item in rng.randperm(self.items.len()) {
+            let (sample, place) = self.items[item];
+            piles[place].push(sample);
+            if piles[place].len() == self.batch_size {
+                batches.push(Batch {
+                    bucket: self.buckets[place],
+                    samples: std::mem::take(&mut piles[place]),
+                });
+            }
+        }
+        let left = piles
+            .into_iter()
+            .enumerate()
+            .filter(|(_, samples)| !samples.is_empty());
+        batches.extend(left.map(|(place, samples)| Batch {
+            bucket: self.buckets[place],
+            samples,
+        }));
+        rng.randperm(batches.len())
+            .into_iter()
+            .map(|place| batches[place].clone())
+            .collect()
+    }
+
+    /// The i-th batch, counted from 0 through all epochs: what the micro-batch with global index i
+    /// trains on. `None` where there is nothing to make batches of.
+    pub fn batch_at(&mut self, i: u64) -> Option<&Batch> {
+        let per_epoch = self.batches_per_epoch() as u64;
+        let epoch = i.checked_div(per_epoch)?;
+        if self.drawn.as_ref().is_none_or(|(drawn, _)| *drawn != epoch) {
+            self.drawn = Some((epoch, self.epoch(epoch)));
+        }
+        let (_, batches) = self.drawn.as_ref()?;
+        batches.get((i % per_epoch) as usize)
+    }
+}
+
+fn mix(seed: u64, epoch: u64) -> u64 {
+    splitmix64(splitmix64(seed).wrapping_add(epoch))
+}
+
+/// Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014.
+fn splitmix64(seed: u64) -> u64 {
+    let mut z = seed.wrapping_add(0x9E37_79B9_7F4A_7C15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    z ^ (z >> 31)
+}

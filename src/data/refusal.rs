@@ -1,0 +1,375 @@
+//! Why something in a data set cannot be used: where it was said, what was found, what to do.
+//!
+//! Everything wrong is collected as a [`Refusal`] and reported at once; nothing is dropped in silence.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use serde::{Serialize, Serializer};
+
+use super::bucket::Bucket;
+
+/// A place in a file: `videos.txt:3`, or the whole file.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Source {
+    /// As the user reaches it: the data set's `path` as configured, joined with the file's name.
+    pub file: PathBuf,
+    /// Counted from 1, as editors count.
+    pub line: Option<usize>,
+}
+
+impl Source {
+    pub fn file(file: impl Into<PathBuf>) -> Source {
+        Source {
+            file: file.into(),
+            line: None,
+        }
+    }
+
+    pub fn line(file: impl Into<PathBuf>, line: usize) -> Source {
+        Source {
+            file: file.into(),
+            line: Some(line),
+        }
+    }
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        match self.line {
+            Some(line) => write!(f, "{}:{line}", self.file.display()),
+            None => write!(f, "{}", self.file.display()),
+        }
+    }
+}
+
+impl Serialize for Source {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_str(self)
+    }
+}
+
+/// One thing that cannot be used.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Refusal {
+    /// The clip, or the file where no clip is meant, relative to the data set's folder.
+    pub name: String,
+    pub source: Source,
+    /// Boxed, since it is much larger than what it is an alternative to.
+    pub reason: Box<Reason>,
+    /// Whether a run must not start: always for faults of a whole data set, and for faults of
+    /// single clips as the data set's `on_bad_clip` says.
+    pub stops: bool,
+}
+
+impl Refusal {
+    /// A fault of one clip, which `on_bad_clip` decides about.
+    pub(super) fn of_clip(name: impl Into<String>, source: Source, reason: Reason) -> Refusal {
+        Refusal {
+            name: name.into(),
+            source,
+            reason: Box::new(reason),
+            stops: false,
+        }
+    }
+
+    /// A fault that leaves nothing in the data set to be trusted, such as a manifest that cannot be read.
+    pub(super) fn of_data_set(source: Source, reason: Reason) -> Refusal {
+        Refusal {
+            name: file_name(&source.file),
+            source,
+            reason: Box::new(reason),
+            stops: true,
+        }
+    }
+}
+
+fn file_name(path: &Path) -> String {
+    path.file_name()
+        .unwrap_or(path.as_os_str())
+        .to_string_lossy()
+        .into_owned()
+}
+
+/// `source: name: reason`, the name left out where the source ends in it.
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "{}: ", self.source)?;
+        if !self.name.is_empty() && !self.source.file.ends_with(&self.name) {
+            write!(f, "{}: ", self.name)?;
+        }
+        write!(f, "{}", self.reason)
+    }
+}
+
+impl Serialize for Refusal {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        #[derive(Serialize)]
+        struct Line<'a> {
+            name: &'a str,
+            source: &'a Source,
+            stops: bool,
+            message: String,
+            #[serde(flatten)]
+            reason: &'a Reason,
+        }
+        let message = self.reason.to_string();
+        let (name, source, reason) = (&self.name, &self.source, &self.reason);
+        Line {
+            name,
+            source,
+            stops: self.stops,
+            message,
+            reason,
+        }
+        .serialize(to)
+    }
+}
+
+/// What was found. `kind` in JSON; the sentence that says what to do is its `Display`.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Reason {
+    // A data set as a whole.
+    /// The data set's folder does not exist.
+    NoFolder,
+    /// `path` names a file.
+    NotAFolder,
+    /// Neither manifests nor clips in the folder.
+    NothingFound {
+        looked_for: String,
+    },
+    /// Everything that the data set names was refused.
+    NothingUsable,
+    /// More than one file or layout could be meant.
+    Ambiguous {
+        found: Vec<String>,
+        choose_with: &'static str,
+    },
+    /// A manifest or caption file is not there.
+    NoManifest {
+        looked_for: String,
+        choose_with: &'static str,
+    },
+    /// The operating system, or the parser, could not read a file or folder.
+    UnreadableFile {
+        error: String,
+    },
+    /// `videos.txt` and the captions have different numbers of lines.
+    CountsDiffer {
+        videos: usize,
+        captions: usize,
+        captions_file: String,
+    },
+    /// The manifest lacks the column for clips or for captions.
+    NoColumn {
+        wanted: String,
+        found: Vec<String>,
+        choose_with: &'static str,
+    },
+    /// A value of the configuration is out of range.
+    BadConfig {
+        key: String,
+        error: String,
+    },
+
+    // A line of a manifest.
+    /// Text that is not UTF-8; `byte` counts from 1 in its line, or in its file where there are no lines.
+    NotUtf8 {
+        byte: usize,
+    },
+    /// A row that is not what its format asks for.
+    BadRow {
+        error: String,
+    },
+    /// A row without a value, or with one that is not text.
+    BadCell {
+        column: String,
+        found: String,
+    },
+    /// A blank line where a clip's name should be.
+    EmptyName,
+    /// No caption, or nothing left of it.
+    EmptyCaption {
+        was: Option<String>,
+    },
+    /// A clip without a caption file beside it.
+    NoCaption {
+        looked_for: String,
+    },
+    /// A caption file without a clip beside it.
+    NoClip {
+        looked_for: String,
+    },
+
+    // A clip.
+    MissingFile {
+        link_to: Option<PathBuf>,
+    },
+    EmptyFile,
+    NotAFile,
+    /// `..`, an absolute path or a symbolic link leads out of the data set's folder.
+    OutsideFolder {
+        leads_to: PathBuf,
+    },
+    Unreadable {
+        error: String,
+    },
+    /// Audio only, or no stream at all.
+    NoVideo {
+        error: String,
+    },
+    Truncated {
+        error: String,
+    },
+    TooLarge {
+        error: String,
+    },
+    Undecodable {
+        error: String,
+    },
+    /// Fewer frames than the smallest bucket asks for.
+    TooShort {
+        available: usize,
+        frames: usize,
+        fps: Option<f64>,
+        shortest: Bucket,
+    },
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        use Reason::*;
+        match self {
+            NoFolder => write!(f, "the data set's folder does not exist; correct `path`"),
+            NotAFolder => write!(
+                f,
+                "`path` must be a folder, and this is a file; give the folder that holds it"
+            ),
+            NothingFound { looked_for } => write!(f, "no data set found; looked for {looked_for}"),
+            NothingUsable => write!(
+                f,
+                "no usable clip in this data set; mend what is refused, or remove the data set"
+            ),
+            Ambiguous { found, choose_with } => {
+                write!(
+                    f,
+                    "found {}, and only one can be used; choose with `{choose_with}`",
+                    found.join(" and ")
+                )
+            }
+            NoManifest {
+                looked_for,
+                choose_with,
+            } => {
+                write!(
+                    f,
+                    "file not found; looked for {looked_for}; add it, or name another with `{choose_with}`"
+                )
+            }
+            UnreadableFile { error } => write!(f, "cannot be read: {error}"),
+            CountsDiffer {
+                videos,
+                captions,
+                captions_file,
+            } => write!(
+                f,
+                "names {} but {captions_file} has {}; line n of one belongs to line n of the other, \
+                 so both need the same number of lines",
+                count(*videos, "clip"),
+                count(*captions, "caption")
+            ),
+            NoColumn {
+                wanted,
+                found,
+                choose_with,
+            } => {
+                let found = if found.is_empty() {
+                    "none".to_owned()
+                } else {
+                    found.join(", ")
+                };
+                write!(
+                    f,
+                    "no column with the {wanted}; found {found}; name one with `{choose_with}`"
+                )
+            }
+            BadConfig { key, error } => write!(f, "`{key}`: {error}"),
+            NotUtf8 { byte } => write!(f, "not valid UTF-8 at byte {byte}; save the file as UTF-8"),
+            BadRow { error } => write!(f, "malformed: {error}"),
+            BadCell { column, found } => write!(f, "`{column}` must be text, found {found}"),
+            EmptyName => write!(
+                f,
+                "no name of a clip here; write one, or remove the line and its caption"
+            ),
+            EmptyCaption { was: None } => {
+                write!(f, "the caption is empty; write one, or remove the clip")
+            }
+            EmptyCaption { was: Some(was) } => write!(
+                f,
+                "nothing is left of the caption {was:?} without its prefix; write a longer one, \
+                 or set `remove_caption_prefixes: false`"
+            ),
+            NoCaption { looked_for } => write!(
+                f,
+                "no caption for this clip; add {looked_for}, or remove the clip"
+            ),
+            NoClip { looked_for } => write!(
+                f,
+                "no clip for this caption; add {looked_for}, or remove the caption"
+            ),
+            MissingFile { link_to: None } => {
+                write!(f, "no such file; correct the name, or add the file")
+            }
+            MissingFile { link_to: Some(to) } => {
+                write!(
+                    f,
+                    "a symbolic link to {}, which does not exist; mend or remove it",
+                    to.display()
+                )
+            }
+            EmptyFile => write!(f, "the file has zero bytes; fetch it again, or remove it"),
+            NotAFile => write!(f, "not an ordinary file; name a file"),
+            OutsideFolder { leads_to } => write!(
+                f,
+                "leads out of the data set's folder, to {}; move it inside, or set `follow_links: true`",
+                leads_to.display()
+            ),
+            Unreadable { error } => {
+                write!(f, "not a readable clip ({error}); convert or remove it")
+            }
+            NoVideo { error } => write!(
+                f,
+                "no video stream, perhaps audio only ({error}); remove it"
+            ),
+            Truncated { error } => write!(
+                f,
+                "the file is cut off ({error}); fetch it again, or remove it"
+            ),
+            TooLarge { error } => write!(f, "too large ({error}); scale it down, or remove it"),
+            Undecodable { error } => write!(f, "cannot be decoded ({error}); convert or remove it"),
+            TooShort {
+                available,
+                frames,
+                fps,
+                shortest,
+            } => {
+                write!(f, "too short: it has {}", count(*available, "frame"))?;
+                if let Some(fps) = fps {
+                    write!(f, " at {fps} fps ({frames} at its own)")?;
+                }
+                write!(
+                    f,
+                    ", the shortest bucket {shortest} needs {}; ",
+                    shortest.frames
+                )?;
+                write!(f, "add a shorter bucket, or remove the clip")
+            }
+        }
+    }
+}
+
+/// `1 clip`, `2 clips`.
+pub(super) fn count(n: usize, noun: &str) -> String {
+    format!("{n} {noun}{}", if n == 1 { "" } else { "s" })
+}
