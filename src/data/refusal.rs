@@ -2,7 +2,7 @@
 //!
 //! Everything wrong is collected as a [`Refusal`] and reported at once; nothing is dropped in silence.
 
-use std::fmt;
+use std::fmt::{self, Write};
 use std::path::{Path, PathBuf};
 
 use serde::{Serialize, Serializer};
@@ -91,14 +91,21 @@ fn file_name(path: &Path) -> String {
         .into_owned()
 }
 
-/// `source: name: reason`, the name left out where the source ends in it.
+/// `source: name: reason` on one line, the name left out where the source ends in it.
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        write!(f, "{}: ", self.source)?;
-        if !self.name.is_empty() && !self.source.file.ends_with(&self.name) {
-            write!(f, "{}: ", self.name)?;
-        }
-        write!(f, "{}", self.reason)
+        let said = self.name.is_empty() || self.source.file.ends_with(&self.name);
+        let name = if said {
+            String::new()
+        } else {
+            format!("{}: ", self.name)
+        };
+        let line = format!("{}: {name}{}", self.source, self.reason);
+        // A file may have a line break, or a terminal's commands, in its name.
+        line.chars().try_for_each(|c| match c.is_control() {
+            true => write!(f, "{}", c.escape_default()),
+            false => f.write_char(c),
+        })
     }
 }
 
@@ -204,13 +211,13 @@ pub enum Reason {
 
     // A clip.
     MissingFile {
-        link_to: Option<PathBuf>,
+        link_to: Option<String>,
     },
     EmptyFile,
     NotAFile,
     /// `..`, an absolute path or a symbolic link leads out of the data set's folder.
     OutsideFolder {
-        leads_to: PathBuf,
+        leads_to: String,
     },
     Unreadable {
         error: String,
@@ -325,7 +332,7 @@ impl fmt::Display for Reason {
                 write!(
                     f,
                     "a symbolic link to {}, which does not exist; mend or remove it",
-                    to.display()
+                    to
                 )
             }
             EmptyFile => write!(f, "the file has zero bytes; fetch it again, or remove it"),
@@ -333,7 +340,7 @@ impl fmt::Display for Reason {
             OutsideFolder { leads_to } => write!(
                 f,
                 "leads out of the data set's folder, to {}; move it inside, or set `follow_links: true`",
-                leads_to.display()
+                leads_to
             ),
             Unreadable { error } => {
                 write!(f, "not a readable clip ({error}); convert or remove it")

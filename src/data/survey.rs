@@ -211,7 +211,10 @@ impl Found {
         });
         let clip = match opened {
             Ok(clip) => clip,
-            Err(error) => return Err(Refusal::of_clip(entry.name, entry.source, reason(&error))),
+            Err(error) => {
+                let reason = reason(&error, &entry.video);
+                return Err(Refusal::of_clip(entry.name, entry.source, reason));
+            }
         };
         let facts = Facts {
             width: clip.width(),
@@ -236,8 +239,10 @@ fn decode_all(clip: &Clip) -> Result<(), VideoError> {
         .try_for_each(|stretch| clip.decode(stretch).map(drop))
 }
 
-fn reason(error: &VideoError) -> Reason {
+fn reason(error: &VideoError, path: &Path) -> Reason {
     let text = error.to_string();
+    let path = format!("{}: ", path.display());
+    let text = text.strip_prefix(&path).unwrap_or(&text).to_owned(); // the refusal's source says it
     match error {
         VideoError::Missing { .. } => Reason::MissingFile { link_to: None },
         VideoError::Empty { .. } => Reason::EmptyFile,

@@ -39,21 +39,10 @@ fn open(
         Some(name) => name.to_owned(),
         None => PathBuf::from(usual_one(folder, usual, key)?),
     };
+    let path = folder.manifest(&name, key)?;
     let shown = folder.shown(&name);
-    let refuse = |reason| {
-        let reason = match reason {
-            Reason::MissingFile { link_to: None } => Reason::NoManifest {
-                looked_for: name.display().to_string(),
-                choose_with: key,
-            },
-            reason => reason,
-        };
-        Refusal::of_data_set(Source::file(&shown), reason)
-    };
-    let bytes = folder
-        .file(&name)
-        .and_then(|path| text::read(&path))
-        .map_err(refuse)?;
+    let refuse = |reason| Refusal::of_data_set(Source::file(&shown), reason);
+    let bytes = text::read(&path).map_err(refuse)?;
     Ok(Opened { name, shown, bytes })
 }
 

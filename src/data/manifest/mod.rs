@@ -3,6 +3,7 @@
 //! Three layouts say it: [`lines`] (`videos.txt` beside `prompt.txt`), [`pairs`] (`x.mp4` beside
 //! `x.txt`, or `x.png` beside it) and [`metadata`] (a table). No clip is opened here.
 
+mod column;
 mod folder;
 mod lines;
 mod metadata;
@@ -13,7 +14,7 @@ mod text;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 use super::caption;
 use super::dataset::{Config, Layout};
@@ -23,6 +24,7 @@ use folder::Folder;
 /// A line of a manifest: a clip, its caption, and where that was said.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Entry {
+    #[serde(serialize_with = "lossy")]
     pub video: PathBuf,
     /// Relative to the data set's folder, for display.
     pub name: String,
@@ -30,6 +32,11 @@ pub struct Entry {
     pub caption: String,
     /// Where the clip is named; the clip itself in a folder of pairs.
     pub source: Source,
+}
+
+/// A path in JSON, where not every file name can stand.
+fn lossy<S: Serializer>(path: &Path, to: S) -> Result<S::Ok, S::Error> {
+    to.collect_str(&path.display())
 }
 
 /// What the manifest of one data set holds, in its order.
