@@ -204,6 +204,10 @@ pub enum Reason {
     NoCaption {
         looked_for: String,
     },
+    /// Two caption files whose names differ in case only, as `x.txt` and `x.TXT`.
+    SecondCaption {
+        other: String,
+    },
     /// A caption file without a clip beside it.
     NoClip {
         looked_for: String,
@@ -321,6 +325,12 @@ impl fmt::Display for Reason {
                 f,
                 "no caption for this clip; add {looked_for}, or remove the clip"
             ),
+            SecondCaption { other } => {
+                write!(
+                    f,
+                    "{other} is a caption of the same clip, and only one can be used; remove one"
+                )
+            }
             NoClip { looked_for } => write!(
                 f,
                 "no clip for this caption; add {looked_for}, or remove the caption"

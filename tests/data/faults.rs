@@ -491,3 +491,62 @@ fn a_line_break_in_a_file_name_does_not_break_the_line_of_its_message() {
     let set = Set::new().clip("a\nb.y4m");
     assert_eq!(refusals(&set)[0].lines().count(), 1);
 }
+
+#[test]
+fn of_two_captions_of_one_name_the_second_is_refused() {
+    let set = Set::new()
+        .clip("a.y4m")
+        .file("a.TXT", "One.")
+        .file("a.txt", "Two.");
+    let listing = set.read();
+    assert_eq!(accepted(&listing), [("a.y4m", "One.")]);
+    assert_starts(
+        &set.refusals(&listing),
+        &["a.txt: a.TXT is a caption of the same clip, and only one can be used; remove one"],
+    );
+}
+
+#[test]
+fn sound_without_a_picture_is_no_clip() {
+    let mut wav = b"RIFF\x24\x10\0\0WAVEfmt \x10\0\0\0\x01\0\x01\0\x40\x1f\0\0\x80\x3e\0\0\x02\0\x10\0data\0\x10\0\0".to_vec();
+    wav.resize(44 + 4096, 0);
+    let set = Set::new().file("a.mp4", wav).file("a.txt", "A hum.");
+    let report = survey(&[set.config()], false);
+    assert_starts(
+        &refused(&set, &report)[..1],
+        &["a.mp4: no video stream, perhaps audio only"],
+    );
+}
+
+/// Whatever bytes a manifest holds, there is an answer.
+#[test]
+fn no_manifest_is_too_odd_to_be_read() {
+    let odd: [&[u8]; 12] = [
+        b"\n",
+        b"\xff",
+        b"\0",
+        b"\r\r\r",
+        b"\"",
+        b",",
+        b"file_name,text\n\"",
+        b"file_name,text\n\0,\0\n",
+        b"[{}]",
+        b"{}",
+        b"null\n",
+        b"[[[{\"a\": 1e999}]]]",
+    ];
+    for bytes in odd {
+        for name in [
+            "metadata.csv",
+            "metadata.tsv",
+            "metadata.jsonl",
+            "metadata.json",
+            "metadata.parquet",
+            "videos.txt",
+        ] {
+            let set = Set::new().file(name, bytes).file("prompt.txt", bytes);
+            let report = survey(&[set.config()], false);
+            assert!(report.stops(), "{name}: {bytes:?}");
+        }
+    }
+}

@@ -61,13 +61,8 @@ impl Family {
             return;
         };
         for spare in &self.captions[1..] {
-            let found = vec![file_name(caption), file_name(spare)];
-            let choose_with = "their names";
-            listing.refuse(refusal(
-                folder,
-                spare,
-                Reason::Ambiguous { found, choose_with },
-            ));
+            let other = file_name(caption);
+            listing.refuse(refusal(folder, spare, Reason::SecondCaption { other }));
         }
         if self.clips.is_empty() && self.others.is_empty() {
             self.unmatched(caption, folder, wanted, listing);
