@@ -225,7 +225,7 @@ fn clips_that_no_manifest_names_and_clips_named_twice_are_said() {
     assert_eq!(
         notes,
         [
-            "2 clips not named in videos.txt, so not used: b.y4m, sub/c.y4m",
+            "2 files not named in videos.txt, so not used: b.y4m, sub/c.y4m",
             "a.y4m is named 2 times, each is used: videos.txt:1, videos.txt:2",
         ]
     );
@@ -252,5 +252,19 @@ fn the_token_and_the_prefixes_are_seen_to_while_reading() {
     assert_eq!(
         accepted(&manifest::read(&config)),
         [("a.y4m", "TOK A dog.")]
+    );
+}
+
+#[test]
+fn files_that_are_neither_clips_nor_captions_are_said() {
+    let set = Set::new()
+        .clip("a.y4m")
+        .file("a.txt", "A.")
+        .file("notes.md", "Notes.")
+        .file("b.rm", "Old.");
+    let listing = set.read();
+    assert_eq!(
+        listing.notes,
+        ["files of other kinds are passed over: b.rm, notes.md"]
     );
 }

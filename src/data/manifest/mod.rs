@@ -11,7 +11,7 @@ mod pairs;
 mod table;
 mod text;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use serde::{Serialize, Serializer};
@@ -215,18 +215,26 @@ impl Listing {
         self.notes.extend(notes);
     }
 
-    /// Clips in the folder that its manifest does not name are not used.
+    /// Clips in the folder that its manifest does not name are not used; images, where it names some.
     fn note_unnamed(&mut self, folder: &Folder, manifest: &str, named: &[PathBuf]) {
-        let named: std::collections::HashSet<_> =
-            named.iter().map(|n| folder.relative(n)).collect();
+        let named: HashSet<_> = named.iter().map(|n| folder.relative(n)).collect();
+        let kinds = [Media::Video, Media::Image];
+        let kinds = kinds.map(|kind| {
+            named
+                .iter()
+                .any(|name| Media::of(name) == Some(kind))
+                .then_some(kind)
+        });
         let mut unnamed = folder.search().files;
-        unnamed.retain(|path| Media::of(path) == Some(Media::Video) && !named.contains(path));
+        unnamed.retain(|path| Media::of(path).is_some_and(|kind| kinds.contains(&Some(kind))));
+        unnamed.retain(|path| !named.contains(path));
         if !unnamed.is_empty() {
-            let clips = count(unnamed.len(), "clip");
-            self.notes.push(format!(
-                "{clips} not named in {manifest}, so not used: {}",
+            let files = count(unnamed.len(), "file");
+            let note = format!(
+                "{files} not named in {manifest}, so not used: {}",
                 some_of(&unnamed)
-            ));
+            );
+            self.notes.push(note);
         }
     }
 }

@@ -14,13 +14,14 @@ pub(super) fn read(config: &Config, folder: &Folder, wanted: Media, listing: &mu
     listing.notes.extend(contents.notes);
 
     let mut families: BTreeMap<PathBuf, Family> = BTreeMap::new(); // by path without extension
+    let mut strangers = Vec::new();
     for path in contents.files {
         let family = families.entry(path.with_extension("")).or_default();
         match Media::of(&path) {
             Some(media) if media == wanted => family.clips.push(path),
             Some(_) => family.others.push(path),
             None if is_caption(&path) => family.captions.push(path),
-            None => {}
+            None => strangers.push(path),
         }
     }
     let others: Vec<_> = families
@@ -36,6 +37,12 @@ pub(super) fn read(config: &Config, folder: &Folder, wanted: Media, listing: &mu
         listing.notes.push(format!(
             "{kind} are not used here, a data set with `layout: {layout}` would be: {files}"
         ));
+    }
+    if !strangers.is_empty() {
+        let files = some_of(&strangers);
+        listing
+            .notes
+            .push(format!("files of other kinds are passed over: {files}"));
     }
     for family in families.values() {
         family.list(config, folder, wanted, listing);
