@@ -9,7 +9,8 @@ use serde::Serialize;
 use super::bucket::{self, Bucket};
 use super::dataset::{Config, Cropping, Frames, OnBadClip};
 use super::manifest::{self, Entry};
-use super::refusal::{Reason, Refusal, Source};
+use super::reason::Reason;
+use super::refusal::{Refusal, Source};
 use crate::video::{self, Clip, Crop, Fit, VideoError};
 
 /// What a survey found, all in the manifests' order.
@@ -148,7 +149,7 @@ pub fn survey(configs: &[Config], decode: bool) -> Report {
     report
 }
 
-/// Opens every clip of a folder, as [`survey`] does, without buckets: only what can be read.
+/// Opens every clip of a folder, as [`survey()`] does, without buckets: only what can be read.
 pub fn survey_folder(path: &Path, decode: bool) -> Report<Found> {
     let mut report = Report {
         samples: Vec::new(),

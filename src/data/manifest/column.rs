@@ -1,7 +1,7 @@
 //! Which columns of a table hold the names of the clips and their captions.
 
 use super::super::dataset::Config;
-use super::super::refusal::Reason;
+use super::super::reason::Reason;
 use super::table::Table;
 
 #[derive(Debug, Clone, Copy)]

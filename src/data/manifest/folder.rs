@@ -5,7 +5,8 @@ use std::fs;
 use std::io::ErrorKind;
 use std::path::{Component, Path, PathBuf};
 
-use super::super::refusal::{Reason, Refusal, Source};
+use super::super::reason::Reason;
+use super::super::refusal::{Refusal, Source};
 use super::Media;
 
 pub(super) struct Folder {

@@ -3,7 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use super::super::dataset::Config;
-use super::super::refusal::{Reason, Refusal, Source};
+use super::super::reason::Reason;
+use super::super::refusal::{Refusal, Source};
 use super::folder::Folder;
 use super::{Listing, Named, Said, text};
 
@@ -71,16 +72,7 @@ fn pair(
     listing: &mut Listing,
 ) {
     let (names, said) = (text::lines(&videos.bytes), text::lines(&captions.bytes));
-    let (clips, texts) = (
-        text::without_blank_end(&names),
-        text::without_blank_end(&said),
-    );
-    // Blank lines at the end are no captions, unless there are clips that they belong to.
-    let texts = if texts < clips {
-        said.len().min(clips)
-    } else {
-        texts
-    };
+    let (clips, texts) = counts(&names, &said);
     if clips != texts {
         let captions_file = captions.name.display().to_string();
         let reason = Reason::CountsDiffer {
@@ -125,4 +117,14 @@ fn pair(
         .flat_map(|name| bases.map(|base| base.join(name)))
         .collect();
     listing.note_unnamed(folder, &videos.name.display().to_string(), &named);
+}
+
+type Lines<'a> = [Result<&'a str, Reason>];
+
+/// How many clips and captions there are. Blank lines at the end are neither, but for captions that
+/// belong to a clip.
+fn counts(names: &Lines, said: &Lines) -> (usize, usize) {
+    let clips = text::without_blank_end(names);
+    let texts = text::without_blank_end(said);
+    (clips, texts.max(said.len().min(clips)))
 }

@@ -5,7 +5,8 @@
 use std::path::{Path, PathBuf};
 
 use super::super::dataset::Config;
-use super::super::refusal::{Reason, Refusal, Source};
+use super::super::reason::Reason;
+use super::super::refusal::{Refusal, Source};
 use super::column::Column;
 use super::folder::Folder;
 use super::table::{self, Cell, Fault, Format, Row, Table};
@@ -128,19 +129,11 @@ impl Rows {
             };
             vec![Refusal::of_data_set(source, fault.reason)]
         })?;
-        let faults = |table: &Table| {
-            let refuse = |fault: &Fault| refuse_row(&shown, fault);
-            table
-                .rows
-                .iter()
-                .filter_map(|row| row.as_ref().err().map(refuse))
-                .collect::<Vec<_>>()
-        };
         if table.columns.is_empty() && table.unread.is_empty() {
             let none = Reason::BadRow {
                 error: "there is no row in it that can be read".into(),
             };
-            return Err([faults(&table), vec![refuse(none)]].concat());
+            return Err([faults(&table, &shown), vec![refuse(none)]].concat());
         }
         let named = |note| format!("{}: {note}", name.display());
         match (
@@ -162,7 +155,7 @@ impl Rows {
             }
             (clip, caption) => {
                 let columns = clip.err().into_iter().chain(caption.err()).map(refuse);
-                Err(columns.chain(faults(&table)).collect())
+                Err(columns.chain(faults(&table, &shown)).collect())
             }
         }
     }
@@ -224,6 +217,12 @@ impl Rows {
             }),
         }
     }
+}
+
+/// The rows that could not be read.
+fn faults(table: &Table, shown: &Path) -> Vec<Refusal> {
+    let bad = table.rows.iter().filter_map(|row| row.as_ref().err());
+    bad.map(|fault| refuse_row(shown, fault)).collect()
 }
 
 fn refuse_row(shown: &Path, fault: &Fault) -> Refusal {

@@ -1,7 +1,7 @@
 //! Manifests: which clips a data set names, and the caption of each.
 //!
-//! Three layouts say it: [`lines`] (`videos.txt` beside `prompt.txt`), [`pairs`] (`x.mp4` beside
-//! `x.txt`, or `x.png` beside it) and [`metadata`] (a table). No clip is opened here.
+//! Three layouts say it: `lines` (`videos.txt` beside `prompt.txt`), `pairs` (`x.mp4` beside
+//! `x.txt`, or `x.png` beside it) and `metadata` (a table). No clip is opened here.
 
 mod column;
 mod folder;
@@ -18,7 +18,8 @@ use serde::{Serialize, Serializer};
 
 use super::caption;
 use super::dataset::{Config, Layout};
-use super::refusal::{Reason, Refusal, Source, count};
+use super::reason::{Reason, count};
+use super::refusal::{Refusal, Source};
 use folder::Folder;
 
 /// A line of a manifest: a clip, its caption, and where that was said.

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use super::super::dataset::Config;
-use super::super::refusal::{Reason, Refusal, Source};
+use super::super::reason::Reason;
+use super::super::refusal::{Refusal, Source};
 use super::folder::Folder;
 use super::{Listing, Media, Named, Said, some_of, text};
 
