@@ -1,6 +1,6 @@
 //! Data sets: from a folder of clips and captions to batches. Knows no model.
 //!
-//! [`manifest`] reads which clips there are and what they are captioned, [`survey`] opens each and
+//! [`manifest`] reads which clips there are and what they are captioned, [`survey`](mod@survey) opens each and
 //! gives it a [`bucket`] or a [`refusal`], [`order`] says which batch comes when, and [`loader`]
 //! decodes it.
 
@@ -11,6 +11,7 @@ pub mod dataset;
 pub mod loader;
 pub mod manifest;
 pub mod order;
+pub mod reason;
 pub mod refusal;
 pub mod survey;
 
@@ -18,5 +19,6 @@ pub use bucket::Bucket;
 pub use dataset::Config;
 pub use manifest::Entry;
 pub use order::{Batch, Order};
-pub use refusal::{Reason, Refusal, Source};
+pub use reason::Reason;
+pub use refusal::{Refusal, Source};
 pub use survey::{Facts, Found, Report, Sample, Totals, survey, survey_folder};

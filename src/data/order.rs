@@ -34,6 +34,7 @@ pub struct Order {
     buckets: Vec<Bucket>,
     /// A sample and the place of its bucket, as often as it is repeated.
     items: Vec<(usize, usize)>,
+    batches_per_epoch: usize,
     drawn: Option<(u64, Vec<Batch>)>,
 }
 
@@ -52,35 +53,34 @@ impl Order {
         batch_size: usize,
         seed: u64,
     ) -> Order {
-        let (mut buckets, mut items) = (Vec::new(), Vec::new());
+        let (mut buckets, mut items, mut counts) = (Vec::new(), Vec::new(), Vec::new());
         for (sample, (bucket, repeats)) in samples.into_iter().enumerate() {
-            let place = buckets
-                .iter()
-                .position(|b| *b == bucket)
-                .unwrap_or(buckets.len());
-            if place == buckets.len() {
+            let known = buckets.iter().position(|b| *b == bucket);
+            let place = known.unwrap_or(buckets.len());
+            if known.is_none() {
                 buckets.push(bucket);
+                counts.push(0_usize);
             }
+            counts[place] += repeats;
             items.extend(std::iter::repeat_n((sample, place), repeats));
         }
+        let batches_per_epoch = match batch_size {
+            0 => 0,
+            size => counts.iter().map(|count| count.div_ceil(size)).sum(),
+        };
         Order {
             seed,
             batch_size,
             buckets,
             items,
+            batches_per_epoch,
             drawn: None,
         }
     }
 
     /// How many batches an epoch has; none where there are no samples or `batch_size` is 0.
     pub fn batches_per_epoch(&self) -> usize {
-        if self.batch_size == 0 {
-            return 0;
-        }
-        let size = |place| self.items.iter().filter(|item| item.1 == place).count();
-        (0..self.buckets.len())
-            .map(|place| size(place).div_ceil(self.batch_size))
-            .sum()
+        self.batches_per_epoch
     }
 
     /// The batches of one epoch, from 0.
@@ -118,7 +118,7 @@ impl Order {
     /// The i-th batch, counted from 0 through all epochs: what the micro-batch with global index i
     /// trains on. `None` where there is nothing to make batches of.
     pub fn batch_at(&mut self, i: u64) -> Option<&Batch> {
-        let per_epoch = self.batches_per_epoch() as u64;
+        let per_epoch = self.batches_per_epoch as u64;
         let epoch = i.checked_div(per_epoch)?;
         if self.drawn.as_ref().is_none_or(|(drawn, _)| *drawn != epoch) {
             self.drawn = Some((epoch, self.epoch(epoch)));

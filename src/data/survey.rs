@@ -9,7 +9,8 @@ use serde::Serialize;
 use super::bucket::{self, Bucket};
 use super::dataset::{Config, Cropping, Frames, OnBadClip};
 use super::manifest::{self, Entry};
-use super::refusal::{Reason, Refusal, Source};
+use super::reason::Reason;
+use super::refusal::{Refusal, Source};
 use crate::video::{self, Clip, Crop, Fit, VideoError};
 
 /// What a survey found, all in the manifests' order.
@@ -148,7 +149,7 @@ pub fn survey(configs: &[Config], decode: bool) -> Report {
     report
 }
 
-/// Opens every clip of a folder, as [`survey`] does, without buckets: only what can be read.
+/// Opens every clip of a folder, as [`survey()`] does, without buckets: only what can be read.
 pub fn survey_folder(path: &Path, decode: bool) -> Report<Found> {
     let mut report = Report {
         samples: Vec::new(),
@@ -211,7 +212,10 @@ impl Found {
         });
         let clip = match opened {
             Ok(clip) => clip,
-            Err(error) => return Err(Refusal::of_clip(entry.name, entry.source, reason(&error))),
+            Err(error) => {
+                let reason = reason(&error, &entry.video);
+                return Err(Refusal::of_clip(entry.name, entry.source, reason));
+            }
         };
         let facts = Facts {
             width: clip.width(),
@@ -236,8 +240,10 @@ fn decode_all(clip: &Clip) -> Result<(), VideoError> {
         .try_for_each(|stretch| clip.decode(stretch).map(drop))
 }
 
-fn reason(error: &VideoError) -> Reason {
+fn reason(error: &VideoError, path: &Path) -> Reason {
     let text = error.to_string();
+    let path = format!("{}: ", path.display());
+    let text = text.strip_prefix(&path).unwrap_or(&text).to_owned(); // the refusal's source says it
     match error {
         VideoError::Missing { .. } => Reason::MissingFile { link_to: None },
         VideoError::Empty { .. } => Reason::EmptyFile,

@@ -41,6 +41,9 @@ impl Clip {
     pub fn open(path: &Path) -> Result<Clip, VideoError> {
         let bytes = std::fs::read(path).map_err(|e| VideoError::Unreadable(e.to_string()))?;
         let bad = || VideoError::Unreadable("not y4m".into());
+        if bytes.starts_with(b"RIFF") {
+            return Err(VideoError::NoVideo(path.display().to_string()));
+        }
         if bytes.starts_with(b"BM") {
             let n = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap()) as usize;
             return Ok(Clip { path: path.into(), w: n(18), h: n(22), fps: 25.0, timestamps: vec![0.0], image: true });
@@ -78,6 +81,7 @@ impl Clip {
         self.decode_fitted(i, &Fit { resize_height: self.h, resize_width: self.w, top: 0, left: 0, height: self.h, width: self.w })
     }
     pub fn decode_fitted(&self, i: &[usize], fit: &Fit) -> Result<Frames, VideoError> {
+        std::fs::metadata(&self.path).map_err(|e| VideoError::Unreadable(format!("{}: {e}", self.path.display())))?;
         Ok(Frames { data: vec![0; i.len() * fit.height * fit.width * 3], num_frames: i.len(), height: fit.height, width: fit.width })
     }
 }

@@ -5,7 +5,8 @@ use std::fs;
 use std::io::ErrorKind;
 use std::path::{Component, Path, PathBuf};
 
-use super::super::refusal::{Reason, Refusal, Source};
+use super::super::reason::Reason;
+use super::super::refusal::{Refusal, Source};
 use super::Media;
 
 pub(super) struct Folder {
@@ -53,16 +54,19 @@ impl Folder {
         }
     }
 
-    /// An absolute name within the folder is as good as the relative one.
+    /// A name as a path from the folder, without `.`: an absolute name within the folder is as good.
     pub fn relative(&self, name: &Path) -> PathBuf {
-        let inside = name
-            .strip_prefix(&self.root)
-            .or_else(|_| name.strip_prefix(&self.shown));
-        if name.is_absolute() {
-            inside.unwrap_or(name).to_owned()
+        let inside = [&self.root, &self.shown]
+            .into_iter()
+            .find_map(|top| name.strip_prefix(top).ok());
+        let name = if name.is_absolute() {
+            inside.unwrap_or(name)
         } else {
-            name.to_owned()
-        }
+            name
+        };
+        name.components()
+            .filter(|part| *part != Component::CurDir)
+            .collect()
     }
 
     /// The path of a file that has content and, unless links are followed, lies within the folder.
@@ -72,7 +76,9 @@ impl Folder {
             .canonicalize()
             .map_err(|e| self.not_there(relative, &path, &e))?;
         if !self.follow_links && !real.starts_with(&self.root) {
-            return Err(Reason::OutsideFolder { leads_to: real });
+            return Err(Reason::OutsideFolder {
+                leads_to: real.display().to_string(),
+            });
         }
         let facts = fs::metadata(&real).map_err(|e| Reason::UnreadableFile {
             error: e.to_string(),
@@ -82,6 +88,20 @@ impl Folder {
             (true, 0) => Err(Reason::EmptyFile),
             (true, _) => Ok(path),
         }
+    }
+
+    /// The path of a manifest, which the config may name with `key`.
+    pub fn manifest(&self, relative: &Path, key: &'static str) -> Result<PathBuf, Refusal> {
+        self.file(relative).map_err(|reason| {
+            let reason = match reason {
+                Reason::MissingFile { link_to: None } => Reason::NoManifest {
+                    looked_for: relative.display().to_string(),
+                    choose_with: key,
+                },
+                reason => reason,
+            };
+            Refusal::of_data_set(Source::file(self.shown(relative)), reason)
+        })
     }
 
     fn not_there(&self, relative: &Path, path: &Path, error: &std::io::Error) -> Reason {
@@ -95,10 +115,12 @@ impl Folder {
         }
         let meant = without_dots(&self.root.join(relative));
         if !self.follow_links && !meant.starts_with(&self.root) {
-            return Reason::OutsideFolder { leads_to: meant };
+            return Reason::OutsideFolder {
+                leads_to: meant.display().to_string(),
+            };
         }
         Reason::MissingFile {
-            link_to: fs::read_link(path).ok(),
+            link_to: fs::read_link(path).ok().map(|to| to.display().to_string()),
         }
     }
 
@@ -112,42 +134,89 @@ impl Folder {
         names
     }
 
+    /// Everything in the folder and below it.
     pub fn search(&self) -> Contents {
-        let mut found = Contents::default();
-        let mut seen = HashSet::from([self.root.clone()]); // links may lead round in circles
-        let mut waiting = vec![PathBuf::new()];
-        let mut hidden = Vec::new();
-        while let Some(folder) = waiting.pop() {
-            let refuse = |e: std::io::Error| {
-                Refusal::of_data_set(
-                    Source::file(self.shown(&folder)),
-                    Reason::UnreadableFile {
-                        error: e.to_string(),
-                    },
-                )
-            };
-            let entries = match fs::read_dir(self.root.join(&folder)) {
-                Ok(entries) => entries,
-                Err(e) => {
-                    found.refused.push(refuse(e));
-                    continue;
-                }
-            };
-            for entry in entries {
-                match entry {
-                    Err(e) => found.refused.push(refuse(e)),
-                    Ok(entry) if entry.file_name().as_encoded_bytes().starts_with(b".") => {
-                        hidden.push(folder.join(entry.file_name()));
-                    }
-                    Ok(entry) => self.sort_in(
-                        folder.join(entry.file_name()),
-                        &mut found,
-                        &mut waiting,
-                        &mut seen,
-                    ),
-                }
+        let mut search = Search {
+            folder: self,
+            found: Contents::default(),
+            waiting: vec![PathBuf::new()],
+            seen: HashSet::from([self.root.clone()]),
+            hidden: Vec::new(),
+        };
+        while let Some(below) = search.waiting.pop() {
+            if let Err(e) = search.list(&below) {
+                let reason = Reason::UnreadableFile {
+                    error: e.to_string(),
+                };
+                search.found.refused.push(Refusal::of_data_set(
+                    Source::file(self.shown(below)),
+                    reason,
+                ));
             }
         }
+        search.finish()
+    }
+}
+
+struct Search<'a> {
+    folder: &'a Folder,
+    found: Contents,
+    /// Folders to be listed.
+    waiting: Vec<PathBuf>,
+    /// Folders without links, since links may lead round in circles.
+    seen: HashSet<PathBuf>,
+    hidden: Vec<PathBuf>,
+}
+
+impl Search<'_> {
+    fn list(&mut self, below: &Path) -> std::io::Result<()> {
+        for entry in fs::read_dir(self.folder.root.join(below))? {
+            let entry = entry?;
+            let relative = below.join(entry.file_name());
+            if entry.file_name().as_encoded_bytes().starts_with(b".") {
+                self.hidden.push(relative);
+            } else if entry.file_type()?.is_file() {
+                self.found.files.push(relative);
+            } else {
+                self.enter(relative, entry.file_type()?.is_symlink());
+            }
+        }
+        Ok(())
+    }
+
+    /// A folder, or a link to whatever it is.
+    fn enter(&mut self, relative: PathBuf, is_link: bool) {
+        let real = match self.folder.root.join(&relative).canonicalize() {
+            Ok(real) if real.is_dir() => real,
+            _ => return self.found.files.push(relative), // a broken link too: what names it will say so
+        };
+        let inside = real.starts_with(&self.folder.root);
+        if is_link && inside {
+            let name = relative.display();
+            self.found.notes.push(format!(
+                "{name} links to a folder of this data set, which is searched where it is"
+            ));
+        } else if is_link && !self.folder.follow_links {
+            let reason = Reason::OutsideFolder {
+                leads_to: real.display().to_string(),
+            };
+            let source = Source::file(self.folder.shown(&relative));
+            self.found.refused.push(Refusal::of_clip(
+                relative.display().to_string(),
+                source,
+                reason,
+            ));
+        } else if self.seen.insert(real) {
+            self.waiting.push(relative);
+        }
+    }
+
+    fn finish(self) -> Contents {
+        let Search {
+            mut found,
+            mut hidden,
+            ..
+        } = self;
         hidden.retain(|path| Media::of(path).is_some());
         if !hidden.is_empty() {
             hidden.sort();
@@ -160,37 +229,6 @@ impl Folder {
         found.refused.sort_by(|a, b| a.source.cmp(&b.source));
         found.notes.sort();
         found
-    }
-
-    fn sort_in(
-        &self,
-        relative: PathBuf,
-        found: &mut Contents,
-        waiting: &mut Vec<PathBuf>,
-        seen: &mut HashSet<PathBuf>,
-    ) {
-        let path = self.root.join(&relative);
-        let real = match path.canonicalize() {
-            Ok(real) if real.is_dir() => real,
-            _ => return found.files.push(relative), // a broken link too: what names it will say so
-        };
-        if !real.starts_with(&self.root) && !self.follow_links {
-            let name = relative.display().to_string();
-            let reason = Reason::OutsideFolder { leads_to: real };
-            found.refused.push(Refusal::of_clip(
-                name,
-                Source::file(self.shown(relative)),
-                reason,
-            ));
-        } else if path.is_symlink() && real.starts_with(&self.root) {
-            let note = format!(
-                "{} links to a folder of this data set, which is searched where it is",
-                relative.display()
-            );
-            found.notes.push(note);
-        } else if seen.insert(real) {
-            waiting.push(relative);
-        }
     }
 }
 

@@ -3,7 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use super::super::dataset::Config;
-use super::super::refusal::{Reason, Refusal, Source};
+use super::super::reason::Reason;
+use super::super::refusal::{Refusal, Source};
 use super::folder::Folder;
 use super::{Listing, Named, Said, text};
 
@@ -39,21 +40,10 @@ fn open(
         Some(name) => name.to_owned(),
         None => PathBuf::from(usual_one(folder, usual, key)?),
     };
+    let path = folder.manifest(&name, key)?;
     let shown = folder.shown(&name);
-    let refuse = |reason| {
-        let reason = match reason {
-            Reason::MissingFile { link_to: None } => Reason::NoManifest {
-                looked_for: name.display().to_string(),
-                choose_with: key,
-            },
-            reason => reason,
-        };
-        Refusal::of_data_set(Source::file(&shown), reason)
-    };
-    let bytes = folder
-        .file(&name)
-        .and_then(|path| text::read(&path))
-        .map_err(refuse)?;
+    let refuse = |reason| Refusal::of_data_set(Source::file(&shown), reason);
+    let bytes = text::read(&path).map_err(refuse)?;
     Ok(Opened { name, shown, bytes })
 }
 
@@ -82,16 +72,7 @@ fn pair(
     listing: &mut Listing,
 ) {
     let (names, said) = (text::lines(&videos.bytes), text::lines(&captions.bytes));
-    let (clips, texts) = (
-        text::without_blank_end(&names),
-        text::without_blank_end(&said),
-    );
-    // Blank lines at the end are no captions, unless there are clips that they belong to.
-    let texts = if texts < clips {
-        said.len().min(clips)
-    } else {
-        texts
-    };
+    let (clips, texts) = counts(&names, &said);
     if clips != texts {
         let captions_file = captions.name.display().to_string();
         let reason = Reason::CountsDiffer {
@@ -136,4 +117,14 @@ fn pair(
         .flat_map(|name| bases.map(|base| base.join(name)))
         .collect();
     listing.note_unnamed(folder, &videos.name.display().to_string(), &named);
+}
+
+type Lines<'a> = [Result<&'a str, Reason>];
+
+/// How many clips and captions there are. Blank lines at the end are neither, but for captions that
+/// belong to a clip.
+fn counts(names: &Lines, said: &Lines) -> (usize, usize) {
+    let clips = text::without_blank_end(names);
+    let texts = text::without_blank_end(said);
+    (clips, texts.max(said.len().min(clips)))
 }

@@ -5,24 +5,12 @@
 use std::path::{Path, PathBuf};
 
 use super::super::dataset::Config;
-use super::super::refusal::{Reason, Refusal, Source};
+use super::super::reason::Reason;
+use super::super::refusal::{Refusal, Source};
+use super::column::Column;
 use super::folder::Folder;
-use super::table::{self, Cell, Format, Row, Table};
+use super::table::{self, Cell, Fault, Format, Row, Table};
 use super::{Listing, Named, Said};
-
-/// The usual names of the columns; the first of them that is there is taken.
-const CLIPS: [&str; 9] = [
-    "file_name",
-    "video",
-    "path",
-    "video_path",
-    "file_path",
-    "filename",
-    "file",
-    "media_path",
-    "image",
-];
-const CAPTIONS: [&str; 4] = ["text", "caption", "prompt", "description"];
 
 /// Whether a path is named as a table of metadata.
 pub(super) fn is_one(path: &Path) -> bool {
@@ -41,7 +29,7 @@ pub(super) fn read(config: &Config, folder: &Folder, listing: &mut Listing) {
     for table in &tables {
         match Rows::open(config, folder, table, listing) {
             Ok(rows) => rows.list(config, folder, listing, &mut named),
-            Err(refusal) => listing.refuse(refusal),
+            Err(refusals) => listing.items.extend(refusals.into_iter().map(Err)),
         }
     }
     let names: Vec<_> = tables.iter().map(|t| t.display().to_string()).collect();
@@ -113,72 +101,63 @@ struct Rows {
 }
 
 impl Rows {
+    /// Opens a table; where that fails, everything that is wrong with it as a whole.
     fn open(
         config: &Config,
         folder: &Folder,
         name: &Path,
         listing: &mut Listing,
-    ) -> Result<Rows, Refusal> {
+    ) -> Result<Rows, Vec<Refusal>> {
         let shown = folder.shown(name);
-        let refuse = |reason| {
-            let reason = match reason {
-                Reason::MissingFile { link_to: None } => Reason::NoManifest {
-                    looked_for: name.display().to_string(),
-                    choose_with: "metadata",
-                },
-                reason => reason,
-            };
-            Refusal::of_data_set(Source::file(&shown), reason)
-        };
+        let refuse = |reason| Refusal::of_data_set(Source::file(&shown), reason);
         let Some(format) = Format::of(name) else {
             let error = "its name must end in .csv, .tsv, .jsonl, .json or .parquet".into();
-            return Err(refuse(Reason::UnreadableFile { error }));
+            return Err(vec![refuse(Reason::UnreadableFile { error })]);
         };
-        let path = folder.file(name).map_err(refuse)?;
+        let path = folder
+            .manifest(name, "metadata")
+            .map_err(|refusal| vec![refusal])?;
         let wanted = |column: &str| {
-            let usual = || {
-                CLIPS
-                    .iter()
-                    .chain(&CAPTIONS)
-                    .any(|c| c.eq_ignore_ascii_case(column))
-            };
-            let named = [&config.video_column, &config.caption_column];
-            usual()
-                || named
-                    .into_iter()
-                    .flatten()
-                    .any(|c| c.eq_ignore_ascii_case(column))
+            [Column::Clip, Column::Caption]
+                .iter()
+                .any(|c| c.may_be(column, config))
         };
         let table = table::read(&path, format, &wanted).map_err(|fault| {
             let source = Source {
                 file: shown.clone(),
                 line: fault.line,
             };
-            Refusal::of_data_set(source, fault.reason)
+            vec![Refusal::of_data_set(source, fault.reason)]
         })?;
-        let mut choose = |named: &Option<String>, usual: &[&str], what, key| {
-            column(&table, named.as_deref(), usual, what, key, &shown, listing).map_err(refuse)
-        };
-        let clip = choose(
-            &config.video_column,
-            &CLIPS,
-            "names of the clips",
-            "video_column",
-        );
-        let caption = choose(
-            &config.caption_column,
-            &CAPTIONS,
-            "captions",
-            "caption_column",
-        );
-        let (clip, caption) = (clip?, caption?);
-        Ok(Rows {
-            name: name.to_owned(),
-            shown,
-            table,
-            clip,
-            caption,
-        })
+        if table.columns.is_empty() && table.unread.is_empty() {
+            let none = Reason::BadRow {
+                error: "there is no row in it that can be read".into(),
+            };
+            return Err([faults(&table, &shown), vec![refuse(none)]].concat());
+        }
+        let named = |note| format!("{}: {note}", name.display());
+        match (
+            Column::Clip.find(&table, config),
+            Column::Caption.find(&table, config),
+        ) {
+            (Ok(clip), Ok(caption)) => {
+                listing
+                    .notes
+                    .extend(clip.note.into_iter().chain(caption.note).map(named));
+                let (clip, caption) = (clip.place, caption.place);
+                Ok(Rows {
+                    name: name.to_owned(),
+                    shown,
+                    table,
+                    clip,
+                    caption,
+                })
+            }
+            (clip, caption) => {
+                let columns = clip.err().into_iter().chain(caption.err()).map(refuse);
+                Err(columns.chain(faults(&table, &shown)).collect())
+            }
+        }
     }
 
     fn list(
@@ -193,11 +172,7 @@ impl Rows {
             let row = match row {
                 Ok(row) => row,
                 Err(fault) => {
-                    let source = Source {
-                        file: self.shown.clone(),
-                        line: fault.line,
-                    };
-                    listing.refuse(Refusal::of_clip("", source, fault.reason.clone()));
+                    listing.refuse(refuse_row(&self.shown, fault));
                     continue;
                 }
             };
@@ -244,54 +219,18 @@ impl Rows {
     }
 }
 
-/// The column that the config names, or else the first of the usual ones.
-fn column(
-    table: &Table,
-    named: Option<&str>,
-    usual: &[&str],
-    what: &str,
-    key: &'static str,
-    shown: &Path,
-    listing: &mut Listing,
-) -> Result<usize, Reason> {
-    let place = |name: &str| {
-        let exact = table.columns.iter().position(|c| c == name);
-        exact.or_else(|| {
-            table
-                .columns
-                .iter()
-                .position(|c| c.eq_ignore_ascii_case(name))
-        })
+/// The rows that could not be read.
+fn faults(table: &Table, shown: &Path) -> Vec<Refusal> {
+    let bad = table.rows.iter().filter_map(|row| row.as_ref().err());
+    bad.map(|fault| refuse_row(shown, fault)).collect()
+}
+
+fn refuse_row(shown: &Path, fault: &Fault) -> Refusal {
+    let source = Source {
+        file: shown.to_owned(),
+        line: fault.line,
     };
-    let mut found: Vec<_> = match named {
-        Some(name) => place(name).into_iter().collect(),
-        None => usual.iter().filter_map(|name| place(name)).collect(),
-    };
-    found.dedup();
-    let Some(&first) = found.first() else {
-        let wanted = named.map_or(what.to_owned(), |name| format!("{what}, `{name}`"));
-        let columns = table.columns.iter().cloned();
-        let found = columns.chain(table.unread.iter().cloned()).collect();
-        return Err(Reason::NoColumn {
-            wanted,
-            found,
-            choose_with: key,
-        });
-    };
-    if found.len() > 1 {
-        let rest: Vec<_> = found[1..]
-            .iter()
-            .map(|&i| format!("`{}`", table.columns[i]))
-            .collect();
-        let note = format!(
-            "{}: the {what} are taken from `{}`, not from {}; `{key}` chooses another",
-            shown.display(),
-            table.columns[first],
-            rest.join(", ")
-        );
-        listing.notes.push(note);
-    }
-    Ok(first)
+    Refusal::of_clip("", source, fault.reason.clone())
 }
 
 fn one_line(text: &str) -> String {

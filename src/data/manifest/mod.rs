@@ -1,8 +1,9 @@
 //! Manifests: which clips a data set names, and the caption of each.
 //!
-//! Three layouts say it: [`lines`] (`videos.txt` beside `prompt.txt`), [`pairs`] (`x.mp4` beside
-//! `x.txt`, or `x.png` beside it) and [`metadata`] (a table). No clip is opened here.
+//! Three layouts say it: `lines` (`videos.txt` beside `prompt.txt`), `pairs` (`x.mp4` beside
+//! `x.txt`, or `x.png` beside it) and `metadata` (a table). No clip is opened here.
 
+mod column;
 mod folder;
 mod lines;
 mod metadata;
@@ -10,19 +11,21 @@ mod pairs;
 mod table;
 mod text;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 use super::caption;
 use super::dataset::{Config, Layout};
-use super::refusal::{Reason, Refusal, Source, count};
+use super::reason::{Reason, count};
+use super::refusal::{Refusal, Source};
 use folder::Folder;
 
 /// A line of a manifest: a clip, its caption, and where that was said.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Entry {
+    #[serde(serialize_with = "lossy")]
     pub video: PathBuf,
     /// Relative to the data set's folder, for display.
     pub name: String,
@@ -30,6 +33,11 @@ pub struct Entry {
     pub caption: String,
     /// Where the clip is named; the clip itself in a folder of pairs.
     pub source: Source,
+}
+
+/// A path in JSON, where not every file name can stand.
+fn lossy<S: Serializer>(path: &Path, to: S) -> Result<S::Ok, S::Error> {
+    to.collect_str(&path.display())
 }
 
 /// What the manifest of one data set holds, in its order.
@@ -208,18 +216,26 @@ impl Listing {
         self.notes.extend(notes);
     }
 
-    /// Clips in the folder that its manifest does not name are not used.
+    /// Clips in the folder that its manifest does not name are not used; images, where it names some.
     fn note_unnamed(&mut self, folder: &Folder, manifest: &str, named: &[PathBuf]) {
-        let named: std::collections::HashSet<_> =
-            named.iter().map(|n| folder.relative(n)).collect();
+        let named: HashSet<_> = named.iter().map(|n| folder.relative(n)).collect();
+        let kinds = [Media::Video, Media::Image];
+        let kinds = kinds.map(|kind| {
+            named
+                .iter()
+                .any(|name| Media::of(name) == Some(kind))
+                .then_some(kind)
+        });
         let mut unnamed = folder.search().files;
-        unnamed.retain(|path| Media::of(path) == Some(Media::Video) && !named.contains(path));
+        unnamed.retain(|path| Media::of(path).is_some_and(|kind| kinds.contains(&Some(kind))));
+        unnamed.retain(|path| !named.contains(path));
         if !unnamed.is_empty() {
-            let clips = count(unnamed.len(), "clip");
-            self.notes.push(format!(
-                "{clips} not named in {manifest}, so not used: {}",
+            let files = count(unnamed.len(), "file");
+            let note = format!(
+                "{files} not named in {manifest}, so not used: {}",
                 some_of(&unnamed)
-            ));
+            );
+            self.notes.push(note);
         }
     }
 }

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use super::super::dataset::Config;
-use super::super::refusal::{Reason, Refusal, Source};
+use super::super::reason::Reason;
+use super::super::refusal::{Refusal, Source};
 use super::folder::Folder;
 use super::{Listing, Media, Named, Said, some_of, text};
 
@@ -14,13 +15,14 @@ pub(super) fn read(config: &Config, folder: &Folder, wanted: Media, listing: &mu
     listing.notes.extend(contents.notes);
 
     let mut families: BTreeMap<PathBuf, Family> = BTreeMap::new(); // by path without extension
+    let mut strangers = Vec::new();
     for path in contents.files {
         let family = families.entry(path.with_extension("")).or_default();
         match Media::of(&path) {
             Some(media) if media == wanted => family.clips.push(path),
             Some(_) => family.others.push(path),
             None if is_caption(&path) => family.captions.push(path),
-            None => {}
+            None => strangers.push(path),
         }
     }
     let others: Vec<_> = families
@@ -36,6 +38,12 @@ pub(super) fn read(config: &Config, folder: &Folder, wanted: Media, listing: &mu
         listing.notes.push(format!(
             "{kind} are not used here, a data set with `layout: {layout}` would be: {files}"
         ));
+    }
+    if !strangers.is_empty() {
+        let files = some_of(&strangers);
+        listing
+            .notes
+            .push(format!("files of other kinds are passed over: {files}"));
     }
     for family in families.values() {
         family.list(config, folder, wanted, listing);
@@ -61,13 +69,8 @@ impl Family {
             return;
         };
         for spare in &self.captions[1..] {
-            let found = vec![file_name(caption), file_name(spare)];
-            let choose_with = "their names";
-            listing.refuse(refusal(
-                folder,
-                spare,
-                Reason::Ambiguous { found, choose_with },
-            ));
+            let other = file_name(caption);
+            listing.refuse(refusal(folder, spare, Reason::SecondCaption { other }));
         }
         if self.clips.is_empty() && self.others.is_empty() {
             self.unmatched(caption, folder, wanted, listing);

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
-use super::super::refusal::Reason;
+use super::super::reason::Reason;
 
 /// No manifest is larger; a clip named as one is.
 const LARGEST: u64 = 1 << 30;

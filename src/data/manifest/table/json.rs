@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value};
 
-use super::super::super::refusal::Reason;
+use super::super::super::reason::Reason;
 use super::super::text;
 use super::{Cell, Fault, Gathered, Table};
 

@@ -7,7 +7,7 @@ mod parquet;
 use std::collections::HashMap;
 use std::path::Path;
 
-use super::super::refusal::Reason;
+use super::super::reason::Reason;
 use super::text;
 
 pub(super) enum Format {
