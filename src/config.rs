@@ -173,12 +173,22 @@ impl RunConfig {
         }
         let mut add = |at: &str, found: Vec<(String, String)>| {
             wrong.extend(found.into_iter().map(|(path, message)| {
-                (if path.is_empty() { at.to_string() } else { format!("{at}.{path}") }, message)
+                (
+                    if path.is_empty() {
+                        at.to_string()
+                    } else {
+                        format!("{at}.{path}")
+                    },
+                    message,
+                )
             }));
         };
         add("model", self.model.check());
         if self.datasets.is_empty() {
-            add("datasets", vec![("".into(), "is required: a list with at least one {path: FOLDER}".into())]);
+            add(
+                "datasets",
+                vec![("".into(), "is required: a list with at least one {path: FOLDER}".into())],
+            );
         }
         add("lora", self.lora.check());
         add("train", self.train.check());

@@ -63,9 +63,7 @@ impl Rng {
     pub fn rand(&mut self, n: usize) -> Vec<f32> {
         const MASK: u32 = (1 << 24) - 1;
         const SCALE: f32 = 1.0 / (1 << 24) as f32;
-        (0..n)
-            .map(|_| (self.engine.next_u32() & MASK) as f32 * SCALE)
-            .collect()
+        (0..n).map(|_| (self.engine.next_u32() & MASK) as f32 * SCALE).collect()
     }
 
     /// `torch.rand(1, dtype=torch.float64).item()`: one uniform in [0, 1), a multiple of 2^-53.
@@ -170,16 +168,10 @@ impl std::fmt::Display for BadState {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             BadState::Words(found) => {
-                write!(
-                    f,
-                    "a random generator's state needs {N} words, found {found}"
-                )
+                write!(f, "a random generator's state needs {N} words, found {found}")
             }
             BadState::Position(found) => {
-                write!(
-                    f,
-                    "a random generator's position is at most {N}, found {found}"
-                )
+                write!(f, "a random generator's position is at most {N}, found {found}")
             }
         }
     }
@@ -241,11 +233,7 @@ impl Engine {
     }
 
     fn draw(&mut self, wide: bool) -> u64 {
-        if wide {
-            self.next_u64()
-        } else {
-            self.next_u32().into()
-        }
+        if wide { self.next_u64() } else { self.next_u32().into() }
     }
 
     fn refill(&mut self) {
@@ -349,11 +337,7 @@ fn sin_cos(x: f32) -> (f32, f32) {
     let s = s.mul_add(z, -1.6666654611e-1) * z;
     let sin = s.mul_add(r, r);
 
-    let (sin, cos) = if octant & 2 == 0 {
-        (sin, cos)
-    } else {
-        (cos, sin)
-    };
+    let (sin, cos) = if octant & 2 == 0 { (sin, cos) } else { (cos, sin) };
     let sin_negative = octant & 4 != 0;
     let cos_negative = (octant + 2) & 4 != 0;
     (

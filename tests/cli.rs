@@ -4,7 +4,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 fn vtrain(args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_vtrain")).args(args).output().expect("the program starts")
+    Command::new(env!("CARGO_BIN_EXE_vtrain"))
+        .args(args)
+        .output()
+        .expect("the program starts")
 }
 
 fn stdout(output: &Output) -> String {
@@ -38,7 +41,14 @@ fn run_file(extra: &str) -> (tempfile::TempDir, String) {
 fn help_names_every_verb_and_the_exit_codes() {
     let output = vtrain(&["--help"]);
     assert_eq!(output.status.code(), Some(0));
-    for word in ["train", "check-dataset", "completions", "man", "--config", "130  interrupted"] {
+    for word in [
+        "train",
+        "check-dataset",
+        "completions",
+        "man",
+        "--config",
+        "130  interrupted",
+    ] {
         assert!(stdout(&output).contains(word), "{word}\n{}", stdout(&output));
     }
     assert_eq!(vtrain(&["--version"]).status.code(), Some(0));
@@ -46,12 +56,23 @@ fn help_names_every_verb_and_the_exit_codes() {
 
 #[test]
 fn wrong_usage_exits_with_2() {
-    for args in [&["--nonsense"][..], &["frobnicate"], &["check-dataset"], &["train"], &["-q", "-v", "train"], &[]] {
+    for args in [
+        &["--nonsense"][..],
+        &["frobnicate"],
+        &["check-dataset"],
+        &["train"],
+        &["-q", "-v", "train"],
+        &[],
+    ] {
         assert_eq!(vtrain(args).status.code(), Some(2), "{args:?}");
     }
     let output = vtrain(&["train", "--config", "no/such/file.yaml"]);
     assert_eq!(output.status.code(), Some(2));
-    assert!(stderr(&output).contains("no/such/file.yaml: cannot be read"), "{}", stderr(&output));
+    assert!(
+        stderr(&output).contains("no/such/file.yaml: cannot be read"),
+        "{}",
+        stderr(&output)
+    );
 }
 
 #[test]
@@ -79,9 +100,16 @@ fn a_table_goes_to_standard_output_and_the_rest_to_standard_error() {
     let (_folder, path) = run_file("");
     let output = vtrain(&["check-dataset", "--config", &path]);
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
-    let clips = std::fs::read_to_string(shipped("datasets/shapes/videos.txt")).unwrap().lines().count();
+    let clips = std::fs::read_to_string(shipped("datasets/shapes/videos.txt"))
+        .unwrap()
+        .lines()
+        .count();
     assert_eq!(stdout(&output).lines().count(), clips + 1);
-    assert!(stderr(&output).contains(&format!("{clips} clips accepted, 0 refused")), "{}", stderr(&output));
+    assert!(
+        stderr(&output).contains(&format!("{clips} clips accepted, 0 refused")),
+        "{}",
+        stderr(&output)
+    );
     assert!(stderr(&output).contains("The cache will take"));
     let quiet = vtrain(&["-q", "check-dataset", "--config", &path]);
     assert!(stderr(&quiet).is_empty(), "{}", stderr(&quiet));
@@ -95,19 +123,30 @@ fn json_parses_and_holds_every_clip() {
     let samples = json["samples"].as_array().unwrap();
     assert_eq!(samples.len() as u64, json["totals"]["accepted"].as_u64().unwrap());
     for sample in samples {
-        assert_eq!((sample["height"].as_u64(), sample["width"].as_u64()), (Some(64), Some(96)));
+        assert_eq!(
+            (sample["height"].as_u64(), sample["width"].as_u64()),
+            (Some(64), Some(96))
+        );
         assert!(sample["bucket"][0] == 17 || sample["bucket"][0] == 33, "{sample}");
         assert!(!sample["caption"].as_str().unwrap().is_empty());
     }
     // Mean and log-variance of 16 channels, (17 - 1) / 4 + 1 = 5 or (33 - 1) / 4 + 1 = 9 frames of 8 x 12, in f32.
     let frames: u64 = samples.iter().map(|s| if s["bucket"][0] == 17 { 5 } else { 9 }).sum();
-    assert_eq!(json["cache"]["latent_bytes"].as_u64(), Some(frames * 2 * 16 * 8 * 12 * 4));
+    assert_eq!(
+        json["cache"]["latent_bytes"].as_u64(),
+        Some(frames * 2 * 16 * 8 * 12 * 4)
+    );
 }
 
 #[test]
 fn a_bad_clip_stops_a_run_with_3_unless_it_may_be_skipped() {
     let folder = tempfile::tempdir().unwrap();
-    let good = std::fs::read_dir(shipped("datasets/shapes/videos")).unwrap().next().unwrap().unwrap().path();
+    let good = std::fs::read_dir(shipped("datasets/shapes/videos"))
+        .unwrap()
+        .next()
+        .unwrap()
+        .unwrap()
+        .path();
     std::fs::copy(good, folder.path().join("good.mp4")).unwrap();
     std::fs::write(folder.path().join("good.txt"), "A good clip").unwrap();
     std::fs::write(folder.path().join("bad.mp4"), "").unwrap();
@@ -119,10 +158,17 @@ fn a_bad_clip_stops_a_run_with_3_unless_it_may_be_skipped() {
     assert!(stderr(&output).contains("zero bytes"), "{}", stderr(&output));
 
     let run = folder.path().join("run.yaml");
-    std::fs::write(&run, "model: {path: a/b}\noutput_dir: out\ndatasets: [{path: ., buckets: [[17, 64, 96]]}]\n").unwrap();
+    std::fs::write(
+        &run,
+        "model: {path: a/b}\noutput_dir: out\ndatasets: [{path: ., buckets: [[17, 64, 96]]}]\n",
+    )
+    .unwrap();
     let run = run.to_str().unwrap();
     assert_eq!(vtrain(&["--config", run, "--dry-run"]).status.code(), Some(3));
-    assert!(!folder.path().join("out").exists(), "a run that may not start leaves nothing behind");
+    assert!(
+        !folder.path().join("out").exists(),
+        "a run that may not start leaves nothing behind"
+    );
     let skip = vtrain(&["--config", run, "--dry-run", "--set", "datasets.0.on_bad_clip=skip"]);
     assert_eq!(skip.status.code(), Some(0), "{}", stderr(&skip));
     assert!(stderr(&skip).contains("warning: skipped: "), "{}", stderr(&skip));
@@ -131,7 +177,10 @@ fn a_bad_clip_stops_a_run_with_3_unless_it_may_be_skipped() {
 #[test]
 fn completions_and_manual_pages_are_made() {
     for shell in ["bash", "zsh", "fish"] {
-        assert!(stdout(&vtrain(&["completions", shell])).contains("check-dataset"), "{shell}");
+        assert!(
+            stdout(&vtrain(&["completions", shell])).contains("check-dataset"),
+            "{shell}"
+        );
     }
     assert!(stdout(&vtrain(&["man"])).contains(".TH vtrain"));
     let folder = tempfile::tempdir().unwrap();

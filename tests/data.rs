@@ -60,15 +60,12 @@ impl Set {
 
     /// The refusals and notes, without the folder.
     fn without_folder(&self, text: impl ToString) -> String {
-        text.to_string()
-            .replace(&format!("{}/", self.path().display()), "")
+        text.to_string().replace(&format!("{}/", self.path().display()), "")
     }
 
     fn refusals(&self, listing: &Listing) -> Vec<String> {
         let refused = listing.items.iter().filter_map(|item| item.as_ref().err());
-        refused
-            .map(|refusal| self.without_folder(refusal))
-            .collect()
+        refused.map(|refusal| self.without_folder(refusal)).collect()
     }
 }
 
@@ -81,24 +78,16 @@ fn accepted(listing: &Listing) -> Vec<(&str, &str)> {
 }
 
 fn bucket(frames: usize, height: usize, width: usize) -> Bucket {
-    Bucket {
-        frames,
-        height,
-        width,
-    }
+    Bucket { frames, height, width }
 }
 
 /// An uncompressed clip: a video format that is written by hand in a few lines.
 fn y4m(width: usize, height: usize, frames: usize, fps: usize) -> Vec<u8> {
-    let mut bytes =
-        format!("YUV4MPEG2 W{width} H{height} F{fps}:1 Ip A1:1 C420jpeg\n").into_bytes();
+    let mut bytes = format!("YUV4MPEG2 W{width} H{height} F{fps}:1 Ip A1:1 C420jpeg\n").into_bytes();
     for n in 0..frames {
         bytes.extend(b"FRAME\n");
         bytes.extend(std::iter::repeat_n((n * 8 % 256) as u8, width * height));
-        bytes.extend(std::iter::repeat_n(
-            128,
-            2 * width.div_ceil(2) * height.div_ceil(2),
-        ));
+        bytes.extend(std::iter::repeat_n(128, 2 * width.div_ceil(2) * height.div_ceil(2)));
     }
     bytes
 }

@@ -8,7 +8,10 @@ use vtrain::rng::Rng;
 
 /// How many cases to try.
 pub fn cases(default: usize) -> usize {
-    std::env::var("VTRAIN_FUZZ").ok().and_then(|n| n.parse().ok()).unwrap_or(default)
+    std::env::var("VTRAIN_FUZZ")
+        .ok()
+        .and_then(|n| n.parse().ok())
+        .unwrap_or(default)
 }
 
 /// `original` with one to eight small accidents.
@@ -45,7 +48,11 @@ pub fn below(rng: &mut Rng, n: usize) -> usize {
 pub fn timed<T>(case: usize, run: impl FnOnce() -> T) -> T {
     let start = Instant::now();
     let result = run();
-    assert!(start.elapsed() < Duration::from_secs(10), "case {case} took {:?}", start.elapsed());
+    assert!(
+        start.elapsed() < Duration::from_secs(10),
+        "case {case} took {:?}",
+        start.elapsed()
+    );
     result
 }
 
@@ -53,7 +60,9 @@ pub fn timed<T>(case: usize, run: impl FnOnce() -> T) -> T {
 pub fn peak_memory() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-    line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<u64>().ok()).unwrap_or(0) * 1024
+    line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<u64>().ok())
+        .unwrap_or(0)
+        * 1024
 }
 
 #[test]
@@ -69,11 +78,19 @@ fn mutated_run_files_are_read_or_refused() {
             Ok(_) => read += 1,
             Err(problems) => {
                 assert!(!problems.0.is_empty());
-                assert!(problems.0.iter().all(|p| p.place.contains("run.yaml") && !p.message.is_empty()));
+                assert!(
+                    problems
+                        .0
+                        .iter()
+                        .all(|p| p.place.contains("run.yaml") && !p.message.is_empty())
+                );
                 refused += 1;
             }
         }
     }
-    assert!(read > 0 && refused > 0, "{read} read, {refused} refused: the mutations are too weak or too strong");
+    assert!(
+        read > 0 && refused > 0,
+        "{read} read, {refused} refused: the mutations are too weak or too strong"
+    );
     assert!(peak_memory() < 1 << 30, "{} bytes", peak_memory());
 }

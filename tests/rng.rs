@@ -13,47 +13,25 @@ struct Fixture {
 #[derive(Deserialize)]
 #[serde(tag = "call", rename_all = "snake_case")]
 enum Call {
-    Randn {
-        args: [usize; 1],
-        out: Vec<f32>,
-    },
-    Rand {
-        args: [usize; 1],
-        out: Vec<f32>,
-    },
-    RandOne {
-        out: f64,
-    },
-    Randint {
-        args: (i64, i64, usize),
-        out: Vec<i64>,
-    },
-    Randperm {
-        args: [usize; 1],
-        out: Vec<usize>,
-    },
-    RandnBitsSum {
-        args: [usize; 1],
-        out: u64,
-    },
+    Randn { args: [usize; 1], out: Vec<f32> },
+    Rand { args: [usize; 1], out: Vec<f32> },
+    RandOne { out: f64 },
+    Randint { args: (i64, i64, usize), out: Vec<i64> },
+    Randperm { args: [usize; 1], out: Vec<usize> },
+    RandnBitsSum { args: [usize; 1], out: u64 },
 }
 
 /// The f64 path below 16 numbers rests on the C library: one unit in the last place of an f32.
 const SHORT_ULPS: u32 = 1;
 
 fn replay(seed: u64) {
-    let path = format!(
-        "{}/tests/fixtures/rng/seed-{seed}.json",
-        env!("CARGO_MANIFEST_DIR")
-    );
+    let path = format!("{}/tests/fixtures/rng/seed-{seed}.json", env!("CARGO_MANIFEST_DIR"));
     let text = std::fs::read_to_string(&path).unwrap();
     let fixture: Fixture = serde_json::from_str(&text).unwrap();
     assert_eq!(fixture.seed, seed);
     for stream in &fixture.streams {
         let mut rng = Rng::new(seed);
-        stream
-            .iter()
-            .for_each(|call| answers_as_torch(&mut rng, call));
+        stream.iter().for_each(|call| answers_as_torch(&mut rng, call));
     }
 }
 
@@ -74,11 +52,7 @@ fn answers_as_torch(rng: &mut Rng, call: &Call) {
             args: (low, high, n),
             out,
         } => {
-            assert_eq!(
-                rng.randint(*low, *high, *n),
-                *out,
-                "randint({low}, {high}, {n})"
-            );
+            assert_eq!(rng.randint(*low, *high, *n), *out, "randint({low}, {high}, {n})");
         }
         Call::Randperm { args: [n], out } => assert_eq!(rng.randperm(*n), *out),
         Call::RandnBitsSum { args: [n], out } => {

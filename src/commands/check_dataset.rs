@@ -92,9 +92,15 @@ pub fn judge<T>(report: &Report<T>) -> Result<(), Failure> {
         return Ok(());
     }
     let things = if stopping == 1 { "one thing" } else { "things" };
-    let count = if stopping == 1 { String::new() } else { format!("{stopping} ") };
-    Err(anyhow!("{count}{things} refused, see above; mend them, or set on_bad_clip: skip to train without bad clips"))
-        .or_exit(Exit::Data)
+    let count = if stopping == 1 {
+        String::new()
+    } else {
+        format!("{stopping} ")
+    };
+    Err(anyhow!(
+        "{count}{things} refused, see above; mend them, or set on_bad_clip: skip to train without bad clips"
+    ))
+    .or_exit(Exit::Data)
 }
 
 /// What a row of the table says of a clip.
@@ -127,8 +133,17 @@ impl Row for Found {
 fn table(rows: &[impl Row]) -> String {
     let mut lines = vec![["CLIP", "SIZE", "FRAMES", "FPS", "SECONDS", "CODEC", "BUCKET", "FIT"].map(String::from)];
     for row in rows {
-        let Facts { width, height, num_frames, fps, duration, codec } = &row.found().facts;
-        let (bucket, fit) = row.place().map_or_else(Default::default, |(b, fit)| (b.to_string(), fit.to_string()));
+        let Facts {
+            width,
+            height,
+            num_frames,
+            fps,
+            duration,
+            codec,
+        } = &row.found().facts;
+        let (bucket, fit) = row
+            .place()
+            .map_or_else(Default::default, |(b, fit)| (b.to_string(), fit.to_string()));
         lines.push([
             row.found().entry.name.clone(),
             format!("{width}x{height}"),
@@ -141,12 +156,21 @@ fn table(rows: &[impl Row]) -> String {
         ]);
     }
     // A folder alone has no buckets to show.
-    let columns = if rows.iter().any(|row| row.place().is_some()) { 8 } else { 6 };
-    let widths: Vec<usize> =
-        (0..columns).map(|c| lines.iter().map(|line| line[c].chars().count()).max().unwrap_or(0)).collect();
+    let columns = if rows.iter().any(|row| row.place().is_some()) {
+        8
+    } else {
+        6
+    };
+    let widths: Vec<usize> = (0..columns)
+        .map(|c| lines.iter().map(|line| line[c].chars().count()).max().unwrap_or(0))
+        .collect();
     let mut text = String::new();
     for line in lines.iter().filter(|_| !rows.is_empty()) {
-        let cells: Vec<String> = line.iter().zip(&widths).map(|(cell, &width)| format!("{cell:width$}")).collect();
+        let cells: Vec<String> = line
+            .iter()
+            .zip(&widths)
+            .map(|(cell, &width)| format!("{cell:width$}"))
+            .collect();
         text.push_str(cells.join("  ").trim_end());
         text.push('\n');
     }
@@ -183,9 +207,15 @@ impl Cache {
             Dtype::Bf16 => 2,
         };
         let buckets = report.samples.iter().map(|sample| sample.bucket);
-        let latent_bytes = buckets.map(|b| footprint.latent_bytes(b.frames, b.height, b.width)).sum();
+        let latent_bytes = buckets
+            .map(|b| footprint.latent_bytes(b.frames, b.height, b.width))
+            .sum();
         let caption_bytes = captions.len() as u64 * footprint.caption_bytes(width);
-        Self { latent_bytes, caption_bytes, total_bytes: latent_bytes + caption_bytes }
+        Self {
+            latent_bytes,
+            caption_bytes,
+            total_bytes: latent_bytes + caption_bytes,
+        }
     }
 }
 
@@ -193,7 +223,11 @@ impl std::fmt::Display for Cache {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let size = |bytes| indicatif::BinaryBytes(bytes).to_string();
         let (latents, captions) = (size(self.latent_bytes), size(self.caption_bytes));
-        write!(f, "The cache will take {}: {latents} of latents, {captions} of captions", size(self.total_bytes))
+        write!(
+            f,
+            "The cache will take {}: {latents} of latents, {captions} of captions",
+            size(self.total_bytes)
+        )
     }
 }
 

@@ -34,8 +34,10 @@ pub fn run(args: Args) -> Result<(), Failure> {
     if args.dry_run {
         return Ok(());
     }
-    Err(anyhow!("this version checks a run but cannot train yet; --dry-run stops here with success"))
-        .or_exit(Exit::Training)
+    Err(anyhow!(
+        "this version checks a run but cannot train yet; --dry-run stops here with success"
+    ))
+    .or_exit(Exit::Training)
 }
 
 fn write_config(config: &RunConfig) -> anyhow::Result<PathBuf> {

@@ -18,11 +18,7 @@ pub struct Bucket {
 
 impl From<[usize; 3]> for Bucket {
     fn from([frames, height, width]: [usize; 3]) -> Bucket {
-        Bucket {
-            frames,
-            height,
-            width,
-        }
+        Bucket { frames, height, width }
     }
 }
 
@@ -59,11 +55,7 @@ impl JsonSchema for Bucket {
 /// frames than it has, the ones that ask for the most; of these the nearest in aspect ratio, then the
 /// nearest in area, then the first listed. `None` where the clip is too short for every bucket.
 pub fn choose(buckets: &[Bucket], available: usize, height: usize, width: usize) -> Option<Bucket> {
-    let frames = buckets
-        .iter()
-        .map(|b| b.frames)
-        .filter(|&f| f <= available)
-        .max()?;
+    let frames = buckets.iter().map(|b| b.frames).filter(|&f| f <= available).max()?;
     let distance = |b: &Bucket| {
         let ratio = |h: usize, w: usize| (w as f64 / h as f64).ln();
         let area = |h: usize, w: usize| (h as f64 * w as f64).ln();
@@ -81,9 +73,7 @@ pub fn choose(buckets: &[Bucket], available: usize, height: usize, width: usize)
         turn.then(a.1.total_cmp(&b.1))
     };
     let longest = buckets.iter().filter(|b| b.frames == frames);
-    longest
-        .min_by(|a, b| nearer(&distance(a), &distance(b)))
-        .copied() // the first of equals
+    longest.min_by(|a, b| nearer(&distance(a), &distance(b))).copied() // the first of equals
 }
 
 /// The bucket that asks for the fewest frames: what a clip that fits none fell short of.

@@ -86,9 +86,7 @@ pub fn with_token(token: &str, caption: &str) -> String {
 
 /// What follows one known opening of `text`.
 fn opening(text: &str) -> Option<&str> {
-    located(text)
-        .or_else(|| asserted(text))
-        .or_else(|| titled(text))
+    located(text).or_else(|| asserted(text)).or_else(|| titled(text))
 }
 
 /// `In this video, [we see]`

@@ -190,20 +190,14 @@ impl Config {
                 );
             }
             if let Some(first) = self.buckets[..n].iter().position(|b| b == bucket) {
-                say(
-                    &key,
-                    format!("is the same as buckets[{first}], {bucket}; remove one"),
-                );
+                say(&key, format!("is the same as buckets[{first}], {bucket}; remove one"));
             }
         }
     }
 
     /// A key that the layout does not read would be ignored in silence.
     fn check_files(&self, say: &mut impl FnMut(&str, String)) {
-        let lines = [
-            ("videos", self.videos.is_some()),
-            ("captions", self.captions.is_some()),
-        ];
+        let lines = [("videos", self.videos.is_some()), ("captions", self.captions.is_some())];
         let table = [
             ("metadata", self.metadata.is_some()),
             ("caption_column", self.caption_column.is_some()),
@@ -211,29 +205,20 @@ impl Config {
         ];
         let (owners, layout) = match self.layout {
             Layout::Auto => {
-                if let (Some((first, _)), Some((second, _))) = (
-                    lines.iter().find(|key| key.1),
-                    table.iter().find(|key| key.1),
-                ) {
+                if let (Some((first, _)), Some((second, _))) =
+                    (lines.iter().find(|key| key.1), table.iter().find(|key| key.1))
+                {
                     say(
                         second,
-                        format!(
-                            "is for `layout: metadata`, and `{first}` for `layout: lines`; remove one"
-                        ),
+                        format!("is for `layout: metadata`, and `{first}` for `layout: lines`; remove one"),
                     );
                 }
                 return;
             }
             Layout::Lines => (&table[..], "lines"),
             Layout::Metadata => (&lines[..], "metadata"),
-            Layout::Pairs => (
-                &[lines[0], lines[1], table[0], table[1], table[2]][..],
-                "pairs",
-            ),
-            Layout::Images => (
-                &[lines[0], lines[1], table[0], table[1], table[2]][..],
-                "images",
-            ),
+            Layout::Pairs => (&[lines[0], lines[1], table[0], table[1], table[2]][..], "pairs"),
+            Layout::Images => (&[lines[0], lines[1], table[0], table[1], table[2]][..], "images"),
         };
         for (key, _) in owners.iter().filter(|key| key.1) {
             say(

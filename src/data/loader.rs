@@ -68,13 +68,7 @@ impl Cut {
             Cropping::Random => Fit::cover(from, to, Crop::Random { x: one(), y: one() }),
             Cropping::Fit => Fit::squash(to),
         };
-        let frames = video::select(
-            clip.timestamps(),
-            clip.fps(),
-            how,
-            sample.fps,
-            bucket.frames,
-        );
+        let frames = video::select(clip.timestamps(), clip.fps(), how, sample.fps, bucket.frames);
         Ok(Cut {
             frames: frames.ok_or_else(|| failed(sample, Cause::TooShort))?,
             fit,

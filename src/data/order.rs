@@ -40,19 +40,11 @@ pub struct Order {
 
 impl Order {
     pub fn of(samples: &[Sample], batch_size: usize, seed: u64) -> Order {
-        Order::new(
-            samples.iter().map(|s| (s.bucket, s.repeats)),
-            batch_size,
-            seed,
-        )
+        Order::new(samples.iter().map(|s| (s.bucket, s.repeats)), batch_size, seed)
     }
 
     /// From the bucket and the repeats of each sample.
-    pub fn new(
-        samples: impl IntoIterator<Item = (Bucket, usize)>,
-        batch_size: usize,
-        seed: u64,
-    ) -> Order {
+    pub fn new(samples: impl IntoIterator<Item = (Bucket, usize)>, batch_size: usize, seed: u64) -> Order {
         let (mut buckets, mut items, mut counts) = (Vec::new(), Vec::new(), Vec::new());
         for (sample, (bucket, repeats)) in samples.into_iter().enumerate() {
             let known = buckets.iter().position(|b| *b == bucket);
@@ -101,10 +93,7 @@ impl Order {
                 });
             }
         }
-        let left = piles
-            .into_iter()
-            .enumerate()
-            .filter(|(_, samples)| !samples.is_empty());
+        let left = piles.into_iter().enumerate().filter(|(_, samples)| !samples.is_empty());
         batches.extend(left.map(|(place, samples)| Batch {
             bucket: self.buckets[place],
             samples,

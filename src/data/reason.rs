@@ -194,29 +194,19 @@ impl fmt::Display for Reason {
                 "nothing is left of the caption {was:?} without its prefix; write a longer one, \
                  or set `remove_caption_prefixes: false`"
             ),
-            NoCaption { looked_for } => write!(
-                f,
-                "no caption for this clip; add {looked_for}, or remove the clip"
-            ),
+            NoCaption { looked_for } => write!(f, "no caption for this clip; add {looked_for}, or remove the clip"),
             SecondCaption { other } => {
                 write!(
                     f,
                     "{other} is a caption of the same clip, and only one can be used; remove one"
                 )
             }
-            NoClip { looked_for } => write!(
-                f,
-                "no clip for this caption; add {looked_for}, or remove the caption"
-            ),
+            NoClip { looked_for } => write!(f, "no clip for this caption; add {looked_for}, or remove the caption"),
             MissingFile { link_to: None } => {
                 write!(f, "no such file; correct the name, or add the file")
             }
             MissingFile { link_to: Some(to) } => {
-                write!(
-                    f,
-                    "a symbolic link to {}, which does not exist; mend or remove it",
-                    to
-                )
+                write!(f, "a symbolic link to {}, which does not exist; mend or remove it", to)
             }
             EmptyFile => write!(f, "the file has zero bytes; fetch it again, or remove it"),
             NotAFile => write!(f, "not an ordinary file; name a file"),
@@ -228,14 +218,8 @@ impl fmt::Display for Reason {
             Unreadable { error } => {
                 write!(f, "not a readable clip ({error}); convert or remove it")
             }
-            NoVideo { error } => write!(
-                f,
-                "no video stream, perhaps audio only ({error}); remove it"
-            ),
-            Truncated { error } => write!(
-                f,
-                "the file is cut off ({error}); fetch it again, or remove it"
-            ),
+            NoVideo { error } => write!(f, "no video stream, perhaps audio only ({error}); remove it"),
+            Truncated { error } => write!(f, "the file is cut off ({error}); fetch it again, or remove it"),
             TooLarge { error } => write!(f, "too large ({error}); scale it down, or remove it"),
             Undecodable { error } => write!(f, "cannot be decoded ({error}); convert or remove it"),
             TooShort {
@@ -248,11 +232,7 @@ impl fmt::Display for Reason {
                 if let Some(fps) = fps {
                     write!(f, " at {fps} fps ({frames} at its own)")?;
                 }
-                write!(
-                    f,
-                    ", the shortest bucket {shortest} needs {}; ",
-                    shortest.frames
-                )?;
+                write!(f, ", the shortest bucket {shortest} needs {}; ", shortest.frames)?;
                 write!(f, "add a shorter bucket, or remove the clip")
             }
         }

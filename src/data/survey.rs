@@ -82,11 +82,7 @@ impl<T> Report<T> {
         self.refused.iter().any(|refusal| refusal.stops)
     }
 
-    fn totals_of<'a>(
-        &self,
-        found: impl Iterator<Item = &'a Found>,
-        buckets: Vec<(Bucket, usize)>,
-    ) -> Totals {
+    fn totals_of<'a>(&self, found: impl Iterator<Item = &'a Found>, buckets: Vec<(Bucket, usize)>) -> Totals {
         let (mut frames, mut seconds) = (0, 0.0);
         for facts in found.map(|found| &found.facts) {
             frames += facts.num_frames;
@@ -108,10 +104,7 @@ impl Report<Sample> {
         for sample in &self.samples {
             *buckets.entry(sample.bucket).or_insert(0) += 1;
         }
-        self.totals_of(
-            self.samples.iter().map(|s| &s.found),
-            buckets.into_iter().collect(),
-        )
+        self.totals_of(self.samples.iter().map(|s| &s.found), buckets.into_iter().collect())
     }
 }
 
@@ -134,9 +127,7 @@ pub fn survey(configs: &[Config], decode: bool) -> Report {
         config.check("", &mut problems);
         let before = (report.samples.len(), report.refused.len());
         if problems.is_empty() {
-            report.add(config, decode, |found| {
-                Sample::place(found, dataset, config)
-            });
+            report.add(config, decode, |found| Sample::place(found, dataset, config));
         }
         let refuse = |reason| Refusal::of_data_set(Source::file(&config.path), reason);
         report.refused.extend(
@@ -166,12 +157,7 @@ pub fn survey_folder(path: &Path, decode: bool) -> Report<Found> {
 }
 
 impl<T: Send> Report<T> {
-    fn add(
-        &mut self,
-        config: &Config,
-        decode: bool,
-        place: impl Fn(Found) -> Result<T, Refusal> + Sync,
-    ) {
+    fn add(&mut self, config: &Config, decode: bool, place: impl Fn(Found) -> Result<T, Refusal> + Sync) {
         let listing = manifest::read(config);
         let inspect = |item: Result<Entry, Refusal>| place(Found::open(item?, decode)?);
         let inspected: Vec<_> = listing.items.into_par_iter().map(inspect).collect();
@@ -194,10 +180,8 @@ impl<T: Send> Report<T> {
             refusal.stops |= config.on_bad_clip == OnBadClip::Error;
         }
         if self.samples.len() == samples && !said {
-            self.refused.push(Refusal::of_data_set(
-                Source::file(&config.path),
-                Reason::NothingUsable,
-            ));
+            self.refused
+                .push(Refusal::of_data_set(Source::file(&config.path), Reason::NothingUsable));
         }
     }
 }
@@ -283,11 +267,7 @@ impl Sample {
                     fps: config.fps,
                     shortest,
                 };
-                Err(Refusal::of_clip(
-                    found.entry.name,
-                    found.entry.source,
-                    reason,
-                ))
+                Err(Refusal::of_clip(found.entry.name, found.entry.source, reason))
             }
         }
     }

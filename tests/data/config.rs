@@ -24,10 +24,7 @@ fn named() -> Config {
 fn the_defaults_need_only_a_path() {
     assert_eq!(problems(&named()), [""; 0]);
     let without = problems(&Config::default());
-    assert_eq!(
-        without,
-        ["datasets[0].path: is required: the folder of the data set"]
-    );
+    assert_eq!(without, ["datasets[0].path: is required: the folder of the data set"]);
 }
 
 #[test]
@@ -45,17 +42,10 @@ fn every_value_out_of_range_is_reported_at_once() {
         ..named()
     };
     let problems = problems(&config);
-    let keys: Vec<_> = problems
-        .iter()
-        .filter_map(|p| p.split(": ").next())
-        .collect();
+    let keys: Vec<_> = problems.iter().filter_map(|p| p.split(": ").next()).collect();
     let wanted = ["repeats", "fps", "buckets[1]", "buckets[2]", "buckets[3]"];
     assert_eq!(keys, wanted.map(|key| format!("datasets[0].{key}")));
-    assert!(
-        problems[3].contains("the same as buckets[0]"),
-        "{}",
-        problems[3]
-    );
+    assert!(problems[3].contains("the same as buckets[0]"), "{}", problems[3]);
 }
 
 #[test]
@@ -111,10 +101,7 @@ fn a_config_is_read_with_its_usual_keys_and_unknown_ones_are_errors() {
 fn the_schema_says_that_a_bucket_is_a_list_of_three() {
     let schema = schemars::schema_for!(Config);
     let bucket = schema.pointer("/$defs/Bucket").unwrap();
-    assert_eq!(
-        (&bucket["minItems"], &bucket["maxItems"]),
-        (&3.into(), &3.into())
-    );
+    assert_eq!((&bucket["minItems"], &bucket["maxItems"]), (&3.into(), &3.into()));
     let path = schema.pointer("/properties/path/description").unwrap();
     assert!(path.as_str().unwrap().starts_with("The data set's folder"));
 }

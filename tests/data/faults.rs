@@ -35,20 +35,12 @@ fn assert_starts(found: &[String], wanted: &[&str]) {
 
 #[test]
 fn a_folder_with_many_faults_reports_each_on_a_line_of_its_own() {
-    let set = Set::new().clips(&[
-        "good.y4m",
-        "orphan.y4m",
-        "blank.y4m",
-        "latin.y4m",
-        "short.y4m",
-    ]);
+    let set = Set::new().clips(&["good.y4m", "orphan.y4m", "blank.y4m", "latin.y4m", "short.y4m"]);
     let set = set
         .file("good.txt", "Good.")
         .file("blank.txt", " \r\n\n")
         .file("latin.txt", b"fine\ncaf\xe9");
-    let set = set
-        .file("short.y4m", y4m(48, 32, 2, 8))
-        .file("short.txt", "Short.");
+    let set = set.file("short.y4m", y4m(48, 32, 2, 8)).file("short.txt", "Short.");
     let set = set
         .file("zero.mp4", "")
         .file("zero.txt", "Zero.")
@@ -129,10 +121,7 @@ fn blank_lines_at_the_end_of_the_captions_belong_to_the_last_clips() {
         .clips(&["a.y4m", "b.y4m"])
         .file("videos.txt", "a.y4m\nb.y4m")
         .file("prompt.txt", "One.\n\n");
-    assert_starts(
-        &refusals(&set),
-        &["prompt.txt:2: b.y4m: the caption is empty"],
-    );
+    assert_starts(&refusals(&set), &["prompt.txt:2: b.y4m: the caption is empty"]);
 }
 
 #[test]
@@ -157,11 +146,9 @@ fn what_is_looked_for_and_not_found_is_said() {
     );
 
     let set = set.clip("a.y4m").file("videos.txt", "a.y4m\n");
-    let missing = "file not found; looked for prompt.txt, prompts.txt, captions.txt; add it, or name another with `captions`";
-    assert_eq!(
-        refusals(&set),
-        [format!("{}: {missing}", set.path().display())]
-    );
+    let missing =
+        "file not found; looked for prompt.txt, prompts.txt, captions.txt; add it, or name another with `captions`";
+    assert_eq!(refusals(&set), [format!("{}: {missing}", set.path().display())]);
 
     let file = Config {
         path: set.path().join("videos.txt"),
@@ -176,8 +163,7 @@ fn what_is_looked_for_and_not_found_is_said() {
         captions: Some("c.txt".into()),
         ..set.config()
     };
-    let message =
-        "c.txt: file not found; looked for c.txt; add it, or name another with `captions`";
+    let message = "c.txt: file not found; looked for c.txt; add it, or name another with `captions`";
     assert_starts(&set.refusals(&manifest::read(&named)), &[message]);
 
     let table = Config {
@@ -198,13 +184,15 @@ fn where_two_could_be_meant_neither_is_guessed() {
         .file("videos.txt", "a.y4m")
         .file("prompt.txt", "A.")
         .file("captions.txt", "A.");
-    assert!(refusals(&set)[0].ends_with(
-        "found captions.txt and prompt.txt, and only one can be used; choose with `captions`"
-    ));
+    assert!(
+        refusals(&set)[0]
+            .ends_with("found captions.txt and prompt.txt, and only one can be used; choose with `captions`")
+    );
     let set = set.file("metadata.csv", "file_name,text\na.y4m,A.\n");
-    assert!(refusals(&set)[0].ends_with(
-        "found videos.txt and metadata.csv, and only one can be used; choose with `layout`"
-    ));
+    assert!(
+        refusals(&set)[0]
+            .ends_with("found videos.txt and metadata.csv, and only one can be used; choose with `layout`")
+    );
     let set = Set::new()
         .file("metadata.csv", "file_name,text\n")
         .file("metadata.jsonl", "{}");
@@ -217,9 +205,7 @@ fn where_two_could_be_meant_neither_is_guessed() {
 
 #[test]
 fn links_and_dots_stay_inside_unless_they_are_followed() {
-    let outside = Set::new()
-        .clips(&["real.y4m", "more/b.y4m"])
-        .file("more/b.txt", "B.");
+    let outside = Set::new().clips(&["real.y4m", "more/b.y4m"]).file("more/b.txt", "B.");
     let set = Set::new().clip("in/a.y4m").file("in/a.txt", "A.");
     symlink(outside.path().join("real.y4m"), set.path().join("link.y4m")).unwrap();
     symlink(outside.path().join("more"), set.path().join("folder")).unwrap();
@@ -251,25 +237,14 @@ fn links_and_dots_stay_inside_unless_they_are_followed() {
     });
     assert_eq!(
         accepted(&followed),
-        [
-            ("folder/b.y4m", "B."),
-            ("in/a.y4m", "A."),
-            ("link.y4m", "L.")
-        ]
+        [("folder/b.y4m", "B."), ("in/a.y4m", "A."), ("link.y4m", "L.")]
     );
 
-    let name = format!(
-        "../{}/real.y4m",
-        outside.path().file_name().unwrap().to_str().unwrap()
-    );
-    let set = Set::new()
-        .file("videos.txt", &name)
-        .file("prompt.txt", "Up and out.");
+    let name = format!("../{}/real.y4m", outside.path().file_name().unwrap().to_str().unwrap());
+    let set = Set::new().file("videos.txt", &name).file("prompt.txt", "Up and out.");
     assert_starts(
         &refusals(&set),
-        &[&format!(
-            "videos.txt:1: {name}: leads out of the data set's folder"
-        )],
+        &[&format!("videos.txt:1: {name}: leads out of the data set's folder")],
     );
     let followed = manifest::read(&Config {
         follow_links: true,
@@ -277,9 +252,7 @@ fn links_and_dots_stay_inside_unless_they_are_followed() {
     });
     assert_eq!(accepted(&followed), [(name.as_str(), "Up and out.")]);
     let absolute = outside.path().join("real.y4m").display().to_string();
-    let set = Set::new()
-        .file("videos.txt", absolute)
-        .file("prompt.txt", "Elsewhere.");
+    let set = Set::new().file("videos.txt", absolute).file("prompt.txt", "Elsewhere.");
     assert_eq!(refusals(&set).len(), 1);
 }
 
@@ -300,7 +273,8 @@ fn a_folder_or_a_pipe_named_as_a_clip_is_no_clip() {
 
 #[test]
 fn rows_of_a_csv_are_refused_by_their_line() {
-    let table = b"file_name,text\n\na.y4m,one, two\n\"a.y4m\",\"two\nlines\"\ngone.mp4,G.\r\na.y4m,caf\xe9\n,N.\na.y4m,\n";
+    let table =
+        b"file_name,text\n\na.y4m,one, two\n\"a.y4m\",\"two\nlines\"\ngone.mp4,G.\r\na.y4m,caf\xe9\n,N.\na.y4m,\n";
     let set = Set::new().clip("a.y4m").file("metadata.csv", table);
     let listing = set.read();
     assert_eq!(accepted(&listing), [("a.y4m", "two lines")]);
@@ -322,11 +296,7 @@ fn a_quote_without_an_end_does_not_swallow_the_rows_below_it_in_silence() {
         .clips(&["a.y4m", "b.y4m"])
         .file("metadata.csv", "file_name,text\na.y4m,\"open\nb.y4m,B.\n");
     let message = "metadata.csv:2: malformed: a quote that opens here is never closed; rows below it are lost";
-    assert!(
-        refusals(&set).contains(&message.to_owned()),
-        "{:?}",
-        refusals(&set)
-    );
+    assert!(refusals(&set).contains(&message.to_owned()), "{:?}", refusals(&set));
 }
 
 #[test]
@@ -399,30 +369,18 @@ fn tables_that_cannot_be_used_at_all_say_why() {
             "metadata.csv: no column with the captions; found video, words; ",
         ),
         ("metadata.csv", "", "metadata.csv: the file has zero bytes"),
-        (
-            "metadata.parquet",
-            "PAR1 no more",
-            "metadata.parquet: cannot be read: ",
-        ),
+        ("metadata.parquet", "PAR1 no more", "metadata.parquet: cannot be read: "),
     ] {
         assert_starts(&refusals(&Set::new().file(name, table)), &[wanted]);
     }
-    let utf16: Vec<u8> = "\u{feff}a.y4m\n"
-        .encode_utf16()
-        .flat_map(u16::to_le_bytes)
-        .collect();
-    let set = Set::new()
-        .file("videos.txt", utf16)
-        .file("prompt.txt", "A.");
+    let utf16: Vec<u8> = "\u{feff}a.y4m\n".encode_utf16().flat_map(u16::to_le_bytes).collect();
+    let set = Set::new().file("videos.txt", utf16).file("prompt.txt", "A.");
     assert_starts(
         &refusals(&set),
         &["videos.txt: cannot be read: it is UTF-16; save it as UTF-8"],
     );
     let json = Set::new().file("metadata.json", b"[{\"video\":\n \"\xff\"}]");
-    assert_starts(
-        &refusals(&json),
-        &["metadata.json:2: not valid UTF-8 at byte "],
-    );
+    assert_starts(&refusals(&json), &["metadata.json:2: not valid UTF-8 at byte "]);
 }
 
 #[test]
@@ -440,9 +398,7 @@ fn damaged_parquet_is_refused_and_nothing_worse() {
         let mut flipped = bytes.clone();
         flipped[n] ^= 0x55;
         Set::new().file("metadata.parquet", flipped).read();
-        Set::new()
-            .file("metadata.parquet", &bytes[..n.max(1)])
-            .read();
+        Set::new().file("metadata.parquet", &bytes[..n.max(1)]).read();
     }
 }
 
@@ -494,10 +450,7 @@ fn a_line_break_in_a_file_name_does_not_break_the_line_of_its_message() {
 
 #[test]
 fn of_two_captions_of_one_name_the_second_is_refused() {
-    let set = Set::new()
-        .clip("a.y4m")
-        .file("a.TXT", "One.")
-        .file("a.txt", "Two.");
+    let set = Set::new().clip("a.y4m").file("a.TXT", "One.").file("a.txt", "Two.");
     let listing = set.read();
     assert_eq!(accepted(&listing), [("a.y4m", "One.")]);
     assert_starts(
@@ -508,7 +461,8 @@ fn of_two_captions_of_one_name_the_second_is_refused() {
 
 #[test]
 fn sound_without_a_picture_is_no_clip() {
-    let mut wav = b"RIFF\x24\x10\0\0WAVEfmt \x10\0\0\0\x01\0\x01\0\x40\x1f\0\0\x80\x3e\0\0\x02\0\x10\0data\0\x10\0\0".to_vec();
+    let mut wav =
+        b"RIFF\x24\x10\0\0WAVEfmt \x10\0\0\0\x01\0\x01\0\x40\x1f\0\0\x80\x3e\0\0\x02\0\x10\0data\0\x10\0\0".to_vec();
     wav.resize(44 + 4096, 0);
     let set = Set::new().file("a.mp4", wav).file("a.txt", "A hum.");
     let report = survey(&[set.config()], false);

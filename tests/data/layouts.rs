@@ -30,10 +30,7 @@ fn byte_order_marks_carriage_returns_and_blank_ends_are_no_content() {
     let set = Set::new().clips(&["a.y4m", "b.y4m"]);
     let set = set.file("videos.txt", "\u{feff}a.y4m\r\nb.y4m\r\n\r\n\r\n");
     let set = set.file("prompt.txt", "\u{feff}One.\r\n  Two. \r\n \r\n");
-    assert_eq!(
-        accepted(&set.read()),
-        [("a.y4m", "One."), ("b.y4m", "Two.")]
-    );
+    assert_eq!(accepted(&set.read()), [("a.y4m", "One."), ("b.y4m", "Two.")]);
 }
 
 #[test]
@@ -60,11 +57,7 @@ fn a_folder_of_pairs_is_searched_recursively_and_in_order() {
     let listing = set.read();
     assert_eq!(
         accepted(&listing),
-        [
-            ("a.y4m", "A. And more."),
-            ("sub/deep/m.1.Y4M", "M."),
-            ("z.y4m", "Z.")
-        ]
+        [("a.y4m", "A. And more."), ("sub/deep/m.1.Y4M", "M."), ("z.y4m", "Z.")]
     );
     assert_eq!(listing.notes, [""; 0]);
 }
@@ -87,10 +80,7 @@ fn a_folder_of_images_is_found_and_images_among_clips_are_said_to_be_unused() {
         layout: Layout::Images,
         ..set.config()
     };
-    assert_eq!(
-        accepted(&manifest::read(&images)),
-        [("a.bmp", "A."), ("b.JPG", "B.")]
-    );
+    assert_eq!(accepted(&manifest::read(&images)), [("a.bmp", "A."), ("b.JPG", "B.")]);
 }
 
 #[test]
@@ -115,10 +105,7 @@ fn a_table_is_read_in_every_format_and_with_every_usual_column() {
             "METADATA.CSV",
             "\u{feff}Text;File_Name\r\nOne, two.;a.y4m\r\n\r\nThree.;sub/b.y4m\r\n",
         ),
-        (
-            "metadata.tsv",
-            "path\tprompt\na.y4m\tOne, two.\nsub/b.y4m\tThree.\n",
-        ),
+        ("metadata.tsv", "path\tprompt\na.y4m\tOne, two.\nsub/b.y4m\tThree.\n"),
         (
             "metadata.jsonl",
             "{\"video\": \"a.y4m\", \"caption\": \"One, two.\", \"n\": 1}\n\n{\"caption\": \"Three.\", \"video\": \"sub/b.y4m\"}",
@@ -127,10 +114,7 @@ fn a_table_is_read_in_every_format_and_with_every_usual_column() {
             "metadata.json",
             "[{\"path\": \"a.y4m\", \"prompt\": \"One, two.\"},\n {\"path\": \"sub/b.y4m\", \"prompt\": \"Three.\"}]",
         ),
-        (
-            "metadata.json",
-            "{\"a.y4m\": \"One, two.\", \"sub/b.y4m\": \"Three.\"}",
-        ),
+        ("metadata.json", "{\"a.y4m\": \"One, two.\", \"sub/b.y4m\": \"Three.\"}"),
         (
             "metadata.json",
             "{\"a.y4m\": {\"caption\": \"One, two.\"}, \"sub/b.y4m\": {\"caption\": \"Three.\"}}",
@@ -172,18 +156,11 @@ fn parquet_as_pyarrow_writes_it_is_read() {
 fn tables_may_lie_in_subfolders_and_name_clips_beside_them_or_from_the_top() {
     let set = Set::new().clips(&["one/a.y4m", "two/b.y4m", "two/deep/c.y4m"]);
     let set = set.file("one/metadata.csv", "file_name,text\na.y4m,A.\n");
-    let set = set.file(
-        "two/metadata.csv",
-        "file_name,text\ndeep/c.y4m,C.\ntwo/b.y4m,B.\n",
-    );
+    let set = set.file("two/metadata.csv", "file_name,text\ndeep/c.y4m,C.\ntwo/b.y4m,B.\n");
     let listing = set.read();
     assert_eq!(
         accepted(&listing),
-        [
-            ("one/a.y4m", "A."),
-            ("two/deep/c.y4m", "C."),
-            ("two/b.y4m", "B.")
-        ]
+        [("one/a.y4m", "A."), ("two/deep/c.y4m", "C."), ("two/b.y4m", "B.")]
     );
     assert_eq!(listing.notes, [""; 0]);
 }
@@ -203,10 +180,7 @@ fn columns_are_chosen_by_the_config_and_a_guess_is_said() {
         ..set.config()
     };
     let listing = manifest::read(&config);
-    assert_eq!(
-        (accepted(&listing), listing.notes.len()),
-        (vec![("a.y4m", "C.")], 0)
-    );
+    assert_eq!((accepted(&listing), listing.notes.len()), (vec![("a.y4m", "C.")], 0));
 }
 
 #[test]
@@ -217,11 +191,7 @@ fn clips_that_no_manifest_names_and_clips_named_twice_are_said() {
         .file("prompt.txt", "One.\nAgain.\n");
     let listing = set.read();
     assert_eq!(accepted(&listing), [("a.y4m", "One."), ("a.y4m", "Again.")]);
-    let notes: Vec<_> = listing
-        .notes
-        .iter()
-        .map(|note| set.without_folder(note))
-        .collect();
+    let notes: Vec<_> = listing.notes.iter().map(|note| set.without_folder(note)).collect();
     assert_eq!(
         notes,
         [
@@ -241,18 +211,13 @@ fn an_absolute_path_within_the_folder_is_shown_as_the_relative_one() {
 
 #[test]
 fn the_token_and_the_prefixes_are_seen_to_while_reading() {
-    let set = Set::new()
-        .clip("a.y4m")
-        .file("a.txt", "This video shows a dog.");
+    let set = Set::new().clip("a.y4m").file("a.txt", "This video shows a dog.");
     let config = Config {
         id_token: Some("TOK".into()),
         remove_caption_prefixes: true,
         ..set.config()
     };
-    assert_eq!(
-        accepted(&manifest::read(&config)),
-        [("a.y4m", "TOK A dog.")]
-    );
+    assert_eq!(accepted(&manifest::read(&config)), [("a.y4m", "TOK A dog.")]);
 }
 
 #[test]
@@ -263,8 +228,5 @@ fn files_that_are_neither_clips_nor_captions_are_said() {
         .file("notes.md", "Notes.")
         .file("b.rm", "Old.");
     let listing = set.read();
-    assert_eq!(
-        listing.notes,
-        ["files of other kinds are passed over: b.rm, notes.md"]
-    );
+    assert_eq!(listing.notes, ["files of other kinds are passed over: b.rm, notes.md"]);
 }

@@ -44,11 +44,7 @@ fn the_order_depends_on_the_seed_and_the_epoch_only() {
     let orders: HashSet<_> = (0..4)
         .flat_map(|seed| (0..4).map(move |epoch| format!("{:?}", order(seed).epoch(epoch))))
         .collect();
-    assert_eq!(
-        orders.len(),
-        16,
-        "no seed and epoch draws the order of another"
-    );
+    assert_eq!(orders.len(), 16, "no seed and epoch draws the order of another");
 }
 
 #[test]

@@ -16,12 +16,10 @@ fn shapes() -> Set {
         ("square", 64, 64, 9),
         ("short", 48, 32, 3),
     ];
-    sizes
-        .iter()
-        .fold(Set::new(), |set, (name, width, height, frames)| {
-            set.file(&format!("{name}.y4m"), y4m(*width, *height, *frames, 8))
-                .file(&format!("{name}.txt"), name)
-        })
+    sizes.iter().fold(Set::new(), |set, (name, width, height, frames)| {
+        set.file(&format!("{name}.y4m"), y4m(*width, *height, *frames, 8))
+            .file(&format!("{name}.txt"), name)
+    })
 }
 
 fn buckets() -> Vec<vtrain::data::Bucket> {
@@ -84,22 +82,8 @@ fn every_clip_is_listed_with_its_facts_its_bucket_and_its_crop() {
     assert_eq!(
         lines,
         [
-            (
-                "square.y4m",
-                64,
-                64,
-                9,
-                bucket(9, 32, 32),
-                "resized to 32x32"
-            ),
-            (
-                "tall.y4m",
-                64,
-                96,
-                20,
-                bucket(17, 48, 32),
-                "resized to 32x48"
-            ),
+            ("square.y4m", 64, 64, 9, bucket(9, 32, 32), "resized to 32x32"),
+            ("tall.y4m", 64, 96, 20, bucket(17, 48, 32), "resized to 32x48"),
             ("wide.y4m", 96, 64, 20, bucket(17, 32, 48), wide),
         ]
     );
@@ -115,19 +99,13 @@ fn every_clip_is_listed_with_its_facts_its_bucket_and_its_crop() {
 
     let totals = report.totals();
     assert_eq!((totals.accepted, totals.refused, totals.frames), (3, 1, 49));
-    let wanted = [
-        (bucket(9, 32, 32), 1),
-        (bucket(17, 32, 48), 1),
-        (bucket(17, 48, 32), 1),
-    ];
+    let wanted = [(bucket(9, 32, 32), 1), (bucket(17, 32, 48), 1), (bucket(17, 48, 32), 1)];
     assert_eq!(totals.buckets, wanted);
 }
 
 #[test]
 fn how_a_clip_is_cropped_is_said_in_words() {
-    let set = Set::new()
-        .file("a.y4m", y4m(128, 72, 9, 8))
-        .file("a.txt", "A.");
+    let set = Set::new().file("a.y4m", y4m(128, 72, 9, 8)).file("a.txt", "A.");
     let fit = |crop, height, width| {
         let config = Config {
             crop,
@@ -151,18 +129,8 @@ fn how_a_clip_is_cropped_is_said_in_words() {
 
 #[test]
 fn a_slower_rate_leaves_fewer_frames() {
-    let set = Set::new()
-        .file("a.y4m", y4m(48, 32, 16, 8))
-        .file("a.txt", "A.");
-    let at = |fps| {
-        survey(
-            &[Config {
-                fps,
-                ..set.config()
-            }],
-            false,
-        )
-    };
+    let set = Set::new().file("a.y4m", y4m(48, 32, 16, 8)).file("a.txt", "A.");
+    let at = |fps| survey(&[Config { fps, ..set.config() }], false);
     assert_eq!(at(None).samples.len(), 1);
     let slow = at(Some(4.0));
     let message = set.without_folder(&slow.refused[0]);
@@ -188,20 +156,14 @@ fn a_bad_clip_stops_a_run_or_is_skipped_as_its_data_set_says() {
     assert!(with(OnBadClip::Error).stops());
     let skipping = with(OnBadClip::Skip);
     assert_eq!(
-        (
-            skipping.stops(),
-            skipping.refused.len(),
-            skipping.samples.len()
-        ),
+        (skipping.stops(), skipping.refused.len(), skipping.samples.len()),
         (false, 1, 3)
     );
 }
 
 #[test]
 fn a_data_set_of_which_nothing_is_left_stops_a_run_even_if_clips_are_skipped() {
-    let set = Set::new()
-        .file("a.y4m", y4m(48, 32, 2, 8))
-        .file("a.txt", "A.");
+    let set = Set::new().file("a.y4m", y4m(48, 32, 2, 8)).file("a.txt", "A.");
     let report = survey(
         &[Config {
             on_bad_clip: OnBadClip::Skip,
@@ -210,10 +172,7 @@ fn a_data_set_of_which_nothing_is_left_stops_a_run_even_if_clips_are_skipped() {
         false,
     );
     assert!(report.stops());
-    assert_eq!(
-        *report.refused.last().unwrap().reason,
-        Reason::NothingUsable
-    );
+    assert_eq!(*report.refused.last().unwrap().reason, Reason::NothingUsable);
 }
 
 #[test]
@@ -257,16 +216,9 @@ fn several_data_sets_are_surveyed_in_their_order_with_their_repeats() {
 fn a_folder_alone_is_surveyed_for_what_can_be_read() {
     let set = shapes().clip("silent.y4m");
     let report = survey_folder(set.path(), false);
-    let names: Vec<_> = report
-        .samples
-        .iter()
-        .map(|found| found.entry.name.as_str())
-        .collect();
+    let names: Vec<_> = report.samples.iter().map(|found| found.entry.name.as_str()).collect();
     assert_eq!(names, ["short.y4m", "square.y4m", "tall.y4m", "wide.y4m"]);
-    assert!(matches!(
-        *report.refused[0].reason,
-        Reason::NoCaption { .. }
-    ));
+    assert!(matches!(*report.refused[0].reason, Reason::NoCaption { .. }));
     assert!(report.totals().buckets.is_empty());
 }
 
@@ -295,12 +247,7 @@ fn a_report_as_json_has_a_flat_line_for_each_clip_and_a_kind_for_each_refusal() 
         (&refused["kind"], &refused["stops"]),
         (&"too_short".into(), &true.into())
     );
-    assert!(
-        refused["message"]
-            .as_str()
-            .unwrap()
-            .starts_with("too short")
-    );
+    assert!(refused["message"].as_str().unwrap().starts_with("too short"));
 }
 
 #[test]
@@ -323,20 +270,12 @@ fn samples_are_loaded_in_the_shape_of_their_bucket() {
         for (frames, sample) in loaded.iter().zip(&samples) {
             let [f, h, w] = sample.bucket.into();
             assert_eq!(
-                (
-                    frames.num_frames,
-                    frames.height,
-                    frames.width,
-                    frames.data.len()
-                ),
+                (frames.num_frames, frames.height, frames.width, frames.data.len()),
                 (f, h, w, f * h * w * 3)
             );
         }
         let alone = load(samples[0], &mut Rng::new(3)).unwrap();
-        assert!(
-            alone.data == loaded[0].data,
-            "the first draws are the first sample's"
-        );
+        assert!(alone.data == loaded[0].data, "the first draws are the first sample's");
     }
 }
 
@@ -376,9 +315,6 @@ fn the_shapes_that_ship_are_a_data_set_without_a_fault() {
     assert!(!report.samples.is_empty());
     for sample in &report.samples {
         assert!((17..=33).contains(&sample.found.facts.num_frames));
-        assert_eq!(
-            load(sample, &mut Rng::new(0)).unwrap().data.len(),
-            17 * 64 * 96 * 3
-        );
+        assert_eq!(load(sample, &mut Rng::new(0)).unwrap().data.len(), 17 * 64 * 96 * 3);
     }
 }

@@ -87,10 +87,7 @@ impl Column {
             });
         };
         let taken = &columns[place];
-        let others: Vec<_> = others
-            .iter()
-            .map(|&other| format!("`{}`", columns[other]))
-            .collect();
+        let others: Vec<_> = others.iter().map(|&other| format!("`{}`", columns[other])).collect();
         let note = format!(
             "the {what} are taken from `{taken}`, not from {}; `{key}` chooses another",
             others.join(", ")

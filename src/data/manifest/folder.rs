@@ -31,9 +31,7 @@ impl Folder {
         let root = path.canonicalize().map_err(|e| {
             refuse(match e.kind() {
                 ErrorKind::NotFound => Reason::NoFolder,
-                _ => Reason::UnreadableFile {
-                    error: e.to_string(),
-                },
+                _ => Reason::UnreadableFile { error: e.to_string() },
             })
         })?;
         match root.is_dir() {
@@ -64,25 +62,19 @@ impl Folder {
         } else {
             name
         };
-        name.components()
-            .filter(|part| *part != Component::CurDir)
-            .collect()
+        name.components().filter(|part| *part != Component::CurDir).collect()
     }
 
     /// The path of a file that has content and, unless links are followed, lies within the folder.
     pub fn file(&self, relative: &Path) -> Result<PathBuf, Reason> {
         let path = self.shown.join(relative);
-        let real = path
-            .canonicalize()
-            .map_err(|e| self.not_there(relative, &path, &e))?;
+        let real = path.canonicalize().map_err(|e| self.not_there(relative, &path, &e))?;
         if !self.follow_links && !real.starts_with(&self.root) {
             return Err(Reason::OutsideFolder {
                 leads_to: real.display().to_string(),
             });
         }
-        let facts = fs::metadata(&real).map_err(|e| Reason::UnreadableFile {
-            error: e.to_string(),
-        })?;
+        let facts = fs::metadata(&real).map_err(|e| Reason::UnreadableFile { error: e.to_string() })?;
         match (facts.is_file(), facts.len()) {
             (false, _) => Err(Reason::NotAFile), // opening a pipe would wait for ever
             (true, 0) => Err(Reason::EmptyFile),
@@ -127,9 +119,7 @@ impl Folder {
     /// The names of the files at the top, sorted.
     pub fn top(&self) -> Vec<String> {
         let entries = fs::read_dir(&self.root).into_iter().flatten().flatten();
-        let mut names: Vec<_> = entries
-            .filter_map(|e| e.file_name().into_string().ok())
-            .collect();
+        let mut names: Vec<_> = entries.filter_map(|e| e.file_name().into_string().ok()).collect();
         names.sort();
         names
     }
@@ -145,13 +135,11 @@ impl Folder {
         };
         while let Some(below) = search.waiting.pop() {
             if let Err(e) = search.list(&below) {
-                let reason = Reason::UnreadableFile {
-                    error: e.to_string(),
-                };
-                search.found.refused.push(Refusal::of_data_set(
-                    Source::file(self.shown(below)),
-                    reason,
-                ));
+                let reason = Reason::UnreadableFile { error: e.to_string() };
+                search
+                    .found
+                    .refused
+                    .push(Refusal::of_data_set(Source::file(self.shown(below)), reason));
             }
         }
         search.finish()
@@ -201,11 +189,9 @@ impl Search<'_> {
                 leads_to: real.display().to_string(),
             };
             let source = Source::file(self.folder.shown(&relative));
-            self.found.refused.push(Refusal::of_clip(
-                relative.display().to_string(),
-                source,
-                reason,
-            ));
+            self.found
+                .refused
+                .push(Refusal::of_clip(relative.display().to_string(), source, reason));
         } else if self.seen.insert(real) {
             self.waiting.push(relative);
         }
@@ -213,17 +199,14 @@ impl Search<'_> {
 
     fn finish(self) -> Contents {
         let Search {
-            mut found,
-            mut hidden,
-            ..
+            mut found, mut hidden, ..
         } = self;
         hidden.retain(|path| Media::of(path).is_some());
         if !hidden.is_empty() {
             hidden.sort();
-            found.notes.push(format!(
-                "hidden files are passed over: {}",
-                super::some_of(&hidden)
-            ));
+            found
+                .notes
+                .push(format!("hidden files are passed over: {}", super::some_of(&hidden)));
         }
         found.files.sort();
         found.refused.sort_by(|a, b| a.source.cmp(&b.source));

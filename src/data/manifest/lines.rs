@@ -30,12 +30,7 @@ struct Opened {
 }
 
 /// The named file, or else the only one there of the usual ones.
-fn open(
-    folder: &Folder,
-    named: Option<&Path>,
-    usual: &[&str],
-    key: &'static str,
-) -> Result<Opened, Refusal> {
+fn open(folder: &Folder, named: Option<&Path>, usual: &[&str], key: &'static str) -> Result<Opened, Refusal> {
     let name = match named {
         Some(name) => name.to_owned(),
         None => PathBuf::from(usual_one(folder, usual, key)?),
@@ -64,13 +59,7 @@ fn usual_one(folder: &Folder, usual: &[&str], key: &'static str) -> Result<Strin
     }
 }
 
-fn pair(
-    config: &Config,
-    folder: &Folder,
-    videos: &Opened,
-    captions: &Opened,
-    listing: &mut Listing,
-) {
+fn pair(config: &Config, folder: &Folder, videos: &Opened, captions: &Opened, listing: &mut Listing) {
     let (names, said) = (text::lines(&videos.bytes), text::lines(&captions.bytes));
     let (clips, texts) = counts(&names, &said);
     if clips != texts {

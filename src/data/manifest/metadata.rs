@@ -37,11 +37,7 @@ pub(super) fn read(config: &Config, folder: &Folder, listing: &mut Listing) {
 }
 
 /// The named table; or the one at the top; or those in subfolders, one in each.
-fn tables(
-    config: &Config,
-    folder: &Folder,
-    listing: &mut Listing,
-) -> Result<Vec<PathBuf>, Refusal> {
+fn tables(config: &Config, folder: &Folder, listing: &mut Listing) -> Result<Vec<PathBuf>, Refusal> {
     if let Some(name) = &config.metadata {
         return Ok(vec![name.clone()]);
     }
@@ -57,16 +53,8 @@ fn tables(
         found = contents.files;
         found.retain(|path| is_one(path));
     }
-    let refuse = |place: &Path, reason| {
-        Err(Refusal::of_data_set(
-            Source::file(folder.shown(place)),
-            reason,
-        ))
-    };
-    if let Some(two) = found
-        .windows(2)
-        .find(|two| two[0].parent() == two[1].parent())
-    {
+    let refuse = |place: &Path, reason| Err(Refusal::of_data_set(Source::file(folder.shown(place)), reason));
+    if let Some(two) = found.windows(2).find(|two| two[0].parent() == two[1].parent()) {
         let found = two.iter().map(|path| path.display().to_string()).collect();
         let place = two[0].parent().unwrap_or(Path::new(""));
         return refuse(
@@ -102,26 +90,15 @@ struct Rows {
 
 impl Rows {
     /// Opens a table; where that fails, everything that is wrong with it as a whole.
-    fn open(
-        config: &Config,
-        folder: &Folder,
-        name: &Path,
-        listing: &mut Listing,
-    ) -> Result<Rows, Vec<Refusal>> {
+    fn open(config: &Config, folder: &Folder, name: &Path, listing: &mut Listing) -> Result<Rows, Vec<Refusal>> {
         let shown = folder.shown(name);
         let refuse = |reason| Refusal::of_data_set(Source::file(&shown), reason);
         let Some(format) = Format::of(name) else {
             let error = "its name must end in .csv, .tsv, .jsonl, .json or .parquet".into();
             return Err(vec![refuse(Reason::UnreadableFile { error })]);
         };
-        let path = folder
-            .manifest(name, "metadata")
-            .map_err(|refusal| vec![refusal])?;
-        let wanted = |column: &str| {
-            [Column::Clip, Column::Caption]
-                .iter()
-                .any(|c| c.may_be(column, config))
-        };
+        let path = folder.manifest(name, "metadata").map_err(|refusal| vec![refusal])?;
+        let wanted = |column: &str| [Column::Clip, Column::Caption].iter().any(|c| c.may_be(column, config));
         let table = table::read(&path, format, &wanted).map_err(|fault| {
             let source = Source {
                 file: shown.clone(),
@@ -136,10 +113,7 @@ impl Rows {
             return Err([faults(&table, &shown), vec![refuse(none)]].concat());
         }
         let named = |note| format!("{}: {note}", name.display());
-        match (
-            Column::Clip.find(&table, config),
-            Column::Caption.find(&table, config),
-        ) {
+        match (Column::Clip.find(&table, config), Column::Caption.find(&table, config)) {
             (Ok(clip), Ok(caption)) => {
                 listing
                     .notes
@@ -160,13 +134,7 @@ impl Rows {
         }
     }
 
-    fn list(
-        &self,
-        config: &Config,
-        folder: &Folder,
-        listing: &mut Listing,
-        named: &mut Vec<PathBuf>,
-    ) {
+    fn list(&self, config: &Config, folder: &Folder, listing: &mut Listing, named: &mut Vec<PathBuf>) {
         let bases = [self.name.parent().unwrap_or(Path::new("")), Path::new("")];
         for row in &self.table.rows {
             let row = match row {

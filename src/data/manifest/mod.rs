@@ -55,8 +55,8 @@ pub(super) enum Media {
 }
 
 const VIDEOS: [&str; 20] = [
-    "mp4", "mov", "mkv", "webm", "avi", "m4v", "mpg", "mpeg", "ts", "mts", "m2ts", "wmv", "flv",
-    "f4v", "ogv", "3gp", "vob", "gif", "y4m", "mxf",
+    "mp4", "mov", "mkv", "webm", "avi", "m4v", "mpg", "mpeg", "ts", "mts", "m2ts", "wmv", "flv", "f4v", "ogv", "3gp",
+    "vob", "gif", "y4m", "mxf",
 ];
 const IMAGES: [&str; 8] = ["png", "jpg", "jpeg", "webp", "bmp", "tif", "tiff", "ppm"];
 
@@ -113,9 +113,7 @@ fn layout(config: &Config, folder: &Folder) -> Result<Layout, Option<Refusal>> {
         return Ok(Layout::Lines);
     }
     let top = folder.top();
-    let lines = top
-        .iter()
-        .find(|name| name.eq_ignore_ascii_case(lines::VIDEOS));
+    let lines = top.iter().find(|name| name.eq_ignore_ascii_case(lines::VIDEOS));
     let table = top.iter().find(|name| metadata::is_one(Path::new(name)));
     match (lines, table) {
         (Some(lines), Some(table)) => {
@@ -124,10 +122,7 @@ fn layout(config: &Config, folder: &Folder) -> Result<Layout, Option<Refusal>> {
                 found,
                 choose_with: "layout",
             };
-            return Err(Some(Refusal::of_data_set(
-                Source::file(folder.shown("")),
-                reason,
-            )));
+            return Err(Some(Refusal::of_data_set(Source::file(folder.shown("")), reason)));
         }
         (Some(_), None) => return Ok(Layout::Lines),
         (None, Some(_)) => return Ok(Layout::Metadata),
@@ -198,10 +193,7 @@ impl Listing {
         for entry in self.items.iter().flatten() {
             lines.entry(&entry.video).or_default().push(entry);
         }
-        let mut repeated: Vec<_> = lines
-            .into_values()
-            .filter(|entries| entries.len() > 1)
-            .collect();
+        let mut repeated: Vec<_> = lines.into_values().filter(|entries| entries.len() > 1).collect();
         repeated.sort_by(|a, b| a[0].source.cmp(&b[0].source));
         let note = |entries: &Vec<&Entry>| {
             let sources: Vec<_> = entries.iter().map(|e| e.source.to_string()).collect();
@@ -220,21 +212,13 @@ impl Listing {
     fn note_unnamed(&mut self, folder: &Folder, manifest: &str, named: &[PathBuf]) {
         let named: HashSet<_> = named.iter().map(|n| folder.relative(n)).collect();
         let kinds = [Media::Video, Media::Image];
-        let kinds = kinds.map(|kind| {
-            named
-                .iter()
-                .any(|name| Media::of(name) == Some(kind))
-                .then_some(kind)
-        });
+        let kinds = kinds.map(|kind| named.iter().any(|name| Media::of(name) == Some(kind)).then_some(kind));
         let mut unnamed = folder.search().files;
         unnamed.retain(|path| Media::of(path).is_some_and(|kind| kinds.contains(&Some(kind))));
         unnamed.retain(|path| !named.contains(path));
         if !unnamed.is_empty() {
             let files = count(unnamed.len(), "file");
-            let note = format!(
-                "{files} not named in {manifest}, so not used: {}",
-                some_of(&unnamed)
-            );
+            let note = format!("{files} not named in {manifest}, so not used: {}", some_of(&unnamed));
             self.notes.push(note);
         }
     }

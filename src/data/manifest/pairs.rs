@@ -25,10 +25,7 @@ pub(super) fn read(config: &Config, folder: &Folder, wanted: Media, listing: &mu
             None => strangers.push(path),
         }
     }
-    let others: Vec<_> = families
-        .values()
-        .flat_map(|f| f.others.iter().cloned())
-        .collect();
+    let others: Vec<_> = families.values().flat_map(|f| f.others.iter().cloned()).collect();
     if !others.is_empty() {
         let (kind, layout) = match wanted {
             Media::Video => ("images", "images"),
@@ -109,10 +106,7 @@ impl Family {
             Media::Video => "mp4",
             Media::Image => "png",
         };
-        let looked_for = format!(
-            "{} or its like",
-            file_name(&caption.with_extension(extension))
-        );
+        let looked_for = format!("{} or its like", file_name(&caption.with_extension(extension)));
         listing.refuse(refusal(folder, caption, Reason::NoClip { looked_for }));
     }
 }
@@ -127,11 +121,7 @@ fn said(folder: &Folder, caption: &Path) -> Result<Said, Refusal> {
     let mut words = Vec::new();
     for (n, line) in text::lines(&bytes).into_iter().enumerate() {
         let source = || Source::line(folder.shown(caption), n + 1);
-        words.push(
-            line.map_err(|reason| {
-                Refusal::of_clip(caption.display().to_string(), source(), reason)
-            })?,
-        );
+        words.push(line.map_err(|reason| Refusal::of_clip(caption.display().to_string(), source(), reason))?);
     }
     words.retain(|line| !line.is_empty());
     Ok(Said {
@@ -141,21 +131,13 @@ fn said(folder: &Folder, caption: &Path) -> Result<Said, Refusal> {
 }
 
 fn refusal(folder: &Folder, path: &Path, reason: Reason) -> Refusal {
-    Refusal::of_clip(
-        path.display().to_string(),
-        Source::file(folder.shown(path)),
-        reason,
-    )
+    Refusal::of_clip(path.display().to_string(), Source::file(folder.shown(path)), reason)
 }
 
 fn is_caption(path: &Path) -> bool {
-    path.extension()
-        .is_some_and(|e| e.eq_ignore_ascii_case("txt"))
+    path.extension().is_some_and(|e| e.eq_ignore_ascii_case("txt"))
 }
 
 fn file_name(path: &Path) -> String {
-    path.file_name()
-        .unwrap_or_default()
-        .to_string_lossy()
-        .into_owned()
+    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }

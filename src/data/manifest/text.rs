@@ -18,9 +18,7 @@ pub(super) fn read(path: &Path) -> Result<Vec<u8>, Reason> {
         .read_to_end(&mut bytes)
         .map_err(|e| unreadable(e.to_string()))?;
     if bytes.len() as u64 > LARGEST {
-        return Err(unreadable(
-            "larger than 1 GiB, which no list of clips is".into(),
-        ));
+        return Err(unreadable("larger than 1 GiB, which no list of clips is".into()));
     }
     if bytes.starts_with(&[0xFF, 0xFE]) || bytes.starts_with(&[0xFE, 0xFF]) {
         return Err(unreadable("it is UTF-16; save it as UTF-8".into()));

@@ -25,10 +25,7 @@ pub(super) fn read(bytes: &[u8]) -> Result<Table, Fault> {
 
     let (mut counted, mut line) = (0, 1); // newlines are counted up to here
     let mut record = ByteRecord::new();
-    while reader
-        .read_byte_record(&mut record)
-        .map_err(|e| Fault::row(line, e))?
-    {
+    while reader.read_byte_record(&mut record).map_err(|e| Fault::row(line, e))? {
         // The reader's own line numbers do not count blank lines before a record.
         let mut start = record
             .position()
@@ -38,10 +35,7 @@ pub(super) fn read(bytes: &[u8]) -> Result<Table, Fault> {
             .iter()
             .take_while(|b| b.is_ascii_whitespace() && **b != delimiter)
             .count();
-        line += bytes[counted..start]
-            .iter()
-            .filter(|&&b| b == b'\n')
-            .count();
+        line += bytes[counted..start].iter().filter(|&&b| b == b'\n').count();
         counted = start;
         table.rows.push(row(&record, line, table.columns.len()));
     }

@@ -74,12 +74,8 @@ pub(super) fn read(bytes: &[u8]) -> Result<Table, Fault> {
             for (n, (clip, caption)) in captions.into_iter().enumerate() {
                 let file_name = ("file_name".to_owned(), Cell::Text(clip));
                 match caption {
-                    Value::Object(object) => {
-                        gathered.row(line(n), cells(object).chain([file_name]))
-                    }
-                    caption => {
-                        gathered.row(line(n), [file_name, ("text".to_owned(), cell(caption))])
-                    }
+                    Value::Object(object) => gathered.row(line(n), cells(object).chain([file_name])),
+                    caption => gathered.row(line(n), [file_name, ("text".to_owned(), cell(caption))]),
                 }
             }
         }
@@ -155,9 +151,7 @@ fn lines_of_elements(json: &[u8]) -> Vec<usize> {
             b']' | b'}' => depth = depth.saturating_sub(1),
             _ => {}
         }
-        awaited = depth == 1
-            && (byte == b',' || (matches!(byte, b'[' | b'{') && starts.is_empty()))
-            && !in_string;
+        awaited = depth == 1 && (byte == b',' || (matches!(byte, b'[' | b'{') && starts.is_empty())) && !in_string;
     }
     starts
 }

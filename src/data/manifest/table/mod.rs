@@ -95,11 +95,7 @@ impl From<Reason> for Fault {
 
 /// Reads a table. Of the columns only the `wanted` ones need to be there, where leaving out the
 /// others saves reading them.
-pub(super) fn read(
-    path: &Path,
-    format: Format,
-    wanted: &dyn Fn(&str) -> bool,
-) -> Result<Table, Fault> {
+pub(super) fn read(path: &Path, format: Format, wanted: &dyn Fn(&str) -> bool) -> Result<Table, Fault> {
     match format {
         Format::Delimited => delimited::read(&text::read(path)?),
         Format::JsonLines => Ok(json::read_lines(&text::read(path)?)),

@@ -42,15 +42,9 @@ fn table(file: File, wanted: &dyn Fn(&str) -> bool) -> Result<Table, ParquetErro
     if read.is_empty() {
         return Ok(table);
     }
-    let schema = Type::group_type_builder(schema.name())
-        .with_fields(read)
-        .build()?;
+    let schema = Type::group_type_builder(schema.name()).with_fields(read).build()?;
     for (n, row) in reader.get_row_iter(Some(schema))?.enumerate() {
-        let cells = row?
-            .into_columns()
-            .into_iter()
-            .map(|(_, field)| cell(field))
-            .collect();
+        let cells = row?.into_columns().into_iter().map(|(_, field)| cell(field)).collect();
         table.rows.push(Ok(Row { line: n + 1, cells }));
     }
     Ok(table)
