@@ -3,7 +3,8 @@
 //! swscale converts at the picture's own size with its bilinear setting and no rounding flags: chroma as PyAV,
 //! torchvision and decord read it, so that what is trained on equals what their readers see. The matrix is the stream's
 //! tag (BT.601, 709, 2020, ...; untagged is BT.601, swscale's default), the range likewise (untagged is limited, except
-//! for the `yuvj` formats). Alpha is dropped. Rotation metadata is applied in steps of 90 degrees, mirrored or not.
+//! for the `yuvj` formats). 8-bit 4:2:0 of even size thus equals PyAV's `to_ndarray(format="rgb24")` bit for bit; 10-bit and
+//! odd sizes take swscale's general path, whose chroma interpolation differs a little between FFmpeg versions. Alpha is dropped. Rotation metadata is applied in steps of 90 degrees, mirrored or not.
 
 use ffmpeg::codec::packet::side_data::Type;
 use ffmpeg::color;
