@@ -290,9 +290,7 @@ fn a_clip_that_vanished_after_the_survey_is_an_error_that_names_it() {
         false,
     );
     std::fs::remove_file(set.path().join("square.y4m")).unwrap();
-    let error = load(&report.samples[0], &mut Rng::new(0))
-        .err()
-        .expect("the file is gone");
+    let error = load(&report.samples[0], &mut Rng::new(0)).expect_err("the file is gone");
     assert!(error.to_string().contains("square.y4m"), "{error}");
 }
 
