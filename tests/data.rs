@@ -12,7 +12,17 @@ use std::path::Path;
 
 use tempfile::TempDir;
 use vtrain::data::manifest::{self, Listing};
-use vtrain::data::{Bucket, Config};
+use vtrain::data::{Bucket, Config, Found, Report};
+
+/// A survey with nobody watching.
+fn survey(configs: &[Config], decode: bool) -> Report {
+    vtrain::data::survey(configs, decode, &|_, _| {})
+}
+
+/// A survey of a folder with nobody watching.
+fn survey_folder(path: &Path, decode: bool) -> Report<Found> {
+    vtrain::data::survey_folder(path, decode, &|_, _| {})
+}
 
 /// A folder with a data set in it.
 struct Set {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rayon::prelude::*;
 use serde::Serialize;
@@ -12,6 +13,9 @@ use super::manifest::{self, Entry};
 use super::reason::Reason;
 use super::refusal::{Refusal, Source};
 use crate::video::{self, Clip, Crop, Fit, VideoError};
+
+/// Told how many clips of a data set are done, and of how many.
+pub type Progress<'a> = &'a (dyn Fn(usize, usize) + Sync);
 
 /// What a survey found, all in the manifests' order.
 #[derive(Debug, Serialize)]
@@ -116,7 +120,7 @@ impl Report<Found> {
 
 /// Opens every clip of the data sets, many at once; with `decode`, decodes every frame of each as
 /// well, which finds damage that headers do not show.
-pub fn survey(configs: &[Config], decode: bool) -> Report {
+pub fn survey(configs: &[Config], decode: bool, progress: Progress) -> Report {
     let mut report = Report {
         samples: Vec::new(),
         refused: Vec::new(),
@@ -127,7 +131,7 @@ pub fn survey(configs: &[Config], decode: bool) -> Report {
         config.check("", &mut problems);
         let before = (report.samples.len(), report.refused.len());
         if problems.is_empty() {
-            report.add(config, decode, |found| Sample::place(found, dataset, config));
+            report.add(config, decode, progress, |found| Sample::place(found, dataset, config));
         }
         let refuse = |reason| Refusal::of_data_set(Source::file(&config.path), reason);
         report.refused.extend(
@@ -141,7 +145,7 @@ pub fn survey(configs: &[Config], decode: bool) -> Report {
 }
 
 /// Opens every clip of a folder, as [`survey()`] does, without buckets: only what can be read.
-pub fn survey_folder(path: &Path, decode: bool) -> Report<Found> {
+pub fn survey_folder(path: &Path, decode: bool, progress: Progress) -> Report<Found> {
     let mut report = Report {
         samples: Vec::new(),
         refused: Vec::new(),
@@ -151,15 +155,27 @@ pub fn survey_folder(path: &Path, decode: bool) -> Report<Found> {
         path: path.to_owned(),
         ..Config::default()
     };
-    report.add(&config, decode, Ok);
+    report.add(&config, decode, progress, Ok);
     report.settle((0, 0), &config);
     report
 }
 
 impl<T: Send> Report<T> {
-    fn add(&mut self, config: &Config, decode: bool, place: impl Fn(Found) -> Result<T, Refusal> + Sync) {
+    fn add(
+        &mut self,
+        config: &Config,
+        decode: bool,
+        progress: Progress,
+        place: impl Fn(Found) -> Result<T, Refusal> + Sync,
+    ) {
         let listing = manifest::read(config);
-        let inspect = |item: Result<Entry, Refusal>| place(Found::open(item?, decode)?);
+        let (done, of) = (AtomicUsize::new(0), listing.items.len());
+        progress(0, of);
+        let inspect = |item: Result<Entry, Refusal>| {
+            let placed = item.and_then(|entry| place(Found::open(entry, decode)?));
+            progress(done.fetch_add(1, Ordering::Relaxed) + 1, of);
+            placed
+        };
         let inspected: Vec<_> = listing.items.into_par_iter().map(inspect).collect();
         for item in inspected {
             match item {

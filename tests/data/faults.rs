@@ -2,11 +2,12 @@
 
 use std::os::unix::fs::symlink;
 
+use super::survey;
 use super::{Set, accepted, y4m};
 use vtrain::data::Config;
 use vtrain::data::dataset::Layout;
 use vtrain::data::manifest;
-use vtrain::data::survey::{Report, survey};
+use vtrain::data::survey::Report;
 
 const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/data");
 

@@ -1,10 +1,10 @@
 //! Surveys: buckets, crops, what a bad clip means, totals; and the loading of what they accept.
 
 use super::{Set, bmp, bucket, y4m};
+use super::{survey, survey_folder};
 use vtrain::data::bucket::choose;
 use vtrain::data::dataset::{Cropping, Frames, OnBadClip};
 use vtrain::data::loader::{load, load_all};
-use vtrain::data::survey::{survey, survey_folder};
 use vtrain::data::{Config, Reason};
 use vtrain::rng::Rng;
 

@@ -1,0 +1,183 @@
+//! A clip on disk: what it is, before and while its frames are taken.
+
+use std::path::{Path, PathBuf};
+
+use ffmpeg_next as ffmpeg;
+
+use super::convert::Turn;
+use super::decode::Decoding;
+use super::fit::Fit;
+use super::libav::{self, MAX_PIXELS, MAX_SIDE};
+use super::scan::{Scan, video_stream};
+use super::{Frames, VideoError};
+
+/// A file that holds at least one frame of video, or an image.
+#[derive(Debug, Clone)]
+pub struct Clip {
+    path: PathBuf,
+    pub(super) scan: Scan,
+    timestamps: Vec<f64>,
+    codec: String,
+    is_image: bool,
+    pub(super) turn: Turn,
+    /// As displayed.
+    height: usize,
+    width: usize,
+}
+
+impl Clip {
+    /// Reads all packets and decodes the first frame.
+    ///
+    /// # Errors
+    /// Whatever keeps the clip from being used, in one sentence: see [`VideoError`].
+    pub fn open(path: &Path) -> Result<Self, VideoError> {
+        let metadata = std::fs::metadata(path).map_err(|error| match error.kind() {
+            std::io::ErrorKind::NotFound => VideoError::Missing { path: path.into() },
+            _ => VideoError::Unreadable {
+                path: path.into(),
+                reason: error.to_string(),
+            },
+        })?;
+        if metadata.is_dir() {
+            return Err(VideoError::Unreadable {
+                path: path.into(),
+                reason: "it is a folder".into(),
+            });
+        }
+        if metadata.len() == 0 {
+            return Err(VideoError::Empty { path: path.into() });
+        }
+        let mut input = libav::open(path).map_err(|error| without_index(path).unwrap_or(error))?;
+        let stream = video_stream(&input).ok_or_else(|| VideoError::NoVideo { path: path.into() })?;
+        let turn = Turn::of(&stream);
+        let codec = stream.parameters().id().name().to_string();
+        check_size(&stream, path)?;
+        let is_image = input.format().name().ends_with("_pipe") || input.format().name() == "image2";
+        let scan = Scan::of(&mut input, path)?;
+        let timestamps = scan.seconds();
+        let mut clip = Self {
+            path: path.into(),
+            scan,
+            timestamps,
+            codec,
+            is_image,
+            turn,
+            height: 0,
+            width: 0,
+        };
+        let (height, width) = Decoding::of(&clip)?.first_size()?;
+        (clip.height, clip.width) = turn.size((height, width));
+        Ok(clip)
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// As displayed: after rotation.
+    pub fn width(&self) -> usize {
+        self.width
+    }
+
+    /// As displayed: after rotation.
+    pub fn height(&self) -> usize {
+        self.height
+    }
+
+    pub fn num_frames(&self) -> usize {
+        self.timestamps.len()
+    }
+
+    /// Frames a second, on average.
+    pub fn fps(&self) -> f64 {
+        self.scan.fps
+    }
+
+    /// Seconds, from the first frame's appearance to the last one's end.
+    pub fn duration(&self) -> f64 {
+        self.timestamps.last().copied().unwrap_or(0.0) + 1.0 / self.scan.fps
+    }
+
+    pub fn is_image(&self) -> bool {
+        self.is_image
+    }
+
+    /// libav's name of the codec: `h264`, `vp9`, `png`.
+    pub fn codec(&self) -> &str {
+        &self.codec
+    }
+
+    /// Seconds from the first frame, ascending, one a frame.
+    pub fn timestamps(&self) -> &[f64] {
+        &self.timestamps
+    }
+
+    /// The frames of these indices at full size. Indices ascend; one may stand more than once.
+    pub fn decode(&self, wanted: &[usize]) -> Result<Frames, VideoError> {
+        self.decode_fitted(wanted, &Fit::whole((self.height, self.width)))
+    }
+
+    /// The frames of these indices, each fitted as it comes: memory is the result and one frame more.
+    pub fn decode_fitted(&self, wanted: &[usize], fit: &Fit) -> Result<Frames, VideoError> {
+        let size = fit
+            .frame_bytes()
+            .checked_mul(wanted.len())
+            .filter(|size| *size < isize::MAX as usize / 2);
+        let Some(size) = size else {
+            let reason = format!(
+                "{} frames of {}x{} do not fit into memory",
+                wanted.len(),
+                fit.width,
+                fit.height
+            );
+            return Err(VideoError::TooLarge {
+                path: self.path.clone(),
+                reason,
+            });
+        };
+        let mut data = vec![0; size];
+        if size > 0 {
+            Decoding::of(self)?.fitted(wanted, fit, data.chunks_exact_mut(fit.frame_bytes()))?;
+        }
+        Ok(Frames {
+            data,
+            num_frames: wanted.len(),
+            height: fit.height,
+            width: fit.width,
+        })
+    }
+}
+
+/// Refuses absurd sizes before anything is allocated for them.
+fn check_size(stream: &ffmpeg::Stream, path: &Path) -> Result<(), VideoError> {
+    // SAFETY: the parameters live as long as the stream, and the fields are plain numbers.
+    let (width, height) = unsafe {
+        let parameters = stream.parameters();
+        ((*parameters.as_ptr()).width, (*parameters.as_ptr()).height)
+    };
+    let side = MAX_SIDE as i32;
+    if width > side || height > side || i64::from(width) * i64::from(height) > MAX_PIXELS {
+        let reason = format!("is {width}x{height}; at most {MAX_SIDE} a side and {MAX_PIXELS} pixels are read");
+        return Err(VideoError::TooLarge {
+            path: path.into(),
+            reason,
+        });
+    }
+    Ok(())
+}
+
+/// An MP4 whose index was to come at the end never got there: the usual half download.
+fn without_index(path: &Path) -> Option<VideoError> {
+    use std::io::Read;
+    let mut start = [0; 12];
+    std::fs::File::open(path)
+        .and_then(|mut file| file.read_exact(&mut start))
+        .ok()?;
+    (&start[4..8] == b"ftyp").then(|| {
+        let reason = "it starts as an MP4 but has no index (moov)".to_string();
+        VideoError::Truncated {
+            path: path.into(),
+            reason,
+        }
+    })
+}

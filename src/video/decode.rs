@@ -1,0 +1,221 @@
+//! Decoding: from where it can start to the last frame that is wanted, converting only those.
+
+use ffmpeg::codec::threading;
+use ffmpeg::ffi;
+use ffmpeg::format::context::Input;
+use ffmpeg::frame::Video;
+use ffmpeg_next as ffmpeg;
+
+use super::VideoError;
+use super::clip::Clip;
+use super::convert::Converter;
+use super::fit::{Fit, Fitter};
+use super::libav::{self, MAX_PIXELS};
+use super::scan::video_stream;
+
+/// Frames that it is cheaper to decode than to seek over.
+const WORTH_A_SEEK: usize = 8;
+
+/// A clip being decoded.
+pub struct Decoding<'a> {
+    clip: &'a Clip,
+    input: Input,
+    decoder: ffmpeg::decoder::Video,
+    packet: ffmpeg::Packet,
+    /// All packets are sent.
+    drained: bool,
+    /// The first thing that libav complained of.
+    complaint: Option<String>,
+}
+
+impl<'a> Decoding<'a> {
+    /// At the start of the clip.
+    pub fn of(clip: &'a Clip) -> Result<Self, VideoError> {
+        let mut input = libav::open(clip.path())?;
+        let decoder = open_decoder(&mut input).map_err(|error| VideoError::Unreadable {
+            path: clip.path().into(),
+            reason: libav::say(error),
+        })?;
+        Ok(Self {
+            clip,
+            input,
+            decoder,
+            packet: ffmpeg::Packet::empty(),
+            drained: false,
+            complaint: None,
+        })
+    }
+
+    /// (height, width) of the first frame as stored.
+    pub fn first_size(mut self) -> Result<(usize, usize), VideoError> {
+        let mut picture = Video::empty();
+        if self.next(&mut picture) {
+            Ok((picture.height() as usize, picture.width() as usize))
+        } else {
+            Err(self.failed(0))
+        }
+    }
+
+    /// Decodes the frames of these indices, ascending, into `out`, one slot each.
+    pub fn fitted<'o>(
+        &mut self,
+        wanted: &[usize],
+        fit: &Fit,
+        mut out: impl Iterator<Item = &'o mut [u8]>,
+    ) -> Result<(), VideoError> {
+        let (mut converter, mut fitter) = (Converter::new(self.clip.turn), Fitter::new(*fit));
+        let mut picture = Video::empty();
+        // The index of the frame in `picture`; frames of no use to us count, too.
+        let mut at = None;
+        let mut last: Option<&mut [u8]> = None;
+        for (place, index) in wanted.iter().copied().enumerate() {
+            let Some(slot) = out.next() else { break };
+            if place > 0 && wanted[place - 1] == index {
+                // The same frame again.
+                if let Some(last) = last.as_deref() {
+                    slot.copy_from_slice(last);
+                }
+                continue;
+            }
+            at = Some(self.go_to(index, at, &mut picture)?);
+            let (pixels, size) = converter
+                .run(&picture)
+                .map_err(|error| self.broken(index, libav::say(error)))?;
+            fitter
+                .run(pixels, size, slot)
+                .map_err(|reason| self.broken(index, reason))?;
+            last = Some(slot);
+        }
+        Ok(())
+    }
+
+    /// Decodes on until `picture` is the frame `index`; `at` is the frame it is now.
+    fn go_to(&mut self, index: usize, at: Option<usize>, picture: &mut Video) -> Result<usize, VideoError> {
+        let scan = &self.clip.scan;
+        let Some(&target) = scan.pts.get(index) else {
+            return Err(self.broken(index, format!("the clip has {} frames", scan.pts.len())));
+        };
+        if !scan.timed {
+            // Frames that do not say when they are shown can only be counted.
+            let mut at = at.map_or(0, |at| at + 1);
+            while self.next(picture) {
+                if at == index {
+                    return Ok(at);
+                }
+                at += 1;
+            }
+            return Err(self.failed(index));
+        }
+        let ahead = index - at.map_or(0, |at| at.min(index));
+        let key = scan.keys[..scan.keys.partition_point(|key| *key <= target)]
+            .last()
+            .copied();
+        let here = at.map(|at| scan.pts[at]);
+        let mut sought = false;
+        if let Some(key) = key.filter(|key| ahead > WORTH_A_SEEK && here.is_none_or(|here| *key > here)) {
+            sought = self.seek(key);
+        }
+        loop {
+            while self.next(picture) {
+                let Some(time) = picture.timestamp() else { continue };
+                if time == target {
+                    return Ok(index);
+                }
+                if time > target {
+                    break;
+                }
+            }
+            if !sought {
+                return Err(self.failed(index));
+            }
+            // Sought too far, as some containers' indices lead: decode from the start.
+            let complaint = self.complaint.take();
+            *self = Self::of(self.clip)?;
+            self.complaint = complaint;
+            sought = false;
+        }
+    }
+
+    /// Goes to where decoding can start for a frame shown at `key`.
+    fn seek(&mut self, key: i64) -> bool {
+        let stream = self.clip.scan.stream as i32;
+        // SAFETY: the context is open and the stream is one of its own.
+        let done = unsafe { ffi::av_seek_frame(self.input.as_mut_ptr(), stream, key, ffi::AVSEEK_FLAG_BACKWARD) } >= 0;
+        if done {
+            self.decoder.flush();
+            self.drained = false;
+        }
+        done
+    }
+
+    /// The next frame in display order; false at the end.
+    fn next(&mut self, picture: &mut Video) -> bool {
+        loop {
+            match self.decoder.receive_frame(picture) {
+                Ok(()) => return true,
+                Err(ffmpeg::Error::Eof) => return false,
+                // EAGAIN: it wants more packets.
+                Err(_) if self.drained => return false,
+                Err(_) => self.feed(),
+            }
+        }
+    }
+
+    /// Sends one packet, or the end.
+    fn feed(&mut self) {
+        loop {
+            if self.packet.read(&mut self.input).is_err() {
+                // That there are all packets was seen when the clip was opened.
+                let _ = self.decoder.send_eof();
+                self.drained = true;
+                return;
+            }
+            if self.packet.stream() == self.clip.scan.stream {
+                if let Err(error) = self.decoder.send_packet(&self.packet) {
+                    self.complaint.get_or_insert_with(|| libav::say(error));
+                }
+                return;
+            }
+        }
+    }
+
+    fn broken(&self, frame: usize, reason: String) -> VideoError {
+        VideoError::Decode {
+            path: self.clip.path().into(),
+            frame,
+            reason,
+        }
+    }
+
+    fn failed(&self, frame: usize) -> VideoError {
+        self.broken(
+            frame,
+            self.complaint
+                .clone()
+                .unwrap_or_else(|| "the decoder does not give it".into()),
+        )
+    }
+}
+
+fn open_decoder(input: &mut Input) -> Result<ffmpeg::decoder::Video, ffmpeg::Error> {
+    let stream = video_stream(input).ok_or(ffmpeg::Error::StreamNotFound)?;
+    let index = stream.index();
+    let mut context = ffmpeg::codec::Context::from_parameters(stream.parameters())?;
+    context.set_time_base(stream.time_base());
+    // Where several clips are decoded at once, the threads are all taken.
+    let count = if rayon::current_thread_index().is_some() { 1 } else { 0 };
+    context.set_threading(threading::Config {
+        count,
+        ..threading::Config::kind(threading::Type::Frame)
+    });
+    // SAFETY: the context is ours and not yet open; the field is a bound that libav checks before it allocates.
+    unsafe { (*context.as_mut_ptr()).max_pixels = MAX_PIXELS };
+    // Other streams are of no use.
+    for i in 0..input.nb_streams() as usize {
+        if let Some(mut other) = input.stream_mut(i).filter(|_| i != index) {
+            // SAFETY: the stream is one of this open context's.
+            unsafe { (*other.as_mut_ptr()).discard = ffi::AVDiscard::AVDISCARD_ALL };
+        }
+    }
+    context.decoder().video()
+}

@@ -1,0 +1,388 @@
+//! Frames into a file: `.mp4` (H.264 where libav has an encoder, else MPEG-4 part 2), `.webm` (VP9 or VP8), `.gif`, or a
+//! folder of PNG where the path ends in `/`.
+//!
+//! Films are yuv420p, BT.709, limited range, and tagged so; odd sides are padded by repeating the last row or column,
+//! and a warning says so. Encoders and containers run with their bit-exact flags and a fixed number of threads: the same
+//! frames give the same file. Files are written beside, synced, renamed.
+
+use std::path::{Path, PathBuf};
+
+use ffmpeg::codec::{Flags, Id, threading};
+use ffmpeg::color;
+use ffmpeg::ffi;
+use ffmpeg::format::Pixel;
+use ffmpeg::format::context::Output;
+use ffmpeg::frame::Video;
+use ffmpeg::software::scaling;
+use ffmpeg_next as ffmpeg;
+use tempfile::TempPath;
+
+use super::convert::set_colours;
+use super::palette;
+use super::{Frames, VideoError, libav};
+
+/// Threads of an encoder: fixed, since some encoders' results depend on it.
+const THREADS: usize = 4;
+
+/// Writes frames to a file as they come. Without [`finish`](Self::finish) no file appears.
+pub struct Writer {
+    path: PathBuf,
+    height: usize,
+    width: usize,
+    kind: Kind,
+    num_frames: i64,
+}
+
+enum Kind {
+    Film(Box<Film>),
+    Pictures(PathBuf),
+}
+
+/// What a path's ending asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Container {
+    Mp4,
+    Webm,
+    Gif,
+}
+
+/// A film being encoded.
+struct Film {
+    output: Output,
+    encoder: ffmpeg::encoder::video::Encoder,
+    frame: Video,
+    scaler: Option<scaling::Context>,
+    rgb: Video,
+    time_base: ffmpeg::Rational,
+    temporary: TempPath,
+}
+
+/// Writes all frames to a file.
+pub fn write(path: &Path, frames: &Frames, fps: f64) -> Result<(), VideoError> {
+    let mut writer = Writer::create(path, (frames.height, frames.width), fps)?;
+    frames.iter().try_for_each(|frame| writer.push(frame))?;
+    writer.finish()
+}
+
+impl Writer {
+    /// Opens a file for frames of (height, width).
+    ///
+    /// # Errors
+    /// An ending that is not known, a frame rate or size that makes no sense, a folder that cannot be written.
+    pub fn create(path: &Path, (height, width): (usize, usize), fps: f64) -> Result<Self, VideoError> {
+        libav::start();
+        let fail = |reason: String| VideoError::Encode {
+            path: path.into(),
+            reason,
+        };
+        let most = libav::MAX_SIDE as usize;
+        if height == 0 || width == 0 || height > most || width > most {
+            return Err(fail(format!("{width}x{height} is no size for a video")));
+        }
+        if !fps.is_finite() || !(0.01..=1000.0).contains(&fps) {
+            return Err(fail(format!("{fps} frames a second is not between 0.01 and 1000")));
+        }
+        let kind = if path.as_os_str().to_string_lossy().ends_with('/') {
+            std::fs::create_dir_all(path).map_err(|error| fail(error.to_string()))?;
+            Kind::Pictures(path.into())
+        } else {
+            let ending = path.extension().map(|e| e.to_string_lossy().to_lowercase());
+            let container = match ending.as_deref() {
+                Some("mp4") => Container::Mp4,
+                Some("webm") => Container::Webm,
+                Some("gif") => Container::Gif,
+                _ => {
+                    return Err(fail(
+                        "its name must end in .mp4, .webm, .gif, or / for a folder of PNG".into(),
+                    ));
+                }
+            };
+            Kind::Film(Box::new(Film::create(path, container, (height, width), fps)?))
+        };
+        Ok(Self {
+            path: path.into(),
+            height,
+            width,
+            kind,
+            num_frames: 0,
+        })
+    }
+
+    /// Adds a frame (H, W, 3).
+    pub fn push(&mut self, frame: &[u8]) -> Result<(), VideoError> {
+        let fail = |reason: String| VideoError::Encode {
+            path: self.path.clone(),
+            reason,
+        };
+        let expected = self.height * self.width * 3;
+        if frame.len() != expected {
+            return Err(fail(format!("a frame has {} bytes, not {expected}", frame.len())));
+        }
+        match &mut self.kind {
+            Kind::Film(film) => film
+                .push(frame, (self.height, self.width), self.num_frames)
+                .map_err(|error| fail(libav::say(error)))?,
+            Kind::Pictures(folder) => {
+                let png = png(frame, (self.height, self.width)).map_err(|error| fail(libav::say(error)))?;
+                let path = folder.join(format!("{:05}.png", self.num_frames));
+                write_beside(&path, &png).map_err(|error| fail(error.to_string()))?;
+            }
+        }
+        self.num_frames += 1;
+        Ok(())
+    }
+
+    /// Completes the file and gives it its name.
+    pub fn finish(self) -> Result<(), VideoError> {
+        let path = self.path;
+        let fail = |reason: String| VideoError::Encode {
+            path: path.clone(),
+            reason,
+        };
+        match self.kind {
+            Kind::Film(_) if self.num_frames == 0 => Err(fail("there are no frames".into())),
+            Kind::Film(film) => {
+                let temporary = film.finish().map_err(|error| fail(libav::say(error)))?;
+                let synced = std::fs::File::open(&temporary).and_then(|file| file.sync_all());
+                synced.map_err(|error| fail(error.to_string()))?;
+                temporary.persist(&path).map_err(|error| fail(error.to_string()))
+            }
+            Kind::Pictures(_) => Ok(()),
+        }
+    }
+}
+
+impl Film {
+    fn create(
+        path: &Path,
+        container: Container,
+        (height, width): (usize, usize),
+        fps: f64,
+    ) -> Result<Self, VideoError> {
+        let fail = |reason: String| VideoError::Encode {
+            path: path.into(),
+            reason,
+        };
+        let folder = path
+            .parent()
+            .filter(|folder| !folder.as_os_str().is_empty())
+            .unwrap_or(Path::new("."));
+        std::fs::create_dir_all(folder).map_err(|error| fail(error.to_string()))?;
+        let temporary = tempfile::Builder::new().prefix(".vtrain-").tempfile_in(folder);
+        let temporary = temporary.map_err(|error| fail(error.to_string()))?.into_temp_path();
+        let (even_height, even_width) = match container {
+            Container::Gif => (height, width),
+            _ => (height.next_multiple_of(2), width.next_multiple_of(2)),
+        };
+        if (even_height, even_width) != (height, width) {
+            log::warn!(
+                "{}: {width}x{height} is padded to {even_width}x{even_height}, since yuv420p needs even sides",
+                path.display()
+            );
+        }
+        let rgb = Video::new(Pixel::RGB24, even_width as u32, even_height as u32);
+        Self::open(temporary, container, rgb, fps).map_err(|error| fail(libav::say(error)))
+    }
+
+    fn open(temporary: TempPath, container: Container, rgb: Video, fps: f64) -> Result<Self, ffmpeg::Error> {
+        let name = format!("file:{}", temporary.to_string_lossy());
+        let format = match container {
+            Container::Mp4 => "mp4",
+            Container::Webm => "webm",
+            Container::Gif => "gif",
+        };
+        let mut output = ffmpeg::format::output_as(&name, format)?;
+        // SAFETY: the context is ours; the flag keeps versions and dates out of the file.
+        unsafe { (*output.as_mut_ptr()).flags |= ffi::AVFMT_FLAG_BITEXACT };
+        let global_header = output.format().flags().contains(ffmpeg::format::Flags::GLOBAL_HEADER);
+        let codec = container.encoder()?;
+        let rate = rational(fps);
+        let mut encoder = ffmpeg::codec::Context::new_with_codec(codec).encoder().video()?;
+        encoder.set_width(rgb.width());
+        encoder.set_height(rgb.height());
+        encoder.set_time_base(rate.invert());
+        encoder.set_frame_rate(Some(rate));
+        let pixel = if container == Container::Gif {
+            Pixel::PAL8
+        } else {
+            Pixel::YUV420P
+        };
+        encoder.set_format(pixel);
+        if pixel == Pixel::YUV420P {
+            encoder.set_colorspace(color::Space::BT709);
+            encoder.set_color_range(color::Range::MPEG);
+            encoder.set_color_primaries(color::Primaries::BT709);
+            encoder.set_color_transfer_characteristic(color::TransferCharacteristic::BT709);
+        }
+        let mut flags = Flags::BITEXACT;
+        if global_header {
+            flags |= Flags::GLOBAL_HEADER;
+        }
+        if codec.id() == Id::MPEG4 {
+            flags |= Flags::QSCALE;
+            encoder.set_global_quality(3 * ffi::FF_QP2LAMBDA);
+        }
+        encoder.set_flags(flags);
+        encoder.set_threading(threading::Config {
+            count: THREADS,
+            ..threading::Config::kind(threading::Type::Frame)
+        });
+        let encoder = encoder.open_with(quality(codec.name()))?;
+        let mut stream = output.add_stream(codec)?;
+        stream.set_parameters(&encoder);
+        stream.set_time_base(rate.invert());
+        stream.set_avg_frame_rate(rate);
+        output.write_header()?;
+        let scaler = match pixel {
+            Pixel::YUV420P => Some(to_yuv(&rgb)?),
+            _ => None,
+        };
+        let frame = Video::new(pixel, rgb.width(), rgb.height());
+        Ok(Self {
+            output,
+            encoder,
+            frame,
+            scaler,
+            rgb,
+            time_base: rate.invert(),
+            temporary,
+        })
+    }
+
+    fn push(&mut self, frame: &[u8], size: (usize, usize), number: i64) -> Result<(), ffmpeg::Error> {
+        pad(frame, size, &mut self.rgb);
+        // The encoder may still hold the last frame's buffer.
+        let (format, width, height) = (self.frame.format(), self.frame.width(), self.frame.height());
+        self.frame = Video::new(format, width, height);
+        match &mut self.scaler {
+            Some(scaler) => {
+                scaler.run(&self.rgb, &mut self.frame)?;
+                self.frame.set_color_space(color::Space::BT709);
+                self.frame.set_color_range(color::Range::MPEG);
+            }
+            None => palette::reduce(&self.rgb, &mut self.frame),
+        }
+        self.frame.set_pts(Some(number));
+        self.encoder.send_frame(&self.frame)?;
+        self.drain()
+    }
+
+    fn drain(&mut self) -> Result<(), ffmpeg::Error> {
+        let mut packet = ffmpeg::Packet::empty();
+        while self.encoder.receive_packet(&mut packet).is_ok() {
+            packet.set_stream(0);
+            if packet.duration() == 0 {
+                packet.set_duration(1);
+            }
+            let target = self
+                .output
+                .stream(0)
+                .map_or(self.time_base, |stream| stream.time_base());
+            packet.rescale_ts(self.time_base, target);
+            packet.write_interleaved(&mut self.output)?;
+        }
+        Ok(())
+    }
+
+    fn finish(mut self) -> Result<TempPath, ffmpeg::Error> {
+        self.encoder.send_eof()?;
+        self.drain()?;
+        self.output.write_trailer()?;
+        Ok(self.temporary)
+    }
+}
+
+impl Container {
+    /// The best encoder that this build of libav has.
+    fn encoder(self) -> Result<ffmpeg::Codec, ffmpeg::Error> {
+        let names: &[&str] = match self {
+            Container::Mp4 => &["libx264", "libopenh264", "mpeg4"],
+            Container::Webm => &["libvpx-vp9", "libvpx"],
+            Container::Gif => &["gif"],
+        };
+        names
+            .iter()
+            .find_map(|name| ffmpeg::encoder::find_by_name(name))
+            .ok_or(ffmpeg::Error::EncoderNotFound)
+    }
+}
+
+/// Settings for a picture that hides no fault of the model's.
+fn quality(encoder: &str) -> ffmpeg::Dictionary<'static> {
+    let settings: &[(&str, &str)] = match encoder {
+        "libx264" => &[("crf", "17"), ("preset", "medium")],
+        "libopenh264" => &[("b", "8000000")],
+        "libvpx-vp9" | "libvpx" => &[("crf", "24"), ("b", "4000000"), ("cpu-used", "4"), ("deadline", "good")],
+        _ => &[],
+    };
+    let mut options = ffmpeg::Dictionary::new();
+    settings.iter().for_each(|(key, value)| options.set(key, value));
+    options
+}
+
+fn to_yuv(rgb: &Video) -> Result<scaling::Context, ffmpeg::Error> {
+    let (width, height) = (rgb.width(), rgb.height());
+    let flags = scaling::Flags::BICUBIC | scaling::Flags::ACCURATE_RND | scaling::Flags::BITEXACT;
+    let mut scaler = scaling::Context::get(Pixel::RGB24, width, height, Pixel::YUV420P, width, height, flags)?;
+    set_colours(
+        &mut scaler,
+        (color::Space::Unspecified, true),
+        (color::Space::BT709, false),
+    );
+    Ok(scaler)
+}
+
+/// 29.97 is 30000/1001; other rates to a thousandth.
+fn rational(fps: f64) -> ffmpeg::Rational {
+    let ntsc = (fps * 1.001).round();
+    if (ntsc / 1.001 - fps).abs() < 0.005 && (fps - fps.round()).abs() > 1e-3 && ntsc >= 1.0 {
+        return ffmpeg::Rational::new(ntsc as i32 * 1000, 1001);
+    }
+    ffmpeg::Rational::new((fps * 1000.0).round() as i32, 1000).reduce()
+}
+
+/// Copies a picture into a frame, repeating its last column and row where the frame is larger.
+fn pad(picture: &[u8], (height, width): (usize, usize), frame: &mut Video) {
+    let (rows, columns, stride) = (frame.height() as usize, frame.width() as usize, frame.stride(0));
+    let data = frame.data_mut(0);
+    for y in 0..rows {
+        let from = y.min(height - 1) * width * 3;
+        let (row, to) = (
+            &picture[from..from + width * 3],
+            &mut data[y * stride..y * stride + columns * 3],
+        );
+        to[..width * 3].copy_from_slice(row);
+        for x in width..columns {
+            to[x * 3..x * 3 + 3].copy_from_slice(&row[width * 3 - 3..]);
+        }
+    }
+}
+
+/// One picture as the bytes of a PNG file.
+fn png(picture: &[u8], (height, width): (usize, usize)) -> Result<Vec<u8>, ffmpeg::Error> {
+    let codec = ffmpeg::encoder::find(Id::PNG).ok_or(ffmpeg::Error::EncoderNotFound)?;
+    let mut encoder = ffmpeg::codec::Context::new_with_codec(codec).encoder().video()?;
+    encoder.set_width(width as u32);
+    encoder.set_height(height as u32);
+    encoder.set_format(Pixel::RGB24);
+    encoder.set_time_base(ffmpeg::Rational::new(1, 25));
+    let mut encoder = encoder.open_as(codec)?;
+    let mut frame = Video::new(Pixel::RGB24, width as u32, height as u32);
+    pad(picture, (height, width), &mut frame);
+    frame.set_pts(Some(0));
+    encoder.send_frame(&frame)?;
+    encoder.send_eof()?;
+    let mut packet = ffmpeg::Packet::empty();
+    encoder.receive_packet(&mut packet)?;
+    Ok(packet.data().unwrap_or_default().to_vec())
+}
+
+fn write_beside(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    use std::io::Write;
+    let folder = path.parent().unwrap_or(Path::new("."));
+    let mut file = tempfile::Builder::new().prefix(".vtrain-").tempfile_in(folder)?;
+    file.write_all(bytes)?;
+    file.as_file().sync_all()?;
+    file.persist(path)?;
+    Ok(())
+}

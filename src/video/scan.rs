@@ -1,0 +1,171 @@
+//! A look at all packets of a clip, without decoding: how many frames it has and when each is on screen.
+
+use std::path::Path;
+
+use ffmpeg::codec::packet::Ref;
+use ffmpeg::ffi;
+use ffmpeg::format::context::Input;
+use ffmpeg::format::stream::Disposition;
+use ffmpeg::media::Type;
+use ffmpeg_next as ffmpeg;
+
+use super::VideoError;
+
+/// More packets than any clip to train on has (a day at 25 fps).
+const MAX_PACKETS: usize = 25 * 60 * 60 * 24;
+
+/// What the packets of the video stream say.
+#[derive(Debug, Clone)]
+pub struct Scan {
+    pub stream: usize,
+    /// When frames are on screen, ascending, in units of `time_base`. Decode order where `timed` is false.
+    pub pts: Vec<i64>,
+    /// Display times of the packets where decoding can start, ascending.
+    pub keys: Vec<i64>,
+    /// Whether every packet says when it is displayed. If not, frames can only be counted.
+    pub timed: bool,
+    /// Seconds of one unit.
+    pub time_base: f64,
+    /// Frames a second, on average.
+    pub fps: f64,
+}
+
+/// The stream that a player would show. Cover pictures of audio files are none.
+pub fn video_stream(input: &Input) -> Option<ffmpeg::Stream<'_>> {
+    let best = input.streams().best(Type::Video)?;
+    (!best.disposition().contains(Disposition::ATTACHED_PIC)).then_some(best)
+}
+
+impl Scan {
+    /// Reads every packet of `input`.
+    pub fn of(input: &mut Input, path: &Path) -> Result<Self, VideoError> {
+        let stream = video_stream(input).ok_or_else(|| VideoError::NoVideo { path: path.into() })?;
+        let (index, time_base) = (stream.index(), f64::from(stream.time_base()));
+        let rates = [f64::from(stream.avg_frame_rate()), f64::from(stream.rate())];
+        let is_vp8 = stream.parameters().id() == ffmpeg::codec::Id::VP8;
+        let (mut shown, mut keys, mut timed) = (Vec::new(), Vec::new(), true);
+        let mut end = f64::NEG_INFINITY; // of the last packet of any stream, in seconds
+        let mut packets = 0; // of this stream, shown or not
+        let mut packet = ffmpeg::Packet::empty();
+        loop {
+            match packet.read(input) {
+                Ok(()) => {}
+                Err(ffmpeg::Error::Eof) => break,
+                Err(_) if shown.is_empty() => break,
+                Err(error) => return Err(truncated(path, format!("reading stops with \"{error}\""))),
+            }
+            if let (Some(pts), Some(stream)) = (packet.pts(), input.stream(packet.stream())) {
+                let last = pts.saturating_add(packet.duration().max(0));
+                end = end.max(last as f64 * f64::from(stream.time_base()));
+            }
+            if packet.stream() != index {
+                continue;
+            }
+            packets += 1;
+            if packet.is_corrupt() {
+                return Err(truncated(path, format!("packet {packets} is cut short")));
+            }
+            if packets > MAX_PACKETS {
+                let reason = format!("has more than {MAX_PACKETS} frames; cut it into clips");
+                return Err(VideoError::TooLarge {
+                    path: path.into(),
+                    reason,
+                });
+            }
+            // Frames outside of an edit list are decoded and not shown.
+            // SAFETY: the packet is live, and the field is a plain number.
+            let dropped = unsafe { (*packet.as_ptr()).flags } & ffi::AV_PKT_FLAG_DISCARD != 0;
+            // VP8 may send frames that are never shown; the fifth bit of the first byte tells.
+            let hidden = is_vp8
+                && packet
+                    .data()
+                    .and_then(|data| data.first())
+                    .is_some_and(|first| first & 0x10 == 0);
+            if dropped || hidden || packet.size() == 0 {
+                continue;
+            }
+            timed &= packet.pts().is_some();
+            let time = packet.pts().or(packet.dts()).unwrap_or(shown.len() as i64);
+            shown.push(time);
+            if packet.is_key() {
+                keys.push(time);
+            }
+        }
+        complete(input, index, packets, end, path)?;
+        if shown.is_empty() {
+            let reason = "its video stream holds no frames".to_string();
+            return Err(VideoError::Unreadable {
+                path: path.into(),
+                reason,
+            });
+        }
+        shown.sort_unstable();
+        keys.sort_unstable();
+        let fps = mean_rate(&shown, time_base, rates);
+        Ok(Self {
+            stream: index,
+            pts: shown,
+            keys,
+            timed,
+            time_base,
+            fps,
+        })
+    }
+
+    /// Seconds from the first frame, ascending.
+    pub fn seconds(&self) -> Vec<f64> {
+        let counted = !self.timed || self.time_base <= 0.0;
+        let first = self.pts.first().copied().unwrap_or(0);
+        let second = |(i, pts): (usize, &i64)| match counted {
+            true => i as f64 / self.fps,
+            false => pts.saturating_sub(first) as f64 * self.time_base,
+        };
+        self.pts.iter().enumerate().map(second).collect()
+    }
+}
+
+/// Whether the packets are all that the container promises.
+fn complete(input: &Input, index: usize, packets: usize, end: f64, path: &Path) -> Result<(), VideoError> {
+    let promised = input.stream(index).map_or(0, |stream| stream.frames());
+    if promised > 0 && (packets as i64) < promised {
+        return Err(truncated(
+            path,
+            format!("it promises {promised} frames and holds {packets}"),
+        ));
+    }
+    // SAFETY: the context is open, and the field is a plain number.
+    let from_header = unsafe { (*input.as_ptr()).duration_estimation_method }
+        == ffi::AVDurationEstimationMethod::AVFMT_DURATION_FROM_STREAM;
+    let length = input.duration() as f64 / f64::from(ffi::AV_TIME_BASE);
+    let is_matroska = input.format().name().contains("matroska");
+    if is_matroska && from_header && end.is_finite() && length > end + (0.02 * length).max(0.5) {
+        return Err(truncated(
+            path,
+            format!("it promises {length:.1} seconds and holds {:.1}", end.max(0.0)),
+        ));
+    }
+    Ok(())
+}
+
+fn truncated(path: &Path, reason: String) -> VideoError {
+    VideoError::Truncated {
+        path: path.into(),
+        reason,
+    }
+}
+
+/// From the timestamps, else what the container claims, else 25.
+fn mean_rate(pts: &[i64], time_base: f64, claimed: [f64; 2]) -> f64 {
+    let plausible = |rate: &f64| rate.is_finite() && (1e-3..=1e4).contains(rate);
+    let measured = match pts {
+        [first, .., last] => (pts.len() - 1) as f64 / (last.saturating_sub(*first) as f64 * time_base),
+        _ => f64::NAN,
+    };
+    let close = |claim: &f64| (claim - measured).abs() < 0.02 * measured;
+    // A container's rate is exact where timestamps are rounded; where they disagree, the timestamps are right.
+    let claim = claimed
+        .into_iter()
+        .filter(plausible)
+        .find(|claim| !measured.is_finite() || close(claim));
+    claim.or(Some(measured)).filter(plausible).unwrap_or(25.0)
+}
