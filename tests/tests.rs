@@ -6,4 +6,5 @@ mod config; // run files
 mod data;
 mod fuzz; // mutated input of every kind
 mod rng; // torch's CPU generator, bit for bit
+mod schedulers; // timesteps, steps and noise, against diffusers
 mod video; // decoding, selection, resizing and encoding of real files // layouts, captions, buckets, order
