@@ -2,6 +2,7 @@
 
 mod architecture; // who may import whom
 mod cli; // the program as a user runs it
+mod cogvideox_dit; // the transformer against diffusers, forwards and backwards
 mod config; // run files
 mod data;
 mod fuzz; // mutated input of every kind

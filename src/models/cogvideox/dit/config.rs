@@ -187,6 +187,11 @@ impl Config {
                 "{key}: must be above 0, got {number}"
             );
         }
+        ensure!(
+            (0.0..=1.0).contains(&self.freq_shift),
+            "freq_shift: must be 0 or 1, got {}",
+            self.freq_shift
+        );
         self.check_positions()
     }
 

@@ -1,0 +1,448 @@
+//! CogVideoX's transformer against diffusers. The files in `tests/fixtures/cogvideox` are written by
+//! `scripts/make_cogvideox_fixtures.py`; what is asked there is in `scripts/fixtures/cogvideox/{dit,lora}.py`.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use candle_core::{DType, Device, Result, Tensor, Var};
+use vtrain::models::cogvideox::dit::Dit;
+use vtrain::models::denoiser::{Denoiser, Input, State};
+use vtrain::nn::attention::{attention, attention_within};
+use vtrain::nn::linear::LowRank;
+use vtrain::nn::weights::Planter;
+use vtrain::rng::Rng;
+
+const CASES: [(&str, &str); 9] = [
+    ("cogvideox-2b", "native"),
+    ("cogvideox-2b", "other-size"),
+    ("cogvideox-5b", "wide"),
+    ("cogvideox-5b", "tall"),
+    ("cogvideox-5b-i2v", "native"),
+    ("cogvideox-5b-i2v", "fewer-frames"),
+    ("cogvideox-1.5-5b", "native"),
+    ("cogvideox-1.5-5b", "smaller"),
+    ("cogvideox-1.5-5b-i2v", "smaller"),
+];
+
+fn fixtures() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/cogvideox")
+}
+
+fn load(name: &str) -> HashMap<String, Tensor> {
+    candle_core::safetensors::load(fixtures().join(name), &Device::Cpu).unwrap()
+}
+
+fn dit(name: &str, dtype: DType, planter: Option<Arc<dyn Planter>>) -> Dit {
+    Dit::load(&fixtures().join(name).join("transformer"), dtype, &Device::Cpu, planter).unwrap()
+}
+
+fn input(answers: &HashMap<String, Tensor>, key: &str) -> Input {
+    let of = |what: &str| answers[&format!("{key}.{what}")].clone();
+    Input {
+        latents: of("latents"),
+        timestep: of("timestep"),
+        text: of("text"),
+        ofs: answers.get(&format!("{key}.ofs")).cloned(),
+    }
+}
+
+fn norm(x: &Tensor) -> f64 {
+    let x = x.to_dtype(DType::F64).unwrap();
+    x.sqr().unwrap().sum_all().unwrap().to_scalar::<f64>().unwrap().sqrt()
+}
+
+/// |a - b| / |b|
+fn relative_error(a: &Tensor, b: &Tensor) -> f64 {
+    let (a, b) = (a.to_dtype(DType::F64).unwrap(), b.to_dtype(DType::F64).unwrap());
+    assert_eq!(a.dims(), b.dims());
+    norm(&(a - &b).unwrap()) / norm(&b)
+}
+
+fn randn(seed: u64, shape: &[usize]) -> Tensor {
+    let values = Rng::new(seed).randn(shape.iter().product());
+    Tensor::from_vec(values, shape, &Device::Cpu).unwrap()
+}
+
+#[test]
+fn every_variant_predicts_what_diffusers_predicts() {
+    let answers = load("dit.safetensors");
+    for (name, case) in CASES {
+        let (key, dit) = (format!("{name}.{case}"), dit(name, DType::F32, None));
+        let input = input(&answers, &key);
+        let equal = |what: &str, found: &Tensor| {
+            if let Some(expected) = answers.get(&format!("{key}.{what}")) {
+                let error = relative_error(found, expected);
+                println!("{key}.{what}: {error:.1e}");
+                assert!(error <= 1e-5, "{key}.{what}: {error:e}");
+            }
+        };
+        let stem = dit.stem(&input).unwrap();
+        equal("tokens", &stem.hidden);
+        if input.ofs.is_none() {
+            equal("time_embedding", &stem.time);
+        }
+        if let Some(rotary) = &stem.fixed.rotary {
+            let of_video = |table: &Tensor| {
+                let (text, video) = (stem.text.dim(1).unwrap(), stem.hidden.dim(1).unwrap());
+                let table = table.narrow(0, text, video).unwrap();
+                Tensor::stack(&[&table, &table], 2).unwrap().flatten(1, 2).unwrap() // each number twice
+            };
+            equal("rope.cos", &of_video(&rotary.cos));
+            equal("rope.sin", &of_video(&rotary.sin));
+        }
+        let behind = dit.block(0, &stem).unwrap();
+        equal("block0", &behind.hidden);
+        equal("block0.text", &behind.text);
+        equal("out", &dit.forward(&input).unwrap());
+        assert!(dit.block(dit.num_blocks(), &stem).is_err());
+    }
+}
+
+#[test]
+fn bf16_stays_close() {
+    let answers = load("dit.safetensors");
+    for (name, case) in CASES {
+        let key = format!("{name}.{case}");
+        let out = dit(name, DType::BF16, None).forward(&input(&answers, &key)).unwrap();
+        assert_eq!(out.dtype(), DType::BF16);
+        let error = relative_error(&out, &answers[&format!("{key}.out")]);
+        println!("{key}: {error:.1e}");
+        assert!(error <= 3e-2, "{key}: {error:e}");
+    }
+}
+
+/// Adapters by path, whose matrices are variables.
+struct Adapters(HashMap<String, (Var, Var)>);
+
+impl Adapters {
+    /// Those of the fixtures' LoRA: `transformer.<path>.lora_{A,B}.weight`, rank 4, alpha 8.
+    fn load() -> Arc<Self> {
+        let mut adapters = HashMap::new();
+        let tensors = load("lora/pytorch_lora_weights.safetensors");
+        for (key, a) in &tensors {
+            if let Some(path) = key.strip_suffix(".lora_A.weight") {
+                let b = &tensors[&format!("{path}.lora_B.weight")];
+                let pair = (Var::from_tensor(a).unwrap(), Var::from_tensor(b).unwrap());
+                adapters.insert(path.strip_prefix("transformer.").unwrap().to_string(), pair);
+            }
+        }
+        assert_eq!(adapters.len(), 8);
+        Arc::new(Self(adapters))
+    }
+}
+
+impl Planter for Adapters {
+    fn plant(&self, path: &str, _: usize, _: usize) -> Result<Vec<LowRank>> {
+        let adapter = self.0.get(path).map(|(a, b)| LowRank {
+            a: a.as_tensor().clone(),
+            b: b.as_tensor().clone(),
+            scale: 2.0,
+        });
+        Ok(adapter.into_iter().collect())
+    }
+}
+
+/// The training example of the fixtures: input, target.
+fn example() -> (HashMap<String, Tensor>, Input) {
+    let answers = load("training.safetensors");
+    let input = Input {
+        latents: answers["noisy"].clone(),
+        timestep: answers["timestep"].clone(),
+        text: answers["text"].clone(),
+        ofs: None,
+    };
+    (answers, input)
+}
+
+fn mse(prediction: &Tensor, target: &Tensor) -> Tensor {
+    (prediction - target).unwrap().sqr().unwrap().mean_all().unwrap()
+}
+
+#[test]
+fn lora_gradients_are_those_of_peft() {
+    let adapters = Adapters::load();
+    let dit = dit("cogvideox-5b", DType::F32, Some(adapters.clone()));
+    let (answers, input) = example();
+    let prediction = dit.forward(&input).unwrap();
+    assert!(relative_error(&prediction, &answers["prediction"]) <= 1e-5);
+    let loss = mse(&prediction, &answers["target"]);
+    assert!(relative_error(&loss, &answers["loss"]) <= 1e-5);
+    let gradients = loss.backward().unwrap();
+    for (path, (a, b)) in &adapters.0 {
+        for (matrix, var) in [("A", a), ("B", b)] {
+            let expected = &answers[&format!("grad.{path}.lora_{matrix}.weight")];
+            let error = relative_error(gradients.get(var).unwrap(), expected);
+            println!("{path} {matrix}: {error:.1e}");
+            assert!(error <= 1e-4, "{path} {matrix}: {error:e}");
+        }
+    }
+}
+
+#[test]
+fn segments_run_backwards_one_by_one_give_the_same_gradients() {
+    let adapters = Adapters::load();
+    let dit = dit("cogvideox-5b", DType::F32, Some(adapters.clone()));
+    let (answers, input) = example();
+    let whole = mse(&dit.forward(&input).unwrap(), &answers["target"])
+        .backward()
+        .unwrap();
+
+    // Forwards, keeping what each segment receives.
+    let mut received = vec![dit.stem(&input).unwrap()];
+    for index in 0..dit.num_blocks() {
+        received.push(dit.block(index, received.last().unwrap()).unwrap());
+    }
+    // Backwards: each segment once more from variables; their gradients are what the segment before must answer for.
+    let restart = |state: &State| {
+        let vars: Vec<Var> = state
+            .tensors()
+            .iter()
+            .map(|t| Var::from_tensor(&t.detach()).unwrap())
+            .collect();
+        let tensors = vars.iter().map(|var| var.as_tensor().clone()).collect();
+        (state.with_tensors(tensors).unwrap(), vars)
+    };
+    let (state, mut vars) = restart(&received[dit.num_blocks()]);
+    let mut gradients = mse(&dit.head(&state).unwrap(), &answers["target"]).backward().unwrap();
+    for index in (0..dit.num_blocks()).rev() {
+        let due: Vec<Option<Tensor>> = vars.iter().map(|var| gradients.get(var).cloned()).collect();
+        let (state, before) = restart(&received[index]);
+        let after = dit.block(index, &state).unwrap().tensors();
+        let sum = after
+            .iter()
+            .zip(&due)
+            .filter_map(|(tensor, due)| Some((tensor * due.as_ref()?).unwrap().sum_all().unwrap()))
+            .reduce(|a, b| (a + b).unwrap())
+            .unwrap();
+        gradients = sum.backward().unwrap();
+        for (path, (a, b)) in &adapters.0 {
+            if path.starts_with(&format!("transformer_blocks.{index}.")) {
+                assert!(
+                    relative_error(gradients.get(a).unwrap(), whole.get(a).unwrap()) <= 1e-5,
+                    "{path}"
+                );
+                assert!(
+                    relative_error(gradients.get(b).unwrap(), whole.get(b).unwrap()) <= 1e-5,
+                    "{path}"
+                );
+            }
+        }
+        vars = before;
+    }
+}
+
+#[test]
+fn gradients_agree_with_finite_differences() {
+    const STEP: f64 = 2e-3;
+    let answers = load("dit.safetensors");
+    for (name, case) in CASES {
+        let dit = dit(name, DType::F32, None);
+        let input = input(&answers, &format!("{name}.{case}"));
+        let weights = randn(7, answers[&format!("{name}.{case}.out")].dims());
+        let value = |latents: &Tensor, text: &Tensor| {
+            let input = Input {
+                latents: latents.clone(),
+                text: text.clone(),
+                ..input.clone()
+            };
+            (dit.forward(&input).unwrap() * &weights).unwrap()
+        };
+        let (latents, text) = (
+            Var::from_tensor(&input.latents).unwrap(),
+            Var::from_tensor(&input.text).unwrap(),
+        );
+        let gradients = value(&latents, &text).sum_all().unwrap().backward().unwrap();
+        for (what, var) in [("latents", &latents), ("text", &text)] {
+            let gradient = gradients.get(var).unwrap();
+            let direction = (gradient / norm(gradient)).unwrap(); // the slope along the gradient is its length
+            let at = |step: f64| {
+                let moved = (var.as_tensor().detach() + (&direction * step).unwrap()).unwrap();
+                let value = match what {
+                    "latents" => value(&moved, &input.text),
+                    _ => value(&input.latents, &moved),
+                };
+                value
+                    .to_dtype(DType::F64)
+                    .unwrap()
+                    .sum_all()
+                    .unwrap()
+                    .to_scalar::<f64>()
+                    .unwrap()
+            };
+            let slope = (at(STEP) - at(-STEP)) / (2.0 * STEP);
+            let error = (slope / norm(gradient) - 1.0).abs();
+            println!("{name}.{case} {what}: {error:.1e}");
+            assert!(error <= 5e-3, "{name}.{case} {what}: {slope} {}", norm(gradient));
+        }
+    }
+}
+
+#[test]
+fn a_lora_gradient_agrees_with_finite_differences() {
+    const STEP: f64 = 5e-3;
+    let adapters = Adapters::load();
+    let dit = dit("cogvideox-5b", DType::F32, Some(adapters.clone()));
+    let (_, input) = example();
+    let weights = randn(8, input.latents.dims());
+    let value = || (dit.forward(&input).unwrap() * &weights).unwrap();
+    let gradients = value().sum_all().unwrap().backward().unwrap();
+    let (a, b) = &adapters.0["transformer_blocks.0.attn1.to_q"];
+    for var in [a, b] {
+        let gradient = gradients.get(var).unwrap();
+        let start = var.as_tensor().copy().unwrap();
+        let at = |step: f64| {
+            let direction = (gradient * (step / norm(gradient))).unwrap();
+            var.set(&(&start + direction).unwrap()).unwrap();
+            let value = value().to_dtype(DType::F64).unwrap().sum_all().unwrap();
+            var.set(&start).unwrap();
+            value.to_scalar::<f64>().unwrap()
+        };
+        let slope = (at(STEP) - at(-STEP)) / (2.0 * STEP);
+        assert!(
+            (slope / norm(gradient) - 1.0).abs() <= 5e-3,
+            "{slope} {}",
+            norm(gradient)
+        );
+    }
+}
+
+#[test]
+fn attention_in_parts_is_attention() {
+    // torch: F.scaled_dot_product_attention(q, k, v) with q = arange(8).view(1, 1, 2, 4) / 8, k = q + 1, v = -q
+    let q = (Tensor::arange(0f32, 8.0, &Device::Cpu)
+        .unwrap()
+        .reshape((1, 1, 2, 4))
+        .unwrap()
+        / 8.0)
+        .unwrap();
+    let out = attention(&q, &(&q + 1.0).unwrap(), &q.neg().unwrap()).unwrap();
+    let expected = [
+        -0.27336907f32,
+        -0.39836907,
+        -0.52336907,
+        -0.64836907,
+        -0.33270529,
+        -0.45770529,
+        -0.58270526,
+        -0.70770526,
+    ];
+    assert!(
+        relative_error(
+            &out.flatten_all().unwrap(),
+            &Tensor::new(&expected, &Device::Cpu).unwrap()
+        ) <= 1e-6
+    );
+
+    let (q, k, v) = (
+        randn(1, &[2, 3, 7, 4]),
+        randn(2, &[2, 3, 5, 4]),
+        randn(3, &[2, 3, 5, 4]),
+    );
+    let whole = attention(&q, &k, &v).unwrap();
+    for rows in [1, 2, 6, 7, 13, 14, 41, 42] {
+        let parts = attention_within(&q, &k, &v, rows * 5 * 4).unwrap();
+        assert!(relative_error(&parts, &whole) <= 1e-6, "{rows} rows at a time");
+    }
+}
+
+#[test]
+fn clips_of_odd_length_are_padded_to_whole_patches() {
+    assert_eq!(
+        [1, 2, 12, 13].map(|f| dit("cogvideox-2b", DType::F32, None).config().additional_frames(f)),
+        [0; 4]
+    );
+    let deep = dit("cogvideox-1.5-5b", DType::F32, None);
+    assert_eq!([1, 2, 12, 13].map(|f| deep.config().additional_frames(f)), [1, 0, 0, 1]);
+}
+
+#[test]
+fn an_input_that_does_not_fit_is_refused_in_words() {
+    let answers = load("dit.safetensors");
+    let refused = |name: &str, key: &str, change: &dyn Fn(&mut Input), said: &str| {
+        let mut input = input(&answers, key);
+        change(&mut input);
+        let error = dit(name, DType::F32, None).forward(&input).unwrap_err().to_string();
+        assert!(error.contains(said), "{said}: {error}");
+    };
+    let latents = |shape: [usize; 5]| move |input: &mut Input| input.latents = randn(0, &shape);
+    let wide = "cogvideox-5b.wide";
+    refused("cogvideox-5b", wide, &latents([2, 3, 8, 4, 6]), "8 channels");
+    refused("cogvideox-5b", wide, &latents([2, 3, 4, 5, 6]), "5 latent rows");
+    refused("cogvideox-5b", wide, &latents([1, 3, 4, 4, 6]), "1 clips, 2 texts");
+    refused(
+        "cogvideox-5b",
+        wide,
+        &|input| input.text = randn(0, &[2, 11, 23]),
+        "width 23",
+    );
+    refused(
+        "cogvideox-5b",
+        wide,
+        &|input| input.ofs = Some(randn(0, &[1])),
+        "no ofs",
+    );
+    refused(
+        "cogvideox-1.5-5b",
+        "cogvideox-1.5-5b.smaller",
+        &latents([2, 3, 4, 4, 6]),
+        "3 latent frames",
+    );
+    refused(
+        "cogvideox-1.5-5b",
+        "cogvideox-1.5-5b.smaller",
+        &latents([2, 2, 4, 8, 6]),
+        "larger",
+    );
+    refused(
+        "cogvideox-1.5-5b-i2v",
+        "cogvideox-1.5-5b-i2v.smaller",
+        &|input| input.ofs = None,
+        "needs ofs",
+    );
+    refused(
+        "cogvideox-5b-i2v",
+        "cogvideox-5b-i2v.native",
+        &latents([2, 3, 8, 6, 4]),
+        "learned positions",
+    );
+    refused(
+        "cogvideox-5b-i2v",
+        "cogvideox-5b-i2v.native",
+        &|input| input.text = randn(0, &[2, 9, 24]),
+        "9 text",
+    );
+}
+
+#[test]
+fn a_config_that_is_not_understood_is_named_with_its_key() {
+    let folder = tempfile::tempdir().unwrap();
+    let original = std::fs::read_to_string(fixtures().join("cogvideox-5b/transformer/config.json")).unwrap();
+    for (key, value, said) in [
+        ("_class_name", "WanTransformer3DModel".into(), "_class_name"),
+        ("window_size", 4.into(), "window_size"),
+        ("activation_fn", "geglu".into(), "activation_fn"),
+        ("num_layers", 0.into(), "num_layers"),
+        ("attention_head_dim", 20.into(), "attention_head_dim"),
+        ("patch_size", "two".into(), "patch_size"),
+        ("dropout", 0.1.into(), "dropout"),
+        ("ofs_embed_dim", 5.into(), "ofs_embed_dim"),
+    ] {
+        let mut json: serde_json::Value = serde_json::from_str(&original).unwrap();
+        json[key] = value;
+        std::fs::write(folder.path().join("config.json"), json.to_string()).unwrap();
+        let error = Dit::load(folder.path(), DType::F32, &Device::Cpu, None).unwrap_err();
+        let error = format!("{error:#}");
+        assert!(error.contains("config.json") && error.contains(said), "{error}");
+    }
+}
+
+#[test]
+fn a_state_is_rebuilt_only_from_tensors_that_fit() {
+    let answers = load("dit.safetensors");
+    let dit = dit("cogvideox-5b", DType::F32, None);
+    let state = dit.stem(&input(&answers, "cogvideox-5b.wide")).unwrap();
+    assert!(state.with_tensors(state.tensors()).is_ok());
+    assert!(state.with_tensors(state.tensors()[1..].to_vec()).is_err());
+    assert!(state.with_tensors(state.tensors().into_iter().rev().collect()).is_err());
+}
