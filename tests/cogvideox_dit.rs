@@ -99,6 +99,86 @@ fn every_variant_predicts_what_diffusers_predicts() {
     }
 }
 
+/// The stem's answer for the checkpoint `name` with other settings, all of which leave its weights as they are.
+fn stem_with(name: &str, changes: &[(&str, usize)], latents: &Tensor, tokens: usize) -> State {
+    let folder = tempfile::tempdir().unwrap();
+    let from = fixtures().join(name).join("transformer");
+    for entry in std::fs::read_dir(&from).unwrap() {
+        let entry = entry.unwrap();
+        std::fs::copy(entry.path(), folder.path().join(entry.file_name())).unwrap();
+    }
+    let path = folder.path().join("config.json");
+    let mut json: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
+    for (key, value) in changes {
+        json[*key] = (*value).into();
+    }
+    std::fs::write(&path, json.to_string()).unwrap();
+    let dit = Dit::load(folder.path(), DType::F32, &Device::Cpu, None).unwrap();
+    let input = Input {
+        latents: latents.clone(),
+        timestep: Tensor::new(&[1i64], &Device::Cpu).unwrap(),
+        text: Tensor::zeros((1, tokens, 24), DType::F32, &Device::Cpu).unwrap(),
+        ofs: None,
+    };
+    dit.stem(&input).unwrap()
+}
+
+fn sum(x: &Tensor) -> f64 {
+    x.to_dtype(DType::F64).unwrap().sum_all().unwrap().to_scalar().unwrap()
+}
+
+#[test]
+fn clips_of_real_sizes_lie_on_the_grid_where_diffusers_puts_them() {
+    // base = (30, 45)
+    // crops = get_resize_crop_region_for_grid((h, w), base[1], base[0])
+    // cos, sin = get_3d_rotary_pos_embed(embed_dim=16, crops_coords=crops, grid_size=(h, w), temporal_size=f)
+    // cos[:, ::2].double().sum(), sin[:, ::2].double().sum(), sin[-1, ::2].double().sum()
+    for (grid, cos, sin, last) in [
+        ([13, 30, 45], 73496.8185, 25475.4974, 0.960038),
+        ([2, 30, 30], 8805.7963, 3415.0068, 1.472700),
+        ([2, 24, 48], 11524.4723, 3957.7022, 2.670610),
+        ([1, 48, 30], 7461.8131, 2193.4321, 0.743736),
+        ([2, 17, 31], 5256.2819, 1844.5309, 2.679500),
+        ([2, 1, 1], 13.1126, 3.5904, 2.220916),
+    ] {
+        let [frames, height, width] = grid;
+        let latents = Tensor::zeros((1, frames, 4, 2 * height, 2 * width), DType::F32, &Device::Cpu).unwrap();
+        let state = stem_with(
+            "cogvideox-5b",
+            &[("sample_height", 60), ("sample_width", 90)],
+            &latents,
+            3,
+        );
+        assert_eq!(state.fixed.grid, grid);
+        let rotary = state.fixed.rotary.as_ref().unwrap();
+        let count = frames * height * width;
+        let of_video = |table: &Tensor| table.narrow(0, 3, count).unwrap();
+        let end = rotary.sin.narrow(0, 2 + count, 1).unwrap();
+        let found = [sum(&of_video(&rotary.cos)), sum(&of_video(&rotary.sin)), sum(&end)];
+        for (a, b) in found.into_iter().zip([cos, sin, last]) {
+            assert!((a - b).abs() <= 1e-5 * b.abs() + 1e-4, "{grid:?}: {a} {b}");
+        }
+        let still = [
+            sum(&rotary.cos.narrow(0, 0, 3).unwrap()),
+            sum(&rotary.sin.narrow(0, 0, 3).unwrap()),
+        ];
+        assert_eq!(still, [24.0, 0.0], "text does not turn");
+    }
+}
+
+#[test]
+fn sines_and_cosines_are_added_at_the_size_of_the_clip() {
+    // p = get_3d_sincos_pos_embed(32, (45, 30), 13, 1.875, 1.0); p.double().sum(), p[-1, -1].double().sum()
+    let latents = Tensor::zeros((1, 13, 4, 60, 90), DType::F32, &Device::Cpu).unwrap();
+    let hidden = stem_with("cogvideox-2b", &[], &latents, 226).hidden;
+    // Of latents that are all zero only the bias of the patches is left.
+    let bias = load("cogvideox-2b/transformer/diffusion_pytorch_model.safetensors")["patch_embed.proj.bias"].clone();
+    let positions = hidden.broadcast_sub(&bias).unwrap();
+    assert!((sum(&positions) / 224356.05412234634 - 1.0).abs() <= 1e-5);
+    let last = positions.narrow(1, positions.dim(1).unwrap() - 1, 1).unwrap();
+    assert!((sum(&last) - 9.334798270870191).abs() <= 1e-4);
+}
+
 #[test]
 fn bf16_stays_close() {
     let answers = load("dit.safetensors");
@@ -318,14 +398,14 @@ fn attention_in_parts_is_attention() {
         .unwrap();
     let out = attention(&q, &(&q + 1.0).unwrap(), &q.neg().unwrap()).unwrap();
     let expected = [
-        -0.27336907f32,
-        -0.39836907,
-        -0.52336907,
-        -0.64836907,
-        -0.33270529,
-        -0.45770529,
-        -0.58270526,
-        -0.70770526,
+        -0.273369f32,
+        -0.398369,
+        -0.523369,
+        -0.648369,
+        -0.332705,
+        -0.457705,
+        -0.582705,
+        -0.707705,
     ];
     assert!(
         relative_error(
