@@ -1,3 +1,5 @@
 //! The mathematics of diffusion: objectives, timesteps, schedulers. Knows no model.
 
+pub mod guidance;
+pub mod schedulers;
 pub mod timesteps;

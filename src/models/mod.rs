@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::data::cache::Footprint;
 
 pub mod cogvideox;
+pub mod denoiser;
 
 /// `model:` in a run file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]

@@ -3,8 +3,11 @@
 //! All of them keep candle's gradient graph: candle-nn's fused ops (`softmax_last_dim`, `rms_norm`, `layer_norm`, `rope`)
 //! cut it in silence and have no place on a path that is trained through.
 
+pub mod attention;
+pub mod embed;
 pub mod linear;
 pub mod norm;
+pub mod rope;
 pub mod weights;
 
 pub use linear::{Linear, linear, linear_no_bias};

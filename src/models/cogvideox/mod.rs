@@ -6,6 +6,8 @@ use serde::Deserialize;
 
 use crate::data::cache::Footprint;
 
+pub mod dit;
+
 /// What the published checkpoints encode a clip and a caption into.
 pub const FOOTPRINT: Footprint = Footprint {
     latent_channels: 16,

@@ -1,0 +1,173 @@
+//! `scheduler/scheduler_config.json` of a diffusers directory.
+
+use std::path::Path;
+
+use anyhow::{Context, ensure};
+use serde::Deserialize;
+use serde::de::IgnoredAny;
+
+/// The settings of both CogVideoX schedulers, with the defaults of their classes.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Which of them. A run may put the other in place of the checkpoint's own: they share all settings.
+    #[serde(rename = "_class_name")]
+    pub class: Class,
+    #[serde(default = "thousand")]
+    pub num_train_timesteps: usize,
+    #[serde(default = "beta_start")]
+    pub beta_start: f64,
+    #[serde(default = "beta_end")]
+    pub beta_end: f64,
+    #[serde(default)]
+    pub beta_schedule: BetaSchedule,
+    /// All betas one by one, in place of a schedule.
+    #[serde(default)]
+    pub trained_betas: Option<Vec<f64>>,
+    /// Whether nothing is left of the noise behind timestep 0, or as much as at timestep 0.
+    #[serde(default = "yes")]
+    pub set_alpha_to_one: bool,
+    /// Added to timesteps spaced as `leading`.
+    #[serde(default)]
+    pub steps_offset: usize,
+    #[serde(default)]
+    pub prediction_type: Prediction,
+    #[serde(default)]
+    pub timestep_spacing: Spacing,
+    /// Whether the last timestep is all noise.
+    #[serde(default)]
+    pub rescale_betas_zero_snr: bool,
+    /// Above 1 adds noise: the signal-to-noise ratio is divided by it.
+    #[serde(default = "three")]
+    pub snr_shift_scale: f64,
+
+    // Written by diffusers, and read by no computation of these two schedulers.
+    #[serde(default, rename = "_diffusers_version")]
+    _diffusers_version: IgnoredAny,
+    #[serde(default, rename = "_name_or_path")]
+    _name_or_path: IgnoredAny,
+    #[serde(default, rename = "clip_sample")]
+    _clip_sample: IgnoredAny,
+    #[serde(default, rename = "clip_sample_range")]
+    _clip_sample_range: IgnoredAny,
+    #[serde(default, rename = "sample_max_value")]
+    _sample_max_value: IgnoredAny,
+}
+
+/// `_class_name`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+pub enum Class {
+    #[serde(rename = "CogVideoXDDIMScheduler")]
+    Ddim,
+    #[serde(rename = "CogVideoXDPMScheduler")]
+    Dpm,
+}
+
+/// How the betas, the variance that each timestep adds, grow from `beta_start` to `beta_end`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BetaSchedule {
+    Linear,
+    /// Linear in the square root.
+    #[default]
+    ScaledLinear,
+    /// A cosine, with no heed to start and end.
+    SquaredcosCapV2,
+}
+
+/// What the network predicts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+pub enum Prediction {
+    /// The noise.
+    #[default]
+    #[serde(rename = "epsilon")]
+    Epsilon,
+    /// The clean sample.
+    #[serde(rename = "sample")]
+    Sample,
+    /// v = sqrt(a) noise - sqrt(1 - a) clean.  arXiv:2202.00512
+    #[serde(rename = "v_prediction")]
+    Velocity,
+}
+
+/// Which timesteps a run of few steps visits.  Table 2 of arXiv:2305.08891
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Spacing {
+    Linspace,
+    #[default]
+    Leading,
+    Trailing,
+}
+
+impl Config {
+    /// Reads `scheduler_config.json` in `folder`.
+    ///
+    /// # Errors
+    /// No such file, an unknown key or value, a setting that makes no sense: by file and key.
+    pub fn load(folder: &Path) -> anyhow::Result<Self> {
+        let path = folder.join("scheduler_config.json");
+        let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+        let mut json = serde_json::Deserializer::from_str(&text);
+        let config: Self = serde_path_to_error::deserialize(&mut json).with_context(|| path.display().to_string())?;
+        config.check().with_context(|| path.display().to_string())?;
+        Ok(config)
+    }
+
+    /// Refuses values that parse but make no sense.
+    pub fn check(&self) -> anyhow::Result<()> {
+        let steps = self.num_train_timesteps;
+        ensure!(
+            (1..=1_000_000).contains(&steps),
+            "num_train_timesteps: must be within 1 and 1000000, got {steps}"
+        );
+        for (key, beta) in [("beta_start", self.beta_start), ("beta_end", self.beta_end)] {
+            ensure!(
+                beta > 0.0 && beta < 1.0,
+                "{key}: must be above 0 and below 1, got {beta}"
+            );
+        }
+        if let Some(betas) = &self.trained_betas {
+            ensure!(
+                betas.len() == steps,
+                "trained_betas: {} values for {steps} num_train_timesteps",
+                betas.len()
+            );
+            let wrong = betas.iter().find(|beta| !(**beta > 0.0 && **beta < 1.0));
+            ensure!(
+                wrong.is_none(),
+                "trained_betas: all must be above 0 and below 1, got {wrong:?}"
+            );
+        }
+        ensure!(
+            self.snr_shift_scale > 0.0 && self.snr_shift_scale.is_finite(),
+            "snr_shift_scale: must be above 0, got {}",
+            self.snr_shift_scale
+        );
+        ensure!(
+            !self.rescale_betas_zero_snr || steps > 1,
+            "rescale_betas_zero_snr: needs more than one of num_train_timesteps"
+        );
+        Ok(())
+    }
+}
+
+fn thousand() -> usize {
+    1000
+}
+
+fn beta_start() -> f64 {
+    0.00085
+}
+
+fn beta_end() -> f64 {
+    0.012
+}
+
+fn yes() -> bool {
+    true
+}
+
+fn three() -> f64 {
+    3.0
+}

@@ -1,0 +1,81 @@
+//! The forward process x(t) = sqrt(a) x0 + sqrt(1 - a) n, and what a network's output says about x0.
+//!
+//! x0 = (x - sqrt(1 - a) n) / sqrt(a) from the noise, sqrt(a) x - sqrt(1 - a) v from the velocity.
+//!
+//! Shapes: B samples, ... whatever else.
+
+use candle_core::{DType, Error, Result, Tensor};
+
+use super::alphas::Alphas;
+use super::config::{Config, Prediction};
+
+/// Noise by timestep, as both schedulers see it.
+#[derive(Debug, Clone)]
+pub struct Process {
+    pub config: Config,
+    pub alphas: Alphas,
+}
+
+impl Process {
+    pub fn new(config: Config) -> anyhow::Result<Self> {
+        config.check()?;
+        let alphas = Alphas::new(&config);
+        Ok(Self { config, alphas })
+    }
+
+    /// The noisy sample x(t), each sample of the batch at its own timestep.
+    ///
+    /// In f32, whatever the sample's type: diffusers rounds a(t) to bf16 for bf16 samples, which would leave none of
+    /// the noise at small timesteps.
+    pub fn add_noise(&self, clean: &Tensor, noise: &Tensor, timesteps: &[i64]) -> Result<Tensor> {
+        let (signal, sigma) = self.shares(clean, timesteps)?; // (B, 1, ...)
+        let noisy = (clean.to_dtype(DType::F32)?.broadcast_mul(&signal)?
+            + noise.to_dtype(DType::F32)?.broadcast_mul(&sigma)?)?;
+        noisy.to_dtype(clean.dtype())
+    }
+
+    /// The velocity v = sqrt(a) n - sqrt(1 - a) x0, which a `v_prediction` network is trained on.
+    pub fn velocity(&self, clean: &Tensor, noise: &Tensor, timesteps: &[i64]) -> Result<Tensor> {
+        let (signal, sigma) = self.shares(clean, timesteps)?; // (B, 1, ...)
+        let velocity = (noise.to_dtype(DType::F32)?.broadcast_mul(&signal)?
+            - clean.to_dtype(DType::F32)?.broadcast_mul(&sigma)?)?;
+        velocity.to_dtype(clean.dtype())
+    }
+
+    /// The clean sample that a network's `output` at `timestep` amounts to, in f32.
+    pub fn original(&self, output: &Tensor, timestep: i64, sample: &Tensor) -> Result<Tensor> {
+        let alpha = self.alphas.at(timestep)?;
+        let (signal, sigma) = (alpha.sqrt(), (1.0 - alpha).sqrt());
+        let (output, sample) = (output.to_dtype(DType::F32)?, sample.to_dtype(DType::F32)?);
+        match self.config.prediction_type {
+            Prediction::Epsilon if alpha == 0.0 => Err(Error::Msg(format!(
+                "prediction_type: at timestep {timestep} all is noise (rescale_betas_zero_snr), of which epsilon tells \
+                 nothing about the sample"
+            ))),
+            Prediction::Epsilon => (sample - (output * sigma)?)? / signal,
+            Prediction::Sample => Ok(output),
+            Prediction::Velocity => (sample * signal)? - (output * sigma)?,
+        }
+    }
+
+    /// sqrt(a) and sqrt(1 - a) of each sample of the batch, (B, 1, ...).
+    fn shares(&self, like: &Tensor, timesteps: &[i64]) -> Result<(Tensor, Tensor)> {
+        if like.dims().first() != Some(&timesteps.len()) {
+            return Err(Error::Msg(format!(
+                "{} timesteps for a batch of shape {:?}",
+                timesteps.len(),
+                like.dims()
+            )));
+        }
+        let alphas: Vec<f32> = timesteps
+            .iter()
+            .map(|t| Ok(self.alphas.at(*t)? as f32))
+            .collect::<Result<_>>()?;
+        let mut shape = vec![1; like.rank()];
+        shape[0] = timesteps.len();
+        let tensor = |values: Vec<f32>| Tensor::from_vec(values, shape.clone(), like.device());
+        let signal = tensor(alphas.iter().map(|alpha| alpha.sqrt()).collect())?;
+        let sigma = tensor(alphas.iter().map(|alpha| (1.0 - alpha).sqrt()).collect())?;
+        Ok((signal, sigma))
+    }
+}

@@ -1,0 +1,146 @@
+//! Where CogVideoX tells its tokens that they stand.
+//!
+//! Added (2b): sines and cosines of frame, column and row, of the clip's own size. The first I2V model adds learned ones,
+//! made for one size only; a clip of another length gets sines and cosines instead, as in `CogVideoXPatchEmbed`.
+//!
+//! Rotary (all but 2b): `get_3d_rotary_pos_embed`. 1.0 stretches the clip over the grid that the model was made for, as
+//! far as its aspect allows, centred (`linspace`); 1.5 takes the grid's first places (`slice`). A quarter of a head's
+//! features turns with the frame, three eighths with the row, three eighths with the column.
+//!
+//! Shapes: L text tokens, N video tokens, D the model's width, K a head's.
+
+use candle_core::{Device, Error, Result, Tensor};
+
+use super::config::Config;
+use crate::nn::Weights;
+use crate::nn::embed::{Grid3d, positions_3d};
+use crate::nn::rope::{Axis, Rotary, THETA};
+
+/// Positions that are added to the tokens.
+#[derive(Debug, Clone)]
+pub enum Added {
+    /// Sines and cosines.
+    Computed,
+    /// (1, L + N, D), for one size.
+    Learned(Tensor),
+}
+
+impl Added {
+    /// Reads `pos_embedding` where it is learned; None where nothing is added.
+    pub fn new(config: &Config, weights: &Weights) -> Result<Option<Self>> {
+        if !config.use_learned_positional_embeddings {
+            return Ok((!config.use_rotary_positional_embeddings).then_some(Self::Computed));
+        }
+        let frames = (config.sample_frames - 1) / config.temporal_compression_ratio + 1;
+        let patches = frames * (config.sample_height / config.patch_size) * (config.sample_width / config.patch_size);
+        let shape = (1, config.max_text_seq_length + patches, config.inner_dim());
+        Ok(Some(Self::Learned(weights.get(shape, "pos_embedding")?)))
+    }
+
+    /// Adds them to text (B, L, D) and video tokens (B, N, D) of a clip of `latent` frames, rows and columns.
+    pub fn add(&self, config: &Config, latent: [usize; 3], text: &Tensor, hidden: &Tensor) -> Result<(Tensor, Tensor)> {
+        let tokens = text.dim(1)?;
+        let [frames, height, width] = latent;
+        let video_frames = (frames - 1) * config.temporal_compression_ratio + 1;
+        if let Self::Learned(learned) = self {
+            if (height, width) != (config.sample_height, config.sample_width) {
+                return Err(Error::Msg(format!(
+                    "latents of {height}x{width}: this model has learned positions for {}x{} only",
+                    config.sample_height, config.sample_width
+                )));
+            }
+            if video_frames == config.sample_frames {
+                if tokens != config.max_text_seq_length {
+                    return Err(Error::Msg(format!(
+                        "{tokens} text tokens: this model has learned positions for {} (max_text_seq_length)",
+                        config.max_text_seq_length
+                    )));
+                }
+                let of_text = learned.narrow(1, 0, tokens)?;
+                let of_video = learned.narrow(1, tokens, hidden.dim(1)?)?;
+                return Ok((text.broadcast_add(&of_text)?, hidden.broadcast_add(&of_video)?));
+            }
+        }
+        // As diffusers: the frames are counted back from those of the video, whatever the depth of a patch.
+        let grid = Grid3d {
+            frames: (video_frames - 1) / config.temporal_compression_ratio + 1,
+            height: height / config.patch_size,
+            width: width / config.patch_size,
+            spatial_scale: config.spatial_interpolation_scale,
+            temporal_scale: config.temporal_interpolation_scale,
+        };
+        let positions = positions_3d(&grid, config.inner_dim(), hidden.device())?.to_dtype(hidden.dtype())?;
+        Ok((text.clone(), hidden.broadcast_add(&positions)?)) // those of text are 0
+    }
+}
+
+/// Rotary tables for the video tokens of a `grid` of frames, rows and columns; None where the model has none.
+pub fn rotary(config: &Config, grid: [usize; 3], device: &Device) -> Result<Option<Rotary>> {
+    if !config.use_rotary_positional_embeddings {
+        return Ok(None);
+    }
+    let [frames, height, width] = grid;
+    let base = [
+        config.sample_height / config.patch_size,
+        config.sample_width / config.patch_size,
+    ];
+    let [rows, columns] = match config.patch_size_t {
+        None => {
+            let [(top, bottom), (left, right)] = crop_region([height, width], base);
+            [stretched(top, bottom, height), stretched(left, right, width)]
+        }
+        Some(_) if height > base[0] || width > base[1] => {
+            return Err(Error::Msg(format!(
+                "latents of {}x{} are larger than the {}x{} that this model has positions for",
+                height * config.patch_size,
+                width * config.patch_size,
+                config.sample_height,
+                config.sample_width
+            )));
+        }
+        Some(_) => [counted(height), counted(width)],
+    };
+    let dim = config.attention_head_dim;
+    let axis = |positions, width| Axis { positions, width };
+    let axes = [
+        axis(counted(frames), dim / 4),
+        axis(rows, dim / 8 * 3),
+        axis(columns, dim / 8 * 3),
+    ];
+    Rotary::grid(&axes, THETA, device).map(Some)
+}
+
+/// First and last+1 row and column that a grid takes when it fills `base` as far as its aspect allows, centred.
+///
+/// `get_resize_crop_region_for_grid`, with Python's rounding (half to even).
+fn crop_region(grid: [usize; 2], base: [usize; 2]) -> [(f64, f64); 2] {
+    let [height, width] = grid.map(|side| side as f64);
+    let [base_height, base_width] = base.map(|side| side as f64);
+    let (rows, columns) = if height / width > base_height / base_width {
+        (base_height, (base_height / height * width).round_ties_even())
+    } else {
+        ((base_width / width * height).round_ties_even(), base_width)
+    };
+    let top = ((base_height - rows) / 2.0).round_ties_even();
+    let left = ((base_width - columns) / 2.0).round_ties_even();
+    [(top, top + rows), (left, left + columns)]
+}
+
+/// `torch.linspace(start, stop * (count - 1) / count, count)` in f32: counted from the nearer end.
+fn stretched(start: f64, stop: f64, count: usize) -> Vec<f32> {
+    let (first, last) = (start as f32, (stop * (count - 1) as f64 / count as f64) as f32);
+    let step = (last - first) / (count.max(2) - 1) as f32;
+    (0..count)
+        .map(|i| {
+            if i < count / 2 || count == 1 {
+                first + step * i as f32
+            } else {
+                last - step * (count - 1 - i) as f32
+            }
+        })
+        .collect()
+}
+
+fn counted(count: usize) -> Vec<f32> {
+    (0..count).map(|i| i as f32).collect()
+}

@@ -1,0 +1,120 @@
+//! Sines and cosines of a number: timesteps and positions.
+//!
+//! `sinusoid`: angle t P^(-i / (W/2 - shift)) for i < W/2 with P = 10000 (`Timesteps` in diffusers, arXiv:2006.11239).
+//! `TimestepEmbedding`: linear, SiLU, linear upon it.
+//! `positions_3d`: sines and cosines of frame, column and row, in that order (`get_3d_sincos_pos_embed`).
+//!
+//! Shapes: B samples, W features.
+
+use candle_core::{DType, Device, Error, Result, Tensor};
+
+use super::linear::{Linear, linear};
+use super::weights::Weights;
+
+const MAX_PERIOD: f64 = 10_000.0;
+
+/// How a timestep becomes sines and cosines.
+#[derive(Debug, Clone, Copy)]
+pub struct Sinusoid {
+    pub width: usize,
+    /// Cosines first.
+    pub flip_sin_to_cos: bool,
+    /// `downscale_freq_shift`: 0 or 1.
+    pub freq_shift: f64,
+}
+
+impl Sinusoid {
+    /// Timesteps (B) of any type -> (B, W) in f32
+    pub fn forward(&self, timesteps: &Tensor) -> Result<Tensor> {
+        let half = self.width / 2;
+        let log_period = MAX_PERIOD.ln() as f32;
+        let span = half as f32 - self.freq_shift as f32;
+        let frequencies: Vec<f32> = (0..half).map(|i| (-log_period * i as f32 / span).exp()).collect();
+        let frequencies = Tensor::from_vec(frequencies, (1, half), timesteps.device())?;
+        let angles = timesteps
+            .to_dtype(DType::F32)?
+            .reshape(((), 1))?
+            .broadcast_mul(&frequencies)?; // (B, W / 2)
+        let (sin, cos) = (angles.sin()?, angles.cos()?);
+        let both = if self.flip_sin_to_cos { [cos, sin] } else { [sin, cos] };
+        Tensor::cat(&both, 1)?.pad_with_zeros(1, 0, self.width % 2)
+    }
+}
+
+/// Linear, SiLU, linear: named as in `TimestepEmbedding` of diffusers.
+#[derive(Debug, Clone)]
+pub struct TimestepEmbedding {
+    linear_1: Linear,
+    linear_2: Linear,
+}
+
+impl TimestepEmbedding {
+    pub fn new(in_features: usize, out_features: usize, weights: Weights) -> Result<Self> {
+        Ok(Self {
+            linear_1: linear(in_features, out_features, weights.pp("linear_1"))?,
+            linear_2: linear(out_features, out_features, weights.pp("linear_2"))?,
+        })
+    }
+
+    /// (B, in) -> (B, out)
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        self.linear_2.forward(&self.linear_1.forward(x)?.silu()?)
+    }
+}
+
+/// A grid of tokens and how far apart its places are.
+#[derive(Debug, Clone, Copy)]
+pub struct Grid3d {
+    pub frames: usize,
+    pub height: usize,
+    pub width: usize,
+    /// `spatial_interpolation_scale`: positions in space are divided by it.
+    pub spatial_scale: f64,
+    /// `temporal_interpolation_scale`: likewise in time.
+    pub temporal_scale: f64,
+}
+
+/// Positions of a grid as (frames * height * width, `features`) in f32, columns fastest.
+///
+/// A quarter of the features tells the frame, three eighths the column, three eighths the row.
+pub fn positions_3d(grid: &Grid3d, features: usize, device: &Device) -> Result<Tensor> {
+    if !features.is_multiple_of(16) {
+        return Err(Error::Msg(format!(
+            "{features} features do not split into sines and cosines of three axes"
+        )));
+    }
+    let lengths = [grid.frames, grid.height, grid.width];
+    let axis = |axis: usize, scale: f64, width: usize| {
+        let position = |i: usize| f64::from(i as f32 / scale as f32);
+        let table: Vec<f32> = (0..lengths[axis]).flat_map(|i| sines(position(i), width)).collect();
+        spread(
+            &Tensor::from_vec(table, (lengths[axis], width), device)?,
+            axis,
+            &lengths,
+        )
+    };
+    let frames = axis(0, grid.temporal_scale, features / 4)?;
+    let rows = axis(1, grid.spatial_scale, features / 8 * 3)?;
+    let columns = axis(2, grid.spatial_scale, features / 8 * 3)?;
+    Tensor::cat(&[frames, columns, rows], 1)
+}
+
+/// A table with a row for each place on one axis of a grid, (length, W), as one with a row for each token, (N, W).
+pub fn spread(table: &Tensor, axis: usize, lengths: &[usize]) -> Result<Tensor> {
+    let width = table.dim(1)?;
+    let mut own = vec![1; lengths.len()];
+    own[axis] = lengths[axis];
+    let tokens: usize = lengths.iter().product();
+    table
+        .reshape([&own[..], &[width]].concat())?
+        .broadcast_as([lengths, &[width]].concat())?
+        .reshape((tokens, width))
+}
+
+/// All sines of a position, then all cosines, computed in f64.
+fn sines(position: f64, width: usize) -> Vec<f32> {
+    let half = width / 2;
+    let angle = |i: usize| position / MAX_PERIOD.powf(i as f64 / half as f64);
+    let sin = (0..half).map(|i| angle(i).sin() as f32);
+    sin.chain((0..half).map(|i| angle(i).cos() as f32)).collect()
+}

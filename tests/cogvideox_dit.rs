@@ -1,0 +1,334 @@
+//! CogVideoX's transformer against diffusers. The files in `tests/fixtures/cogvideox` are written by
+//! `scripts/make_cogvideox_fixtures.py`; what is asked there is in `scripts/fixtures/cogvideox/{dit,lora}.py`.
+
+mod gradients; // against PEFT, finite differences, and segment by segment
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use candle_core::{DType, Device, Tensor};
+use vtrain::models::cogvideox::dit::Dit;
+use vtrain::models::denoiser::{Denoiser, Input, State};
+use vtrain::nn::attention::{attention, attention_within};
+use vtrain::nn::weights::Planter;
+use vtrain::rng::Rng;
+
+const CASES: [(&str, &str); 9] = [
+    ("cogvideox-2b", "native"),
+    ("cogvideox-2b", "other-size"),
+    ("cogvideox-5b", "wide"),
+    ("cogvideox-5b", "tall"),
+    ("cogvideox-5b-i2v", "native"),
+    ("cogvideox-5b-i2v", "fewer-frames"),
+    ("cogvideox-1.5-5b", "native"),
+    ("cogvideox-1.5-5b", "smaller"),
+    ("cogvideox-1.5-5b-i2v", "smaller"),
+];
+
+fn fixtures() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/cogvideox")
+}
+
+fn load(name: &str) -> HashMap<String, Tensor> {
+    candle_core::safetensors::load(fixtures().join(name), &Device::Cpu).unwrap()
+}
+
+fn dit(name: &str, dtype: DType, planter: Option<Arc<dyn Planter>>) -> Dit {
+    Dit::load(&fixtures().join(name).join("transformer"), dtype, &Device::Cpu, planter).unwrap()
+}
+
+fn input(answers: &HashMap<String, Tensor>, key: &str) -> Input {
+    let of = |what: &str| answers[&format!("{key}.{what}")].clone();
+    Input {
+        latents: of("latents"),
+        timestep: of("timestep"),
+        text: of("text"),
+        ofs: answers.get(&format!("{key}.ofs")).cloned(),
+    }
+}
+
+fn norm(x: &Tensor) -> f64 {
+    let x = x.to_dtype(DType::F64).unwrap();
+    x.sqr().unwrap().sum_all().unwrap().to_scalar::<f64>().unwrap().sqrt()
+}
+
+/// |a - b| / |b|
+fn relative_error(a: &Tensor, b: &Tensor) -> f64 {
+    let (a, b) = (a.to_dtype(DType::F64).unwrap(), b.to_dtype(DType::F64).unwrap());
+    assert_eq!(a.dims(), b.dims());
+    norm(&(a - &b).unwrap()) / norm(&b)
+}
+
+fn randn(seed: u64, shape: &[usize]) -> Tensor {
+    let values = Rng::new(seed).randn(shape.iter().product());
+    Tensor::from_vec(values, shape, &Device::Cpu).unwrap()
+}
+
+#[test]
+fn every_variant_predicts_what_diffusers_predicts() {
+    let answers = load("dit.safetensors");
+    for (name, case) in CASES {
+        let (key, dit) = (format!("{name}.{case}"), dit(name, DType::F32, None));
+        let input = input(&answers, &key);
+        let equal = |what: &str, found: &Tensor| {
+            if let Some(expected) = answers.get(&format!("{key}.{what}")) {
+                let error = relative_error(found, expected);
+                println!("{key}.{what}: {error:.1e}");
+                assert!(error <= 1e-5, "{key}.{what}: {error:e}");
+            }
+        };
+        let stem = dit.stem(&input).unwrap();
+        equal("tokens", &stem.hidden);
+        if input.ofs.is_none() {
+            equal("time_embedding", &stem.time);
+        }
+        if let Some(rotary) = &stem.fixed.rotary {
+            let of_video = |table: &Tensor| {
+                let (text, video) = (stem.text.dim(1).unwrap(), stem.hidden.dim(1).unwrap());
+                let table = table.narrow(0, text, video).unwrap();
+                Tensor::stack(&[&table, &table], 2).unwrap().flatten(1, 2).unwrap() // each number twice
+            };
+            equal("rope.cos", &of_video(&rotary.cos));
+            equal("rope.sin", &of_video(&rotary.sin));
+        }
+        let behind = dit.block(0, &stem).unwrap();
+        equal("block0", &behind.hidden);
+        equal("block0.text", &behind.text);
+        equal("out", &dit.forward(&input).unwrap());
+        assert!(dit.block(dit.num_blocks(), &stem).is_err());
+    }
+}
+
+/// The stem's answer for the checkpoint `name` with other settings, all of which leave its weights as they are.
+fn stem_with(name: &str, changes: &[(&str, usize)], latents: &Tensor, tokens: usize) -> State {
+    let folder = tempfile::tempdir().unwrap();
+    let from = fixtures().join(name).join("transformer");
+    for entry in std::fs::read_dir(&from).unwrap() {
+        let entry = entry.unwrap();
+        std::fs::copy(entry.path(), folder.path().join(entry.file_name())).unwrap();
+    }
+    let path = folder.path().join("config.json");
+    let mut json: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
+    for (key, value) in changes {
+        json[*key] = (*value).into();
+    }
+    std::fs::write(&path, json.to_string()).unwrap();
+    let dit = Dit::load(folder.path(), DType::F32, &Device::Cpu, None).unwrap();
+    let input = Input {
+        latents: latents.clone(),
+        timestep: Tensor::new(&[1i64], &Device::Cpu).unwrap(),
+        text: Tensor::zeros((1, tokens, 24), DType::F32, &Device::Cpu).unwrap(),
+        ofs: None,
+    };
+    dit.stem(&input).unwrap()
+}
+
+fn sum(x: &Tensor) -> f64 {
+    x.to_dtype(DType::F64).unwrap().sum_all().unwrap().to_scalar().unwrap()
+}
+
+#[test]
+fn clips_of_real_sizes_lie_on_the_grid_where_diffusers_puts_them() {
+    // base = (30, 45)
+    // crops = get_resize_crop_region_for_grid((h, w), base[1], base[0])
+    // cos, sin = get_3d_rotary_pos_embed(embed_dim=16, crops_coords=crops, grid_size=(h, w), temporal_size=f)
+    // cos[:, ::2].double().sum(), sin[:, ::2].double().sum(), sin[-1, ::2].double().sum()
+    for (grid, cos, sin, last) in [
+        ([13, 30, 45], 73496.8185, 25475.4974, 0.960038),
+        ([2, 30, 30], 8805.7963, 3415.0068, 1.472700),
+        ([2, 24, 48], 11524.4723, 3957.7022, 2.670610),
+        ([1, 48, 30], 7461.8131, 2193.4321, 0.743736),
+        ([2, 17, 31], 5256.2819, 1844.5309, 2.679500),
+        ([2, 1, 1], 13.1126, 3.5904, 2.220916),
+    ] {
+        let [frames, height, width] = grid;
+        let latents = Tensor::zeros((1, frames, 4, 2 * height, 2 * width), DType::F32, &Device::Cpu).unwrap();
+        let state = stem_with(
+            "cogvideox-5b",
+            &[("sample_height", 60), ("sample_width", 90)],
+            &latents,
+            3,
+        );
+        assert_eq!(state.fixed.grid, grid);
+        let rotary = state.fixed.rotary.as_ref().unwrap();
+        let count = frames * height * width;
+        let of_video = |table: &Tensor| table.narrow(0, 3, count).unwrap();
+        let end = rotary.sin.narrow(0, 2 + count, 1).unwrap();
+        let found = [sum(&of_video(&rotary.cos)), sum(&of_video(&rotary.sin)), sum(&end)];
+        for (a, b) in found.into_iter().zip([cos, sin, last]) {
+            assert!((a - b).abs() <= 1e-5 * b.abs() + 1e-4, "{grid:?}: {a} {b}");
+        }
+        let still = [
+            sum(&rotary.cos.narrow(0, 0, 3).unwrap()),
+            sum(&rotary.sin.narrow(0, 0, 3).unwrap()),
+        ];
+        assert_eq!(still, [24.0, 0.0], "text does not turn");
+    }
+}
+
+#[test]
+fn sines_and_cosines_are_added_at_the_size_of_the_clip() {
+    // p = get_3d_sincos_pos_embed(32, (45, 30), 13, 1.875, 1.0); p.double().sum(), p[-1, -1].double().sum()
+    let latents = Tensor::zeros((1, 13, 4, 60, 90), DType::F32, &Device::Cpu).unwrap();
+    let hidden = stem_with("cogvideox-2b", &[], &latents, 226).hidden;
+    // Of latents that are all zero only the bias of the patches is left.
+    let bias = load("cogvideox-2b/transformer/diffusion_pytorch_model.safetensors")["patch_embed.proj.bias"].clone();
+    let positions = hidden.broadcast_sub(&bias).unwrap();
+    assert!((sum(&positions) / 224356.05412234634 - 1.0).abs() <= 1e-5);
+    let last = positions.narrow(1, positions.dim(1).unwrap() - 1, 1).unwrap();
+    assert!((sum(&last) - 9.334798270870191).abs() <= 1e-4);
+}
+
+#[test]
+fn bf16_stays_close() {
+    let answers = load("dit.safetensors");
+    for (name, case) in CASES {
+        let key = format!("{name}.{case}");
+        let out = dit(name, DType::BF16, None).forward(&input(&answers, &key)).unwrap();
+        assert_eq!(out.dtype(), DType::BF16);
+        let error = relative_error(&out, &answers[&format!("{key}.out")]);
+        println!("{key}: {error:.1e}");
+        assert!(error <= 3e-2, "{key}: {error:e}");
+    }
+}
+
+#[test]
+fn attention_in_parts_is_attention() {
+    // torch: F.scaled_dot_product_attention(q, k, v) with q = arange(8).view(1, 1, 2, 4) / 8, k = q + 1, v = -q
+    let q = (Tensor::arange(0f32, 8.0, &Device::Cpu)
+        .unwrap()
+        .reshape((1, 1, 2, 4))
+        .unwrap()
+        / 8.0)
+        .unwrap();
+    let out = attention(&q, &(&q + 1.0).unwrap(), &q.neg().unwrap()).unwrap();
+    let expected = [
+        -0.273369f32,
+        -0.398369,
+        -0.523369,
+        -0.648369,
+        -0.332705,
+        -0.457705,
+        -0.582705,
+        -0.707705,
+    ];
+    assert!(
+        relative_error(
+            &out.flatten_all().unwrap(),
+            &Tensor::new(&expected, &Device::Cpu).unwrap()
+        ) <= 1e-6
+    );
+
+    let (q, k, v) = (
+        randn(1, &[2, 3, 7, 4]),
+        randn(2, &[2, 3, 5, 4]),
+        randn(3, &[2, 3, 5, 4]),
+    );
+    let whole = attention(&q, &k, &v).unwrap();
+    for rows in [1, 2, 6, 7, 13, 14, 41, 42] {
+        let parts = attention_within(&q, &k, &v, rows * 5 * 4).unwrap();
+        assert!(relative_error(&parts, &whole) <= 1e-6, "{rows} rows at a time");
+    }
+}
+
+#[test]
+fn clips_of_odd_length_are_padded_to_whole_patches() {
+    assert_eq!(
+        [1, 2, 12, 13].map(|f| dit("cogvideox-2b", DType::F32, None).config().additional_frames(f)),
+        [0; 4]
+    );
+    let deep = dit("cogvideox-1.5-5b", DType::F32, None);
+    assert_eq!([1, 2, 12, 13].map(|f| deep.config().additional_frames(f)), [1, 0, 0, 1]);
+}
+
+#[test]
+fn an_input_that_does_not_fit_is_refused_in_words() {
+    let answers = load("dit.safetensors");
+    let refused = |name: &str, key: &str, change: &dyn Fn(&mut Input), said: &str| {
+        let mut input = input(&answers, key);
+        change(&mut input);
+        let error = dit(name, DType::F32, None).forward(&input).unwrap_err().to_string();
+        assert!(error.contains(said), "{said}: {error}");
+    };
+    let latents = |shape: [usize; 5]| move |input: &mut Input| input.latents = randn(0, &shape);
+    let wide = "cogvideox-5b.wide";
+    refused("cogvideox-5b", wide, &latents([2, 3, 8, 4, 6]), "8 channels");
+    refused("cogvideox-5b", wide, &latents([2, 3, 4, 5, 6]), "5 latent rows");
+    refused("cogvideox-5b", wide, &latents([1, 3, 4, 4, 6]), "1 clips, 2 texts");
+    refused(
+        "cogvideox-5b",
+        wide,
+        &|input| input.text = randn(0, &[2, 11, 23]),
+        "width 23",
+    );
+    refused(
+        "cogvideox-5b",
+        wide,
+        &|input| input.ofs = Some(randn(0, &[1])),
+        "no ofs",
+    );
+    refused(
+        "cogvideox-1.5-5b",
+        "cogvideox-1.5-5b.smaller",
+        &latents([2, 3, 4, 4, 6]),
+        "3 latent frames",
+    );
+    refused(
+        "cogvideox-1.5-5b",
+        "cogvideox-1.5-5b.smaller",
+        &latents([2, 2, 4, 8, 6]),
+        "larger",
+    );
+    refused(
+        "cogvideox-1.5-5b-i2v",
+        "cogvideox-1.5-5b-i2v.smaller",
+        &|input| input.ofs = None,
+        "needs ofs",
+    );
+    refused(
+        "cogvideox-5b-i2v",
+        "cogvideox-5b-i2v.native",
+        &latents([2, 3, 8, 6, 4]),
+        "learned positions",
+    );
+    refused(
+        "cogvideox-5b-i2v",
+        "cogvideox-5b-i2v.native",
+        &|input| input.text = randn(0, &[2, 9, 24]),
+        "9 text",
+    );
+}
+
+#[test]
+fn a_config_that_is_not_understood_is_named_with_its_key() {
+    let folder = tempfile::tempdir().unwrap();
+    let original = std::fs::read_to_string(fixtures().join("cogvideox-5b/transformer/config.json")).unwrap();
+    for (key, value, said) in [
+        ("_class_name", "WanTransformer3DModel".into(), "_class_name"),
+        ("window_size", 4.into(), "window_size"),
+        ("activation_fn", "geglu".into(), "activation_fn"),
+        ("num_layers", 0.into(), "num_layers"),
+        ("attention_head_dim", 20.into(), "attention_head_dim"),
+        ("patch_size", "two".into(), "patch_size"),
+        ("dropout", 0.1.into(), "dropout"),
+        ("ofs_embed_dim", 5.into(), "ofs_embed_dim"),
+    ] {
+        let mut json: serde_json::Value = serde_json::from_str(&original).unwrap();
+        json[key] = value;
+        std::fs::write(folder.path().join("config.json"), json.to_string()).unwrap();
+        let error = Dit::load(folder.path(), DType::F32, &Device::Cpu, None).unwrap_err();
+        let error = format!("{error:#}");
+        assert!(error.contains("config.json") && error.contains(said), "{error}");
+    }
+}
+
+#[test]
+fn a_state_is_rebuilt_only_from_tensors_that_fit() {
+    let answers = load("dit.safetensors");
+    let dit = dit("cogvideox-5b", DType::F32, None);
+    let state = dit.stem(&input(&answers, "cogvideox-5b.wide")).unwrap();
+    assert!(state.with_tensors(state.tensors()).is_ok());
+    assert!(state.with_tensors(state.tensors()[1..].to_vec()).is_err());
+    assert!(state.with_tensors(state.tensors().into_iter().rev().collect()).is_err());
+}

@@ -1,0 +1,206 @@
+//! Gradients of CogVideoX's transformer against PEFT and against finite differences, in one go and segment by segment.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use candle_core::{DType, Result, Tensor, Var};
+use vtrain::models::denoiser::{Denoiser, Input, State};
+use vtrain::nn::linear::LowRank;
+use vtrain::nn::weights::Planter;
+
+use super::{CASES, dit, input, load, norm, randn, relative_error};
+
+/// Adapters by path, whose matrices are variables.
+struct Adapters(HashMap<String, (Var, Var)>);
+
+impl Adapters {
+    /// Those of the fixtures' LoRA: `transformer.<path>.lora_{A,B}.weight`, rank 4, alpha 8.
+    fn load() -> Arc<Self> {
+        let mut adapters = HashMap::new();
+        let tensors = load("lora/pytorch_lora_weights.safetensors");
+        for (key, a) in &tensors {
+            if let Some(path) = key.strip_suffix(".lora_A.weight") {
+                let b = &tensors[&format!("{path}.lora_B.weight")];
+                let pair = (Var::from_tensor(a).unwrap(), Var::from_tensor(b).unwrap());
+                adapters.insert(path.strip_prefix("transformer.").unwrap().to_string(), pair);
+            }
+        }
+        assert_eq!(adapters.len(), 8);
+        Arc::new(Self(adapters))
+    }
+}
+
+impl Planter for Adapters {
+    fn plant(&self, path: &str, _: usize, _: usize) -> Result<Vec<LowRank>> {
+        let adapter = self.0.get(path).map(|(a, b)| LowRank {
+            a: a.as_tensor().clone(),
+            b: b.as_tensor().clone(),
+            scale: 2.0,
+        });
+        Ok(adapter.into_iter().collect())
+    }
+}
+
+/// The training example of the fixtures: input, target.
+fn example() -> (HashMap<String, Tensor>, Input) {
+    let answers = load("training.safetensors");
+    let input = Input {
+        latents: answers["noisy"].clone(),
+        timestep: answers["timestep"].clone(),
+        text: answers["text"].clone(),
+        ofs: None,
+    };
+    (answers, input)
+}
+
+fn mse(prediction: &Tensor, target: &Tensor) -> Tensor {
+    (prediction - target).unwrap().sqr().unwrap().mean_all().unwrap()
+}
+
+#[test]
+fn lora_gradients_are_those_of_peft() {
+    let adapters = Adapters::load();
+    let dit = dit("cogvideox-5b", DType::F32, Some(adapters.clone()));
+    let (answers, input) = example();
+    let prediction = dit.forward(&input).unwrap();
+    assert!(relative_error(&prediction, &answers["prediction"]) <= 1e-5);
+    let loss = mse(&prediction, &answers["target"]);
+    assert!(relative_error(&loss, &answers["loss"]) <= 1e-5);
+    let gradients = loss.backward().unwrap();
+    for (path, (a, b)) in &adapters.0 {
+        for (matrix, var) in [("A", a), ("B", b)] {
+            let expected = &answers[&format!("grad.{path}.lora_{matrix}.weight")];
+            let error = relative_error(gradients.get(var).unwrap(), expected);
+            println!("{path} {matrix}: {error:.1e}");
+            assert!(error <= 1e-4, "{path} {matrix}: {error:e}");
+        }
+    }
+}
+
+#[test]
+fn segments_run_backwards_one_by_one_give_the_same_gradients() {
+    let adapters = Adapters::load();
+    let dit = dit("cogvideox-5b", DType::F32, Some(adapters.clone()));
+    let (answers, input) = example();
+    let whole = mse(&dit.forward(&input).unwrap(), &answers["target"])
+        .backward()
+        .unwrap();
+
+    // Forwards, keeping what each segment receives.
+    let mut received = vec![dit.stem(&input).unwrap()];
+    for index in 0..dit.num_blocks() {
+        received.push(dit.block(index, received.last().unwrap()).unwrap());
+    }
+    // Backwards: each segment once more from variables; their gradients are what the segment before must answer for.
+    let restart = |state: &State| {
+        let vars: Vec<Var> = state
+            .tensors()
+            .iter()
+            .map(|t| Var::from_tensor(&t.detach()).unwrap())
+            .collect();
+        let tensors = vars.iter().map(|var| var.as_tensor().clone()).collect();
+        (state.with_tensors(tensors).unwrap(), vars)
+    };
+    let (state, mut vars) = restart(&received[dit.num_blocks()]);
+    let mut gradients = mse(&dit.head(&state).unwrap(), &answers["target"]).backward().unwrap();
+    for index in (0..dit.num_blocks()).rev() {
+        let due: Vec<Option<Tensor>> = vars.iter().map(|var| gradients.get(var).cloned()).collect();
+        let (state, before) = restart(&received[index]);
+        let after = dit.block(index, &state).unwrap().tensors();
+        let sum = after
+            .iter()
+            .zip(&due)
+            .filter_map(|(tensor, due)| Some((tensor * due.as_ref()?).unwrap().sum_all().unwrap()))
+            .reduce(|a, b| (a + b).unwrap())
+            .unwrap();
+        gradients = sum.backward().unwrap();
+        for (path, (a, b)) in &adapters.0 {
+            if path.starts_with(&format!("transformer_blocks.{index}.")) {
+                assert!(
+                    relative_error(gradients.get(a).unwrap(), whole.get(a).unwrap()) <= 1e-5,
+                    "{path}"
+                );
+                assert!(
+                    relative_error(gradients.get(b).unwrap(), whole.get(b).unwrap()) <= 1e-5,
+                    "{path}"
+                );
+            }
+        }
+        vars = before;
+    }
+}
+
+#[test]
+fn gradients_agree_with_finite_differences() {
+    const STEP: f64 = 2e-3;
+    let answers = load("dit.safetensors");
+    for (name, case) in CASES {
+        let dit = dit(name, DType::F32, None);
+        let input = input(&answers, &format!("{name}.{case}"));
+        let weights = randn(7, answers[&format!("{name}.{case}.out")].dims());
+        let value = |latents: &Tensor, text: &Tensor| {
+            let input = Input {
+                latents: latents.clone(),
+                text: text.clone(),
+                ..input.clone()
+            };
+            (dit.forward(&input).unwrap() * &weights).unwrap()
+        };
+        let (latents, text) = (
+            Var::from_tensor(&input.latents).unwrap(),
+            Var::from_tensor(&input.text).unwrap(),
+        );
+        let gradients = value(&latents, &text).sum_all().unwrap().backward().unwrap();
+        for (what, var) in [("latents", &latents), ("text", &text)] {
+            let gradient = gradients.get(var).unwrap();
+            let direction = (gradient / norm(gradient)).unwrap(); // the slope along the gradient is its length
+            let at = |step: f64| {
+                let moved = (var.as_tensor().detach() + (&direction * step).unwrap()).unwrap();
+                let value = match what {
+                    "latents" => value(&moved, &input.text),
+                    _ => value(&input.latents, &moved),
+                };
+                value
+                    .to_dtype(DType::F64)
+                    .unwrap()
+                    .sum_all()
+                    .unwrap()
+                    .to_scalar::<f64>()
+                    .unwrap()
+            };
+            let slope = (at(STEP) - at(-STEP)) / (2.0 * STEP);
+            let error = (slope / norm(gradient) - 1.0).abs();
+            println!("{name}.{case} {what}: {error:.1e}");
+            assert!(error <= 5e-3, "{name}.{case} {what}: {slope} {}", norm(gradient));
+        }
+    }
+}
+
+#[test]
+fn a_lora_gradient_agrees_with_finite_differences() {
+    const STEP: f64 = 5e-3;
+    let adapters = Adapters::load();
+    let dit = dit("cogvideox-5b", DType::F32, Some(adapters.clone()));
+    let (_, input) = example();
+    let weights = randn(8, input.latents.dims());
+    let value = || (dit.forward(&input).unwrap() * &weights).unwrap();
+    let gradients = value().sum_all().unwrap().backward().unwrap();
+    let (a, b) = &adapters.0["transformer_blocks.0.attn1.to_q"];
+    for var in [a, b] {
+        let gradient = gradients.get(var).unwrap();
+        let start = var.as_tensor().copy().unwrap();
+        let at = |step: f64| {
+            let direction = (gradient * (step / norm(gradient))).unwrap();
+            var.set(&(&start + direction).unwrap()).unwrap();
+            let value = value().to_dtype(DType::F64).unwrap().sum_all().unwrap();
+            var.set(&start).unwrap();
+            value.to_scalar::<f64>().unwrap()
+        };
+        let slope = (at(STEP) - at(-STEP)) / (2.0 * STEP);
+        assert!(
+            (slope / norm(gradient) - 1.0).abs() <= 5e-3,
+            "{slope} {}",
+            norm(gradient)
+        );
+    }
+}
