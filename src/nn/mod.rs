@@ -3,10 +3,12 @@
 //! All of them keep candle's gradient graph: candle-nn's fused ops (`softmax_last_dim`, `rms_norm`, `layer_norm`, `rope`)
 //! cut it in silence and have no place on a path that is trained through.
 
+pub mod conv3d;
 pub mod linear;
 pub mod norm;
 pub mod weights;
 
+pub use conv3d::Conv3d;
 pub use linear::{Linear, linear, linear_no_bias};
 pub use norm::{GroupNorm, LayerNorm, RmsNorm};
 pub use weights::Weights;
