@@ -35,7 +35,10 @@ fn relative_error(a: &Tensor, b: &Tensor) -> f64 {
 #[track_caller]
 fn assert_near(a: &Tensor, b: &Tensor, bar: f64) {
     let error = relative_error(a, b);
-    assert!(error <= bar, "the relative error is {error:e}, which is more than {bar:e}");
+    assert!(
+        error <= bar,
+        "the relative error is {error:e}, which is more than {bar:e}"
+    );
 }
 
 const BAR: f64 = 1e-4;
@@ -67,23 +70,391 @@ fn a_batch_is_coded_as_its_samples_are_with_and_without_slicing() {
         let posterior = vae.encode(&record["batch.clips"]).unwrap();
         assert_near(&posterior.mean, &record["batch.encode.mean"], BAR);
         assert_near(&posterior.logvar, &record["batch.encode.logvar"], BAR);
-        assert_near(&vae.decode(&record["batch.latents"]).unwrap(), &record["batch.decode"], BAR);
+        assert_near(
+            &vae.decode(&record["batch.latents"]).unwrap(),
+            &record["batch.decode"],
+            BAR,
+        );
     }
 }
 
 #[test]
 fn tiles_are_laid_and_blended_as_in_diffusers() {
     let (mut vae, record) = (vae(), record());
-    for (name, (height, width)) in [("tiled", (24, 32)), ("tiled-default", (48, 40))] {
-        vae.tiling = Some(Tiling {
-            sample_min_height: height,
-            sample_min_width: width,
-            ..vae.default_tiling()
-        });
+    let overlapping = Tiling {
+        sample_min_height: 24,
+        sample_min_width: 32,
+        overlap_factor_height: 1.0 / 3.0,
+        overlap_factor_width: 1.0 / 4.0,
+    };
+    let default = Tiling {
+        sample_min_height: 48,
+        sample_min_width: 40,
+        ..vae.default_tiling()
+    };
+    for (name, tiling) in [("tiled", overlapping), ("tiled-default", default)] {
+        vae.tiling = Some(tiling);
         let posterior = vae.encode(&record[&format!("{name}.clip")]).unwrap();
         assert_near(&posterior.mean, &record[&format!("{name}.encode.mean")], BAR);
         assert_near(&posterior.logvar, &record[&format!("{name}.encode.logvar")], BAR);
         let decoded = vae.decode(&record[&format!("{name}.latents")]).unwrap();
         assert_near(&decoded, &record[&format!("{name}.decode")], BAR);
+    }
+}
+
+#[test]
+fn frames_that_come_batch_by_batch_are_those_that_come_at_once() {
+    let (vae, record) = (vae(), record());
+    let mut batches = Vec::new();
+    vae.decode_batches(&record["latents"], |frames| {
+        batches.push(frames);
+        Ok::<_, candle_core::Error>(())
+    })
+    .unwrap();
+    let counts: Vec<usize> = batches.iter().map(|batch| batch.dim(2).unwrap()).collect();
+    assert_eq!(counts, [9, 8]);
+    assert_near(&Tensor::cat(&batches, 2).unwrap(), &record["decode.5"], BAR);
+}
+
+#[test]
+fn bf16_comes_near() {
+    let record = record();
+    let vae = Vae::load(&fixtures().join("cogvideox-2b/vae"), DType::BF16, &Device::Cpu).unwrap();
+    let clip = record["clip"].to_dtype(DType::BF16).unwrap();
+    let posterior = vae.encode(&clip).unwrap();
+    assert_eq!(posterior.mean.dtype(), DType::BF16);
+    assert_near(&posterior.mean, &record["encode.17.mean"], 3e-2);
+    assert_near(&posterior.logvar, &record["encode.17.logvar"], 3e-2);
+    let latents = record["latents"].to_dtype(DType::BF16).unwrap();
+    assert_near(&vae.decode(&latents).unwrap(), &record["decode.5"], 3e-2);
+}
+
+#[test]
+fn the_posterior_is_sampled_as_mean_plus_deviation_times_noise() {
+    let record = record();
+    let posterior = vae().encode(&record["clip"]).unwrap();
+    let ones = posterior.mean.ones_like().unwrap();
+    let deviation = (posterior.logvar.exp().unwrap().sqrt().unwrap() * 2.0).unwrap();
+    let expected = (&posterior.mean + deviation).unwrap();
+    assert_near(&posterior.sample(&(ones * 2.0).unwrap()).unwrap(), &expected, 1e-6);
+    assert_near(&posterior.mode(), &posterior.mean, 0.0);
+}
+
+#[test]
+fn half_a_vae_does_half_the_work_and_says_so() {
+    let (folder, record) = (fixtures().join("cogvideox-2b/vae"), record());
+    let load = |half| Vae::load_half(&folder, half, DType::F32, &Device::Cpu).unwrap();
+    let (encoder, decoder) = (load(Half::Encoder), load(Half::Decoder));
+    assert!(encoder.encode(&record["clip"]).is_ok());
+    assert!(decoder.decode(&record["latents"]).is_ok());
+    let complaint = |result: candle_core::Result<Tensor>| result.unwrap_err().to_string();
+    assert!(complaint(encoder.decode(&record["latents"])).contains("without its decoder"));
+    assert!(complaint(decoder.encode(&record["clip"]).map(|p| p.mean)).contains("without its encoder"));
+}
+
+#[test]
+fn the_transformer_sees_scaled_latents_and_image_latents_as_the_config_says() {
+    let one = Tensor::ones(1, DType::F32, &Device::Cpu).unwrap();
+    let value = |x: candle_core::Result<Tensor>| x.unwrap().to_vec1::<f32>().unwrap()[0];
+    for (name, scale, image) in [
+        ("cogvideox-2b", 1.15258426, 1.15258426),
+        ("cogvideox-1.5-5b-i2v", 0.7, 1.0 / 0.7),
+    ] {
+        let folder = fixtures().join(name).join("vae");
+        let vae = Vae::load_half(&folder, Half::Encoder, DType::F32, &Device::Cpu).unwrap();
+        for (found, expected) in [
+            (vae.scale(&one), scale),
+            (vae.unscale(&one), 1.0 / scale),
+            (vae.scale_image(&one), image),
+        ] {
+            assert!((value(found) / expected - 1.0).abs() < 1e-6);
+        }
+    }
+}
+
+/// What is said about the fixture's config after `change`.
+fn complaint(change: impl Fn(&mut serde_json::Value)) -> String {
+    let original = fixtures().join("cogvideox-2b/vae");
+    let folder = tempfile::tempdir().unwrap();
+    let text = std::fs::read_to_string(original.join("config.json")).unwrap();
+    let mut config = serde_json::from_str(&text).unwrap();
+    change(&mut config);
+    std::fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
+    let weights = "diffusion_pytorch_model.safetensors";
+    std::fs::copy(original.join(weights), folder.path().join(weights)).unwrap();
+    match Vae::load(folder.path(), DType::F32, &Device::Cpu) {
+        Ok(_) => panic!("that should not load"),
+        Err(error) => format!("{error:#}"),
+    }
+}
+
+#[test]
+fn a_config_that_says_something_unknown_or_impossible_is_refused() {
+    for (key, value, expected) in [
+        (
+            "temporal_padding",
+            serde_json::json!(2),
+            "unknown field `temporal_padding`",
+        ),
+        ("act_fn", "gelu".into(), "act_fn must be silu, found gelu"),
+        (
+            "_class_name",
+            "AutoencoderKLWan".into(),
+            "_class_name must be AutoencoderKLCogVideoX",
+        ),
+        (
+            "norm_num_groups",
+            4.into(),
+            "6 channels do not fall into norm_num_groups 4",
+        ),
+        ("norm_num_groups", 0.into(), "do not fall into norm_num_groups 0"),
+        (
+            "block_out_channels",
+            serde_json::json!([]),
+            "block_out_channels must have 1 to 16 entries",
+        ),
+        ("latents_mean", serde_json::json!([0.0]), "latents_mean must be null"),
+        (
+            "latent_channels",
+            8.into(),
+            "should be [16, 6, 3, 3, 3] by config.json, but is [8, 6, 3, 3, 3]",
+        ),
+        ("layers_per_block", 0.into(), "have no place in this model"),
+        ("layers_per_block", 2.into(), "is missing"),
+    ] {
+        let said = complaint(|config| config[key] = value.clone());
+        assert!(said.contains(expected), "{key}: {said}");
+        assert!(said.contains("config.json") || said.contains(".safetensors"), "{said}");
+    }
+}
+
+#[test]
+fn tensors_of_the_wrong_shape_are_refused() {
+    let mut vae = vae();
+    let zeros = |shape: &[usize]| Tensor::zeros(shape, DType::F32, &Device::Cpu).unwrap();
+    assert!(vae.encode(&zeros(&[1, 4, 1, 16, 16])).is_err());
+    assert!(vae.encode(&zeros(&[3, 1, 16, 16])).is_err());
+    assert!(vae.encode(&zeros(&[1, 3, 1, 2, 16])).is_err(), "two rows leave nothing");
+    assert!(vae.decode(&zeros(&[1, 3, 1, 2, 2])).is_err());
+    vae.tiling = Some(Tiling {
+        overlap_factor_height: 1.0,
+        ..vae.default_tiling()
+    });
+    assert!(vae.encode(&zeros(&[1, 3, 1, 48, 48])).is_err());
+}
+
+// The convolution.
+
+/// Numbers that look random, of about unit size.
+fn noise(shape: &[usize], seed: u64) -> Tensor {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let values: Vec<f32> = (0..shape.iter().product())
+        .map(|_| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+        })
+        .collect();
+    Tensor::from_vec(values, shape, &Device::Cpu).unwrap()
+}
+
+/// One case: sizes of the input (B, F, H, W, C), output channels, and the geometry.
+struct Case {
+    input: [usize; 5],
+    outputs: usize,
+    geometry: Geometry,
+}
+
+fn cases() -> Vec<Case> {
+    let case = |input, outputs, kernel: [usize; 3], stride, pad_rows, pad_columns| Case {
+        input,
+        outputs,
+        geometry: Geometry {
+            kernel,
+            stride,
+            pad_rows,
+            pad_columns,
+        },
+    };
+    vec![
+        case([1, 1, 1, 1, 1], 1, [1, 1, 1], 1, [0, 0], [0, 0]),
+        case([2, 3, 5, 7, 3], 5, [3, 3, 3], 1, [1, 1], [1, 1]),
+        case([1, 4, 6, 13, 17], 70, [3, 3, 3], 1, [1, 1], [1, 1]),
+        case([1, 2, 9, 25, 40], 130, [3, 3, 3], 1, [1, 1], [1, 1]),
+        case([1, 2, 4, 23, 16], 24, [3, 3, 3], 1, [1, 1], [1, 1]),
+        case([2, 3, 5, 7, 20], 64, [1, 1, 1], 1, [0, 0], [0, 0]),
+        case([1, 2, 9, 7, 6], 33, [1, 3, 3], 2, [0, 1], [0, 1]),
+        case([1, 2, 8, 10, 6], 17, [1, 3, 3], 2, [0, 1], [0, 1]),
+        case([1, 3, 7, 11, 200], 20, [2, 1, 3], 3, [0, 0], [1, 1]),
+        case([1, 5, 3, 4, 2], 3, [3, 1, 1], 1, [0, 0], [0, 0]),
+    ]
+}
+
+/// The causal convolution by its definition.
+fn by_definition(case: &Case, x: &Tensor, weight: &Tensor, bias: &Tensor) -> Tensor {
+    let [batch, frames, height, width, channels] = case.input;
+    let [kt, kh, kw] = case.geometry.kernel;
+    let (out_height, out_width) = case.geometry.output(height, width);
+    let x: Vec<f32> = x.flatten_all().unwrap().to_vec1().unwrap();
+    let weight: Vec<f32> = weight.flatten_all().unwrap().to_vec1().unwrap();
+    let bias: Vec<f32> = bias.to_vec1().unwrap();
+    let mut y = Vec::new();
+    let inside = |at: usize, pad: usize, size: usize| at.checked_sub(pad).filter(|&at| at < size);
+    for (b, f, h) in
+        (0..batch * frames * out_height).map(|i| (i / out_height / frames, i / out_height % frames, i % out_height))
+    {
+        for (w, o) in (0..out_width * case.outputs).map(|i| (i / case.outputs, i % case.outputs)) {
+            let mut sum = f64::from(bias[o]);
+            for (dt, dy, dx) in (0..kt * kh * kw).map(|i| (i / kw / kh, i / kw % kh, i % kw)) {
+                let frame = (f + dt).saturating_sub(kt - 1);
+                let row = inside(h * case.geometry.stride + dy, case.geometry.pad_rows[0], height);
+                let column = inside(w * case.geometry.stride + dx, case.geometry.pad_columns[0], width);
+                let (Some(row), Some(column)) = (row, column) else {
+                    continue;
+                };
+                for c in 0..channels {
+                    let at = (((b * frames + frame) * height + row) * width + column) * channels + c;
+                    let tap = (((o * channels + c) * kt + dt) * kh + dy) * kw + dx;
+                    sum += f64::from(x[at]) * f64::from(weight[tap]);
+                }
+            }
+            y.push(sum as f32);
+        }
+    }
+    Tensor::from_vec(y, (batch, frames, out_height, out_width, case.outputs), &Device::Cpu).unwrap()
+}
+
+fn parameters(case: &Case) -> (Tensor, Tensor) {
+    let [kt, kh, kw] = case.geometry.kernel;
+    let weight = noise(&[case.outputs, case.input[4], kt, kh, kw], 2);
+    (weight, noise(&[case.outputs], 3))
+}
+
+#[test]
+fn a_convolution_is_what_its_definition_says_with_whatever_vectors() {
+    let mut isas = vec![Isa::Portable];
+    #[cfg(target_arch = "x86_64")]
+    {
+        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+            isas.push(Isa::Avx2);
+        }
+        if is_x86_feature_detected!("avx512f") {
+            isas.push(Isa::Avx512);
+        }
+    }
+    for case in cases() {
+        let x = noise(&case.input, 1);
+        let (weight, bias) = parameters(&case);
+        let expected = by_definition(&case, &x, &weight, &bias);
+        for &isa in &isas {
+            let conv = Conv3d::direct(&weight, &bias, case.geometry, isa).unwrap();
+            let (y, past) = conv.forward((&x).into()).unwrap();
+            assert_near(&y, &expected, 1e-6);
+            assert_eq!(past.is_some(), case.geometry.kernel[0] > 1);
+            let onto = noise(
+                expected
+                    .dims()
+                    .try_into()
+                    .map(|dims: [usize; 5]| dims)
+                    .unwrap()
+                    .as_slice(),
+                4,
+            );
+            let sum = (&onto + &expected).unwrap();
+            assert_near(&conv.forward_onto(onto, (&x).into()).unwrap().0, &sum, 1e-6);
+        }
+        let conv = Conv3d::by_candle(&weight, &bias, case.geometry).unwrap();
+        assert_near(&conv.forward((&x).into()).unwrap().0, &expected, 1e-6);
+    }
+}
+
+#[test]
+fn a_clip_in_pieces_is_convolved_as_the_whole_clip() {
+    let case = &cases()[2];
+    let x = noise(&case.input, 1);
+    let (weight, bias) = parameters(case);
+    for conv in [
+        Conv3d::direct(&weight, &bias, case.geometry, Isa::detect()).unwrap(),
+        Conv3d::by_candle(&weight, &bias, case.geometry).unwrap(),
+    ] {
+        let whole = conv.forward((&x).into()).unwrap().0;
+        let mut past = None;
+        let mut pieces = Vec::new();
+        for (first, count) in [(0, 1), (1, 2), (3, 1)] {
+            let piece = x.narrow(1, first, count).unwrap();
+            let input = Input {
+                past: past.as_ref(),
+                ..(&piece).into()
+            };
+            let (y, new_past) = conv.forward(input).unwrap();
+            pieces.push(y);
+            past = new_past;
+        }
+        assert_near(&Tensor::cat(&pieces, 1).unwrap(), &whole, 1e-6);
+    }
+}
+
+#[test]
+fn modulation_and_resampling_on_the_way_in_are_what_they_are_in_tensors() {
+    for (frames, table_frames) in [(1, 1), (2, 2), (4, 2), (3, 3), (5, 3), (9, 3), (4, 1), (5, 1)] {
+        let (height, width) = if table_frames == 1 { (1, 1) } else { (2, 3) };
+        let table = |seed| noise(&[2, table_frames, height, width, 5], seed);
+        let modulation = Modulation {
+            scale: table(5),
+            shift: table(6),
+        };
+        for (resample, kernel, modulated) in [
+            (Resample::None, [3, 3, 3], true),
+            (Resample::HalveFrames, [1, 3, 3], false),
+            (Resample::DoubleSize, [1, 3, 3], false),
+            (Resample::DoubleSizeAndFrames, [1, 3, 3], false),
+        ] {
+            let case = Case {
+                input: [2, frames, 4, 6, 5],
+                outputs: 7,
+                geometry: Geometry {
+                    kernel,
+                    stride: 1,
+                    pad_rows: [1, 1],
+                    pad_columns: [1, 1],
+                },
+            };
+            let x = noise(&case.input, 1);
+            let (weight, bias) = parameters(&case);
+            let input = Input {
+                modulation: modulated.then_some(&modulation),
+                resample,
+                ..(&x).into()
+            };
+            let direct = Conv3d::direct(&weight, &bias, case.geometry, Isa::detect()).unwrap();
+            let by_candle = Conv3d::by_candle(&weight, &bias, case.geometry).unwrap();
+            let (a, a_past) = direct.forward(input).unwrap();
+            let (b, b_past) = by_candle.forward(input).unwrap();
+            assert_near(&a, &b, 1e-6);
+            if let (Some(a), Some(b)) = (a_past, b_past) {
+                assert_near(&a, &b, 1e-6);
+            }
+        }
+    }
+}
+
+#[test]
+fn group_moments_hold_far_from_zero() {
+    // Noise around 1000: the squares' sum alone would leave nothing of the variance.
+    let x = (noise(&[2, 2, 7, 9, 6], 7) + 1000.0).unwrap();
+    let (mean, variance) = vtrain::nn::conv3d::group_moments(&x, 3).unwrap();
+    let wide: Vec<f32> = x.flatten_all().unwrap().to_vec1().unwrap();
+    for (sample, group) in [(0, 0), (1, 2)] {
+        let of_group: Vec<f64> = (sample * 756..(sample + 1) * 756)
+            .filter(|i| i % 6 / 2 == group)
+            .map(|i| f64::from(wide[i]))
+            .collect();
+        let count = of_group.len() as f64;
+        let expected_mean = of_group.iter().sum::<f64>() / count;
+        let expected = of_group.iter().map(|x| (x - expected_mean).powi(2)).sum::<f64>() / count;
+        let found = |of: &Tensor| f64::from(of.to_vec2::<f32>().unwrap()[sample][group]);
+        assert!((found(&mean) - expected_mean).abs() < 1e-4);
+        assert!((found(&variance) / expected - 1.0).abs() < 1e-5);
     }
 }

@@ -66,7 +66,8 @@ impl<'a> From<&'a Tensor> for Input<'a> {
 }
 
 /// `silu(x * scale + shift)` before a convolution. The tables may be coarser than x: the nearest entry counts. Where
-/// a clip has an odd number of frames, its first frame and the first table entry belong to each other.
+/// a clip has an odd number of frames, its first frame and the first table entry belong to each other. Not together with
+/// a new size.
 #[derive(Debug, Clone)]
 pub struct Modulation {
     pub scale: Tensor, // (B, F', H', W', C)
@@ -189,20 +190,28 @@ impl Conv3d {
 
     fn check_input(&self, input: &Input) -> Result<()> {
         let (batch, frames, height, width, channels) = input.x.dims5()?;
-        let wrong_past = input
-            .past
-            .is_some_and(|past| past.dims() != [batch, self.geometry.kernel[0] - 1, height, width, channels]);
-        let wrong_table = input.modulation.is_some_and(|modulation| {
+        let [seen_frames, height, width] = Source::resampled([frames, height, width], input.resample);
+        let (out_height, out_width) = self.geometry.output(height, width);
+        let reach = self.geometry.kernel[0] - 1;
+        let right_past = |past: &Tensor| past.dims() == [batch, reach, height, width, channels];
+        let right_tables = |modulation: &Modulation| {
             let dims = modulation.scale.dims();
-            dims.len() != 5 || modulation.shift.dims() != dims || dims[0] != batch || dims[4] != channels
-        });
-        let repeats = matches!(input.resample, Resample::DoubleSizeAndFrames) && self.geometry.kernel[0] != 1;
-        if channels != self.channels || frames == 0 || height * width == 0 || wrong_past || wrong_table || repeats {
+            let right = dims.len() == 5 && modulation.shift.dims() == dims && dims[0] == batch && dims[4] == channels;
+            right && input.resample == Resample::None
+        };
+        if channels != self.channels
+            || batch * seen_frames * out_height * out_width == 0
+            || !input.past.is_none_or(right_past)
+            || !input.modulation.is_none_or(right_tables)
+            || (input.resample == Resample::DoubleSizeAndFrames && reach > 0)
+        {
             bail!(
-                "a convolution of {} channels can not read {:?} with the past {:?}",
+                "a convolution of {} channels, {:?}, can not read {:?} with the past {:?} and the tables {:?}",
                 self.channels,
+                self.geometry,
                 input.x.dims(),
-                input.past.map(Tensor::dims)
+                input.past.map(Tensor::dims),
+                input.modulation.map(|modulation| modulation.scale.dims())
             );
         }
         Ok(())
