@@ -12,6 +12,7 @@ use anyhow::{Context, ensure};
 use candle_core::{DType, Device, Tensor};
 use serde::Deserialize;
 use vtrain::models::cogvideox::vae::{Half, Vae};
+use vtrain::nn::conv3d::{Conv3d, Geometry, Isa};
 
 #[derive(Deserialize)]
 struct Measured {
@@ -37,7 +38,8 @@ fn main() -> anyhow::Result<()> {
         }
         (None, None) => anyhow::bail!("set PYTHON to a Python with diffusers, or VAE to a folder of weights"),
     };
-    println!("{threads} threads; the first run and the second, and the peak of both\n");
+    convolutions()?;
+    println!("\n{threads} threads; the first run and the second, and the peak of both\n");
     for what in ["encode", "decode"] {
         let mut ours = Command::new(std::env::current_exe()?);
         let ours = parse(ours.arg(what).arg(&folder).env("RAYON_NUM_THREADS", &threads))?;
@@ -51,6 +53,35 @@ fn main() -> anyhow::Result<()> {
             ours.seconds[0] / theirs.seconds[0],
             ours.seconds[1] / theirs.seconds[1],
             ours.peak_bytes as f64 / theirs.peak_bytes as f64
+        );
+    }
+    Ok(())
+}
+
+/// One 3x3x3 convolution of 128 to 128 channels, 8 frames of 64 x 96: ours, and as a sum of candle's `conv2d`.
+fn convolutions() -> anyhow::Result<()> {
+    let device = Device::Cpu;
+    let geometry = Geometry {
+        kernel: [3, 3, 3],
+        stride: 1,
+        pad_rows: [1, 1],
+        pad_columns: [1, 1],
+    };
+    let x = Tensor::randn(0f32, 1f32, (1, 8, 64, 96, 128), &device)?;
+    let weight = Tensor::randn(0f32, 1f32, (128, 128, 3, 3, 3), &device)?;
+    let bias = Tensor::zeros(128, DType::F32, &device)?;
+    let operations = 2.0 * 27.0 * 128.0 * 128.0 * 8.0 * 64.0 * 96.0;
+    for (name, conv) in [
+        ("direct", Conv3d::direct(&weight, &bias, geometry, Isa::detect())?),
+        ("candle", Conv3d::by_candle(&weight, &bias, geometry)?),
+    ] {
+        conv.forward((&x).into())?;
+        let begin = Instant::now();
+        conv.forward((&x).into())?;
+        let seconds = begin.elapsed().as_secs_f64();
+        println!(
+            "conv    {name:10} {seconds:6.3} s  {:6.0} GFLOP/s",
+            operations / seconds / 1e9
         );
     }
     Ok(())
