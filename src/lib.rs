@@ -18,11 +18,13 @@ pub mod data;
 pub mod lora;
 // 3: the families
 pub mod models;
-// 4: the loop
+// 4: the sampler
+pub mod sample;
+// 5: the loop
 pub mod train;
-// 5: a run, as its file describes it
+// 6: a run, as its file describes it
 pub mod config;
-// 6: one verb, one file
+// 7: one verb, one file
 pub mod commands;
-// 7: the front door
+// 8: the front door
 pub mod cli;

@@ -3,9 +3,11 @@
 mod architecture; // who may import whom
 mod cli; // the program as a user runs it
 mod cogvideox_dit; // the transformer against diffusers, forwards and backwards
+mod cogvideox_vae; // encode, decode, tiles
 mod config; // run files
-mod data;
+mod conv3d; // the convolution under the autoencoders
+mod data; // layouts, captions, buckets, order
 mod fuzz; // mutated input of every kind
 mod rng; // torch's CPU generator, bit for bit
 mod schedulers; // timesteps, steps and noise, against diffusers
-mod video; // decoding, selection, resizing and encoding of real files // layouts, captions, buckets, order
+mod video; // decoding, selection, resizing and encoding of real files

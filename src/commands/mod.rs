@@ -6,6 +6,7 @@ pub mod check_dataset;
 pub mod completions;
 pub mod man;
 pub mod progress;
+pub mod sample;
 pub mod train;
 
 /// What the program's exit code says.

@@ -1,5 +1,8 @@
 //! Low-rank adapters: `y = W x + (alpha / rank) B A x`.  arXiv:2106.09685
 
+pub mod adapters;
+pub mod diffusers;
+
 use std::path::PathBuf;
 
 use schemars::JsonSchema;

@@ -7,8 +7,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::data::cache::Footprint;
 
+mod checkpoint;
 pub mod cogvideox;
 pub mod denoiser;
+pub mod family;
+
+pub use checkpoint::open;
+pub use family::Family;
 
 /// `model:` in a run file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]

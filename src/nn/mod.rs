@@ -4,12 +4,14 @@
 //! cut it in silence and have no place on a path that is trained through.
 
 pub mod attention;
+pub mod conv3d;
 pub mod embed;
 pub mod linear;
 pub mod norm;
 pub mod rope;
 pub mod weights;
 
+pub use conv3d::Conv3d;
 pub use linear::{Linear, linear, linear_no_bias};
 pub use norm::{GroupNorm, LayerNorm, RmsNorm};
 pub use weights::Weights;

@@ -15,7 +15,7 @@
 use candle_core::{Error, Result, Tensor};
 
 use super::dpm::Before;
-use super::{Scheduler, Step, Stepped, ddim, dpm};
+use super::{Process, Scheduler, Step, Stepped, ddim, dpm};
 
 /// A walk from noise to a sample.
 #[derive(Debug, Clone)]
@@ -43,6 +43,21 @@ impl<'s> Run<'s> {
     /// All timesteps of this run, in order.
     pub fn timesteps(&self) -> &[i64] {
         &self.timesteps
+    }
+
+    /// Steps yet to take.
+    pub fn remaining(&self) -> usize {
+        self.timesteps.len() - self.at
+    }
+
+    /// The noise behind the run.
+    pub fn process(&self) -> &Process {
+        self.scheduler.process()
+    }
+
+    /// Standard deviation of the noise that the run starts from.
+    pub fn init_noise_sigma(&self) -> f64 {
+        self.scheduler.init_noise_sigma()
     }
 
     /// The N that `guidance::dynamic_scale` counts: the steps asked for, less those that video-to-video leaves out.

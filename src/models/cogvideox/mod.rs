@@ -7,6 +7,10 @@ use serde::Deserialize;
 use crate::data::cache::Footprint;
 
 pub mod dit;
+mod family;
+pub mod vae;
+
+pub use family::CogVideoX;
 
 /// What the published checkpoints encode a clip and a caption into.
 pub const FOOTPRINT: Footprint = Footprint {

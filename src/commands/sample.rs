@@ -1,0 +1,223 @@
+//! `vtrain sample`: a clip from a prompt, an image or another clip.
+
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::sync::Arc;
+
+use anyhow::{Context, anyhow, bail, ensure};
+use candle_core::{DType, Tensor};
+
+use super::{Exit, Failure, OrExit, progress};
+use crate::config::Device;
+use crate::lora::adapters::Adapters;
+use crate::lora::diffusers;
+use crate::models::{self, Family, FamilyName};
+use crate::nn::weights::Planter;
+use crate::sample::{Request, Sampled, Start, sample};
+use crate::video::{Clip, Crop, Fit, Frames, Select, Writer, select};
+
+/// Make a clip from a prompt, an image or another clip
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// A diffusers directory
+    #[arg(long, value_name = "DIR")]
+    model: PathBuf,
+    /// An adapter file, and how strongly it is applied (repeatable)
+    #[arg(long, value_name = "FILE[=SCALE]")]
+    lora: Vec<Lora>,
+    #[arg(long, value_name = "TEXT")]
+    prompt: String,
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    negative_prompt: String,
+    /// Start from this image (image-to-video checkpoints)
+    #[arg(long, value_name = "FILE", conflicts_with = "video")]
+    image: Option<PathBuf>,
+    /// Start from this clip
+    #[arg(long, value_name = "FILE")]
+    video: Option<PathBuf>,
+    /// How much of the clip is made anew, 0 to 1
+    #[arg(long, default_value_t = 0.8, requires = "video")]
+    strength: f64,
+    #[arg(long, default_value_t = 49)]
+    num_frames: usize,
+    #[arg(long, default_value_t = 480)]
+    height: usize,
+    #[arg(long, default_value_t = 720)]
+    width: usize,
+    /// Frames a second of the output
+    #[arg(long, default_value_t = 8.0)]
+    fps: f64,
+    /// Denoising steps
+    #[arg(long, default_value_t = 50)]
+    steps: usize,
+    /// How closely to follow the prompt; 1 and below: no guidance, half the time
+    #[arg(long, default_value_t = 6.0)]
+    guidance_scale: f64,
+    /// Let guidance grow along the run (use_dynamic_cfg)
+    #[arg(long)]
+    dynamic_guidance: bool,
+    #[arg(long, default_value_t = 42)]
+    seed: u64,
+    /// Where the clip goes: .mp4, .webm, .gif, or a folder for PNG, ending in /
+    #[arg(short, long, value_name = "FILE")]
+    output: PathBuf,
+    /// Start from these latents instead of drawn noise
+    #[arg(long, value_name = "FILE", conflicts_with = "video")]
+    latents: Option<PathBuf>,
+    /// Also write the denoised latents
+    #[arg(long, value_name = "FILE")]
+    output_latents: Option<PathBuf>,
+    #[arg(long, value_enum, default_value_t = Precision::Bf16)]
+    dtype: Precision,
+    /// auto, cpu, cuda or cuda:N
+    #[arg(long, default_value = "auto")]
+    device: Device,
+}
+
+/// Number format of weights and activations.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Precision {
+    F32,
+    Bf16,
+}
+
+/// `FILE` or `FILE=SCALE`.
+#[derive(Debug, Clone)]
+struct Lora {
+    path: PathBuf,
+    scale: f64,
+}
+
+impl FromStr for Lora {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.rsplit_once('=') {
+            // A name may hold an '=' of its own.
+            Some((path, scale)) if !Path::new(text).exists() => match scale.parse::<f64>() {
+                Ok(scale) if scale.is_finite() => Ok(Self { path: path.into(), scale }),
+                _ => Err(format!("'{scale}' is no number; give FILE=SCALE, such as style.safetensors=0.8")),
+            },
+            _ => Ok(Self { path: text.into(), scale: 1.0 }),
+        }
+    }
+}
+
+pub fn run(args: Args) -> Result<(), Failure> {
+    let device = device(args.device).or_exit(Exit::Usage)?;
+    let dtype = match args.dtype {
+        Precision::F32 => DType::F32,
+        Precision::Bf16 => DType::BF16,
+    };
+    // What can be wrong is found before anything is computed.
+    let request = request(&args).or_exit(Exit::Usage)?;
+    let writer = Writer::create(&args.output, (args.height, args.width), args.fps).or_exit(Exit::Usage)?;
+    let family = models::open(&args.model, FamilyName::Auto, dtype, &device).or_exit(Exit::Model)?;
+    let adapters = adapters(&args.lora, &device).or_exit(Exit::Model)?;
+    let sampled = denoise(&*family, &request, &adapters).or_exit(Exit::Model)?;
+    if let Some(path) = &args.output_latents {
+        write_latents(path, &sampled.latents).or_exit(Exit::Training)?;
+    }
+    let frames = decode(&*family, &sampled, writer).or_exit(Exit::Training)?;
+    log::info!("{frames} frames in {}", args.output.display());
+    Ok(())
+}
+
+fn denoise(family: &dyn Family, request: &Request, adapters: &Arc<Adapters>) -> anyhow::Result<Sampled> {
+    let bar = progress::bar("denoising", 0);
+    let planter: Arc<dyn Planter> = adapters.clone();
+    let on = progress::on(&bar);
+    let sampled = sample(family, request, Some(planter), &on)?;
+    bar.finish_and_clear();
+    adapters.finish()?;
+    Ok(sampled)
+}
+
+/// Writes frames as they are decoded; returns how many.
+fn decode(family: &dyn Family, sampled: &Sampled, mut writer: Writer) -> anyhow::Result<usize> {
+    let mut count = 0;
+    family.decode(&sampled.latents, &sampled.canvas, &mut |frames| {
+        for frame in pixels(&frames)? {
+            writer.push(&frame)?;
+            count += 1;
+        }
+        Ok(())
+    })?;
+    writer.finish()?;
+    Ok(count)
+}
+
+/// (1, 3, F, H, W) of -1..1 as pictures (H, W, 3).
+fn pixels(frames: &Tensor) -> anyhow::Result<Vec<Vec<u8>>> {
+    let frames = frames.squeeze(0)?.permute((1, 2, 3, 0))?.to_dtype(DType::F32)?; // (F, H, W, 3)
+    let frames = (((frames * 0.5)? + 0.5)?.clamp(0f32, 1f32)? * 255.0)?.round()?.to_dtype(DType::U8)?;
+    let picture = |n| Ok(frames.get(n)?.flatten_all()?.to_vec1()?);
+    (0..frames.dim(0)?).map(picture).collect()
+}
+
+fn request(args: &Args) -> anyhow::Result<Request> {
+    ensure!(args.steps > 0, "--steps must be at least 1");
+    ensure!(args.guidance_scale.is_finite(), "--guidance-scale must be a number");
+    ensure!((0.0..=1.0).contains(&args.strength), "--strength must be between 0 and 1, got {}", args.strength);
+    let size = (args.height, args.width);
+    let start = match (&args.image, &args.video) {
+        (Some(path), _) => Start::Image(read(path, 1, size)?.squeeze(2)?),
+        (None, Some(path)) => Start::Clip(read(path, args.num_frames, size)?, args.strength),
+        (None, None) => Start::Text,
+    };
+    Ok(Request {
+        prompt: args.prompt.clone(),
+        negative_prompt: args.negative_prompt.clone(),
+        num_frames: args.num_frames,
+        height: args.height,
+        width: args.width,
+        steps: args.steps,
+        guidance_scale: args.guidance_scale,
+        dynamic_guidance: args.dynamic_guidance,
+        seed: args.seed,
+        start,
+        latents: args.latents.as_deref().map(read_latents).transpose()?,
+    })
+}
+
+/// Frames of a clip or an image, cut to a size: (1, 3, F, H, W) of -1..1.
+fn read(path: &Path, num_frames: usize, size: (usize, usize)) -> anyhow::Result<Tensor> {
+    let clip = Clip::open(path)?;
+    let Some(wanted) = select(clip.timestamps(), clip.fps(), Select::Head, None, num_frames) else {
+        bail!("{}: has {} frames, and {num_frames} are asked for", path.display(), clip.num_frames());
+    };
+    let fit = Fit::cover((clip.height(), clip.width()), size, Crop::Center);
+    let Frames { data, num_frames, height, width } = clip.decode_fitted(&wanted, &fit)?;
+    let frames = Tensor::from_vec(data, (1, num_frames, height, width, 3), &candle_core::Device::Cpu)?;
+    let frames = frames.permute((0, 4, 1, 2, 3))?.to_dtype(DType::F32)?; // (1, 3, F, H, W)
+    Ok(((frames * (2.0 / 255.0))? - 1.0)?)
+}
+
+fn read_latents(path: &Path) -> anyhow::Result<Tensor> {
+    let tensors = candle_core::safetensors::load(path, &candle_core::Device::Cpu)
+        .with_context(|| format!("{}: not a readable safetensors file", path.display()))?;
+    tensors.get("latents").cloned().ok_or_else(|| anyhow!("{}: has no tensor 'latents'", path.display()))
+}
+
+fn write_latents(path: &Path, latents: &Tensor) -> anyhow::Result<()> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let beside = tempfile::NamedTempFile::new_in(folder).with_context(|| folder.display().to_string())?;
+    candle_core::safetensors::save(&[("latents", latents.clone())].into(), beside.path())?;
+    beside.as_file().sync_all()?;
+    beside.persist(path)?;
+    Ok(())
+}
+
+fn adapters(loras: &[Lora], device: &candle_core::Device) -> anyhow::Result<Arc<Adapters>> {
+    let files = loras.iter().map(|lora| diffusers::read(&lora.path, lora.scale)).collect::<anyhow::Result<_>>()?;
+    Ok(Arc::new(Adapters::new(files, device)))
+}
+
+fn device(device: Device) -> anyhow::Result<candle_core::Device> {
+    match device {
+        Device::Cpu => Ok(candle_core::Device::Cpu),
+        Device::Auto => Ok(candle_core::Device::cuda_if_available(0)?),
+        Device::Cuda(index) => candle_core::Device::new_cuda(index)
+            .with_context(|| format!("cuda:{index} cannot be used; this may be a build without CUDA")),
+    }
+}

@@ -1,0 +1,144 @@
+//! A CogVideoX checkpoint: prompts, latents and frames, as `CogVideoXPipeline` and its image-to-video and video-to-video
+//! siblings in diffusers handle them.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context, bail, ensure};
+use candle_core::{DType, Device, Tensor};
+
+use super::dit::{self, Dit};
+use super::vae::{self, Half, Vae};
+use crate::diffusion::schedulers::Scheduler;
+use crate::models::Family;
+use crate::models::denoiser::Denoiser;
+use crate::models::family::{Canvas, Emit, ImageCondition};
+use crate::nn::Weights;
+use crate::nn::weights::Planter;
+use crate::rng::Rng;
+use crate::text::{TextTokenizer, t5};
+
+/// What image-to-video pipelines give as `ofs`.
+const OFS: f64 = 2.0;
+
+/// A checkpoint whose configs are read and whose weights are not.
+#[derive(Debug)]
+pub struct CogVideoX {
+    directory: PathBuf,
+    transformer: dit::Config,
+    vae: vae::Config,
+    dtype: DType,
+    device: Device,
+}
+
+impl CogVideoX {
+    /// Reads the configs in `directory`.
+    pub fn open(directory: &Path, dtype: DType, device: &Device) -> anyhow::Result<Self> {
+        Ok(Self {
+            transformer: dit::Config::load(&part(directory, "transformer")?)?,
+            vae: vae::Config::read(&part(directory, "vae")?)?,
+            directory: directory.into(),
+            dtype,
+            device: device.clone(),
+        })
+    }
+
+    /// Latent channels that are denoised; with an image, as many more condition them.
+    fn channels(&self) -> usize {
+        self.transformer.out_channels
+    }
+
+    fn vae(&self, half: Half) -> anyhow::Result<Vae> {
+        Vae::load_half(&part(&self.directory, "vae")?, half, self.dtype, &self.device)
+    }
+
+    /// Draws a sample of the posterior of a clip (1, 3, F, H, W): not scaled, (1, C, F, h, w).
+    fn sample_posterior(&self, clip: &Tensor, rng: &mut Rng) -> anyhow::Result<Tensor> {
+        let vae = self.vae(Half::Encoder)?;
+        let posterior = vae.encode(&clip.to_device(&self.device)?.to_dtype(self.dtype)?)?;
+        let dims = posterior.mean.dims();
+        let noise = Tensor::from_vec(rng.randn(dims.iter().product()), dims, &self.device)?;
+        Ok(posterior.sample(&noise.to_dtype(self.dtype)?)?)
+    }
+}
+
+impl Family for CogVideoX {
+    fn embed(&self, prompts: &[&str]) -> anyhow::Result<Tensor> {
+        let tokenizer = TextTokenizer::open(&part(&self.directory, "tokenizer")?)?;
+        let folder = part(&self.directory, "text_encoder")?;
+        let config = t5::Config::load(&folder.join("config.json"))?;
+        let weights = Weights::open(&folder, self.dtype, &self.device)?;
+        let encoder = t5::T5Encoder::new(&config, weights).with_context(|| folder.display().to_string())?;
+        let length = self.transformer.max_text_seq_length;
+        let mut embeddings = Vec::new();
+        for prompt in prompts {
+            let encoding = tokenizer.encode_padded(prompt, length)?;
+            if encoding.truncated > 0 {
+                log::warn!("a prompt is cut to {length} tokens; {} are lost: {prompt:?}", encoding.truncated);
+            }
+            let ids = Tensor::from_vec(encoding.ids, (1, length), &self.device)?;
+            embeddings.push(encoder.forward(&ids, None)?); // (1, L, D); CogVideoX attends to padding, too
+        }
+        Ok(Tensor::cat(&embeddings, 0)?)
+    }
+
+    fn scheduler(&self) -> anyhow::Result<Scheduler> {
+        Scheduler::load(&part(&self.directory, "scheduler")?)
+    }
+
+    fn denoiser(&self, planter: Option<Arc<dyn Planter>>) -> anyhow::Result<Box<dyn Denoiser>> {
+        let folder = part(&self.directory, "transformer")?;
+        Ok(Box::new(Dit::load(&folder, self.dtype, &self.device, planter)?))
+    }
+
+    fn canvas(&self, num_frames: usize, height: usize, width: usize) -> anyhow::Result<Canvas> {
+        let (time, space) = (self.vae.temporal_compression_ratio as usize, self.vae.spatial_compression());
+        let step = space * self.transformer.patch_size;
+        let nearest = |side: usize| (side + step / 2) / step * step;
+        ensure!(num_frames > 0, "a clip has at least one frame");
+        if height == 0 || width == 0 || height % step != 0 || width % step != 0 {
+            let (height_near, width_near) = (nearest(height).max(step), nearest(width).max(step));
+            bail!("{height}x{width} (height x width) must be multiples of {step}; the nearest is {height_near}x{width_near}");
+        }
+        let frames = (num_frames - 1) / time + 1;
+        let padding = self.transformer.additional_frames(frames);
+        let shape = [1, frames + padding, self.channels(), height / space, width / space];
+        Ok(Canvas { shape, padding })
+    }
+
+    fn takes_image(&self) -> bool {
+        self.transformer.in_channels == 2 * self.channels()
+    }
+
+    fn image_condition(&self, image: &Tensor, canvas: &Canvas, rng: &mut Rng) -> anyhow::Result<ImageCondition> {
+        let latents = self.sample_posterior(&image.unsqueeze(2)?, rng)?; // (1, C, 1, h, w)
+        let latents = self.vae.scale_image(&latents)?.permute((0, 2, 1, 3, 4))?; // (1, 1, C, h, w)
+        let [_, frames, channels, height, width] = canvas.shape;
+        let rest = Tensor::zeros((1, frames - 1, channels, height, width), self.dtype, &self.device)?;
+        let ofs = self.transformer.ofs_embed_dim.map(|_| Tensor::new(&[OFS as f32], &self.device)).transpose()?;
+        Ok(ImageCondition { latents: Tensor::cat(&[latents, rest], 1)?, ofs })
+    }
+
+    fn encode(&self, clip: &Tensor, rng: &mut Rng) -> anyhow::Result<Tensor> {
+        let latents = self.sample_posterior(clip, rng)?.permute((0, 2, 1, 3, 4))?; // (1, F, C, h, w)
+        Ok(self.vae.scale(&latents)?)
+    }
+
+    fn decode(&self, latents: &Tensor, canvas: &Canvas, emit: Emit) -> anyhow::Result<()> {
+        let vae = self.vae(Half::Decoder)?;
+        let frames = latents.dim(1)? - canvas.padding;
+        let latents = latents.narrow(1, canvas.padding, frames)?.permute((0, 2, 1, 3, 4))?; // (1, C, F, h, w)
+        vae.decode_batches(&self.vae.unscale(&latents.to_dtype(self.dtype)?)?.contiguous()?, emit)
+    }
+}
+
+/// A part of the checkpoint, which must be there.
+fn part(directory: &Path, name: &str) -> anyhow::Result<PathBuf> {
+    let folder = directory.join(name);
+    ensure!(
+        folder.is_dir(),
+        "{}: the checkpoint has no {name}/, which this step needs; download it in full",
+        directory.display()
+    );
+    Ok(folder)
+}

@@ -1,0 +1,266 @@
+//! `AutoencoderKLCogVideoX`: clips to latents of 1/4 the frames and 1/8 the size, and back.  arXiv:2408.06072
+//!
+//! A clip is coded a few frames at a time (8 of pixels, 2 of latents; the first batch takes the remainder too), and the
+//! causal convolutions remember what came before. Group norms see one such batch, so its size is part of the model.
+//!
+//! Letters: B batch, C colours, F frames, H rows, W columns, L channels of latents; f, h, w the latents' size.
+
+mod config;
+mod decoder;
+mod encoder;
+mod memory;
+mod norm;
+mod posterior;
+mod resample;
+mod resnet;
+mod tiling;
+
+use std::ops::Range;
+use std::path::Path;
+
+use anyhow::Context;
+use candle_core::{DType, Device, Result, Tensor, bail};
+
+pub use config::Config;
+pub use posterior::Posterior;
+pub use tiling::Tiling;
+
+use decoder::Decoder;
+use encoder::Encoder;
+use memory::Memory;
+use norm::POINTWISE;
+
+use crate::nn::{Conv3d, Weights};
+
+/// Frames of a batch.
+const SAMPLE_FRAMES: usize = 8;
+const LATENT_FRAMES: usize = 2;
+
+/// The autoencoder, or half of it.
+pub struct Vae {
+    pub config: Config,
+    /// Tiles for frames larger than a tile; without it every frame is coded whole.
+    pub tiling: Option<Tiling>,
+    /// One sample of a batch at a time.
+    pub slicing: bool,
+    encoder: Option<Encoder>,
+    decoder: Option<Decoder>,
+    quant_conv: Option<Conv3d>,
+    post_quant_conv: Option<Conv3d>,
+    dtype: DType,
+    device: Device,
+}
+
+/// What is to be loaded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Half {
+    Both,
+    Encoder,
+    Decoder,
+}
+
+impl Vae {
+    /// Reads `config.json` and the weights in `folder`.
+    ///
+    /// # Errors
+    /// A config that says anything unknown or impossible; weights that do not fit it.
+    pub fn load(folder: &Path, dtype: DType, device: &Device) -> anyhow::Result<Self> {
+        Self::load_half(folder, Half::Both, dtype, device)
+    }
+
+    /// As [`Vae::load`], leaving out what is not needed.
+    pub fn load_half(folder: &Path, half: Half, dtype: DType, device: &Device) -> anyhow::Result<Self> {
+        let config = Config::read(folder)?;
+        let weights = Weights::open(folder, dtype, device)?;
+        let (encodes, decodes) = (half != Half::Decoder, half != Half::Encoder);
+        let point = |wanted: bool, channels: usize, name: &str| {
+            wanted
+                .then(|| Conv3d::load(channels, channels, POINTWISE, false, weights.pp(name)))
+                .transpose()
+        };
+        let vae = Self {
+            tiling: None,
+            slicing: false,
+            encoder: encodes
+                .then(|| Encoder::load(&config, weights.pp("encoder")))
+                .transpose()
+                .context("the VAE's encoder")?,
+            decoder: decodes
+                .then(|| Decoder::load(&config, weights.pp("decoder")))
+                .transpose()
+                .context("the VAE's decoder")?,
+            quant_conv: point(encodes && config.use_quant_conv, 2 * config.out_channels, "quant_conv")?,
+            post_quant_conv: point(
+                decodes && config.use_post_quant_conv,
+                config.out_channels,
+                "post_quant_conv",
+            )?,
+            dtype,
+            device: device.clone(),
+            config,
+        };
+        weights.finish(match half {
+            Half::Both => &[],
+            Half::Encoder => &["decoder.", "post_quant_conv."],
+            Half::Decoder => &["encoder.", "quant_conv."],
+        })?;
+        Ok(vae)
+    }
+
+    /// The tiles that diffusers' `enable_tiling()` would choose.
+    pub fn default_tiling(&self) -> Tiling {
+        Tiling::for_sample(self.config.sample_height, self.config.sample_width)
+    }
+
+    /// Encodes a clip (B, C, F, H, W) of values in -1..1.
+    pub fn encode(&self, video: &Tensor) -> Result<Posterior> {
+        let Some(encoder) = &self.encoder else {
+            bail!("the VAE was loaded without its encoder");
+        };
+        let (_, channels, frames, height, width) = video.dims5()?;
+        if channels != self.config.in_channels || frames == 0 || height == 0 || width == 0 {
+            bail!(
+                "a clip (B, {}, F, H, W) was expected, not {:?}",
+                self.config.in_channels,
+                video.dims()
+            );
+        }
+        let grid = self
+            .tiling
+            .map(|tiling| tiling.encoding(self.config.spatial_compression()));
+        let moments = self.slices(video, |video| match grid {
+            Some(grid) if grid.splits(height, width) => grid.code(video, |tile| self.encode_whole(encoder, tile)),
+            _ => self.encode_whole(encoder, video),
+        })?;
+        Posterior::new(&moments)
+    }
+
+    /// Decodes latents (B, L, f, h, w) as the encoder gave them, not scaled, to (B, C, F, H, W) of about -1..1.
+    pub fn decode(&self, latents: &Tensor) -> Result<Tensor> {
+        self.slices(latents, |latents| {
+            let mut batches = Vec::new();
+            self.decode_batches(latents, |frames| {
+                batches.push(frames);
+                Ok::<_, candle_core::Error>(())
+            })?;
+            joined(&batches)
+        })
+    }
+
+    /// As [`Vae::decode`] for all samples at once, handing out frames as they come: 8 at a time, the remainder with the
+    /// first. In tiles, all frames come at the end: to keep every tile's past would cost more memory than the tiles save.
+    pub fn decode_batches<E: From<candle_core::Error>>(
+        &self,
+        latents: &Tensor,
+        mut emit: impl FnMut(Tensor) -> std::result::Result<(), E>,
+    ) -> std::result::Result<(), E> {
+        let (decoder, height, width) = self.check_latents(latents)?;
+        let grid = self
+            .tiling
+            .map(|tiling| tiling.decoding(self.config.spatial_compression()));
+        if let Some(grid) = grid
+            && grid.splits(height, width)
+        {
+            let whole = grid.code(latents, |tile| {
+                let mut memory = Memory::default();
+                let batches = batches(tile.dim(2)?, LATENT_FRAMES)
+                    .map(|frames| self.decode_batch(decoder, tile, frames, &mut memory))
+                    .collect::<Result<Vec<_>>>()?;
+                joined(&batches)
+            })?;
+            return emit(whole);
+        }
+        let mut memory = Memory::default();
+        for frames in batches(latents.dim(2).map_err(E::from)?, LATENT_FRAMES) {
+            emit(self.decode_batch(decoder, latents, frames, &mut memory)?)?;
+        }
+        Ok(())
+    }
+
+    fn check_latents(&self, latents: &Tensor) -> Result<(&Decoder, usize, usize)> {
+        let Some(decoder) = &self.decoder else {
+            bail!("the VAE was loaded without its decoder");
+        };
+        let (_, channels, frames, height, width) = latents.dims5()?;
+        if channels != self.config.latent_channels || frames == 0 || height == 0 || width == 0 {
+            bail!(
+                "latents (B, {}, F, H, W) were expected, not {:?}",
+                self.config.latent_channels,
+                latents.dims()
+            );
+        }
+        Ok((decoder, height, width))
+    }
+
+    fn encode_whole(&self, encoder: &Encoder, video: &Tensor) -> Result<Tensor> {
+        let mut memory = Memory::default();
+        let mut moments = Vec::new();
+        for frames in batches(video.dim(2)?, SAMPLE_FRAMES) {
+            let x = self.channels_last(video, frames)?; // (B, F, H, W, C)
+            let mut y = encoder.forward(&x, &mut memory)?; // (B, f, h, w, 2 L)
+            if let Some(conv) = &self.quant_conv {
+                y = conv.forward((&y).into())?.0;
+            }
+            moments.push(self.channels_first(&y)?);
+        }
+        joined(&moments)
+    }
+
+    fn decode_batch(
+        &self,
+        decoder: &Decoder,
+        latents: &Tensor,
+        frames: Range<usize>,
+        memory: &mut Memory,
+    ) -> Result<Tensor> {
+        let mut z = self.channels_last(latents, frames)?; // (B, f, h, w, L)
+        if let Some(conv) = &self.post_quant_conv {
+            z = conv.forward((&z).into())?.0;
+        }
+        self.channels_first(&decoder.forward(&z, memory)?)
+    }
+
+    /// Some frames of (B, C, F, H, W) as (B, F, H, W, C), in what is computed in.
+    fn channels_last(&self, x: &Tensor, frames: Range<usize>) -> Result<Tensor> {
+        let dtype = if self.device.is_cpu() { DType::F32 } else { self.dtype };
+        x.narrow(2, frames.start, frames.len())?
+            .to_device(&self.device)?
+            .permute((0, 2, 3, 4, 1))?
+            .to_dtype(dtype)?
+            .contiguous()
+    }
+
+    fn channels_first(&self, x: &Tensor) -> Result<Tensor> {
+        x.permute((0, 4, 1, 2, 3))?.to_dtype(self.dtype)?.contiguous()
+    }
+
+    /// Goes through a batch sample by sample, where that is asked for.
+    fn slices(&self, x: &Tensor, code: impl Fn(&Tensor) -> Result<Tensor>) -> Result<Tensor> {
+        let batch = x.dim(0)?;
+        if !self.slicing || batch < 2 {
+            return code(x);
+        }
+        let samples = (0..batch)
+            .map(|sample| code(&x.narrow(0, sample, 1)?))
+            .collect::<Result<Vec<_>>>()?;
+        Tensor::cat(&samples, 0)
+    }
+}
+
+/// Batches of frames, along the clip.
+fn joined(batches: &[Tensor]) -> Result<Tensor> {
+    match batches {
+        [one] => Ok(one.clone()),
+        many => Tensor::cat(many, 2),
+    }
+}
+
+/// Cuts a clip into batches of `size` frames; the first takes what is left over.
+fn batches(frames: usize, size: usize) -> impl Iterator<Item = Range<usize>> {
+    let count = (frames / size).max(1);
+    let rest = frames - (frames / size).min(count) * size;
+    (0..count).map(move |batch| match batch {
+        0 => 0..frames.min(size + rest),
+        _ => batch * size + rest..(batch + 1) * size + rest,
+    })
+}

@@ -1,0 +1,88 @@
+//! Normalisation as a table of `x * scale + shift`, which the next convolution applies on its way in.
+//!
+//! `GroupNorm` (encoder): scale = weight / sqrt(var + eps), shift = bias - mean * scale.
+//! `CogVideoXSpatialNorm3D` (decoder, arXiv:2209.09002): `norm(x) * y(z) + b(z)` where y and b are 1x1x1 convolutions of the
+//! latents z scaled up to x. Scaling up by repetition commutes with them, so they are computed on the latents as they
+//! are, and only looked up at x's size.
+//!
+//! Letters: B batch, F frames, H rows, W columns, C channels, G groups; f, h, w, L the latents'.
+
+use candle_core::{Result, Tensor};
+
+use crate::nn::Weights;
+use crate::nn::conv3d::{Conv3d, Geometry, Modulation, group_moments};
+
+/// 1x1x1.
+pub const POINTWISE: Geometry = Geometry {
+    kernel: [1, 1, 1],
+    stride: 1,
+    pad_rows: [0, 0],
+    pad_columns: [0, 0],
+};
+
+/// Group norm, modulated by the latents where there are some.
+pub struct Norm {
+    weight: Tensor, // (C)
+    bias: Tensor,   // (C)
+    groups: usize,
+    eps: f64,
+    spatial: Option<Spatial>,
+}
+
+struct Spatial {
+    conv_y: Conv3d,
+    conv_b: Conv3d,
+}
+
+impl Norm {
+    /// Reads `weight` and `bias`.
+    pub fn group(channels: usize, groups: usize, eps: f64, weights: Weights) -> Result<Self> {
+        Ok(Self {
+            weight: weights.get(channels, "weight")?,
+            bias: weights.get(channels, "bias")?,
+            groups,
+            eps,
+            spatial: None,
+        })
+    }
+
+    /// Reads `norm_layer`, `conv_y` and `conv_b`. Its eps is not configurable.
+    pub fn spatial(channels: usize, latent_channels: usize, groups: usize, weights: Weights) -> Result<Self> {
+        let conv = |name: &str| Conv3d::load(latent_channels, channels, POINTWISE, false, weights.pp(name).pp("conv"));
+        Ok(Self {
+            spatial: Some(Spatial {
+                conv_y: conv("conv_y")?,
+                conv_b: conv("conv_b")?,
+            }),
+            ..Self::group(channels, groups, 1e-6, weights.pp("norm_layer"))?
+        })
+    }
+
+    /// What to do to x (B, F, H, W, C), given the latents (B, f, h, w, L).
+    pub fn modulation(&self, x: &Tensor, latents: Option<&Tensor>) -> Result<Modulation> {
+        let (batch, channels) = (x.dim(0)?, x.dim(4)?);
+        let (mean, variance) = group_moments(x, self.groups)?; // (B, G)
+        let per_channel = |values: &Tensor| {
+            values
+                .unsqueeze(2)?
+                .repeat((1, 1, channels / self.groups))?
+                .reshape((batch, 1, 1, 1, channels))
+        };
+        let parameter = |values: &Tensor| values.to_dtype(mean.dtype())?.reshape((1, 1, 1, 1, channels));
+        let scale = per_channel(&(variance + self.eps)?.sqrt()?.recip()?)?.broadcast_mul(&parameter(&self.weight)?)?;
+        let shift = parameter(&self.bias)?.broadcast_sub(&(per_channel(&mean)? * &scale)?)?;
+        let (scale, shift) = match (&self.spatial, latents) {
+            (None, _) => (scale, shift),
+            (Some(_), None) => candle_core::bail!("a spatial norm needs the latents"),
+            (Some(spatial), Some(latents)) => {
+                let y = spatial.conv_y.forward(latents.into())?.0.to_dtype(scale.dtype())?; // (B, f, h, w, C)
+                let b = spatial.conv_b.forward(latents.into())?.0.to_dtype(scale.dtype())?; // (B, f, h, w, C)
+                (y.broadcast_mul(&scale)?, (y.broadcast_mul(&shift)? + b)?)
+            }
+        };
+        Ok(Modulation {
+            scale: scale.to_dtype(x.dtype())?,
+            shift: shift.to_dtype(x.dtype())?,
+        })
+    }
+}

@@ -1,0 +1,36 @@
+//! What the encoder says about a clip: a diagonal Gaussian over latents.
+
+use candle_core::{Result, Tensor};
+
+/// N(mean, exp(logvar)), both (B, L, F, H, W). Not scaled.
+#[derive(Debug, Clone)]
+pub struct Posterior {
+    pub mean: Tensor,
+    /// Kept within -30..20, as `DiagonalGaussianDistribution` does.
+    pub logvar: Tensor,
+}
+
+impl Posterior {
+    /// From mean and log-variance one behind the other, (B, 2 L, F, H, W).
+    pub fn new(moments: &Tensor) -> Result<Self> {
+        let channels = moments.dim(1)? / 2;
+        Ok(Self {
+            mean: moments.narrow(1, 0, channels)?.contiguous()?,
+            logvar: moments
+                .narrow(1, channels, channels)?
+                .clamp(-30f32, 20f32)?
+                .contiguous()?,
+        })
+    }
+
+    /// mean + exp(logvar / 2) * noise, for standard normal noise of the mean's shape.
+    pub fn sample(&self, noise: &Tensor) -> Result<Tensor> {
+        let deviation = (&self.logvar * 0.5)?.exp()?;
+        &self.mean + (deviation * noise.to_dtype(self.mean.dtype())?)?
+    }
+
+    /// The likeliest latents.
+    pub fn mode(&self) -> Tensor {
+        self.mean.clone()
+    }
+}

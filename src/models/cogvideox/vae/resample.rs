@@ -1,0 +1,64 @@
+//! Half the size, twice the size: `CogVideoXDownsample3D` and `CogVideoXUpsample3D`.
+//!
+//! Down: where time is compressed, the mean of every two frames (an odd first stays); then a 3x3 convolution with stride 2
+//! and zeros below and on the right. Up: every pixel (and frame, but an odd first) twice; then a 3x3 convolution.
+
+use candle_core::{Result, Tensor};
+
+use crate::nn::Weights;
+use crate::nn::conv3d::{Conv3d, Geometry, Input, Resample};
+
+const DOWN: Geometry = Geometry {
+    kernel: [1, 3, 3],
+    stride: 2,
+    pad_rows: [0, 1],
+    pad_columns: [0, 1],
+};
+
+const UP: Geometry = Geometry {
+    kernel: [1, 3, 3],
+    stride: 1,
+    pad_rows: [1, 1],
+    pad_columns: [1, 1],
+};
+
+pub struct Resampler {
+    conv: Conv3d,
+    resample: Resample,
+}
+
+impl Resampler {
+    pub fn down(channels: usize, compress_time: bool, weights: Weights) -> Result<Self> {
+        let resample = if compress_time {
+            Resample::HalveFrames
+        } else {
+            Resample::None
+        };
+        Self::load(channels, DOWN, resample, weights)
+    }
+
+    pub fn up(channels: usize, compress_time: bool, weights: Weights) -> Result<Self> {
+        let resample = if compress_time {
+            Resample::DoubleSizeAndFrames
+        } else {
+            Resample::DoubleSize
+        };
+        Self::load(channels, UP, resample, weights)
+    }
+
+    fn load(channels: usize, geometry: Geometry, resample: Resample, weights: Weights) -> Result<Self> {
+        Ok(Self {
+            conv: Conv3d::load(channels, channels, geometry, true, weights.pp("conv"))?,
+            resample,
+        })
+    }
+
+    /// (B, F, H, W, C) -> (B, F', H', W', C)
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let input = Input {
+            resample: self.resample,
+            ..x.into()
+        };
+        Ok(self.conv.forward(input)?.0)
+    }
+}

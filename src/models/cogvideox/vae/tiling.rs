@@ -1,0 +1,148 @@
+//! Coding a large frame in overlapping tiles, whose seams are blended.
+//!
+//! Tiles start every `int(size * (1 - overlap))` on the side that goes in; on the side that comes out, the first
+//! `int(size * overlap)` rows of a tile fade from the tile above into it (columns likewise), and each tile contributes all
+//! but the last so many. As diffusers' `tiled_encode` and `tiled_decode`, so the result differs from a whole frame's.
+
+use candle_core::{Result, Tensor, bail};
+
+/// The size of a tile in pixels, and how much of it overlaps the next.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Tiling {
+    pub sample_min_height: usize,
+    pub sample_min_width: usize,
+    pub overlap_factor_height: f64,
+    pub overlap_factor_width: f64,
+}
+
+impl Tiling {
+    /// What `enable_tiling()` chooses for a model of this sample size.
+    pub fn for_sample(height: usize, width: usize) -> Self {
+        Self {
+            sample_min_height: height / 2,
+            sample_min_width: width / 2,
+            overlap_factor_height: 1.0 / 6.0,
+            overlap_factor_width: 1.0 / 5.0,
+        }
+    }
+
+    /// Tiles of pixels in, tiles of latents out.
+    pub fn encoding(&self, compression: usize) -> Grid {
+        Grid {
+            height: self.axis(
+                self.sample_min_height,
+                self.sample_min_height / compression,
+                self.overlap_factor_height,
+            ),
+            width: self.axis(
+                self.sample_min_width,
+                self.sample_min_width / compression,
+                self.overlap_factor_width,
+            ),
+        }
+    }
+
+    /// Tiles of latents in, tiles of pixels out.
+    pub fn decoding(&self, compression: usize) -> Grid {
+        Grid {
+            height: self.axis(
+                self.sample_min_height / compression,
+                self.sample_min_height,
+                self.overlap_factor_height,
+            ),
+            width: self.axis(
+                self.sample_min_width / compression,
+                self.sample_min_width,
+                self.overlap_factor_width,
+            ),
+        }
+    }
+
+    fn axis(&self, input: usize, output: usize, overlap: f64) -> Axis {
+        let blend = (output as f64 * overlap) as usize;
+        Axis {
+            size: input,
+            stride: (input as f64 * (1.0 - overlap)) as usize,
+            blend,
+            keep: output.saturating_sub(blend),
+        }
+    }
+}
+
+/// Where the tiles lie.
+#[derive(Debug, Clone, Copy)]
+pub struct Grid {
+    height: Axis,
+    width: Axis,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Axis {
+    /// Of a tile going in, and from one tile to the next.
+    size: usize,
+    stride: usize,
+    /// Of a tile coming out: how much fades, and how much is kept.
+    blend: usize,
+    keep: usize,
+}
+
+impl Grid {
+    /// Whether a frame is too large for one tile.
+    pub fn splits(&self, height: usize, width: usize) -> bool {
+        height > self.height.size || width > self.width.size
+    }
+
+    /// Codes x (B, C, F, H, W) tile by tile.
+    pub fn code(&self, x: &Tensor, mut code: impl FnMut(&Tensor) -> Result<Tensor>) -> Result<Tensor> {
+        let (height, width) = (x.dim(3)?, x.dim(4)?);
+        if self.height.stride == 0 || self.width.stride == 0 || self.height.keep == 0 || self.width.keep == 0 {
+            bail!("tiles this small or overlapping this much lead nowhere: {self:?}");
+        }
+        let mut above: Vec<Tensor> = Vec::new();
+        let mut rows = Vec::new();
+        for top in (0..height).step_by(self.height.stride) {
+            let mut blended: Vec<Tensor> = Vec::new();
+            let mut kept = Vec::new();
+            for (column, left) in (0..width).step_by(self.width.stride).enumerate() {
+                let tile = x.narrow(3, top, self.height.size.min(height - top))?.narrow(
+                    4,
+                    left,
+                    self.width.size.min(width - left),
+                )?;
+                let mut tile = code(&tile)?;
+                if let Some(above) = above.get(column) {
+                    tile = blend(above, &tile, 3, self.height.blend)?;
+                }
+                if let Some(before) = blended.last() {
+                    tile = blend(before, &tile, 4, self.width.blend)?;
+                }
+                let keep = (self.height.keep.min(tile.dim(3)?), self.width.keep.min(tile.dim(4)?));
+                kept.push(tile.narrow(3, 0, keep.0)?.narrow(4, 0, keep.1)?);
+                blended.push(tile);
+            }
+            rows.push(Tensor::cat(&kept, 4)?);
+            above = blended;
+        }
+        Tensor::cat(&rows, 3)
+    }
+}
+
+/// `b`, its first `extent` entries along `dim` fading over from the last of `a`.
+fn blend(a: &Tensor, b: &Tensor, dim: usize, extent: usize) -> Result<Tensor> {
+    let (a_size, b_size) = (a.dim(dim)?, b.dim(dim)?);
+    let extent = extent.min(a_size).min(b_size);
+    if extent == 0 {
+        return Ok(b.clone());
+    }
+    let mut shape = [1; 5];
+    shape[dim] = extent;
+    let weights = |of: &dyn Fn(f64) -> f64| {
+        let weights: Vec<f32> = (0..extent).map(|i| of(i as f64 / extent as f64) as f32).collect();
+        Tensor::from_vec(weights, &shape, b.device())?.to_dtype(b.dtype())
+    };
+    let from_a = a
+        .narrow(dim, a_size - extent, extent)?
+        .broadcast_mul(&weights(&|w| 1.0 - w)?)?;
+    let from_b = b.narrow(dim, 0, extent)?.broadcast_mul(&weights(&|w| w)?)?;
+    Tensor::cat(&[(from_a + from_b)?, b.narrow(dim, extent, b_size - extent)?], dim)
+}

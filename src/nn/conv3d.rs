@@ -1,0 +1,384 @@
+//! Causal 3D convolution for video autoencoders, channels last.
+//!
+//! `y[f] = sum_dt w[dt] * x[f + dt - (kt - 1)]`: a frame sees itself and the kt - 1 frames before it, rows and columns
+//! as in `torch.nn.Conv3d`. A clip may come in pieces: each returns its last kt - 1 input frames as the next one's past;
+//! the first piece takes its first frame for everything before it.
+//!
+//! Only for inference: no gradient flows back. On the CPU everything is f32 and [`Direct`] does the work, with what
+//! precedes the convolution done on the way in; elsewhere it is a sum of candle's `conv2d`, one for each kernel frame.
+//!
+//! Letters: B batch, F frames, H rows, W columns, C input channels, O output channels.
+
+mod direct;
+mod frames;
+mod moments;
+mod simd;
+
+use std::ops::Deref;
+
+use candle_core::{CpuStorage, DType, Device, InplaceOp1, Layout, Result, Storage, Tensor, bail};
+
+pub use direct::Geometry;
+pub use moments::group_moments;
+pub use simd::Isa;
+
+use direct::Direct;
+use frames::Source;
+
+use super::Weights;
+
+/// A convolution over frames, rows and columns.
+#[derive(Debug, Clone)]
+pub struct Conv3d {
+    kernel: Kernel,
+    geometry: Geometry,
+    channels: usize,
+    outputs: usize,
+}
+
+#[derive(Debug, Clone)]
+enum Kernel {
+    Direct(Direct),
+    /// One (O, C, kh, kw) for each frame of the kernel, and the bias (O).
+    Candle(Vec<Tensor>, Tensor),
+}
+
+/// What a convolution is given.
+#[derive(Clone, Copy)]
+pub struct Input<'a> {
+    pub x: &'a Tensor, // (B, F, H, W, C)
+    /// The kt - 1 input frames before the first; without them its first frame is repeated.
+    pub past: Option<&'a Tensor>, // (B, kt - 1, H, W, C)
+    /// Normalises and activates the input.
+    pub modulation: Option<&'a Modulation>,
+    pub resample: Resample,
+}
+
+impl<'a> From<&'a Tensor> for Input<'a> {
+    fn from(x: &'a Tensor) -> Self {
+        Self {
+            x,
+            past: None,
+            modulation: None,
+            resample: Resample::None,
+        }
+    }
+}
+
+/// `silu(x * scale + shift)` before a convolution. The tables may be coarser than x: the nearest entry counts. Where
+/// a clip has an odd number of frames, its first frame and the first table entry belong to each other. Not together with
+/// a new size.
+#[derive(Debug, Clone)]
+pub struct Modulation {
+    pub scale: Tensor, // (B, F', H', W', C)
+    pub shift: Tensor, // (B, F', H', W', C)
+}
+
+/// What happens to the size before a convolution.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Resample {
+    None,
+    /// The mean of every two frames; where their number is odd, the first stays alone.
+    HalveFrames,
+    /// Every row and column twice.
+    DoubleSize,
+    /// Every row, column and frame twice; where their number is odd, the first frame stays alone. Only before a kernel
+    /// of one frame: the repeated frames are repeated results.
+    DoubleSizeAndFrames,
+}
+
+impl Conv3d {
+    /// Reads `weight` (O, C, kt, kh, kw), or (O, C, kh, kw) where the checkpoint has a 2D convolution, and `bias` (O).
+    pub fn load(channels: usize, outputs: usize, geometry: Geometry, flat: bool, weights: Weights) -> Result<Self> {
+        // The CPU computes in f32 and keeps nothing narrower.
+        let weights = if weights.device().is_cpu() {
+            weights.to_dtype(DType::F32)
+        } else {
+            weights
+        };
+        let [kt, kh, kw] = geometry.kernel;
+        let weight = if flat {
+            weights.get((outputs, channels, kh, kw), "weight")?.unsqueeze(2)?
+        } else {
+            weights.get((outputs, channels, kt, kh, kw), "weight")?
+        };
+        let bias = weights.get(outputs, "bias")?;
+        match weights.device() {
+            Device::Cpu => Self::direct(&weight, &bias, geometry, Isa::detect()),
+            _ => Self::by_candle(&weight, &bias, geometry),
+        }
+    }
+
+    /// From a weight (O, C, kt, kh, kw) and a bias (O) on the CPU.
+    pub fn direct(weight: &Tensor, bias: &Tensor, geometry: Geometry, isa: Isa) -> Result<Self> {
+        let (outputs, channels) = Self::check(weight, bias, geometry)?;
+        let values = weight.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?;
+        let bias = bias.to_dtype(DType::F32)?.to_vec1()?;
+        Ok(Self {
+            kernel: Kernel::Direct(Direct::new(&values, bias, channels, geometry, isa)),
+            geometry,
+            channels,
+            outputs,
+        })
+    }
+
+    /// The same with candle's operations only, on any device.
+    pub fn by_candle(weight: &Tensor, bias: &Tensor, geometry: Geometry) -> Result<Self> {
+        let (outputs, channels) = Self::check(weight, bias, geometry)?;
+        let slices = (0..geometry.kernel[0])
+            .map(|dt| weight.narrow(2, dt, 1)?.squeeze(2)?.contiguous())
+            .collect::<Result<_>>()?;
+        Ok(Self {
+            kernel: Kernel::Candle(slices, bias.clone()),
+            geometry,
+            channels,
+            outputs,
+        })
+    }
+
+    fn check(weight: &Tensor, bias: &Tensor, geometry: Geometry) -> Result<(usize, usize)> {
+        let (outputs, channels, kt, kh, kw) = weight.dims5()?;
+        if [kt, kh, kw] != geometry.kernel || bias.dims() != [outputs] || geometry.stride == 0 {
+            bail!(
+                "a weight {:?}, a bias {:?} and {geometry:?}",
+                weight.dims(),
+                bias.dims()
+            );
+        }
+        Ok((outputs, channels))
+    }
+
+    /// (B, F, H, W, C) -> (B, F', H', W', O), and the input's last kt - 1 frames where kt > 1.
+    pub fn forward(&self, input: Input) -> Result<(Tensor, Option<Tensor>)> {
+        self.check_input(&input)?;
+        let (out, past) = match &self.kernel {
+            Kernel::Direct(direct) => {
+                let dims = self.output_dims(&input)?;
+                let mut out = vec![0f32; dims.iter().product()];
+                let past = run(direct, &input, &mut out, false)?;
+                (Tensor::from_vec(out, dims.as_slice(), &Device::Cpu)?, past)
+            }
+            Kernel::Candle(slices, bias) => self.forward_by_candle(&input, slices, bias)?,
+        };
+        Ok((out, past))
+    }
+
+    /// `onto + forward(input)`, in the memory of `onto` where that can be done. Nobody else may hold `onto`.
+    pub fn forward_onto(&self, onto: Tensor, input: Input) -> Result<(Tensor, Option<Tensor>)> {
+        self.check_input(&input)?;
+        match &self.kernel {
+            Kernel::Direct(direct) => {
+                let dims = self.output_dims(&input)?;
+                if onto.dims() != dims || input.resample == Resample::DoubleSizeAndFrames {
+                    bail!("a result of {dims:?} can not be added to {:?}", onto.dims());
+                }
+                let add = AddInPlace {
+                    direct,
+                    input: &input,
+                    past: std::sync::Mutex::new(None),
+                };
+                onto.inplace_op1(&add)?;
+                let past = add.past.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner());
+                Ok((onto, past))
+            }
+            Kernel::Candle(slices, bias) => {
+                let (out, past) = self.forward_by_candle(&input, slices, bias)?;
+                Ok(((onto + out)?, past))
+            }
+        }
+    }
+
+    fn check_input(&self, input: &Input) -> Result<()> {
+        let (batch, frames, height, width, channels) = input.x.dims5()?;
+        let [seen_frames, height, width] = Source::resampled([frames, height, width], input.resample);
+        let (out_height, out_width) = self.geometry.output(height, width);
+        let reach = self.geometry.kernel[0] - 1;
+        let right_past = |past: &Tensor| past.dims() == [batch, reach, height, width, channels];
+        let right_tables = |modulation: &Modulation| {
+            let dims = modulation.scale.dims();
+            let right = dims.len() == 5 && modulation.shift.dims() == dims && dims[0] == batch && dims[4] == channels;
+            right && input.resample == Resample::None
+        };
+        if channels != self.channels
+            || batch * seen_frames * out_height * out_width == 0
+            || !input.past.is_none_or(right_past)
+            || !input.modulation.is_none_or(right_tables)
+            || (input.resample == Resample::DoubleSizeAndFrames && reach > 0)
+        {
+            bail!(
+                "a convolution of {} channels, {:?}, can not read {:?} with the past {:?} and the tables {:?}",
+                self.channels,
+                self.geometry,
+                input.x.dims(),
+                input.past.map(Tensor::dims),
+                input.modulation.map(|modulation| modulation.scale.dims())
+            );
+        }
+        Ok(())
+    }
+
+    fn output_dims(&self, input: &Input) -> Result<[usize; 5]> {
+        let (batch, frames, height, width, _) = input.x.dims5()?;
+        let (frames, height, width) = match input.resample {
+            Resample::None => (frames, height, width),
+            Resample::HalveFrames => (frames.div_ceil(2), height, width),
+            Resample::DoubleSize => (frames, 2 * height, 2 * width),
+            Resample::DoubleSizeAndFrames => (doubled(frames), 2 * height, 2 * width),
+        };
+        let (height, width) = self.geometry.output(height, width);
+        Ok([batch, frames, height, width, self.outputs])
+    }
+
+    fn forward_by_candle(&self, input: &Input, slices: &[Tensor], bias: &Tensor) -> Result<(Tensor, Option<Tensor>)> {
+        let x = frames::prepared(input)?; // (B, F, H, W, C)
+        let reach = slices.len() - 1;
+        let x = match (reach, input.past) {
+            (0, _) => x,
+            (_, Some(past)) => Tensor::cat(&[past, &x], 1)?,
+            (_, None) => Tensor::cat(&[&x.narrow(1, 0, 1)?.repeat((1, reach, 1, 1, 1))?, &x], 1)?,
+        };
+        let (batch, frames, height, width, channels) = x.dims5()?;
+        let past = (reach > 0)
+            .then(|| x.narrow(1, frames - reach, reach)?.contiguous())
+            .transpose()?;
+        let out_frames = frames - reach;
+        let x = x.permute((0, 1, 4, 2, 3))?; // (B, F, C, H, W)
+        let [rows, columns] = [self.geometry.pad_rows, self.geometry.pad_columns];
+        let mut sum: Option<Tensor> = None;
+        for (dt, weight) in slices.iter().enumerate() {
+            let x = x
+                .narrow(1, dt, out_frames)?
+                .reshape((batch * out_frames, channels, height, width))?
+                .pad_with_zeros(2, rows[0], rows[1])?
+                .pad_with_zeros(3, columns[0], columns[1])?;
+            let y = x.conv2d(weight, 0, self.geometry.stride, 1, 1)?; // (B F, O, H', W')
+            sum = Some(match sum {
+                Some(sum) => (sum + y)?,
+                None => y,
+            });
+        }
+        let Some(y) = sum else { bail!("a kernel of no frames") };
+        let y = y.broadcast_add(&bias.reshape((1, self.outputs, 1, 1))?)?;
+        let (_, _, out_height, out_width) = y.dims4()?;
+        let y = y
+            .reshape((batch, out_frames, self.outputs, out_height, out_width))?
+            .permute((0, 1, 3, 4, 2))?;
+        let y = match input.resample {
+            Resample::DoubleSizeAndFrames => frames::repeat_frames(&y)?,
+            _ => y.contiguous()?,
+        };
+        Ok((y, past))
+    }
+}
+
+/// How many frames come of `frames` where each but an odd first is doubled.
+fn doubled(frames: usize) -> usize {
+    if frames.is_multiple_of(2) {
+        2 * frames
+    } else {
+        2 * frames - 1
+    }
+}
+
+/// Runs every sample of a batch; `out` is (B, F', H', W', O).
+fn run(direct: &Direct, input: &Input, out: &mut [f32], add: bool) -> Result<Option<Tensor>> {
+    let (batch, frames, height, width, channels) = input.x.dims5()?;
+    let reach = direct.geometry().kernel[0] - 1;
+    let x = values(input.x)?;
+    let past = input.past.map(values).transpose()?;
+    let tables = input
+        .modulation
+        .map(|modulation| Ok::<_, candle_core::Error>((values(&modulation.scale)?, values(&modulation.shift)?)))
+        .transpose()?;
+    let mut new_past = Vec::new();
+    let out_len = out.len() / batch;
+    for (sample, out) in out.chunks_exact_mut(out_len).enumerate() {
+        let source = Source {
+            x: x.sample(sample)?,
+            size: [frames, height, width],
+            channels,
+            past: past.as_ref().map(|past| past.sample(sample)).transpose()?,
+            reach,
+            tables: tables
+                .as_ref()
+                .map(|(scale, shift)| Ok::<_, candle_core::Error>((scale.sample(sample)?, shift.sample(sample)?)))
+                .transpose()?,
+            table_size: input.modulation.map_or(Ok([1; 3]), |modulation| {
+                modulation
+                    .scale
+                    .dims5()
+                    .map(|(_, frames, height, width, _)| [frames, height, width])
+            })?,
+            resample: input.resample,
+            isa: Isa::detect(),
+        };
+        let computed = match input.resample {
+            // The results go to the end, from where repeating them never overtakes what is still to be read.
+            Resample::DoubleSizeAndFrames => out_len - out_len / doubled(frames) * frames,
+            _ => 0,
+        };
+        new_past.extend(direct.run(&source, &mut out[computed..], add));
+        if computed > 0 {
+            frames::repeat_in_place(out, frames);
+        }
+    }
+    let [_, height, width] = Source::resampled([frames, height, width], input.resample);
+    (reach > 0)
+        .then(|| Tensor::from_vec(new_past, (batch, reach, height, width, channels), &Device::Cpu))
+        .transpose()
+}
+
+/// Adds the result to a tensor that exists.
+struct AddInPlace<'a> {
+    direct: &'a Direct,
+    input: &'a Input<'a>,
+    past: std::sync::Mutex<Option<Tensor>>,
+}
+
+impl InplaceOp1 for AddInPlace<'_> {
+    fn name(&self) -> &'static str {
+        "add-conv3d"
+    }
+
+    fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> Result<()> {
+        let (CpuStorage::F32(values), Some((begin, end))) = (storage, layout.contiguous_offsets()) else {
+            bail!("a convolution adds to contiguous f32 only");
+        };
+        let past = run(self.direct, self.input, &mut values[begin..end], true)?;
+        *self.past.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = past;
+        Ok(())
+    }
+}
+
+/// The values of a tensor on the CPU, for reading.
+pub struct Values<G> {
+    storage: G,
+    begin: usize,
+    end: usize,
+    batch: usize,
+}
+
+/// Looks at the values of a contiguous tensor.
+pub fn values(tensor: &Tensor) -> Result<Values<impl Deref<Target = Storage>>> {
+    let (storage, layout) = tensor.storage_and_layout();
+    let Some((begin, end)) = layout.contiguous_offsets() else {
+        bail!("a tensor {:?} is not contiguous", tensor.dims());
+    };
+    Ok(Values {
+        storage,
+        begin,
+        end,
+        batch: tensor.dim(0)?,
+    })
+}
+
+impl<G: Deref<Target = Storage>> Values<G> {
+    /// One sample of the batch.
+    pub fn sample(&self, sample: usize) -> Result<&[f32]> {
+        let Storage::Cpu(CpuStorage::F32(values)) = &*self.storage else {
+            bail!("a tensor is not f32 on the CPU");
+        };
+        let len = (self.end - self.begin) / self.batch;
+        Ok(&values[self.begin + sample * len..][..len])
+    }
+}

@@ -1,0 +1,193 @@
+//! What happens to a clip on its way into a convolution: the frames before it, `silu(x * scale + shift)`, a new size.
+//!
+//! [`Source`] makes rows one by one on the CPU; [`prepared`] makes the whole clip with candle's operations.
+
+use candle_core::{Result, Tensor};
+
+use super::direct::Frames;
+use super::simd::{Isa, scale_shift_silu};
+use super::{Input, Modulation, Resample, doubled};
+
+/// One sample, as slices.
+pub struct Source<'a> {
+    pub x: &'a [f32], // (F, H, W, C)
+    pub size: [usize; 3],
+    pub channels: usize,
+    pub past: Option<&'a [f32]>, // (reach, H, W, C)
+    /// Frames that the kernel reaches back.
+    pub reach: usize,
+    pub tables: Option<(&'a [f32], &'a [f32])>, // (F', H', W', C)
+    pub table_size: [usize; 3],
+    pub resample: Resample,
+    pub isa: Isa,
+}
+
+impl Source<'_> {
+    /// The size that the convolution sees.
+    pub fn resampled([frames, height, width]: [usize; 3], resample: Resample) -> [usize; 3] {
+        match resample {
+            Resample::None => [frames, height, width],
+            Resample::HalveFrames => [frames.div_ceil(2), height, width],
+            Resample::DoubleSize | Resample::DoubleSizeAndFrames => [frames, 2 * height, 2 * width],
+        }
+    }
+
+    /// One row of x as it was given.
+    fn given(&self, frame: usize, row: usize) -> &[f32] {
+        let len = self.size[2] * self.channels;
+        &self.x[(frame * self.size[1] + row) * len..][..len]
+    }
+
+    fn normalised(&self, frame: usize, row: usize, into: &mut [f32]) {
+        let given = self.given(frame, row);
+        let Some((scale, shift)) = self.tables else {
+            into.copy_from_slice(given);
+            return;
+        };
+        let [frames, height, width] = self.size;
+        let [table_frames, table_height, table_width] = self.table_size;
+        let table_row =
+            (table_frame(frame, frames, table_frames) * table_height + row * table_height / height) * table_width;
+        for column in 0..width {
+            let at = (table_row + column * table_width / width) * self.channels;
+            let pixel = column * self.channels..(column + 1) * self.channels;
+            scale_shift_silu(
+                self.isa,
+                &given[pixel.clone()],
+                &scale[at..at + self.channels],
+                &shift[at..at + self.channels],
+                &mut into[pixel],
+            );
+        }
+    }
+}
+
+impl Frames for Source<'_> {
+    fn size(&self) -> [usize; 3] {
+        let [frames, height, width] = Self::resampled(self.size, self.resample);
+        [self.reach + frames, height, width]
+    }
+
+    fn row(&self, frame: usize, row: usize, into: &mut [f32]) {
+        if let (Some(past), true) = (self.past, frame < self.reach) {
+            let height = self.size()[1];
+            into.copy_from_slice(&past[(frame * height + row) * into.len()..][..into.len()]);
+            return;
+        }
+        let frame = frame.saturating_sub(self.reach);
+        match self.resample {
+            Resample::None => self.normalised(frame, row, into),
+            Resample::HalveFrames => match pair(frame, self.size[0]) {
+                (a, None) => into.copy_from_slice(self.given(a, row)),
+                (a, Some(b)) => {
+                    let pairs = self.given(a, row).iter().zip(self.given(b, row));
+                    into.iter_mut()
+                        .zip(pairs)
+                        .for_each(|(into, (a, b))| *into = (a + b) * 0.5);
+                }
+            },
+            Resample::DoubleSize | Resample::DoubleSizeAndFrames => {
+                let pixels = self.given(frame, row / 2).chunks_exact(self.channels);
+                for (two, pixel) in into.chunks_exact_mut(2 * self.channels).zip(pixels) {
+                    two[..self.channels].copy_from_slice(pixel);
+                    two[self.channels..].copy_from_slice(pixel);
+                }
+            }
+        }
+    }
+}
+
+/// Which entry of a table of `table_frames` belongs to a frame.
+fn table_frame(frame: usize, frames: usize, table_frames: usize) -> usize {
+    if frames > 1 && !frames.is_multiple_of(2) && table_frames > 1 {
+        match frame {
+            0 => 0,
+            _ => 1 + (frame - 1) * (table_frames - 1) / (frames - 1),
+        }
+    } else {
+        frame * table_frames / frames
+    }
+}
+
+/// The frames whose mean is frame `frame` of the halved clip; an odd first one stays alone.
+fn pair(frame: usize, frames: usize) -> (usize, Option<usize>) {
+    if frames.is_multiple_of(2) {
+        (2 * frame, Some(2 * frame + 1))
+    } else if frame == 0 {
+        (0, None)
+    } else {
+        (2 * frame - 1, Some(2 * frame))
+    }
+}
+
+/// Which frame is repeated in the doubled clip's frame `frame`.
+fn repeated(frame: usize, frames: usize) -> usize {
+    if frames.is_multiple_of(2) {
+        frame / 2
+    } else {
+        frame.div_ceil(2)
+    }
+}
+
+/// Repeats frames from front to back; the `frames` to repeat are the last of `clip`.
+pub fn repeat_in_place(clip: &mut [f32], frames: usize) {
+    let total = doubled(frames);
+    let len = clip.len() / total;
+    for frame in 0..total {
+        let from = (total - frames + repeated(frame, frames)) * len;
+        if from != frame * len {
+            clip.copy_within(from..from + len, frame * len);
+        }
+    }
+}
+
+/// (B, F, ...) -> (B, 2 F or 2 F - 1, ...)
+pub fn repeat_frames(x: &Tensor) -> Result<Tensor> {
+    let frames = x.dim(1)?;
+    select(x, 1, (0..doubled(frames)).map(|frame| repeated(frame, frames)))
+}
+
+/// The input with everything done to it but the past.
+pub fn prepared(input: &Input) -> Result<Tensor> {
+    let x = match input.modulation {
+        Some(modulation) => modulated(input.x, modulation)?,
+        None => input.x.clone(),
+    };
+    let (_, frames, height, width, _) = x.dims5()?;
+    match input.resample {
+        Resample::None => Ok(x),
+        Resample::HalveFrames => {
+            let pairs: Vec<_> = (0..frames.div_ceil(2)).map(|frame| pair(frame, frames)).collect();
+            let first = select(&x, 1, pairs.iter().map(|(a, _)| *a))?;
+            let second = select(&x, 1, pairs.iter().map(|(a, b)| b.unwrap_or(*a)))?;
+            (first + second)? * 0.5
+        }
+        Resample::DoubleSize | Resample::DoubleSizeAndFrames => {
+            let rows = select(&x, 2, (0..2 * height).map(|row| row / 2))?;
+            select(&rows, 3, (0..2 * width).map(|column| column / 2))
+        }
+    }
+}
+
+fn modulated(x: &Tensor, modulation: &Modulation) -> Result<Tensor> {
+    let (_, frames, height, width, _) = x.dims5()?;
+    let spread = |table: &Tensor| {
+        let (_, f, h, w, _) = table.dims5()?;
+        if [f, h, w] == [1, 1, 1] {
+            return Ok(table.clone());
+        }
+        let table = select(table, 1, (0..frames).map(|frame| table_frame(frame, frames, f)))?;
+        let table = select(&table, 2, (0..height).map(|row| row * h / height))?;
+        select(&table, 3, (0..width).map(|column| column * w / width))
+    };
+    x.broadcast_mul(&spread(&modulation.scale)?)?
+        .broadcast_add(&spread(&modulation.shift)?)?
+        .silu()
+}
+
+fn select(x: &Tensor, dim: usize, indices: impl Iterator<Item = usize>) -> Result<Tensor> {
+    let indices: Vec<u32> = indices.map(|index| index as u32).collect();
+    let count = indices.len();
+    x.contiguous()?
+        .index_select(&Tensor::from_vec(indices, count, x.device())?, dim)
+}

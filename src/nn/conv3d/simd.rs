@@ -1,0 +1,348 @@
+//! The innermost loops, for whatever vectors the processor has.
+//!
+//! A tile holds the sums of MR pixels and NV vectors of output channels in registers while it walks the taps:
+//! `out[p, n] += sum_k a[p, k] * b[k, n]`, one broadcast of `a` and NV loads of `b` for NV multiply-adds.
+
+/// The vectors that a processor has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Isa {
+    Portable,
+    #[cfg(target_arch = "x86_64")]
+    Avx2,
+    #[cfg(target_arch = "x86_64")]
+    Avx512,
+}
+
+impl Isa {
+    /// The widest that this machine has.
+    pub fn detect() -> Self {
+        #[cfg(target_arch = "x86_64")]
+        {
+            if is_x86_feature_detected!("avx512f") {
+                return Self::Avx512;
+            }
+            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+                return Self::Avx2;
+            }
+        }
+        Self::Portable
+    }
+
+    /// How many output channels a tile holds, for a convolution that has `channels` of them.
+    pub fn tile_width(self, channels: usize) -> usize {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 if channels > 32 => 64,
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 if channels > 16 => 32,
+            _ => 16,
+        }
+    }
+}
+
+/// A stretch of `len` values of every pixel, `offset` behind the pixel's first.
+#[derive(Debug, Clone, Copy)]
+pub struct Run {
+    pub offset: usize,
+    pub len: usize,
+}
+
+/// One row of pixels against one panel of weights.
+#[derive(Clone, Copy)]
+pub struct Row<'a> {
+    /// The inputs; pixel `p` starts at `start + p * step`.
+    pub input: &'a [f32],
+    pub start: usize,
+    pub step: usize,
+    pub pixels: usize,
+    pub runs: &'a [Run],
+    /// `width` output channels for every value of every run.
+    pub panel: &'a [Line],
+    pub width: usize,
+}
+
+/// Sixteen floats in one cache line.
+#[derive(Debug, Clone, Copy)]
+#[repr(C, align(64))]
+pub struct Line(pub [f32; 16]);
+
+/// Adds to the sums of `row.pixels` pixels, which lie `out_step` apart in `out`.
+pub fn multiply_add(isa: Isa, row: &Row, out: &mut [f32], out_step: usize) {
+    if row.pixels == 0 {
+        return;
+    }
+    let reach = row.runs.iter().map(|run| run.offset + run.len).max().unwrap_or(0);
+    let depth: usize = row.runs.iter().map(|run| run.len).sum();
+    assert!(row.start + (row.pixels - 1) * row.step + reach <= row.input.len());
+    assert!((row.pixels - 1) * out_step + row.width <= out.len());
+    assert!(depth * row.width <= row.panel.len() * 16);
+    // SAFETY: the three assertions bound every access of the tiles; the instructions were detected.
+    unsafe {
+        match (isa, row.width) {
+            #[cfg(target_arch = "x86_64")]
+            (Isa::Avx512, 64) => x86::avx512_64(row, out.as_mut_ptr(), out_step),
+            #[cfg(target_arch = "x86_64")]
+            (Isa::Avx512, 32) => x86::avx512_32(row, out.as_mut_ptr(), out_step),
+            #[cfg(target_arch = "x86_64")]
+            (Isa::Avx512, 16) => x86::avx512_16(row, out.as_mut_ptr(), out_step),
+            #[cfg(target_arch = "x86_64")]
+            (Isa::Avx2, 16) => x86::avx2_16(row, out.as_mut_ptr(), out_step),
+            (Isa::Portable, 16) => tiles::<[f32; 8], 2, 4>(row, out.as_mut_ptr(), out_step),
+            (isa, width) => unreachable!("{isa:?} has no tiles of {width}"),
+        }
+    }
+}
+
+/// `y = silu(x * scale + shift)` channel by channel, where silu(x) = x / (1 + exp(-x)).
+pub fn scale_shift_silu(isa: Isa, x: &[f32], scale: &[f32], shift: &[f32], y: &mut [f32]) {
+    match isa {
+        // SAFETY: the instructions were detected.
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 => unsafe { x86::silu_avx512(x, scale, shift, y) },
+        // SAFETY: the instructions were detected.
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => unsafe { x86::silu_avx2(x, scale, shift, y) },
+        Isa::Portable => silu_loop(x, scale, shift, y),
+    }
+}
+
+/// Adds `x - pivot` and its square to running sums, channel by channel, over the pixels of `x`.
+pub fn moments(isa: Isa, x: &[f32], pivot: &[f32], sum: &mut [f32], squares: &mut [f32]) {
+    match isa {
+        // SAFETY: the instructions were detected.
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 => unsafe { x86::moments_avx512(x, pivot, sum, squares) },
+        // SAFETY: the instructions were detected.
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => unsafe { x86::moments_avx2(x, pivot, sum, squares) },
+        Isa::Portable => moments_loop(x, pivot, sum, squares),
+    }
+}
+
+#[inline(always)]
+fn moments_loop(x: &[f32], pivot: &[f32], sum: &mut [f32], squares: &mut [f32]) {
+    for pixel in x.chunks_exact(pivot.len().max(1)) {
+        for (((x, pivot), sum), squares) in pixel.iter().zip(pivot).zip(sum.iter_mut()).zip(squares.iter_mut()) {
+            let d = x - pivot;
+            *sum += d;
+            *squares += d * d;
+        }
+    }
+}
+
+#[inline(always)]
+fn silu_loop(x: &[f32], scale: &[f32], shift: &[f32], y: &mut [f32]) {
+    for (((y, x), scale), shift) in y.iter_mut().zip(x).zip(scale).zip(shift) {
+        let x = x * scale + shift;
+        *y = x / (1.0 + exp(-x));
+    }
+}
+
+/// e^x to about 2 units in the last place, without branches: 2^n * e^r with |r| <= ln(2)/2 and e^r by its series.
+/// Beyond +-87 it stays at the value there.
+#[inline(always)]
+fn exp(x: f32) -> f32 {
+    const ROUND: f32 = 12_582_912.0; // 1.5 * 2^23: adding it leaves the nearest whole number in the low bits
+    let x = x.clamp(-87.0, 87.0);
+    let shifted = x * std::f32::consts::LOG2_E + ROUND;
+    let n = shifted - ROUND;
+    // ln(2) in two parts, so that n * ln(2) loses nothing.
+    let r = (x - n * 0.693_359_4) + n * 2.121_944_4e-4;
+    let series = 1.0 / 5040.0;
+    let series = series * r + 1.0 / 720.0;
+    let series = series * r + 1.0 / 120.0;
+    let series = series * r + 1.0 / 24.0;
+    let series = series * r + 1.0 / 6.0;
+    let series = series * r + 0.5;
+    let series = series * r + 1.0;
+    let series = series * r + 1.0;
+    let power = f32::from_bits(shifted.to_bits().wrapping_add(127) << 23);
+    series * power
+}
+
+/// A vector register.
+trait Lanes: Copy {
+    const COUNT: usize;
+    unsafe fn load(from: *const f32) -> Self;
+    unsafe fn store(self, to: *mut f32);
+    unsafe fn splat(value: f32) -> Self;
+    /// self + a * b
+    unsafe fn add_product(self, a: Self, b: Self) -> Self;
+}
+
+impl Lanes for [f32; 8] {
+    const COUNT: usize = 8;
+    #[inline(always)]
+    unsafe fn load(from: *const f32) -> Self {
+        // SAFETY: the caller's.
+        unsafe { from.cast::<Self>().read_unaligned() }
+    }
+    #[inline(always)]
+    unsafe fn store(self, to: *mut f32) {
+        // SAFETY: the caller's.
+        unsafe { to.cast::<Self>().write_unaligned(self) }
+    }
+    #[inline(always)]
+    unsafe fn splat(value: f32) -> Self {
+        [value; 8]
+    }
+    #[inline(always)]
+    unsafe fn add_product(self, a: Self, b: Self) -> Self {
+        std::array::from_fn(|i| self[i] + a[i] * b[i])
+    }
+}
+
+/// Covers a row with tiles of MR pixels, and what is left over with smaller ones.
+#[inline(always)]
+unsafe fn tiles<V: Lanes, const NV: usize, const MR: usize>(row: &Row, out: *mut f32, out_step: usize) {
+    let mut pixel = 0;
+    // SAFETY: `pixel` and the tile's pixels stay below `row.pixels`; the caller has checked the rest.
+    unsafe {
+        while pixel < row.pixels {
+            let input = row.input.as_ptr().add(row.start + pixel * row.step);
+            let out = out.add(pixel * out_step);
+            let left = row.pixels - pixel;
+            pixel += if left >= MR {
+                tile::<V, NV, MR>(row, input, out, out_step);
+                MR
+            } else if MR > 6 && left >= 6 {
+                tile::<V, NV, 6>(row, input, out, out_step);
+                6
+            } else if MR > 4 && left >= 4 {
+                tile::<V, NV, 4>(row, input, out, out_step);
+                4
+            } else if left >= 2 {
+                tile::<V, NV, 2>(row, input, out, out_step);
+                2
+            } else {
+                tile::<V, NV, 1>(row, input, out, out_step);
+                1
+            };
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn tile<V: Lanes, const NV: usize, const MR: usize>(
+    row: &Row,
+    input: *const f32,
+    out: *mut f32,
+    out_step: usize,
+) {
+    // SAFETY: the caller has checked that MR pixels, all runs and the whole panel lie within their slices.
+    unsafe {
+        let mut sums = [[V::splat(0.0); NV]; MR];
+        for (p, sums) in sums.iter_mut().enumerate() {
+            for (v, sum) in sums.iter_mut().enumerate() {
+                *sum = V::load(out.add(p * out_step + v * V::COUNT));
+            }
+        }
+        let mut panel = row.panel.as_ptr().cast::<f32>();
+        for run in row.runs {
+            let mut input = input.add(run.offset);
+            for _ in 0..run.len {
+                let mut b = [V::splat(0.0); NV];
+                for (v, b) in b.iter_mut().enumerate() {
+                    *b = V::load(panel.add(v * V::COUNT));
+                }
+                for (p, sums) in sums.iter_mut().enumerate() {
+                    let a = V::splat(*input.add(p * row.step));
+                    for (sum, b) in sums.iter_mut().zip(b) {
+                        *sum = sum.add_product(a, b);
+                    }
+                }
+                input = input.add(1);
+                panel = panel.add(NV * V::COUNT);
+            }
+        }
+        for (p, sums) in sums.iter().enumerate() {
+            for (v, sum) in sums.iter().enumerate() {
+                sum.store(out.add(p * out_step + v * V::COUNT));
+            }
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use std::arch::x86_64::*;
+
+    use super::{Lanes, Row, moments_loop, silu_loop, tiles};
+
+    macro_rules! lanes {
+        ($vector:ty, $count:expr, $load:ident, $store:ident, $splat:ident, $fma:ident) => {
+            // SAFETY (all four): the caller has the instructions and a valid pointer.
+            impl Lanes for $vector {
+                const COUNT: usize = $count;
+                #[inline(always)]
+                unsafe fn load(from: *const f32) -> Self {
+                    unsafe { $load(from) }
+                }
+                #[inline(always)]
+                unsafe fn store(self, to: *mut f32) {
+                    unsafe { $store(to, self) }
+                }
+                #[inline(always)]
+                unsafe fn splat(value: f32) -> Self {
+                    unsafe { $splat(value) }
+                }
+                #[inline(always)]
+                unsafe fn add_product(self, a: Self, b: Self) -> Self {
+                    unsafe { $fma(a, b, self) }
+                }
+            }
+        };
+    }
+    lanes!(
+        __m256,
+        8,
+        _mm256_loadu_ps,
+        _mm256_storeu_ps,
+        _mm256_set1_ps,
+        _mm256_fmadd_ps
+    );
+    lanes!(
+        __m512,
+        16,
+        _mm512_loadu_ps,
+        _mm512_storeu_ps,
+        _mm512_set1_ps,
+        _mm512_fmadd_ps
+    );
+
+    macro_rules! row {
+        ($name:ident, $feature:literal, $vector:ty, $nv:literal, $mr:literal) => {
+            /// # Safety
+            /// As `multiply_add` checks.
+            #[target_feature(enable = $feature)]
+            pub unsafe fn $name(row: &Row, out: *mut f32, out_step: usize) {
+                // SAFETY: the caller's.
+                unsafe { tiles::<$vector, $nv, $mr>(row, out, out_step) }
+            }
+        };
+    }
+    row!(avx512_64, "avx512f", __m512, 4, 6);
+    row!(avx512_32, "avx512f", __m512, 2, 12);
+    row!(avx512_16, "avx512f", __m512, 1, 12);
+    row!(avx2_16, "avx2,fma", __m256, 2, 6);
+
+    #[target_feature(enable = "avx512f")]
+    pub fn silu_avx512(x: &[f32], scale: &[f32], shift: &[f32], y: &mut [f32]) {
+        silu_loop(x, scale, shift, y);
+    }
+
+    #[target_feature(enable = "avx2,fma")]
+    pub fn silu_avx2(x: &[f32], scale: &[f32], shift: &[f32], y: &mut [f32]) {
+        silu_loop(x, scale, shift, y);
+    }
+
+    #[target_feature(enable = "avx512f")]
+    pub fn moments_avx512(x: &[f32], pivot: &[f32], sum: &mut [f32], squares: &mut [f32]) {
+        moments_loop(x, pivot, sum, squares);
+    }
+
+    #[target_feature(enable = "avx2,fma")]
+    pub fn moments_avx2(x: &[f32], pivot: &[f32], sum: &mut [f32], squares: &mut [f32]) {
+        moments_loop(x, pivot, sum, squares);
+    }
+}

@@ -1,0 +1,220 @@
+//! The 3D convolution against its definition, on every kind of vectors that this machine has.
+
+use candle_core::{Device, Tensor};
+use vtrain::nn::conv3d::{Conv3d, Geometry, Input, Isa, Modulation, Resample, group_moments};
+
+use super::cogvideox_vae::assert_near;
+
+/// Numbers that look random, of about unit size.
+fn noise(shape: &[usize], seed: u64) -> Tensor {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let values: Vec<f32> = (0..shape.iter().product())
+        .map(|_| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+        })
+        .collect();
+    Tensor::from_vec(values, shape, &Device::Cpu).unwrap()
+}
+
+/// One case: sizes of the input (B, F, H, W, C), output channels, and the geometry.
+struct Case {
+    input: [usize; 5],
+    outputs: usize,
+    geometry: Geometry,
+}
+
+fn cases() -> Vec<Case> {
+    let case = |input, outputs, kernel: [usize; 3], stride, pad_rows, pad_columns| Case {
+        input,
+        outputs,
+        geometry: Geometry {
+            kernel,
+            stride,
+            pad_rows,
+            pad_columns,
+        },
+    };
+    vec![
+        case([1, 1, 1, 1, 1], 1, [1, 1, 1], 1, [0, 0], [0, 0]),
+        case([2, 3, 5, 7, 3], 5, [3, 3, 3], 1, [1, 1], [1, 1]),
+        case([1, 4, 6, 13, 17], 70, [3, 3, 3], 1, [1, 1], [1, 1]),
+        case([1, 2, 9, 25, 40], 130, [3, 3, 3], 1, [1, 1], [1, 1]),
+        case([1, 2, 4, 23, 16], 24, [3, 3, 3], 1, [1, 1], [1, 1]),
+        case([2, 3, 5, 7, 20], 64, [1, 1, 1], 1, [0, 0], [0, 0]),
+        case([1, 2, 9, 7, 6], 33, [1, 3, 3], 2, [0, 1], [0, 1]),
+        case([1, 2, 8, 10, 6], 17, [1, 3, 3], 2, [0, 1], [0, 1]),
+        case([1, 3, 7, 11, 200], 20, [2, 1, 3], 3, [0, 0], [1, 1]),
+        case([1, 5, 3, 4, 2], 3, [3, 1, 1], 1, [0, 0], [0, 0]),
+    ]
+}
+
+/// The causal convolution by its definition.
+fn by_definition(case: &Case, x: &Tensor, weight: &Tensor, bias: &Tensor) -> Tensor {
+    let [batch, frames, height, width, channels] = case.input;
+    let [kt, kh, kw] = case.geometry.kernel;
+    let (out_height, out_width) = case.geometry.output(height, width);
+    let x: Vec<f32> = x.flatten_all().unwrap().to_vec1().unwrap();
+    let weight: Vec<f32> = weight.flatten_all().unwrap().to_vec1().unwrap();
+    let bias: Vec<f32> = bias.to_vec1().unwrap();
+    let mut y = Vec::new();
+    let inside = |at: usize, pad: usize, size: usize| at.checked_sub(pad).filter(|&at| at < size);
+    for (b, f, h) in
+        (0..batch * frames * out_height).map(|i| (i / out_height / frames, i / out_height % frames, i % out_height))
+    {
+        for (w, o) in (0..out_width * case.outputs).map(|i| (i / case.outputs, i % case.outputs)) {
+            let mut sum = f64::from(bias[o]);
+            for (dt, dy, dx) in (0..kt * kh * kw).map(|i| (i / kw / kh, i / kw % kh, i % kw)) {
+                let frame = (f + dt).saturating_sub(kt - 1);
+                let row = inside(h * case.geometry.stride + dy, case.geometry.pad_rows[0], height);
+                let column = inside(w * case.geometry.stride + dx, case.geometry.pad_columns[0], width);
+                let (Some(row), Some(column)) = (row, column) else {
+                    continue;
+                };
+                for c in 0..channels {
+                    let at = (((b * frames + frame) * height + row) * width + column) * channels + c;
+                    let tap = (((o * channels + c) * kt + dt) * kh + dy) * kw + dx;
+                    sum += f64::from(x[at]) * f64::from(weight[tap]);
+                }
+            }
+            y.push(sum as f32);
+        }
+    }
+    Tensor::from_vec(y, (batch, frames, out_height, out_width, case.outputs), &Device::Cpu).unwrap()
+}
+
+fn parameters(case: &Case) -> (Tensor, Tensor) {
+    let [kt, kh, kw] = case.geometry.kernel;
+    let weight = noise(&[case.outputs, case.input[4], kt, kh, kw], 2);
+    (weight, noise(&[case.outputs], 3))
+}
+
+#[test]
+fn a_convolution_is_what_its_definition_says_with_whatever_vectors() {
+    let mut isas = vec![Isa::Portable];
+    #[cfg(target_arch = "x86_64")]
+    {
+        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+            isas.push(Isa::Avx2);
+        }
+        if is_x86_feature_detected!("avx512f") {
+            isas.push(Isa::Avx512);
+        }
+    }
+    for case in cases() {
+        let x = noise(&case.input, 1);
+        let (weight, bias) = parameters(&case);
+        let expected = by_definition(&case, &x, &weight, &bias);
+        for &isa in &isas {
+            let conv = Conv3d::direct(&weight, &bias, case.geometry, isa).unwrap();
+            let (y, past) = conv.forward((&x).into()).unwrap();
+            assert_near(&y, &expected, 1e-6);
+            assert_eq!(past.is_some(), case.geometry.kernel[0] > 1);
+            let onto = noise(
+                expected
+                    .dims()
+                    .try_into()
+                    .map(|dims: [usize; 5]| dims)
+                    .unwrap()
+                    .as_slice(),
+                4,
+            );
+            let sum = (&onto + &expected).unwrap();
+            assert_near(&conv.forward_onto(onto, (&x).into()).unwrap().0, &sum, 1e-6);
+        }
+        let conv = Conv3d::by_candle(&weight, &bias, case.geometry).unwrap();
+        assert_near(&conv.forward((&x).into()).unwrap().0, &expected, 1e-6);
+    }
+}
+
+#[test]
+fn a_clip_in_pieces_is_convolved_as_the_whole_clip() {
+    let case = &cases()[2];
+    let x = noise(&case.input, 1);
+    let (weight, bias) = parameters(case);
+    for conv in [
+        Conv3d::direct(&weight, &bias, case.geometry, Isa::detect()).unwrap(),
+        Conv3d::by_candle(&weight, &bias, case.geometry).unwrap(),
+    ] {
+        let whole = conv.forward((&x).into()).unwrap().0;
+        let mut past = None;
+        let mut pieces = Vec::new();
+        for (first, count) in [(0, 1), (1, 2), (3, 1)] {
+            let piece = x.narrow(1, first, count).unwrap();
+            let input = Input {
+                past: past.as_ref(),
+                ..(&piece).into()
+            };
+            let (y, new_past) = conv.forward(input).unwrap();
+            pieces.push(y);
+            past = new_past;
+        }
+        assert_near(&Tensor::cat(&pieces, 1).unwrap(), &whole, 1e-6);
+    }
+}
+
+#[test]
+fn modulation_and_resampling_on_the_way_in_are_what_they_are_in_tensors() {
+    for (frames, table_frames) in [(1, 1), (2, 2), (4, 2), (3, 3), (5, 3), (9, 3), (4, 1), (5, 1)] {
+        let (height, width) = if table_frames == 1 { (1, 1) } else { (2, 3) };
+        let table = |seed| noise(&[2, table_frames, height, width, 5], seed);
+        let modulation = Modulation {
+            scale: table(5),
+            shift: table(6),
+        };
+        for (resample, kernel, modulated) in [
+            (Resample::None, [3, 3, 3], true),
+            (Resample::HalveFrames, [1, 3, 3], false),
+            (Resample::DoubleSize, [1, 3, 3], false),
+            (Resample::DoubleSizeAndFrames, [1, 3, 3], false),
+        ] {
+            let case = Case {
+                input: [2, frames, 4, 6, 5],
+                outputs: 7,
+                geometry: Geometry {
+                    kernel,
+                    stride: 1,
+                    pad_rows: [1, 1],
+                    pad_columns: [1, 1],
+                },
+            };
+            let x = noise(&case.input, 1);
+            let (weight, bias) = parameters(&case);
+            let input = Input {
+                modulation: modulated.then_some(&modulation),
+                resample,
+                ..(&x).into()
+            };
+            let direct = Conv3d::direct(&weight, &bias, case.geometry, Isa::detect()).unwrap();
+            let by_candle = Conv3d::by_candle(&weight, &bias, case.geometry).unwrap();
+            let (a, a_past) = direct.forward(input).unwrap();
+            let (b, b_past) = by_candle.forward(input).unwrap();
+            assert_near(&a, &b, 1e-6);
+            if let (Some(a), Some(b)) = (a_past, b_past) {
+                assert_near(&a, &b, 1e-6);
+            }
+        }
+    }
+}
+
+#[test]
+fn group_moments_hold_far_from_zero() {
+    // Noise around 1000: the squares' sum alone would leave nothing of the variance.
+    let x = (noise(&[2, 2, 7, 9, 6], 7) + 1000.0).unwrap();
+    let (mean, variance) = group_moments(&x, 3).unwrap();
+    let wide: Vec<f32> = x.flatten_all().unwrap().to_vec1().unwrap();
+    for (sample, group) in [(0, 0), (1, 2)] {
+        let of_group: Vec<f64> = (sample * 756..(sample + 1) * 756)
+            .filter(|i| i % 6 / 2 == group)
+            .map(|i| f64::from(wide[i]))
+            .collect();
+        let count = of_group.len() as f64;
+        let expected_mean = of_group.iter().sum::<f64>() / count;
+        let expected = of_group.iter().map(|x| (x - expected_mean).powi(2)).sum::<f64>() / count;
+        let found = |of: &Tensor| f64::from(of.to_vec2::<f32>().unwrap()[sample][group]);
+        assert!((found(&mean) - expected_mean).abs() < 1e-4);
+        assert!((found(&variance) / expected - 1.0).abs() < 1e-5);
+    }
+}
