@@ -16,6 +16,7 @@ pub mod nn;
 // 2: data and adapters
 pub mod data;
 pub mod lora;
+pub mod text;
 // 3: the families
 pub mod models;
 // 4: the sampler

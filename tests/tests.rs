@@ -4,10 +4,12 @@ mod architecture; // who may import whom
 mod cli; // the program as a user runs it
 mod cogvideox_dit; // the transformer against diffusers, forwards and backwards
 mod cogvideox_vae; // encode, decode, tiles
+mod cogvideox_sample; // whole pipelines from a seed, against diffusers
 mod config; // run files
 mod conv3d; // the convolution under the autoencoders
 mod data; // layouts, captions, buckets, order
 mod fuzz; // mutated input of every kind
 mod rng; // torch's CPU generator, bit for bit
 mod schedulers; // timesteps, steps and noise, against diffusers
+mod text; // captions as ids and embeddings
 mod video; // decoding, selection, resizing and encoding of real files

@@ -1,0 +1,10 @@
+//! Captions as tokens, and tokens as embeddings: the encoders that several families share.
+
+pub mod projection;
+pub mod sentencepiece;
+pub mod special;
+pub mod t5;
+pub mod tokenize;
+
+pub use t5::T5Encoder;
+pub use tokenize::{Encoding, TextTokenizer};

@@ -1,0 +1,204 @@
+//! The likeliest cut of a text into pieces: Viterbi over log-probabilities, one pass over the characters.
+//!
+//! It equals `sentencepiece::unigram::Model::EncodeOptimized`, down to the rounding: the best score up to a place is
+//! kept in f32, a candidate is compared before it is rounded, and of equals the first stays.
+
+use std::ops::Range;
+
+use anyhow::{Context, ensure};
+
+use super::{Kind, Piece};
+
+/// A character that no piece covers costs this much more than the unlikeliest piece.
+const UNKNOWN_PENALTY: f32 = 10.0;
+
+/// The vocabulary, in the order of the pieces' bytes.
+#[derive(Debug)]
+pub struct Unigram {
+    sorted: Vec<u32>,
+    unknown: u32,
+    min_score: f32,
+    max_score: f32,
+    any_user_defined: bool,
+}
+
+/// One piece of a text.
+#[derive(Debug, Clone)]
+pub struct Cut {
+    pub id: u32,
+    pub span: Range<usize>,
+}
+
+/// The best way to a place in the text: its last piece and its score.
+#[derive(Debug, Clone, Copy)]
+struct Best {
+    id: u32,
+    score: f32,
+    from: usize,
+}
+
+/// The pieces that start with the bytes seen so far, longer and longer.
+struct Prefix<'a> {
+    bytes: &'a [u8],
+    pieces: &'a [Piece],
+    candidates: &'a [u32],
+    length: usize,
+}
+
+impl Unigram {
+    /// `bytes` is the file that the pieces' names are spans of.
+    pub fn new(bytes: &[u8], pieces: &[Piece]) -> anyhow::Result<Self> {
+        let name = |id: u32| &bytes[pieces[id as usize].name.clone()];
+        let shown = |id: u32| String::from_utf8_lossy(name(id));
+        let count = u32::try_from(pieces.len()).context("too many pieces")?;
+        let is_found = |id: &u32| {
+            let kind = pieces[*id as usize].kind;
+            matches!(kind, Kind::Normal | Kind::UserDefined | Kind::Unused)
+        };
+        let (mut sorted, mut reserved): (Vec<u32>, Vec<u32>) = (0..count).partition(is_found);
+        for list in [&mut sorted, &mut reserved] {
+            list.sort_unstable_by_key(|id| name(*id));
+            for pair in list.windows(2) {
+                ensure!(
+                    name(pair[0]) != name(pair[1]),
+                    "the pieces {} and {} are both named {}",
+                    pair[0],
+                    pair[1],
+                    shown(pair[0])
+                );
+            }
+        }
+        let unknown: Vec<u32> = reserved
+            .iter()
+            .copied()
+            .filter(|id| pieces[*id as usize].kind == Kind::Unknown)
+            .collect();
+        let [unknown] = unknown[..] else {
+            anyhow::bail!("{} pieces stand for what is unknown; there must be one", unknown.len());
+        };
+        let scores = || {
+            pieces
+                .iter()
+                .filter(|piece| piece.kind == Kind::Normal)
+                .map(|piece| piece.score)
+        };
+        Ok(Self {
+            unknown,
+            min_score: scores().fold(f32::MAX, f32::min),
+            max_score: scores().fold(f32::MIN_POSITIVE, f32::max),
+            any_user_defined: pieces.iter().any(|piece| piece.kind == Kind::UserDefined),
+            sorted,
+        })
+    }
+
+    /// The id of what no piece covers.
+    pub fn unknown(&self) -> u32 {
+        self.unknown
+    }
+
+    /// How many bytes at the start of `rest` are a user-defined piece, the longest there is.
+    pub fn user_defined_prefix(&self, bytes: &[u8], pieces: &[Piece], rest: &[u8]) -> usize {
+        if !self.any_user_defined {
+            return 0;
+        }
+        let mut prefix = self.prefix(bytes, pieces);
+        let mut longest = 0;
+        for byte in rest {
+            if !prefix.extend(*byte) {
+                break;
+            }
+            if prefix
+                .id()
+                .is_some_and(|id| pieces[id as usize].kind == Kind::UserDefined)
+            {
+                longest = prefix.length;
+            }
+        }
+        longest
+    }
+
+    /// The pieces of `text`, in order.
+    pub fn cut(&self, bytes: &[u8], pieces: &[Piece], text: &str) -> Vec<Cut> {
+        let mut best: Vec<Option<Best>> = vec![None; text.len() + 1];
+        for (from, character) in text.char_indices() {
+            let so_far = best[from].map_or(0.0, |best| best.score);
+            let next = from + character.len_utf8();
+            let mut covered = false;
+            let mut prefix = self.prefix(bytes, pieces);
+            for byte in text[from..].bytes() {
+                if !prefix.extend(byte) {
+                    break;
+                }
+                let Some(id) = prefix.id().filter(|id| pieces[*id as usize].kind != Kind::Unused) else {
+                    continue;
+                };
+                let end = from + prefix.length;
+                let score = self.score(&pieces[id as usize], prefix.length) + f64::from(so_far);
+                improve(&mut best[end], id, score, from);
+                covered |= end == next;
+            }
+            if !covered {
+                let score = self.min_score - UNKNOWN_PENALTY + so_far;
+                improve(&mut best[next], self.unknown, f64::from(score), from);
+            }
+        }
+        trace_back(&best)
+    }
+
+    /// A user-defined piece gets a bonus so that it always wins.
+    fn score(&self, piece: &Piece, length: usize) -> f64 {
+        if piece.kind == Kind::UserDefined {
+            f64::from(length as f32 * self.max_score) - 0.1
+        } else {
+            f64::from(piece.score)
+        }
+    }
+
+    fn prefix<'a>(&'a self, bytes: &'a [u8], pieces: &'a [Piece]) -> Prefix<'a> {
+        Prefix {
+            bytes,
+            pieces,
+            candidates: &self.sorted,
+            length: 0,
+        }
+    }
+}
+
+impl Prefix<'_> {
+    /// Appends a byte; says whether any piece still starts so.
+    fn extend(&mut self, byte: u8) -> bool {
+        let at = self.length;
+        let (bytes, pieces) = (self.bytes, self.pieces);
+        // All candidates share the bytes before `at`, so they are in the order of what they have there.
+        let there = |id: &u32| bytes[pieces[*id as usize].name.clone()].get(at).copied();
+        let start = self.candidates.partition_point(|id| there(id) < Some(byte));
+        let rest = &self.candidates[start..];
+        self.candidates = &rest[..rest.partition_point(|id| there(id) == Some(byte))];
+        self.length += 1;
+        !self.candidates.is_empty()
+    }
+
+    /// The piece that is just these bytes.
+    fn id(&self) -> Option<u32> {
+        let first = *self.candidates.first()?; // the shortest comes first
+        (self.pieces[first as usize].name.len() == self.length).then_some(first)
+    }
+}
+
+fn improve(best: &mut Option<Best>, id: u32, score: f64, from: usize) {
+    if best.is_none_or(|best| score > f64::from(best.score)) {
+        let score = score as f32;
+        *best = Some(Best { id, score, from });
+    }
+}
+
+fn trace_back(best: &[Option<Best>]) -> Vec<Cut> {
+    let mut cuts = Vec::new();
+    let mut end = best.len() - 1;
+    while let Some(Best { id, from, .. }) = best[end] {
+        cuts.push(Cut { id, span: from..end });
+        end = from;
+    }
+    cuts.reverse();
+    cuts
+}

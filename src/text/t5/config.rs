@@ -1,0 +1,154 @@
+//! `text_encoder/config.json` of a T5 encoder, as transformers writes it.
+
+use std::path::Path;
+
+use anyhow::{Context, bail, ensure};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+const MAX_CONFIG_BYTES: u64 = 1 << 20;
+
+/// The sizes and choices that the computation depends on; the defaults are transformers'.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Config {
+    pub vocab_size: usize,
+    pub d_model: usize,
+    pub d_kv: usize,
+    pub d_ff: usize,
+    pub num_layers: usize,
+    pub num_heads: usize,
+    pub relative_attention_num_buckets: usize,
+    pub relative_attention_max_distance: usize,
+    pub layer_norm_epsilon: f64,
+    pub feed_forward_proj: FeedForwardProj,
+}
+
+/// The feed-forward's kind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FeedForwardProj {
+    /// wo(relu(wi(x))), as in the first T5.
+    Relu,
+    /// wo(gelu(wi_0(x)) * wi_1(x)) with the tanh form of GELU, as in T5 1.1.
+    GatedGelu,
+}
+
+/// Keys that T5 configs carry and that change nothing in the encoder's computation.
+const WITHOUT_EFFECT: [&str; 26] = [
+    "_name_or_path",
+    "architectures",
+    "bos_token_id",
+    "classifier_dropout",
+    "decoder_start_token_id",
+    "dropout_rate",
+    "dtype",
+    "eos_token_id",
+    "gradient_checkpointing",
+    "initializer_factor",
+    "is_encoder_decoder",
+    "n_positions",
+    "num_decoder_layers",
+    "output_attentions",
+    "output_hidden_states",
+    "output_past",
+    "pad_token_id",
+    "return_dict",
+    "scale_decoder_outputs",
+    "task_specific_params",
+    "tie_word_embeddings",
+    "tokenizer_class",
+    "torch_dtype",
+    "torchscript",
+    "transformers_version",
+    "use_cache",
+];
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            vocab_size: 32128,
+            d_model: 512,
+            d_kv: 64,
+            d_ff: 2048,
+            num_layers: 6,
+            num_heads: 8,
+            relative_attention_num_buckets: 32,
+            relative_attention_max_distance: 128,
+            layer_norm_epsilon: 1e-6,
+            feed_forward_proj: FeedForwardProj::Relu,
+        }
+    }
+}
+
+impl Config {
+    /// Reads a `config.json`.
+    ///
+    /// # Errors
+    /// Not T5's, or it asks for a computation that this encoder does not do.
+    pub fn load(path: &Path) -> anyhow::Result<Self> {
+        let read = || {
+            let size = std::fs::metadata(path)?.len();
+            ensure!(size <= MAX_CONFIG_BYTES, "{size} bytes are too many for a config");
+            Self::parse(&std::fs::read_to_string(path)?)
+        };
+        read().with_context(|| path.display().to_string())
+    }
+
+    /// Reads the text of a `config.json`.
+    pub fn parse(text: &str) -> anyhow::Result<Self> {
+        let keys: Map<String, Value> = serde_json::from_str(text).context("not a JSON object")?;
+        let ours = serde_json::to_value(Self::default())?;
+        for (key, value) in &keys {
+            if ours.get(key).is_some() || WITHOUT_EFFECT.contains(&key.as_str()) {
+                continue;
+            }
+            let expected = match key.as_str() {
+                "model_type" => Value::from("t5"),
+                "is_decoder" => Value::from(false),
+                // transformers derives both from feed_forward_proj, and writes them down.
+                "is_gated_act" => Value::from(keys.get("feed_forward_proj").is_some_and(|kind| kind == "gated-gelu")),
+                "dense_act_fn" => match keys.get("feed_forward_proj").and_then(Value::as_str) {
+                    Some("gated-gelu") => Value::from("gelu_new"),
+                    kind => Value::from(kind.unwrap_or("relu")),
+                },
+                _ => bail!("{key}: {value}: this key is not known, and it may change what the encoder computes"),
+            };
+            ensure!(*value == expected, "{key}: this encoder does {expected}, not {value}");
+        }
+        let config: Self = serde_path_to_error::deserialize(Value::Object(keys))?;
+        config.check()?;
+        Ok(config)
+    }
+
+    /// Whether an encoder can have these sizes.
+    pub fn check(&self) -> anyhow::Result<()> {
+        let sizes = [
+            ("vocab_size", self.vocab_size),
+            ("d_model", self.d_model),
+            ("d_kv", self.d_kv),
+            ("d_ff", self.d_ff),
+            ("num_layers", self.num_layers),
+            ("num_heads", self.num_heads),
+        ];
+        for (key, size) in sizes {
+            ensure!((1..=1 << 24).contains(&size), "{key}: {size} is no size");
+        }
+        let (buckets, distance) = (
+            self.relative_attention_num_buckets,
+            self.relative_attention_max_distance,
+        );
+        ensure!(
+            (4..=1 << 16).contains(&buckets) && buckets.is_multiple_of(2),
+            "relative_attention_num_buckets: {buckets} do not fall into two sides of near and far"
+        );
+        ensure!(
+            (buckets / 4 + 1..=1 << 24).contains(&distance),
+            "relative_attention_max_distance: {distance} must be beyond the {} near buckets",
+            buckets / 4
+        );
+        let epsilon = self.layer_norm_epsilon;
+        ensure!(epsilon.is_finite() && epsilon >= 0.0, "layer_norm_epsilon: {epsilon}");
+        Ok(())
+    }
+}

@@ -1,0 +1,68 @@
+//! Relative positions as a learnt bias on attention scores, one number for each head and bucket of distances.
+//!
+//! Half of the buckets are for tokens behind, half for those before. On each side the first half holds one distance each,
+//! the second half logarithmically more, up to `max_distance`; what is farther shares the last. arXiv:1910.10683, 2.1
+
+use candle_core::{DType, Device, Result, Tensor};
+
+use crate::nn::Weights;
+
+use super::config::Config;
+
+/// `relative_attention_bias` of the first block, which all blocks share.
+#[derive(Debug)]
+pub struct RelativeAttentionBias {
+    /// For each head, a bias for each bucket.
+    heads: Vec<Vec<f32>>,
+    num_buckets: usize,
+    max_distance: usize,
+}
+
+impl RelativeAttentionBias {
+    /// Reads `relative_attention_bias.weight` (buckets, H).
+    pub fn new(config: &Config, weights: Weights) -> Result<Self> {
+        let num_buckets = config.relative_attention_num_buckets;
+        let weights = weights.pp("relative_attention_bias").to_dtype(DType::F32);
+        let weight = weights.get((num_buckets, config.num_heads), "weight")?;
+        Ok(Self {
+            heads: weight.t()?.to_vec2()?,
+            num_buckets,
+            max_distance: config.relative_attention_max_distance,
+        })
+    }
+
+    /// The bias of `length` tokens (rows) on each other (columns).
+    ///
+    /// -> (H, L, L)
+    pub fn forward(&self, length: usize, device: &Device) -> Result<Tensor> {
+        // A bias depends on the distance alone, so that each row is the one above, moved by one.
+        let distances = 1 - length as i64..length as i64;
+        let buckets: Vec<usize> = distances
+            .map(|d| bucket(d, self.num_buckets, self.max_distance))
+            .collect();
+        let mut biases = Vec::with_capacity(self.heads.len() * length * length);
+        for head in &self.heads {
+            let line: Vec<f32> = buckets.iter().map(|bucket| head[*bucket]).collect(); // (2L - 1)
+            for row in 0..length {
+                let first = length - 1 - row;
+                biases.extend_from_slice(&line[first..first + length]);
+            }
+        }
+        Tensor::from_vec(biases, (self.heads.len(), length, length), device)
+    }
+}
+
+/// The bucket of a token `distance` places further on.
+pub fn bucket(distance: i64, num_buckets: usize, max_distance: usize) -> usize {
+    let side = num_buckets / 2;
+    let near = side / 2;
+    let first = if distance > 0 { side } else { 0 };
+    let away = distance.unsigned_abs() as usize;
+    if away < near {
+        return first + away;
+    }
+    // In f32, as the reference has it: at powers the rounding decides between two buckets.
+    let octaves = (away as f32 / near as f32).ln() / (max_distance as f64 / near as f64).ln() as f32;
+    let far = near + (octaves * (side - near) as f32) as usize;
+    first + far.min(side - 1)
+}

@@ -1,0 +1,136 @@
+//! A caption as token ids: the `tokenizer/` folder of a diffusers checkpoint.
+//!
+//! With a `tokenizer.json` the `tokenizers` crate does what it says; with a `spiece.model` alone, as in the T5 folders of
+//! CogVideoX, LTX-Video and Mochi, [`SentencePiece`] and [`SpecialTokens`] do what transformers' T5Tokenizer does.
+
+use std::path::Path;
+
+use anyhow::{Context, anyhow, bail, ensure};
+use tokenizers::{PostProcessor, TruncationDirection};
+
+use super::sentencepiece::SentencePiece;
+use super::special::{Part, SideFiles, SpecialTokens};
+
+/// The largest published tokenizer.json has some 35 MB.
+const MAX_JSON_BYTES: u64 = 256 << 20;
+
+/// Text to ids.
+#[derive(Debug)]
+pub struct TextTokenizer {
+    engine: Engine,
+    pad: u32,
+}
+
+#[derive(Debug)]
+enum Engine {
+    Pieces(SentencePiece, SpecialTokens),
+    Json(Box<tokenizers::Tokenizer>),
+}
+
+/// A caption at a fixed length.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Encoding {
+    /// `max_length` of them.
+    pub ids: Vec<u32>,
+    /// 1 where a token stands, 0 on padding.
+    pub mask: Vec<u8>,
+    /// How many tokens of the caption did not fit; 0 if all did.
+    pub truncated: usize,
+}
+
+impl TextTokenizer {
+    /// Reads the folder's `tokenizer.json`, or else its `spiece.model` and the files beside it.
+    ///
+    /// # Errors
+    /// Neither is there, or a file is damaged, or names a token that the vocabulary lacks.
+    pub fn open(folder: &Path) -> anyhow::Result<Self> {
+        let (json, spiece) = (folder.join("tokenizer.json"), folder.join("spiece.model"));
+        if json.is_file() {
+            return Self::open_json(folder, &json);
+        }
+        if spiece.is_file() {
+            let model = SentencePiece::open(&spiece)?;
+            let special = SpecialTokens::new(&SideFiles::read(folder)?, &model)?;
+            let pad = special.pad;
+            let engine = Engine::Pieces(model, special);
+            return Ok(Self { engine, pad });
+        }
+        bail!(
+            "{}: no tokenizer.json and no spiece.model there; download the model's tokenizer folder again",
+            folder.display()
+        )
+    }
+
+    fn open_json(folder: &Path, path: &Path) -> anyhow::Result<Self> {
+        let read = || {
+            let size = std::fs::metadata(path)?.len();
+            ensure!(size <= MAX_JSON_BYTES, "{size} bytes are too many for a tokenizer");
+            tokenizers::Tokenizer::from_file(path).map_err(|error| anyhow!(error))
+        };
+        let mut tokenizer = read().with_context(|| format!("{}: not a usable tokenizer", path.display()))?;
+        let padding = tokenizer.get_padding().map(|padding| padding.pad_id);
+        let files = SideFiles::read(folder)?;
+        let named = files.role("pad_token").and_then(|name| tokenizer.token_to_id(name));
+        let pad = named.or(padding).or_else(|| tokenizer.token_to_id("<pad>"));
+        let pad = pad.with_context(|| {
+            format!(
+                "{}: no padding token: neither special_tokens_map.json nor tokenizer_config.json names one that \
+                 tokenizer.json has",
+                folder.display()
+            )
+        })?;
+        // Lengths are the caller's affair.
+        tokenizer.with_padding(None);
+        tokenizer.with_truncation(None).map_err(|error| anyhow!(error))?;
+        let engine = Engine::Json(Box::new(tokenizer));
+        Ok(Self { engine, pad })
+    }
+
+    /// All ids of a text with the end token (and whatever else the model puts around a text), without padding.
+    pub fn encode(&self, text: &str) -> anyhow::Result<Vec<u32>> {
+        Ok(self.encode_within(text, usize::MAX)?.0)
+    }
+
+    /// The ids of a text at exactly `max_length`: cut before the end token, or padded behind it.
+    pub fn encode_padded(&self, text: &str, max_length: usize) -> anyhow::Result<Encoding> {
+        let (mut ids, truncated) = self.encode_within(text, max_length)?;
+        let mut mask = vec![1; ids.len()];
+        ids.resize(max_length, self.pad);
+        mask.resize(max_length, 0);
+        Ok(Encoding { ids, mask, truncated })
+    }
+
+    /// At most `max_length` ids, and how many were left out.
+    fn encode_within(&self, text: &str, max_length: usize) -> anyhow::Result<(Vec<u32>, usize)> {
+        let room = |added: usize| {
+            let room = max_length.checked_sub(added);
+            room.with_context(|| format!("{max_length} tokens have no room for the {added} around every text"))
+        };
+        match &self.engine {
+            Engine::Pieces(model, special) => {
+                let room = room(1)?;
+                let mut ids = Vec::new();
+                for part in special.split(text) {
+                    match part {
+                        Part::Token(id) => ids.push(id),
+                        Part::Text(text) => ids.extend(model.encode(text)),
+                    }
+                }
+                let truncated = ids.len().saturating_sub(room);
+                ids.truncate(room);
+                ids.push(special.end);
+                Ok((ids, truncated))
+            }
+            Engine::Json(tokenizer) => {
+                let around = tokenizer.get_post_processor().map_or(0, |p| p.added_tokens(false));
+                let room = room(around)?;
+                let mut encoding = tokenizer.encode(text, false).map_err(|error| anyhow!(error))?;
+                let truncated = encoding.len().saturating_sub(room);
+                encoding.truncate(room, 0, TruncationDirection::Right);
+                let encoding = tokenizer.post_process(encoding, None, true);
+                let encoding = encoding.map_err(|error| anyhow!(error))?;
+                Ok((encoding.get_ids().to_vec(), truncated))
+            }
+        }
+    }
+}

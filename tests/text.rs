@@ -1,0 +1,4 @@
+//! Captions as token ids and as embeddings, against sentencepiece and transformers.
+
+mod embeddings;
+mod tokens;
