@@ -3,8 +3,8 @@
 mod architecture; // who may import whom
 mod cli; // the program as a user runs it
 mod cogvideox_dit; // the transformer against diffusers, forwards and backwards
-mod cogvideox_vae; // encode, decode, tiles
 mod cogvideox_sample; // whole pipelines from a seed, against diffusers
+mod cogvideox_vae; // encode, decode, tiles
 mod config; // run files
 mod conv3d; // the convolution under the autoencoders
 mod data; // layouts, captions, buckets, order

@@ -95,10 +95,18 @@ impl FromStr for Lora {
         match text.rsplit_once('=') {
             // A name may hold an '=' of its own.
             Some((path, scale)) if !Path::new(text).exists() => match scale.parse::<f64>() {
-                Ok(scale) if scale.is_finite() => Ok(Self { path: path.into(), scale }),
-                _ => Err(format!("'{scale}' is no number; give FILE=SCALE, such as style.safetensors=0.8")),
+                Ok(scale) if scale.is_finite() => Ok(Self {
+                    path: path.into(),
+                    scale,
+                }),
+                _ => Err(format!(
+                    "'{scale}' is no number; give FILE=SCALE, such as style.safetensors=0.8"
+                )),
             },
-            _ => Ok(Self { path: text.into(), scale: 1.0 }),
+            _ => Ok(Self {
+                path: text.into(),
+                scale: 1.0,
+            }),
         }
     }
 }
@@ -150,7 +158,9 @@ fn decode(family: &dyn Family, sampled: &Sampled, mut writer: Writer) -> anyhow:
 /// (1, 3, F, H, W) of -1..1 as pictures (H, W, 3).
 fn pixels(frames: &Tensor) -> anyhow::Result<Vec<Vec<u8>>> {
     let frames = frames.squeeze(0)?.permute((1, 2, 3, 0))?.to_dtype(DType::F32)?; // (F, H, W, 3)
-    let frames = (((frames * 0.5)? + 0.5)?.clamp(0f32, 1f32)? * 255.0)?.round()?.to_dtype(DType::U8)?;
+    let frames = (((frames * 0.5)? + 0.5)?.clamp(0f32, 1f32)? * 255.0)?
+        .round()?
+        .to_dtype(DType::U8)?;
     let picture = |n| Ok(frames.get(n)?.flatten_all()?.to_vec1()?);
     (0..frames.dim(0)?).map(picture).collect()
 }
@@ -158,7 +168,11 @@ fn pixels(frames: &Tensor) -> anyhow::Result<Vec<Vec<u8>>> {
 fn request(args: &Args) -> anyhow::Result<Request> {
     ensure!(args.steps > 0, "--steps must be at least 1");
     ensure!(args.guidance_scale.is_finite(), "--guidance-scale must be a number");
-    ensure!((0.0..=1.0).contains(&args.strength), "--strength must be between 0 and 1, got {}", args.strength);
+    ensure!(
+        (0.0..=1.0).contains(&args.strength),
+        "--strength must be between 0 and 1, got {}",
+        args.strength
+    );
     let size = (args.height, args.width);
     let start = match (&args.image, &args.video) {
         (Some(path), _) => Start::Image(read(path, 1, size)?.squeeze(2)?),
@@ -184,10 +198,19 @@ fn request(args: &Args) -> anyhow::Result<Request> {
 fn read(path: &Path, num_frames: usize, size: (usize, usize)) -> anyhow::Result<Tensor> {
     let clip = Clip::open(path)?;
     let Some(wanted) = select(clip.timestamps(), clip.fps(), Select::Head, None, num_frames) else {
-        bail!("{}: has {} frames, and {num_frames} are asked for", path.display(), clip.num_frames());
+        bail!(
+            "{}: has {} frames, and {num_frames} are asked for",
+            path.display(),
+            clip.num_frames()
+        );
     };
     let fit = Fit::cover((clip.height(), clip.width()), size, Crop::Center);
-    let Frames { data, num_frames, height, width } = clip.decode_fitted(&wanted, &fit)?;
+    let Frames {
+        data,
+        num_frames,
+        height,
+        width,
+    } = clip.decode_fitted(&wanted, &fit)?;
     let frames = Tensor::from_vec(data, (1, num_frames, height, width, 3), &candle_core::Device::Cpu)?;
     let frames = frames.permute((0, 4, 1, 2, 3))?.to_dtype(DType::F32)?; // (1, 3, F, H, W)
     Ok(((frames * (2.0 / 255.0))? - 1.0)?)
@@ -196,11 +219,17 @@ fn read(path: &Path, num_frames: usize, size: (usize, usize)) -> anyhow::Result<
 fn read_latents(path: &Path) -> anyhow::Result<Tensor> {
     let tensors = candle_core::safetensors::load(path, &candle_core::Device::Cpu)
         .with_context(|| format!("{}: not a readable safetensors file", path.display()))?;
-    tensors.get("latents").cloned().ok_or_else(|| anyhow!("{}: has no tensor 'latents'", path.display()))
+    tensors
+        .get("latents")
+        .cloned()
+        .ok_or_else(|| anyhow!("{}: has no tensor 'latents'", path.display()))
 }
 
 fn write_latents(path: &Path, latents: &Tensor) -> anyhow::Result<()> {
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let folder = path
+        .parent()
+        .filter(|folder| !folder.as_os_str().is_empty())
+        .unwrap_or(Path::new("."));
     let beside = tempfile::NamedTempFile::new_in(folder).with_context(|| folder.display().to_string())?;
     candle_core::safetensors::save(&[("latents", latents.clone())].into(), beside.path())?;
     beside.as_file().sync_all()?;
@@ -209,7 +238,10 @@ fn write_latents(path: &Path, latents: &Tensor) -> anyhow::Result<()> {
 }
 
 fn adapters(loras: &[Lora], device: &candle_core::Device) -> anyhow::Result<Arc<Adapters>> {
-    let files = loras.iter().map(|lora| diffusers::read(&lora.path, lora.scale)).collect::<anyhow::Result<_>>()?;
+    let files = loras
+        .iter()
+        .map(|lora| diffusers::read(&lora.path, lora.scale))
+        .collect::<anyhow::Result<_>>()?;
     Ok(Arc::new(Adapters::new(files, device)))
 }
 

@@ -40,7 +40,11 @@ pub struct Adapters {
 
 impl Adapters {
     pub fn new(files: Vec<AdapterFile>, device: &Device) -> Self {
-        Self { files, device: device.clone(), planted: Mutex::default() }
+        Self {
+            files,
+            device: device.clone(),
+            planted: Mutex::default(),
+        }
     }
 
     /// Once the model stands: says which adapters found no layer.
@@ -66,7 +70,9 @@ impl Planter for Adapters {
     fn plant(&self, path: &str, in_features: usize, out_features: usize) -> Result<Vec<LowRank>> {
         let mut found = Vec::new();
         for file in &self.files {
-            let Some(Adapter { a, b, scale }) = file.layers.get(path) else { continue };
+            let Some(Adapter { a, b, scale }) = file.layers.get(path) else {
+                continue;
+            };
             if a.dim(1)? != in_features || b.dim(0)? != out_features {
                 return Err(Error::Msg(format!(
                     "{}: the adapter of {path} maps {} to {}, but the layer maps {in_features} to {out_features}",
@@ -76,10 +82,17 @@ impl Planter for Adapters {
                 )));
             }
             let to = |tensor: &Tensor| tensor.to_device(&self.device)?.to_dtype(DType::F32);
-            found.push(LowRank { a: to(a)?, b: to(b)?, scale: scale * file.strength });
+            found.push(LowRank {
+                a: to(a)?,
+                b: to(b)?,
+                scale: scale * file.strength,
+            });
         }
         if !found.is_empty() {
-            self.planted.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).insert(path.to_string());
+            self.planted
+                .lock()
+                .unwrap_or_else(|poisoned| poisoned.into_inner())
+                .insert(path.to_string());
         }
         Ok(found)
     }

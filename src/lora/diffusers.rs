@@ -37,11 +37,18 @@ pub fn read(path: &Path, strength: f64) -> anyhow::Result<AdapterFile> {
     for (name, tensor) in tensors {
         let inner = name.strip_prefix(PREFIX).unwrap_or(&name);
         let ends = [".lora_A.weight", ".lora_B.weight"];
-        let half = ends.iter().enumerate().find_map(|(i, end)| Some((i, inner.strip_suffix(end)?)));
+        let half = ends
+            .iter()
+            .enumerate()
+            .find_map(|(i, end)| Some((i, inner.strip_suffix(end)?)));
         let Some((half, layer)) = half else {
             bail!("{shown}: the tensor {name} is no adapter in the diffusers format ({PREFIX}<layer>.lora_A.weight)");
         };
-        ensure!(tensor.rank() == 2, "{shown}: the tensor {name} has shape {:?}, not two sides", tensor.dims());
+        ensure!(
+            tensor.rank() == 2,
+            "{shown}: the tensor {name} has shape {:?}, not two sides",
+            tensor.dims()
+        );
         halves.entry(layer.to_string()).or_default()[half] = Some(tensor);
     }
     ensure!(!halves.is_empty(), "{shown}: there are no adapters in this file");
@@ -51,18 +58,30 @@ pub fn read(path: &Path, strength: f64) -> anyhow::Result<AdapterFile> {
             bail!("{shown}: {layer} has only one of lora_A and lora_B");
         };
         let rank = a.dim(0)?;
-        ensure!(rank > 0 && b.dim(1)? == rank, "{shown}: {layer}: lora_A has rank {rank}, lora_B {}", b.dim(1)?);
+        ensure!(
+            rank > 0 && b.dim(1)? == rank,
+            "{shown}: {layer}: lora_A has rank {rank}, lora_B {}",
+            b.dim(1)?
+        );
         let scale = settings.scale(&layer, rank);
         layers.insert(layer, Adapter { a, b, scale });
     }
-    Ok(AdapterFile { path: path.into(), strength, layers })
+    Ok(AdapterFile {
+        path: path.into(),
+        strength,
+        layers,
+    })
 }
 
 impl Settings {
     /// From the header of a safetensors file.
     fn read(bytes: &[u8]) -> anyhow::Result<Self> {
         let (_, header) = safetensors::SafeTensors::read_metadata(bytes).context("not a readable safetensors file")?;
-        let Some(text) = header.metadata().as_ref().and_then(|map| map.get("lora_adapter_metadata")) else {
+        let Some(text) = header
+            .metadata()
+            .as_ref()
+            .and_then(|map| map.get("lora_adapter_metadata"))
+        else {
             return Ok(Self::default());
         };
         let json: Value = serde_json::from_str(text).context("lora_adapter_metadata is not JSON")?;
@@ -82,8 +101,16 @@ impl Settings {
     /// The adapter's factor. Patterns name a layer by its path or the end of it.
     fn scale(&self, layer: &str, rank: usize) -> f64 {
         let ends = |pattern: &str| layer == pattern || layer.ends_with(&format!(".{pattern}"));
-        let own = self.alpha_pattern.iter().find(|(pattern, _)| ends(pattern)).map(|(_, alpha)| *alpha);
+        let own = self
+            .alpha_pattern
+            .iter()
+            .find(|(pattern, _)| ends(pattern))
+            .map(|(_, alpha)| *alpha);
         let alpha = own.or(self.lora_alpha).unwrap_or(rank as f64);
-        if self.use_rslora { alpha / (rank as f64).sqrt() } else { alpha / rank as f64 }
+        if self.use_rslora {
+            alpha / (rank as f64).sqrt()
+        } else {
+            alpha / rank as f64
+        }
     }
 }

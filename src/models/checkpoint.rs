@@ -15,12 +15,7 @@ const MAX_BYTES: u64 = 1 << 20;
 ///
 /// # Errors
 /// No such directory, no readable `model_index.json`, a pipeline of no family here.
-pub fn open(
-    directory: &Path,
-    family: FamilyName,
-    dtype: DType,
-    device: &Device,
-) -> anyhow::Result<Box<dyn Family>> {
+pub fn open(directory: &Path, family: FamilyName, dtype: DType, device: &Device) -> anyhow::Result<Box<dyn Family>> {
     let found = identify(directory)?;
     ensure!(
         family == FamilyName::Auto || family == found,
@@ -35,14 +30,23 @@ pub fn open(
 
 /// The family of the checkpoint in `directory`, by its pipeline's class.
 fn identify(directory: &Path) -> anyhow::Result<FamilyName> {
-    ensure!(directory.is_dir(), "{}: no such directory; give a diffusers checkpoint", directory.display());
+    ensure!(
+        directory.is_dir(),
+        "{}: no such directory; give a diffusers checkpoint",
+        directory.display()
+    );
     let path = directory.join("model_index.json");
     let shown = path.display();
-    let size = std::fs::metadata(&path).with_context(|| format!("{shown}: this is no diffusers checkpoint"))?.len();
+    let size = std::fs::metadata(&path)
+        .with_context(|| format!("{shown}: this is no diffusers checkpoint"))?
+        .len();
     ensure!(size <= MAX_BYTES, "{shown}: {size} bytes are too many for an index");
     let text = std::fs::read_to_string(&path).with_context(|| shown.to_string())?;
     let index: Value = serde_json::from_str(&text).with_context(|| format!("{shown}: not JSON"))?;
-    let class = index.get("_class_name").and_then(Value::as_str).with_context(|| format!("{shown}: no _class_name"))?;
+    let class = index
+        .get("_class_name")
+        .and_then(Value::as_str)
+        .with_context(|| format!("{shown}: no _class_name"))?;
     if class.starts_with("CogVideoX") {
         return Ok(FamilyName::CogVideoX);
     }

@@ -103,7 +103,10 @@ pub fn sample(
         for _ in 0..run.noise_draws()? {
             noise = Some(draw(&mut rng, latents.dims(), &latents)?);
         }
-        latents = run.step(&output, &latents, noise.as_ref())?.sample.to_dtype(conditions.text.dtype())?;
+        latents = run
+            .step(&output, &latents, noise.as_ref())?
+            .sample
+            .to_dtype(conditions.text.dtype())?;
         progress(steps - run.remaining(), steps);
     }
     Ok(Sampled { latents, canvas })
@@ -171,7 +174,10 @@ fn predict(
         let both = run(conditions.text.clone())?; // (2, F, C, h, w)
         (both.narrow(0, 0, 1)?, both.narrow(0, 1, 1)?)
     } else {
-        (run(conditions.text.narrow(0, 0, 1)?)?, run(conditions.text.narrow(0, 1, 1)?)?)
+        (
+            run(conditions.text.narrow(0, 0, 1)?)?,
+            run(conditions.text.narrow(0, 1, 1)?)?,
+        )
     };
     Ok((&negative + ((positive - &negative)? * scale)?)?)
 }
@@ -183,8 +189,12 @@ fn check(family: &dyn Family, request: &Request, canvas: &Canvas) -> anyhow::Res
         _ => {}
     }
     if let Start::Clip(..) = request.start {
-        ensure!(canvas.padding == 0, "a clip of {} frames leaves a patch half full; take {} more or fewer",
-            request.num_frames, canvas.padding);
+        ensure!(
+            canvas.padding == 0,
+            "a clip of {} frames leaves a patch half full; take {} more or fewer",
+            request.num_frames,
+            canvas.padding
+        );
     }
     if let Some(latents) = &request.latents {
         ensure!(

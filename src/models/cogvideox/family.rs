@@ -74,7 +74,10 @@ impl Family for CogVideoX {
         for prompt in prompts {
             let encoding = tokenizer.encode_padded(prompt, length)?;
             if encoding.truncated > 0 {
-                log::warn!("a prompt is cut to {length} tokens; {} are lost: {prompt:?}", encoding.truncated);
+                log::warn!(
+                    "a prompt is cut to {length} tokens; {} are lost: {prompt:?}",
+                    encoding.truncated
+                );
             }
             let ids = Tensor::from_vec(encoding.ids, (1, length), &self.device)?;
             embeddings.push(encoder.forward(&ids, None)?); // (1, L, D); CogVideoX attends to padding, too
@@ -92,13 +95,18 @@ impl Family for CogVideoX {
     }
 
     fn canvas(&self, num_frames: usize, height: usize, width: usize) -> anyhow::Result<Canvas> {
-        let (time, space) = (self.vae.temporal_compression_ratio as usize, self.vae.spatial_compression());
+        let (time, space) = (
+            self.vae.temporal_compression_ratio as usize,
+            self.vae.spatial_compression(),
+        );
         let step = space * self.transformer.patch_size;
         let nearest = |side: usize| (side + step / 2) / step * step;
         ensure!(num_frames > 0, "a clip has at least one frame");
         if height == 0 || width == 0 || height % step != 0 || width % step != 0 {
             let (height_near, width_near) = (nearest(height).max(step), nearest(width).max(step));
-            bail!("{height}x{width} (height x width) must be multiples of {step}; the nearest is {height_near}x{width_near}");
+            bail!(
+                "{height}x{width} (height x width) must be multiples of {step}; the nearest is {height_near}x{width_near}"
+            );
         }
         let frames = (num_frames - 1) / time + 1;
         let padding = self.transformer.additional_frames(frames);
@@ -115,8 +123,15 @@ impl Family for CogVideoX {
         let latents = self.vae.scale_image(&latents)?.permute((0, 2, 1, 3, 4))?; // (1, 1, C, h, w)
         let [_, frames, channels, height, width] = canvas.shape;
         let rest = Tensor::zeros((1, frames - 1, channels, height, width), self.dtype, &self.device)?;
-        let ofs = self.transformer.ofs_embed_dim.map(|_| Tensor::new(&[OFS as f32], &self.device)).transpose()?;
-        Ok(ImageCondition { latents: Tensor::cat(&[latents, rest], 1)?, ofs })
+        let ofs = self
+            .transformer
+            .ofs_embed_dim
+            .map(|_| Tensor::new(&[OFS as f32], &self.device))
+            .transpose()?;
+        Ok(ImageCondition {
+            latents: Tensor::cat(&[latents, rest], 1)?,
+            ofs,
+        })
     }
 
     fn encode(&self, clip: &Tensor, rng: &mut Rng) -> anyhow::Result<Tensor> {
