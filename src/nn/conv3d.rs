@@ -7,6 +7,10 @@
 //! Only for inference: no gradient flows back. On the CPU everything is f32 and [`Direct`] does the work, with what
 //! precedes the convolution done on the way in; elsewhere it is a sum of candle's `conv2d`, one for each kernel frame.
 //!
+//! Measured (`benches/vae.rs`; 3x3x3, 128 to 128 channels, 2 cores with AVX-512): 200 to 250 GFLOP/s a core, where the sum
+//! of `conv2d` reaches 12 and torch's 200. So the fallback costs the CPU a factor of 8 and more, besides three copies
+//! of the clip. Passes of 192 to 2048 values and blocks of 96 to 384 pixels differ by less than the noise.
+//!
 //! Letters: B batch, F frames, H rows, W columns, C input channels, O output channels.
 
 mod direct;
@@ -112,6 +116,9 @@ impl Conv3d {
     /// From a weight (O, C, kt, kh, kw) and a bias (O) on the CPU.
     pub fn direct(weight: &Tensor, bias: &Tensor, geometry: Geometry, isa: Isa) -> Result<Self> {
         let (outputs, channels) = Self::check(weight, bias, geometry)?;
+        if !Isa::available().contains(&isa) {
+            bail!("this machine has no {isa:?}");
+        }
         let values = weight.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?;
         let bias = bias.to_dtype(DType::F32)?.to_vec1()?;
         Ok(Self {
