@@ -1,7 +1,7 @@
 //! The innermost loops, for whatever vectors the processor has.
 //!
-//! A tile holds the sums of MR pixels and NV vectors of output channels in registers while it walks the taps:
-//! `out[p, n] += sum_k a[p, k] * b[k, n]`, a broadcast of `a` for every NV multiply-adds, a load of `b` for every MR. With
+//! A tile holds the sums of MR pixels and NV vectors of output channels in registers while it walks the taps: `out[p,
+//! n] += sum_k a[p, k] * b[k, n]`, a broadcast of `a` for every NV multiply-adds, a load of `b` for every MR. With
 //! AVX-512, 6 pixels of 64 channels and 12 pixels of 32 came out even.
 //!
 //! An [`Isa`] must be one of [`Isa::available`]: `Conv3d::direct` sees to that.
