@@ -93,21 +93,11 @@ fn parameters(case: &Case) -> (Tensor, Tensor) {
 
 #[test]
 fn a_convolution_is_what_its_definition_says_with_whatever_vectors() {
-    let mut isas = vec![Isa::Portable];
-    #[cfg(target_arch = "x86_64")]
-    {
-        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-            isas.push(Isa::Avx2);
-        }
-        if is_x86_feature_detected!("avx512f") {
-            isas.push(Isa::Avx512);
-        }
-    }
     for case in cases() {
         let x = noise(&case.input, 1);
         let (weight, bias) = parameters(&case);
         let expected = by_definition(&case, &x, &weight, &bias);
-        for &isa in &isas {
+        for isa in Isa::available() {
             let conv = Conv3d::direct(&weight, &bias, case.geometry, isa).unwrap();
             let (y, past) = conv.forward((&x).into()).unwrap();
             assert_near(&y, &expected, 1e-6);

@@ -1,11 +1,16 @@
 //! Causal 3D convolution for video autoencoders, channels last.
 //!
-//! `y[f] = sum_dt w[dt] * x[f + dt - (kt - 1)]`: a frame sees itself and the kt - 1 frames before it, rows and columns
-//! as in `torch.nn.Conv3d`. A clip may come in pieces: each returns its last kt - 1 input frames as the next one's past;
-//! the first piece takes its first frame for everything before it.
+//! `y[f] = sum_dt w[dt] * x[f + dt - (kt - 1)]`: a frame sees itself and the kt - 1 frames before it, rows and
+//! columns as in `torch.nn.Conv3d`. A clip may come in pieces: each returns its last kt - 1 input frames as the next
+//! one's past; the first piece takes its first frame for everything before it.
 //!
-//! Only for inference: no gradient flows back. On the CPU everything is f32 and [`Direct`] does the work, with what
-//! precedes the convolution done on the way in; elsewhere it is a sum of candle's `conv2d`, one for each kernel frame.
+//! Only for inference: no gradient flows back. On the CPU everything is f32 and `Direct` does the work, with what
+//! precedes the convolution done on the way in; elsewhere it is a sum of candle's `conv2d`, one for each kernel
+//! frame.
+//!
+//! `benches/vae.rs` decided: for 3x3x3 and 128 to 128 channels on two busy cores with AVX-512, 196 GFLOP/s against 25
+//! for the sum of `conv2d`, which also copies the clip three times. Passes of 192 to 2048 values and blocks of 96 to
+//! 384 pixels (`direct.rs`) differ by less than the noise. Not tried: Winograd, which would multiply 2.25 times less.
 //!
 //! Letters: B batch, F frames, H rows, W columns, C input channels, O output channels.
 
@@ -66,8 +71,8 @@ impl<'a> From<&'a Tensor> for Input<'a> {
 }
 
 /// `silu(x * scale + shift)` before a convolution. The tables may be coarser than x: the nearest entry counts. Where
-/// a clip has an odd number of frames, its first frame and the first table entry belong to each other. Not together with
-/// a new size.
+/// a clip has an odd number of frames, its first frame and the first table entry belong to each other. Not together
+/// with a new size.
 #[derive(Debug, Clone)]
 pub struct Modulation {
     pub scale: Tensor, // (B, F', H', W', C)
@@ -82,13 +87,14 @@ pub enum Resample {
     HalveFrames,
     /// Every row and column twice.
     DoubleSize,
-    /// Every row, column and frame twice; where their number is odd, the first frame stays alone. Only before a kernel
-    /// of one frame: the repeated frames are repeated results.
+    /// Every row, column and frame twice; where their number is odd, the first frame stays alone. Only before a
+    /// kernel of one frame: the repeated frames are repeated results.
     DoubleSizeAndFrames,
 }
 
 impl Conv3d {
-    /// Reads `weight` (O, C, kt, kh, kw), or (O, C, kh, kw) where the checkpoint has a 2D convolution, and `bias` (O).
+    /// Reads `weight` (O, C, kt, kh, kw), or (O, C, kh, kw) where the checkpoint has a 2D convolution, and `bias`
+    /// (O).
     pub fn load(channels: usize, outputs: usize, geometry: Geometry, flat: bool, weights: Weights) -> Result<Self> {
         // The CPU computes in f32 and keeps nothing narrower.
         let weights = if weights.device().is_cpu() {
@@ -112,6 +118,9 @@ impl Conv3d {
     /// From a weight (O, C, kt, kh, kw) and a bias (O) on the CPU.
     pub fn direct(weight: &Tensor, bias: &Tensor, geometry: Geometry, isa: Isa) -> Result<Self> {
         let (outputs, channels) = Self::check(weight, bias, geometry)?;
+        if !Isa::available().contains(&isa) {
+            bail!("this machine has no {isa:?}");
+        }
         let values = weight.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?;
         let bias = bias.to_dtype(DType::F32)?.to_vec1()?;
         Ok(Self {

@@ -1,9 +1,9 @@
 //! Direct convolution on the CPU: f32, channels last, no im2col.
 //!
 //! With the channels last, the kw * C values under a kernel's row lie side by side, so a convolution is kt * kh short
-//! products against panels of weights, and a stride is only a longer step from pixel to pixel. Input frames are made one
-//! by one, padded, in a ring of the few that the output needs: whatever is to be done to the input first (normalise,
-//! activate, scale up, read older frames) is done on the way into the ring and nowhere held whole.
+//! products against panels of weights, and a stride is only a longer step from pixel to pixel. Input frames are made
+//! one by one, padded, in a ring of the few that the output needs: whatever is to be done to the input first
+//! (normalise, activate, scale up, read older frames) is done on the way into the ring and nowhere held whole.
 //!
 //! Letters: F frames, H rows, W columns, C input channels, O output channels.
 
@@ -11,7 +11,8 @@ use rayon::prelude::*;
 
 use super::simd::{Isa, Line, Row, Run, multiply_add};
 
-/// Input values that one pass over the pixels goes through; with 64 channels of weights each they stay in the L2 cache.
+/// Input values that one pass over the pixels goes through; with 64 channels of weights each they stay in the L2
+/// cache.
 const PASS: usize = 512;
 /// Pixels that share a panel of weights while it is in the cache.
 const BLOCK_PIXELS: usize = 192;

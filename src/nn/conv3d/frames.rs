@@ -1,6 +1,6 @@
 //! What happens to a clip on its way into a convolution: the frames before it, `silu(x * scale + shift)`, a new size.
 //!
-//! [`Source`] makes rows one by one on the CPU; [`prepared`] makes the whole clip with candle's operations.
+//! `Source` makes rows one by one on the CPU; `prepared` makes the whole clip with candle's operations.
 
 use candle_core::{Result, Tensor};
 

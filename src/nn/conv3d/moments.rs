@@ -1,7 +1,8 @@
 //! Mean and variance over groups of channels and all positions, channels last: what `torch.nn.GroupNorm` divides by.
 //!
-//! On the CPU in one pass: sums of `x - p` and `(x - p)^2` for every channel, where p is the channel's first value, so
-//! that a mean far from zero costs no digits; rows are summed in f32, everything above in f64 and in a fixed order.
+//! On the CPU in one pass: sums of `x - p` and `(x - p)^2` for every channel, where p is the channel's first value,
+//! so that a mean far from zero costs no digits; rows are summed in f32, everything above in f64 and in a fixed
+//! order.
 
 use candle_core::{DType, Result, Tensor};
 use rayon::prelude::*;

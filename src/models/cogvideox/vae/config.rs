@@ -100,6 +100,12 @@ impl Config {
 
     /// Values that parse but can not be computed with.
     pub fn check(&self) -> Vec<String> {
+        let mut wrong = self.check_blocks();
+        wrong.extend(self.check_numbers());
+        wrong
+    }
+
+    fn check_blocks(&self) -> Vec<String> {
         let mut wrong = Vec::new();
         let mut must = |holds: bool, message: String| {
             if !holds {
@@ -135,6 +141,16 @@ impl Config {
                 ),
             );
         }
+        wrong
+    }
+
+    fn check_numbers(&self) -> Vec<String> {
+        let mut wrong = Vec::new();
+        let mut must = |holds: bool, message: String| {
+            if !holds {
+                wrong.push(message);
+            }
+        };
         for (key, value) in [
             ("in_channels", self.in_channels),
             ("out_channels", self.out_channels),

@@ -1,5 +1,5 @@
-//! `CogVideoXDecoder3D`: two resnets in the middle, blocks of resnets that double the size, pixels. Every norm looks at
-//! the latents.
+//! `CogVideoXDecoder3D`: two resnets in the middle, blocks of resnets that double the size, pixels. Every norm looks
+//! at the latents.
 
 use candle_core::{Result, Tensor};
 

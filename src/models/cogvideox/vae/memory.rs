@@ -18,8 +18,8 @@ pub fn causal(channels: usize, outputs: usize, weights: Weights) -> Result<Conv3
     Conv3d::load(channels, outputs, CAUSAL, false, weights.pp("conv"))
 }
 
-/// The last input frames of every causal convolution. A coder passes its convolutions in the same order for every batch
-/// of frames, so the order is all the address they need.
+/// The last input frames of every causal convolution. A coder passes its convolutions in the same order for every
+/// batch of frames, so the order is all the address they need.
 #[derive(Default)]
 pub struct Memory {
     pasts: Vec<Option<Tensor>>, // (B, 2, H, W, C) each

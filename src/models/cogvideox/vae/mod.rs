@@ -1,7 +1,8 @@
 //! `AutoencoderKLCogVideoX`: clips to latents of 1/4 the frames and 1/8 the size, and back.  arXiv:2408.06072
 //!
-//! A clip is coded a few frames at a time (8 of pixels, 2 of latents; the first batch takes the remainder too), and the
-//! causal convolutions remember what came before. Group norms see one such batch, so its size is part of the model.
+//! A clip is coded a few frames at a time (8 of pixels, 2 of latents; the first batch takes the remainder too), and
+//! the causal convolutions remember what came before. Group norms see one such batch, so its size is part of the
+//! model.
 //!
 //! Letters: B batch, C colours, F frames, H rows, W columns, L channels of latents; f, h, w the latents' size.
 
@@ -147,8 +148,9 @@ impl Vae {
         })
     }
 
-    /// As [`Vae::decode`] for all samples at once, handing out frames as they come: 8 at a time, the remainder with the
-    /// first. In tiles, all frames come at the end: to keep every tile's past would cost more memory than the tiles save.
+    /// As [`Vae::decode`] for all samples at once, handing out frames as they come: 8 at a time, the remainder with
+    /// the first. In tiles, all frames come at the end: to keep every tile's past would cost more memory than the
+    /// tiles save.
     pub fn decode_batches<E: From<candle_core::Error>>(
         &self,
         latents: &Tensor,

@@ -1,9 +1,9 @@
 //! Normalisation as a table of `x * scale + shift`, which the next convolution applies on its way in.
 //!
-//! `GroupNorm` (encoder): scale = weight / sqrt(var + eps), shift = bias - mean * scale.
-//! `CogVideoXSpatialNorm3D` (decoder, arXiv:2209.09002): `norm(x) * y(z) + b(z)` where y and b are 1x1x1 convolutions of the
-//! latents z scaled up to x. Scaling up by repetition commutes with them, so they are computed on the latents as they
-//! are, and only looked up at x's size.
+//! `GroupNorm` (encoder): scale = weight / sqrt(var + eps), shift = bias - mean * scale. `CogVideoXSpatialNorm3D`
+//! (decoder, arXiv:2209.09002): `norm(x) * y(z) + b(z)` where y and b are 1x1x1 convolutions of the latents z scaled
+//! up to x. Scaling up by repetition commutes with them, so they are computed on the latents as they are, and only
+//! looked up at x's size.
 //!
 //! Letters: B batch, F frames, H rows, W columns, C channels, G groups; f, h, w, L the latents'.
 

@@ -1,7 +1,8 @@
 //! Half the size, twice the size: `CogVideoXDownsample3D` and `CogVideoXUpsample3D`.
 //!
-//! Down: where time is compressed, the mean of every two frames (an odd first stays); then a 3x3 convolution with stride 2
-//! and zeros below and on the right. Up: every pixel (and frame, but an odd first) twice; then a 3x3 convolution.
+//! Down: where time is compressed, the mean of every two frames (an odd first stays); then a 3x3 convolution with
+//! stride 2 and zeros below and on the right. Up: every pixel (and frame, but an odd first) twice; then a 3x3
+//! convolution.
 
 use candle_core::{Result, Tensor};
 

@@ -1,5 +1,5 @@
-//! `CogVideoXResnetBlock3D`: x + conv2(silu(norm2(conv1(silu(norm1(x)))))), x through a 1x1x1 convolution where the number
-//! of channels changes.
+//! `CogVideoXResnetBlock3D`: x + conv2(silu(norm2(conv1(silu(norm1(x)))))), x through a 1x1x1 convolution where the
+//! number of channels changes.
 
 use candle_core::{Result, Tensor};
 

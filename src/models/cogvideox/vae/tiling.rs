@@ -1,8 +1,9 @@
 //! Coding a large frame in overlapping tiles, whose seams are blended.
 //!
 //! Tiles start every `int(size * (1 - overlap))` on the side that goes in; on the side that comes out, the first
-//! `int(size * overlap)` rows of a tile fade from the tile above into it (columns likewise), and each tile contributes all
-//! but the last so many. As diffusers' `tiled_encode` and `tiled_decode`, so the result differs from a whole frame's.
+//! `int(size * overlap)` rows of a tile fade from the tile above into it (columns likewise), and each tile
+//! contributes all but the last so many. As diffusers' `tiled_encode` and `tiled_decode`, so the result differs from
+//! a whole frame's.
 
 use candle_core::{Result, Tensor, bail};
 
