@@ -19,9 +19,12 @@ use crate::video::{Clip, Crop, Fit, Frames, Select, Writer, select};
 /// Make a clip from a prompt, an image or another clip
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// A diffusers directory
-    #[arg(long, value_name = "DIR")]
-    model: PathBuf,
+    /// A diffusers directory, or a repository of the Hugging Face Hub
+    #[arg(long, value_name = "DIR|REPO")]
+    model: String,
+    /// Branch, tag or commit of a Hub repository
+    #[arg(long, default_value = "main")]
+    revision: String,
     /// An adapter file, and how strongly it is applied (repeatable)
     #[arg(long, value_name = "FILE[=SCALE]")]
     lora: Vec<Lora>,
@@ -120,7 +123,8 @@ pub fn run(args: Args) -> Result<(), Failure> {
     // What can be wrong is found before anything is computed.
     let request = request(&args).or_exit(Exit::Usage)?;
     let writer = Writer::create(&args.output, (args.height, args.width), args.fps).or_exit(Exit::Usage)?;
-    let family = models::open(&args.model, FamilyName::Auto, dtype, &device).or_exit(Exit::Model)?;
+    let directory = models::hub::locate(&args.model, &args.revision).or_exit(Exit::Model)?;
+    let family = models::open(&directory, FamilyName::Auto, dtype, &device).or_exit(Exit::Model)?;
     let adapters = adapters(&args.lora, &device).or_exit(Exit::Model)?;
     let sampled = denoise(&*family, &request, &adapters).or_exit(Exit::Model)?;
     if let Some(path) = &args.output_latents {

@@ -11,6 +11,7 @@ mod checkpoint;
 pub mod cogvideox;
 pub mod denoiser;
 pub mod family;
+pub mod hub;
 
 pub use checkpoint::open;
 pub use family::Family;

@@ -1,0 +1,195 @@
+//! The Hub, spoken to as it speaks: a server on this machine that answers its endpoints.
+
+use std::io::{BufRead, BufReader, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::{Arc, Mutex};
+
+const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
+
+fn checkpoint() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/cogvideox/cogvideox-2b")
+}
+
+/// Serves the checkpoint as `someone/tiny`, and remembers what was asked.
+fn serve() -> (String, Arc<Mutex<Vec<String>>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = format!("http://{}", listener.local_addr().unwrap());
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let log = asked.clone();
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let log = log.clone();
+            std::thread::spawn(move || answer(stream, &log));
+        }
+    });
+    (address, asked)
+}
+
+fn answer(mut stream: TcpStream, log: &Mutex<Vec<String>>) {
+    let mut reader = BufReader::new(stream.try_clone().unwrap());
+    loop {
+        let mut lines = Vec::new();
+        loop {
+            let mut line = String::new();
+            if reader.read_line(&mut line).unwrap_or(0) == 0 {
+                return;
+            }
+            if line.trim().is_empty() {
+                break;
+            }
+            lines.push(line.trim().to_string());
+        }
+        let path = lines[0].split(' ').nth(1).unwrap().to_string();
+        let range = lines
+            .iter()
+            .find_map(|line| line.to_lowercase().strip_prefix("range: bytes=").map(String::from));
+        let token = lines
+            .iter()
+            .any(|line| line.to_lowercase() == "authorization: bearer secret-token");
+        log.lock()
+            .unwrap()
+            .push(format!("{path}{}", if token { " with token" } else { "" }));
+        stream.write_all(&response(&path, range.as_deref())).unwrap();
+    }
+}
+
+fn response(path: &str, range: Option<&str>) -> Vec<u8> {
+    let head = |status: &str, more: &str, body: &[u8]| {
+        let head = format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\n{more}\r\n", body.len());
+        [head.as_bytes(), body].concat()
+    };
+    if path == "/api/models/someone/tiny/revision/main" || path == "/api/models/someone/tiny" {
+        let mut files = vec![
+            "README.md".to_string(),
+            "transformer/diffusion_pytorch_model.fp16.safetensors".into(),
+        ];
+        list(&checkpoint(), "", &mut files);
+        let siblings: Vec<_> = files
+            .iter()
+            .map(|file| serde_json::json!({"rfilename": file}))
+            .collect();
+        let body = serde_json::json!({"sha": COMMIT, "siblings": siblings}).to_string();
+        return head("200 OK", "Content-Type: application/json\r\n", body.as_bytes());
+    }
+    let file = path
+        .strip_prefix("/someone/tiny/resolve/main/")
+        .map(|file| checkpoint().join(file));
+    let Some(bytes) = file.and_then(|file| std::fs::read(file).ok()) else {
+        return head("404 Not Found", "", b"no such thing");
+    };
+    let etag: u64 = bytes.iter().fold(path.len() as u64, |hash, byte| {
+        hash.wrapping_mul(31).wrapping_add(u64::from(*byte))
+    });
+    let facts = format!("ETag: \"{etag:016x}\"\r\nx-repo-commit: {COMMIT}\r\nAccept-Ranges: bytes\r\n");
+    match range.and_then(|range| {
+        range
+            .split_once('-')
+            .map(|(a, b)| (a.parse::<usize>(), b.parse::<usize>()))
+    }) {
+        Some((Ok(from), to)) => {
+            let to = to.unwrap_or(bytes.len() - 1).min(bytes.len() - 1);
+            let facts = format!("{facts}Content-Range: bytes {from}-{to}/{}\r\n", bytes.len());
+            head("206 Partial Content", &facts, &bytes[from..=to])
+        }
+        _ => head("200 OK", &facts, &bytes),
+    }
+}
+
+fn list(folder: &Path, below: &str, files: &mut Vec<String>) {
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let name = format!("{below}{}", path.file_name().unwrap().to_str().unwrap());
+        match path.is_dir() {
+            true => list(&path, &format!("{name}/"), files),
+            false => files.push(name),
+        }
+    }
+}
+
+fn sample(home: &Path, endpoint: &str, model: &str, offline: bool) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_vtrain"));
+    command.args([
+        "-v",
+        "sample",
+        "--model",
+        model,
+        "--prompt",
+        "x",
+        "--num-frames",
+        "1",
+        "--height",
+        "32",
+    ]);
+    command.args([
+        "--width",
+        "48",
+        "--steps",
+        "1",
+        "--guidance-scale",
+        "1",
+        "--dtype",
+        "f32",
+        "--device",
+        "cpu",
+    ]);
+    command.arg("--output").arg(home.join("out.gif"));
+    command
+        .env("HF_HOME", home)
+        .env("HF_ENDPOINT", endpoint)
+        .env("HF_TOKEN", "secret-token");
+    if offline {
+        command.env("HF_HUB_OFFLINE", "1");
+    }
+    command.output().unwrap()
+}
+
+#[test]
+fn a_checkpoint_comes_from_the_hub_once_and_then_from_the_cache() {
+    let (endpoint, asked) = serve();
+    let home = tempfile::tempdir().unwrap();
+    let said = |output: &Output| String::from_utf8_lossy(&output.stderr).into_owned();
+
+    let unseen = sample(home.path(), &endpoint, "someone/tiny", true);
+    assert_eq!(unseen.status.code(), Some(4));
+    assert!(said(&unseen).contains("HF_HUB_OFFLINE is set"), "{}", said(&unseen));
+    assert!(asked.lock().unwrap().is_empty());
+
+    let first = sample(home.path(), &endpoint, "someone/tiny", false);
+    assert_eq!(first.status.code(), Some(0), "{}", said(&first));
+    let requests = std::mem::take(&mut *asked.lock().unwrap());
+    assert!(
+        requests.iter().all(|request| request.ends_with(" with token")),
+        "{requests:?}"
+    );
+    assert!(
+        !requests
+            .iter()
+            .any(|request| request.contains("README") || request.contains("fp16")),
+        "{requests:?}"
+    );
+    assert!(!said(&first).contains("secret-token"));
+
+    let second = sample(home.path(), &endpoint, "someone/tiny", false);
+    assert_eq!(second.status.code(), Some(0), "{}", said(&second));
+    assert!(
+        !asked
+            .lock()
+            .unwrap()
+            .iter()
+            .any(|request| request.contains("/resolve/")),
+        "fetched again"
+    );
+
+    let offline = sample(home.path(), "http://127.0.0.1:1", "someone/tiny", true);
+    assert_eq!(offline.status.code(), Some(0), "{}", said(&offline));
+
+    let stranger = sample(home.path(), &endpoint, "someone/else", false);
+    assert_eq!(stranger.status.code(), Some(4));
+    assert!(
+        said(&stranger).contains("someone/else, revision main, on the Hugging Face Hub"),
+        "{}",
+        said(&stranger)
+    );
+}
