@@ -38,7 +38,10 @@ fn main() -> anyhow::Result<()> {
     let ids = answer["ids"].to_dtype(DType::U32)?;
     let square = |x: &candle_core::Tensor| x.sqr()?.sum_all()?.to_scalar::<f32>();
     let off = square(&(encoder.forward(&ids, None)? - &answer["out"])?)? / square(&answer["out"])?;
-    println!("{threads} threads; relative distance of the embeddings {:.1e}", off.sqrt());
+    println!(
+        "{threads} threads; relative distance of the embeddings {:.1e}",
+        off.sqrt()
+    );
 
     let (mut ours_seconds, mut their_seconds) = (Vec::new(), Vec::new());
     for round in 0..WARM_UP + ROUNDS {
@@ -58,7 +61,10 @@ fn main() -> anyhow::Result<()> {
     their_seconds.sort_by(f64::total_cmp);
     for (what, at) in [("median", ROUNDS / 2), ("minimum", 0)] {
         let (ours, theirs) = (ours_seconds[at] * 1e3, their_seconds[at] * 1e3);
-        println!("{what:8} vtrain {ours:7.1} ms   transformers {theirs:7.1} ms   ratio {:5.2} x", ours / theirs);
+        println!(
+            "{what:8} vtrain {ours:7.1} ms   transformers {theirs:7.1} ms   ratio {:5.2} x",
+            ours / theirs
+        );
     }
     Ok(())
 }
