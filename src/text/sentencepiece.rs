@@ -22,7 +22,7 @@ use unigram::Unigram;
 use wire::{Field, Message, Value};
 
 /// The largest published model of this kind (mT5's) has 4 MB.
-const MAX_MODEL_BYTES: u64 = 64 << 20;
+const MAX_MODEL_BYTES: u64 = 32 << 20;
 
 /// What a piece is; the numbers are those of the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -15,9 +15,10 @@ mod position;
 
 use candle_core::{DType, Result, Tensor};
 
-use crate::nn::{RmsNorm, Weights};
+use crate::nn::Weights;
 
 use attention::SelfAttention;
+use elementwise::{Norm, add};
 use feed_forward::FeedForward;
 use position::RelativeAttentionBias;
 
@@ -33,15 +34,15 @@ pub struct T5Encoder {
     shared: Tensor, // (vocabulary, D)
     relative_attention_bias: RelativeAttentionBias,
     block: Vec<Block>,
-    final_layer_norm: RmsNorm,
+    final_layer_norm: Norm,
 }
 
 /// One block of the stack.
 #[derive(Debug)]
 struct Block {
-    attention_norm: RmsNorm,       // layer.0.layer_norm
+    attention_norm: Norm,          // layer.0.layer_norm
     self_attention: SelfAttention, // layer.0.SelfAttention
-    feed_forward_norm: RmsNorm,    // layer.1.layer_norm
+    feed_forward_norm: Norm,       // layer.1.layer_norm
     dense_relu_dense: FeedForward, // layer.1.DenseReluDense
 }
 
@@ -127,12 +128,12 @@ impl Block {
     /// `x`: (B, L, D) f32
     fn forward(&self, x: Tensor, biases: &[Tensor]) -> Result<Tensor> {
         let y = self.self_attention.forward(&self.attention_norm.forward(&x)?, biases)?;
-        let x = (x + y.to_dtype(DType::F32)?)?; // (B, L, D)
+        let x = add(x, &y.to_dtype(DType::F32)?)?; // (B, L, D)
         let y = self.dense_relu_dense.forward(&self.feed_forward_norm.forward(&x)?)?;
-        x + y.to_dtype(DType::F32)? // (B, L, D)
+        add(x, &y.to_dtype(DType::F32)?) // (B, L, D)
     }
 }
 
-fn norm(config: &Config, weights: Weights) -> Result<RmsNorm> {
-    RmsNorm::new(config.d_model, config.layer_norm_epsilon, weights.to_dtype(DType::F32))
+fn norm(config: &Config, weights: Weights) -> Result<Norm> {
+    Norm::new(config.d_model, config.layer_norm_epsilon, weights)
 }

@@ -50,3 +50,139 @@ fn embeddings_equal_transformers_with_and_without_a_mask() {
         assert!(off < bound, "226 tokens, {dtype:?}: {off}");
     }
 }
+
+#[test]
+fn a_caption_without_any_token_is_spread_evenly() {
+    // model(ids, attention_mask=torch.zeros_like(mask))[0][0, 0, :4]
+    let file = safetensors::load(fixtures().join("t5.safetensors"), &Device::Cpu).unwrap();
+    let ids = file["ids"].to_dtype(DType::U32).unwrap();
+    let mask = file["mask"].zeros_like().unwrap();
+    let got = encoder("cogvideox-2b/text_encoder", DType::F32)
+        .forward(&ids, Some(&mask))
+        .unwrap();
+    let got = got.flatten_all().unwrap().narrow(0, 0, 4).unwrap();
+    let want = Tensor::new(&[0.5387f32, 0.9446, -0.7218, -0.1716], &Device::Cpu).unwrap();
+    assert!(distance(&got, &want) < 1e-4, "{got}");
+}
+
+#[test]
+fn distances_fall_into_the_buckets_of_transformers() {
+    // b = T5Attention._relative_position_bucket(torch.arange(1, 601), True, buckets, distance).tolist()
+    // [i + 1 for i in range(600) if i == 0 or b[i] != b[i - 1]]
+    let cases: [(usize, usize, &[i64]); 4] = [
+        (32, 128, &[1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 23, 32, 46, 64, 91]),
+        (20, 60, &[1, 2, 3, 4, 5, 9, 14, 23, 37]),
+        (8, 20, &[1, 2, 7]),
+        (
+            64,
+            300,
+            &[
+                1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 20, 24, 28, 34, 40, 49, 58, 70, 84, 100, 121,
+                145, 174, 208, 250,
+            ],
+        ),
+    ];
+    for (buckets, farthest, starts) in cases {
+        let further = |d: i64| bucket(d, buckets, farthest);
+        let found: Vec<i64> = (1..=600)
+            .filter(|d| *d == 1 || further(*d) != further(*d - 1))
+            .collect();
+        assert_eq!(found, starts);
+        assert_eq!(further(0), 0);
+        assert_eq!((further(600), further(-600)), (buckets - 1, buckets / 2 - 1));
+        assert!((1..=600).all(|d| further(d) == further(-d) + buckets / 2));
+    }
+}
+
+#[test]
+fn the_embedding_table_has_two_names() {
+    let folder = fixtures().join("cogvideox-2b/text_encoder");
+    let mut tensors = safetensors::load(folder.join("model.safetensors"), &Device::Cpu).unwrap();
+    let table = tensors.remove("shared.weight").unwrap();
+    tensors.insert("encoder.embed_tokens.weight".to_string(), table);
+    tensors.insert(
+        "decoder.final_layer_norm.weight".to_string(),
+        tensors["encoder.final_layer_norm.weight"].clone(),
+    );
+    let renamed = tempfile::tempdir().unwrap();
+    safetensors::save(&tensors, renamed.path().join("model.safetensors")).unwrap();
+    let config = Config::load(&folder.join("config.json")).unwrap();
+    let renamed = Weights::open(renamed.path(), DType::F32, &Device::Cpu).unwrap();
+    let renamed = T5Encoder::new(&config, renamed).unwrap();
+    let ids = Tensor::new(&[[5u32, 9, 1, 0]], &Device::Cpu).unwrap();
+    let want = encoder("cogvideox-2b/text_encoder", DType::F32)
+        .forward(&ids, None)
+        .unwrap();
+    assert_eq!(distance(&renamed.forward(&ids, None).unwrap(), &want), 0.0);
+}
+
+#[test]
+fn a_config_that_asks_for_another_computation_is_refused() {
+    let cases = [
+        (r#"{"d_model": 0}"#, "d_model: 0 is no size"),
+        (r#"{"d_model": -4}"#, "d_model"),
+        (
+            r#"{"model_type": "umt5"}"#,
+            r#"model_type: this encoder does "t5", not "umt5""#,
+        ),
+        (r#"{"is_decoder": true}"#, "is_decoder"),
+        (r#"{"feed_forward_proj": "gated-silu"}"#, "feed_forward_proj"),
+        (
+            r#"{"feed_forward_proj": "gated-gelu", "dense_act_fn": "gelu"}"#,
+            "dense_act_fn",
+        ),
+        (r#"{"is_gated_act": true}"#, "is_gated_act"),
+        (
+            r#"{"scalable_attention": true}"#,
+            "scalable_attention: true: this key is not known",
+        ),
+        (
+            r#"{"relative_attention_num_buckets": 7}"#,
+            "relative_attention_num_buckets",
+        ),
+        (
+            r#"{"relative_attention_max_distance": 8}"#,
+            "relative_attention_max_distance",
+        ),
+        (r#"{"layer_norm_epsilon": -1}"#, "layer_norm_epsilon"),
+        ("[]", "not a JSON object"),
+    ];
+    for (text, want) in cases {
+        let error = format!("{:#}", Config::parse(text).unwrap_err());
+        assert!(error.contains(want), "{error} (not {want})");
+    }
+    let plain = Config::parse(r#"{"torch_dtype": "bfloat16", "n_positions": 512, "dense_act_fn": "relu"}"#).unwrap();
+    assert_eq!(plain, Config::default());
+}
+
+#[test]
+fn weights_ids_and_masks_that_do_not_fit_are_refused() {
+    let folder = fixtures().join("cogvideox-2b/text_encoder");
+    let good = Config::load(&folder.join("config.json")).unwrap();
+    let open = |config: &Config| T5Encoder::new(config, Weights::open(&folder, DType::F32, &Device::Cpu).unwrap());
+    let larger = Config {
+        d_ff: 41,
+        ..good.clone()
+    };
+    let error = open(&larger).unwrap_err().to_string();
+    assert!(error.contains("wi_0.weight should be [41, 24]"), "{error}");
+    let shorter = Config {
+        num_layers: 1,
+        ..good.clone()
+    };
+    let error = open(&shorter).unwrap_err().to_string();
+    assert!(error.contains("9 tensors have no place"), "{error}");
+
+    let encoder = open(&good).unwrap();
+    let ids = Tensor::new(&[[584u32, 1]], &Device::Cpu).unwrap();
+    let error = encoder.forward(&ids, None).unwrap_err().to_string();
+    assert!(
+        error.contains("the token id 584 is beyond the text encoder's 584"),
+        "{error}"
+    );
+    let (ids, mask) = (ids.zeros_like().unwrap(), ids.narrow(1, 0, 1).unwrap());
+    let error = encoder.forward(&ids, Some(&mask)).unwrap_err().to_string();
+    assert!(error.contains("the mask is [1, 1] and the ids [1, 2]"), "{error}");
+    let none = Tensor::zeros((2, 0), DType::U32, &Device::Cpu).unwrap();
+    assert_eq!(encoder.forward(&none, None).unwrap().dims(), [2, 0, 24]);
+}

@@ -9,6 +9,9 @@
 
 use anyhow::{Context, ensure};
 
+/// NFKC's longest replacement has 33 bytes.
+const MAX_REPLACEMENT_BYTES: usize = 1024;
+
 const SPACE: &str = "\u{2581}";
 
 /// What happens to spaces.
@@ -77,17 +80,20 @@ impl Normalizer {
         Ok(normalizer)
     }
 
-    /// Every rule's value must point at the start of a character.
+    /// Every rule's value must point at a replacement of sensible length.
     fn check_values(&self) -> anyhow::Result<()> {
         for (place, unit) in self.trie.iter().enumerate() {
             let is_value = unit >> 31 == 1;
             if is_value || !has_value(*unit) {
                 continue;
             }
-            let value = self.value(place, *unit);
+            let written = self
+                .value(place, *unit)
+                .and_then(|value| self.replacements.get(value..));
+            let written = written.with_context(|| format!("precompiled_charsmap: unit {place} points nowhere"))?;
             ensure!(
-                value.is_some_and(|at| self.replacements.is_char_boundary(at) && at < self.replacements.len()),
-                "precompiled_charsmap: the rule at unit {place} points nowhere"
+                written.bytes().take(MAX_REPLACEMENT_BYTES).any(|byte| byte == 0),
+                "precompiled_charsmap: the rule of unit {place} writes more than {MAX_REPLACEMENT_BYTES} bytes"
             );
         }
         Ok(())

@@ -1,7 +1,7 @@
 //! The likeliest cut of a text into pieces: Viterbi over log-probabilities, one pass over the characters.
 //!
-//! It equals `sentencepiece::unigram::Model::EncodeOptimized`, down to the rounding: the best score up to a place is
-//! kept in f32, a candidate is compared before it is rounded, and of equals the first stays.
+//! It equals `sentencepiece::unigram::Model::EncodeOptimized`, down to the rounding: scores are summed in f32 from the
+//! start of the text, and of equals the first found stays.
 
 use std::ops::Range;
 
@@ -133,24 +133,24 @@ impl Unigram {
                     continue;
                 };
                 let end = from + prefix.length;
-                let score = self.score(&pieces[id as usize], prefix.length) + f64::from(so_far);
+                let score = self.score(&pieces[id as usize], prefix.length) + so_far;
                 improve(&mut best[end], id, score, from);
                 covered |= end == next;
             }
             if !covered {
                 let score = self.min_score - UNKNOWN_PENALTY + so_far;
-                improve(&mut best[next], self.unknown, f64::from(score), from);
+                improve(&mut best[next], self.unknown, score, from);
             }
         }
         trace_back(&best)
     }
 
     /// A user-defined piece gets a bonus so that it always wins.
-    fn score(&self, piece: &Piece, length: usize) -> f64 {
+    fn score(&self, piece: &Piece, length: usize) -> f32 {
         if piece.kind == Kind::UserDefined {
-            f64::from(length as f32 * self.max_score) - 0.1
+            length as f32 * self.max_score - 0.1
         } else {
-            f64::from(piece.score)
+            piece.score
         }
     }
 
@@ -185,9 +185,8 @@ impl Prefix<'_> {
     }
 }
 
-fn improve(best: &mut Option<Best>, id: u32, score: f64, from: usize) {
-    if best.is_none_or(|best| score > f64::from(best.score)) {
-        let score = score as f32;
+fn improve(best: &mut Option<Best>, id: u32, score: f32, from: usize) {
+    if best.is_none_or(|best| score > best.score) {
         *best = Some(Best { id, score, from });
     }
 }

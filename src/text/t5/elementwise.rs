@@ -1,10 +1,53 @@
-//! The encoder's elementwise steps, each in one pass over the memory where that is the CPU's.
+//! The encoder's elementwise steps, each in one pass over the memory where that is the CPU's. Without gradients.
 //!
-//! softmax(a + b) over the last axis, and gelu(a) * b with the tanh form of GELU (arXiv:1606.08415), written as
-//! a * b / (1 + exp(-2u)), u = sqrt(2/pi) (a + 0.044715 a^3), which is the same. Without gradients.
+//! softmax(a + b) over the last axis; x / sqrt(mean(x^2) + eps) * weight likewise (arXiv:1910.07467); a + b; and
+//! gelu(a) * b with the tanh form of GELU (arXiv:1606.08415), written as a * b / (1 + exp(-2u)),
+//! u = sqrt(2/pi) (a + 0.044715 a^3), which is the same.
 
-use candle_core::{CpuStorage, DType, InplaceOp2, Layout, Result, Tensor};
+use candle_core::{CpuStorage, CustomOp2, DType, InplaceOp2, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
+
+use crate::nn::{RmsNorm, Weights};
+
+/// Independent sums of a row, so that the loop over it is vectorised.
+const LANES: usize = 16;
+
+/// transformers' T5LayerNorm: [`RmsNorm`], in one pass on the CPU.
+#[derive(Debug)]
+pub struct Norm {
+    weight: Tensor, // (D) f32
+    eps: f64,
+    elsewhere: RmsNorm,
+}
+
+impl Norm {
+    /// Reads `weight`.
+    pub fn new(width: usize, eps: f64, weights: Weights) -> Result<Self> {
+        let weights = weights.to_dtype(DType::F32);
+        Ok(Self {
+            weight: weights.get(width, "weight")?,
+            eps,
+            elsewhere: RmsNorm::new(width, eps, weights)?,
+        })
+    }
+
+    /// (..., D) f32 -> (..., D) f32
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        if on_cpu(x, x) {
+            return x.apply_op2_no_bwd(&self.weight, &RowNorm { eps: self.eps });
+        }
+        self.elsewhere.forward(x)
+    }
+}
+
+/// `a` is overwritten where that can be.
+pub fn add(a: Tensor, b: &Tensor) -> Result<Tensor> {
+    if on_cpu(&a, b) {
+        a.inplace_op2(b, &Add)?;
+        return Ok(a);
+    }
+    a + b
+}
 
 /// `a` is overwritten where that can be.
 pub fn softmax_of_sum(a: Tensor, b: &Tensor) -> Result<Tensor> {
@@ -45,22 +88,17 @@ impl InplaceOp2 for SoftmaxOfSum {
         a.par_chunks_mut(width)
             .zip(b.par_chunks(width))
             .with_min_len(16)
-            .for_each(|(a, b)| {
-                let mut top = f32::NEG_INFINITY;
-                for (a, b) in a.iter_mut().zip(b) {
-                    *a += b;
-                    top = if *a > top { *a } else { top };
-                }
-                let mut sum = 0.0;
-                for a in a.iter_mut() {
-                    *a = exp(*a - top);
-                    sum += *a;
-                }
-                let scale = 1.0 / sum;
-                a.iter_mut().for_each(|a| *a *= scale);
-            });
+            .for_each(|(a, b)| softmax_row(a, b));
         Ok(())
     }
+}
+
+fn softmax_row(a: &mut [f32], b: &[f32]) {
+    a.iter_mut().zip(b).for_each(|(a, b)| *a += b);
+    let top = by_lanes(a, f32::NEG_INFINITY, |a| a, |top, a| if a > top { a } else { top });
+    a.iter_mut().for_each(|a| *a = exp(*a - top));
+    let scale = 1.0 / by_lanes(a, 0.0, |a| a, |sum, a| sum + a);
+    a.iter_mut().for_each(|a| *a *= scale);
 }
 
 struct GeluTimes;
@@ -82,6 +120,67 @@ impl InplaceOp2 for GeluTimes {
     }
 }
 
+struct Add;
+
+impl InplaceOp2 for Add {
+    fn name(&self) -> &'static str {
+        "add"
+    }
+
+    fn cpu_fwd(&self, a: &mut CpuStorage, a_at: &Layout, b: &CpuStorage, b_at: &Layout) -> Result<()> {
+        let (a, b) = (slice_mut(a, a_at)?, slice(b, b_at)?);
+        a.par_chunks_mut(16384).zip(b.par_chunks(16384)).for_each(|(a, b)| {
+            a.iter_mut().zip(b).for_each(|(a, b)| *a += b);
+        });
+        Ok(())
+    }
+}
+
+struct RowNorm {
+    eps: f64,
+}
+
+impl CustomOp2 for RowNorm {
+    fn name(&self) -> &'static str {
+        "row-norm"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, x_at: &Layout, w: &CpuStorage, w_at: &Layout) -> Result<(CpuStorage, Shape)> {
+        let (x, weight) = (slice(x, x_at)?, slice(w, w_at)?);
+        let width = weight.len().max(1);
+        let mut out = vec![0f32; x.len()];
+        out.par_chunks_mut(width)
+            .zip(x.par_chunks(width))
+            .with_min_len(16)
+            .for_each(|(out, x)| {
+                let mean = by_lanes(x, 0.0, |x| x * x, |sum, x| sum + x) / width as f32;
+                let scale = 1.0 / (mean + self.eps as f32).sqrt();
+                for ((out, x), weight) in out.iter_mut().zip(x).zip(weight) {
+                    *out = x * scale * weight;
+                }
+            });
+        Ok((CpuStorage::F32(out), x_at.shape().clone()))
+    }
+}
+
+/// Joins what `of` makes of each number in a row, in lanes and then across them.
+fn by_lanes(row: &[f32], start: f32, of: impl Fn(f32) -> f32, join: impl Fn(f32, f32) -> f32) -> f32 {
+    let mut lanes = [start; LANES];
+    let chunks = row.chunks_exact(LANES);
+    let rest = chunks.remainder();
+    for chunk in chunks {
+        lanes
+            .iter_mut()
+            .zip(chunk)
+            .for_each(|(lane, x)| *lane = join(*lane, of(*x)));
+    }
+    lanes
+        .iter_mut()
+        .zip(rest)
+        .for_each(|(lane, x)| *lane = join(*lane, of(*x)));
+    lanes.into_iter().fold(start, join)
+}
+
 /// e^x without branches, so that a loop of it is vectorised: 2^n e^r with |r| <= ln(2)/2 and a polynomial for e^r.
 ///
 /// Relative error below 2e-7; beyond the range of f32 it stays at the range's ends.
@@ -90,7 +189,7 @@ fn exp(x: f32) -> f32 {
     let x = x.clamp(-87.0, 88.0);
     let n = x * std::f32::consts::LOG2_E + ROUND;
     let whole = n - ROUND;
-    let r = x - whole * 0.693_359_375 + whole * 2.121_944_4e-4; // ln(2) in two parts
+    let r = x - whole * 0.693_359_4 + whole * 2.121_944_4e-4; // ln(2) in two parts
     let series = [
         1.0 / 5040.0,
         1.0 / 720.0,
@@ -106,17 +205,18 @@ fn exp(x: f32) -> f32 {
     e * f32::from_bits(power)
 }
 
+fn contiguous(at: &Layout) -> Result<(usize, usize)> {
+    let strided = || candle_core::Error::Msg("an elementwise step on strided memory".to_string());
+    at.contiguous_offsets().ok_or_else(strided)
+}
+
 fn slice<'a>(storage: &'a CpuStorage, at: &Layout) -> Result<&'a [f32]> {
-    let (start, end) = at.contiguous_offsets().ok_or(candle_core::Error::Msg(
-        "an elementwise step on strided memory".to_string(),
-    ))?;
+    let (start, end) = contiguous(at)?;
     Ok(&storage.as_slice()?[start..end])
 }
 
 fn slice_mut<'a>(storage: &'a mut CpuStorage, at: &Layout) -> Result<&'a mut [f32]> {
-    let (start, end) = at.contiguous_offsets().ok_or(candle_core::Error::Msg(
-        "an elementwise step on strided memory".to_string(),
-    ))?;
+    let (start, end) = contiguous(at)?;
     match storage {
         CpuStorage::F32(data) => Ok(&mut data[start..end]),
         other => candle_core::bail!(
