@@ -43,7 +43,7 @@ install_system_packages() {
         [ -x "$HOME/.cargo/bin/cargo" ] && export PATH="$HOME/.cargo/bin:$PATH"
     fi
     if ! command -v cargo >/dev/null; then
-        say "Rust is missing: install it from https://rustup.rs (1.88 or newer) and run this again."
+        say "Rust is missing: install it from https://rustup.rs (1.89 or newer) and run this again."
         exit 1
     fi
 }

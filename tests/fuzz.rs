@@ -2,8 +2,11 @@
 //!
 //! Few cases by default; `VTRAIN_FUZZ=5000 cargo test fuzz` for the many.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
+use candle_core::{DType, Device, Tensor};
+use vtrain::models::{self, FamilyName};
 use vtrain::rng::Rng;
 
 /// How many cases to try.
@@ -92,5 +95,72 @@ fn mutated_run_files_are_read_or_refused() {
         read > 0 && refused > 0,
         "{read} read, {refused} refused: the mutations are too weak or too strong"
     );
+    assert!(peak_memory() < 1 << 30, "{} bytes", peak_memory());
+}
+
+/// Copies a checkpoint, so that a file of it can be spoiled.
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let path = entry.unwrap().path();
+        let target = to.join(path.file_name().unwrap());
+        if path.is_dir() {
+            copy(&path, &target);
+        } else {
+            std::fs::copy(&path, &target).unwrap();
+        }
+    }
+}
+
+/// Everything that a run reads of a checkpoint, as far as it comes.
+fn read_checkpoint(folder: &Path) -> anyhow::Result<()> {
+    let family = models::open(folder, FamilyName::Auto, DType::F32, &Device::Cpu)?;
+    family.scheduler()?.start(2)?;
+    family.embed(&["a red ball"])?;
+    family.denoiser(None)?;
+    let canvas = family.canvas(1, 32, 48)?;
+    let latents = Tensor::zeros(&canvas.shape, DType::F32, &Device::Cpu)?;
+    family.decode(&latents, &canvas, &mut |_| Ok(()))
+}
+
+#[test]
+fn mutated_checkpoints_are_read_or_refused_by_file() {
+    let whole = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/cogvideox/cogvideox-5b");
+    let folder = tempfile::tempdir().unwrap();
+    let spoiled = folder.path().join("checkpoint");
+    copy(&whole, &spoiled);
+    let mut files = vec!["model_index.json".to_string()];
+    for part in ["scheduler", "text_encoder", "tokenizer", "transformer", "vae"] {
+        let names = std::fs::read_dir(whole.join(part)).unwrap();
+        files.extend(names.map(|entry| format!("{part}/{}", entry.unwrap().file_name().to_str().unwrap())));
+    }
+    files.sort();
+    let mut rng = Rng::new(3);
+    let (mut read, mut refused) = (0, 0);
+    for case in 0..cases(150) {
+        let file = &files[case % files.len()];
+        let original = std::fs::read(whole.join(file)).unwrap();
+        let mutant = match file.ends_with(".safetensors") {
+            // The numbers of a tensor may be anything: only the header is of interest.
+            true => {
+                let header = 8 + u64::from_le_bytes(original[..8].try_into().unwrap()) as usize;
+                [mutate(&original[..header], &mut rng), original[header..].to_vec()].concat()
+            }
+            false => mutate(&original, &mut rng),
+        };
+        std::fs::write(spoiled.join(file), mutant).unwrap();
+        match timed(case, || read_checkpoint(&spoiled)) {
+            Ok(()) => read += 1,
+            Err(error) => {
+                let said = format!("{error:#}");
+                let part = file.split('/').next().unwrap();
+                assert!(said.contains("checkpoint") || said.contains(part), "{file}: {said}");
+                refused += 1;
+            }
+        }
+        std::fs::write(spoiled.join(file), original).unwrap();
+    }
+    println!("{read} read, {refused} refused, peak {} MiB", peak_memory() >> 20);
+    assert!(read > 0 && refused > 0, "{read} read, {refused} refused");
     assert!(peak_memory() < 1 << 30, "{} bytes", peak_memory());
 }
