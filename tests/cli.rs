@@ -187,3 +187,62 @@ fn completions_and_manual_pages_are_made() {
     assert_eq!(vtrain(&["man", folder.path().to_str().unwrap()]).status.code(), Some(0));
     assert!(folder.path().join("vtrain-check-dataset.1").exists());
 }
+
+#[test]
+fn one_of_each_broken_thing_yields_one_line_each() {
+    let folder = tempfile::tempdir().unwrap();
+    let set = folder.path().join("set");
+    std::fs::create_dir_all(&set).unwrap();
+    let fixture = |name: &str| std::fs::read(shipped("tests/fixtures/video").join(name)).unwrap();
+    let whole = fixture("long_gop.mp4");
+    let files: [(&str, Vec<u8>); 7] = [
+        ("good.mp4", whole.clone()),
+        ("empty.mp4", Vec::new()),
+        ("text.mp4", b"this is no film".to_vec()),
+        ("half.mp4", whole[..whole.len() / 2].to_vec()),
+        ("sound.mp4", fixture("sound_only.mp4")),
+        ("short.mp4", fixture("untagged.mp4")), // 12 frames
+        ("silent.mp4", whole.clone()),
+    ];
+    for (name, bytes) in &files {
+        std::fs::write(set.join(name), bytes).unwrap();
+    }
+    std::fs::write(folder.path().join("outside.mp4"), &whole).unwrap();
+    let names = "good.mp4\nempty.mp4\ntext.mp4\nhalf.mp4\nsound.mp4\nshort.mp4\nsilent.mp4\ngone.mp4\n../outside.mp4\n";
+    std::fs::write(set.join("videos.txt"), names).unwrap();
+    // The seventh caption is empty.
+    std::fs::write(set.join("prompt.txt"), "a\nb\nc\nd\ne\nf\n\nh\ni\n").unwrap();
+    let uneven = folder.path().join("uneven");
+    std::fs::create_dir_all(&uneven).unwrap();
+    std::fs::write(uneven.join("videos.txt"), "a.mp4\nb.mp4\n").unwrap();
+    std::fs::write(uneven.join("prompt.txt"), "one caption\n").unwrap();
+    std::fs::write(uneven.join("a.mp4"), &whole).unwrap();
+    let run = folder.path().join("run.yaml");
+    let buckets = "buckets: [[17, 48, 64]]";
+    let text = format!("model: {{path: a/b}}\ndatasets: [{{path: set, {buckets}}}, {{path: uneven, {buckets}}}]\n");
+    std::fs::write(&run, text).unwrap();
+
+    let output = vtrain(&["check-dataset", "--config", run.to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(3));
+    assert_eq!(stdout(&output).lines().count(), 3, "{}", stdout(&output));
+    let said = stderr(&output);
+    let lines: Vec<&str> = said.lines().filter(|line| line.starts_with("error: /")).collect();
+    for (place, what) in [
+        ("videos.txt:2: empty.mp4", "zero bytes"),
+        ("videos.txt:3: text.mp4", "libav finds no valid data"),
+        ("videos.txt:4: half.mp4", "ends before its clip does"),
+        ("videos.txt:5: sound.mp4", "audio only"),
+        ("videos.txt:6: short.mp4", "too short: it has 12 frames"),
+        ("prompt.txt:7: silent.mp4", "the caption is empty"),
+        ("videos.txt:8: gone.mp4", "no such file"),
+        ("videos.txt:9: ../outside.mp4", "leads out of the data set's folder"),
+        ("uneven/videos.txt", "names 2 clips but prompt.txt has 1 caption"),
+    ] {
+        let found = lines
+            .iter()
+            .filter(|line| line.contains(place) && line.contains(what))
+            .count();
+        assert_eq!(found, 1, "{place}: {what}\n{said}");
+    }
+    assert_eq!(lines.len(), 9, "{said}");
+}

@@ -42,6 +42,20 @@ pub fn mutate(original: &[u8], rng: &mut Rng) -> Vec<u8> {
     bytes
 }
 
+/// `original` with one of its numbers changed: still of its format, but with other sizes.
+pub fn miscount(original: &[u8], rng: &mut Rng) -> Vec<u8> {
+    let mut bytes = original.to_vec();
+    let digits: Vec<usize> = (0..bytes.len()).filter(|at| bytes[*at].is_ascii_digit()).collect();
+    if let Some(&at) = (!digits.is_empty()).then(|| &digits[below(rng, digits.len())]) {
+        match below(rng, 3) {
+            0 => bytes[at] = b'0' + below(rng, 10) as u8,
+            1 => drop(bytes.remove(at)),
+            _ => drop(bytes.splice(at + 1..at + 1, b"0000".iter().copied().take(1 + below(rng, 4)))),
+        }
+    }
+    bytes
+}
+
 /// A whole number in 0..n.
 pub fn below(rng: &mut Rng, n: usize) -> usize {
     rng.randint(0, n as i64, 1)[0] as usize
@@ -129,6 +143,7 @@ fn mutated_checkpoints_are_read_or_refused_by_file() {
     let folder = tempfile::tempdir().unwrap();
     let spoiled = folder.path().join("checkpoint");
     copy(&whole, &spoiled);
+    read_checkpoint(&spoiled).expect("what is not spoiled is read");
     let mut files = vec!["model_index.json".to_string()];
     for part in ["scheduler", "text_encoder", "tokenizer", "transformer", "vae"] {
         let names = std::fs::read_dir(whole.join(part)).unwrap();
@@ -140,13 +155,14 @@ fn mutated_checkpoints_are_read_or_refused_by_file() {
     for case in 0..cases(150) {
         let file = &files[case % files.len()];
         let original = std::fs::read(whole.join(file)).unwrap();
+        let spoil = if case / files.len() % 2 == 0 { mutate } else { miscount };
         let mutant = match file.ends_with(".safetensors") {
             // The numbers of a tensor may be anything: only the header is of interest.
             true => {
                 let header = 8 + u64::from_le_bytes(original[..8].try_into().unwrap()) as usize;
-                [mutate(&original[..header], &mut rng), original[header..].to_vec()].concat()
+                [spoil(&original[..header], &mut rng), original[header..].to_vec()].concat()
             }
-            false => mutate(&original, &mut rng),
+            false => spoil(&original, &mut rng),
         };
         std::fs::write(spoiled.join(file), mutant).unwrap();
         match timed(case, || read_checkpoint(&spoiled)) {

@@ -37,11 +37,7 @@ impl fmt::Display for VideoError {
             Unreadable { path, reason } => write!(f, "{}: cannot be read as video: {reason}", path.display()),
             NoVideo { path } => write!(f, "{}: has no video stream", path.display()),
             Truncated { path, reason } => {
-                write!(
-                    f,
-                    "{}: ends before its clip does: {reason}; copy or download it again",
-                    path.display()
-                )
+                write!(f, "{}: ends before its clip does: {reason}", path.display())
             }
             TooLarge { path, reason } => write!(f, "{}: {reason}", path.display()),
             Decode { path, frame, reason } => {

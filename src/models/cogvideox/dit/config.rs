@@ -6,6 +6,9 @@ use anyhow::{Context, ensure};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
+/// More text tokens than any checkpoint has.
+const MAX_TEXT: usize = 2048;
+
 /// The settings of `CogVideoXTransformer3DModel`, with its defaults.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -167,6 +170,12 @@ impl Config {
                 "{key}: must be at least 1 and no giant, got {size}"
             );
         }
+        // Attention over text is quadratic in it; the published checkpoints have 226.
+        ensure!(
+            self.max_text_seq_length <= MAX_TEXT,
+            "max_text_seq_length: at most {MAX_TEXT} are read, got {}",
+            self.max_text_seq_length
+        );
         for (key, size) in [
             ("sample_width", self.sample_width),
             ("sample_height", self.sample_height),
