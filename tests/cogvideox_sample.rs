@@ -70,7 +70,10 @@ fn compare(run: &str, checkpoint: &str, request: &Request, adapters: Option<Arc<
     let latents = relative(&sampled.latents, &last(&expected["latents"]));
     let mut frames = Vec::new();
     family
-        .decode(&sampled.latents, &sampled.canvas, &mut |some| Ok(frames.push(some)))
+        .decode(&sampled.latents, &sampled.canvas, &mut |some| {
+            frames.push(some);
+            Ok(())
+        })
         .unwrap();
     let frames = Tensor::cat(&frames, 2).unwrap().permute((0, 2, 1, 3, 4)).unwrap(); // (1, F, 3, H, W)
     let frames = ((frames * 127.5).unwrap() + 127.5)

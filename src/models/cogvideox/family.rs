@@ -102,7 +102,7 @@ impl Family for CogVideoX {
         let step = space * self.transformer.patch_size;
         let nearest = |side: usize| (side + step / 2) / step * step;
         ensure!(num_frames > 0, "a clip has at least one frame");
-        if height == 0 || width == 0 || height % step != 0 || width % step != 0 {
+        if height == 0 || width == 0 || !height.is_multiple_of(step) || !width.is_multiple_of(step) {
             let (height_near, width_near) = (nearest(height).max(step), nearest(width).max(step));
             bail!(
                 "{height}x{width} (height x width) must be multiples of {step}; the nearest is {height_near}x{width_near}"
