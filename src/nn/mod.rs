@@ -13,5 +13,5 @@ pub mod weights;
 
 pub use conv3d::Conv3d;
 pub use linear::{Linear, linear, linear_no_bias};
-pub use norm::{GroupNorm, LayerNorm, RmsNorm};
+pub use norm::{LayerNorm, RmsNorm};
 pub use weights::Weights;

@@ -1,8 +1,7 @@
-//! Layer, RMS and group normalisation, with sums in f32 whatever the storage.
+//! Layer and RMS normalisation, with sums in f32 whatever the storage.
 //!
 //! `LayerNorm`: (x - mean) / sqrt(var + eps) * weight + bias over the last axis (torch.nn.LayerNorm).
 //! `RmsNorm`: x / sqrt(mean(x^2) + eps) * weight over the last axis (arXiv:1910.07467).
-//! `GroupNorm`: as layer norm, over groups of channels and all positions (torch.nn.GroupNorm).
 
 use candle_core::{D, DType, Result, Tensor};
 
@@ -73,51 +72,5 @@ impl RmsNorm {
         let mean = x32.sqr()?.mean_keepdim(D::Minus1)?;
         let y = x32.broadcast_div(&(mean + self.eps)?.sqrt()?)?;
         y.broadcast_mul(&self.weight.to_dtype(DType::F32)?)?.to_dtype(x.dtype())
-    }
-}
-
-/// Over groups of channels, which are the second axis, and all that follows.
-#[derive(Debug, Clone)]
-pub struct GroupNorm {
-    weight: Tensor, // (C)
-    bias: Tensor,   // (C)
-    groups: usize,
-    eps: f64,
-}
-
-impl GroupNorm {
-    /// Reads `weight` and `bias`.
-    pub fn new(groups: usize, channels: usize, eps: f64, weights: Weights) -> Result<Self> {
-        if groups == 0 || !channels.is_multiple_of(groups) {
-            candle_core::bail!(
-                "{}: {channels} channels do not fall into {groups} groups",
-                weights.prefix()
-            );
-        }
-        Ok(Self {
-            weight: weights.get(channels, "weight")?,
-            bias: weights.get(channels, "bias")?,
-            groups,
-            eps,
-        })
-    }
-
-    /// (B, C, ...) -> (B, C, ...)
-    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let (dims, batch, channels) = (x.dims().to_vec(), x.dim(0)?, x.dim(1)?);
-        let rest = x.elem_count() / (batch * channels).max(1);
-        let x32 = x
-            .to_dtype(DType::F32)?
-            .reshape((batch, self.groups, channels / self.groups * rest))?;
-        let centered = x32.broadcast_sub(&x32.mean_keepdim(D::Minus1)?)?;
-        let variance = centered.sqr()?.mean_keepdim(D::Minus1)?;
-        let y = centered
-            .broadcast_div(&(variance + self.eps)?.sqrt()?)?
-            .reshape((batch, channels, rest))?;
-        let parameter = |p: &Tensor| p.to_dtype(DType::F32)?.reshape((1, channels, 1));
-        y.broadcast_mul(&parameter(&self.weight)?)?
-            .broadcast_add(&parameter(&self.bias)?)?
-            .reshape(dims)?
-            .to_dtype(x.dtype())
     }
 }
