@@ -10,7 +10,7 @@ say "Building (the first time takes some minutes)"
 cargo build --release --locked
 vtrain=${CARGO_TARGET_DIR:-target}/release/vtrain
 
-say "vtrain check-dataset --config configs/cogvideox/shapes.yaml"
-"$vtrain" check-dataset --config configs/cogvideox/shapes.yaml
+say "vtrain check-dataset --config configs/cogvideox/tiny.yaml"
+"$vtrain" check-dataset --config configs/cogvideox/tiny.yaml
 
 say "Done. The program is $vtrain; try it on clips of yours: $vtrain check-dataset FOLDER"

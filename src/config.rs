@@ -215,6 +215,11 @@ impl RunConfig {
         if let Some(init) = &mut self.lora.init {
             absolute(init);
         }
+        for prompt in &mut self.validation.prompts {
+            if let Some(image) = &mut prompt.image {
+                absolute(image);
+            }
+        }
         self.model.resolve(folder);
     }
 }

@@ -66,7 +66,7 @@ fn last(latents: &Tensor) -> Tensor {
 fn compare(run: &str, checkpoint: &str, request: &Request, adapters: Option<Arc<dyn Planter>>) -> (f64, f64) {
     let expected = expected(run);
     let family = models::open(&fixtures().join(checkpoint), FamilyName::Auto, DType::F32, &Device::Cpu).unwrap();
-    let sampled = sample(&*family, request, adapters, &|_, _| {}).unwrap();
+    let sampled = sample(&*family, request.clone(), adapters, &|_, _| Ok(())).unwrap();
     let latents = relative(&sampled.latents, &last(&expected["latents"]));
     let mut frames = Vec::new();
     family
@@ -180,12 +180,12 @@ fn half_precision_stays_close() {
     let latents = Some(expected["initial_latents"].clone());
     let ours = sample(
         &*family,
-        &Request {
+        Request {
             latents: latents.clone(),
             ..family_request.clone()
         },
         None,
-        &|_, _| {},
+        &|_, _| Ok(()),
     );
     let exact = models::open(
         &fixtures().join("cogvideox-5b"),
@@ -196,12 +196,12 @@ fn half_precision_stays_close() {
     .unwrap();
     let theirs = sample(
         &*exact,
-        &Request {
+        Request {
             latents,
             ..family_request
         },
         None,
-        &|_, _| {},
+        &|_, _| Ok(()),
     );
     let difference = relative(&ours.unwrap().latents, &theirs.unwrap().latents);
     assert!(difference <= 3e-2, "{difference}");

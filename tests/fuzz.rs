@@ -84,7 +84,7 @@ pub fn peak_memory() -> u64 {
 
 #[test]
 fn mutated_run_files_are_read_or_refused() {
-    let original = std::fs::read(concat!(env!("CARGO_MANIFEST_DIR"), "/configs/cogvideox/lora-5b.yaml")).unwrap();
+    let original = std::fs::read(concat!(env!("CARGO_MANIFEST_DIR"), "/configs/cogvideox/lora.yaml")).unwrap();
     let mut rng = Rng::new(2);
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("run.yaml");

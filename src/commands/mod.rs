@@ -4,6 +4,7 @@ use std::fmt;
 
 pub mod check_dataset;
 pub mod completions;
+mod interrupt;
 pub mod man;
 pub mod progress;
 pub mod sample;
@@ -20,6 +21,8 @@ pub enum Exit {
     Model = 4,
     /// Training, or writing what it made, failed.
     Training = 5,
+    /// Ctrl-C or SIGTERM; what was done is kept.
+    Interrupted = 130,
 }
 
 /// A command's failure: what to say, and the exit code.

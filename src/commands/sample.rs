@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
 
-use anyhow::{Context, anyhow, bail, ensure};
+use anyhow::{Context, anyhow, ensure};
 use candle_core::{DType, Tensor};
 
 use super::{Exit, Failure, OrExit, progress};
@@ -13,8 +13,8 @@ use crate::lora::adapters::Adapters;
 use crate::lora::diffusers;
 use crate::models::{self, Family, FamilyName};
 use crate::nn::weights::Planter;
-use crate::sample::{Request, Sampled, Start, sample};
-use crate::video::{Clip, Crop, Fit, Frames, Select, Writer, select};
+use crate::sample::{self, Request, Sampled, Start};
+use crate::video::Writer;
 
 /// Make a clip from a prompt, an image or another clip
 #[derive(Debug, clap::Args)]
@@ -115,7 +115,7 @@ impl FromStr for Lora {
 }
 
 pub fn run(args: Args) -> Result<(), Failure> {
-    let device = device(args.device).or_exit(Exit::Usage)?;
+    let device = args.device.open().or_exit(Exit::Usage)?;
     let dtype = match args.dtype {
         Precision::F32 => DType::F32,
         Precision::Bf16 => DType::BF16,
@@ -126,47 +126,26 @@ pub fn run(args: Args) -> Result<(), Failure> {
     let directory = models::hub::locate(&args.model, &args.revision).or_exit(Exit::Model)?;
     let family = models::open(&directory, FamilyName::Auto, dtype, &device).or_exit(Exit::Model)?;
     let adapters = adapters(&args.lora, &device).or_exit(Exit::Model)?;
-    let sampled = denoise(&*family, &request, &adapters).or_exit(Exit::Model)?;
+    let sampled = denoise(&*family, request, &adapters).or_exit(Exit::Model)?;
     if let Some(path) = &args.output_latents {
         write_latents(path, &sampled.latents).or_exit(Exit::Training)?;
     }
-    let frames = decode(&*family, &sampled, writer).or_exit(Exit::Training)?;
+    let frames = sample::write(&*family, &sampled, writer, |_| {}).or_exit(Exit::Training)?;
     log::info!("{frames} frames in {}", args.output.display());
     Ok(())
 }
 
-fn denoise(family: &dyn Family, request: &Request, adapters: &Arc<Adapters>) -> anyhow::Result<Sampled> {
+fn denoise(family: &dyn Family, request: Request, adapters: &Arc<Adapters>) -> anyhow::Result<Sampled> {
     let bar = progress::bar("denoising", 0);
     let planter: Arc<dyn Planter> = adapters.clone();
     let on = progress::on(&bar);
-    let sampled = sample(family, request, Some(planter), &on)?;
+    let sampled = sample::sample(family, request, Some(planter), &|done, of| {
+        on(done, of);
+        Ok(())
+    })?;
     bar.finish_and_clear();
     adapters.finish()?;
     Ok(sampled)
-}
-
-/// Writes frames as they are decoded; returns how many.
-fn decode(family: &dyn Family, sampled: &Sampled, mut writer: Writer) -> anyhow::Result<usize> {
-    let mut count = 0;
-    family.decode(&sampled.latents, &sampled.canvas, &mut |frames| {
-        for frame in pixels(&frames)? {
-            writer.push(&frame)?;
-            count += 1;
-        }
-        Ok(())
-    })?;
-    writer.finish()?;
-    Ok(count)
-}
-
-/// (1, 3, F, H, W) of -1..1 as pictures (H, W, 3).
-fn pixels(frames: &Tensor) -> anyhow::Result<Vec<Vec<u8>>> {
-    let frames = frames.squeeze(0)?.permute((1, 2, 3, 0))?.to_dtype(DType::F32)?; // (F, H, W, 3)
-    let frames = (((frames * 0.5)? + 0.5)?.clamp(0f32, 1f32)? * 255.0)?
-        .round()?
-        .to_dtype(DType::U8)?;
-    let picture = |n| Ok(frames.get(n)?.flatten_all()?.to_vec1()?);
-    (0..frames.dim(0)?).map(picture).collect()
 }
 
 fn request(args: &Args) -> anyhow::Result<Request> {
@@ -179,8 +158,8 @@ fn request(args: &Args) -> anyhow::Result<Request> {
     );
     let size = (args.height, args.width);
     let start = match (&args.image, &args.video) {
-        (Some(path), _) => Start::Image(read(path, 1, size)?.squeeze(2)?),
-        (None, Some(path)) => Start::Clip(read(path, args.num_frames, size)?, args.strength),
+        (Some(path), _) => Start::Image(sample::read(path, 1, size)?.squeeze(2)?),
+        (None, Some(path)) => Start::Clip(sample::read(path, args.num_frames, size)?, args.strength),
         (None, None) => Start::Text,
     };
     Ok(Request {
@@ -196,28 +175,6 @@ fn request(args: &Args) -> anyhow::Result<Request> {
         start,
         latents: args.latents.as_deref().map(read_latents).transpose()?,
     })
-}
-
-/// Frames of a clip or an image, cut to a size: (1, 3, F, H, W) of -1..1.
-fn read(path: &Path, num_frames: usize, size: (usize, usize)) -> anyhow::Result<Tensor> {
-    let clip = Clip::open(path)?;
-    let Some(wanted) = select(clip.timestamps(), clip.fps(), Select::Head, None, num_frames) else {
-        bail!(
-            "{}: has {} frames, and {num_frames} are asked for",
-            path.display(),
-            clip.num_frames()
-        );
-    };
-    let fit = Fit::cover((clip.height(), clip.width()), size, Crop::Center);
-    let Frames {
-        data,
-        num_frames,
-        height,
-        width,
-    } = clip.decode_fitted(&wanted, &fit)?;
-    let frames = Tensor::from_vec(data, (1, num_frames, height, width, 3), &candle_core::Device::Cpu)?;
-    let frames = frames.permute((0, 4, 1, 2, 3))?.to_dtype(DType::F32)?; // (1, 3, F, H, W)
-    Ok(((frames * (2.0 / 255.0))? - 1.0)?)
 }
 
 fn read_latents(path: &Path) -> anyhow::Result<Tensor> {
@@ -247,13 +204,4 @@ fn adapters(loras: &[Lora], device: &candle_core::Device) -> anyhow::Result<Arc<
         .map(|lora| diffusers::read(&lora.path, lora.scale))
         .collect::<anyhow::Result<_>>()?;
     Ok(Arc::new(Adapters::new(files, device)))
-}
-
-fn device(device: Device) -> anyhow::Result<candle_core::Device> {
-    match device {
-        Device::Cpu => Ok(candle_core::Device::Cpu),
-        Device::Auto => Ok(candle_core::Device::cuda_if_available(0)?),
-        Device::Cuda(index) => candle_core::Device::new_cuda(index)
-            .with_context(|| format!("cuda:{index} cannot be used; this may be a build without CUDA")),
-    }
 }

@@ -12,12 +12,16 @@ use anyhow::{bail, ensure};
 use candle_core::{DType, Tensor};
 
 use crate::diffusion::guidance;
-use crate::diffusion::schedulers::Run;
+use crate::diffusion::schedulers::{Run, Scheduler};
 use crate::models::Family;
 use crate::models::denoiser::{Denoiser, Input};
 use crate::models::family::{Canvas, ImageCondition};
 use crate::nn::weights::Planter;
 use crate::rng::Rng;
+
+mod frames;
+
+pub use frames::{pixels, read, tensor, write};
 
 /// Numbers in the latents beyond which the two passes of guidance run one after the other, for memory's sake.
 const ONE_BATCH: usize = 1 << 20;
@@ -58,58 +62,110 @@ pub struct Sampled {
     pub canvas: Canvas,
 }
 
+/// A request ready to be denoised: only the transformer is still missing.
+#[derive(Debug)]
+pub struct Prepared {
+    scheduler: Scheduler,
+    canvas: Canvas,
+    conditions: Conditions,
+    /// What the first step starts from.
+    latents: Tensor,
+    rng: Rng,
+    request: Request,
+}
+
 /// What the network is told at every step.
+#[derive(Debug)]
 struct Conditions {
     /// (1, L, D), or (2, L, D) with the negative prompt first where there is guidance.
     text: Tensor,
     image: Option<ImageCondition>,
 }
 
-/// All of it but decoding. `progress` is told the steps done, and of how many.
+/// Told the steps done, and of how many; an error ends the sampling.
+pub type Progress<'a> = &'a dyn Fn(usize, usize) -> anyhow::Result<()>;
+
+impl Request {
+    /// The prompts that guide this request, in the order in which their embeddings are joined to a batch.
+    pub fn prompts(&self) -> Vec<&str> {
+        match self.guidance_scale > 1.0 {
+            true => vec![&self.negative_prompt, &self.prompt],
+            false => vec![&self.prompt],
+        }
+    }
+}
+
+/// All of it but decoding, part after part of the checkpoint loaded, used and freed.
 ///
 /// # Errors
 /// A request that the checkpoint cannot fulfil; files of the checkpoint that are missing or broken.
 pub fn sample(
     family: &dyn Family,
-    request: &Request,
+    request: Request,
     planter: Option<Arc<dyn Planter>>,
-    progress: &dyn Fn(usize, usize),
+    progress: Progress,
 ) -> anyhow::Result<Sampled> {
-    let canvas = family.canvas(request.num_frames, request.height, request.width)?;
-    check(family, request, &canvas)?;
-    let text = match request.guidance_scale > 1.0 {
-        true => family.embed(&[&request.negative_prompt, &request.prompt])?,
-        false => family.embed(&[&request.prompt])?,
-    };
-    let scheduler = family.scheduler()?;
-    let mut run = match &request.start {
-        Start::Clip(_, strength) => scheduler.start_from(request.steps, *strength)?,
-        Start::Text | Start::Image(_) => scheduler.start(request.steps)?,
-    };
-    let mut rng = Rng::new(request.seed);
-    let (mut latents, image) = begin(family, request, &canvas, &run, &mut rng, &text)?;
-    let conditions = Conditions { text, image };
+    check(family, &request)?;
+    let text = family.embed(&request.prompts())?;
+    let prepared = Prepared::new(family, request, text)?;
     let denoiser = family.denoiser(planter)?;
-    let steps = run.timesteps().len();
-    progress(0, steps);
-    while let Some(timestep) = run.timestep() {
-        let scale = match request.dynamic_guidance {
-            true => guidance::dynamic_scale(request.guidance_scale, run.num_steps(), timestep),
-            false => request.guidance_scale,
-        };
-        let input = scheduler.scale_model_input(&latents, timestep);
-        let output = predict(&*denoiser, &conditions, &input, timestep, scale)?;
-        let mut noise = None;
-        for _ in 0..run.noise_draws()? {
-            noise = Some(draw(&mut rng, latents.dims(), &latents)?);
-        }
-        latents = run
-            .step(&output, &latents, noise.as_ref())?
-            .sample
-            .to_dtype(conditions.text.dtype())?;
-        progress(steps - run.remaining(), steps);
+    prepared.denoise(&*denoiser, progress)
+}
+
+impl Prepared {
+    /// With the embedded prompts of the request, (1 or 2, L, D), in their order. An image or a clip to start from is
+    /// encoded here.
+    pub fn new(family: &dyn Family, request: Request, text: Tensor) -> anyhow::Result<Self> {
+        let canvas = check(family, &request)?;
+        let scheduler = family.scheduler()?;
+        let mut rng = Rng::new(request.seed);
+        let (latents, image) = begin(family, &request, &canvas, &scheduler, &mut rng, &text)?;
+        Ok(Self {
+            scheduler,
+            canvas,
+            conditions: Conditions { text, image },
+            latents,
+            rng,
+            request,
+        })
     }
-    Ok(Sampled { latents, canvas })
+
+    /// Runs the denoiser, step by step.
+    pub fn denoise(mut self, denoiser: &dyn Denoiser, progress: Progress) -> anyhow::Result<Sampled> {
+        let mut run = start(&self.scheduler, &self.request)?;
+        let mut latents = self.latents;
+        let steps = run.timesteps().len();
+        progress(0, steps)?;
+        while let Some(timestep) = run.timestep() {
+            let scale = match self.request.dynamic_guidance {
+                true => guidance::dynamic_scale(self.request.guidance_scale, run.num_steps(), timestep),
+                false => self.request.guidance_scale,
+            };
+            let input = self.scheduler.scale_model_input(&latents, timestep);
+            let output = predict(denoiser, &self.conditions, &input, timestep, scale)?;
+            let mut noise = None;
+            for _ in 0..run.noise_draws()? {
+                noise = Some(draw(&mut self.rng, latents.dims(), &latents)?);
+            }
+            latents = run
+                .step(&output, &latents, noise.as_ref())?
+                .sample
+                .to_dtype(self.conditions.text.dtype())?;
+            progress(steps - run.remaining(), steps)?;
+        }
+        Ok(Sampled {
+            latents,
+            canvas: self.canvas,
+        })
+    }
+}
+
+/// The scheduler's run over all steps, or over those that a clip is made anew in.
+fn start<'a>(scheduler: &'a Scheduler, request: &Request) -> anyhow::Result<Run<'a>> {
+    match &request.start {
+        Start::Clip(_, strength) => scheduler.start_from(request.steps, *strength),
+        Start::Text | Start::Image(_) => scheduler.start(request.steps),
+    }
 }
 
 /// The latents of the first step, and what an image says.
@@ -117,7 +173,7 @@ fn begin(
     family: &dyn Family,
     request: &Request,
     canvas: &Canvas,
-    run: &Run,
+    scheduler: &Scheduler,
     rng: &mut Rng,
     like: &Tensor,
 ) -> anyhow::Result<(Tensor, Option<ImageCondition>)> {
@@ -128,14 +184,14 @@ fn begin(
     if let Some(latents) = &request.latents {
         return Ok((latents.to_device(like.device())?.to_dtype(like.dtype())?, image));
     }
-    if let (Start::Clip(clip, _), Some(timestep)) = (&request.start, run.timestep()) {
+    if let (Start::Clip(clip, _), Some(timestep)) = (&request.start, start(scheduler, request)?.timestep()) {
         let clean = family.encode(clip, rng)?;
         let noise = draw(rng, clean.dims(), like)?;
-        let noisy = run.process().add_noise(&clean, &noise, &[timestep])?;
+        let noisy = scheduler.process().add_noise(&clean, &noise, &[timestep])?;
         return Ok((noisy.to_dtype(like.dtype())?, image));
     }
     let noise = draw(rng, &canvas.shape, like)?;
-    Ok(((noise * run.init_noise_sigma())?, image))
+    Ok(((noise * scheduler.init_noise_sigma())?, image))
 }
 
 /// Standard normal numbers of the type and on the device of `like`.
@@ -182,7 +238,9 @@ fn predict(
     Ok((&negative + ((positive - &negative)? * scale)?)?)
 }
 
-fn check(family: &dyn Family, request: &Request, canvas: &Canvas) -> anyhow::Result<()> {
+/// Refuses what the checkpoint cannot make; the canvas of what it can.
+fn check(family: &dyn Family, request: &Request) -> anyhow::Result<Canvas> {
+    let canvas = family.canvas(request.num_frames, request.height, request.width)?;
     match (&request.start, family.takes_image()) {
         (Start::Image(_), false) => bail!("this checkpoint makes clips from text alone; leave out the image"),
         (Start::Text | Start::Clip(..), true) => bail!("this checkpoint starts from an image; give it one"),
@@ -204,5 +262,5 @@ fn check(family: &dyn Family, request: &Request, canvas: &Canvas) -> anyhow::Res
             canvas.shape
         );
     }
-    Ok(())
+    Ok(canvas)
 }

@@ -2,5 +2,8 @@
 
 pub mod checkpoint;
 pub mod metrics;
+pub mod micro_batch;
 pub mod recipe;
+pub mod segments;
+pub mod step;
 pub mod validate;

@@ -3,12 +3,19 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+/// Long enough for a style from a few dozen clips.
+const DEFAULT_STEPS: usize = 1200;
+
 /// `train:` in a run file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
-    /// Optimiser steps.
-    pub steps: usize,
+    /// Optimiser steps. null: 1200, or as many as `epochs` take.
+    #[schemars(range(min = 1))]
+    pub steps: Option<usize>,
+    /// Rounds through the data sets, in place of `steps`.
+    #[schemars(range(min = 1))]
+    pub epochs: Option<usize>,
     /// Clips of one micro-batch.
     pub batch_size: usize,
     /// Micro-batches of one optimiser step.
@@ -24,7 +31,8 @@ pub struct Config {
 impl Default for Config {
     fn default() -> Self {
         Self {
-            steps: 1200,
+            steps: None,
+            epochs: None,
             batch_size: 1,
             gradient_accumulation_steps: 1,
             gradient_checkpointing: true,
@@ -35,18 +43,37 @@ impl Default for Config {
 }
 
 impl Config {
+    /// Optimiser steps of the whole run, given the micro-batches of an epoch. The last step of a number of epochs goes
+    /// on into the next one where they do not come out even.
+    pub fn total_steps(&self, batches_per_epoch: usize) -> usize {
+        match (self.steps, self.epochs) {
+            (Some(steps), _) => steps,
+            (None, Some(epochs)) => batches_per_epoch
+                .saturating_mul(epochs)
+                .div_ceil(self.gradient_accumulation_steps.max(1)),
+            (None, None) => DEFAULT_STEPS,
+        }
+    }
+
     /// Values that parse but make no sense, by path below `train`.
     pub fn check(&self) -> Vec<(String, String)> {
         let counts = [
             ("steps", self.steps),
-            ("batch_size", self.batch_size),
-            ("gradient_accumulation_steps", self.gradient_accumulation_steps),
+            ("epochs", self.epochs),
+            ("batch_size", Some(self.batch_size)),
+            ("gradient_accumulation_steps", Some(self.gradient_accumulation_steps)),
         ];
         let mut wrong: Vec<_> = counts
             .into_iter()
-            .filter(|(_, value)| *value == 0)
+            .filter(|(_, value)| *value == Some(0))
             .map(|(key, _)| (key.to_string(), "must be at least 1, got 0".to_string()))
             .collect();
+        if let (Some(steps), Some(epochs)) = (self.steps, self.epochs) {
+            wrong.push((
+                "epochs".into(),
+                format!("{epochs} epochs and {steps} steps are both given; remove one"),
+            ));
+        }
         if self.max_grad_norm <= 0.0 {
             wrong.push((
                 "max_grad_norm".into(),

@@ -1,7 +1,19 @@
-//! Videos that show what a run has learned so far.
+//! Videos that show what a run has learned so far, made by the one sampler there is.
+//!
+//! `output_dir/validation/step-000500/00-<slug>.mp4`: one for each prompt, always from the same seed. Step 0 shows the base
+//! model without adapters.
 
+use std::path::PathBuf;
+
+use candle_core::{DType, Device, Tensor};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+
+use crate::data::cache::Encoded;
+use crate::models::Family;
+use crate::models::denoiser::Denoiser;
+use crate::sample::{self, Prepared, Request, Start};
+use crate::video::Writer;
 
 /// `validation:` in a run file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -34,6 +46,10 @@ pub struct Prompt {
     pub steps: usize,
     pub guidance_scale: f64,
     pub seed: u64,
+    /// Frames a second of the video.
+    pub fps: f64,
+    /// What the video starts from, for image-to-video checkpoints.
+    pub image: Option<PathBuf>,
 }
 
 impl Default for Prompt {
@@ -47,6 +63,8 @@ impl Default for Prompt {
             steps: 50,
             guidance_scale: 6.0,
             seed: 0,
+            fps: 8.0,
+            image: None,
         }
     }
 }
@@ -68,10 +86,126 @@ impl Config {
             for (key, _) in sizes.into_iter().filter(|(_, value)| *value == 0) {
                 wrong.push((format!("prompts[{i}].{key}"), "must be at least 1, got 0".into()));
             }
+            if !(prompt.fps.is_finite() && prompt.fps > 0.0) {
+                wrong.push((format!("prompts[{i}].fps"), format!("must be above 0, got {}", prompt.fps)));
+            }
+            if !prompt.guidance_scale.is_finite() {
+                let key = format!("prompts[{i}].guidance_scale");
+                wrong.push((key, format!("must be a number, got {}", prompt.guidance_scale)));
+            }
             if prompt.prompt.trim().is_empty() {
                 wrong.push((format!("prompts[{i}].prompt"), "must not be empty".into()));
             }
         }
         wrong
     }
+}
+
+impl Prompt {
+    /// As the sampler takes it, its image read.
+    pub fn request(&self) -> anyhow::Result<Request> {
+        let start = match &self.image {
+            Some(path) => Start::Image(sample::read(path, 1, (self.height, self.width))?.squeeze(2)?),
+            None => Start::Text,
+        };
+        Ok(Request {
+            prompt: self.prompt.clone(),
+            negative_prompt: self.negative_prompt.clone(),
+            num_frames: self.num_frames,
+            height: self.height,
+            width: self.width,
+            steps: self.steps,
+            guidance_scale: self.guidance_scale,
+            dynamic_guidance: false,
+            seed: self.seed,
+            start,
+            latents: None,
+        })
+    }
+}
+
+/// Who makes the videos of a run.
+pub struct Validator<'a> {
+    pub family: &'a dyn Family,
+    /// Where the embedded prompts are.
+    pub encoded: &'a Encoded,
+    pub prompts: &'a [Prompt],
+    /// Where the videos of each round get a folder: `output_dir/validation`.
+    pub folder: PathBuf,
+    pub dtype: DType,
+    pub device: Device,
+}
+
+/// A video that was made.
+#[derive(Debug, Clone)]
+pub struct Shown {
+    /// `00-a-red-ball`
+    pub name: String,
+    pub path: PathBuf,
+    /// The middle frame (H, W, 3), and its size.
+    pub frame: Vec<u8>,
+    pub height: usize,
+    pub width: usize,
+}
+
+impl Validator<'_> {
+    /// Makes the video of prompt `index`. `progress` is told the denoising steps done, and may end it by an error.
+    pub fn show(
+        &self,
+        index: usize,
+        step: u64,
+        denoiser: &dyn Denoiser,
+        progress: sample::Progress,
+    ) -> anyhow::Result<Shown> {
+        let prompt = &self.prompts[index];
+        let request = prompt.request()?;
+        let embeddings = request.prompts().into_iter().map(|prompt| self.encoded.text(prompt));
+        let text = Tensor::stack(&embeddings.collect::<anyhow::Result<Vec<_>>>()?, 0)?; // (1 or 2, L, D)
+        let text = text.to_device(&self.device)?.to_dtype(self.dtype)?;
+        let sampled = Prepared::new(self.family, request, text)?.denoise(denoiser, progress)?;
+
+        let path = self.path(index, step);
+        let writer = Writer::create(&path, (prompt.height, prompt.width), prompt.fps)?;
+        let (mut count, mut middle) = (0, Vec::new());
+        sample::write(self.family, &sampled, writer, |frame| {
+            if count == prompt.num_frames / 2 {
+                middle = frame.to_vec();
+            }
+            count += 1;
+        })?;
+        Ok(Shown {
+            name: self.name(index),
+            path,
+            frame: middle,
+            height: prompt.height,
+            width: prompt.width,
+        })
+    }
+
+    /// Where the video of prompt `index` goes.
+    pub fn path(&self, index: usize, step: u64) -> PathBuf {
+        let round = self.folder.join(format!("step-{step:06}"));
+        round.join(format!("{}.mp4", self.name(index)))
+    }
+
+    fn name(&self, index: usize) -> String {
+        format!("{index:02}-{}", slug(&self.prompts[index].prompt))
+    }
+}
+
+/// A prompt as a file name: its first words in small letters and digits, joined by hyphens.
+fn slug(prompt: &str) -> String {
+    const LONGEST: usize = 40;
+    let words = prompt.split(|c: char| !c.is_ascii_alphanumeric()).filter(|word| !word.is_empty());
+    let mut slug = String::new();
+    for word in words {
+        if !slug.is_empty() && slug.len() + word.len() >= LONGEST {
+            break;
+        }
+        if !slug.is_empty() {
+            slug.push('-');
+        }
+        slug.extend(word.chars().take(LONGEST).map(|c| c.to_ascii_lowercase()));
+    }
+    if slug.is_empty() { "prompt".into() } else { slug }
 }

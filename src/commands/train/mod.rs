@@ -1,0 +1,73 @@
+//! `vtrain train`, and what `vtrain --config run.yaml` means: from a run file to an adapter.
+//!
+//! Everything that can be wrong is found before anything heavy is loaded; text encoder, VAE and transformer are loaded one
+//! after the other, each freed before the next; then the session goes step by step.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, anyhow};
+
+use super::interrupt::Interrupt;
+use super::{Exit, Failure, OrExit, check_dataset, precompute};
+use crate::config::RunConfig;
+use crate::disk;
+
+mod finish;
+mod open;
+mod resume;
+mod session;
+
+use resume::Resume;
+use session::Ended;
+
+/// Train adapters as a run file says
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The run file (YAML)
+    #[arg(short, long, value_name = "FILE")]
+    pub config: PathBuf,
+    /// Override a key: --set optimizer.lr=1e-4, --set datasets.0.repeats=2 (repeatable; values are YAML)
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+    /// Go on from a checkpoint: auto (the newest whole one in output_dir, if there is one), never, or its folder
+    #[arg(long, value_name = "auto|never|PATH", default_value = "auto")]
+    pub resume: Resume,
+    /// Check everything and write output_dir/config.yaml, but do not train
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+pub fn run(args: Args) -> Result<(), Failure> {
+    let config = RunConfig::load(&args.config, &args.set).or_exit(Exit::Usage)?;
+    let report = check_dataset::survey(&config.datasets, false);
+    check_dataset::tell(&report);
+    check_dataset::judge(&report)?;
+    if args.dry_run {
+        return write_config(&config).or_exit(Exit::Training);
+    }
+    let interrupt = Interrupt::catch().or_exit(Exit::Training)?;
+    let checkpoint = resume::find(&args.resume, &config).or_exit(Exit::Usage)?;
+    let device = config.device.open().or_exit(Exit::Usage)?;
+    let family = precompute::open_model(&config)?;
+    let encoded = precompute::precompute(&config, &*family, &report, &[], interrupt.flag())?;
+    if checkpoint.is_none() {
+        resume::set_aside(&config.output_dir).or_exit(Exit::Training)?;
+    }
+    write_config(&config).or_exit(Exit::Training)?;
+
+    let session = open::session(&config, &*family, &encoded, &device, checkpoint)?;
+    match session.run(&interrupt).or_exit(Exit::Training)? {
+        Ended::Complete => Ok(()),
+        Ended::Interrupted(step) => Err(Failure {
+            exit: Exit::Interrupted,
+            error: anyhow!("interrupted; step {step} is saved, and the same command goes on from there"),
+        }),
+    }
+}
+
+fn write_config(config: &RunConfig) -> anyhow::Result<()> {
+    let path = config.output_dir.join("config.yaml");
+    disk::write_whole(&path, config.to_yaml()?.as_bytes()).with_context(|| format!("writing {}", path.display()))?;
+    log::info!("The resolved configuration is in {}", path.display());
+    Ok(())
+}

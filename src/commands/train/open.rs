@@ -1,0 +1,144 @@
+//! The parts of a run, put together once everything is encoded: the transformer with its adapters, the optimiser, the
+//! logs.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use anyhow::Context;
+use candle_core::{Device, Var};
+
+use super::resume;
+use super::session::{Counts, Session};
+use crate::commands::{Exit, Failure, OrExit};
+use crate::config::RunConfig;
+use crate::data::Order;
+use crate::data::cache::Encoded;
+use crate::lora::trainable::{Pair, Trainable};
+use crate::models::Family;
+use crate::optim::adamw::AdamW;
+use crate::optim::ema::Ema;
+use crate::rng::Rng;
+use crate::train::checkpoint::{Checkpoints, Loaded};
+use crate::train::metrics::Metrics;
+use crate::train::micro_batch::Source;
+use crate::train::segments::Keep;
+use crate::train::step::Trainer;
+use crate::train::validate::Validator;
+
+/// What is added to the run's seed for the adapters' first values, so that they have nothing in common with the draws
+/// of the first micro-batch.
+const INIT: u64 = 0x5eed_1a0a;
+
+/// All that a session works with.
+pub struct Parts<'a> {
+    pub config: &'a RunConfig,
+    pub encoded: &'a Encoded,
+    pub family: &'a dyn Family,
+    pub trainer: Trainer<'a>,
+    pub pairs: Vec<Pair>,
+    pub ema: Option<Ema>,
+    pub validator: Validator<'a>,
+    pub metrics: Metrics,
+    pub checkpoints: Checkpoints,
+    /// Of the transformer and of the encoded data.
+    pub fingerprints: BTreeMap<String, String>,
+}
+
+impl Parts<'_> {
+    /// A clip, by its place among the samples.
+    pub fn name(&self, sample: usize) -> String {
+        let sample = self.encoded.samples.get(sample);
+        sample.map_or_else(String::new, |sample| sample.video.display().to_string())
+    }
+}
+
+/// Loads the transformer and puts the run where it starts.
+pub fn session<'a>(
+    config: &'a RunConfig,
+    family: &'a dyn Family,
+    encoded: &'a Encoded,
+    device: &Device,
+    checkpoint: Option<Loaded>,
+) -> Result<Session<'a>, Failure> {
+    let fingerprints = fingerprints(family, encoded).or_exit(Exit::Model)?;
+    let (trainer, pairs) = trainer(config, family, encoded, device).or_exit(Exit::Model)?;
+    let vars = trainer.vars.clone();
+    let ema = config.optimizer.ema.map(|decay| Ema::new(vars, decay)).transpose();
+    let total_steps = config.train.total_steps(trainer.source.order.batches_per_epoch()) as u64;
+    let resumed_at = checkpoint.as_ref().map(|checkpoint| checkpoint.snapshot.state.step);
+    let mut parts = Parts {
+        config,
+        encoded,
+        family,
+        trainer,
+        pairs,
+        ema: ema.or_exit(Exit::Training)?,
+        validator: Validator {
+            family,
+            encoded,
+            prompts: &config.validation.prompts,
+            folder: config.output_dir.join("validation"),
+            dtype: config.model.dtype.into(),
+            device: device.clone(),
+        },
+        metrics: Metrics::open(&config.output_dir, &config.tracking, resumed_at).or_exit(Exit::Training)?,
+        checkpoints: Checkpoints::new(&config.output_dir, &config.checkpoint),
+        fingerprints,
+    };
+    let counts = match checkpoint {
+        Some(checkpoint) => resume::restore(&mut parts, checkpoint).or_exit(Exit::Usage)?,
+        None => Counts::default(),
+    };
+    Ok(Session::new(parts, counts, total_steps))
+}
+
+/// The transformer with adapters that learn, and what moves them.
+fn trainer<'a>(
+    config: &RunConfig,
+    family: &'a dyn Family,
+    encoded: &'a Encoded,
+    device: &Device,
+) -> anyhow::Result<(Trainer<'a>, Vec<Pair>)> {
+    let init = Rng::new(config.seed.wrapping_add(INIT));
+    let trainable = Arc::new(Trainable::new(&config.lora, init, device)?);
+    let denoiser = family.denoiser(Some(trainable.clone()))?;
+    let pairs = trainable.finish()?;
+    let vars: Vec<Var> = pairs.iter().flat_map(|pair| [pair.a.clone(), pair.b.clone()]).collect();
+    let numbers: usize = vars.iter().map(|var| var.elem_count()).sum();
+    log::info!("training {numbers} numbers in the adapters of {} layers", pairs.len());
+    let samples = encoded.samples.iter().map(|sample| (sample.bucket, sample.repeats));
+    let recipe = &config.train;
+    let trainer = Trainer {
+        source: Source {
+            family,
+            encoded,
+            objective: family.objective()?,
+            order: Order::new(samples, recipe.batch_size, config.seed),
+            latents: config.precompute.latents,
+            caption_dropout: recipe.caption_dropout,
+            seed: config.seed,
+            device: device.clone(),
+        },
+        denoiser,
+        optimizer: AdamW::new(vars.clone(), &config.optimizer)?,
+        vars,
+        dropout: trainable.dropout(),
+        keep: match recipe.gradient_checkpointing {
+            true => Keep::Inputs,
+            false => Keep::All,
+        },
+        accumulation: recipe.gradient_accumulation_steps as u64,
+        max_grad_norm: recipe.max_grad_norm,
+    };
+    Ok((trainer, pairs))
+}
+
+/// What the checkpoint's numbers depend on besides the settings.
+fn fingerprints(family: &dyn Family, encoded: &Encoded) -> anyhow::Result<BTreeMap<String, String>> {
+    let transformer = encoded.cache.fingerprint(family.directory(), &["transformer", "scheduler"])?;
+    let data = encoded.fingerprint().context("the encoded data")?;
+    Ok(BTreeMap::from([
+        ("transformer".to_string(), transformer.to_string()),
+        ("data".to_string(), data.to_string()),
+    ]))
+}

@@ -1,0 +1,238 @@
+//! Where a run starts: anew, or from a checkpoint that the same settings wrote.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use anyhow::{Context, ensure};
+use candle_core::Tensor;
+use serde_json::{Value, json};
+
+use super::open::Parts;
+use super::session::Counts;
+use crate::config::RunConfig;
+use crate::disk;
+use crate::lora::diffusers;
+use crate::lora::trainable::Pair;
+use crate::optim::lr;
+use crate::optim::{adamw, ema};
+use crate::train::checkpoint::{Checkpoints, Loaded, Snapshot, State};
+
+/// `--resume`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Resume {
+    /// The newest whole checkpoint in the output directory, where there is one.
+    Auto,
+    Never,
+    /// This checkpoint folder.
+    From(PathBuf),
+}
+
+impl FromStr for Resume {
+    type Err = std::convert::Infallible;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Ok(match text {
+            "auto" => Self::Auto,
+            "never" => Self::Never,
+            path => Self::From(path.into()),
+        })
+    }
+}
+
+/// The checkpoint to go on from. `never` moves what an earlier run left aside, so that nothing of it is lost.
+pub fn find(resume: &Resume, config: &RunConfig) -> anyhow::Result<Option<Loaded>> {
+    let found = match resume {
+        Resume::Auto => Checkpoints::new(&config.output_dir, &config.checkpoint).newest()?,
+        Resume::From(path) => Some(Loaded::read(path)?),
+        Resume::Never => None,
+    };
+    if let Some(checkpoint) = &found {
+        checkpoint.fits(&settings(config), &BTreeMap::new())?;
+    }
+    Ok(found)
+}
+
+/// What an earlier run may have left in an output directory.
+const LEFT: [&str; 7] = [
+    "checkpoints",
+    "config.yaml",
+    "metrics.jsonl",
+    "tensorboard",
+    "validation",
+    "pytorch_lora_weights.safetensors",
+    "README.md",
+];
+
+/// Makes room for a run that starts anew: what is there goes to `previous-1`, `previous-2`, ...
+pub fn set_aside(output_dir: &Path) -> anyhow::Result<()> {
+    let there: Vec<&str> = LEFT.into_iter().filter(|name| output_dir.join(name).exists()).collect();
+    if there.iter().all(|name| *name == "config.yaml") {
+        return Ok(());
+    }
+    let aside = (1..).map(|n| output_dir.join(format!("previous-{n}"))).find(|path| !path.exists());
+    let aside = aside.context("no number is free for the earlier run's folder")?;
+    std::fs::create_dir_all(&aside).with_context(|| aside.display().to_string())?;
+    for name in there {
+        let from = output_dir.join(name);
+        std::fs::rename(&from, aside.join(name)).with_context(|| from.display().to_string())?;
+    }
+    log::info!("what an earlier run left is now in {}", aside.display());
+    Ok(())
+}
+
+/// The settings that change what is learned. Where files lie, what is kept and what is shown do not.
+pub fn settings(config: &RunConfig) -> Value {
+    let recipe = &config.train;
+    // With a schedule that is flat behind its warm-up, a run may be made longer.
+    let length = match config.lr_scheduler.name {
+        lr::Name::Constant | lr::Name::ConstantWithWarmup => Value::Null,
+        _ => json!({"steps": recipe.steps, "epochs": recipe.epochs}),
+    };
+    json!({
+        "seed": config.seed,
+        "model": {"dtype": config.model.dtype},
+        "precompute": {"latents": config.precompute.latents},
+        "lora": {
+            "rank": config.lora.rank,
+            "alpha": config.lora.alpha,
+            "use_rslora": config.lora.use_rslora,
+            "dropout": config.lora.dropout,
+            "target_modules": config.lora.target_modules,
+        },
+        "train": {
+            "length": length,
+            "batch_size": recipe.batch_size,
+            "gradient_accumulation_steps": recipe.gradient_accumulation_steps,
+            "max_grad_norm": recipe.max_grad_norm,
+            "caption_dropout": recipe.caption_dropout,
+        },
+        "diffusion": config.diffusion,
+        "optimizer": config.optimizer,
+        "lr_scheduler": config.lr_scheduler,
+    })
+}
+
+/// All that a checkpoint keeps of a run.
+pub fn snapshot(parts: &Parts, counts: Counts) -> anyhow::Result<Snapshot> {
+    let config = parts.config;
+    let named: Vec<_> = parts.pairs.iter().map(Pair::named).collect();
+    let mut optimizer = BTreeMap::new();
+    let adamw::State { step, moments } = parts.trainer.optimizer.state()?;
+    for (name, moments) in names(&parts.pairs).zip(moments) {
+        optimizer.insert(format!("{name}.exp_avg"), moments.exp_avg);
+        optimizer.insert(format!("{name}.exp_avg_sq"), moments.exp_avg_sq);
+    }
+    optimizer.insert(STEP.into(), Tensor::new(&[step as i64], &candle_core::Device::Cpu)?);
+    if let Some(ema) = &parts.ema {
+        let ema::State { updates, averages } = ema.state()?;
+        for (name, average) in names(&parts.pairs).zip(averages) {
+            optimizer.insert(format!("{name}.ema"), average);
+        }
+        optimizer.insert(UPDATES.into(), Tensor::new(&[updates as i64], &candle_core::Device::Cpu)?);
+    }
+    Ok(Snapshot {
+        adapter: diffusers::to_bytes(&config.lora, &named)?,
+        optimizer,
+        state: State {
+            step: counts.step,
+            samples_seen: counts.samples_seen,
+            skipped: counts.skipped,
+            seed: config.seed,
+            world_size: 1,
+            batch_size: config.train.batch_size,
+            gradient_accumulation_steps: config.train.gradient_accumulation_steps,
+            run: settings(config),
+            fingerprints: parts.fingerprints.clone(),
+        },
+    })
+}
+
+/// Names of the optimiser's own counts among its tensors.
+const STEP: &str = "step";
+const UPDATES: &str = "ema_updates";
+
+/// Names of the variables, A before B, in the order of `Parts::vars`.
+fn names(pairs: &[Pair]) -> impl Iterator<Item = String> {
+    pairs
+        .iter()
+        .flat_map(|pair| ["lora_A", "lora_B"].map(|half| format!("{}.{half}", pair.layer)))
+}
+
+/// Puts a run back to where the checkpoint was taken.
+///
+/// # Errors
+/// Other fingerprints of model or data than the checkpoint's; tensors that are missing or of other shapes.
+pub fn restore(parts: &mut Parts, checkpoint: Loaded) -> anyhow::Result<Counts> {
+    checkpoint.fits(&settings(parts.config), &parts.fingerprints)?;
+    let Loaded { path, snapshot } = checkpoint;
+    let mut tensors = Tensors {
+        tensors: snapshot.optimizer,
+    };
+    let restored = restore_tensors(parts, &snapshot.adapter, &mut tensors);
+    restored.with_context(|| path.display().to_string())?;
+    let State {
+        step,
+        samples_seen,
+        skipped,
+        ..
+    } = snapshot.state;
+    log::info!("going on from {}, after step {step}", path.display());
+    Ok(Counts {
+        step,
+        samples_seen,
+        skipped,
+    })
+}
+
+fn restore_tensors(parts: &mut Parts, adapter: &[u8], tensors: &mut Tensors) -> anyhow::Result<()> {
+    let adapters = diffusers::from_bytes(adapter)?;
+    ensure!(
+        adapters.len() == parts.pairs.len(),
+        "{} adapters for {} layers",
+        adapters.len(),
+        parts.pairs.len()
+    );
+    for pair in &parts.pairs {
+        let saved = adapters.get(&pair.layer);
+        let saved = saved.with_context(|| format!("has no adapter for {}", pair.layer))?;
+        pair.a.set(&saved.a.to_device(pair.a.device())?)?;
+        pair.b.set(&saved.b.to_device(pair.b.device())?)?;
+    }
+    let mut moments = Vec::new();
+    let mut averages = Vec::new();
+    for name in names(&parts.pairs) {
+        moments.push(adamw::Moments {
+            exp_avg: tensors.take(&format!("{name}.exp_avg"))?,
+            exp_avg_sq: tensors.take(&format!("{name}.exp_avg_sq"))?,
+        });
+        if parts.ema.is_some() {
+            averages.push(tensors.take(&format!("{name}.ema"))?);
+        }
+    }
+    let step = tensors.count(STEP)?;
+    parts.trainer.optimizer.restore(adamw::State { step, moments })?;
+    if let Some(ema) = &mut parts.ema {
+        let updates = tensors.count(UPDATES)?;
+        ema.restore(ema::State { updates, averages })?;
+    }
+    Ok(())
+}
+
+/// The optimiser's tensors of a checkpoint.
+struct Tensors {
+    tensors: BTreeMap<String, Tensor>,
+}
+
+impl Tensors {
+    fn take(&mut self, name: &str) -> anyhow::Result<Tensor> {
+        let tensor = self.tensors.remove(name);
+        tensor.with_context(|| format!("the optimiser's tensor {name} is missing"))
+    }
+
+    fn count(&mut self, name: &str) -> anyhow::Result<u64> {
+        let count = self.take(name)?.to_vec1::<i64>()?;
+        ensure!(count.len() == 1, "{name} is no single number");
+        Ok(u64::try_from(count[0])?)
+    }
+}

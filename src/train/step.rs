@@ -1,0 +1,128 @@
+//! One optimiser step: gradients of some micro-batches, their average, one clipping, one move of the adapters.
+
+use anyhow::Context;
+use candle_core::{Result, Tensor, Var};
+
+use super::micro_batch::{MicroBatch, Source};
+use super::segments::{Keep, Passed, forward_backward};
+use crate::diffusion::objective;
+use crate::models::denoiser::Denoiser;
+use crate::nn::dropout::Seed;
+use crate::optim::adamw::AdamW;
+use crate::optim::clip;
+
+/// What learns, and what it learns from.
+pub struct Trainer<'a> {
+    pub source: Source<'a>,
+    pub denoiser: Box<dyn Denoiser>,
+    /// The adapters' matrices.
+    pub vars: Vec<Var>,
+    pub optimizer: AdamW,
+    /// Of the adapters' dropout: set anew for each micro-batch, unset in between.
+    pub dropout: Seed,
+    pub keep: Keep,
+    /// Micro-batches of one step.
+    pub accumulation: u64,
+    pub max_grad_norm: f64,
+}
+
+/// What a step did.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Outcome {
+    /// Mean over the micro-batches.
+    pub loss: f64,
+    /// Global norm before clipping.
+    pub grad_norm: f64,
+    pub samples: usize,
+    /// Of a step that was left out because loss or gradients are not finite: what it trained on.
+    pub skipped: Option<Vec<Seen>>,
+}
+
+/// What a micro-batch showed the network.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Seen {
+    pub loss: f64,
+    /// Indices into the surveyed samples.
+    pub samples: Vec<usize>,
+    pub timesteps: Vec<i64>,
+}
+
+impl Trainer<'_> {
+    /// Step `step`, counted from 0, at the learning rate `lr`.
+    ///
+    /// # Errors
+    /// A cache file that can no longer be read; out of memory on a device.
+    pub fn step(&mut self, step: u64, lr: f64) -> anyhow::Result<Outcome> {
+        let mut gradients = Gradients::new(&self.vars);
+        let mut seen = Vec::new();
+        for m in 0..self.accumulation {
+            let micro_batch = self.source.micro_batch(step * self.accumulation + m)?;
+            self.dropout.set(Some(micro_batch.seed));
+            let passed = self.pass(&micro_batch);
+            self.dropout.set(None);
+            let passed = passed.with_context(|| format!("step {}", step + 1))?;
+            gradients.add(passed.gradients)?;
+            seen.push(Seen {
+                loss: f64::from(passed.loss.to_scalar::<f32>()?),
+                samples: micro_batch.batch.samples,
+                timesteps: micro_batch.timesteps.0,
+            });
+        }
+        let gradients = gradients.average(self.accumulation)?;
+
+        let loss = seen.iter().map(|seen| seen.loss).sum::<f64>() / seen.len() as f64;
+        let grad_norm = clip::global_norm(&gradients)?;
+        let finite = loss.is_finite() && grad_norm.is_finite();
+        if finite {
+            let scale = clip::coefficient(grad_norm, self.max_grad_norm);
+            self.optimizer.step(&gradients, scale, lr)?;
+        }
+        Ok(Outcome {
+            loss,
+            grad_norm,
+            samples: seen.iter().map(|seen| seen.samples.len()).sum(),
+            skipped: (!finite).then_some(seen),
+        })
+    }
+
+    /// Loss and gradients of one micro-batch.
+    pub fn pass(&self, micro_batch: &MicroBatch) -> Result<Passed> {
+        let loss = |prediction: &Tensor| objective::loss(prediction, &micro_batch.target);
+        forward_backward(&*self.denoiser, &micro_batch.input, &loss, &self.vars, self.keep)
+    }
+}
+
+/// The sum of the micro-batches' gradients, one for each variable.
+struct Gradients<'a> {
+    vars: &'a [Var],
+    sums: Vec<Option<Tensor>>,
+}
+
+impl<'a> Gradients<'a> {
+    fn new(vars: &'a [Var]) -> Self {
+        Self {
+            vars,
+            sums: vec![None; vars.len()],
+        }
+    }
+
+    fn add(&mut self, gradients: Vec<Option<Tensor>>) -> Result<()> {
+        for (sum, gradient) in self.sums.iter_mut().zip(gradients) {
+            *sum = match (sum.take(), gradient) {
+                (Some(sum), Some(gradient)) => Some((sum + gradient)?),
+                (sum, gradient) => sum.or(gradient),
+            };
+        }
+        Ok(())
+    }
+
+    /// A variable that no loss depends on has a gradient of zeros.
+    fn average(self, count: u64) -> Result<Vec<Tensor>> {
+        let average = |(sum, var): (Option<Tensor>, &Var)| match sum {
+            Some(sum) if count == 1 => Ok(sum),
+            Some(sum) => sum / count as f64,
+            None => var.zeros_like(),
+        };
+        self.sums.into_iter().zip(self.vars).map(average).collect()
+    }
+}
