@@ -9,12 +9,13 @@ use candle_core::{DType, Tensor};
 
 use super::{Exit, Failure, OrExit, progress};
 use crate::config::Device;
+use crate::data::pixels;
 use crate::lora::adapters::Adapters;
 use crate::lora::diffusers;
 use crate::models::{self, Family, FamilyName};
 use crate::nn::weights::Planter;
 use crate::sample::{Request, Sampled, Start, sample};
-use crate::video::{Clip, Crop, Fit, Frames, Select, Writer, select};
+use crate::video::{Clip, Crop, Fit, Select, Writer, select};
 
 /// Make a clip from a prompt, an image or another clip
 #[derive(Debug, clap::Args)]
@@ -115,7 +116,7 @@ impl FromStr for Lora {
 }
 
 pub fn run(args: Args) -> Result<(), Failure> {
-    let device = device(args.device).or_exit(Exit::Usage)?;
+    let device = args.device.open().or_exit(Exit::Usage)?;
     let dtype = match args.dtype {
         Precision::F32 => DType::F32,
         Precision::Bf16 => DType::BF16,
@@ -149,7 +150,7 @@ fn denoise(family: &dyn Family, request: &Request, adapters: &Arc<Adapters>) -> 
 fn decode(family: &dyn Family, sampled: &Sampled, mut writer: Writer) -> anyhow::Result<usize> {
     let mut count = 0;
     family.decode(&sampled.latents, &sampled.canvas, &mut |frames| {
-        for frame in pixels(&frames)? {
+        for frame in pictures(&frames)? {
             writer.push(&frame)?;
             count += 1;
         }
@@ -160,7 +161,7 @@ fn decode(family: &dyn Family, sampled: &Sampled, mut writer: Writer) -> anyhow:
 }
 
 /// (1, 3, F, H, W) of -1..1 as pictures (H, W, 3).
-fn pixels(frames: &Tensor) -> anyhow::Result<Vec<Vec<u8>>> {
+fn pictures(frames: &Tensor) -> anyhow::Result<Vec<Vec<u8>>> {
     let frames = frames.squeeze(0)?.permute((1, 2, 3, 0))?.to_dtype(DType::F32)?; // (F, H, W, 3)
     let frames = (((frames * 0.5)? + 0.5)?.clamp(0f32, 1f32)? * 255.0)?
         .round()?
@@ -209,15 +210,7 @@ fn read(path: &Path, num_frames: usize, size: (usize, usize)) -> anyhow::Result<
         );
     };
     let fit = Fit::cover((clip.height(), clip.width()), size, Crop::Center);
-    let Frames {
-        data,
-        num_frames,
-        height,
-        width,
-    } = clip.decode_fitted(&wanted, &fit)?;
-    let frames = Tensor::from_vec(data, (1, num_frames, height, width, 3), &candle_core::Device::Cpu)?;
-    let frames = frames.permute((0, 4, 1, 2, 3))?.to_dtype(DType::F32)?; // (1, 3, F, H, W)
-    Ok(((frames * (2.0 / 255.0))? - 1.0)?)
+    Ok(pixels::tensor(clip.decode_fitted(&wanted, &fit)?)?)
 }
 
 fn read_latents(path: &Path) -> anyhow::Result<Tensor> {
@@ -247,13 +240,4 @@ fn adapters(loras: &[Lora], device: &candle_core::Device) -> anyhow::Result<Arc<
         .map(|lora| diffusers::read(&lora.path, lora.scale))
         .collect::<anyhow::Result<_>>()?;
     Ok(Arc::new(Adapters::new(files, device)))
-}
-
-fn device(device: Device) -> anyhow::Result<candle_core::Device> {
-    match device {
-        Device::Cpu => Ok(candle_core::Device::Cpu),
-        Device::Auto => Ok(candle_core::Device::cuda_if_available(0)?),
-        Device::Cuda(index) => candle_core::Device::new_cuda(index)
-            .with_context(|| format!("cuda:{index} cannot be used; this may be a build without CUDA")),
-    }
 }

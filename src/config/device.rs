@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
 
+use anyhow::Context;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
@@ -14,6 +15,21 @@ pub enum Device {
     Auto,
     Cpu,
     Cuda(usize),
+}
+
+impl Device {
+    /// The device itself.
+    ///
+    /// # Errors
+    /// A GPU that is not there, or a build without CUDA.
+    pub fn open(self) -> anyhow::Result<candle_core::Device> {
+        match self {
+            Device::Cpu => Ok(candle_core::Device::Cpu),
+            Device::Auto => Ok(candle_core::Device::cuda_if_available(0)?),
+            Device::Cuda(index) => candle_core::Device::new_cuda(index)
+                .with_context(|| format!("cuda:{index} cannot be used; this may be a build without CUDA")),
+        }
+    }
 }
 
 impl FromStr for Device {
