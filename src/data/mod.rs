@@ -2,7 +2,7 @@
 //!
 //! [`manifest`] reads which clips there are and what they are captioned, [`survey`](mod@survey) opens each and
 //! gives it a [`bucket`] or a [`refusal`], [`order`] says which batch comes when, and [`loader`]
-//! decodes it.
+//! decodes it. [`cache`] keeps what became of clips and captions.
 
 pub mod bucket;
 pub mod cache;
@@ -11,6 +11,7 @@ pub mod dataset;
 pub mod loader;
 pub mod manifest;
 pub mod order;
+pub mod pixels;
 pub mod reason;
 pub mod refusal;
 pub mod survey;

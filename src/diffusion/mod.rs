@@ -1,6 +1,7 @@
-//! The mathematics of diffusion: objectives, timesteps, schedulers. Knows no model.
+//! The mathematics of diffusion: posteriors, timesteps, schedulers. Knows no model.
 
 pub mod guidance;
 pub mod objective;
+pub mod posterior;
 pub mod schedulers;
 pub mod timesteps;

@@ -1,5 +1,6 @@
 //! A diffusers directory: `model_index.json` says what is in it, and so which family it is.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::{Context, bail, ensure};
@@ -11,11 +12,28 @@ use super::{Family, FamilyName, cogvideox};
 /// No index is larger.
 const MAX_BYTES: u64 = 1 << 20;
 
+/// Texts of parts' `config.json`, by the part's name. They stand in for parts that are no longer there.
+pub type Remembered = BTreeMap<String, String>;
+
 /// Opens the checkpoint in `directory`; `family` is checked against what it says of itself.
 ///
 /// # Errors
 /// No such directory, no readable `model_index.json`, a pipeline of no family here.
 pub fn open(directory: &Path, family: FamilyName, dtype: DType, device: &Device) -> anyhow::Result<Box<dyn Family>> {
+    open_with(directory, family, dtype, device, &Remembered::new())
+}
+
+/// As [`open`], where parts that only encode may be gone: what they encoded is in a cache, and so are their configs.
+///
+/// # Errors
+/// As [`open`]; a part that is neither there nor remembered.
+pub fn open_with(
+    directory: &Path,
+    family: FamilyName,
+    dtype: DType,
+    device: &Device,
+    remembered: &Remembered,
+) -> anyhow::Result<Box<dyn Family>> {
     let found = identify(directory)?;
     ensure!(
         family == FamilyName::Auto || family == found,
@@ -23,7 +41,9 @@ pub fn open(directory: &Path, family: FamilyName, dtype: DType, device: &Device)
         directory.display()
     );
     match found {
-        FamilyName::CogVideoX => Ok(Box::new(cogvideox::CogVideoX::open(directory, dtype, device)?)),
+        FamilyName::CogVideoX => Ok(Box::new(cogvideox::CogVideoX::open(
+            directory, dtype, device, remembered,
+        )?)),
         FamilyName::Auto => unreachable!("`identify` names a family"),
     }
 }

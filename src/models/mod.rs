@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use candle_core::DType;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -13,7 +14,7 @@ pub mod denoiser;
 pub mod family;
 pub mod hub;
 
-pub use checkpoint::open;
+pub use checkpoint::{Remembered, open, open_with};
 pub use family::Family;
 
 /// `model:` in a run file.
@@ -88,6 +89,15 @@ impl Config {
 pub enum Dtype {
     F32,
     Bf16,
+}
+
+impl From<Dtype> for DType {
+    fn from(dtype: Dtype) -> Self {
+        match dtype {
+            Dtype::F32 => Self::F32,
+            Dtype::Bf16 => Self::BF16,
+        }
+    }
 }
 
 /// The families, in the order they were built.

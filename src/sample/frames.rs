@@ -3,11 +3,12 @@
 use std::path::Path;
 
 use anyhow::bail;
-use candle_core::{DType, Device, Result, Tensor};
+use candle_core::{DType, Tensor};
 
 use super::Sampled;
+use crate::data::pixels;
 use crate::models::Family;
-use crate::video::{Clip, Crop, Fit, Frames, Select, Writer, select};
+use crate::video::{Clip, Crop, Fit, Select, Writer, select};
 
 /// The first frames of a clip, or an image, cut to (height, width) at the centre: (1, 3, F, H, W) of -1..1.
 pub fn read(path: &Path, num_frames: usize, size: (usize, usize)) -> anyhow::Result<Tensor> {
@@ -20,15 +21,7 @@ pub fn read(path: &Path, num_frames: usize, size: (usize, usize)) -> anyhow::Res
         );
     };
     let fit = Fit::cover((clip.height(), clip.width()), size, Crop::Center);
-    Ok(tensor(clip.decode_fitted(&wanted, &fit)?)?)
-}
-
-/// Decoded frames as the encoders take them: (1, 3, F, H, W) of -1..1.
-pub fn tensor(frames: Frames) -> Result<Tensor> {
-    let shape = (1, frames.num_frames, frames.height, frames.width, 3);
-    let frames = Tensor::from_vec(frames.data, shape, &Device::Cpu)?;
-    let frames = frames.permute((0, 4, 1, 2, 3))?.to_dtype(DType::F32)?; // (1, 3, F, H, W)
-    (frames * (2.0 / 255.0))? - 1.0
+    Ok(pixels::tensor(clip.decode_fitted(&wanted, &fit)?)?)
 }
 
 /// Decodes and writes frames as they come; `see` is shown each picture (H, W, 3) on its way. Returns how many.
@@ -40,7 +33,7 @@ pub fn write(
 ) -> anyhow::Result<usize> {
     let mut count = 0;
     family.decode(&sampled.latents, &sampled.canvas, &mut |frames| {
-        for frame in pixels(&frames)? {
+        for frame in pictures(&frames)? {
             writer.push(&frame)?;
             see(&frame);
             count += 1;
@@ -52,7 +45,7 @@ pub fn write(
 }
 
 /// (1, 3, F, H, W) of -1..1 as pictures (H, W, 3).
-pub fn pixels(frames: &Tensor) -> anyhow::Result<Vec<Vec<u8>>> {
+pub fn pictures(frames: &Tensor) -> anyhow::Result<Vec<Vec<u8>>> {
     let frames = frames.squeeze(0)?.permute((1, 2, 3, 0))?.to_dtype(DType::F32)?; // (F, H, W, 3)
     let frames = (((frames * 0.5)? + 0.5)?.clamp(0f32, 1f32)? * 255.0)?
         .round()?

@@ -14,14 +14,14 @@ use candle_core::{DType, Tensor};
 use crate::diffusion::guidance;
 use crate::diffusion::schedulers::{Run, Scheduler};
 use crate::models::Family;
-use crate::models::denoiser::{Denoiser, Input};
-use crate::models::family::{Canvas, ImageCondition};
+use crate::models::denoiser::Denoiser;
+use crate::models::family::{self, Canvas, ImageCondition};
 use crate::nn::weights::Planter;
 use crate::rng::Rng;
 
 mod frames;
 
-pub use frames::{pixels, read, tensor, write};
+pub use frames::{pictures, read, write};
 
 /// Numbers in the latents beyond which the two passes of guidance run one after the other, for memory's sake.
 const ONE_BATCH: usize = 1 << 20;
@@ -208,19 +208,12 @@ fn predict(
     timestep: i64,
     scale: f64,
 ) -> anyhow::Result<Tensor> {
-    let latents = match &conditions.image {
-        Some(image) => Tensor::cat(&[latents, &image.latents], 2)?, // (1, F, 2C, h, w)
-        None => latents.clone(),
-    };
     let passes = conditions.text.dim(0)?;
     let run = |text: Tensor| -> anyhow::Result<Tensor> {
         let batch = text.dim(0)?;
-        let input = Input {
-            latents: latents.repeat((batch, 1, 1, 1, 1))?,
-            timestep: Tensor::from_vec(vec![timestep; batch], batch, latents.device())?,
-            text,
-            ofs: conditions.image.as_ref().and_then(|image| image.ofs.clone()),
-        };
+        let latents = latents.repeat((batch, 1, 1, 1, 1))?;
+        let timestep = Tensor::from_vec(vec![timestep; batch], batch, latents.device())?;
+        let input = family::input(latents, timestep, text, conditions.image.as_ref())?;
         Ok(denoiser.forward(&input)?.to_dtype(DType::F32)?)
     };
     if passes == 1 {

@@ -9,10 +9,12 @@ use candle_core::{DType, Device, Tensor};
 
 use super::dit::{self, Dit};
 use super::vae::{self, Half, Vae};
+use crate::diffusion::objective::Objective;
+use crate::diffusion::posterior::Posterior;
 use crate::diffusion::schedulers::Scheduler;
-use crate::models::Family;
 use crate::models::denoiser::Denoiser;
-use crate::models::family::{Canvas, Emit, ImageCondition};
+use crate::models::family::{Canvas, ClipEncoder, Conditioner, Emit, ImageCondition};
+use crate::models::{Family, Remembered};
 use crate::nn::Weights;
 use crate::nn::weights::Planter;
 use crate::rng::Rng;
@@ -32,11 +34,17 @@ pub struct CogVideoX {
 }
 
 impl CogVideoX {
-    /// Reads the configs in `directory`.
-    pub fn open(directory: &Path, dtype: DType, device: &Device) -> anyhow::Result<Self> {
+    /// Reads the configs in `directory`; the VAE's may be remembered instead.
+    pub fn open(directory: &Path, dtype: DType, device: &Device, remembered: &Remembered) -> anyhow::Result<Self> {
+        let vae = match remembered.get("vae") {
+            Some(text) if !directory.join("vae").exists() => {
+                vae::Config::parse(text).context("the VAE's config.json, as it is remembered")?
+            }
+            _ => vae::Config::read(&part(directory, "vae")?)?,
+        };
         Ok(Self {
             transformer: dit::Config::load(&part(directory, "transformer")?)?,
-            vae: vae::Config::read(&part(directory, "vae")?)?,
+            vae,
             directory: directory.into(),
             dtype,
             device: device.clone(),
@@ -52,10 +60,9 @@ impl CogVideoX {
         Vae::load_half(&part(&self.directory, "vae")?, half, self.dtype, &self.device)
     }
 
-    /// Draws a sample of the posterior of a clip (1, 3, F, H, W): not scaled, (1, C, F, h, w).
+    /// Draws a sample of the posterior of a clip (1, 3, T, H, W): not scaled, (1, C, F, h, w).
     fn sample_posterior(&self, clip: &Tensor, rng: &mut Rng) -> anyhow::Result<Tensor> {
-        let vae = self.vae(Half::Encoder)?;
-        let posterior = vae.encode(&clip.to_device(&self.device)?.to_dtype(self.dtype)?)?;
+        let posterior = self.clip_encoder(false, false)?.encode(clip)?;
         let dims = posterior.mean.dims();
         let noise = Tensor::from_vec(rng.randn(dims.iter().product()), dims, &self.device)?;
         Ok(posterior.sample(&noise.to_dtype(self.dtype)?)?)
@@ -63,26 +70,48 @@ impl CogVideoX {
 }
 
 impl Family for CogVideoX {
-    fn embed(&self, prompts: &[&str]) -> anyhow::Result<Tensor> {
+    fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    fn pipeline(&self) -> &'static str {
+        match self.takes_image() {
+            true => "CogVideoXImageToVideoPipeline",
+            false => "CogVideoXPipeline",
+        }
+    }
+
+    fn conditioner_parts(&self) -> &'static [&'static str] {
+        &["tokenizer", "text_encoder"]
+    }
+
+    fn encoder_parts(&self) -> &'static [&'static str] {
+        &["vae"]
+    }
+
+    fn conditioner(&self) -> anyhow::Result<Box<dyn Conditioner>> {
         let tokenizer = TextTokenizer::open(&part(&self.directory, "tokenizer")?)?;
         let folder = part(&self.directory, "text_encoder")?;
         let config = t5::Config::load(&folder.join("config.json"))?;
         let weights = Weights::open(&folder, self.dtype, &self.device)?;
         let encoder = t5::T5Encoder::new(&config, weights).with_context(|| folder.display().to_string())?;
-        let length = self.transformer.max_text_seq_length;
-        let mut embeddings = Vec::new();
-        for prompt in prompts {
-            let encoding = tokenizer.encode_padded(prompt, length)?;
-            if encoding.truncated > 0 {
-                log::warn!(
-                    "a prompt is cut to {length} tokens; {} are lost: {prompt:?}",
-                    encoding.truncated
-                );
-            }
-            let ids = Tensor::from_vec(encoding.ids, (1, length), &self.device)?;
-            embeddings.push(encoder.forward(&ids, None)?); // (1, L, D); CogVideoX attends to padding, too
-        }
-        Ok(Tensor::cat(&embeddings, 0)?)
+        Ok(Box::new(Prompts {
+            tokenizer,
+            encoder,
+            length: self.transformer.max_text_seq_length,
+            device: self.device.clone(),
+        }))
+    }
+
+    fn clip_encoder(&self, tiling: bool, slicing: bool) -> anyhow::Result<Box<dyn ClipEncoder>> {
+        let mut vae = self.vae(Half::Encoder)?;
+        vae.tiling = tiling.then(|| vae.default_tiling());
+        vae.slicing = slicing;
+        Ok(Box::new(Clips { vae }))
+    }
+
+    fn text_shape(&self) -> [usize; 2] {
+        [self.transformer.max_text_seq_length, self.transformer.text_embed_dim]
     }
 
     fn scheduler(&self) -> anyhow::Result<Scheduler> {
@@ -118,25 +147,48 @@ impl Family for CogVideoX {
         self.transformer.in_channels == 2 * self.channels()
     }
 
-    fn image_condition(&self, image: &Tensor, canvas: &Canvas, rng: &mut Rng) -> anyhow::Result<ImageCondition> {
-        let latents = self.sample_posterior(&image.unsqueeze(2)?, rng)?; // (1, C, 1, h, w)
-        let latents = self.vae.scale_image(&latents)?.permute((0, 2, 1, 3, 4))?; // (1, 1, C, h, w)
-        let [_, frames, channels, height, width] = canvas.shape;
-        let rest = Tensor::zeros((1, frames - 1, channels, height, width), self.dtype, &self.device)?;
+    fn objective(&self) -> anyhow::Result<Objective> {
+        Ok(Objective::Ddpm(self.scheduler()?.process().clone()))
+    }
+
+    fn latents(&self, sample: &Tensor) -> anyhow::Result<Tensor> {
+        let latents = self.vae.scale(sample)?; // (B, C, F, h, w)
+        let missing = self.transformer.additional_frames(latents.dim(2)?);
+        if missing == 0 {
+            return Ok(latents);
+        }
+        // As diffusers' train_cogvideox_lora.py fills the first patch.
+        let first = latents.narrow(2, 0, 1)?.repeat((1, 1, missing, 1, 1))?;
+        Ok(Tensor::cat(&[first, latents], 2)?)
+    }
+
+    fn arrange(&self, latents: &Tensor) -> anyhow::Result<Tensor> {
+        Ok(latents.permute((0, 2, 1, 3, 4))?.contiguous()?)
+    }
+
+    fn condition_on(&self, sample: &Tensor, frames: usize) -> anyhow::Result<ImageCondition> {
+        let latents = self.vae.scale_image(sample)?.permute((0, 2, 1, 3, 4))?; // (B, 1, C, h, w)
+        let (batch, _, channels, height, width) = latents.dims5()?;
+        let rest = (batch, frames.saturating_sub(1), channels, height, width);
+        let rest = Tensor::zeros(rest, latents.dtype(), latents.device())?;
         let ofs = self
             .transformer
             .ofs_embed_dim
             .map(|_| Tensor::new(&[OFS as f32], &self.device))
             .transpose()?;
         Ok(ImageCondition {
-            latents: Tensor::cat(&[latents, rest], 1)?,
+            latents: Tensor::cat(&[latents, rest], 1)?, // (B, F, C, h, w)
             ofs,
         })
     }
 
+    fn image_condition(&self, image: &Tensor, canvas: &Canvas, rng: &mut Rng) -> anyhow::Result<ImageCondition> {
+        let sample = self.sample_posterior(&image.unsqueeze(2)?, rng)?; // (1, C, 1, h, w)
+        self.condition_on(&sample, canvas.shape[1])
+    }
+
     fn encode(&self, clip: &Tensor, rng: &mut Rng) -> anyhow::Result<Tensor> {
-        let latents = self.sample_posterior(clip, rng)?.permute((0, 2, 1, 3, 4))?; // (1, F, C, h, w)
-        Ok(self.vae.scale(&latents)?)
+        self.arrange(&self.latents(&self.sample_posterior(clip, rng)?)?)
     }
 
     fn decode(&self, latents: &Tensor, canvas: &Canvas, emit: Emit) -> anyhow::Result<()> {
@@ -144,6 +196,41 @@ impl Family for CogVideoX {
         let frames = latents.dim(1)? - canvas.padding;
         let latents = latents.narrow(1, canvas.padding, frames)?.permute((0, 2, 1, 3, 4))?; // (1, C, F, h, w)
         vae.decode_batches(&self.vae.unscale(&latents.to_dtype(self.dtype)?)?.contiguous()?, emit)
+    }
+}
+
+/// T5 behind its tokenizer.
+struct Prompts {
+    tokenizer: TextTokenizer,
+    encoder: t5::T5Encoder,
+    /// In tokens.
+    length: usize,
+    device: Device,
+}
+
+impl Conditioner for Prompts {
+    fn embed(&self, prompt: &str) -> anyhow::Result<Tensor> {
+        let length = self.length;
+        let encoding = self.tokenizer.encode_padded(prompt, length)?;
+        if encoding.truncated > 0 {
+            log::warn!(
+                "a prompt is cut to {length} tokens; {} are lost: {prompt:?}",
+                encoding.truncated
+            );
+        }
+        let ids = Tensor::from_vec(encoding.ids, (1, length), &self.device)?;
+        Ok(self.encoder.forward(&ids, None)?) // (1, L, D); CogVideoX attends to padding, too
+    }
+}
+
+/// The VAE's encoder.
+struct Clips {
+    vae: Vae,
+}
+
+impl ClipEncoder for Clips {
+    fn encode(&self, clip: &Tensor) -> anyhow::Result<Posterior> {
+        Ok(self.vae.encode(clip)?)
     }
 }
 

@@ -92,9 +92,14 @@ impl Config {
         let size = std::fs::metadata(&path).with_context(|| shown.to_string())?.len();
         ensure!(size <= MAX_BYTES, "{shown}: {size} bytes are too many for a config");
         let text = std::fs::read_to_string(&path).with_context(|| shown.to_string())?;
-        let config: Self = serde_json::from_str(&text).with_context(|| shown.to_string())?;
+        Self::parse(&text).with_context(|| shown.to_string())
+    }
+
+    /// As [`read`](Self::read), from the file's text.
+    pub fn parse(text: &str) -> anyhow::Result<Self> {
+        let config: Self = serde_json::from_str(text)?;
         let wrong = config.check();
-        ensure!(wrong.is_empty(), "{shown}: {}", wrong.join("\n"));
+        ensure!(wrong.is_empty(), wrong.join("\n"));
         Ok(config)
     }
 

@@ -11,7 +11,6 @@ mod decoder;
 mod encoder;
 mod memory;
 mod norm;
-mod posterior;
 mod resample;
 mod resnet;
 mod tiling;
@@ -23,7 +22,6 @@ use anyhow::Context;
 use candle_core::{DType, Device, Result, Tensor, bail};
 
 pub use config::Config;
-pub use posterior::Posterior;
 pub use tiling::Tiling;
 
 use decoder::Decoder;
@@ -31,6 +29,7 @@ use encoder::Encoder;
 use memory::Memory;
 use norm::POINTWISE;
 
+use crate::diffusion::posterior::Posterior;
 use crate::nn::{Conv3d, Weights};
 
 /// Frames of a batch.

@@ -1,8 +1,8 @@
-//! What the encoder says about a clip: a diagonal Gaussian over latents.
+//! What an autoencoder says about a clip: a diagonal Gaussian over latents.
 
 use candle_core::{Result, Tensor};
 
-/// N(mean, exp(logvar)), both (B, L, F, H, W). Not scaled.
+/// N(mean, exp(logvar)), both (B, C, f, h, w): C latent channels, f latent frames of h x w. Not scaled.
 #[derive(Debug, Clone)]
 pub struct Posterior {
     pub mean: Tensor,
@@ -11,7 +11,7 @@ pub struct Posterior {
 }
 
 impl Posterior {
-    /// From mean and log-variance one behind the other, (B, 2 L, F, H, W).
+    /// From mean and log-variance one behind the other, (B, 2 C, f, h, w).
     pub fn new(moments: &Tensor) -> Result<Self> {
         let channels = moments.dim(1)? / 2;
         Ok(Self {
