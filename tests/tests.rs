@@ -10,6 +10,7 @@ mod conv3d; // the convolution under the autoencoders
 mod data; // layouts, captions, buckets, order
 mod fuzz; // mutated input of every kind
 mod hub; // checkpoints of the Hugging Face Hub
+mod precompute; // clips and captions, encoded once
 mod rng; // torch's CPU generator, bit for bit
 mod schedulers; // timesteps, steps and noise, against diffusers
 mod text; // captions as ids and embeddings

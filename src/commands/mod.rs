@@ -5,6 +5,7 @@ use std::fmt;
 pub mod check_dataset;
 pub mod completions;
 pub mod man;
+pub mod precompute;
 pub mod progress;
 pub mod sample;
 pub mod train;
@@ -20,6 +21,8 @@ pub enum Exit {
     Model = 4,
     /// Training, or writing what it made, failed.
     Training = 5,
+    /// Somebody ended it; it can go on another time.
+    Interrupted = 130,
 }
 
 /// A command's failure: what to say, and the exit code.
