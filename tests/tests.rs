@@ -12,6 +12,7 @@ mod fuzz; // mutated input of every kind
 mod hub; // checkpoints of the Hugging Face Hub
 mod lora; // which layers learn, first values, dropout, files, against PEFT and torch
 mod optim; // AdamW, clipping, averages, schedules, against torch
+mod precompute; // clips and captions, encoded once
 mod rng; // torch's CPU generator, bit for bit
 mod schedulers; // timesteps, steps and noise, against diffusers
 mod text; // captions as ids and embeddings

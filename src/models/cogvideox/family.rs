@@ -105,7 +105,8 @@ impl Family for CogVideoX {
 
     fn clip_encoder(&self, tiling: bool, slicing: bool) -> anyhow::Result<Box<dyn ClipEncoder>> {
         let mut vae = self.vae(Half::Encoder)?;
-        vae.tiling = tiling.then(|| vae.default_tiling());
+        let compression = self.vae.spatial_compression();
+        vae.tiling = Some(vae.default_tiling()).filter(|tiles| tiling && tiles.lines_up(compression));
         vae.slicing = slicing;
         Ok(Box::new(Clips { vae }))
     }
