@@ -110,13 +110,13 @@ impl Known {
         memo.changed = true;
     }
 
-    /// A folder of a checkpoint as it is; where it is gone, as it was, and true.
+    /// A folder of a checkpoint as it is; where it is gone or empty, as it was, and true.
     pub fn part(&self, folder: &Path) -> io::Result<Option<(Part, bool)>> {
         let name = name(folder).unwrap_or_default();
-        if !folder.is_dir() {
+        let files = if folder.is_dir() { decisive(folder)? } else { Vec::new() };
+        if files.is_empty() {
             return Ok(self.memo().parts.get(&name).cloned().map(|part| (part, true)));
         }
-        let files = decisive(folder)?;
         if files.iter().any(|file| self.recall(file).is_none()) {
             log::info!("taking the fingerprint of {}", folder.display());
         }
