@@ -8,6 +8,7 @@ mod cogvideox_vae; // encode, decode, tiles
 mod config; // run files
 mod conv3d; // the convolution under the autoencoders
 mod data; // layouts, captions, buckets, order
+mod disk; // written whole or not at all
 mod fuzz; // mutated input of every kind
 mod hub; // checkpoints of the Hugging Face Hub
 mod rng; // torch's CPU generator, bit for bit

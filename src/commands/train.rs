@@ -3,12 +3,13 @@
 //! What exists of it today: the configuration and the data sets are checked as a run would, and the resolved
 //! configuration is written. The training step is not built yet, and the command says so.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use anyhow::{Context, anyhow};
+use anyhow::anyhow;
 
 use super::{Exit, Failure, OrExit, check_dataset};
 use crate::config::RunConfig;
+use crate::disk;
 
 /// Train adapters as a run file says
 #[derive(Debug, clap::Args)]
@@ -43,18 +44,6 @@ pub fn run(args: Args) -> Result<(), Failure> {
 fn write_config(config: &RunConfig) -> anyhow::Result<PathBuf> {
     let path = config.output_dir.join("config.yaml");
     let text = config.to_yaml()?;
-    write_whole(&path, text.as_bytes()).with_context(|| format!("writing {}", path.display()))?;
+    disk::write_whole(&path, text.as_bytes())?;
     Ok(path)
-}
-
-/// Writes beside, syncs, renames: whoever is interrupted leaves the old file whole.
-fn write_whole(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
-    use std::io::Write;
-    let folder = path.parent().unwrap_or(Path::new("."));
-    std::fs::create_dir_all(folder)?;
-    let mut file = tempfile::NamedTempFile::new_in(folder)?;
-    file.write_all(bytes)?;
-    file.as_file().sync_all()?;
-    file.persist(path)?;
-    Ok(())
 }
