@@ -1,7 +1,7 @@
 //! Files and folders that are there whole or not at all: written beside, synced, renamed.
 //!
-//! While it is made, a thing lies beside its destination in a hidden entry, named `.vtrain-` and some letters, which its
-//! maker keeps locked. A process that is killed leaves its entries behind, unlocked; [`sweep`] takes those away.
+//! While it is made, a thing lies beside its destination in a hidden entry, named `.vtrain-` and some letters, which
+//! its maker keeps locked. A process that is killed leaves its entries behind, unlocked; [`sweep`] takes those away.
 
 use std::fmt;
 use std::fs::{self, File};

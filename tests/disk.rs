@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use vtrain::disk::{self, Beside, WriteError};
 
@@ -35,8 +35,12 @@ pub fn folder_of_child() -> Option<PathBuf> {
     std::env::var_os("VTRAIN_TEST_FOLDER").map(PathBuf::from)
 }
 
-/// Kills a child after some milliseconds.
-pub fn kill_after(mut child: Child, milliseconds: u64) {
+/// Kills a child some milliseconds after it has come to something.
+pub fn kill_after(mut child: Child, milliseconds: u64, come_to: impl Fn() -> bool) {
+    let started = Instant::now();
+    while !come_to() && started.elapsed() < Duration::from_secs(60) {
+        std::thread::sleep(Duration::from_millis(1));
+    }
     std::thread::sleep(Duration::from_millis(milliseconds));
     child.kill().unwrap();
     let ended = child.wait_with_output().unwrap();
@@ -165,10 +169,7 @@ fn whoever_is_killed_leaves_the_old_or_the_new_and_the_rest_is_swept() {
             &[],
         );
         let child = child.spawn().unwrap();
-        while !folder.path().join("file").exists() {
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        kill_after(child, 20 + 7 * round);
+        kill_after(child, 20 + 7 * round, || folder.path().join("file").exists());
         let text = fs::read_to_string(folder.path().join("file")).unwrap();
         let n = text.split(' ').next().unwrap().parse().unwrap();
         assert!(text == contents(n), "torn in round {round}");
