@@ -16,3 +16,4 @@ mod rng; // torch's CPU generator, bit for bit
 mod schedulers; // timesteps, steps and noise, against diffusers
 mod text; // captions as ids and embeddings
 mod video; // decoding, selection, resizing and encoding of real files
+mod watching; // the log of a run, TensorBoard, the model card
