@@ -82,3 +82,48 @@ impl Count {
         format!("{rate:.*}", if rate < 1.0 { 3 } else { 1 })
     }
 }
+
+/// How often a line is logged where nobody can watch it being redrawn.
+const BETWEEN_LINES: Duration = Duration::from_secs(10);
+
+/// One line that tells how work goes: redrawn on a terminal, else logged now and then.
+pub struct Line {
+    bar: Option<ProgressBar>,
+    told: Option<Instant>,
+}
+
+impl Line {
+    pub fn new() -> Self {
+        let style = ProgressStyle::with_template("{msg}").expect("the template is a constant");
+        let watched = std::io::stderr().is_terminal();
+        Self {
+            bar: watched.then(|| BARS.add(ProgressBar::new_spinner().with_style(style))),
+            told: None,
+        }
+    }
+
+    /// Shows how things are now. `last` is shown in any case.
+    pub fn tell(&mut self, text: String, last: bool) {
+        match &self.bar {
+            Some(bar) if !last => {
+                bar.set_message(text);
+                bar.tick();
+            }
+            Some(bar) => {
+                bar.finish_and_clear();
+                log::info!("{text}");
+            }
+            None if last || self.told.is_none_or(|told| told.elapsed() >= BETWEEN_LINES) => {
+                self.told = Some(Instant::now());
+                log::info!("{text}");
+            }
+            None => {}
+        }
+    }
+}
+
+impl Default for Line {
+    fn default() -> Self {
+        Self::new()
+    }
+}
