@@ -73,13 +73,24 @@ struct Settings {
 /// Reads an adapter file to be applied with `strength`.
 ///
 /// # Errors
-/// No safetensors, tensors that are no adapters or come without their other half, by file and tensor.
+/// As [`from_bytes`], with the file's name.
 pub fn read(path: &Path, strength: f64) -> anyhow::Result<AdapterFile> {
-    let shown = path.display();
-    let bytes = std::fs::read(path).with_context(|| shown.to_string())?;
-    let settings = Settings::read(&bytes).with_context(|| shown.to_string())?;
-    let tensors = candle_core::safetensors::load_buffer(&bytes, &Device::Cpu)
-        .with_context(|| format!("{shown}: not a readable safetensors file"))?;
+    let bytes = std::fs::read(path).with_context(|| path.display().to_string())?;
+    Ok(AdapterFile {
+        path: path.into(),
+        strength,
+        layers: from_bytes(&bytes).with_context(|| path.display().to_string())?,
+    })
+}
+
+/// The adapters of a file, by layer.
+///
+/// # Errors
+/// No safetensors, tensors that are no adapters or come without their other half, by tensor.
+pub fn from_bytes(bytes: &[u8]) -> anyhow::Result<BTreeMap<String, Adapter>> {
+    let settings = Settings::read(bytes)?;
+    let tensors = candle_core::safetensors::load_buffer(bytes, &Device::Cpu)
+        .context("not a readable safetensors file")?;
     let mut halves: BTreeMap<String, [Option<Tensor>; 2]> = BTreeMap::new();
     for (name, tensor) in tensors {
         let inner = name.strip_prefix(PREFIX).unwrap_or(&name);
@@ -89,25 +100,25 @@ pub fn read(path: &Path, strength: f64) -> anyhow::Result<AdapterFile> {
             .enumerate()
             .find_map(|(i, end)| Some((i, inner.strip_suffix(end)?)));
         let Some((half, layer)) = half else {
-            bail!("{shown}: the tensor {name} is no adapter in the diffusers format ({PREFIX}<layer>.lora_A.weight)");
+            bail!("the tensor {name} is no adapter in the diffusers format ({PREFIX}<layer>.lora_A.weight)");
         };
         ensure!(
             tensor.rank() == 2,
-            "{shown}: the tensor {name} has shape {:?}, not two sides",
+            "the tensor {name} has shape {:?}, not two sides",
             tensor.dims()
         );
         halves.entry(layer.to_string()).or_default()[half] = Some(tensor);
     }
-    ensure!(!halves.is_empty(), "{shown}: there are no adapters in this file");
+    ensure!(!halves.is_empty(), "there are no adapters in this file");
     let mut layers = BTreeMap::new();
     for (layer, halves) in halves {
         let [Some(a), Some(b)] = halves else {
-            bail!("{shown}: {layer} has only one of lora_A and lora_B");
+            bail!("{layer} has only one of lora_A and lora_B");
         };
         let rank = a.dim(0)?;
         ensure!(
             rank > 0 && b.dim(1)? == rank,
-            "{shown}: {layer}: lora_A has rank {rank}, lora_B {}",
+            "{layer}: lora_A has rank {rank}, lora_B {}",
             b.dim(1)?
         );
         let (alpha, use_rslora) = (settings.alpha(&layer, rank), settings.use_rslora);
@@ -121,11 +132,7 @@ pub fn read(path: &Path, strength: f64) -> anyhow::Result<AdapterFile> {
             },
         );
     }
-    Ok(AdapterFile {
-        path: path.into(),
-        strength,
-        layers,
-    })
+    Ok(layers)
 }
 
 impl Settings {

@@ -11,7 +11,6 @@ use serde_json::{Value, json};
 use super::open::Parts;
 use super::session::Counts;
 use crate::config::RunConfig;
-use crate::disk;
 use crate::lora::diffusers;
 use crate::lora::trainable::Pair;
 use crate::optim::lr;
@@ -230,9 +229,9 @@ impl Tensors {
         tensor.with_context(|| format!("the optimiser's tensor {name} is missing"))
     }
 
-    fn count(&mut self, name: &str) -> anyhow::Result<u64> {
+    fn count(&mut self, name: &str) -> anyhow::Result<usize> {
         let count = self.take(name)?.to_vec1::<i64>()?;
         ensure!(count.len() == 1, "{name} is no single number");
-        Ok(u64::try_from(count[0])?)
+        Ok(usize::try_from(count[0])?)
     }
 }

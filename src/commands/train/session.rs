@@ -61,8 +61,14 @@ impl<'a> Session<'a> {
 
     /// Goes through all steps that are left, and writes the final files.
     pub fn run(mut self, interrupt: &Interrupt) -> anyhow::Result<Ended> {
-        if self.counts.step == 0 {
-            self.validate_base(interrupt)?;
+        match self.counts.step {
+            0 => self.validate_base(interrupt)?,
+            step if step >= self.total_steps => {
+                log::info!("all {step} steps are done already; raise train.steps to go on");
+                finish::write(&self.parts, step)?;
+                return Ok(Ended::Complete);
+            }
+            _ => {}
         }
         let mut progress = Progress::new(self.total_steps);
         let mut line = progress::Line::new();

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 
 use anyhow::{Context, bail};
+use blake3::{Hash, Hasher};
 use candle_core::Tensor;
 
 use super::{Cache, Form, Key};
@@ -98,6 +99,19 @@ impl Encoded {
     /// Where the record of a sample's clip lies.
     pub fn clip_path(&self, sample: &Encoding) -> PathBuf {
         self.cache.path(&sample.key)
+    }
+
+    /// A hash of all that a run trains on, in its order: it changes where a clip, a caption or an encoder does.
+    pub fn fingerprint(&self) -> Hash {
+        let mut hasher = Hasher::new();
+        for sample in &self.samples {
+            let caption = self.texts.get(&sample.caption);
+            for key in [Some(&sample.key), caption].into_iter().flatten() {
+                hasher.update(key.hash().as_bytes());
+            }
+            hasher.update(&(sample.repeats as u64).to_le_bytes());
+        }
+        hasher.finalize()
     }
 
     fn sample(&self, sample: usize) -> anyhow::Result<&Encoding> {

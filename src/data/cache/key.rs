@@ -78,6 +78,10 @@ impl Key {
         Self { kind, hash }
     }
 
+    pub fn hash(&self) -> Hash {
+        self.hash
+    }
+
     /// Where the record lies in the cache `dir`.
     pub fn path(&self, dir: &Path) -> PathBuf {
         let folder = match self.kind {

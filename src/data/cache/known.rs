@@ -5,13 +5,15 @@
 
 use std::collections::BTreeMap;
 use std::fs::Metadata;
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use blake3::{Hash, Hasher};
 use serde::{Deserialize, Serialize};
+
+use crate::disk;
 
 /// File systems round times to 2 seconds at most, in nanoseconds here.
 const GRAIN: u64 = 2_000_000_000;
@@ -161,12 +163,7 @@ impl Known {
         let mut all = read(&self.path).unwrap_or_default();
         all.files.append(&mut ours.files.clone());
         all.parts.append(&mut ours.parts.clone());
-        let folder = self.path.parent().unwrap_or(Path::new("."));
-        std::fs::create_dir_all(folder)?;
-        let mut beside = tempfile::NamedTempFile::new_in(folder)?;
-        beside.write_all(&serde_json::to_vec(&all)?)?;
-        beside.as_file().sync_all()?;
-        beside.persist(&self.path)?;
+        disk::write_whole(&self.path, &serde_json::to_vec(&all)?).map_err(io::Error::other)?;
         ours.changed = false;
         Ok(())
     }

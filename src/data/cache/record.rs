@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::io::{self, Write};
+use std::io;
 use std::path::Path;
 
 use anyhow::Context;
@@ -11,6 +11,8 @@ use candle_core::safetensors::Load;
 use candle_core::{DType, Device, Tensor};
 use safetensors::SafeTensors;
 use safetensors::tensor::View;
+
+use crate::disk;
 
 /// The key of the digest in the header.
 const DIGEST: &str = "digest";
@@ -109,12 +111,7 @@ pub fn write(path: &Path, form: &Form, tensors: &[Tensor], notes: &[(&str, Strin
         .collect();
     header.insert(DIGEST.into(), digest.to_string());
     let bytes = safetensors::serialize(named, Some(header))?;
-    let folder = path.parent().context("a record lies in a folder")?;
-    std::fs::create_dir_all(folder)?;
-    let mut beside = tempfile::NamedTempFile::new_in(folder)?;
-    beside.write_all(&bytes)?;
-    beside.as_file().sync_all()?;
-    beside.persist(path)?;
+    disk::write_whole(path, &bytes)?;
     Ok(digest)
 }
 
