@@ -332,22 +332,23 @@ fn what_is_written_is_read_back_and_learned_on() {
         assert!((adapter.scale().unwrap() - written.scale()).abs() < 1e-12);
     }
 
-    let told = |change: &dyn Fn(&mut Config)| {
+    type Change = fn(&mut Config);
+    let told = |change: Change| {
         let mut config = again.clone();
         change(&mut config);
         planted(&config, "cogvideox-5b").unwrap_err().to_string()
     };
-    let cases: [(&str, &dyn Fn(&mut Config)); 5] = [
-        ("has rank 3, but lora.rank is 4", &|config| config.rank = 4),
-        ("has alpha 4.5, but lora.alpha is 9", &|config| config.alpha = 9.0),
-        ("lora.use_rslora is false", &|config| config.use_rslora = false),
+    let cases: [(&str, Change); 5] = [
+        ("has rank 3, but lora.rank is 4", |config| config.rank = 4),
+        ("has alpha 4.5, but lora.alpha is 9", |config| config.alpha = 9.0),
+        ("lora.use_rslora is false", |config| config.use_rslora = false),
         (
             "2 of 4 adapters belong to layers that this run does not train, first transformer_blocks.0",
-            &|config| config.target_modules = suffixes(&["to_q"]),
+            |config| config.target_modules = suffixes(&["to_q"]),
         ),
         (
             "2 of 6 layers have no adapter in this file, first transformer_blocks.0.attn1.to_k",
-            &|config| config.target_modules = suffixes(&["to_q", "to_k", "ff.net.0.proj"]),
+            |config| config.target_modules = suffixes(&["to_q", "to_k", "ff.net.0.proj"]),
         ),
     ];
     for (expected, change) in cases {
