@@ -18,5 +18,6 @@ mod precompute; // clips and captions, encoded once
 mod rng; // torch's CPU generator, bit for bit
 mod schedulers; // timesteps, steps and noise, against diffusers
 mod text; // captions as ids and embeddings
+mod training; // runs from clips to adapters, against PyTorch
 mod video; // decoding, selection, resizing and encoding of real files
 mod watching; // the log of a run, TensorBoard, the model card

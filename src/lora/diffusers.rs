@@ -89,8 +89,8 @@ pub fn read(path: &Path, strength: f64) -> anyhow::Result<AdapterFile> {
 /// No safetensors, tensors that are no adapters or come without their other half, by tensor.
 pub fn from_bytes(bytes: &[u8]) -> anyhow::Result<BTreeMap<String, Adapter>> {
     let settings = Settings::read(bytes)?;
-    let tensors = candle_core::safetensors::load_buffer(bytes, &Device::Cpu)
-        .context("not a readable safetensors file")?;
+    let tensors =
+        candle_core::safetensors::load_buffer(bytes, &Device::Cpu).context("not a readable safetensors file")?;
     let mut halves: BTreeMap<String, [Option<Tensor>; 2]> = BTreeMap::new();
     for (name, tensor) in tensors {
         let inner = name.strip_prefix(PREFIX).unwrap_or(&name);

@@ -22,7 +22,11 @@ impl Projection {
     pub fn new(in_features: usize, out_features: usize, weights: Weights) -> Result<Self> {
         let weight = weights.get((out_features, in_features), "weight")?.t()?;
         // The CPU's product copies rows of the right matrix to where it works; columns it would have to gather.
-        let weight = if weight.device().is_cpu() { weight.contiguous()? } else { weight };
+        let weight = if weight.device().is_cpu() {
+            weight.contiguous()?
+        } else {
+            weight
+        };
         Ok(Self { weight })
     }
 

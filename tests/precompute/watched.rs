@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use candle_core::Tensor;
+use vtrain::diffusion::objective::Objective;
 use vtrain::diffusion::posterior::Posterior;
 use vtrain::diffusion::schedulers::Scheduler;
 use vtrain::models::Family;
@@ -102,6 +103,18 @@ impl Family for Watched {
 
     fn encoder_parts(&self) -> &'static [&'static str] {
         self.inner.encoder_parts()
+    }
+
+    fn pipeline(&self) -> &'static str {
+        self.inner.pipeline()
+    }
+
+    fn objective(&self) -> anyhow::Result<Objective> {
+        self.inner.objective()
+    }
+
+    fn arrange(&self, latents: &Tensor) -> anyhow::Result<Tensor> {
+        self.inner.arrange(latents)
     }
 
     fn text_shape(&self) -> [usize; 2] {

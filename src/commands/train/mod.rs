@@ -13,8 +13,8 @@ use crate::config::RunConfig;
 use crate::disk;
 
 mod finish;
-mod open;
-mod resume;
+pub mod open;
+pub mod resume;
 mod session;
 
 use resume::Resume;

@@ -92,7 +92,7 @@ pub fn session<'a>(
 }
 
 /// The transformer with adapters that learn, and what moves them.
-fn trainer<'a>(
+pub fn trainer<'a>(
     config: &RunConfig,
     family: &'a dyn Family,
     encoded: &'a Encoded,
@@ -134,8 +134,10 @@ fn trainer<'a>(
 
 /// What the checkpoint's numbers depend on besides the settings.
 fn fingerprints(family: &dyn Family, encoded: &Encoded) -> anyhow::Result<BTreeMap<String, String>> {
-    let transformer = encoded.cache.fingerprint(family.directory(), &["transformer", "scheduler"])?;
-        Ok(BTreeMap::from([
+    let transformer = encoded
+        .cache
+        .fingerprint(family.directory(), &["transformer", "scheduler"])?;
+    Ok(BTreeMap::from([
         ("transformer".to_string(), transformer.to_string()),
         ("data".to_string(), encoded.fingerprint().to_string()),
     ]))

@@ -69,7 +69,9 @@ pub fn set_aside(output_dir: &Path) -> anyhow::Result<()> {
     if there.iter().all(|name| *name == "config.yaml") {
         return Ok(());
     }
-    let aside = (1..).map(|n| output_dir.join(format!("previous-{n}"))).find(|path| !path.exists());
+    let aside = (1..)
+        .map(|n| output_dir.join(format!("previous-{n}")))
+        .find(|path| !path.exists());
     let aside = aside.context("no number is free for the earlier run's folder")?;
     std::fs::create_dir_all(&aside).with_context(|| aside.display().to_string())?;
     for name in there {
@@ -128,7 +130,10 @@ pub fn snapshot(parts: &Parts, counts: Counts) -> anyhow::Result<Snapshot> {
         for (name, average) in names(&parts.pairs).zip(averages) {
             optimizer.insert(format!("{name}.ema"), average);
         }
-        optimizer.insert(UPDATES.into(), Tensor::new(&[updates as i64], &candle_core::Device::Cpu)?);
+        optimizer.insert(
+            UPDATES.into(),
+            Tensor::new(&[updates as i64], &candle_core::Device::Cpu)?,
+        );
     }
     Ok(Snapshot {
         adapter: diffusers::to_bytes(&config.lora, &named)?,

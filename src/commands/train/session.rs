@@ -123,7 +123,11 @@ impl<'a> Session<'a> {
         };
         self.counts.skipped += 1;
         self.skipped_in_a_row += 1;
-        let what = seen.iter().map(|seen| self.in_words(seen)).collect::<Vec<_>>().join("; ");
+        let what = seen
+            .iter()
+            .map(|seen| self.in_words(seen))
+            .collect::<Vec<_>>()
+            .join("; ");
         let step = self.counts.step;
         if self.skipped_in_a_row == MOST_SKIPPED {
             bail!(
@@ -193,10 +197,12 @@ impl<'a> Session<'a> {
             }
             let bar = progress::bar("validation", prompt.steps);
             let on = progress::on(&bar);
-            let shown = parts.validator.show(index, step, &*parts.trainer.denoiser, &|done, of| {
-                on(done, of);
-                interrupt.check()
-            });
+            let shown = parts
+                .validator
+                .show(index, step, &*parts.trainer.denoiser, &|done, of| {
+                    on(done, of);
+                    interrupt.check()
+                });
             bar.finish_and_clear();
             let shown = shown.and_then(|shown| {
                 log::info!("validation video {}", shown.path.display());
