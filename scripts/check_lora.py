@@ -1,11 +1,16 @@
 """Loads an adapter file into a CogVideoX pipeline of diffusers and says what arrived; stops at the first thing wrong.
 
-    python scripts/check_lora.py MODEL_DIR LORA_FILE
+    python scripts/check_lora.py MODEL_DIR LORA_FILE [--latents FILE] [--write-latents FILE]
 
 Python's warnings are errors, and so is anything that diffusers or PEFT log from warnings on: unused keys, missing keys,
 settings that do not fit the weights. Every adapter must hold the file's numbers, and the scale that its metadata gives.
+
+With `--latents` the pipeline samples under the adapter, and the denoised latents must be those of the file to 1e-3, which
+`vtrain sample --dtype f32 --lora LORA_FILE --prompt "a red ball" --negative-prompt blue --num-frames 9 --height 32 --width 48
+--steps 4 --seed 42 --output-latents FILE` wrote. With `--write-latents` they are written, for tests without Python.
 """
 
+import argparse
 import json
 import logging
 import math
@@ -16,6 +21,7 @@ from pathlib import Path
 import torch
 from diffusers import CogVideoXPipeline
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 
 class Complaints(logging.Handler):
@@ -40,7 +46,23 @@ def load(model, file):
         pipe.load_lora_weights(str(file.parent), weight_name=file.name, adapter_name="checked")
     if complaints.lines:
         sys.exit("\n".join(complaints.lines))
-    return pipe.transformer
+    return pipe
+
+
+def sample(pipe):
+    """Denoised latents (1, F, C, h, w)."""
+    pipe.set_progress_bar_config(disable=True)
+    return pipe(
+        prompt="a red ball",
+        negative_prompt="blue",
+        num_frames=9,
+        height=32,
+        width=48,
+        num_inference_steps=4,
+        guidance_scale=6.0,
+        generator=torch.Generator("cpu").manual_seed(42),
+        output_type="latent",
+    ).frames
 
 
 def compare(transformer, tensors, settings):
@@ -63,11 +85,28 @@ def compare(transformer, tensors, settings):
 
 
 def main():
-    model, file = Path(sys.argv[1]), Path(sys.argv[2]).resolve()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--latents", type=Path)
+    parser.add_argument("--write-latents", type=Path)
+    args = parser.parse_args()
+    file = args.file.resolve()
     with safe_open(file, "pt") as opened:
         tensors = {key: opened.get_tensor(key) for key in opened.keys()}
         settings = json.loads(opened.metadata()["lora_adapter_metadata"])
-    compare(load(model, file), tensors, settings)
+    pipe = load(args.model, file)
+    compare(pipe.transformer, tensors, settings)
+    if args.write_latents:
+        save_file({"latents": sample(pipe).contiguous()}, args.write_latents)
+    if args.latents:
+        ours, theirs = load_file(args.latents)["latents"], sample(pipe)
+        error = (torch.linalg.norm(ours - theirs) / torch.linalg.norm(theirs)).item()
+        pipe.disable_lora()
+        without = (torch.linalg.norm(sample(pipe) - theirs) / torch.linalg.norm(theirs)).item()
+        print(f"latents differ by {error:.1e}; without the adapter by {without:.1e}")
+        if error > 1e-3 or without < 1e-2:
+            sys.exit("the latents do not agree, or the adapter does nothing")
 
 
 if __name__ == "__main__":

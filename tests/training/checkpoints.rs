@@ -1,1 +1,189 @@
+//! A run that is killed goes on as if nothing had happened.
 
+use std::fs;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use super::{FINAL, Run, model, shapes, stderr};
+
+/// Twenty steps with a checkpoint every five, a moving average, dropout and caption dropout: all that has a state.
+fn twenty(more: &str) -> Run {
+    let run = Run::new("");
+    let data = run.folder.path().join("data");
+    shapes(&data, 6);
+    let text = format!(
+        "output_dir: out\nseed: 3\ndevice: cpu\nmodel: {{path: {}, dtype: f32}}\n\
+         datasets: [{{path: {}, buckets: [[17, 64, 96]]}}]\n\
+         lora: {{rank: 4, alpha: 8, dropout: 0.1}}\n\
+         train: {{steps: 20, batch_size: 2, gradient_accumulation_steps: 2, caption_dropout: 0.3}}\n\
+         optimizer: {{lr: 0.001, ema: 0.9}}\nlr_scheduler: {{name: cosine, warmup_steps: 2}}\n\
+         checkpoint: {{every: 5, limit: 2}}\n{more}",
+        model().display(),
+        data.display()
+    );
+    fs::write(run.file(), text).unwrap();
+    run
+}
+
+/// Starts a run and waits until its log has so many lines.
+fn until(run: &Run, steps: usize) -> Child {
+    let mut child = run.command(&[]).stderr(Stdio::piped()).spawn().unwrap();
+    let log = run.out().join("metrics.jsonl");
+    let started = Instant::now();
+    while fs::read_to_string(&log).map_or(0, |text| text.lines().count()) < steps {
+        assert!(
+            started.elapsed() < Duration::from_secs(120),
+            "the run does not come to step {steps}"
+        );
+        if let Some(status) = child.try_wait().unwrap() {
+            panic!("the run ended before step {steps}: {status}");
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    child
+}
+
+fn signal(child: &Child, name: &str) {
+    let done = Command::new("kill")
+        .args([name, &child.id().to_string()])
+        .status()
+        .unwrap();
+    assert!(done.success());
+}
+
+/// The log without what depends on the machine's mood.
+fn without_times(run: &Run) -> Vec<Value> {
+    let mut lines = run.metrics();
+    for line in &mut lines {
+        let line = line.as_object_mut().unwrap();
+        assert!(line.remove("step_seconds").is_some());
+        assert!(line.remove("peak_memory_bytes").is_some());
+    }
+    lines
+}
+
+fn assert_equal(interrupted: &Run, straight: &Run) {
+    assert_eq!(without_times(interrupted), without_times(straight));
+    let bytes = |run: &Run, file: &str| fs::read(run.out().join(file)).unwrap();
+    assert!(
+        bytes(interrupted, FINAL) == bytes(straight, FINAL),
+        "the adapters differ"
+    );
+    for file in [FINAL, "optimizer.safetensors"] {
+        let file = format!("checkpoints/step-000020/{file}");
+        assert!(bytes(interrupted, &file) == bytes(straight, &file), "{file} differs");
+    }
+}
+
+#[test]
+fn a_run_interrupted_and_killed_equals_one_that_was_left_alone_byte_for_byte() {
+    let straight = twenty("");
+    straight.train(&[]);
+
+    let run = twenty("");
+    let child = until(&run, 7);
+    signal(&child, "-TERM");
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(130), "{}", stderr(&output));
+    assert!(stderr(&output).contains("goes on from there"), "{}", stderr(&output));
+    let at = run.metrics().len();
+    assert!(run.out().join(format!("checkpoints/step-{at:06}/state.json")).is_file());
+
+    let mut child = until(&run, 13);
+    signal(&child, "-KILL");
+    child.wait().unwrap();
+    run.train(&[]);
+    assert_eq!(run.column("step"), (1..=20).map(f64::from).collect::<Vec<_>>());
+    assert_equal(&run, &straight);
+}
+
+#[test]
+fn the_number_of_threads_changes_nothing() {
+    let (one, three) = (twenty(""), twenty(""));
+    for (run, threads) in [(&one, "1"), (&three, "3")] {
+        let output = run.command(&[]).env("RAYON_NUM_THREADS", threads).output().unwrap();
+        assert!(output.status.success(), "{}", stderr(&output));
+    }
+    assert_equal(&one, &three);
+}
+
+#[test]
+fn a_changed_setting_is_refused_with_the_difference_and_never_starts_anew_beside_it() {
+    let run = twenty("");
+    run.train(&[
+        "--set",
+        "train.steps=6",
+        "--set",
+        "lr_scheduler.name=constant_with_warmup",
+    ]);
+    let refused = run.command(&[
+        "--set",
+        "optimizer.lr=0.002",
+        "--set",
+        "lr_scheduler.name=constant_with_warmup",
+    ]);
+    let output = { refused }.output().unwrap();
+    assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
+    let said = stderr(&output);
+    assert!(
+        said.contains("optimizer.lr: 0.001 in the checkpoint, 0.002 now"),
+        "{said}"
+    );
+    assert_eq!(run.metrics().len(), 6, "nothing was changed");
+
+    // A flat schedule may be made longer; the run goes on.
+    let longer = [
+        "--set",
+        "train.steps=8",
+        "--set",
+        "lr_scheduler.name=constant_with_warmup",
+    ];
+    run.train(&longer);
+    assert_eq!(run.column("step"), (1..=8).map(f64::from).collect::<Vec<_>>());
+
+    // Anew: what was there is kept aside.
+    run.train(&[
+        "--resume",
+        "never",
+        "--set",
+        "train.steps=2",
+        "--set",
+        "optimizer.lr=0.002",
+    ]);
+    assert_eq!(run.metrics().len(), 2);
+    let aside = fs::read_to_string(run.out().join("previous-1/metrics.jsonl")).unwrap();
+    assert_eq!(aside.lines().count(), 8);
+    assert!(run.out().join("previous-1").join(FINAL).is_file());
+}
+
+#[test]
+fn a_changed_clip_or_model_is_refused_too() {
+    let run = twenty("");
+    run.train(&["--set", "train.steps=6", "--set", "lr_scheduler.name=constant"]);
+    let caption = run.folder.path().join("data/prompt.txt");
+    let text = fs::read_to_string(&caption).unwrap();
+    fs::write(&caption, text.replacen('A', "Some", 1)).unwrap();
+    let output = run.command(&["--set", "lr_scheduler.name=constant"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
+    assert!(stderr(&output).contains("data: has changed"), "{}", stderr(&output));
+}
+
+#[test]
+fn a_damaged_checkpoint_is_told_of_and_the_one_before_is_taken() {
+    let (run, straight) = (twenty(""), twenty(""));
+    straight.train(&[]);
+    let mut child = until(&run, 12);
+    signal(&child, "-KILL");
+    child.wait().unwrap();
+    let newest = run.out().join("checkpoints/step-000010/optimizer.safetensors");
+    let mut bytes = fs::read(&newest).unwrap();
+    let last = bytes.len() - 1;
+    bytes[last] ^= 1;
+    fs::write(&newest, bytes).unwrap();
+    let output = run.train(&[]);
+    assert!(stderr(&output).contains("step-000010"), "{}", stderr(&output));
+    assert!(stderr(&output).contains("after step 5"), "{}", stderr(&output));
+    assert_equal(&run, &straight);
+}
