@@ -1,4 +1,5 @@
 //! Captions as token ids and as embeddings, against sentencepiece and transformers.
 
 mod embeddings;
+mod projection;
 mod tokens;

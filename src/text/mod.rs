@@ -5,6 +5,7 @@ pub mod sentencepiece;
 pub mod special;
 pub mod t5;
 pub mod tokenize;
+mod transpose;
 
 pub use t5::T5Encoder;
 pub use tokenize::{Encoding, TextTokenizer};
