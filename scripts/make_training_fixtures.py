@@ -5,7 +5,8 @@
     cargo build --release && python scripts/make_training_fixtures.py target/release/vtrain
 
 For each case it writes the run file that the test reads, has vtrain precompute the clips of datasets/shapes, and runs
-`scripts/train_reference.py` on them.
+`scripts/train_reference.py` on them. `exported.safetensors` is an adapter that vtrain trained and exported, and
+`exported_latents.safetensors` what diffusers samples under it, loaded without a warning (`scripts/check_lora.py`).
 """
 import json
 import shutil
@@ -55,6 +56,20 @@ def shapes(folder, count):
                 shutil.copy(source / line, folder / line)
 
 
+def exported(vtrain):
+    settings = dict(SHORT, steps=40, lr="1e-2", schedule="constant", buckets="[[17, 64, 96]]")
+    model = ROOT / "tests/fixtures/cogvideox/cogvideox-5b"
+    with tempfile.TemporaryDirectory() as folder:
+        folder = Path(folder)
+        shapes(folder / "data", settings.pop("clips"))
+        (folder / "run.yaml").write_text(BASE.format(model=model, data=folder / "data", init="null", **settings))
+        subprocess.run([vtrain, "--config", folder / "run.yaml"], check=True)
+        adapter = OUT / "exported.safetensors"
+        shutil.copy(folder / "out" / "pytorch_lora_weights.safetensors", adapter)
+    check = [sys.executable, ROOT / "scripts" / "check_lora.py", model, adapter]
+    subprocess.run([*check, "--write-latents", OUT / "exported_latents.safetensors"], check=True)
+
+
 def main():
     vtrain = Path(sys.argv[1]).resolve()
     OUT.mkdir(exist_ok=True)
@@ -78,6 +93,7 @@ def main():
             arguments += ["--losses-only"] if case == "long" else []
             subprocess.run([*REFERENCE, *arguments], check=True)
             print(case, json.loads(listing.stdout)["samples"][0]["bucket"], "clips:", clips)
+    exported(vtrain)
 
 
 if __name__ == "__main__":

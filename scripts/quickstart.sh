@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# From a fresh checkout to the first result: installs the system packages that are missing, builds, and shows what
-# would be trained on for the clips that ship with vtrain.
+# From a fresh checkout to a trained adapter: installs the system packages that are missing, builds, and trains a tiny
+# CogVideoX on the clips that ship with vtrain. Training takes less than two minutes on any machine.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/system.sh
@@ -10,7 +10,13 @@ say "Building (the first time takes some minutes)"
 cargo build --release --locked
 vtrain=${CARGO_TARGET_DIR:-target}/release/vtrain
 
-say "vtrain check-dataset --config configs/cogvideox/tiny.yaml"
+say "The clips: vtrain check-dataset --config configs/cogvideox/tiny.yaml"
 "$vtrain" check-dataset --config configs/cogvideox/tiny.yaml
 
-say "Done. The program is $vtrain; try it on clips of yours: $vtrain check-dataset FOLDER"
+say "Training: vtrain --config configs/cogvideox/tiny.yaml"
+"$vtrain" --config configs/cogvideox/tiny.yaml
+
+say "Done. Everything is in runs/tiny: the adapter, its log, and validation videos before and after"
+ls runs/tiny runs/tiny/validation/*
+echo "The tiny model has random weights, so its videos show noise. Next: your own clips and a real model,"
+echo "starting from configs/cogvideox/lora.yaml."

@@ -30,7 +30,7 @@ pub struct Config {
     pub beta2: f64,
     pub weight_decay: f64,
     pub epsilon: f64,
-    /// Keep an exponential moving average of the adapters with this decay (0.999, say) and write it beside them.
+    /// Keep an exponential moving average of the adapters with this decay (0.999, say): what the final adapter file holds.
     pub ema: Option<f64>,
 }
 

@@ -97,6 +97,19 @@ fn a_run_interrupted_and_killed_equals_one_that_was_left_alone_byte_for_byte() {
     run.train(&[]);
     assert_eq!(run.column("step"), (1..=20).map(f64::from).collect::<Vec<_>>());
     assert_equal(&run, &straight);
+    real_tensorboard_agrees(&run);
+}
+
+/// Every scalar at every step, none twice, as TensorBoard's own reader sees it: where `VTRAIN_PYTHON` names a Python that
+/// has it. `tests/watching.rs` holds the same without.
+fn real_tensorboard_agrees(run: &Run) {
+    let Some(python) = std::env::var_os("VTRAIN_PYTHON") else {
+        return;
+    };
+    let script = super::root().join("scripts/check_tensorboard.py");
+    let output = Command::new(python).arg(script).arg(run.out()).output().unwrap();
+    println!("{}", String::from_utf8_lossy(&output.stdout));
+    assert!(output.status.success(), "{}", stderr(&output));
 }
 
 #[test]

@@ -1,13 +1,14 @@
 //! A whole run as users see it: precomputed, trained, validated, exported.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use candle_core::Device;
 use vtrain::video::Clip;
 
-use super::{FINAL, Run, model, root, shapes, stderr};
+use super::{FINAL, Run, fixture, model, relative, root, shapes, stderr};
 
 /// All twelve shipped clips in two buckets, validation at the start, in the middle and at the end.
 fn whole(model: &Path, batch_size: usize, steps: usize) -> Run {
@@ -78,7 +79,7 @@ fn the_base_models_video_is_made_without_the_adapter_that_the_run_starts_from() 
     let made = |init: bool| {
         let run = whole(&model(), 1, 1);
         if init {
-            let init = super::fixture("init.safetensors");
+            let init = fixture("init.safetensors");
             let init = format!("lora.init={}", init.display());
             run.train(&["--set", &init, "--set", "lora.alpha=8"]);
         } else {
@@ -139,8 +140,7 @@ fn a_validation_that_fails_is_told_of_and_training_goes_on() {
 fn a_loss_that_is_not_finite_three_times_ends_the_run_and_names_clip_and_timestep() {
     let run = Run::case("plain", 4);
     // Adapters so large that the network overflows.
-    let tensors =
-        candle_core::safetensors::load(super::fixture("init.safetensors"), &candle_core::Device::Cpu).unwrap();
+    let tensors = candle_core::safetensors::load(fixture("init.safetensors"), &Device::Cpu).unwrap();
     let large: std::collections::HashMap<_, _> = tensors
         .into_iter()
         .map(|(name, tensor)| (name, (tensor * 1e19).unwrap()))
@@ -172,8 +172,9 @@ fn an_image_to_video_checkpoint_trains_on_its_clips_first_frames() {
         "cogvideox-2b",
     ] {
         let run = whole(&root().join("tests/fixtures/cogvideox").join(name), 2, 4);
-        // Image to video needs an image to start from, so the prompts go.
-        run.train(&["--set", "validation.prompts=[]"]);
+        // Image to video needs an image to start from, so the prompts go. The size is the one with learned positions.
+        let buckets = "datasets.0.buckets=[[17, 32, 48], [9, 32, 48]]";
+        run.train(&["--set", "validation.prompts=[]", "--set", buckets]);
         assert!(run.column("loss").iter().all(|loss| loss.is_finite()), "{name}");
         assert!(run.column("grad_norm").iter().all(|norm| *norm > 0.0), "{name}");
     }
@@ -208,7 +209,22 @@ fn diffusers_loads_the_adapter_and_samples_what_vtrain_samples() {
     );
     fs::write(run.file(), text).unwrap();
     run.train(&[]);
-    let latents = run.folder.path().join("latents.safetensors");
+    let latents = sample_under(&run.out().join(FINAL), run.folder.path());
+    let output = Command::new(python)
+        .arg(root().join("scripts/check_lora.py"))
+        .arg(model())
+        .arg(run.out().join(FINAL))
+        .arg("--latents")
+        .arg(&latents)
+        .output()
+        .unwrap();
+    println!("{}", String::from_utf8_lossy(&output.stdout));
+    assert!(output.status.success(), "{}", stderr(&output));
+}
+
+/// What `vtrain sample` makes under an adapter, as `scripts/check_lora.py` has diffusers make it: the file of its latents.
+fn sample_under(adapter: &Path, folder: &Path) -> PathBuf {
+    let latents = folder.join("latents.safetensors");
     let output = Command::new(env!("CARGO_BIN_EXE_vtrain"))
         .args([
             "sample",
@@ -236,22 +252,23 @@ fn diffusers_loads_the_adapter_and_samples_what_vtrain_samples() {
         .arg("--model")
         .arg(model())
         .arg("--lora")
-        .arg(run.out().join(FINAL))
+        .arg(adapter)
         .arg("--output")
-        .arg(run.folder.path().join("clip.mp4"))
+        .arg(folder.join("clip.mp4"))
         .arg("--output-latents")
         .arg(&latents)
         .output()
         .unwrap();
     assert!(output.status.success(), "{}", stderr(&output));
-    let output = Command::new(python)
-        .arg(root().join("scripts/check_lora.py"))
-        .arg(model())
-        .arg(run.out().join(FINAL))
-        .arg("--latents")
-        .arg(&latents)
-        .output()
-        .unwrap();
-    println!("{}", String::from_utf8_lossy(&output.stdout));
-    assert!(output.status.success(), "{}", stderr(&output));
+    latents
+}
+
+#[test]
+fn under_an_exported_adapter_sampling_is_that_of_diffusers() {
+    let folder = tempfile::tempdir().unwrap();
+    let read = |path: &Path| candle_core::safetensors::load(path, &Device::Cpu).unwrap()["latents"].clone();
+    let ours = read(&sample_under(&fixture("exported.safetensors"), folder.path()));
+    let error = relative(&ours, &read(&fixture("exported_latents.safetensors")));
+    println!("latents differ by {error:.1e}");
+    assert!(error <= 1e-3, "{error:e}");
 }

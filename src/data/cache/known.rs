@@ -120,7 +120,7 @@ impl Known {
             return Ok(self.memo().parts.get(&name).cloned().map(|part| (part, true)));
         }
         if files.iter().any(|file| self.recall(file).is_none()) {
-            log::info!("taking the fingerprint of {}", folder.display());
+            log::debug!("taking the fingerprint of {}", folder.display());
         }
         let mut hasher = Hasher::new();
         for file in &files {

@@ -138,6 +138,14 @@ impl Family for CogVideoX {
                 "{height}x{width} (height x width) must be multiples of {step}; the nearest is {height_near}x{width_near}"
             );
         }
+        let learned = (self.transformer.sample_height, self.transformer.sample_width);
+        if self.transformer.use_learned_positional_embeddings && (height / space, width / space) != learned {
+            bail!(
+                "{height}x{width} (height x width): this model has learned positions for {}x{} only",
+                learned.0 * space,
+                learned.1 * space
+            );
+        }
         let frames = (num_frames - 1) / time + 1;
         let padding = self.transformer.additional_frames(frames);
         let shape = [1, frames + padding, self.channels(), height / space, width / space];
