@@ -193,7 +193,7 @@ fn a_warm_cache_needs_no_encoders_not_even_on_disk() {
     assert_eq!(values(&warm.clip(0).unwrap().posterior.mean), values(&sample));
     // What training must know of the VAE is remembered.
     let after = open_model(&run.config(&[])).unwrap().latents(&sample).unwrap();
-    assert_eq!(after.dims(), [1, 3, 4, 4, 6]);
+    assert_eq!(after.dims(), [1, 4, 3, 4, 6]);
     assert_eq!(values(&before), values(&after));
     // Something new cannot be encoded any more, and that is said.
     run.add("star_shrinks", "new");
@@ -380,16 +380,18 @@ fn patches_of_two_frames_are_filled_up_with_the_first() {
     let run = Run::of("cogvideox-1.5-5b", &[]);
     let family = open_model(&run.config(&[])).unwrap();
     let sample = Tensor::randn(0f32, 1.0, (2, 4, 3, 4, 6), &Device::Cpu).unwrap();
-    let latents = family.latents(&sample).unwrap(); // (B, F, C, h, w)
+    let latents = family.latents(&sample).unwrap(); // (B, C, F, h, w)
     assert_eq!(latents.dims(), [2, 4, 4, 4, 6]);
-    let scaled = (sample.permute((0, 2, 1, 3, 4)).unwrap() * 0.7).unwrap();
-    assert_eq!(values(&latents.narrow(1, 1, 3).unwrap()), values(&scaled));
+    let scaled = (&sample * 0.7).unwrap();
+    assert_eq!(values(&latents.narrow(2, 1, 3).unwrap()), values(&scaled));
     assert_eq!(
-        values(&latents.narrow(1, 0, 1).unwrap()),
-        values(&scaled.narrow(1, 0, 1).unwrap())
+        values(&latents.narrow(2, 0, 1).unwrap()),
+        values(&scaled.narrow(2, 0, 1).unwrap())
     );
+    let arranged = family.arrange(&latents).unwrap(); // (B, F, C, h, w)
+    assert_eq!(values(&arranged), values(&latents.transpose(1, 2).unwrap()));
     let even = family.latents(&sample.narrow(2, 0, 2).unwrap()).unwrap();
-    assert_eq!(even.dims(), [2, 2, 4, 4, 6]);
+    assert_eq!(even.dims(), [2, 4, 2, 4, 6]);
 }
 
 #[test]
