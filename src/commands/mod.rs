@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+pub mod bench;
 pub mod check_dataset;
 pub mod completions;
 mod interrupt;

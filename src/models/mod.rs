@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::data::cache::Footprint;
 
+pub mod bare;
 mod checkpoint;
 pub mod cogvideox;
 pub mod denoiser;

@@ -8,6 +8,7 @@ pub mod conv3d;
 pub mod dropout;
 pub mod embed;
 pub mod linear;
+mod made_up;
 pub mod norm;
 pub mod rope;
 pub mod weights;

@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use anyhow::{Context, bail, ensure};
@@ -13,6 +14,7 @@ use candle_core::safetensors::MmapedSafetensors;
 use candle_core::{DType, Device, Error, Result, Shape, Tensor};
 
 use super::linear::LowRank;
+use super::made_up;
 
 /// A shard index larger than this is no index.
 const MAX_INDEX_BYTES: u64 = 64 << 20;
@@ -20,17 +22,26 @@ const MAX_INDEX_BYTES: u64 = 64 << 20;
 /// A place in a checkpoint: layers read their tensors below it.
 #[derive(Clone)]
 pub struct Weights {
-    checkpoint: Arc<Checkpoint>,
+    source: Source,
     prefix: String,
     dtype: DType,
     device: Device,
     planter: Option<Arc<dyn Planter>>,
+    /// Numbers that layers have taken so far.
+    taken: Arc<AtomicUsize>,
 }
 
 /// Gives a linear layer its adapters, by the layer's path in the checkpoint.
 pub trait Planter: Send + Sync {
     /// Adapters for the layer `path` that maps `in_features` to `out_features`; none where it is no target.
     fn plant(&self, path: &str, in_features: usize, out_features: usize) -> Result<Vec<LowRank>>;
+}
+
+/// Where tensors come from.
+#[derive(Clone)]
+enum Source {
+    Checkpoint(Arc<Checkpoint>),
+    Random,
 }
 
 struct Checkpoint {
@@ -48,14 +59,27 @@ impl Weights {
     /// # Errors
     /// No safetensors there, a shard that the index names but is missing or lacks its tensors, a malformed header.
     pub fn open(folder: &Path, dtype: DType, device: &Device) -> anyhow::Result<Self> {
-        let checkpoint = Checkpoint::open(folder)?;
+        let source = Source::Checkpoint(Arc::new(Checkpoint::open(folder)?));
         Ok(Self {
-            checkpoint: Arc::new(checkpoint),
+            source,
             prefix: String::new(),
             dtype,
             device: device.clone(),
             planter: None,
+            taken: Arc::default(),
         })
+    }
+
+    /// No checkpoint at all: every tensor that is asked for is made up, always the same for the same name. For measuring.
+    pub fn random(dtype: DType, device: &Device) -> Self {
+        Self {
+            source: Source::Random,
+            prefix: String::new(),
+            dtype,
+            device: device.clone(),
+            planter: None,
+            taken: Arc::default(),
+        }
     }
 
     /// The same weights, whose linear layers ask `planter` for adapters.
@@ -92,13 +116,25 @@ impl Weights {
 
     /// Whether the checkpoint has `name` here.
     pub fn contains(&self, name: &str) -> bool {
-        self.checkpoint.tensors.contains_key(&self.path(name))
+        match &self.source {
+            Source::Checkpoint(checkpoint) => checkpoint.tensors.contains_key(&self.path(name)),
+            Source::Random => true,
+        }
     }
 
     /// Reads the tensor `name`, which must have this shape.
     pub fn get(&self, shape: impl Into<Shape>, name: &str) -> Result<Tensor> {
-        self.checkpoint
-            .read(&self.path(name), &shape.into(), self.dtype, &self.device)
+        let (path, shape) = (self.path(name), shape.into());
+        self.taken.fetch_add(shape.elem_count(), Ordering::Relaxed);
+        match &self.source {
+            Source::Checkpoint(checkpoint) => checkpoint.read(&path, &shape, self.dtype, &self.device),
+            Source::Random => made_up::tensor(&path, &shape, self.dtype, &self.device),
+        }
+    }
+
+    /// How many numbers layers have taken from these weights, wherever in them.
+    pub fn taken(&self) -> usize {
+        self.taken.load(Ordering::Relaxed)
     }
 
     /// Adapters for the linear layer at this place.
@@ -113,8 +149,10 @@ impl Weights {
     ///
     /// `ignored` are prefixes that are known to have no part in the computation.
     pub fn finish(&self, ignored: &[&str]) -> anyhow::Result<()> {
-        let unread = self
-            .checkpoint
+        let Source::Checkpoint(checkpoint) = &self.source else {
+            return Ok(());
+        };
+        let unread = checkpoint
             .unread
             .lock()
             .unwrap_or_else(|poisoned| poisoned.into_inner());
@@ -129,12 +167,12 @@ impl Weights {
         let shown = extra.iter().take(8).map(|name| {
             format!(
                 "\n  {name} in {}",
-                self.checkpoint.files[self.checkpoint.tensors[*name]].0.display()
+                checkpoint.files[checkpoint.tensors[*name]].0.display()
             )
         });
         bail!(
             "{}: {} tensors have no place in this model; its config.json and its weights do not belong together:{}{}",
-            self.checkpoint.folder.display(),
+            checkpoint.folder.display(),
             extra.len(),
             shown.collect::<String>(),
             if extra.len() > 8 { "\n  ..." } else { "" }

@@ -6,6 +6,8 @@
 //!
 //! No gradient is computed for what no adapter precedes: where the stem has none, its outputs are no variables.
 
+use std::time::{Duration, Instant};
+
 use candle_core::backprop::GradStore;
 use candle_core::{Result, Tensor, Var};
 
@@ -27,6 +29,8 @@ pub struct Passed {
     pub loss: Tensor,
     /// One for each variable, in their order; none where the loss does not depend on it.
     pub gradients: Vec<Option<Tensor>>,
+    /// How long it took until the loss was there; on a GPU, until it was asked for.
+    pub forward: Duration,
 }
 
 /// Runs the denoiser on `input`, measures its prediction by `loss`, and differentiates by `vars`.
@@ -39,12 +43,15 @@ pub fn forward_backward(
 ) -> Result<Passed> {
     match keep {
         Keep::All => {
+            let started = Instant::now();
             let loss = loss(&denoiser.forward(input)?)?;
+            let forward = started.elapsed();
             let mut store = loss.backward()?;
             let gradients = vars.iter().map(|var| store.remove(var)).collect();
             Ok(Passed {
                 loss: loss.detach(),
                 gradients,
+                forward,
             })
         }
         Keep::Inputs => by_segments(denoiser, input, loss, vars),
@@ -57,6 +64,7 @@ fn by_segments(
     loss: &dyn Fn(&Tensor) -> Result<Tensor>,
     vars: &[Var],
 ) -> Result<Passed> {
+    let started = Instant::now();
     // Forwards: each segment's graph is dropped as soon as the next one has its input.
     let stem = Cut::before(denoiser.stem(input)?)?;
     let stem_learns = stem.vars.iter().any(Option::is_some);
@@ -70,6 +78,7 @@ fn by_segments(
     let mut gradients = vec![None; vars.len()];
     let last = received.pop().expect("the stem's output at least");
     let loss = loss(&denoiser.head(&last.state)?)?;
+    let forward = started.elapsed();
     let mut due = last.collect(loss.backward()?, vars, &mut gradients);
     for index in (0..denoiser.num_blocks()).rev() {
         let before = received.pop().expect("one input for each block");
@@ -85,6 +94,7 @@ fn by_segments(
     Ok(Passed {
         loss: loss.detach(),
         gradients,
+        forward,
     })
 }
 

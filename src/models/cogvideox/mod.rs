@@ -6,10 +6,12 @@ use serde::Deserialize;
 
 use crate::data::cache::Footprint;
 
+mod bare;
 pub mod dit;
 mod family;
 pub mod vae;
 
+pub use bare::bare;
 pub use family::CogVideoX;
 
 /// What the published checkpoints encode a clip and a caption into.

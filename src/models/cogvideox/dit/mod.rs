@@ -55,11 +55,16 @@ impl Dit {
         device: &Device,
         planter: Option<Arc<dyn Planter>>,
     ) -> anyhow::Result<Self> {
+        Self::load_from(folder, Weights::open(folder, dtype, device)?, planter)
+    }
+
+    /// As [`load`](Self::load), with weights from somewhere else.
+    pub fn load_from(folder: &Path, weights: Weights, planter: Option<Arc<dyn Planter>>) -> anyhow::Result<Self> {
         let config = Config::load(folder)?;
-        let mut weights = Weights::open(folder, dtype, device)?;
-        if let Some(planter) = planter {
-            weights = weights.with_planter(planter);
-        }
+        let weights = match planter {
+            Some(planter) => weights.with_planter(planter),
+            None => weights,
+        };
         let dit = Self::new(config, &weights).with_context(|| folder.display().to_string())?;
         weights.finish(&[POSITIONS])?;
         Ok(dit)
