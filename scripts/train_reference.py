@@ -46,6 +46,8 @@ def settings(path):
     merged = {key: {**value, **given.get(key, {})} if isinstance(value, dict) else given.get(key, value)
               for key, value in DEFAULTS.items()}
     merged["model"] = path.parent / given["model"]["path"]
+    # PyYAML takes 1e-3 for a text: YAML 1.1 wants a point in it.
+    merged["optimizer"] = {key: float(value) for key, value in merged["optimizer"].items() if key in DEFAULTS["optimizer"]}
     if merged["lora"]["init"]:
         merged["lora"]["init"] = path.parent / merged["lora"]["init"]
     return merged
@@ -131,7 +133,8 @@ def train(run, listing, steps):
     o, s, t = run["optimizer"], run["lr_scheduler"], run["train"]
     optimizer = torch.optim.AdamW(named.values(), lr=o["lr"], betas=(o["beta1"], o["beta2"]), eps=o["epsilon"],
                                   weight_decay=o["weight_decay"])
-    schedule = get_scheduler(s["name"], optimizer, s["warmup_steps"], t["steps"], s["num_cycles"], s["power"])
+    schedule = get_scheduler(s["name"], optimizer, num_warmup_steps=s["warmup_steps"], num_training_steps=t["steps"],
+                             num_cycles=s["num_cycles"], power=s["power"])
     accumulation, batch_size = t["gradient_accumulation_steps"], t["batch_size"]
     per_epoch = len(epoch(samples, batch_size, run["seed"], 0))
     losses, norms, first = [], [], {}

@@ -55,6 +55,7 @@ struct Verbosity {
 enum Command {
     Train(commands::train::Args),
     CheckDataset(commands::check_dataset::Args),
+    Precompute(commands::precompute::Args),
     Sample(Box<commands::sample::Args>),
     Completions(commands::completions::Args),
     Man(commands::man::Args),
@@ -84,6 +85,7 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
     match (cli.command, cli.train) {
         (Some(Command::Train(args)), _) | (None, Some(args)) => commands::train::run(args),
         (Some(Command::CheckDataset(args)), _) => commands::check_dataset::run(args),
+        (Some(Command::Precompute(args)), _) => commands::precompute::run(args),
         (Some(Command::Sample(args)), _) => commands::sample::run(*args),
         (Some(Command::Completions(args)), _) => commands::completions::run(args, Cli::command()),
         (Some(Command::Man(args)), _) => commands::man::run(args, Cli::command()),

@@ -6,13 +6,15 @@
 //!
 //! Modules stand in layers, lowest first; each imports only from lower ones (`tests/architecture.rs` checks).
 
-// 0: no knowledge of models or runs
+// 0: no knowledge of clips, models or runs
+pub mod disk;
 pub mod optim;
 pub mod rng;
-pub mod video;
-// 1: mathematics and layers
+pub mod wire;
+// 1: clips, mathematics and layers
 pub mod diffusion;
 pub mod nn;
+pub mod video;
 // 2: data and adapters
 pub mod data;
 pub mod lora;

@@ -7,10 +7,12 @@ use std::path::Path;
 /// Every module at the top of `src/` and the floor it stands on.
 const FLOORS: &[(&str, u8)] = &[
     ("ops", 0),
-    ("video", 0),
+    ("disk", 0),
     ("dist", 0),
     ("optim", 0),
     ("rng", 0),
+    ("wire", 0),
+    ("video", 1), // above `disk`: clips are written
     ("nn", 1),
     ("diffusion", 1),
     ("text", 2),

@@ -44,6 +44,7 @@ fn help_names_every_verb_and_the_exit_codes() {
     for word in [
         "train",
         "check-dataset",
+        "precompute",
         "completions",
         "man",
         "--config",

@@ -102,6 +102,13 @@ fn tiles_are_laid_and_blended_as_in_diffusers() {
 }
 
 #[test]
+fn tiles_of_published_checkpoints_line_up_with_their_latents() {
+    assert!(Tiling::for_sample(480, 720).lines_up(8));
+    // 16 rows, of which 13 lie before the next tile: no whole number of latents.
+    assert!(!Tiling::for_sample(32, 48).lines_up(8));
+}
+
+#[test]
 fn frames_that_come_batch_by_batch_are_those_that_come_at_once() {
     let (vae, record) = (vae(), record());
     let mut batches = Vec::new();

@@ -1,6 +1,7 @@
 //! The one integration test binary: one link instead of ten.
 
 mod architecture; // who may import whom
+mod checkpoints; // a run goes on from what it left
 mod cli; // the program as a user runs it
 mod cogvideox_dit; // the transformer against diffusers, forwards and backwards
 mod cogvideox_sample; // whole pipelines from a seed, against diffusers
@@ -8,9 +9,15 @@ mod cogvideox_vae; // encode, decode, tiles
 mod config; // run files
 mod conv3d; // the convolution under the autoencoders
 mod data; // layouts, captions, buckets, order
+mod disk; // written whole or not at all
 mod fuzz; // mutated input of every kind
 mod hub; // checkpoints of the Hugging Face Hub
+mod lora; // which layers learn, first values, dropout, files, against PEFT and torch
+mod optim; // AdamW, clipping, averages, schedules, against torch
+mod precompute; // clips and captions, encoded once
 mod rng; // torch's CPU generator, bit for bit
 mod schedulers; // timesteps, steps and noise, against diffusers
 mod text; // captions as ids and embeddings
+mod training; // runs from clips to adapters, against PyTorch
 mod video; // decoding, selection, resizing and encoding of real files
+mod watching; // the log of a run, TensorBoard, the model card

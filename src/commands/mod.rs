@@ -6,6 +6,7 @@ pub mod check_dataset;
 pub mod completions;
 mod interrupt;
 pub mod man;
+pub mod precompute;
 pub mod progress;
 pub mod sample;
 pub mod train;

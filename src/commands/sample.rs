@@ -9,6 +9,7 @@ use candle_core::{DType, Tensor};
 
 use super::{Exit, Failure, OrExit, progress};
 use crate::config::Device;
+use crate::disk;
 use crate::lora::adapters::Adapters;
 use crate::lora::diffusers;
 use crate::models::{self, Family, FamilyName};
@@ -187,15 +188,9 @@ fn read_latents(path: &Path) -> anyhow::Result<Tensor> {
 }
 
 fn write_latents(path: &Path, latents: &Tensor) -> anyhow::Result<()> {
-    let folder = path
-        .parent()
-        .filter(|folder| !folder.as_os_str().is_empty())
-        .unwrap_or(Path::new("."));
-    let beside = tempfile::NamedTempFile::new_in(folder).with_context(|| folder.display().to_string())?;
-    candle_core::safetensors::save(&[("latents", latents.clone())].into(), beside.path())?;
-    beside.as_file().sync_all()?;
-    beside.persist(path)?;
-    Ok(())
+    let latents = latents.to_device(&candle_core::Device::Cpu)?;
+    let bytes = safetensors::serialize([("latents", latents)], None)?;
+    Ok(disk::write_whole(path, &bytes)?)
 }
 
 fn adapters(loras: &[Lora], device: &candle_core::Device) -> anyhow::Result<Arc<Adapters>> {

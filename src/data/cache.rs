@@ -1,9 +1,36 @@
-//! What is kept of each clip and caption between runs: latents and text embeddings.
+//! What is kept of each clip and caption between runs: posteriors of latents, and text embeddings.
+//!
+//! ```text
+//! clips/<key>.safetensors      mean, logvar (C, f, h, w) f32; image to video: image_mean, image_logvar (C, 1, h, w)
+//! captions/<key>.safetensors   embeds (L, D) in the model's dtype
+//! known.json                   hashes of files that have not changed since, and what parts of models were
+//! ```
+//!
+//! A [`Key`] is a hash of content: the same clip, cut and coder have one record, wherever the files lie and whichever
+//! run asks. Records are written whole or not at all, so several processes may fill one cache, and one that was
+//! interrupted goes on. Each carries a digest, which is held against its content whenever it is read.
 
-use std::path::PathBuf;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
+use anyhow::{Context, anyhow};
+use blake3::{Hash, Hasher};
+use candle_core::Tensor;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+
+mod encoded;
+mod key;
+mod known;
+mod record;
+
+pub use encoded::{Clip, Encoded, Encoding};
+pub use key::{CaptionCoder, ClipCoder, Key, rng};
+pub use record::Form;
+
+use known::Known;
+use record::Fault;
 
 /// `precompute:` in a run file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -27,6 +54,13 @@ impl Default for Config {
             vae_tiling: true,
             vae_slicing: true,
         }
+    }
+}
+
+impl Config {
+    /// The cache of a run that writes to `output_dir`.
+    pub fn folder(&self, output_dir: &Path) -> PathBuf {
+        self.dir.clone().unwrap_or_else(|| output_dir.join("precomputed"))
     }
 }
 
@@ -61,5 +95,130 @@ impl Footprint {
     /// Bytes of one caption's embedding at `bytes_per_value`.
     pub fn caption_bytes(&self, bytes_per_value: usize) -> u64 {
         (self.text_tokens * self.text_width * bytes_per_value) as u64
+    }
+}
+
+/// A folder of records.
+#[derive(Debug)]
+pub struct Cache {
+    dir: PathBuf,
+    known: Known,
+}
+
+impl Cache {
+    /// The cache in `dir`, which need not be there yet.
+    pub fn open(dir: &Path) -> Self {
+        Self {
+            dir: dir.into(),
+            known: Known::open(dir.join("known.json")),
+        }
+    }
+
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Where a record lies, or would.
+    pub fn path(&self, key: &Key) -> PathBuf {
+        key.path(&self.dir)
+    }
+
+    /// The hash of a file's content, read only if the file has changed since it was last asked for.
+    pub fn hash(&self, path: &Path) -> std::io::Result<Hash> {
+        self.known.hash(path)
+    }
+
+    /// What the parts of the checkpoint in `directory` compute, as a hash of their files. A part that is gone counts as
+    /// what it was when it was last seen, and the log says so.
+    ///
+    /// # Errors
+    /// A part that is not there and never was; files that cannot be read.
+    pub fn fingerprint(&self, directory: &Path, parts: &[&str]) -> anyhow::Result<Hash> {
+        let mut hasher = Hasher::new();
+        for name in parts {
+            let folder = directory.join(name);
+            let part = self.known.part(&folder).with_context(|| folder.display().to_string())?;
+            let (part, gone) = part.with_context(|| {
+                format!(
+                    "{}: the checkpoint has no {name}/, and the cache in {} has never seen it; download it in full",
+                    directory.display(),
+                    self.dir.display()
+                )
+            })?;
+            if gone {
+                log::info!(
+                    "{} is gone; the cache goes by what it was when last seen",
+                    folder.display()
+                );
+            }
+            hasher.update(format!("{name} {}\n", part.fingerprint).as_bytes());
+        }
+        Ok(hasher.finalize())
+    }
+
+    /// The configs of the parts that the checkpoint in `directory` has or had.
+    pub fn remembered(&self, directory: &Path) -> BTreeMap<String, String> {
+        self.known.configs(directory)
+    }
+
+    /// Whether the record is there and whole. One that has not changed since it was last read is not read again; one
+    /// that is damaged is told and counts as missing.
+    ///
+    /// # Errors
+    /// A file that is there and cannot be read.
+    pub fn holds(&self, key: &Key, form: &Form) -> anyhow::Result<bool> {
+        let path = self.path(key);
+        if self.known.recall(&path).is_some() {
+            return Ok(true);
+        }
+        let (started, metadata) = (SystemTime::now(), std::fs::metadata(&path));
+        match (record::read(&path, form), metadata) {
+            (Ok((_, digest)), Ok(metadata)) => {
+                self.known.note(&path, &metadata, started, digest);
+                Ok(true)
+            }
+            (Err(Fault::Missing), _) | (Ok(_), Err(_)) => Ok(false),
+            (Err(fault @ Fault::Damaged(_)), _) => {
+                log::warn!("{} {fault}; it is made anew", path.display());
+                Ok(false)
+            }
+            (Err(fault @ Fault::Unreadable(_)), _) => Err(anyhow!("{} {fault}", path.display())),
+        }
+    }
+
+    /// A record's tensors, in the order of its form.
+    ///
+    /// # Errors
+    /// A record that is missing or damaged. The latter is removed, so that the next run makes it anew.
+    pub fn read(&self, key: &Key, form: &Form) -> anyhow::Result<Vec<Tensor>> {
+        let path = self.path(key);
+        record::read(&path, form).map(|(tensors, _)| tensors).map_err(|fault| {
+            if let Fault::Damaged(_) = fault {
+                // Where that fails it is found again.
+                let _ = std::fs::remove_file(&path);
+            }
+            anyhow!("{} {fault}; start again, and it is made anew", path.display())
+        })
+    }
+
+    /// Writes a record whole: tensors in the order of the form, and notes for people.
+    ///
+    /// # Errors
+    /// No room, no permission.
+    pub fn write(&self, key: &Key, form: &Form, tensors: &[Tensor], notes: &[(&str, String)]) -> anyhow::Result<()> {
+        let path = self.path(key);
+        let digest = record::write(&path, form, tensors, notes)
+            .with_context(|| format!("{} cannot be written", path.display()))?;
+        if let Ok(metadata) = std::fs::metadata(&path) {
+            self.known.note(&path, &metadata, SystemTime::now(), digest);
+        }
+        Ok(())
+    }
+
+    /// Keeps what was hashed for the next run. Where that fails, it is only hashed again.
+    pub fn save(&self) {
+        if let Err(error) = self.known.save() {
+            log::warn!("{}: {error}; everything is hashed anew next time", self.dir.display());
+        }
     }
 }

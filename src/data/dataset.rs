@@ -102,7 +102,7 @@ pub enum Frames {
     Uniform,
     /// The first ones.
     Head,
-    /// A stretch that is drawn anew each time.
+    /// A stretch drawn once for each clip, by the seed and the clip's content.
     Random,
 }
 
@@ -113,7 +113,7 @@ pub enum Cropping {
     /// Both sides are cut off alike.
     #[default]
     Center,
-    /// The place to cut is drawn anew each time.
+    /// The place to cut is drawn once for each clip, by the seed and the clip's content.
     Random,
     /// Nothing is cut: the picture is squeezed into the bucket's aspect ratio.
     Fit,

@@ -17,8 +17,16 @@ use crate::nn::weights::Planter;
 pub struct Adapter {
     pub a: Tensor, // (rank, in)
     pub b: Tensor, // (out, rank)
-    /// alpha / rank, or alpha / sqrt(rank)
-    pub scale: f64,
+    pub alpha: f64,
+    /// Rank-stabilised.
+    pub use_rslora: bool,
+}
+
+impl Adapter {
+    /// What its output is multiplied by.
+    pub fn scale(&self) -> Result<f64> {
+        Ok(super::scale(self.alpha, self.a.dim(0)?, self.use_rslora))
+    }
 }
 
 /// The adapters of one file.
@@ -70,9 +78,10 @@ impl Planter for Adapters {
     fn plant(&self, path: &str, in_features: usize, out_features: usize) -> Result<Vec<LowRank>> {
         let mut found = Vec::new();
         for file in &self.files {
-            let Some(Adapter { a, b, scale }) = file.layers.get(path) else {
+            let Some(adapter) = file.layers.get(path) else {
                 continue;
             };
+            let Adapter { a, b, .. } = adapter;
             if a.dim(1)? != in_features || b.dim(0)? != out_features {
                 return Err(Error::Msg(format!(
                     "{}: the adapter of {path} maps {} to {}, but the layer maps {in_features} to {out_features}",
@@ -85,7 +94,8 @@ impl Planter for Adapters {
             found.push(LowRank {
                 a: to(a)?,
                 b: to(b)?,
-                scale: scale * file.strength,
+                scale: adapter.scale()? * file.strength,
+                dropout: None,
             });
         }
         if !found.is_empty() {

@@ -2,18 +2,65 @@
 //!
 //! Tensors are named `transformer.<layer>.lora_A.weight` (rank, in) and `.lora_B.weight` (out, rank). Alpha stands in the
 //! header's `lora_adapter_metadata`, a JSON text with keys such as `transformer.lora_alpha`, `transformer.alpha_pattern`
-//! and `transformer.use_rslora`; without it alpha is the rank, as diffusers has it.
+//! and `transformer.use_rslora`; without it alpha is the rank, as diffusers has it. What is written there is in
+//! [`super::metadata`].
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::{Context, bail, ensure};
-use candle_core::{Device, Tensor};
-use serde_json::Value;
+use candle_core::{DType, Device, Tensor};
+use serde_json::{Map, Value, json};
 
 use super::adapters::{Adapter, AdapterFile};
+use super::{Config, metadata};
 
-const PREFIX: &str = "transformer.";
+/// Where the adapters of a transformer stand, among those of other models.
+pub(super) const PREFIX: &str = "transformer.";
+
+/// One layer's adapter on its way into a file.
+#[derive(Debug, Clone, Copy)]
+pub struct Named<'a> {
+    pub layer: &'a str,
+    pub a: &'a Tensor, // (rank, in)
+    pub b: &'a Tensor, // (out, rank)
+}
+
+/// An adapter file as `CogVideoXPipeline.save_lora_weights` writes it, in f32. The same adapters make the same bytes.
+///
+/// The header is put together here, since the safetensors crate takes its metadata as a hash map, whose order differs from
+/// run to run.
+///
+/// # Errors
+/// A number that is not finite, by tensor.
+pub fn to_bytes(config: &Config, adapters: &[Named]) -> anyhow::Result<Vec<u8>> {
+    let layers: Vec<&str> = adapters.iter().map(|adapter| adapter.layer).collect();
+    let about = json!({"format": "pt", "lora_adapter_metadata": metadata::text(config, &layers)});
+    let mut header = Map::from_iter([("__metadata__".to_string(), about)]);
+    let mut tensors: Vec<(String, &Tensor)> = Vec::new();
+    for Named { layer, a, b } in adapters {
+        tensors.push((format!("{PREFIX}{layer}.lora_A.weight"), a));
+        tensors.push((format!("{PREFIX}{layer}.lora_B.weight"), b));
+    }
+    tensors.sort_by(|(a, _), (b, _)| a.cmp(b));
+    let mut data = Vec::new();
+    for (name, tensor) in tensors {
+        let start = data.len();
+        let values: Vec<f32> = tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?;
+        if let Some(bad) = values.iter().find(|value| !value.is_finite()) {
+            bail!("{name} holds {bad}; an adapter that is not finite is not written");
+        }
+        data.extend(values.iter().flat_map(|value| value.to_le_bytes()));
+        let entry = json!({"dtype": "F32", "shape": tensor.dims(), "data_offsets": [start, data.len()]});
+        header.insert(name, entry);
+    }
+    let mut text = serde_json::to_vec(&header)?;
+    text.resize(text.len().next_multiple_of(8), b' '); // the tensors start aligned
+    let mut bytes = (text.len() as u64).to_le_bytes().to_vec();
+    bytes.extend(text);
+    bytes.extend(data);
+    Ok(bytes)
+}
 
 /// What PEFT says of the adapters.
 #[derive(Debug, Default)]
@@ -26,13 +73,24 @@ struct Settings {
 /// Reads an adapter file to be applied with `strength`.
 ///
 /// # Errors
-/// No safetensors, tensors that are no adapters or come without their other half, by file and tensor.
+/// As [`from_bytes`], with the file's name.
 pub fn read(path: &Path, strength: f64) -> anyhow::Result<AdapterFile> {
-    let shown = path.display();
-    let bytes = std::fs::read(path).with_context(|| shown.to_string())?;
-    let settings = Settings::read(&bytes).with_context(|| shown.to_string())?;
-    let tensors = candle_core::safetensors::load_buffer(&bytes, &Device::Cpu)
-        .with_context(|| format!("{shown}: not a readable safetensors file"))?;
+    let bytes = std::fs::read(path).with_context(|| path.display().to_string())?;
+    Ok(AdapterFile {
+        path: path.into(),
+        strength,
+        layers: from_bytes(&bytes).with_context(|| path.display().to_string())?,
+    })
+}
+
+/// The adapters of a file, by layer.
+///
+/// # Errors
+/// No safetensors, tensors that are no adapters or come without their other half, by tensor.
+pub fn from_bytes(bytes: &[u8]) -> anyhow::Result<BTreeMap<String, Adapter>> {
+    let settings = Settings::read(bytes)?;
+    let tensors =
+        candle_core::safetensors::load_buffer(bytes, &Device::Cpu).context("not a readable safetensors file")?;
     let mut halves: BTreeMap<String, [Option<Tensor>; 2]> = BTreeMap::new();
     for (name, tensor) in tensors {
         let inner = name.strip_prefix(PREFIX).unwrap_or(&name);
@@ -42,35 +100,39 @@ pub fn read(path: &Path, strength: f64) -> anyhow::Result<AdapterFile> {
             .enumerate()
             .find_map(|(i, end)| Some((i, inner.strip_suffix(end)?)));
         let Some((half, layer)) = half else {
-            bail!("{shown}: the tensor {name} is no adapter in the diffusers format ({PREFIX}<layer>.lora_A.weight)");
+            bail!("the tensor {name} is no adapter in the diffusers format ({PREFIX}<layer>.lora_A.weight)");
         };
         ensure!(
             tensor.rank() == 2,
-            "{shown}: the tensor {name} has shape {:?}, not two sides",
+            "the tensor {name} has shape {:?}, not two sides",
             tensor.dims()
         );
         halves.entry(layer.to_string()).or_default()[half] = Some(tensor);
     }
-    ensure!(!halves.is_empty(), "{shown}: there are no adapters in this file");
+    ensure!(!halves.is_empty(), "there are no adapters in this file");
     let mut layers = BTreeMap::new();
     for (layer, halves) in halves {
         let [Some(a), Some(b)] = halves else {
-            bail!("{shown}: {layer} has only one of lora_A and lora_B");
+            bail!("{layer} has only one of lora_A and lora_B");
         };
         let rank = a.dim(0)?;
         ensure!(
             rank > 0 && b.dim(1)? == rank,
-            "{shown}: {layer}: lora_A has rank {rank}, lora_B {}",
+            "{layer}: lora_A has rank {rank}, lora_B {}",
             b.dim(1)?
         );
-        let scale = settings.scale(&layer, rank);
-        layers.insert(layer, Adapter { a, b, scale });
+        let (alpha, use_rslora) = (settings.alpha(&layer, rank), settings.use_rslora);
+        layers.insert(
+            layer,
+            Adapter {
+                a,
+                b,
+                alpha,
+                use_rslora,
+            },
+        );
     }
-    Ok(AdapterFile {
-        path: path.into(),
-        strength,
-        layers,
-    })
+    Ok(layers)
 }
 
 impl Settings {
@@ -98,19 +160,10 @@ impl Settings {
         })
     }
 
-    /// The adapter's factor. Patterns name a layer by its path or the end of it.
-    fn scale(&self, layer: &str, rank: usize) -> f64 {
+    /// The adapter's alpha. Patterns name a layer by its path or the end of it.
+    fn alpha(&self, layer: &str, rank: usize) -> f64 {
         let ends = |pattern: &str| layer == pattern || layer.ends_with(&format!(".{pattern}"));
-        let own = self
-            .alpha_pattern
-            .iter()
-            .find(|(pattern, _)| ends(pattern))
-            .map(|(_, alpha)| *alpha);
-        let alpha = own.or(self.lora_alpha).unwrap_or(rank as f64);
-        if self.use_rslora {
-            alpha / (rank as f64).sqrt()
-        } else {
-            alpha / rank as f64
-        }
+        let own = self.alpha_pattern.iter().find(|(pattern, _)| ends(pattern));
+        own.map(|(_, alpha)| *alpha).or(self.lora_alpha).unwrap_or(rank as f64)
     }
 }

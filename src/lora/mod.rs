@@ -2,11 +2,16 @@
 
 pub mod adapters;
 pub mod diffusers;
+mod metadata;
+pub mod target;
+pub mod trainable;
 
 use std::path::PathBuf;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+
+pub use target::TargetModules;
 
 /// `lora:` in a run file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -16,7 +21,12 @@ pub struct Config {
     pub rank: usize,
     /// The adapters' output is scaled by alpha / rank.
     pub alpha: f64,
-    /// Which linear layers get an adapter: a list of name suffixes, or one regular expression that matches whole names.
+    /// Scale by alpha / sqrt(rank) instead, which keeps large ranks learning.
+    pub use_rslora: bool,
+    /// Share of the numbers that an adapter receives in training which are set to 0.
+    pub dropout: f64,
+    /// Which linear layers get an adapter: a list of name suffixes, or one regular expression that matches whole names,
+    /// or `all-linear`.
     pub target_modules: TargetModules,
     /// An adapter file to start from.
     pub init: Option<PathBuf>,
@@ -28,6 +38,8 @@ impl Default for Config {
         Self {
             rank: 128,
             alpha: 128.0,
+            use_rslora: false,
+            dropout: 0.0,
             target_modules: TargetModules::Suffixes(names.map(String::from).to_vec()),
             init: None,
         }
@@ -44,26 +56,24 @@ impl Config {
         if self.alpha <= 0.0 {
             wrong.push(("alpha".into(), format!("must be above 0, got {}", self.alpha)));
         }
-        let empty = match &self.target_modules {
-            TargetModules::Suffixes(names) => names.is_empty() || names.iter().any(|name| name.trim().is_empty()),
-            TargetModules::Regex(pattern) => pattern.trim().is_empty(),
-        };
-        if empty {
-            wrong.push((
-                "target_modules".into(),
-                "must name at least one layer, and no name may be empty".into(),
-            ));
+        if !(0.0..1.0).contains(&self.dropout) {
+            let message = format!("must be at least 0 and below 1, got {}", self.dropout);
+            wrong.push(("dropout".into(), message));
+        }
+        if let Err(message) = self.target_modules.matcher() {
+            wrong.push(("target_modules".into(), message));
         }
         wrong
     }
+
+    /// What the adapters' output is multiplied by.
+    pub fn scale(&self) -> f64 {
+        scale(self.alpha, self.rank, self.use_rslora)
+    }
 }
 
-/// As PEFT reads `target_modules`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(untagged, expecting = "expected a list of layer names, or one regular expression")]
-pub enum TargetModules {
-    /// A layer matches when its name is one of these or ends in `.` and one of these.
-    Suffixes(Vec<String>),
-    /// A layer matches when the whole of its name does.
-    Regex(String),
+/// alpha / rank, or alpha / sqrt(rank) for rank-stabilised adapters.  arXiv:2312.03732
+pub fn scale(alpha: f64, rank: usize, use_rslora: bool) -> f64 {
+    let rank = rank as f64;
+    alpha / if use_rslora { rank.sqrt() } else { rank }
 }

@@ -86,8 +86,8 @@ pub trait Family {
     /// Loads the text encoder and its tokenizer.
     fn conditioner(&self) -> anyhow::Result<Box<dyn Conditioner>>;
 
-    /// Loads the encoder half of the VAE. `tiling`: large frames in overlapping tiles; `slicing`: the clips of a batch
-    /// one by one.
+    /// Loads the encoder half of the VAE. `tiling`: large frames in overlapping tiles, where these line up; `slicing`:
+    /// the clips of a batch one by one.
     fn clip_encoder(&self, tiling: bool, slicing: bool) -> anyhow::Result<Box<dyn ClipEncoder>>;
 
     /// Tokens and width of every embedded prompt: L and D.

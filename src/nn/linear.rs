@@ -1,7 +1,8 @@
-//! `y = x W^T + b`, and the low-rank adapters planted on it: `y += scale (x A^T) B^T`.  arXiv:2106.09685
+//! `y = x W^T + b`, and the low-rank adapters planted on it: `y += scale (dropout(x) A^T) B^T`.  arXiv:2106.09685
 
 use candle_core::{Result, Tensor};
 
+use super::dropout::Dropout;
 use super::weights::Weights;
 
 /// A linear layer with whatever adapters its path calls for.
@@ -18,6 +19,20 @@ pub struct LowRank {
     pub a: Tensor, // (rank, in)
     pub b: Tensor, // (out, rank)
     pub scale: f64,
+    /// Of an adapter that is being trained.
+    pub dropout: Option<Dropout>,
+}
+
+impl LowRank {
+    /// (rows, in) -> (rows, out). Adapters are kept in f32, whatever the frozen weights are.
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let mut x = x.to_dtype(self.a.dtype())?;
+        if let Some(dropout) = &self.dropout {
+            x = dropout.forward(&x)?;
+        }
+        let low = x.matmul(&self.a.t()?)?; // (rows, rank)
+        low.matmul(&self.b.t()?)? * self.scale // (rows, out)
+    }
 }
 
 /// Reads `weight` (out, in) and `bias` (out).
@@ -50,10 +65,7 @@ impl Linear {
             y = y.broadcast_add(bias)?;
         }
         for adapter in &self.adapters {
-            // Adapters are kept in f32, whatever the frozen weights are.
-            let low = x2.to_dtype(adapter.a.dtype())?.matmul(&adapter.a.t()?)?; // (rows, rank)
-            let up = (low.matmul(&adapter.b.t()?)? * adapter.scale)?; // (rows, out)
-            y = (y + up.to_dtype(x.dtype())?)?;
+            y = (y + adapter.forward(&x2)?.to_dtype(x.dtype())?)?;
         }
         let out_features = y.dim(1)?;
         y.reshape([&dims[..dims.len() - 1], &[out_features]].concat())

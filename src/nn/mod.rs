@@ -5,6 +5,7 @@
 
 pub mod attention;
 pub mod conv3d;
+pub mod dropout;
 pub mod embed;
 pub mod linear;
 pub mod norm;

@@ -1,4 +1,18 @@
-//! How the learning rate moves over a run.
+//! How the learning rate moves over a run; equal to `diffusers.optimization.get_scheduler`.
+//!
+//! With w warm-up steps of T, the rate of step t (from 0) is base_lr t/w before w, and from there on, with
+//! s = (t - w) / (T - w) going from 0 to 1:
+//!
+//! | name | factor |
+//! | --- | --- |
+//! | `constant` | 1, without warm-up |
+//! | `constant_with_warmup` | 1 |
+//! | `linear` | 1 - s |
+//! | `cosine` | (1 + cos(pi s)) / 2 |
+//! | `cosine_with_restarts` | (1 + cos(pi (num_cycles s mod 1))) / 2 |
+//! | `polynomial` | (1 - s)^power, between base_lr and 1e-7 |
+
+use std::f64::consts::PI;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -8,9 +22,9 @@ use serde::{Deserialize, Serialize};
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     pub name: Name,
-    /// Steps over which the rate climbs from 0.
+    /// Steps over which the rate climbs from 0, in all schedules but `constant`.
     pub warmup_steps: usize,
-    /// Waves of the cosine schedules.
+    /// How often `cosine_with_restarts` falls from the top. (`cosine` falls once.)
     pub num_cycles: usize,
     /// Exponent of `polynomial`.
     pub power: f64,
@@ -34,11 +48,55 @@ impl Config {
         if self.num_cycles == 0 {
             wrong.push(("num_cycles".into(), "must be at least 1, got 0".into()));
         }
+        if self.num_cycles > 1 && self.name == Name::Cosine {
+            let message = format!(
+                "cosine falls once and would ignore {}; name: cosine_with_restarts has cycles",
+                self.num_cycles
+            );
+            wrong.push(("num_cycles".into(), message));
+        }
         if self.power <= 0.0 {
             wrong.push(("power".into(), format!("must be above 0, got {}", self.power)));
         }
         wrong
     }
+
+    /// The learning rate of `step`, counted from 0, in a run of `total_steps`.
+    ///
+    /// Behind the last step it goes on as in diffusers: `linear` stays at 0, `cosine` rises again.
+    pub fn at(&self, base_lr: f64, step: usize, total_steps: usize) -> f64 {
+        let (t, total, warmup) = (step as f64, total_steps as f64, self.warmup_steps as f64);
+        if self.name == Name::Constant {
+            return base_lr;
+        }
+        if step < self.warmup_steps {
+            return base_lr * t / warmup;
+        }
+        let span = (total - warmup).max(1.0);
+        let progress = (t - warmup) / span;
+        match self.name {
+            Name::Constant | Name::ConstantWithWarmup => base_lr,
+            Name::Linear => base_lr * ((total - t) / span).max(0.0),
+            Name::Cosine => base_lr * half_wave(progress),
+            Name::CosineWithRestarts if progress >= 1.0 => 0.0,
+            Name::CosineWithRestarts => base_lr * half_wave((self.num_cycles as f64 * progress).fract()),
+            Name::Polynomial => {
+                let end = LAST_LR.min(base_lr); // a base below the end stays where it is
+                if step > total_steps {
+                    return end;
+                }
+                (base_lr - end) * (1.0 - progress).powf(self.power) + end
+            }
+        }
+    }
+}
+
+/// Where `polynomial` ends.
+const LAST_LR: f64 = 1e-7;
+
+/// From 1 at 0 down to 0 at 1.
+fn half_wave(progress: f64) -> f64 {
+    0.5 * (1.0 + (PI * progress).cos())
 }
 
 /// The schedules, named as diffusers names them.

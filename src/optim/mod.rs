@@ -1,4 +1,7 @@
 //! What moves the adapters. Knows variables and gradients only.
 
 pub mod adamw;
+pub mod clip;
+pub mod ema;
+mod in_place;
 pub mod lr;

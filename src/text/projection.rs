@@ -9,7 +9,7 @@ use crate::nn::Weights;
 /// A frozen linear layer without bias.
 #[derive(Debug, Clone)]
 pub struct Projection {
-    weight: Tensor, // (out, in)
+    weight: Tensor, // (in, out)
 }
 
 /// What products of weights stored as `dtype` are computed in.
@@ -20,18 +20,24 @@ pub fn compute_dtype(dtype: DType, device: &Device) -> DType {
 impl Projection {
     /// Reads `weight` (out, in).
     pub fn new(in_features: usize, out_features: usize, weights: Weights) -> Result<Self> {
-        let weight = weights.get((out_features, in_features), "weight")?;
+        let weight = weights.get((out_features, in_features), "weight")?.t()?;
+        // The CPU's product copies rows of the right matrix to where it works; columns it would have to gather.
+        let weight = if weight.device().is_cpu() {
+            weight.contiguous()?
+        } else {
+            weight
+        };
         Ok(Self { weight })
     }
 
     /// (..., in) -> (..., out), in the dtype of the computation.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let (out_features, in_features) = self.weight.dims2()?;
+        let (in_features, out_features) = self.weight.dims2()?;
         let dtype = compute_dtype(self.weight.dtype(), self.weight.device());
         let shape = [&x.dims()[..x.rank() - 1], &[out_features]].concat();
         let rows = x.elem_count() / in_features.max(1);
         let x = x.to_dtype(dtype)?.reshape((rows, in_features))?; // one product over all rows
         let weight = self.weight.to_dtype(dtype)?;
-        x.matmul(&weight.t()?)?.reshape(shape)
+        x.matmul(&weight)?.reshape(shape)
     }
 }

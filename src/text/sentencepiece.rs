@@ -1,7 +1,7 @@
 //! A unigram SentencePiece model (`spiece.model`): text to ids, exactly as `SentencePieceProcessor.encode`.
 //!
 //! arXiv:1808.06226 (SentencePiece), arXiv:1804.10959 (the unigram model). Three steps, each in a file of its own:
-//! [`wire`] reads the protobuf, [`normalize`] rewrites the text, [`unigram`] cuts it into the likeliest pieces.
+//! [`crate::wire`] reads the protobuf, [`normalize`] rewrites the text, [`unigram`] cuts it into the likeliest pieces.
 //!
 //! The `tokenizers` crate is not used for these files, because its ids differ: it looks normalisation rules up by whole
 //! grapheme and applies the first that matches a part of it, so that combining marks behind a full-width letter or an
@@ -10,16 +10,15 @@
 
 mod normalize;
 mod unigram;
-mod wire;
 
 use std::ops::Range;
 use std::path::Path;
 
 use anyhow::{Context, bail, ensure};
 
+use crate::wire::{Field, Message, Value};
 use normalize::{Normalizer, Spaces};
 use unigram::Unigram;
-use wire::{Field, Message, Value};
 
 /// The largest published model of this kind (mT5's) has 4 MB.
 const MAX_MODEL_BYTES: u64 = 32 << 20;

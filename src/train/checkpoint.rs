@@ -1,7 +1,26 @@
 //! What is kept so that a run can go on.
+//!
+//! ```text
+//! checkpoints/step-000500/
+//!   pytorch_lora_weights.safetensors   the adapters, as diffusers loads them
+//!   optimizer.safetensors              the optimiser's tensors
+//!   state.json                         where the run stood, its settings, and a checksum of everything
+//! ```
+//!
+//! A checkpoint is written as a whole folder, and older ones go only when it is in place. One that is damaged is told
+//! of and passed over.
 
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail, ensure};
+use candle_core::{Device, Tensor};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::difference;
+use crate::disk::{self, WriteError};
 
 /// `checkpoint:` in a run file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -28,4 +47,284 @@ impl Config {
             .map(|(key, _)| (key.to_string(), "must be at least 1, got 0".to_string()))
             .collect()
     }
+}
+
+/// The adapters' file, here and in the output directory.
+pub const ADAPTER: &str = "pytorch_lora_weights.safetensors";
+const OPTIMIZER: &str = "optimizer.safetensors";
+const STATE: &str = "state.json";
+/// Of `state.json`. A version that changes what is written counts this up.
+const FORMAT: u32 = 1;
+
+/// Where a run stands after a step, and what it is.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct State {
+    /// Steps made.
+    pub step: u64,
+    pub samples_seen: u64,
+    /// Steps that moved nothing, since a loss or a gradient was not finite.
+    pub skipped: u64,
+    pub seed: u64,
+    /// Processes that train together.
+    pub world_size: usize,
+    pub batch_size: usize,
+    pub gradient_accumulation_steps: usize,
+    /// The settings that change what is learned, as in a run file.
+    pub run: Value,
+    /// What was trained on what: a fingerprint each of the transformer, the data.
+    pub fingerprints: BTreeMap<String, String>,
+}
+
+/// All that a checkpoint keeps.
+#[derive(Debug)]
+pub struct Snapshot {
+    /// The adapters as a safetensors file.
+    pub adapter: Vec<u8>,
+    /// Such as `<layer>.lora_A.exp_avg`.
+    pub optimizer: BTreeMap<String, Tensor>,
+    pub state: State,
+}
+
+/// A checkpoint read back, its tensors in main memory.
+#[derive(Debug)]
+pub struct Loaded {
+    pub path: PathBuf,
+    pub snapshot: Snapshot,
+}
+
+/// The checkpoints of a run.
+#[derive(Debug)]
+pub struct Checkpoints {
+    folder: PathBuf,
+    limit: usize,
+}
+
+/// `state.json`.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Written {
+    format: u32,
+    state: Value,
+    /// BLAKE3 of the files, and of the state as compact JSON.
+    checksums: BTreeMap<String, String>,
+}
+
+impl Checkpoints {
+    /// The checkpoints of the run in `output_dir`. What a killed process left half-written goes.
+    pub fn new(output_dir: &Path, config: &Config) -> Self {
+        let folder = output_dir.join("checkpoints");
+        disk::sweep(&folder);
+        Self {
+            folder,
+            limit: config.limit.max(1),
+        }
+    }
+
+    /// Writes a checkpoint; then removes those beyond the limit.
+    ///
+    /// Checkpoints of later steps go, too: the run has left their course (it was resumed before them, or started anew),
+    /// and none of them may be taken for its newest.
+    ///
+    /// # Errors
+    /// A file that cannot be written, by path. All older checkpoints are then as they were.
+    pub fn save(&self, snapshot: &Snapshot) -> anyhow::Result<PathBuf> {
+        let path = self.folder.join(format!("step-{:06}", snapshot.state.step));
+        let files = snapshot.files()?;
+        disk::write_folder_whole(&path, |unfinished| {
+            for (name, bytes) in &files {
+                // The user knows the folder by the name that it is going to have.
+                std::fs::write(unfinished.join(name), bytes).map_err(WriteError::at(&path.join(name)))?;
+            }
+            anyhow::Ok(())
+        })?;
+        self.rotate(snapshot.state.step);
+        Ok(path)
+    }
+
+    /// The newest checkpoint that is whole; `None` where there are none at all.
+    ///
+    /// # Errors
+    /// There are checkpoints, but all of them are damaged.
+    pub fn newest(&self) -> anyhow::Result<Option<Loaded>> {
+        let there = self.list()?;
+        for (_, path) in there.iter().rev() {
+            match Loaded::read(path) {
+                Ok(loaded) => return Ok(Some(loaded)),
+                Err(error) => log::warn!("a damaged checkpoint is passed over: {error:#}"),
+            }
+        }
+        ensure!(
+            there.is_empty(),
+            "{}: none of the {} checkpoints can be read; start anew with --resume never",
+            self.folder.display(),
+            there.len()
+        );
+        Ok(None)
+    }
+
+    /// Folders that are named as checkpoints, by step.
+    fn list(&self) -> anyhow::Result<BTreeMap<u64, PathBuf>> {
+        let entries = match std::fs::read_dir(&self.folder) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(BTreeMap::new()),
+            Err(error) => return Err(error).with_context(|| format!("{}: cannot be read", self.folder.display())),
+        };
+        let mut found = BTreeMap::new();
+        for entry in entries {
+            let path = entry
+                .with_context(|| format!("{}: cannot be read", self.folder.display()))?
+                .path();
+            if let Some(step) = step_of(&path).filter(|_| path.is_dir()) {
+                found.insert(step, path);
+            }
+        }
+        Ok(found)
+    }
+
+    /// A checkpoint too many does no harm: one that cannot be removed is told of and no more.
+    fn rotate(&self, saved: u64) {
+        let there = self.list().unwrap_or_default();
+        let older = there.range(..=saved).rev().skip(self.limit);
+        for (_, path) in older.chain(there.range(saved.saturating_add(1)..)) {
+            if let Err(error) = std::fs::remove_dir_all(path) {
+                log::warn!("{}: the old checkpoint cannot be removed: {error}", path.display());
+            }
+        }
+    }
+}
+
+impl Snapshot {
+    /// The files of a checkpoint, by name.
+    fn files(&self) -> anyhow::Result<[(&'static str, Vec<u8>); 3]> {
+        let mut tensors = BTreeMap::new();
+        for (name, tensor) in &self.optimizer {
+            tensors.insert(name, tensor.to_device(&Device::Cpu)?);
+        }
+        let optimizer = safetensors::serialize(tensors, None).context("the optimiser's tensors")?;
+        let state = serde_json::to_value(&self.state)?;
+        let written = Written {
+            format: FORMAT,
+            checksums: BTreeMap::from([
+                (ADAPTER.into(), checksum(&self.adapter)),
+                (OPTIMIZER.into(), checksum(&optimizer)),
+                (STATE.into(), checksum_of(&read_back(&state)?)?),
+            ]),
+            state,
+        };
+        Ok([
+            (ADAPTER, self.adapter.clone()),
+            (OPTIMIZER, optimizer),
+            (STATE, serde_json::to_vec_pretty(&written)?),
+        ])
+    }
+}
+
+impl Loaded {
+    /// Reads a checkpoint folder.
+    ///
+    /// # Errors
+    /// A file that is missing, cannot be read, or is not what was written, by file.
+    pub fn read(path: &Path) -> anyhow::Result<Self> {
+        ensure!(path.is_dir(), "{}: is no checkpoint folder", path.display());
+        let file = path.join(STATE);
+        let (state, checksums) = read_state(&bytes_of(&file)?).with_context(|| file.display().to_string())?;
+        let tensors = |name: &str| {
+            let file = path.join(name);
+            let bytes = bytes_of(&file)?;
+            let same = checksums.get(name).is_some_and(|written| *written == checksum(&bytes));
+            ensure!(
+                same,
+                "{}: is not what was written: its checksum differs",
+                file.display()
+            );
+            let tensors = candle_core::safetensors::load_buffer(&bytes, &Device::Cpu)
+                .with_context(|| format!("{}: not a readable safetensors file", file.display()))?;
+            anyhow::Ok((bytes, tensors))
+        };
+        let (adapter, _) = tensors(ADAPTER)?;
+        let (_, optimizer): (_, HashMap<_, _>) = tensors(OPTIMIZER)?;
+        if let Some(named) = step_of(path)
+            && named != state.step
+        {
+            bail!(
+                "{}: holds step {}, another than its name says",
+                path.display(),
+                state.step
+            );
+        }
+        Ok(Self {
+            path: path.into(),
+            snapshot: Snapshot {
+                adapter,
+                optimizer: optimizer.into_iter().collect(),
+                state,
+            },
+        })
+    }
+
+    /// Whether a run with these settings and fingerprints can go on from here.
+    ///
+    /// # Errors
+    /// What differs, a line each.
+    pub fn fits(&self, run: &Value, fingerprints: &BTreeMap<String, String>) -> anyhow::Result<()> {
+        let state = &self.snapshot.state;
+        let mut different = difference::list(&state.run, &read_back(run)?);
+        for (what, print) in fingerprints {
+            match state.fingerprints.get(what) {
+                Some(then) if then == print => {}
+                Some(_) => different.push(format!("{what}: has changed since the checkpoint was written")),
+                None => different.push(format!("{what}: is not known to the checkpoint")),
+            }
+        }
+        ensure!(
+            different.is_empty(),
+            "{}: this is another run than the one that wrote the checkpoint:\n  {}\n\
+             Take back the changes, or start anew with --resume never (in another output_dir, to keep both)",
+            self.path.display(),
+            different.join("\n  ")
+        );
+        Ok(())
+    }
+}
+
+fn read_state(bytes: &[u8]) -> anyhow::Result<(State, BTreeMap<String, String>)> {
+    let json: Value = serde_json::from_slice(bytes).context("is no JSON")?;
+    let format = json.get("format").and_then(Value::as_u64);
+    ensure!(
+        format == Some(FORMAT.into()),
+        "has format {}, and this version of vtrain reads format {FORMAT}",
+        format.map_or("none".into(), |format| format.to_string())
+    );
+    let written: Written = serde_json::from_value(json).context("is not what was written")?;
+    let same = written.checksums.get(STATE) == Some(&checksum_of(&written.state)?);
+    ensure!(same, "is not what was written: its checksum differs");
+    let state = serde_json::from_value(written.state).context("is not what was written")?;
+    Ok((state, written.checksums))
+}
+
+fn bytes_of(file: &Path) -> anyhow::Result<Vec<u8>> {
+    std::fs::read(file).with_context(|| format!("{}: cannot be read", file.display()))
+}
+
+/// `step-000500` is step 500.
+fn step_of(path: &Path) -> Option<u64> {
+    let digits = path.file_name()?.to_str()?.strip_prefix("step-")?;
+    digits
+        .parse()
+        .ok()
+        .filter(|_| digits.bytes().all(|b| b.is_ascii_digit()))
+}
+
+fn checksum(bytes: &[u8]) -> String {
+    blake3::hash(bytes).to_hex().to_string()
+}
+
+fn checksum_of(json: &Value) -> anyhow::Result<String> {
+    Ok(checksum(&serde_json::to_vec(json)?))
+}
+
+/// JSON as it is after it was written and read: numbers may differ in their last place.
+fn read_back(json: &Value) -> anyhow::Result<Value> {
+    Ok(serde_json::from_slice(&serde_json::to_vec(json)?)?)
 }

@@ -1,7 +1,19 @@
-//! Watching a run.
+//! Watching a run: `metrics.jsonl`, one object a step, and the same for TensorBoard.
+//!
+//! Two runs of the same settings write the same lines but for `step_seconds` and `peak_memory_bytes`: keys stand in a
+//! fixed order, and numbers are printed so that they read back exactly.
 
+use std::fs::{File, OpenOptions};
+use std::io::{ErrorKind, Write};
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+
+use super::tensorboard::Events;
+use crate::disk::{self, WriteError};
+use crate::video::Frames;
 
 /// `tracking:` in a run file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -15,4 +27,139 @@ impl Default for Config {
     fn default() -> Self {
         Self { tensorboard: true }
     }
+}
+
+/// What is known of one step. Numbers that are not finite are written as null.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Record {
+    /// From 1.
+    pub step: u64,
+    /// Mean over the step's micro-batches and ranks.
+    pub loss: f64,
+    /// Before clipping.
+    pub grad_norm: f64,
+    pub lr: f64,
+    pub step_seconds: f64,
+    /// Since the run began, this step's included.
+    pub samples_seen: u64,
+    /// null where the system does not tell.
+    pub peak_memory_bytes: Option<u64>,
+    /// Steps so far that moved nothing, since a loss or a gradient was not finite; told on those steps only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub skipped: Option<u64>,
+}
+
+/// The log of a run, open at its end.
+#[derive(Debug)]
+pub struct Metrics {
+    path: PathBuf,
+    file: File,
+    events: Option<Events>,
+    /// As of the last line; unknown after a resume without one.
+    samples_seen: Option<u64>,
+}
+
+impl Metrics {
+    /// Opens the log of the run in `output_dir`, cut back to the step that the run resumes at; without one, both logs
+    /// start anew. No step is told twice, and none is missing that was told before.
+    ///
+    /// # Errors
+    /// A log that cannot be read or written, by file.
+    pub fn open(output_dir: &Path, config: &Config, resumed_at: Option<u64>) -> anyhow::Result<Self> {
+        let path = output_dir.join("metrics.jsonl");
+        let samples_seen = cut_back(&path, resumed_at.unwrap_or(0))?;
+        let file = OpenOptions::new().append(true).create(true).open(&path);
+        let file = file.map_err(WriteError::at(&path))?;
+        // Also without `tensorboard`, so that what is there agrees with the log.
+        let folder = output_dir.join("tensorboard");
+        super::tensorboard::cut_back(&folder, resumed_at)?;
+        let events = config.tensorboard.then(|| Events::create(&folder)).transpose()?;
+        Ok(Self {
+            path,
+            file,
+            events,
+            samples_seen,
+        })
+    }
+
+    /// Tells of one step.
+    pub fn record(&mut self, record: &Record) -> anyhow::Result<()> {
+        let mut line = serde_json::to_vec(record)?;
+        line.push(b'\n');
+        // One write: a reader of the growing file sees whole lines.
+        self.file.write_all(&line).map_err(WriteError::at(&self.path))?;
+        let before = self.samples_seen.replace(record.samples_seen);
+        let Some(events) = &mut self.events else {
+            return Ok(());
+        };
+        let mut scalars = vec![
+            ("loss", record.loss),
+            ("lr", record.lr),
+            ("grad_norm", record.grad_norm),
+            ("step_seconds", record.step_seconds),
+        ];
+        if let Some(before) = before
+            && record.step_seconds > 0.0
+        {
+            let samples = record.samples_seen.saturating_sub(before) as f64;
+            scalars.push(("samples_per_second", samples / record.step_seconds));
+        }
+        events.scalars(record.step, &scalars)
+    }
+
+    /// Shows a validation clip under `tag`, where TensorBoard is written.
+    pub fn show(&mut self, step: u64, tag: &str, frames: &Frames) -> anyhow::Result<()> {
+        self.events
+            .as_mut()
+            .map_or(Ok(()), |events| events.frames(step, tag, frames))
+    }
+
+    /// Brings all that was told to the disk: before a checkpoint of the same step, which must not outlive its log.
+    pub fn sync(&mut self) -> anyhow::Result<()> {
+        self.file.sync_all().map_err(WriteError::at(&self.path))?;
+        self.events.as_mut().map_or(Ok(()), Events::sync)
+    }
+}
+
+/// A line, as far as cutting back needs it.
+#[derive(Deserialize)]
+struct Told {
+    step: u64,
+    samples_seen: Option<u64>,
+}
+
+/// Takes out what is past `step`, torn, or told a second time; returns the samples seen by the end of what stays.
+fn cut_back(path: &Path, step: u64) -> anyhow::Result<Option<u64>> {
+    let old = match std::fs::read(path) {
+        Ok(old) => old,
+        Err(error) if error.kind() == ErrorKind::NotFound => Vec::new(),
+        Err(error) => return Err(error).with_context(|| format!("{}: cannot be read", path.display())),
+    };
+    let mut kept = Vec::with_capacity(old.len());
+    let (mut last, mut seen, mut torn) = (0, Some(0), 0);
+    for line in old.split_inclusive(|byte| *byte == b'\n') {
+        let whole = line.ends_with(b"\n");
+        match serde_json::from_slice::<Told>(line) {
+            Ok(told) if whole && (last + 1..=step).contains(&told.step) => {
+                kept.extend_from_slice(line);
+                (last, seen) = (told.step, told.samples_seen);
+            }
+            Ok(_) if whole => {}
+            _ => torn += usize::from(step > 0),
+        }
+    }
+    if kept != old {
+        disk::write_whole(path, &kept)?;
+    }
+    let shown = path.display();
+    if torn > 0 {
+        log::debug!("{shown}: {torn} torn lines were taken out");
+    }
+    if last < step {
+        log::warn!(
+            "{shown}: ends at step {last}, before the checkpoint of step {step}; the steps between are not told"
+        );
+        return Ok(None);
+    }
+    Ok(seen)
 }

@@ -18,8 +18,8 @@ use candle_core::{DType, Device, Tensor};
 use crate::data::cache::{Clip, Encoded, Latents};
 use crate::data::{Batch, Order};
 use crate::diffusion::objective::{Noised, Objective, Timesteps};
-use crate::models::denoiser::Input;
 use crate::diffusion::posterior::Posterior;
+use crate::models::denoiser::Input;
 use crate::models::family::{self, Family};
 use crate::rng::Rng;
 

@@ -1,9 +1,14 @@
 //! The training loop and what it leaves behind.
 
 pub mod checkpoint;
+pub mod difference;
+pub mod memory;
 pub mod metrics;
 pub mod micro_batch;
+pub mod model_card;
+pub mod progress;
 pub mod recipe;
 pub mod segments;
 pub mod step;
+pub mod tensorboard;
 pub mod validate;

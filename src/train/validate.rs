@@ -87,7 +87,10 @@ impl Config {
                 wrong.push((format!("prompts[{i}].{key}"), "must be at least 1, got 0".into()));
             }
             if !(prompt.fps.is_finite() && prompt.fps > 0.0) {
-                wrong.push((format!("prompts[{i}].fps"), format!("must be above 0, got {}", prompt.fps)));
+                wrong.push((
+                    format!("prompts[{i}].fps"),
+                    format!("must be above 0, got {}", prompt.fps),
+                ));
             }
             if !prompt.guidance_scale.is_finite() {
                 let key = format!("prompts[{i}].guidance_scale");
@@ -196,7 +199,9 @@ impl Validator<'_> {
 /// A prompt as a file name: its first words in small letters and digits, joined by hyphens.
 fn slug(prompt: &str) -> String {
     const LONGEST: usize = 40;
-    let words = prompt.split(|c: char| !c.is_ascii_alphanumeric()).filter(|word| !word.is_empty());
+    let words = prompt
+        .split(|c: char| !c.is_ascii_alphanumeric())
+        .filter(|word| !word.is_empty());
     let mut slug = String::new();
     for word in words {
         if !slug.is_empty() && slug.len() + word.len() >= LONGEST {

@@ -15,11 +15,11 @@ use ffmpeg::format::context::Output;
 use ffmpeg::frame::Video;
 use ffmpeg::software::scaling;
 use ffmpeg_next as ffmpeg;
-use tempfile::TempPath;
 
 use super::convert::set_colours;
 use super::palette;
 use super::{Frames, VideoError, libav};
+use crate::disk::{self, Beside};
 
 /// Threads of an encoder: fixed, since some encoders' results depend on it.
 const THREADS: usize = 4;
@@ -54,7 +54,7 @@ struct Film {
     scaler: Option<scaling::Context>,
     rgb: Video,
     time_base: ffmpeg::Rational,
-    temporary: TempPath,
+    beside: Beside,
 }
 
 /// Writes all frames to a file.
@@ -125,7 +125,7 @@ impl Writer {
             Kind::Pictures(folder) => {
                 let png = png(frame, (self.height, self.width)).map_err(|error| fail(libav::say(error)))?;
                 let path = folder.join(format!("{:05}.png", self.num_frames));
-                write_beside(&path, &png).map_err(|error| fail(error.to_string()))?;
+                disk::write_whole(&path, &png)?;
             }
         }
         self.num_frames += 1;
@@ -142,10 +142,8 @@ impl Writer {
         match self.kind {
             Kind::Film(_) if self.num_frames == 0 => Err(fail("there are no frames".into())),
             Kind::Film(film) => {
-                let temporary = film.finish().map_err(|error| fail(libav::say(error)))?;
-                let synced = std::fs::File::open(&temporary).and_then(|file| file.sync_all());
-                synced.map_err(|error| fail(error.to_string()))?;
-                temporary.persist(&path).map_err(|error| fail(error.to_string()))
+                let beside = film.finish().map_err(|error| fail(libav::say(error)))?;
+                Ok(beside.keep()?)
             }
             Kind::Pictures(_) => Ok(()),
         }
@@ -163,13 +161,7 @@ impl Film {
             path: path.into(),
             reason,
         };
-        let folder = path
-            .parent()
-            .filter(|folder| !folder.as_os_str().is_empty())
-            .unwrap_or(Path::new("."));
-        std::fs::create_dir_all(folder).map_err(|error| fail(error.to_string()))?;
-        let temporary = tempfile::Builder::new().prefix(".vtrain-").tempfile_in(folder);
-        let temporary = temporary.map_err(|error| fail(error.to_string()))?.into_temp_path();
+        let beside = Beside::of(path)?;
         let (even_height, even_width) = match container {
             Container::Gif => (height, width),
             _ => (height.next_multiple_of(2), width.next_multiple_of(2)),
@@ -181,11 +173,11 @@ impl Film {
             );
         }
         let rgb = Video::new(Pixel::RGB24, even_width as u32, even_height as u32);
-        Self::open(temporary, container, rgb, fps).map_err(|error| fail(libav::say(error)))
+        Self::open(beside, container, rgb, fps).map_err(|error| fail(libav::say(error)))
     }
 
-    fn open(temporary: TempPath, container: Container, rgb: Video, fps: f64) -> Result<Self, ffmpeg::Error> {
-        let name = format!("file:{}", temporary.to_string_lossy());
+    fn open(beside: Beside, container: Container, rgb: Video, fps: f64) -> Result<Self, ffmpeg::Error> {
+        let name = format!("file:{}", beside.path().to_string_lossy());
         let format = match container {
             Container::Mp4 => "mp4",
             Container::Webm => "webm",
@@ -245,7 +237,7 @@ impl Film {
             scaler,
             rgb,
             time_base: rate.invert(),
-            temporary,
+            beside,
         })
     }
 
@@ -284,11 +276,11 @@ impl Film {
         Ok(())
     }
 
-    fn finish(mut self) -> Result<TempPath, ffmpeg::Error> {
+    fn finish(mut self) -> Result<Beside, ffmpeg::Error> {
         self.encoder.send_eof()?;
         self.drain()?;
         self.output.write_trailer()?;
-        Ok(self.temporary)
+        Ok(self.beside)
     }
 }
 
@@ -380,14 +372,4 @@ fn png(picture: &[u8], (height, width): (usize, usize)) -> Result<Vec<u8>, ffmpe
     let mut packet = ffmpeg::Packet::empty();
     encoder.receive_packet(&mut packet)?;
     Ok(packet.data().unwrap_or_default().to_vec())
-}
-
-fn write_beside(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
-    use std::io::Write;
-    let folder = path.parent().unwrap_or(Path::new("."));
-    let mut file = tempfile::Builder::new().prefix(".vtrain-").tempfile_in(folder)?;
-    file.write_all(bytes)?;
-    file.as_file().sync_all()?;
-    file.persist(path)?;
-    Ok(())
 }

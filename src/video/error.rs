@@ -3,6 +3,8 @@
 use std::fmt;
 use std::path::PathBuf;
 
+use crate::disk::WriteError;
+
 /// A clip that cannot be read or written.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum VideoError {
@@ -49,3 +51,12 @@ impl fmt::Display for VideoError {
 }
 
 impl std::error::Error for VideoError {}
+
+impl From<WriteError> for VideoError {
+    fn from(error: WriteError) -> Self {
+        VideoError::Encode {
+            path: error.path,
+            reason: error.cause.to_string(),
+        }
+    }
+}

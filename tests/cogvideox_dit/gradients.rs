@@ -36,6 +36,7 @@ impl Planter for Adapters {
             a: a.as_tensor().clone(),
             b: b.as_tensor().clone(),
             scale: 2.0,
+            dropout: None,
         });
         Ok(adapter.into_iter().collect())
     }

@@ -35,7 +35,10 @@ pub fn write(parts: &Parts, steps: u64) -> anyhow::Result<()> {
 
 fn facts(parts: &Parts, steps: u64) -> anyhow::Result<Facts> {
     let config = parts.config;
-    let name = config.output_dir.file_name().context("the output directory has no name")?;
+    let name = config
+        .output_dir
+        .file_name()
+        .context("the output directory has no name")?;
     let mut trigger_words: Vec<String> = config.datasets.iter().filter_map(|set| set.id_token.clone()).collect();
     trigger_words.dedup();
     let recipe = &config.train;

@@ -13,8 +13,8 @@ use crate::config::RunConfig;
 use crate::disk;
 
 mod finish;
-mod open;
-mod resume;
+pub mod open;
+pub mod resume;
 mod session;
 
 use resume::Resume;
@@ -53,6 +53,7 @@ pub fn run(args: Args) -> Result<(), Failure> {
     if checkpoint.is_none() {
         resume::set_aside(&config.output_dir).or_exit(Exit::Training)?;
     }
+    disk::sweep(&config.output_dir);
     write_config(&config).or_exit(Exit::Training)?;
 
     let session = open::session(&config, &*family, &encoded, &device, checkpoint)?;

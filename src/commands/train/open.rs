@@ -4,7 +4,6 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use anyhow::Context;
 use candle_core::{Device, Var};
 
 use super::resume;
@@ -93,7 +92,7 @@ pub fn session<'a>(
 }
 
 /// The transformer with adapters that learn, and what moves them.
-fn trainer<'a>(
+pub fn trainer<'a>(
     config: &RunConfig,
     family: &'a dyn Family,
     encoded: &'a Encoded,
@@ -135,10 +134,11 @@ fn trainer<'a>(
 
 /// What the checkpoint's numbers depend on besides the settings.
 fn fingerprints(family: &dyn Family, encoded: &Encoded) -> anyhow::Result<BTreeMap<String, String>> {
-    let transformer = encoded.cache.fingerprint(family.directory(), &["transformer", "scheduler"])?;
-    let data = encoded.fingerprint().context("the encoded data")?;
+    let transformer = encoded
+        .cache
+        .fingerprint(family.directory(), &["transformer", "scheduler"])?;
     Ok(BTreeMap::from([
         ("transformer".to_string(), transformer.to_string()),
-        ("data".to_string(), data.to_string()),
+        ("data".to_string(), encoded.fingerprint().to_string()),
     ]))
 }

@@ -11,7 +11,6 @@ use serde_json::{Value, json};
 use super::open::Parts;
 use super::session::Counts;
 use crate::config::RunConfig;
-use crate::disk;
 use crate::lora::diffusers;
 use crate::lora::trainable::Pair;
 use crate::optim::lr;
@@ -70,7 +69,9 @@ pub fn set_aside(output_dir: &Path) -> anyhow::Result<()> {
     if there.iter().all(|name| *name == "config.yaml") {
         return Ok(());
     }
-    let aside = (1..).map(|n| output_dir.join(format!("previous-{n}"))).find(|path| !path.exists());
+    let aside = (1..)
+        .map(|n| output_dir.join(format!("previous-{n}")))
+        .find(|path| !path.exists());
     let aside = aside.context("no number is free for the earlier run's folder")?;
     std::fs::create_dir_all(&aside).with_context(|| aside.display().to_string())?;
     for name in there {
@@ -129,7 +130,10 @@ pub fn snapshot(parts: &Parts, counts: Counts) -> anyhow::Result<Snapshot> {
         for (name, average) in names(&parts.pairs).zip(averages) {
             optimizer.insert(format!("{name}.ema"), average);
         }
-        optimizer.insert(UPDATES.into(), Tensor::new(&[updates as i64], &candle_core::Device::Cpu)?);
+        optimizer.insert(
+            UPDATES.into(),
+            Tensor::new(&[updates as i64], &candle_core::Device::Cpu)?,
+        );
     }
     Ok(Snapshot {
         adapter: diffusers::to_bytes(&config.lora, &named)?,
@@ -230,9 +234,9 @@ impl Tensors {
         tensor.with_context(|| format!("the optimiser's tensor {name} is missing"))
     }
 
-    fn count(&mut self, name: &str) -> anyhow::Result<u64> {
+    fn count(&mut self, name: &str) -> anyhow::Result<usize> {
         let count = self.take(name)?.to_vec1::<i64>()?;
         ensure!(count.len() == 1, "{name} is no single number");
-        Ok(u64::try_from(count[0])?)
+        Ok(usize::try_from(count[0])?)
     }
 }

@@ -61,8 +61,14 @@ impl<'a> Session<'a> {
 
     /// Goes through all steps that are left, and writes the final files.
     pub fn run(mut self, interrupt: &Interrupt) -> anyhow::Result<Ended> {
-        if self.counts.step == 0 {
-            self.validate_base(interrupt)?;
+        match self.counts.step {
+            0 => self.validate_base(interrupt)?,
+            step if step >= self.total_steps => {
+                log::info!("all {step} steps are done already; raise train.steps to go on");
+                finish::write(&self.parts, step)?;
+                return Ok(Ended::Complete);
+            }
+            _ => {}
         }
         let mut progress = Progress::new(self.total_steps);
         let mut line = progress::Line::new();
@@ -117,7 +123,11 @@ impl<'a> Session<'a> {
         };
         self.counts.skipped += 1;
         self.skipped_in_a_row += 1;
-        let what = seen.iter().map(|seen| self.in_words(seen)).collect::<Vec<_>>().join("; ");
+        let what = seen
+            .iter()
+            .map(|seen| self.in_words(seen))
+            .collect::<Vec<_>>()
+            .join("; ");
         let step = self.counts.step;
         if self.skipped_in_a_row == MOST_SKIPPED {
             bail!(
@@ -187,10 +197,12 @@ impl<'a> Session<'a> {
             }
             let bar = progress::bar("validation", prompt.steps);
             let on = progress::on(&bar);
-            let shown = parts.validator.show(index, step, &*parts.trainer.denoiser, &|done, of| {
-                on(done, of);
-                interrupt.check()
-            });
+            let shown = parts
+                .validator
+                .show(index, step, &*parts.trainer.denoiser, &|done, of| {
+                    on(done, of);
+                    interrupt.check()
+                });
             bar.finish_and_clear();
             let shown = shown.and_then(|shown| {
                 log::info!("validation video {}", shown.path.display());

@@ -37,7 +37,7 @@ impl CogVideoX {
     /// Reads the configs in `directory`; the VAE's may be remembered instead.
     pub fn open(directory: &Path, dtype: DType, device: &Device, remembered: &Remembered) -> anyhow::Result<Self> {
         let vae = match remembered.get("vae") {
-            Some(text) if !directory.join("vae").exists() => {
+            Some(text) if !directory.join("vae/config.json").exists() => {
                 vae::Config::parse(text).context("the VAE's config.json, as it is remembered")?
             }
             _ => vae::Config::read(&part(directory, "vae")?)?,
@@ -105,7 +105,8 @@ impl Family for CogVideoX {
 
     fn clip_encoder(&self, tiling: bool, slicing: bool) -> anyhow::Result<Box<dyn ClipEncoder>> {
         let mut vae = self.vae(Half::Encoder)?;
-        vae.tiling = tiling.then(|| vae.default_tiling());
+        let compression = self.vae.spatial_compression();
+        vae.tiling = Some(vae.default_tiling()).filter(|tiles| tiling && tiles.lines_up(compression));
         vae.slicing = slicing;
         Ok(Box::new(Clips { vae }))
     }

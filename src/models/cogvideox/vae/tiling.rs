@@ -27,6 +27,15 @@ impl Tiling {
         }
     }
 
+    /// Whether tiles of pixels and of latents line up, as those of published checkpoints do. With others, rows come out
+    /// twice or not at all, and what is left for the last tile may be too small to encode.
+    pub fn lines_up(&self, compression: usize) -> bool {
+        let Grid { height, width } = self.encoding(compression);
+        [height, width]
+            .iter()
+            .all(|axis| axis.stride > 0 && axis.stride == axis.keep * compression)
+    }
+
     /// Tiles of pixels in, tiles of latents out.
     pub fn encoding(&self, compression: usize) -> Grid {
         Grid {

@@ -1,0 +1,239 @@
+//! `vtrain precompute`, which is also how `vtrain train` begins: every clip and caption is encoded once and kept.
+//!
+//! Captions come first; the text encoder is gone before the VAE loads. Clips are decoded a few ahead of the one that is
+//! being encoded. What is in the cache is neither decoded nor encoded, and where nothing is missing nothing is loaded.
+
+use std::collections::HashSet;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::sync_channel;
+
+use anyhow::{Context, anyhow, ensure};
+use candle_core::{DType, Tensor};
+use serde_json::json;
+
+use super::{Exit, Failure, OrExit, check_dataset, progress};
+use crate::config::RunConfig;
+use crate::data::cache::{Cache, Encoded, Key};
+use crate::data::dataset::OnBadClip;
+use crate::data::{Report, pixels};
+use crate::models::family::ClipEncoder;
+use crate::models::{self, Family};
+use crate::video::Frames;
+
+mod plan;
+
+use plan::{ClipPlan, Plan};
+
+/// Decoded clips that wait to be encoded.
+const AHEAD: usize = 2;
+
+/// Encode the clips and captions of a run once, for training to read
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The run file (YAML)
+    #[arg(short, long, value_name = "FILE")]
+    config: PathBuf,
+    /// Override a key of the run file (repeatable; values are YAML)
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
+    /// Print the files of every clip and caption as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn run(args: Args) -> Result<(), Failure> {
+    let config = RunConfig::load(&args.config, &args.set).or_exit(Exit::Usage)?;
+    let report = check_dataset::survey(&config.datasets, false);
+    check_dataset::tell(&report);
+    check_dataset::judge(&report)?;
+    let family = open_model(&config)?;
+    let encoded = precompute(&config, &*family, &report, &[], &AtomicBool::new(false))?;
+    if args.json {
+        print_json(&encoded)?;
+    }
+    Ok(())
+}
+
+/// The model of a run. Parts that only encode may be gone, where the run's cache has seen them.
+pub fn open_model(config: &RunConfig) -> Result<Box<dyn Family>, Failure> {
+    let device = config.device.open().or_exit(Exit::Usage)?;
+    let model = &config.model;
+    let directory = models::hub::locate(&model.path, &model.revision).or_exit(Exit::Model)?;
+    let remembered = Cache::open(&config.precompute.folder(&config.output_dir)).remembered(&directory);
+    models::open_with(&directory, model.family, model.dtype.into(), &device, &remembered).or_exit(Exit::Model)
+}
+
+/// Encodes what the cache lacks of the surveyed clips, their captions, the empty caption, the prompts of validation and
+/// `more_prompts`.
+///
+/// # Errors
+/// Buckets that the model cannot take (2), clips that cannot be decoded (3), model files (4), no room (5); interrupted
+/// (130) once `stop` is true: the next run goes on from there.
+pub fn precompute(
+    config: &RunConfig,
+    family: &dyn Family,
+    report: &Report,
+    more_prompts: &[&str],
+    stop: &AtomicBool,
+) -> Result<Encoded, Failure> {
+    let plan = Plan::make(config, family, report, more_prompts, stop)?;
+    plan.announce();
+    let done = encode_texts(family, &plan, stop).and_then(|()| encode_clips(config, family, &plan, stop));
+    plan.cache.save();
+    let encoded = plan.fulfilled(&done?);
+    if encoded.samples.is_empty() {
+        return Err(anyhow!("none of the clips could be decoded")).or_exit(Exit::Data);
+    }
+    Ok(encoded)
+}
+
+fn encode_texts(family: &dyn Family, plan: &Plan, stop: &AtomicBool) -> Result<(), Failure> {
+    if plan.missing_texts.is_empty() {
+        return Ok(());
+    }
+    log::info!("loading the text encoder");
+    let conditioner = family.conditioner().or_exit(Exit::Model)?;
+    let mut count = progress::Count::start("captions", plan.missing_texts.len());
+    for (text, key) in plan.missing_texts() {
+        go_on(stop)?;
+        let encode = || -> anyhow::Result<[Tensor; 1]> {
+            let tensors = [one_of(&conditioner.embed(text)?)?];
+            plan.text_form.check(&tensors)?;
+            Ok(tensors)
+        };
+        let tensors = encode()
+            .with_context(|| format!("the caption {text:?}"))
+            .or_exit(Exit::Model)?;
+        let notes = [("caption", shortened(text))];
+        let written = plan.cache.write(key, &plan.text_form, &tensors, &notes);
+        written.or_exit(Exit::Training)?;
+        count.step();
+    }
+    count.finish();
+    Ok(())
+}
+
+/// Decodes ahead and encodes, clip by clip. Returns the records of clips that could not be decoded, where their data
+/// sets allow that.
+fn encode_clips(
+    config: &RunConfig,
+    family: &dyn Family,
+    plan: &Plan,
+    stop: &AtomicBool,
+) -> Result<HashSet<Key>, Failure> {
+    let mut lost = HashSet::new();
+    if plan.missing_clips.is_empty() {
+        return Ok(lost);
+    }
+    let mut count = progress::Count::start("clips", plan.missing_clips.len());
+    std::thread::scope(|scope| {
+        let (send, receive) = sync_channel(AHEAD);
+        scope.spawn(move || {
+            for clip in plan.missing_clips() {
+                let decoded = clip.cut.decode(clip.sample);
+                // Nobody listens any more where encoding has failed or was stopped.
+                if stop.load(Ordering::Relaxed) || send.send((clip, decoded)).is_err() {
+                    break;
+                }
+            }
+        });
+        let mut encoder: Option<Box<dyn ClipEncoder>> = None;
+        for (clip, decoded) in receive {
+            go_on(stop)?;
+            match decoded {
+                Ok(frames) => {
+                    let encoder = match &mut encoder {
+                        Some(encoder) => encoder,
+                        none => none.insert(load_encoder(config, family)?),
+                    };
+                    encode_clip(&**encoder, plan, clip, frames)?;
+                }
+                Err(error) if config.datasets[clip.sample.dataset].on_bad_clip == OnBadClip::Skip => {
+                    log::warn!("skipped: {error}");
+                    lost.insert(clip.key);
+                }
+                Err(error) => return Err(error).or_exit(Exit::Data),
+            }
+            count.step();
+        }
+        go_on(stop)?;
+        count.finish();
+        Ok(lost)
+    })
+}
+
+fn load_encoder(config: &RunConfig, family: &dyn Family) -> Result<Box<dyn ClipEncoder>, Failure> {
+    log::info!("loading the VAE's encoder");
+    let (tiling, slicing) = (config.precompute.vae_tiling, config.precompute.vae_slicing);
+    family.clip_encoder(tiling, slicing).or_exit(Exit::Model)
+}
+
+/// Encodes the frames of a clip and writes its record.
+fn encode_clip(encoder: &dyn ClipEncoder, plan: &Plan, clip: &ClipPlan, frames: Frames) -> Result<(), Failure> {
+    let name = &clip.sample.found.entry.name;
+    let encode = || -> anyhow::Result<Vec<Tensor>> {
+        let pixels = pixels::tensor(frames)?; // (1, 3, T, H, W)
+        let whole = encoder.encode(&pixels)?;
+        let mut tensors = vec![one_of(&whole.mean)?, one_of(&whole.logvar)?];
+        if clip.form.tensors.len() > tensors.len() {
+            let first = encoder.encode(&pixels.narrow(2, 0, 1)?)?;
+            tensors.extend([one_of(&first.mean)?, one_of(&first.logvar)?]);
+        }
+        clip.form.check(&tensors)?;
+        Ok(tensors)
+    };
+    let tensors = encode().with_context(|| name.clone()).or_exit(Exit::Model)?;
+    let notes = [("clip", shortened(name)), ("bucket", clip.sample.bucket.to_string())];
+    let written = plan.cache.write(&clip.key, &clip.form, &tensors, &notes);
+    written.or_exit(Exit::Training)
+}
+
+/// What stands alone in a batch, if training could do anything with it.
+fn one_of(batch: &Tensor) -> anyhow::Result<Tensor> {
+    let one = batch.squeeze(0)?;
+    let values = one.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
+    ensure!(
+        values.iter().all(|value| value.is_finite()),
+        "its encoding is not finite; the model's files may be damaged, or try model.dtype: f32"
+    );
+    Ok(one)
+}
+
+fn go_on(stop: &AtomicBool) -> Result<(), Failure> {
+    match stop.load(Ordering::Relaxed) {
+        true => Err(interrupted()),
+        false => Ok(()),
+    }
+}
+
+fn interrupted() -> Failure {
+    Failure {
+        exit: Exit::Interrupted,
+        error: anyhow!("interrupted; what is encoded is kept, and the next run goes on from there"),
+    }
+}
+
+/// A note for people in a header need not be a book.
+fn shortened(text: &str) -> String {
+    text.chars().take(1000).collect()
+}
+
+fn print_json(encoded: &Encoded) -> Result<(), Failure> {
+    let samples = encoded.samples.iter().map(|sample| {
+        json!({
+            "video": sample.video.display().to_string(),
+            "caption": sample.caption,
+            "bucket": sample.bucket,
+            "latents": encoded.clip_path(sample),
+            "embeds": encoded.text_path(&sample.caption),
+        })
+    });
+    let whole = json!({
+        "samples": samples.collect::<Vec<_>>(),
+        "empty_caption": encoded.text_path(""),
+    });
+    let mut text = serde_json::to_string_pretty(&whole).or_exit(Exit::Training)?;
+    text.push('\n');
+    super::print(&text)
+}

@@ -1,0 +1,123 @@
+//! A run's clips and captions, encoded: which records they are, and what is in them.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+
+use anyhow::{Context, bail};
+use blake3::{Hash, Hasher};
+use candle_core::Tensor;
+
+use super::{Cache, Form, Key};
+use crate::data::Bucket;
+use crate::diffusion::posterior::Posterior;
+
+/// Everything that a run trains on. Records are read when they are asked for: together they may not fit into memory.
+#[derive(Debug)]
+pub struct Encoded {
+    pub cache: Cache,
+    /// In the survey's order, without those that had to be left out.
+    pub samples: Vec<Encoding>,
+    /// The records of all captions and prompts, the empty one among them.
+    pub texts: HashMap<String, Key>,
+    /// Of every caption's record.
+    pub text_form: Form,
+}
+
+/// A clip's record, and what the trainer must know of the clip.
+#[derive(Debug, Clone)]
+pub struct Encoding {
+    pub video: PathBuf,
+    pub caption: String,
+    pub bucket: Bucket,
+    pub repeats: usize,
+    pub key: Key,
+    pub form: Form,
+}
+
+/// What the cache keeps of a clip. On the CPU, f32.
+#[derive(Debug, Clone)]
+pub struct Clip {
+    /// (1, C, f, h, w)
+    pub posterior: Posterior,
+    /// Of the first frame alone, (1, C, 1, h, w): only for image-to-video checkpoints.
+    pub image: Option<Posterior>,
+}
+
+impl Encoded {
+    /// The clip of a sample.
+    ///
+    /// # Errors
+    /// No such sample, a record that has gone or was damaged since the run started.
+    pub fn clip(&self, sample: usize) -> anyhow::Result<Clip> {
+        let Encoding { key, form, .. } = self.sample(sample)?;
+        let tensors = self.cache.read(key, form)?;
+        let posterior = |mean: &Tensor, logvar: &Tensor| -> anyhow::Result<Posterior> {
+            Ok(Posterior {
+                mean: mean.unsqueeze(0)?,
+                logvar: logvar.unsqueeze(0)?,
+            })
+        };
+        match tensors.as_slice() {
+            [mean, logvar] => Ok(Clip {
+                posterior: posterior(mean, logvar)?,
+                image: None,
+            }),
+            [mean, logvar, image_mean, image_logvar] => Ok(Clip {
+                posterior: posterior(mean, logvar)?,
+                image: Some(posterior(image_mean, image_logvar)?),
+            }),
+            tensors => bail!("{} tensors in a clip's record", tensors.len()),
+        }
+    }
+
+    /// The caption of a sample, (L, D) on the CPU.
+    pub fn caption(&self, sample: usize) -> anyhow::Result<Tensor> {
+        self.text(&self.sample(sample)?.caption)
+    }
+
+    /// The empty caption, (L, D) on the CPU.
+    pub fn empty_caption(&self) -> anyhow::Result<Tensor> {
+        self.text("")
+    }
+
+    /// A caption or prompt that was encoded, (L, D) on the CPU.
+    ///
+    /// # Errors
+    /// A text that was not, a record that has gone or was damaged since the run started.
+    pub fn text(&self, text: &str) -> anyhow::Result<Tensor> {
+        let key = self.texts.get(text);
+        let key = key.with_context(|| format!("the prompt {text:?} was not encoded before"))?;
+        let mut tensors = self.cache.read(key, &self.text_form)?;
+        tensors.pop().context("a caption's record holds one tensor")
+    }
+
+    /// Where a text's record lies.
+    pub fn text_path(&self, text: &str) -> Option<PathBuf> {
+        Some(self.cache.path(self.texts.get(text)?))
+    }
+
+    /// Where the record of a sample's clip lies.
+    pub fn clip_path(&self, sample: &Encoding) -> PathBuf {
+        self.cache.path(&sample.key)
+    }
+
+    /// A hash of all that a run trains on, in its order: it changes where a clip, a caption or an encoder does.
+    pub fn fingerprint(&self) -> Hash {
+        let mut hasher = Hasher::new();
+        for sample in &self.samples {
+            let caption = self.texts.get(&sample.caption);
+            for key in [Some(&sample.key), caption].into_iter().flatten() {
+                hasher.update(key.hash().as_bytes());
+            }
+            hasher.update(&(sample.repeats as u64).to_le_bytes());
+        }
+        hasher.finalize()
+    }
+
+    fn sample(&self, sample: usize) -> anyhow::Result<&Encoding> {
+        let count = self.samples.len();
+        self.samples
+            .get(sample)
+            .with_context(|| format!("sample {sample} of {count}"))
+    }
+}

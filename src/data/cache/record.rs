@@ -1,0 +1,169 @@
+//! One file of the cache: safetensors with a digest of its tensors in the header, written whole or not at all.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::io;
+use std::path::Path;
+
+use anyhow::Context;
+use blake3::{Hash, Hasher};
+use candle_core::safetensors::Load;
+use candle_core::{DType, Device, Tensor};
+use safetensors::SafeTensors;
+use safetensors::tensor::View;
+
+use crate::disk;
+
+/// The key of the digest in the header.
+const DIGEST: &str = "digest";
+/// No header is larger.
+const MAX_HEADER: u64 = 1 << 20;
+
+/// What a record must hold.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Form {
+    pub dtype: DType,
+    /// Names and shapes.
+    pub tensors: Vec<(&'static str, Vec<usize>)>,
+}
+
+/// Why a record cannot be used.
+#[derive(Debug)]
+pub enum Fault {
+    Missing,
+    Unreadable(io::Error),
+    Damaged(String),
+}
+
+impl Form {
+    /// A clip's record: its posterior, (C, f, h, w) twice, and that of its first frame where there is one.
+    pub fn clip(shape: [usize; 4], image: bool) -> Self {
+        let [channels, _, height, width] = shape;
+        let first = vec![channels, 1, height, width];
+        let mut tensors = vec![("mean", shape.to_vec()), ("logvar", shape.to_vec())];
+        if image {
+            tensors.extend([("image_mean", first.clone()), ("image_logvar", first)]);
+        }
+        Self {
+            dtype: DType::F32,
+            tensors,
+        }
+    }
+
+    /// A caption's record: (L, D).
+    pub fn caption(shape: [usize; 2], dtype: DType) -> Self {
+        Self {
+            dtype,
+            tensors: vec![("embeds", shape.to_vec())],
+        }
+    }
+
+    /// Whether these are its tensors, in order.
+    ///
+    /// # Errors
+    /// A shape that the record must not have: parts of the checkpoint do not go together.
+    pub fn check(&self, tensors: &[Tensor]) -> anyhow::Result<()> {
+        for ((name, shape), tensor) in self.tensors.iter().zip(tensors) {
+            anyhow::ensure!(
+                tensor.dims() == shape,
+                "its {name} is {:?}, where the transformer takes {shape:?}: the model's parts do not belong together",
+                tensor.dims()
+            );
+        }
+        Ok(())
+    }
+
+    /// Bytes of its tensors.
+    pub fn bytes(&self) -> u64 {
+        let values: usize = self
+            .tensors
+            .iter()
+            .map(|(_, shape)| shape.iter().product::<usize>())
+            .sum();
+        (values * self.dtype.size_in_bytes()) as u64
+    }
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Fault::Missing => write!(f, "is not there"),
+            Fault::Unreadable(error) => write!(f, "cannot be read: {error}"),
+            Fault::Damaged(what) => write!(f, "is damaged: {what}"),
+        }
+    }
+}
+
+/// Writes a record of this form, with notes for people in its header; the hash of its content.
+pub fn write(path: &Path, form: &Form, tensors: &[Tensor], notes: &[(&str, String)]) -> anyhow::Result<Hash> {
+    let names = form.tensors.iter().map(|(name, _)| *name);
+    let named: Vec<(&str, Tensor)> = names
+        .zip(tensors)
+        .map(|(name, tensor)| {
+            let tensor = tensor.to_device(&Device::Cpu)?.to_dtype(form.dtype)?.contiguous()?;
+            Ok((name, tensor))
+        })
+        .collect::<candle_core::Result<_>>()?;
+    let digest = digest(named.iter().map(|(name, tensor)| (*name, tensor)));
+    let mut header: HashMap<String, String> = notes
+        .iter()
+        .map(|(key, note)| (key.to_string(), note.clone()))
+        .collect();
+    header.insert(DIGEST.into(), digest.to_string());
+    let bytes = safetensors::serialize(named, Some(header))?;
+    disk::write_whole(path, &bytes)?;
+    Ok(digest)
+}
+
+/// Reads a record that must be of this form; its tensors in the form's order, and the digest they were written with.
+pub fn read(path: &Path, form: &Form) -> Result<(Vec<Tensor>, Hash), Fault> {
+    let unreadable = |error: io::Error| match error.kind() {
+        io::ErrorKind::NotFound => Fault::Missing,
+        _ => Fault::Unreadable(error),
+    };
+    let size = std::fs::metadata(path).map_err(unreadable)?.len();
+    let most = form.bytes() + MAX_HEADER;
+    if !(form.bytes()..=most).contains(&size) {
+        return Err(Fault::Damaged(format!(
+            "it has {size} bytes, and {} or little more are expected",
+            form.bytes()
+        )));
+    }
+    let bytes = std::fs::read(path).map_err(unreadable)?;
+    parse(&bytes, form).map_err(|error| Fault::Damaged(format!("{error:#}")))
+}
+
+fn parse(bytes: &[u8], form: &Form) -> anyhow::Result<(Vec<Tensor>, Hash)> {
+    let (_, header) = SafeTensors::read_metadata(bytes)?;
+    let written = header.metadata().as_ref().and_then(|notes| notes.get(DIGEST));
+    let written = Hash::from_hex(written.context("its header has no digest")?)?;
+    let file = SafeTensors::deserialize(bytes)?;
+    anyhow::ensure!(file.len() == form.tensors.len(), "it has {} tensors", file.len());
+    let mut views = Vec::new();
+    for (name, shape) in &form.tensors {
+        let view = file.tensor(name)?;
+        anyhow::ensure!(
+            view.shape() == shape && DType::try_from(view.dtype())? == form.dtype,
+            "{name} is {:?} {:?}, and {} {shape:?} is expected",
+            view.dtype(),
+            view.shape(),
+            form.dtype.as_str()
+        );
+        views.push((*name, view));
+    }
+    let found = digest(views.iter().map(|(name, view)| (*name, view)));
+    anyhow::ensure!(found == written, "its content is not what was written");
+    let tensors = views.iter().map(|(_, view)| view.load(&Device::Cpu));
+    Ok((tensors.collect::<candle_core::Result<_>>()?, found))
+}
+
+/// The hash of tensors' names, types, shapes and numbers.
+fn digest<'a, V: View + 'a>(tensors: impl Iterator<Item = (&'a str, &'a V)>) -> Hash {
+    let mut hasher = Hasher::new();
+    for (name, tensor) in tensors {
+        let head = format!("{name} {:?} {:?}\n", tensor.dtype(), tensor.shape());
+        hasher.update(head.as_bytes());
+        hasher.update(&tensor.data());
+    }
+    hasher.finalize()
+}

@@ -1,0 +1,45 @@
+//! One pass over two tensors of the CPU: the first is changed where it lies, the second is read.
+
+use std::cell::RefCell;
+
+use candle_core::{CpuStorage, DType, InplaceOp2, Layout, Result, Tensor, bail};
+
+/// Numbers that one thread takes at a time.
+pub const CHUNK: usize = 1 << 14;
+
+/// Whether [`in_place`] can work on this tensor.
+pub fn possible(tensor: &Tensor) -> bool {
+    tensor.device().is_cpu() && tensor.dtype() == DType::F32
+}
+
+/// Runs `pass` on all numbers of `target` and `source`, in one order.
+///
+/// `target` is f32 on the CPU; whoever shares its storage sees it change. No gradient flows through.
+///
+/// # Errors
+/// Another type or device, other shapes, one storage for both.
+pub fn in_place(target: &Tensor, source: &Tensor, pass: impl FnMut(&mut [f32], &[f32])) -> Result<()> {
+    if target.dims() != source.dims() {
+        bail!("in place: {:?} beside {:?}", target.dims(), source.dims());
+    }
+    target.inplace_op2(&source.contiguous()?, &Pass(RefCell::new(pass)))
+}
+
+struct Pass<F>(RefCell<F>);
+
+impl<F: FnMut(&mut [f32], &[f32])> InplaceOp2 for Pass<F> {
+    fn name(&self) -> &'static str {
+        "in place"
+    }
+
+    fn cpu_fwd(&self, target: &mut CpuStorage, at: &Layout, source: &CpuStorage, from: &Layout) -> Result<()> {
+        let (CpuStorage::F32(target), CpuStorage::F32(source)) = (target, source) else {
+            bail!("in place: only f32");
+        };
+        let (Some((start, end)), Some((first, last))) = (at.contiguous_offsets(), from.contiguous_offsets()) else {
+            bail!("in place: the tensors must be contiguous");
+        };
+        (self.0.borrow_mut())(&mut target[start..end], &source[first..last]);
+        Ok(())
+    }
+}

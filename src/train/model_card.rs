@@ -1,0 +1,240 @@
+//! `README.md` beside a finished adapter: what it is and how to load it, with the front matter by which the Hugging
+//! Face Hub finds and shows it.  <https://huggingface.co/docs/hub/model-cards>
+//!
+//! Prompts, names and paths come from the user. In the front matter and in Python they stand as JSON strings, which are
+//! valid in both; in the shell in single quotes; in Markdown with its signs escaped; everywhere on one line.
+
+use std::fmt::Write;
+
+/// What the card tells.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Facts {
+    /// What the adapter is called.
+    pub name: String,
+    /// A Hub repository or a directory.
+    pub base_model: String,
+    /// The class that loads the base model in diffusers.
+    pub pipeline: String,
+    pub task: Task,
+    pub num_clips: usize,
+    /// Words that stand before every caption.
+    pub trigger_words: Vec<String>,
+    pub rank: usize,
+    pub alpha: f64,
+    pub target_modules: Vec<String>,
+    pub steps: u64,
+    pub lr: f64,
+    /// Clips of one step, over all micro-batches and processes.
+    pub batch_size: usize,
+    pub samples: Vec<Sample>,
+}
+
+/// What the model starts from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Task {
+    TextToVideo,
+    ImageToVideo,
+}
+
+/// A validation video.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sample {
+    pub prompt: String,
+    /// Relative to the card, parted by `/`.
+    pub path: String,
+}
+
+impl Facts {
+    /// The whole file.
+    pub fn card(&self) -> String {
+        format!(
+            "{}\n# {}\n\n{}{}{}{}{}",
+            self.front_matter(),
+            markdown(&self.name),
+            self.summary(),
+            self.trigger(),
+            self.table(),
+            self.videos(),
+            self.usage()
+        )
+    }
+
+    fn front_matter(&self) -> String {
+        let mut lines = vec!["---".to_string()];
+        // The Hub refuses a card whose base is no repository.
+        if is_repository(&self.base_model) {
+            lines.push(format!("base_model: {}", quoted(&self.base_model)));
+            lines.push("base_model_relation: adapter".into());
+        }
+        let task = self.task.tag();
+        lines.push("library_name: diffusers".into());
+        lines.push(format!("pipeline_tag: {task}"));
+        lines.push("tags:".into());
+        lines.extend(["lora", task, "template:diffusion-lora", "diffusers", "vtrain"].map(|tag| format!("  - {tag}")));
+        if !self.trigger_words.is_empty() {
+            lines.push(format!("instance_prompt: {}", quoted(&self.trigger_words.join(", "))));
+        }
+        if !self.samples.is_empty() {
+            lines.push("widget:".into());
+        }
+        for sample in &self.samples {
+            lines.push(format!("  - text: {}", quoted(&sample.prompt)));
+            lines.push(format!("    output: {{url: {}}}", quoted(&address(&sample.path))));
+        }
+        lines.push("---\n".into());
+        lines.join("\n")
+    }
+
+    fn summary(&self) -> String {
+        let base = markdown(&self.base_model);
+        let base = match is_repository(&self.base_model) {
+            true => format!("[{base}](https://huggingface.co/{})", self.base_model),
+            false => base,
+        };
+        let clips = match self.num_clips {
+            1 => "one clip".to_string(),
+            n => format!("{n} clips"),
+        };
+        format!("LoRA adapters for {base}, trained on {clips} with vtrain.\n\n<Gallery />\n\n")
+    }
+
+    fn trigger(&self) -> String {
+        if self.trigger_words.is_empty() {
+            return String::new();
+        }
+        let words: Vec<String> = self
+            .trigger_words
+            .iter()
+            .map(|word| format!("**{}**", markdown(word)))
+            .collect();
+        format!("## Trigger words\n\nBegin a prompt with {}.\n\n", words.join(" or "))
+    }
+
+    fn table(&self) -> String {
+        let targets: Vec<String> = self.target_modules.iter().map(|name| markdown(name)).collect();
+        let rows = [
+            ("Rank", self.rank.to_string()),
+            ("Alpha", self.alpha.to_string()),
+            ("Layers", targets.join(", ")),
+            ("Steps", self.steps.to_string()),
+            ("Clips a step", self.batch_size.to_string()),
+            ("Learning rate", format!("{:e}", self.lr)),
+            ("Clips in the data set", self.num_clips.to_string()),
+        ];
+        let mut table = "## Training\n\n| | |\n| --- | --- |\n".to_string();
+        for (what, value) in rows {
+            let _ = writeln!(table, "| {what} | {value} |"); // writing to a String cannot fail
+        }
+        table + "\n"
+    }
+
+    fn videos(&self) -> String {
+        if self.samples.is_empty() {
+            return String::new();
+        }
+        let links = self.samples.iter().map(|sample| {
+            let prompt = markdown(&sample.prompt);
+            format!("- [{prompt}]({})\n", address(&sample.path))
+        });
+        format!("## Videos\n\n{}\n", links.collect::<String>())
+    }
+
+    fn usage(&self) -> String {
+        let prompt = self.samples.first().map(|sample| sample.prompt.as_str());
+        let prompt = prompt
+            .or(self.trigger_words.first().map(String::as_str))
+            .unwrap_or("a prompt");
+        let (load, give, option) = match self.task {
+            Task::TextToVideo => ("", "", ""),
+            Task::ImageToVideo => (
+                "image = load_image(\"first.png\")\n",
+                "image=image, ",
+                " --image first.png",
+            ),
+        };
+        let imports = match self.task {
+            Task::TextToVideo => "export_to_video",
+            Task::ImageToVideo => "export_to_video, load_image",
+        };
+        let (pipeline, base, text) = (&self.pipeline, quoted(&self.base_model), quoted(prompt));
+        format!(
+            "## With diffusers\n\n```python\n\
+             import torch\nfrom diffusers import {pipeline}\nfrom diffusers.utils import {imports}\n\n\
+             pipe = {pipeline}.from_pretrained({base}, torch_dtype=torch.bfloat16).to(\"cuda\")\n\
+             pipe.load_lora_weights(\"path/to/this/folder\", weight_name=\"{adapter}\")\n\
+             {load}video = pipe({give}prompt={text}).frames[0]\nexport_to_video(video, \"video.mp4\", fps=8)\n```\n\n\
+             ## With vtrain\n\n```sh\n\
+             vtrain sample --model {model} --lora {adapter}{option} --prompt {words} --output video.mp4\n```\n",
+            adapter = super::checkpoint::ADAPTER,
+            model = shell(&self.base_model),
+            words = shell(prompt),
+        )
+    }
+}
+
+impl Task {
+    fn tag(self) -> &'static str {
+        match self {
+            Task::TextToVideo => "text-to-video",
+            Task::ImageToVideo => "image-to-video",
+        }
+    }
+}
+
+/// `owner/name`, as the Hub writes it.
+fn is_repository(name: &str) -> bool {
+    let good = |part: &str| {
+        part.starts_with(|c: char| c.is_ascii_alphanumeric())
+            && part.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
+    };
+    name.split_once('/')
+        .is_some_and(|(owner, name)| good(owner) && good(name))
+}
+
+/// Text without line breaks and other signs that YAML does not print.
+fn one_line(text: &str) -> String {
+    let foreign = |c: char| c.is_whitespace() || c.is_control() || matches!(c, '\u{fffe}' | '\u{ffff}');
+    let words: Vec<&str> = text.split(foreign).filter(|word| !word.is_empty()).collect();
+    words.join(" ")
+}
+
+/// A string in JSON, YAML and Python.
+fn quoted(text: &str) -> String {
+    serde_json::Value::String(one_line(text)).to_string()
+}
+
+/// A word in a POSIX shell.
+fn shell(text: &str) -> String {
+    format!("'{}'", one_line(text).replace('\'', r"'\''"))
+}
+
+/// Text that Markdown shows as it is, also in a table or a link.
+fn markdown(text: &str) -> String {
+    let mut shown = String::new();
+    for c in one_line(text).chars() {
+        match c {
+            '<' => shown.push_str("&lt;"),
+            '>' => shown.push_str("&gt;"),
+            '&' => shown.push_str("&amp;"),
+            '\\' | '`' | '*' | '_' | '{' | '}' | '[' | ']' | '(' | ')' | '#' | '|' | '~' | '!' | '$' => {
+                shown.extend(['\\', c]);
+            }
+            c => shown.push(c),
+        }
+    }
+    shown
+}
+
+/// A relative path as a link: what is no letter, digit, `-._~` or `/` as `%XX`.  RFC 3986
+fn address(path: &str) -> String {
+    let mut link = String::new();
+    for byte in path.bytes() {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' | b'/' => link.push(byte.into()),
+            byte => {
+                let _ = write!(link, "%{byte:02X}"); // writing to a String cannot fail
+            }
+        }
+    }
+    link
+}

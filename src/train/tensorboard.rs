@@ -1,0 +1,256 @@
+//! Event files for TensorBoard.
+//!
+//! An event file is a row of records: the length of the data as u64, its checksum, the data, their checksum; checksums
+//! are CRC-32C, masked; numbers are little-endian (TensorFlow's TFRecord). The data are a protobuf `Event`; its field 2
+//! is the step, 5 a summary: scalars or a picture.
+//!
+//! The events are `tensorboard-rs`'s, and so are the records. Its `SummaryWriter` is not used: it writes from a thread
+//! of its own that panics when the disk is full, and its file names collide within a second. Here a record is one write
+//! whose errors are returned.
+//!
+//! Every start of a run begins a file. A resumed run first takes what is past its step out of the files that are there
+//! ([`cut_back`]): events lie in the order of their steps, so each file is cut at its first record past that step, or
+//! at the record that a killed process left torn.
+
+use std::fs::{File, OpenOptions};
+use std::io::{BufReader, ErrorKind, Read, Write};
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, bail};
+use protobuf::Message as _;
+use tensorboard_proto::event::Event;
+use tensorboard_proto::summary::Summary;
+use tensorboard_rs::masked_crc32c::masked_crc32c;
+use tensorboard_rs::record_writer::RecordWriter;
+use tensorboard_rs::summary;
+
+use crate::disk::WriteError;
+use crate::video::Frames;
+use crate::wire::{Message, Value};
+
+/// What the names of event files begin with; the time in seconds follows, by which TensorBoard orders them.
+const PREFIX: &str = "events.out.tfevents.";
+/// Frames of a clip that are shown side by side.
+const SHOWN: usize = 4;
+
+/// An event file, open at its end.
+#[derive(Debug)]
+pub struct Events {
+    path: PathBuf,
+    file: File,
+}
+
+impl Events {
+    /// Begins a file in `folder`, later by name than all that are there.
+    pub fn create(folder: &Path) -> anyhow::Result<Self> {
+        std::fs::create_dir_all(folder).map_err(WriteError::at(folder))?;
+        let newest = event_files(folder)?.iter().filter_map(|path| second_of(path)).max();
+        let mut second = (now() as u64).max(newest.map_or(0, |second| second.saturating_add(1)));
+        let (path, file) = loop {
+            let path = folder.join(format!("{PREFIX}{second:010}.vtrain"));
+            match OpenOptions::new().append(true).create_new(true).open(&path) {
+                Ok(file) => break (path, file),
+                // Another process was quicker.
+                Err(error) if error.kind() == ErrorKind::AlreadyExists => second += 1,
+                Err(error) => return Err(WriteError::at(&path)(error).into()),
+            }
+        };
+        let mut events = Self { path, file };
+        let mut version = Event::new();
+        version.set_file_version("brain.Event:2".into());
+        events.add(version)?;
+        Ok(events)
+    }
+
+    /// Tells numbers of a step, all in one event.
+    pub fn scalars(&mut self, step: u64, scalars: &[(&str, f64)]) -> anyhow::Result<()> {
+        let mut all = Summary::new();
+        for (tag, value) in scalars {
+            let one = summary::scalar(tag, *value as f32).take_value();
+            all.mut_value().extend(one);
+        }
+        self.summary(step, all)
+    }
+
+    /// Shows a clip under `tag`: some of its frames, the first and the last among them, side by side.
+    pub fn frames(&mut self, step: u64, tag: &str, frames: &Frames) -> anyhow::Result<()> {
+        let Some((picture, width)) = strip(frames) else {
+            return Ok(()); // nothing to see
+        };
+        // tensorboard-rs takes the rows of (height, width, 3) for (width, height) and writes both sides swapped.
+        let mut all = summary::image(tag, &picture, &[3, width, frames.height]);
+        for value in all.mut_value() {
+            let image = value.mut_image();
+            image.set_height(frames.height as i32);
+            image.set_width(width as i32);
+        }
+        self.summary(step, all)
+    }
+
+    /// Brings all events to the disk.
+    pub fn sync(&mut self) -> anyhow::Result<()> {
+        Ok(self.file.sync_all().map_err(WriteError::at(&self.path))?)
+    }
+
+    fn summary(&mut self, step: u64, summary: Summary) -> anyhow::Result<()> {
+        let mut event = Event::new();
+        event.set_step(i64::try_from(step).context("a step beyond 63 bits")?);
+        event.set_summary(summary);
+        self.add(event)
+    }
+
+    fn add(&mut self, mut event: Event) -> anyhow::Result<()> {
+        event.set_wall_time(now());
+        let mut record = Vec::new();
+        RecordWriter::new(&mut record).write(&event.write_to_bytes()?)?;
+        Ok(self.file.write_all(&record).map_err(WriteError::at(&self.path))?)
+    }
+}
+
+/// Takes what is past `resumed_at` out of the event files of a folder; files without a summary, and all of them
+/// where a run starts anew, are removed.
+pub fn cut_back(folder: &Path, resumed_at: Option<u64>) -> anyhow::Result<()> {
+    for path in event_files(folder)? {
+        let kept = match resumed_at {
+            Some(step) => keep(&path, step).with_context(|| format!("{}: cannot be read", path.display()))?,
+            None => Kept::default(),
+        };
+        let cut = if kept.summaries == 0 {
+            std::fs::remove_file(&path)
+        } else {
+            cut_to(&path, kept.bytes)
+        };
+        cut.map_err(WriteError::at(&path))?;
+    }
+    Ok(())
+}
+
+/// The start of an event file that stays.
+#[derive(Debug, Default)]
+struct Kept {
+    bytes: u64,
+    summaries: usize,
+}
+
+fn cut_to(path: &Path, bytes: u64) -> std::io::Result<()> {
+    if std::fs::metadata(path)?.len() == bytes {
+        return Ok(());
+    }
+    let file = OpenOptions::new().write(true).open(path)?;
+    file.set_len(bytes)?;
+    file.sync_all()
+}
+
+/// Walks the records up to the first that is torn or past `step`.
+fn keep(path: &Path, step: u64) -> std::io::Result<Kept> {
+    let file = File::open(path)?;
+    let mut left = file.metadata()?.len();
+    let mut file = BufReader::new(file);
+    let mut kept = Kept::default();
+    while let Some(data) = record(&mut file, left)? {
+        let Ok(event) = Seen::of(&data) else {
+            break;
+        };
+        if event.step > i64::try_from(step).unwrap_or(i64::MAX) {
+            break;
+        }
+        let size = FRAME + data.len() as u64;
+        left -= size;
+        kept.bytes += size;
+        kept.summaries += usize::from(event.is_summary);
+    }
+    Ok(kept)
+}
+
+/// Bytes around the data of a record.
+const FRAME: u64 = 16;
+
+/// The data of the next record of a file with `left` bytes left; `None` where there is no whole one.
+fn record(file: &mut impl Read, left: u64) -> std::io::Result<Option<Vec<u8>>> {
+    let Some(room) = left.checked_sub(FRAME) else {
+        return Ok(None);
+    };
+    let (mut length, mut checksum) = ([0; 8], [0; 4]);
+    file.read_exact(&mut length)?;
+    file.read_exact(&mut checksum)?;
+    let bytes = u64::from_le_bytes(length);
+    if masked_crc32c(&length) != u32::from_le_bytes(checksum) || bytes > room {
+        return Ok(None);
+    }
+    let mut data = vec![0; bytes as usize];
+    file.read_exact(&mut data)?;
+    file.read_exact(&mut checksum)?;
+    Ok((masked_crc32c(&data) == u32::from_le_bytes(checksum)).then_some(data))
+}
+
+/// As much of an event as cutting back needs.
+struct Seen {
+    step: i64,
+    is_summary: bool,
+}
+
+impl Seen {
+    fn of(data: &[u8]) -> anyhow::Result<Self> {
+        let mut seen = Self {
+            step: 0,
+            is_summary: false,
+        };
+        for field in Message::new(data, 0..data.len()) {
+            let field = field?;
+            match (field.number, field.value) {
+                (2, Value::Integer(step)) => seen.step = step as i64,
+                (2, _) => bail!("a step that is no integer"),
+                (5, _) => seen.is_summary = true,
+                _ => {}
+            }
+        }
+        Ok(seen)
+    }
+}
+
+/// The event files of a folder, oldest first; none where there is no folder.
+fn event_files(folder: &Path) -> anyhow::Result<Vec<PathBuf>> {
+    let entries = match std::fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(error).with_context(|| format!("{}: cannot be read", folder.display())),
+    };
+    let mut files = Vec::new();
+    for entry in entries {
+        let entry = entry.with_context(|| format!("{}: cannot be read", folder.display()))?;
+        if entry.file_name().to_string_lossy().starts_with(PREFIX) && entry.path().is_file() {
+            files.push(entry.path());
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
+fn second_of(path: &Path) -> Option<u64> {
+    let name = path.file_name()?.to_str()?.strip_prefix(PREFIX)?;
+    name.split('.').next()?.parse().ok()
+}
+
+/// Seconds since 1970.
+fn now() -> f64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0.0, |since| since.as_secs_f64())
+}
+
+/// Frames spread over a clip as one picture (H, W, 3), and its width; `None` of a clip without pixels.
+fn strip(frames: &Frames) -> Option<(Vec<u8>, usize)> {
+    let row = frames.width * 3;
+    let pictures: Vec<&[u8]> = frames.iter().collect();
+    let last = pictures.len().checked_sub(1)?;
+    let shown = pictures.len().min(SHOWN);
+    let chosen: Vec<&[u8]> = (0..shown).map(|i| pictures[i * last / (shown - 1).max(1)]).collect();
+    let mut strip = Vec::with_capacity(chosen.len() * frames.height * row);
+    for y in 0..frames.height {
+        for picture in &chosen {
+            strip.extend_from_slice(&picture[y * row..(y + 1) * row]);
+        }
+    }
+    (!strip.is_empty()).then_some((strip, shown * frames.width))
+}

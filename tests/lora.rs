@@ -1,0 +1,429 @@
+//! Adapters that learn: which layers get one, their first values, dropout, files. scripts/make_lora_fixtures.py writes
+//! the expected numbers; scripts/check_lora.py loads a file written here with diffusers.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use candle_core::{DType, Device, Tensor, Var};
+use serde::Deserialize;
+use vtrain::lora::diffusers::{self, Named};
+use vtrain::lora::trainable::{Pair, Trainable};
+use vtrain::lora::{Config, TargetModules};
+use vtrain::models::cogvideox::dit::Dit;
+use vtrain::nn::dropout::{Dropout, Seed};
+use vtrain::nn::weights::Planter;
+use vtrain::nn::{Weights, linear};
+use vtrain::rng::Rng;
+
+fn fixtures(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
+}
+
+fn json<T: serde::de::DeserializeOwned>(name: &str) -> T {
+    serde_json::from_str(&std::fs::read_to_string(fixtures(name)).unwrap()).unwrap()
+}
+
+fn suffixes(names: &[&str]) -> TargetModules {
+    TargetModules::Suffixes(names.iter().map(|name| name.to_string()).collect())
+}
+
+fn config(rank: usize, alpha: f64, target_modules: TargetModules) -> Config {
+    Config {
+        rank,
+        alpha,
+        target_modules,
+        ..Config::default()
+    }
+}
+
+fn trainable(config: &Config, seed: u64) -> Arc<Trainable> {
+    Arc::new(Trainable::new(config, Rng::new(seed), &Device::Cpu).unwrap())
+}
+
+/// The adapters of a tiny CogVideoX.
+fn planted(config: &Config, model: &str) -> anyhow::Result<Vec<Pair>> {
+    let trainable = Arc::new(Trainable::new(config, Rng::new(1), &Device::Cpu)?);
+    let folder = fixtures("cogvideox").join(model).join("transformer");
+    Dit::load(&folder, DType::F32, &Device::Cpu, Some(trainable.clone()))?;
+    trainable.finish()
+}
+
+fn values(tensor: &Tensor) -> Vec<f32> {
+    tensor.flatten_all().unwrap().to_vec1().unwrap()
+}
+
+fn error(a: &Tensor, b: &Tensor) -> f32 {
+    assert_eq!(a.dims(), b.dims());
+    let (a, b) = (values(a), values(b));
+    let apart = a.iter().zip(&b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    apart / b.iter().map(|b| b.abs()).fold(0.0, f32::max)
+}
+
+#[derive(Deserialize)]
+struct Targets {
+    names: Vec<String>,
+    models: Vec<OnModel>,
+    rows: Vec<Matching>,
+}
+
+#[derive(Deserialize)]
+struct OnModel {
+    model: String,
+    pattern: TargetModules,
+    layers: Vec<String>,
+}
+
+#[derive(Deserialize)]
+struct Matching {
+    pattern: TargetModules,
+    matches: Vec<String>,
+}
+
+#[test]
+fn names_match_as_they_do_in_peft() {
+    let table: Targets = json("lora/targets.json");
+    assert_eq!(table.rows.len(), 38);
+    for Matching { pattern, matches } in table.rows {
+        let matcher = pattern.matcher().unwrap();
+        let found: Vec<&String> = table
+            .names
+            .iter()
+            .filter(|name| matcher.matches(name).unwrap())
+            .collect();
+        assert_eq!(found, matches.iter().collect::<Vec<_>>(), "{pattern:?}");
+    }
+}
+
+#[test]
+fn the_layers_of_a_model_are_those_that_peft_adapts() {
+    let table: Targets = json("lora/targets.json");
+    for OnModel { model, pattern, layers } in table.models {
+        let pairs = planted(&config(2, 2.0, pattern.clone()), &model).unwrap();
+        let mut found: Vec<String> = pairs.into_iter().map(|pair| pair.layer).collect();
+        found.sort();
+        assert_eq!(found, layers, "{model} {pattern:?}");
+    }
+}
+
+#[test]
+fn a_target_without_a_layer_is_told_what_there_is() {
+    let told = |target_modules| {
+        let error = planted(&config(2, 2.0, target_modules), "cogvideox-5b").unwrap_err();
+        error.to_string()
+    };
+    let message = told(suffixes(&["to_q", "to_qq", "q_proj"]));
+    println!("{message}");
+    assert!(message.contains("no layer matches 'to_qq', 'q_proj'"), "{message}");
+    for kind in ["to_q (2)", "to_out.0 (2)", "net.2 (2)", "proj (2)", "linear_1 (1)"] {
+        assert!(message.contains(kind), "{kind} is not in {message}");
+    }
+    let message = told(TargetModules::Regex("to_q".into())); // a suffix is no whole name
+    assert!(message.contains("no layer matches 'to_q'"), "{message}");
+}
+
+#[test]
+fn a_bad_expression_is_a_problem_of_the_configuration() {
+    for pattern in ["to_(q", "*", "", "(?<name"] {
+        let wrong = config(2, 2.0, TargetModules::Regex(pattern.into())).check();
+        assert_eq!(wrong.len(), 1, "{pattern}");
+        assert_eq!(wrong[0].0, "target_modules");
+    }
+    let slow = TargetModules::Regex(r"(?:(?=a)(a|aa)+)+\b$x".into());
+    let matcher = slow.matcher().unwrap();
+    assert!(!matcher.matches(&"a".repeat(60)).is_ok_and(|matches| matches)); // gives up, or says no
+}
+
+#[derive(Deserialize)]
+struct Init {
+    seed: u64,
+    rows: Vec<Drawn>,
+}
+
+#[derive(Deserialize)]
+struct Drawn {
+    rank: usize,
+    #[serde(rename = "in")]
+    in_features: usize,
+    bits: [i32; 6],
+    sum: u64,
+}
+
+#[test]
+fn first_values_are_those_of_torch_from_one_stream() {
+    let init: Init = json("lora/init.json");
+    let mut rng = Rng::new(init.seed);
+    for drawn in &init.rows {
+        // One layer at a time, since ranks differ; `rng` goes on where the layer before left it.
+        let config = config(drawn.rank, 1.0, suffixes(&["layer"]));
+        let trainable = Trainable::new(&config, rng.clone(), &Device::Cpu).unwrap();
+        trainable.plant("layer", drawn.in_features, 3).unwrap();
+        rng.rand(drawn.rank * drawn.in_features);
+        let pairs = trainable.finish().unwrap();
+        let bits: Vec<u32> = values(&pairs[0].a).into_iter().map(f32::to_bits).collect();
+        let ends = [&bits[..3], &bits[bits.len() - 3..]].concat();
+        assert_eq!(ends, drawn.bits.map(|bits| bits as u32));
+        assert_eq!(bits.iter().map(|bits| u64::from(*bits)).sum::<u64>(), drawn.sum);
+        assert_eq!(pairs[0].b.dims(), [3, drawn.rank]);
+        assert!(values(&pairs[0].b).iter().all(|value| *value == 0.0));
+    }
+}
+
+#[test]
+fn layers_draw_one_after_the_other() {
+    let config = config(4, 4.0, suffixes(&["x", "y"]));
+    let both = trainable(&config, 3);
+    both.plant("x", 8, 2).unwrap();
+    both.plant("z", 8, 2).unwrap(); // no target, so it draws nothing
+    both.plant("y", 8, 2).unwrap();
+    let pairs = both.finish().unwrap();
+    let whole: Vec<f32> = pairs.iter().flat_map(|pair| values(&pair.a)).collect();
+    let expected: Vec<f32> = Rng::new(3).rand(64);
+    let bound = 1.0 / 8f32.sqrt();
+    for (found, u) in whole.iter().zip(expected) {
+        assert!((found - (2.0 * u - 1.0) * bound).abs() <= 1e-7);
+    }
+    assert_eq!(whole.len(), 64);
+}
+
+/// A layer from 6 to 5 numbers under one adapter, with PEFT's values.
+fn adapted(config: &Config) -> (vtrain::nn::Linear, Pair, Arc<Trainable>, HashMap<String, Tensor>) {
+    let answers = candle_core::safetensors::load(fixtures("lora/linear.safetensors"), &Device::Cpu).unwrap();
+    let trainable = trainable(config, 1);
+    let weights = Weights::open(&fixtures("lora/linear"), DType::F32, &Device::Cpu).unwrap();
+    let weights = weights.with_planter(trainable.clone());
+    let layer = linear(6, 5, weights.pp("layer")).unwrap();
+    let pair = trainable.finish().unwrap().remove(0);
+    pair.a.set(&answers["a"]).unwrap();
+    pair.b.set(&answers["b"]).unwrap();
+    (layer, pair, trainable, answers)
+}
+
+#[test]
+fn a_rank_stabilised_adapter_does_what_it_does_in_peft() {
+    let config = Config {
+        use_rslora: true,
+        ..config(4, 3.0, suffixes(&["layer"]))
+    };
+    let (layer, pair, _, answers) = adapted(&config);
+    let x = Var::from_tensor(&answers["x"]).unwrap();
+    let y = layer.forward(&x).unwrap();
+    let gradients = (&y * &answers["weights"])
+        .unwrap()
+        .sum_all()
+        .unwrap()
+        .backward()
+        .unwrap();
+    let found = [
+        ("y", &y),
+        ("grad.a", gradients.get(&pair.a).unwrap()),
+        ("grad.b", gradients.get(&pair.b).unwrap()),
+        ("grad.x", gradients.get(&x).unwrap()),
+    ];
+    for (name, found) in found {
+        let error = error(found, &answers[name]);
+        println!("{name}: {error:.1e}");
+        assert!(error <= 1e-6, "{name}: {error:e}");
+    }
+}
+
+#[test]
+fn dropout_drops_its_share_and_keeps_the_mean() {
+    let dropout = |layer| Dropout {
+        probability: 0.3,
+        seed: Seed::default(),
+        layer,
+    };
+    let ones = Tensor::ones((200, 1001), DType::F32, &Device::Cpu).unwrap();
+    let one = dropout(0);
+    assert_eq!(values(&one.forward(&ones).unwrap()), values(&ones)); // off
+    one.seed.set(Some(0));
+    let masked = values(&one.forward(&ones).unwrap());
+    let kept = masked.iter().filter(|x| **x != 0.0).count() as f64 / masked.len() as f64;
+    assert!((kept - 0.7).abs() < 0.005, "{kept}"); // 5 standard deviations
+    assert!(masked.iter().all(|x| *x == 0.0 || (x * 0.7 - 1.0).abs() < 1e-6));
+    let neighbours = masked
+        .windows(2)
+        .filter(|pair| pair[0] != 0.0 && pair[1] != 0.0)
+        .count();
+    assert!((neighbours as f64 / masked.len() as f64 - 0.49).abs() < 0.006);
+
+    assert_eq!(values(&one.forward(&ones).unwrap()), masked); // a block run a second time
+    let mut other = dropout(1);
+    other.seed = one.seed.clone();
+    let apart = |a: &[f32], b: &[f32]| a.iter().zip(b).filter(|(a, b)| a != b).count() as f64 / a.len() as f64;
+    assert!((apart(&values(&other.forward(&ones).unwrap()), &masked) - 0.42).abs() < 0.006);
+    one.seed.set(Some(1));
+    assert!((apart(&values(&one.forward(&ones).unwrap()), &masked) - 0.42).abs() < 0.006);
+}
+
+#[test]
+fn dropout_acts_on_what_the_adapter_receives_and_only_where_it_is_seeded() {
+    let config = Config {
+        dropout: 0.5,
+        ..config(4, 3.0, suffixes(&["layer"]))
+    };
+    let (layer, pair, trainable, answers) = adapted(&config);
+    let x = &answers["x"];
+    let plain = layer.forward(x).unwrap();
+    trainable.dropout().set(Some(9));
+    let [once, again] = [(), ()].map(|()| layer.forward(x).unwrap());
+    assert_eq!(values(&once), values(&again));
+    assert_ne!(values(&once), values(&plain));
+    // The same by hand: the frozen layer's part, and the adapter's on the masked input.
+    let mask = Dropout {
+        probability: 0.5,
+        seed: trainable.dropout(),
+        layer: 0,
+    };
+    let adapter = |x: &Tensor| {
+        let low = x.reshape((6, 6)).unwrap().matmul(&pair.a.t().unwrap()).unwrap();
+        (low.matmul(&pair.b.t().unwrap()).unwrap() * 0.75)
+            .unwrap()
+            .reshape((2, 3, 5))
+            .unwrap()
+    };
+    let frozen = (plain - adapter(x)).unwrap();
+    let expected = (frozen + adapter(&mask.forward(x).unwrap())).unwrap();
+    assert!(error(&once, &expected) <= 1e-6);
+    trainable.dropout().set(None);
+    assert_ne!(values(&once), values(&layer.forward(x).unwrap()));
+}
+
+fn named(pairs: &[Pair]) -> Vec<Named<'_>> {
+    pairs.iter().map(Pair::named).collect()
+}
+
+/// Gives every B numbers of its own, so that the adapters do something.
+fn stir(pairs: &[Pair]) {
+    let mut rng = Rng::new(33);
+    for pair in pairs {
+        let b = Tensor::from_vec(rng.randn(pair.b.elem_count()), pair.b.shape(), &Device::Cpu).unwrap();
+        pair.b.set(&b).unwrap();
+    }
+}
+
+#[test]
+fn what_is_written_is_read_back_and_learned_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("adapter.safetensors");
+    let written = Config {
+        use_rslora: true,
+        dropout: 0.1,
+        ..config(3, 4.5, suffixes(&["to_q", "ff.net.0.proj"]))
+    };
+    let pairs = planted(&written, "cogvideox-5b").unwrap();
+    stir(&pairs);
+    let bytes = diffusers::to_bytes(&written, &named(&pairs)).unwrap();
+    assert_eq!(bytes, diffusers::to_bytes(&written, &named(&pairs)).unwrap());
+    std::fs::write(&path, bytes).unwrap();
+
+    let file = diffusers::read(&path, 1.0).unwrap();
+    assert_eq!(file.layers.len(), pairs.len());
+    let again = Config {
+        init: Some(path.clone()),
+        ..written.clone()
+    };
+    for (pair, read) in pairs.iter().zip(planted(&again, "cogvideox-5b").unwrap()) {
+        assert_eq!(pair.layer, read.layer);
+        assert_eq!(values(&pair.a), values(&read.a));
+        assert_eq!(values(&pair.b), values(&read.b));
+        let adapter = &file.layers[&pair.layer];
+        assert!((adapter.scale().unwrap() - written.scale()).abs() < 1e-12);
+    }
+
+    type Change = fn(&mut Config);
+    let told = |change: Change| {
+        let mut config = again.clone();
+        change(&mut config);
+        planted(&config, "cogvideox-5b").unwrap_err().to_string()
+    };
+    let cases: [(&str, Change); 5] = [
+        ("has rank 3, but lora.rank is 4", |config| config.rank = 4),
+        ("has alpha 4.5, but lora.alpha is 9", |config| config.alpha = 9.0),
+        ("lora.use_rslora is false", |config| config.use_rslora = false),
+        (
+            "2 of 4 adapters belong to layers that this run does not train, first transformer_blocks.0",
+            |config| config.target_modules = suffixes(&["to_q"]),
+        ),
+        (
+            "2 of 6 layers have no adapter in this file, first transformer_blocks.0.attn1.to_k",
+            |config| config.target_modules = suffixes(&["to_q", "to_k", "ff.net.0.proj"]),
+        ),
+    ];
+    for (expected, change) in cases {
+        let message = told(change);
+        assert!(message.contains(expected), "{message}");
+        assert!(message.contains("adapter.safetensors"), "{message}");
+    }
+    let trainable = trainable(&again, 1);
+    let message = trainable
+        .plant("transformer_blocks.0.attn1.to_q", 31, 32)
+        .unwrap_err()
+        .to_string();
+    assert!(
+        message.contains("transformer_blocks.0.attn1.to_q") && message.contains("(3, 31)"),
+        "{message}"
+    );
+}
+
+#[test]
+fn an_adapter_file_is_the_one_that_diffusers_writes() {
+    let theirs = std::fs::read(fixtures("cogvideox/lora/pytorch_lora_weights.safetensors")).unwrap();
+    let read = diffusers::read(&fixtures("cogvideox/lora/pytorch_lora_weights.safetensors"), 1.0).unwrap();
+    let config = config(4, 8.0, suffixes(&["to_v", "to_q", "to_k", "to_out.0"]));
+    let adapters: Vec<Named> = read
+        .layers
+        .iter()
+        .map(|(layer, adapter)| Named {
+            layer,
+            a: &adapter.a,
+            b: &adapter.b,
+        })
+        .collect();
+    assert!(diffusers::to_bytes(&config, &adapters).unwrap() == theirs);
+}
+
+#[test]
+fn what_is_not_finite_is_not_written() {
+    let config = config(2, 2.0, suffixes(&["x"]));
+    let good = Tensor::ones((2, 2), DType::F32, &Device::Cpu).unwrap();
+    for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+        let b = Tensor::new(&[[1.0, bad], [0.0, 1.0]], &Device::Cpu).unwrap();
+        let adapter = Named {
+            layer: "block.x",
+            a: &good,
+            b: &b,
+        };
+        let message = diffusers::to_bytes(&config, &[adapter]).unwrap_err().to_string();
+        assert!(message.contains("transformer.block.x.lora_B.weight"), "{message}");
+    }
+}
+
+/// With `WRITE_LORA=folder`, leaves files there for scripts/check_lora.py; else in a folder that goes.
+#[test]
+fn files_for_diffusers_of_every_kind_of_target_can_be_written() {
+    let scratch = tempfile::tempdir().unwrap();
+    let folder = std::env::var_os("WRITE_LORA").map_or(scratch.path().to_path_buf(), PathBuf::from);
+    let kinds = [
+        ("list", suffixes(&["to_q", "to_k", "to_v", "to_out.0"]), false),
+        (
+            "regex",
+            TargetModules::Regex(r".*\.(?!to_k)(to_[qkv]|net\.2)".into()),
+            true,
+        ),
+        ("all", TargetModules::Regex("all-linear".into()), false),
+    ];
+    for (name, targets, use_rslora) in kinds {
+        let config = Config {
+            use_rslora,
+            ..config(3, 5.0, targets)
+        };
+        let pairs = planted(&config, "cogvideox-5b").unwrap();
+        stir(&pairs);
+        let bytes = diffusers::to_bytes(&config, &named(&pairs)).unwrap();
+        let path = folder.join(format!("{name}.safetensors"));
+        std::fs::write(&path, bytes).unwrap();
+        assert_eq!(diffusers::read(&path, 1.0).unwrap().layers.len(), pairs.len());
+    }
+}

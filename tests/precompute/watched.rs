@@ -1,0 +1,159 @@
+//! A checkpoint that counts what is loaded and encoded, and can ask for an end in the middle.
+
+use std::cell::Cell;
+use std::path::Path;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use candle_core::Tensor;
+use vtrain::diffusion::objective::Objective;
+use vtrain::diffusion::posterior::Posterior;
+use vtrain::diffusion::schedulers::Scheduler;
+use vtrain::models::Family;
+use vtrain::models::denoiser::Denoiser;
+use vtrain::models::family::{Canvas, ClipEncoder, Conditioner, Emit, ImageCondition};
+use vtrain::nn::weights::Planter;
+use vtrain::rng::Rng;
+
+#[derive(Default)]
+pub struct Counts {
+    pub conditioners: Cell<usize>,
+    pub encoders: Cell<usize>,
+    pub texts: Cell<usize>,
+    pub clips: Cell<usize>,
+    /// Loaded parts that are not dropped yet.
+    pub alive: Cell<usize>,
+    /// `stop` is set after so many clips.
+    pub stop_after: Option<usize>,
+    pub stop: AtomicBool,
+}
+
+impl Counts {
+    /// Captions and clips that were encoded.
+    pub fn encoded(&self) -> (usize, usize) {
+        (self.texts.get(), self.clips.get())
+    }
+}
+
+pub struct Watched {
+    pub inner: Box<dyn Family>,
+    pub counts: Rc<Counts>,
+}
+
+struct Part<T> {
+    inner: T,
+    counts: Rc<Counts>,
+}
+
+impl<T> Part<T> {
+    fn new(inner: T, counts: &Rc<Counts>, loads: &Cell<usize>) -> Self {
+        assert_eq!(counts.alive.get(), 0, "two parts are loaded at once");
+        counts.alive.set(1);
+        loads.set(loads.get() + 1);
+        Self {
+            inner,
+            counts: counts.clone(),
+        }
+    }
+}
+
+impl<T> Drop for Part<T> {
+    fn drop(&mut self) {
+        self.counts.alive.set(0);
+    }
+}
+
+impl Conditioner for Part<Box<dyn Conditioner>> {
+    fn embed(&self, prompt: &str) -> anyhow::Result<Tensor> {
+        self.counts.texts.set(self.counts.texts.get() + 1);
+        self.inner.embed(prompt)
+    }
+}
+
+impl ClipEncoder for Part<Box<dyn ClipEncoder>> {
+    fn encode(&self, clip: &Tensor) -> anyhow::Result<Posterior> {
+        let clips = self.counts.clips.get() + 1;
+        self.counts.clips.set(clips);
+        if self.counts.stop_after == Some(clips) {
+            self.counts.stop.store(true, Ordering::Relaxed);
+        }
+        self.inner.encode(clip)
+    }
+}
+
+impl Family for Watched {
+    fn conditioner(&self) -> anyhow::Result<Box<dyn Conditioner>> {
+        let inner = self.inner.conditioner()?;
+        Ok(Box::new(Part::new(inner, &self.counts, &self.counts.conditioners)))
+    }
+
+    fn clip_encoder(&self, tiling: bool, slicing: bool) -> anyhow::Result<Box<dyn ClipEncoder>> {
+        let inner = self.inner.clip_encoder(tiling, slicing)?;
+        Ok(Box::new(Part::new(inner, &self.counts, &self.counts.encoders)))
+    }
+
+    fn directory(&self) -> &Path {
+        self.inner.directory()
+    }
+
+    fn conditioner_parts(&self) -> &'static [&'static str] {
+        self.inner.conditioner_parts()
+    }
+
+    fn encoder_parts(&self) -> &'static [&'static str] {
+        self.inner.encoder_parts()
+    }
+
+    fn pipeline(&self) -> &'static str {
+        self.inner.pipeline()
+    }
+
+    fn objective(&self) -> anyhow::Result<Objective> {
+        self.inner.objective()
+    }
+
+    fn arrange(&self, latents: &Tensor) -> anyhow::Result<Tensor> {
+        self.inner.arrange(latents)
+    }
+
+    fn text_shape(&self) -> [usize; 2] {
+        self.inner.text_shape()
+    }
+
+    fn scheduler(&self) -> anyhow::Result<Scheduler> {
+        self.inner.scheduler()
+    }
+
+    fn denoiser(&self, planter: Option<Arc<dyn Planter>>) -> anyhow::Result<Box<dyn Denoiser>> {
+        self.inner.denoiser(planter)
+    }
+
+    fn canvas(&self, num_frames: usize, height: usize, width: usize) -> anyhow::Result<Canvas> {
+        self.inner.canvas(num_frames, height, width)
+    }
+
+    fn takes_image(&self) -> bool {
+        self.inner.takes_image()
+    }
+
+    fn latents(&self, sample: &Tensor) -> anyhow::Result<Tensor> {
+        self.inner.latents(sample)
+    }
+
+    fn condition_on(&self, sample: &Tensor, frames: usize) -> anyhow::Result<ImageCondition> {
+        self.inner.condition_on(sample, frames)
+    }
+
+    fn image_condition(&self, image: &Tensor, canvas: &Canvas, rng: &mut Rng) -> anyhow::Result<ImageCondition> {
+        self.inner.image_condition(image, canvas, rng)
+    }
+
+    fn encode(&self, clip: &Tensor, rng: &mut Rng) -> anyhow::Result<Tensor> {
+        self.inner.encode(clip, rng)
+    }
+
+    fn decode(&self, latents: &Tensor, canvas: &Canvas, emit: Emit) -> anyhow::Result<()> {
+        self.inner.decode(latents, canvas, emit)
+    }
+}
