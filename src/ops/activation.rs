@@ -58,7 +58,10 @@ impl CustomOp1 for Activation {
     fn bwd(&self, x: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
         let dx = numbers_of([x, &grad.contiguous()?], |[x, grad]| {
             let mut dx = vec![0.0; x.len()];
-            let pieces = dx.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).zip(grad.par_chunks(CHUNK));
+            let pieces = dx
+                .par_chunks_mut(CHUNK)
+                .zip(x.par_chunks(CHUNK))
+                .zip(grad.par_chunks(CHUNK));
             pieces.for_each(|((dx, x), grad)| match self {
                 Self::Gelu => gelu_back(x, grad, dx),
                 Self::Silu => silu_back(x, grad, dx),

@@ -31,7 +31,11 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>) -> R
     let keys = k.dim(1)?;
     for (name, tensor) in [("keys", k), ("values", v)] {
         if tensor.dims() != [batch, keys, heads, width] {
-            candle_core::bail!("attention: {name} are {:?} beside queries {:?}", tensor.dims(), q.dims());
+            candle_core::bail!(
+                "attention: {name} are {:?} beside queries {:?}",
+                tensor.dims(),
+                q.dims()
+            );
         }
     }
     if q.elem_count() == 0 || keys == 0 {
@@ -103,7 +107,10 @@ impl Mask {
         let dims = mask.dims4()?;
         let wanted = [sizes.batch, sizes.heads, sizes.queries];
         let found = [dims.0, dims.1, dims.2];
-        let fits = found.iter().zip(wanted).all(|(found, wanted)| *found == 1 || *found == wanted);
+        let fits = found
+            .iter()
+            .zip(wanted)
+            .all(|(found, wanted)| *found == 1 || *found == wanted);
         if !fits || dims.3 != sizes.keys {
             candle_core::bail!("attention: a mask {dims:?} for scores {wanted:?} x {}", sizes.keys);
         }
@@ -186,7 +193,8 @@ impl CustomOp3 for Attention {
             };
             backward(&self.sizes, self.mask.as_ref(), left)
         })?;
-        let tensor = |numbers, like: &Tensor| Tensor::from_vec(numbers, like.dims(), like.device())?.to_dtype(like.dtype());
+        let tensor =
+            |numbers, like: &Tensor| Tensor::from_vec(numbers, like.dims(), like.device())?.to_dtype(like.dtype());
         Ok((
             Some(tensor(gradients.q, q)?),
             Some(tensor(gradients.k, k)?),

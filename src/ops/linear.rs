@@ -105,7 +105,10 @@ impl Frozen {
         let count = dy.len() / out_features.max(1);
         numbers_of([&self.weight], |[weight]| {
             let mut dx = vec![0.0; count * in_features];
-            let (dy, weight) = (Matrix::new(dy, count, out_features), Matrix::new(weight, out_features, in_features));
+            let (dy, weight) = (
+                Matrix::new(dy, count, out_features),
+                Matrix::new(weight, out_features, in_features),
+            );
             product(&mut dx, in_features, 0.0, 1.0, dy, weight, Threads::All);
             dx
         })
@@ -164,7 +167,10 @@ impl CustomOp3 for LoraLinear {
         let count = wide.len() / in_features.max(1);
         let mut y = self.frozen.run(&wide)?;
         let mut low = vec![0.0; count * rank];
-        let (x_rows, a) = (Matrix::new(&wide, count, in_features), Matrix::new(&a, rank, in_features));
+        let (x_rows, a) = (
+            Matrix::new(&wide, count, in_features),
+            Matrix::new(&a, rank, in_features),
+        );
         product(&mut low, rank, 0.0, 1.0, x_rows, a.t(), Threads::All);
         let (low_rows, b) = (Matrix::new(&low, count, rank), Matrix::new(&b, out_features, rank));
         product(&mut y, out_features, 1.0, self.scale, low_rows, b.t(), Threads::All);

@@ -7,7 +7,10 @@
 //!
 //! Results do not depend on the number of threads: work is cut into pieces of fixed sizes, and sums run in fixed orders.
 
+pub mod activation;
 pub mod attention;
+pub mod linear;
+pub mod norm;
 mod product;
 mod slices;
 mod wide;

@@ -61,7 +61,8 @@ impl Norm {
             norm: self.clone(),
             width,
         };
-        x.contiguous()?.apply_op3(&gain.contiguous()?, &offset.contiguous()?, op)
+        x.contiguous()?
+            .apply_op3(&gain.contiguous()?, &offset.contiguous()?, op)
     }
 
     /// The same in candle's operations, for other devices.
@@ -93,7 +94,12 @@ impl Norm {
             for (part, rows) in self.parts.iter().enumerate() {
                 for from in (0..*rows).step_by(ROWS) {
                     let rows = ROWS.min(rows - from);
-                    pieces.push(Piece { sample, part, first, rows });
+                    pieces.push(Piece {
+                        sample,
+                        part,
+                        first,
+                        rows,
+                    });
                     first += rows;
                 }
             }
@@ -149,7 +155,11 @@ impl CustomOp3 for NormOp {
         offset: &CpuStorage,
         offset_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let (numbers, gain, offset) = (widened(x, x_layout)?, widened(gain, gain_layout)?, widened(offset, offset_layout)?);
+        let (numbers, gain, offset) = (
+            widened(x, x_layout)?,
+            widened(gain, gain_layout)?,
+            widened(offset, offset_layout)?,
+        );
         let (width, parts) = (self.width, self.norm.parts.len());
         let (kind, eps) = (self.norm.kind, self.norm.eps as f32);
         let mut y = vec![0.0; numbers.len()];
@@ -191,7 +201,14 @@ impl CustomOp3 for NormOp {
 
 impl NormOp {
     /// Gradients of x, and of the tables where they are wanted.
-    fn back(&self, batch: usize, x: &[f32], gain: &[f32], grad: &[f32], learns: bool) -> (Vec<f32>, Vec<f32>, Vec<f32>) {
+    fn back(
+        &self,
+        batch: usize,
+        x: &[f32],
+        gain: &[f32],
+        grad: &[f32],
+        learns: bool,
+    ) -> (Vec<f32>, Vec<f32>, Vec<f32>) {
         let (width, parts) = (self.width, self.norm.parts.len());
         let (kind, eps) = (self.norm.kind, self.norm.eps as f32);
         let mut dx = vec![0.0; x.len()];

@@ -46,7 +46,10 @@ impl<'a> Matrix<'a> {
     fn check(&self) {
         let last = self.rows.saturating_sub(1) * self.row_stride + self.cols.saturating_sub(1) * self.col_stride;
         let empty = self.rows == 0 || self.cols == 0;
-        assert!(empty || last < self.numbers.len(), "a matrix reaches beyond its numbers");
+        assert!(
+            empty || last < self.numbers.len(),
+            "a matrix reaches beyond its numbers"
+        );
     }
 }
 
@@ -67,7 +70,10 @@ pub fn product(c: &mut [f32], row_stride: usize, beta: f32, alpha: f32, a: Matri
     if m == 0 || n == 0 {
         return;
     }
-    assert!((m - 1) * row_stride + n <= c.len(), "a product reaches beyond its place");
+    assert!(
+        (m - 1) * row_stride + n <= c.len(),
+        "a product reaches beyond its place"
+    );
     let parallelism = match threads {
         Threads::One => Parallelism::None,
         Threads::All => Parallelism::Rayon(rayon::current_num_threads()),

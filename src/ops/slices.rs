@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 
+use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, DType, Layout, Result, Storage, Tensor, bail};
 use half::bf16;
 use rayon::prelude::*;

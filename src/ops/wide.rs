@@ -54,7 +54,15 @@ pub fn exp(x: f32) -> f32 {
     let r = n.mul_add(-LN2_LOW, n.mul_add(-LN2_HIGH, clamped));
     // The Taylor series up to r^7 / 5040.
     let mut p = 1.984_127e-4f32;
-    for c in [1.388_889e-3, 8.333_334e-3, 4.166_666_8e-2, 1.666_666_7e-1, 0.5, 1.0, 1.0] {
+    for c in [
+        1.388_889e-3,
+        8.333_334e-3,
+        4.166_666_8e-2,
+        1.666_666_7e-1,
+        0.5,
+        1.0,
+        1.0,
+    ] {
         p = p.mul_add(r, c);
     }
     let power = f32::from_bits((shifted.to_bits() << 23).wrapping_add(1f32.to_bits()));

@@ -125,7 +125,13 @@ impl Piece<'_> {
         slopes: &mut [f32],
         part: &mut Part,
     ) {
-        let Sizes { queries, keys, heads, width, .. } = *self.sizes;
+        let Sizes {
+            queries,
+            keys,
+            heads,
+            width,
+            ..
+        } = *self.sizes;
         let (scale, row, column) = (self.sizes.scale(), self.sizes.row(), self.head * width);
         let count = QUERIES.min(queries - first);
         let len = weights.len() / count;
@@ -159,7 +165,12 @@ impl Piece<'_> {
         let (queries, width) = (self.sizes.queries, self.sizes.width);
         let at = |query: usize| (self.sample * queries + query) * self.sizes.row() + self.head * width;
         (0..queries)
-            .map(|query| dot(&self.left.grad[at(query)..][..width], &self.left.out[at(query)..][..width]))
+            .map(|query| {
+                dot(
+                    &self.left.grad[at(query)..][..width],
+                    &self.left.out[at(query)..][..width],
+                )
+            })
             .collect()
     }
 }
