@@ -1,11 +1,12 @@
 //! GELU and SiLU, each in one pass there and one back.
 //!
 //! ```text
-//! GELU (tanh)  y = x/2 (1 + tanh(u)), u = sqrt(2/pi) (x + 0.044715 x^3)        arXiv:1606.08415
+//! GELU (erf)   y = x P(x), P the normal distribution's function                 arXiv:1606.08415
+//! GELU (tanh)  y = x/2 (1 + tanh(u)), u = sqrt(2/pi) (x + 0.044715 x^3)
 //! SiLU         y = x / (1 + e^-x)
 //! ```
 //!
-//! Equal torch's `gelu(approximate="tanh")` and `silu`.
+//! Equal torch's `gelu`, `gelu(approximate="tanh")` and `silu`.
 
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
@@ -14,12 +15,20 @@ use rayon::prelude::*;
 use super::slices::{CHUNK, numbers_of, stored, widened};
 use super::wide::{exp, tanh, wide};
 
+/// GELU as it is defined, of any shape.
+pub fn gelu_erf(x: &Tensor) -> Result<Tensor> {
+    if !x.device().is_cpu() {
+        return x.gelu_erf();
+    }
+    x.contiguous()?.apply_op1(Activation::GeluErf)
+}
+
 /// GELU in its tanh form, of any shape.
-pub fn gelu(x: &Tensor) -> Result<Tensor> {
+pub fn gelu_tanh(x: &Tensor) -> Result<Tensor> {
     if !x.device().is_cpu() {
         return x.gelu();
     }
-    x.contiguous()?.apply_op1(Activation::Gelu)
+    x.contiguous()?.apply_op1(Activation::GeluTanh)
 }
 
 /// SiLU, of any shape.
@@ -32,14 +41,16 @@ pub fn silu(x: &Tensor) -> Result<Tensor> {
 
 #[derive(Debug, Clone, Copy)]
 enum Activation {
-    Gelu,
+    GeluErf,
+    GeluTanh,
     Silu,
 }
 
 impl CustomOp1 for Activation {
     fn name(&self) -> &'static str {
         match self {
-            Self::Gelu => "gelu",
+            Self::GeluErf => "gelu-erf",
+            Self::GeluTanh => "gelu-tanh",
             Self::Silu => "silu",
         }
     }
@@ -49,7 +60,8 @@ impl CustomOp1 for Activation {
         let mut y = vec![0.0; numbers.len()];
         let pieces = y.par_chunks_mut(CHUNK).zip(numbers.par_chunks(CHUNK));
         pieces.for_each(|(y, x)| match self {
-            Self::Gelu => gelu_forward(x, y),
+            Self::GeluErf => erf_forward(x, y),
+            Self::GeluTanh => tanh_forward(x, y),
             Self::Silu => silu_forward(x, y),
         });
         Ok((stored(y, x.dtype())?, layout.shape().clone()))
@@ -63,7 +75,8 @@ impl CustomOp1 for Activation {
                 .zip(x.par_chunks(CHUNK))
                 .zip(grad.par_chunks(CHUNK));
             pieces.for_each(|((dx, x), grad)| match self {
-                Self::Gelu => gelu_back(x, grad, dx),
+                Self::GeluErf => erf_back(x, grad, dx),
+                Self::GeluTanh => tanh_back(x, grad, dx),
                 Self::Silu => silu_back(x, grad, dx),
             });
             dx
@@ -73,11 +86,45 @@ impl CustomOp1 for Activation {
     }
 }
 
+/// The normal distribution's function and density at x, to 1e-7: formula 7.1.26 of Abramowitz and Stegun, Handbook of
+/// Mathematical Functions.
+#[inline(always)]
+fn normal(x: f32) -> (f32, f32) {
+    const DENSITY: f32 = 0.398_942_3; // 1 / sqrt(2 pi)
+    const P: f32 = 0.327_591_1 * std::f32::consts::FRAC_1_SQRT_2;
+    let t = 1.0 / P.mul_add(x.abs(), 1.0);
+    let mut tail = 1.061_405_4f32;
+    for a in [-1.453_152, 1.421_413_7, -0.284_496_74, 0.254_829_6, 0.0] {
+        tail = tail.mul_add(t, a);
+    }
+    let bell = exp(-0.5 * x * x);
+    let tail = 0.5 * tail * bell;
+    (if x < 0.0 { tail } else { 1.0 - tail }, DENSITY * bell)
+}
+
+wide! {
+    fn erf_forward(x: &[f32], y: &mut [f32]) {
+        for (x, y) in x.iter().zip(y) {
+            *y = x * normal(*x).0;
+        }
+    }
+}
+
+wide! {
+    /// y' = P(x) + x P'(x)
+    fn erf_back(x: &[f32], grad: &[f32], dx: &mut [f32]) {
+        for ((x, grad), dx) in x.iter().zip(grad).zip(dx) {
+            let (below, density) = normal(*x);
+            *dx = grad * x.mul_add(density, below);
+        }
+    }
+}
+
 const SLOPE: f32 = 0.797_884_6; // sqrt(2 / pi)
 const CUBE: f32 = 0.044_715;
 
 wide! {
-    fn gelu_forward(x: &[f32], y: &mut [f32]) {
+    fn tanh_forward(x: &[f32], y: &mut [f32]) {
         for (x, y) in x.iter().zip(y) {
             let u = SLOPE * (CUBE * x * x).mul_add(*x, *x);
             *y = 0.5 * x * (1.0 + tanh(u));
@@ -87,7 +134,7 @@ wide! {
 
 wide! {
     /// y' = (1 + t) / 2 + x/2 (1 - t^2) u' with t = tanh u, u' = sqrt(2/pi) (1 + 3 0.044715 x^2)
-    fn gelu_back(x: &[f32], grad: &[f32], dx: &mut [f32]) {
+    fn tanh_back(x: &[f32], grad: &[f32], dx: &mut [f32]) {
         for ((x, grad), dx) in x.iter().zip(grad).zip(dx) {
             let t = tanh(SLOPE * (CUBE * x * x).mul_add(*x, *x));
             let inner = SLOPE * (3.0 * CUBE * x).mul_add(*x, 1.0);

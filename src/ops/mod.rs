@@ -11,7 +11,10 @@ pub mod activation;
 pub mod attention;
 pub mod linear;
 pub mod norm;
+mod parts;
 mod product;
+pub mod residual;
+pub mod rotary;
 mod slices;
 mod wide;
 

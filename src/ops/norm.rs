@@ -9,7 +9,7 @@
 //! ```
 //!
 //! A plain norm has g = weight and o = bias; one that is modulated has g = weight (1 + scale), o = bias (1 + scale) + shift,
-//! which are small enough for candle to compute and to differentiate.
+//! which are small enough for candle to compute and to differentiate. arXiv:1607.06450, 1910.07467, 2212.09748
 //!
 //! Shapes: B samples, R rows of a sample, P parts, D features.
 
@@ -17,11 +17,9 @@ use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp3, D, DType, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
+use super::parts::{check, cut, pieces};
 use super::slices::{numbers_of, stored, widened};
 use super::wide::{LANES, sum, wide};
-
-/// Rows that one thread takes at a time; also those that are summed up together.
-const ROWS: usize = 64;
 
 /// Which norm.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,11 +45,10 @@ impl Norm {
         if x.elem_count() != batch * rows * width {
             candle_core::bail!("a norm over {:?} rows of {width} was given {:?}", self.parts, x.dims());
         }
-        for (name, tensor) in [("gain", gain), ("offset", offset)] {
-            let (samples, parts, features) = tensor.dims3()?;
-            if (samples != 1 && samples != batch) || parts != self.parts.len() || features != width {
-                candle_core::bail!("a norm of {:?} was given the {name} {:?}", x.dims(), tensor.dims());
-            }
+        check("a norm's gain", gain, batch, &self.parts, width)?;
+        check("a norm's offset", offset, batch, &self.parts, width)?;
+        if x.elem_count() == 0 {
+            return Ok(x.clone());
         }
         if !x.device().is_cpu() {
             return self.composed(x, gain, offset);
@@ -85,55 +82,6 @@ impl Norm {
         }
         Tensor::cat(&parts, 1)?.reshape(x.dims())?.to_dtype(x.dtype())
     }
-
-    /// Cuts the rows of all samples into pieces of one part each: sample, part, first row, rows.
-    fn pieces(&self, batch: usize) -> Vec<Piece> {
-        let mut pieces = Vec::new();
-        let mut first = 0;
-        for sample in 0..batch {
-            for (part, rows) in self.parts.iter().enumerate() {
-                for from in (0..*rows).step_by(ROWS) {
-                    let rows = ROWS.min(rows - from);
-                    pieces.push(Piece {
-                        sample,
-                        part,
-                        first,
-                        rows,
-                    });
-                    first += rows;
-                }
-            }
-        }
-        pieces
-    }
-}
-
-/// Some rows that share gain and offset.
-#[derive(Debug, Clone, Copy)]
-struct Piece {
-    sample: usize,
-    part: usize,
-    first: usize,
-    rows: usize,
-}
-
-impl Piece {
-    /// Where its gain stands in a table (B or 1, P, D).
-    fn at(&self, table: &[f32], parts: usize, width: usize) -> usize {
-        let shared = table.len() == parts * width;
-        (if shared { 0 } else { self.sample * parts } + self.part) * width
-    }
-}
-
-/// Cuts `numbers` at the pieces, which cover it.
-fn cut<'a>(mut numbers: &'a mut [f32], pieces: &[Piece], width: usize) -> Vec<&'a mut [f32]> {
-    let mut parts = Vec::with_capacity(pieces.len());
-    for piece in pieces {
-        let (part, rest) = numbers.split_at_mut(piece.rows * width);
-        parts.push(part);
-        numbers = rest;
-    }
-    parts
 }
 
 struct NormOp {
@@ -160,20 +108,13 @@ impl CustomOp3 for NormOp {
             widened(gain, gain_layout)?,
             widened(offset, offset_layout)?,
         );
-        let (width, parts) = (self.width, self.norm.parts.len());
-        let (kind, eps) = (self.norm.kind, self.norm.eps as f32);
+        let (width, parts, form) = (self.width, self.norm.parts.len(), self.form());
         let mut y = vec![0.0; numbers.len()];
-        let pieces = self.norm.pieces(x_layout.shape().dims()[0]);
+        let pieces = pieces(x_layout.shape().dims()[0], &self.norm.parts);
         let places = cut(&mut y, &pieces, width);
         pieces.par_iter().zip(places).for_each(|(piece, y)| {
-            let (gain, offset) = (
-                &gain[piece.at(&gain, parts, width)..][..width],
-                &offset[piece.at(&offset, parts, width)..][..width],
-            );
-            let x = &numbers[piece.first * width..][..y.len()];
-            for (x, y) in x.chunks(width).zip(y.chunks_mut(width)) {
-                row_forward(x, gain, offset, y, kind, eps);
-            }
+            let (gain, offset) = (piece.row(&gain, parts, width), piece.row(&offset, parts, width));
+            forward(piece.of(&numbers, width), gain, offset, y, form);
         });
         Ok((stored(y, x.dtype())?, x_layout.shape().clone()))
     }
@@ -186,73 +127,91 @@ impl CustomOp3 for NormOp {
         _: &Tensor,
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let learns = gain.track_op() || offset.track_op();
-        let (dx, dgain, doffset) = numbers_of([x, gain, &grad.contiguous()?], |[x_numbers, gain_numbers, grad]| {
-            self.back(x.dims()[0], x_numbers, gain_numbers, grad, learns)
+        let batch = x.dims()[0];
+        let (mut dx, mut tables) = (None, None);
+        numbers_of([x, gain, &grad.contiguous()?], |[numbers, gain_numbers, grad]| {
+            if x.track_op() {
+                dx = Some(self.back(batch, numbers, gain_numbers, grad));
+            }
+            if gain.track_op() || offset.track_op() {
+                tables = Some(self.tables(batch, numbers, grad));
+            }
         })?;
-        let dx = Tensor::from_vec(dx, x.dims(), x.device())?.to_dtype(x.dtype())?;
-        if !learns {
-            return Ok((Some(dx), None, None));
-        }
-        let table = |numbers: Vec<f32>| Tensor::from_vec(numbers, gain.dims(), gain.device());
-        Ok((Some(dx), Some(table(dgain)?), Some(table(doffset)?)))
+        let dx = dx.map(|dx| Tensor::from_vec(dx, x.dims(), x.device())?.to_dtype(x.dtype()));
+        // A table that all samples share has the sum of their gradients.
+        let table = |numbers: Vec<f32>, like: &Tensor| {
+            let all = Tensor::from_vec(numbers, (batch, self.norm.parts.len(), self.width), like.device())?;
+            if like.dim(0)? == batch { Ok(all) } else { all.sum_keepdim(0) }
+        };
+        let (dgain, doffset) = match tables {
+            Some((dgain, doffset)) => (Some(table(dgain, gain)?), Some(table(doffset, offset)?)),
+            None => (None, None),
+        };
+        Ok((
+            dx.transpose()?,
+            dgain.filter(|_| gain.track_op()),
+            doffset.filter(|_| offset.track_op()),
+        ))
     }
 }
 
 impl NormOp {
-    /// Gradients of x, and of the tables where they are wanted.
-    fn back(
-        &self,
-        batch: usize,
-        x: &[f32],
-        gain: &[f32],
-        grad: &[f32],
-        learns: bool,
-    ) -> (Vec<f32>, Vec<f32>, Vec<f32>) {
-        let (width, parts) = (self.width, self.norm.parts.len());
-        let (kind, eps) = (self.norm.kind, self.norm.eps as f32);
+    fn form(&self) -> Form {
+        Form {
+            kind: self.norm.kind,
+            eps: self.norm.eps as f32,
+        }
+    }
+
+    /// The gradient of x.
+    fn back(&self, batch: usize, x: &[f32], gain: &[f32], grad: &[f32]) -> Vec<f32> {
+        let (width, parts, form) = (self.width, self.norm.parts.len(), self.form());
         let mut dx = vec![0.0; x.len()];
-        let pieces = self.norm.pieces(batch);
+        let pieces = pieces(batch, &self.norm.parts);
         let places = cut(&mut dx, &pieces, width);
-        let sums: Vec<(Vec<f32>, Vec<f32>)> = pieces
-            .par_iter()
-            .zip(places)
-            .map(|(piece, dx)| {
-                let gain = &gain[piece.at(gain, parts, width)..][..width];
-                let from = piece.first * width;
-                let (x, grad) = (&x[from..][..dx.len()], &grad[from..][..dx.len()]);
-                let table = if learns { width } else { 0 };
-                let (mut dgain, mut doffset) = (vec![0.0; table], vec![0.0; table]);
-                for ((x, grad), dx) in x.chunks(width).zip(grad.chunks(width)).zip(dx.chunks_mut(width)) {
-                    let (mean, spread) = row_back(x, gain, grad, dx, kind, eps);
-                    if learns {
-                        row_sums(x, grad, mean, spread, &mut dgain, &mut doffset);
-                    }
-                }
-                (dgain, doffset)
-            })
-            .collect();
-        let size = if learns { gain.len() } else { 0 };
+        pieces.par_iter().zip(places).for_each(|(piece, dx)| {
+            let (x, grad) = (piece.of(x, width), piece.of(grad, width));
+            back(x, piece.row(gain, parts, width), grad, dx, form);
+        });
+        dx
+    }
+
+    /// The gradients of gain and offset, (B, P, D) both.
+    fn tables(&self, batch: usize, x: &[f32], grad: &[f32]) -> (Vec<f32>, Vec<f32>) {
+        let (width, parts, form) = (self.width, self.norm.parts.len(), self.form());
+        let pieces = pieces(batch, &self.norm.parts);
+        let of_pieces = pieces.par_iter().map(|piece| {
+            let (mut dgain, mut doffset) = (vec![0.0; width], vec![0.0; width]);
+            table_sums(piece.of(x, width), piece.of(grad, width), &mut dgain, &mut doffset, form);
+            (dgain, doffset)
+        });
+        let of_pieces: Vec<(Vec<f32>, Vec<f32>)> = of_pieces.collect();
+        let size = batch * parts * width;
         let (mut dgain, mut doffset) = (vec![0.0; size], vec![0.0; size]);
-        if learns {
-            for (piece, sums) in pieces.iter().zip(&sums) {
-                let at = piece.at(gain, parts, width);
-                for i in 0..width {
-                    dgain[at + i] += sums.0[i];
-                    doffset[at + i] += sums.1[i];
-                }
+        for (piece, (of_gain, of_offset)) in pieces.iter().zip(&of_pieces) {
+            let at = piece.at(size, parts, width);
+            for i in 0..width {
+                dgain[at + i] += of_gain[i];
+                doffset[at + i] += of_offset[i];
             }
         }
-        (dx, dgain, doffset)
+        (dgain, doffset)
     }
+}
+
+/// What rows are divided by.
+#[derive(Debug, Clone, Copy)]
+struct Form {
+    kind: Kind,
+    eps: f32,
 }
 
 /// Mean (0 for the RMS norm) and 1 / sqrt(variance + eps) of a row.
 #[inline(always)]
-fn moments(x: &[f32], kind: Kind, eps: f32) -> (f32, f32) {
+fn moments(x: &[f32], form: Form) -> (f32, f32) {
     let count = x.len() as f32;
     let (whole, rest) = x.as_chunks::<LANES>();
-    let mean = match kind {
+    let mean = match form.kind {
         Kind::Rms => 0.0,
         Kind::Layer => {
             let mut lanes = [0f32; LANES];
@@ -273,58 +232,73 @@ fn moments(x: &[f32], kind: Kind, eps: f32) -> (f32, f32) {
     }
     let rest: f32 = rest.iter().map(|x| (x - mean) * (x - mean)).sum();
     let variance = (sum(lanes) + rest) / count;
-    (mean, 1.0 / (variance + eps).sqrt())
+    (mean, 1.0 / (variance + form.eps).sqrt())
 }
 
 wide! {
-    fn row_forward(x: &[f32], gain: &[f32], offset: &[f32], y: &mut [f32], kind: Kind, eps: f32) {
-        let (mean, inverse) = moments(x, kind, eps);
-        for (((y, x), gain), offset) in y.iter_mut().zip(x).zip(gain).zip(offset) {
-            *y = ((x - mean) * inverse).mul_add(*gain, *offset);
-        }
-    }
-}
-
-wide! {
-    /// Writes dx; returns the row's mean and 1 / sqrt(variance + eps).
-    fn row_back(x: &[f32], gain: &[f32], grad: &[f32], dx: &mut [f32], kind: Kind, eps: f32) -> (f32, f32) {
-        let (mean, inverse) = moments(x, kind, eps);
-        let count = x.len() as f32;
-        let (mut plain, mut along) = ([0f32; LANES], [0f32; LANES]);
-        let whole = x.len() / LANES * LANES;
-        for from in (0..whole).step_by(LANES) {
-            let (x, grad, gain) = (&x[from..from + LANES], &grad[from..from + LANES], &gain[from..from + LANES]);
-            for lane in 0..LANES {
-                let h = grad[lane] * gain[lane];
-                plain[lane] += h;
-                along[lane] = (h * inverse).mul_add(x[lane] - mean, along[lane]);
+    /// Rows of one part.
+    fn forward(x: &[f32], gain: &[f32], offset: &[f32], y: &mut [f32], form: Form) {
+        for (x, y) in x.chunks_exact(gain.len()).zip(y.chunks_exact_mut(gain.len())) {
+            let (mean, inverse) = moments(x, form);
+            for (((y, x), gain), offset) in y.iter_mut().zip(x).zip(gain).zip(offset) {
+                *y = ((x - mean) * inverse).mul_add(*gain, *offset);
             }
         }
-        let (mut plain, mut along) = (sum(plain), sum(along));
-        for i in whole..x.len() {
-            let h = grad[i] * gain[i];
-            plain += h;
-            along += h * inverse * (x[i] - mean);
-        }
-        let plain = match kind {
-            Kind::Layer => plain / count,
-            Kind::Rms => 0.0,
-        };
-        let along = along / count;
-        for (((dx, x), grad), gain) in dx.iter_mut().zip(x).zip(grad).zip(gain) {
-            let normed = (x - mean) * inverse;
-            *dx = (grad * gain - plain - normed * along) * inverse;
-        }
-        (mean, inverse)
     }
 }
 
 wide! {
-    /// Adds what a row says of its gain and offset.
-    fn row_sums(x: &[f32], grad: &[f32], mean: f32, inverse: f32, dgain: &mut [f32], doffset: &mut [f32]) {
-        for (((x, grad), dgain), doffset) in x.iter().zip(grad).zip(dgain).zip(doffset) {
-            *dgain += grad * (x - mean) * inverse;
-            *doffset += grad;
+    /// Writes dx of rows of one part.
+    fn back(x: &[f32], gain: &[f32], grad: &[f32], dx: &mut [f32], form: Form) {
+        let width = gain.len();
+        let rows = x.chunks_exact(width).zip(grad.chunks_exact(width)).zip(dx.chunks_exact_mut(width));
+        for ((x, grad), dx) in rows {
+            let (mean, inverse) = moments(x, form);
+            let (plain, along) = means(x, gain, grad, mean, inverse);
+            let plain = match form.kind {
+                Kind::Layer => plain,
+                Kind::Rms => 0.0,
+            };
+            for (((dx, x), grad), gain) in dx.iter_mut().zip(x).zip(grad).zip(gain) {
+                let normed = (x - mean) * inverse;
+                *dx = (grad * gain - plain - normed * along) * inverse;
+            }
+        }
+    }
+}
+
+/// mean(h) and mean(h n) of a row, with h = dy g.
+#[inline(always)]
+fn means(x: &[f32], gain: &[f32], grad: &[f32], mean: f32, inverse: f32) -> (f32, f32) {
+    let (mut plain, mut along) = ([0f32; LANES], [0f32; LANES]);
+    let whole = x.len() / LANES * LANES;
+    for from in (0..whole).step_by(LANES) {
+        let (x, grad, gain) = (&x[from..from + LANES], &grad[from..from + LANES], &gain[from..from + LANES]);
+        for lane in 0..LANES {
+            let h = grad[lane] * gain[lane];
+            plain[lane] += h;
+            along[lane] = (h * inverse).mul_add(x[lane] - mean, along[lane]);
+        }
+    }
+    let (mut plain, mut along) = (sum(plain), sum(along));
+    for i in whole..x.len() {
+        let h = grad[i] * gain[i];
+        plain += h;
+        along += h * inverse * (x[i] - mean);
+    }
+    let count = x.len() as f32;
+    (plain / count, along / count)
+}
+
+wide! {
+    /// Adds what rows of one part say of their gain and offset.
+    fn table_sums(x: &[f32], grad: &[f32], dgain: &mut [f32], doffset: &mut [f32], form: Form) {
+        for (x, grad) in x.chunks_exact(dgain.len()).zip(grad.chunks_exact(dgain.len())) {
+            let (mean, inverse) = moments(x, form);
+            for (((x, grad), dgain), doffset) in x.iter().zip(grad).zip(dgain.iter_mut()).zip(doffset.iter_mut()) {
+                *dgain += grad * (x - mean) * inverse;
+                *doffset += grad;
+            }
         }
     }
 }
