@@ -8,68 +8,74 @@
 //! ds = p (do v^T - sum(do o))             dq = scale ds k      dk = scale ds^T q
 //! ```
 //!
-//! Equals torch's `scaled_dot_product_attention`.
+//! The kernels count in powers of two: scores come as `log2(e) (scale q k^T + mask)`.
+//!
+//! Equals torch's `scaled_dot_product_attention`; where a mask leaves a query no key at all, the output is 0.
 //!
 //! Shapes: B samples, S queries, L keys, H heads, K features a head. Tokens come before heads, as linear layers give them.
 
 mod backward;
 mod forward;
+mod heads;
 
-use std::sync::{Arc, Mutex};
+use std::sync::OnceLock;
 
-use candle_core::{CpuStorage, CustomOp3, D, DType, Error, Layout, Result, Shape, Tensor};
+use candle_core::backend::BackendStorage;
+use candle_core::{CpuStorage, CustomOp3, D, DType, Layout, Result, Shape, Tensor, bail};
 
 use super::slices::{numbers_of, stored, widened};
-use backward::{Left, backward};
+use super::tile::COLUMNS;
+use backward::{Given, Wanted, backward};
 use forward::forward;
 
 /// q (B, S, H, K), k and v (B, L, H, K), `mask` (B or 1, H or 1, S or 1, L) to be added to the scores -> (B, S, H, K).
 ///
-/// No gradient reaches the mask.
+/// On the CPU for f32 and bf16, with sums in f32. No gradient reaches the mask. Without any keys the output is 0.
+///
+/// # Errors
+/// Shapes or types that do not go together.
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>) -> Result<Tensor> {
-    let (batch, queries, heads, width) = q.dims4()?;
-    let keys = k.dim(1)?;
-    for (name, tensor) in [("keys", k), ("values", v)] {
-        if tensor.dims() != [batch, keys, heads, width] {
-            candle_core::bail!(
-                "attention: {name} are {:?} beside queries {:?}",
-                tensor.dims(),
-                q.dims()
-            );
-        }
+    let sizes = Sizes::new(q, k, v)?;
+    if let Some(mask) = mask {
+        sizes.check_mask(mask)?;
     }
-    if q.elem_count() == 0 || keys == 0 {
+    if q.elem_count() == 0 || sizes.keys == 0 {
         return q.zeros_like();
     }
     if !q.device().is_cpu() {
         return composed(q, k, v, mask);
     }
-    let sizes = Sizes {
-        batch,
-        queries,
-        keys,
-        heads,
-        width,
-    };
     let op = Attention {
         sizes,
-        mask: mask.map(|mask| Mask::new(mask, &sizes)).transpose()?,
-        log_sums: Arc::default(),
+        mask: mask.map(Mask::new).transpose()?,
+        log_sums: OnceLock::new(),
     };
     q.contiguous()?.apply_op3(&k.contiguous()?, &v.contiguous()?, op)
 }
 
-/// The same in candle's operations, for other devices.
-fn composed(q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>) -> Result<Tensor> {
-    let scale = (q.dim(D::Minus1)? as f64).powf(-0.5);
+/// The same in candle's own operations: for other devices, and for f64.
+///
+/// # Errors
+/// As [`attention`].
+pub fn composed(q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>) -> Result<Tensor> {
+    let sizes = Sizes::new(q, k, v)?;
+    let wide = if q.dtype() == DType::F64 {
+        DType::F64
+    } else {
+        DType::F32
+    };
     let heads_first = |x: &Tensor| x.transpose(1, 2)?.contiguous();
+    let scale = f64::from(sizes.scale());
     let (q, k, v) = (heads_first(&(q * scale)?)?, heads_first(k)?, heads_first(v)?); // (B, H, tokens, K)
-    let mut scores = q.matmul(&k.t()?)?.to_dtype(DType::F32)?; // (B, H, S, L)
+    let mut scores = q.matmul(&k.t()?)?.to_dtype(wide)?; // (B, H, S, L)
     if let Some(mask) = mask {
-        scores = scores.broadcast_add(&mask.to_dtype(DType::F32)?)?;
+        sizes.check_mask(mask)?;
+        scores = scores.broadcast_add(&mask.to_dtype(wide)?)?;
     }
-    let exp = scores.broadcast_sub(&scores.max_keepdim(D::Minus1)?.detach())?.exp()?;
-    let weights = exp.broadcast_div(&exp.sum_keepdim(D::Minus1)?)?;
+    // Bounds for a query without any key: minus infinity less itself, and 0 / 0, are no numbers.
+    let maxima = scores.max_keepdim(D::Minus1)?.detach().maximum(f64::from(f32::MIN))?;
+    let exp = scores.broadcast_sub(&maxima)?.exp()?;
+    let weights = exp.broadcast_div(&exp.sum_keepdim(D::Minus1)?.maximum(1e-30)?)?;
     weights.to_dtype(v.dtype())?.matmul(&v)?.transpose(1, 2)?.contiguous()
 }
 
@@ -84,61 +90,112 @@ struct Sizes {
 }
 
 impl Sizes {
+    fn new(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Self> {
+        let (batch, queries, heads, width) = q.dims4()?;
+        let (_, keys, _, _) = k.dims4()?;
+        for (name, tensor) in [("keys", k), ("values", v)] {
+            if tensor.dims() != [batch, keys, heads, width] {
+                bail!(
+                    "attention: {name} are {:?} beside queries {:?}",
+                    tensor.dims(),
+                    q.dims()
+                );
+            }
+            if tensor.dtype() != q.dtype() {
+                bail!(
+                    "attention: {name} are {:?} beside queries in {:?}",
+                    tensor.dtype(),
+                    q.dtype()
+                );
+            }
+        }
+        Ok(Self {
+            batch,
+            queries,
+            keys,
+            heads,
+            width,
+        })
+    }
+
+    fn check_mask(&self, mask: &Tensor) -> Result<()> {
+        let (dims, scores) = (mask.dims4()?, [self.batch, self.heads, self.queries, self.keys]);
+        let fits = |(found, wanted): (usize, usize)| found == 1 || found == wanted;
+        let pairs = [dims.0, dims.1, dims.2].into_iter().zip(scores);
+        if !pairs.into_iter().all(fits) || dims.3 != self.keys {
+            bail!("attention: a mask {:?} for scores {scores:?}", mask.dims());
+        }
+        Ok(())
+    }
+
     fn scale(&self) -> f32 {
         (self.width as f32).powf(-0.5)
+    }
+
+    /// The scale of scores that are exponents of 2.
+    fn exp2_scale(&self) -> f32 {
+        self.scale() * std::f32::consts::LOG2_E
     }
 
     /// From one token to the next.
     fn row(&self) -> usize {
         self.heads * self.width
     }
+
+    /// The features of a head, up to a whole vector.
+    fn padded(&self) -> usize {
+        self.width.next_multiple_of(COLUMNS)
+    }
 }
 
 /// What is added to the scores, with a stride of 0 where it is the same for all.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 struct Mask {
-    numbers: Arc<Vec<f32>>,
+    /// Times log2(e).
+    numbers: Vec<f32>,
     /// Of samples, heads and queries; keys follow each other.
     strides: [usize; 3],
 }
 
 impl Mask {
-    fn new(mask: &Tensor, sizes: &Sizes) -> Result<Self> {
-        let dims = mask.dims4()?;
-        let wanted = [sizes.batch, sizes.heads, sizes.queries];
-        let found = [dims.0, dims.1, dims.2];
-        let fits = found
-            .iter()
-            .zip(wanted)
-            .all(|(found, wanted)| *found == 1 || *found == wanted);
-        if !fits || dims.3 != sizes.keys {
-            candle_core::bail!("attention: a mask {dims:?} for scores {wanted:?} x {}", sizes.keys);
-        }
-        let whole = [dims.1 * dims.2 * dims.3, dims.2 * dims.3, dims.3];
-        let mut strides = [0; 3];
-        for axis in 0..3 {
-            if found[axis] > 1 {
-                strides[axis] = whole[axis];
-            }
+    /// A mask of the right shape.
+    fn new(mask: &Tensor) -> Result<Self> {
+        let (samples, heads, queries, keys) = mask.dims4()?;
+        let stride = |count: usize, stride: usize| if count > 1 { stride } else { 0 };
+        let mut numbers = mask.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
+        for number in &mut numbers {
+            // The most negative number, which many use for minus infinity, must not become that: a query without any
+            // other key would have none.
+            let scaled = *number * std::f32::consts::LOG2_E;
+            *number = if number.is_finite() {
+                scaled.clamp(f32::MIN, f32::MAX)
+            } else {
+                scaled
+            };
         }
         Ok(Self {
-            numbers: Arc::new(mask.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?),
-            strides,
+            numbers,
+            strides: [
+                stride(samples, heads * queries * keys),
+                stride(heads, queries * keys),
+                stride(queries, keys),
+            ],
         })
     }
 
-    /// The mask of one query, from key `first` on.
-    fn row(&self, sample: usize, head: usize, query: usize, first: usize) -> &[f32] {
+    /// The mask of one query, from key `first` on; heads are counted through all samples.
+    fn row(&self, sizes: &Sizes, head: usize, query: usize, first: usize) -> &[f32] {
         let [samples, heads, queries] = self.strides;
-        &self.numbers[sample * samples + head * heads + query * queries + first..]
+        let start = head / sizes.heads * samples + head % sizes.heads * heads + query * queries;
+        &self.numbers[start + first..start + sizes.keys]
     }
 }
 
 struct Attention {
     sizes: Sizes,
     mask: Option<Mask>,
-    /// Each query's log-sum-exp (B, S, H): left by the way forward for the way back.
-    log_sums: Arc<Mutex<Vec<f32>>>,
+    /// (B, H, S): left by the way forward for the way back.
+    log_sums: OnceLock<Vec<f32>>,
 }
 
 impl CustomOp3 for Attention {
@@ -155,18 +212,10 @@ impl CustomOp3 for Attention {
         v: &CpuStorage,
         v_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let dtype = candle_core::backend::BackendStorage::dtype(q);
-        let (q, k, v) = (widened(q, q_layout)?, widened(k, k_layout)?, widened(v, v_layout)?);
-        let (out, log_sums) = forward(&self.sizes, self.mask.as_ref(), &q, &k, &v);
-        *self.log_sums.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = log_sums;
-        let Sizes {
-            batch,
-            queries,
-            heads,
-            width,
-            ..
-        } = self.sizes;
-        Ok((stored(out, dtype)?, (batch, queries, heads, width).into()))
+        let (wide_q, k, v) = (widened(q, q_layout)?, widened(k, k_layout)?, widened(v, v_layout)?);
+        let (out, log_sums) = forward(&self.sizes, self.mask.as_ref(), &wide_q, &k, &v);
+        self.log_sums.get_or_init(|| log_sums);
+        Ok((stored(out, q.dtype())?, q_layout.shape().clone()))
     }
 
     fn bwd(
@@ -177,28 +226,35 @@ impl CustomOp3 for Attention {
         out: &Tensor,
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let log_sums = self.log_sums.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        if log_sums.is_empty() {
-            return Err(Error::Msg("attention: the way back without the way forward".into()));
-        }
+        let Some(log_sums) = self.log_sums.get() else {
+            bail!("attention: the way back without the way forward");
+        };
+        let wanted = Wanted {
+            q: q.track_op(),
+            k: k.track_op(),
+            v: v.track_op(),
+        };
         let tensors = [q, k, v, out, &grad.contiguous()?];
         let gradients = numbers_of(tensors, |[q, k, v, out, grad]| {
-            let left = Left {
+            let given = Given {
                 q,
                 k,
                 v,
                 out,
                 grad,
-                log_sums: &log_sums,
+                log_sums,
             };
-            backward(&self.sizes, self.mask.as_ref(), left)
+            backward(&self.sizes, self.mask.as_ref(), given, wanted)
         })?;
-        let tensor =
-            |numbers, like: &Tensor| Tensor::from_vec(numbers, like.dims(), like.device())?.to_dtype(like.dtype());
+        let tensor = |numbers: Option<Vec<f32>>, like: &Tensor| {
+            numbers
+                .map(|numbers| Tensor::from_vec(numbers, like.dims(), like.device())?.to_dtype(like.dtype()))
+                .transpose()
+        };
         Ok((
-            Some(tensor(gradients.q, q)?),
-            Some(tensor(gradients.k, k)?),
-            Some(tensor(gradients.v, v)?),
+            tensor(gradients.q, q)?,
+            tensor(gradients.k, k)?,
+            tensor(gradients.v, v)?,
         ))
     }
 }
