@@ -10,7 +10,6 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Tensor};
 use vtrain::models::cogvideox::dit::Dit;
 use vtrain::models::denoiser::{Denoiser, Input, State};
-use vtrain::nn::attention::{attention, attention_within};
 use vtrain::nn::weights::Planter;
 use vtrain::rng::Rng;
 
@@ -53,6 +52,11 @@ fn norm(x: &Tensor) -> f64 {
     x.sqr().unwrap().sum_all().unwrap().to_scalar::<f64>().unwrap().sqrt()
 }
 
+/// The text's tokens of a state, (B, L, D).
+fn text(state: &State) -> Tensor {
+    state.hidden.narrow(1, 0, state.fixed.parts[0]).unwrap()
+}
+
 /// |a - b| / |b|
 fn relative_error(a: &Tensor, b: &Tensor) -> f64 {
     let (a, b) = (a.to_dtype(DType::F64).unwrap(), b.to_dtype(DType::F64).unwrap());
@@ -79,22 +83,18 @@ fn every_variant_predicts_what_diffusers_predicts() {
             }
         };
         let stem = dit.stem(&input).unwrap();
-        equal("tokens", &stem.hidden);
+        equal("tokens", &stem.video().unwrap());
         if input.ofs.is_none() {
             equal("time_embedding", &stem.time);
         }
         if let Some(rotary) = &stem.fixed.rotary {
-            let of_video = |table: &Tensor| {
-                let (text, video) = (stem.text.dim(1).unwrap(), stem.hidden.dim(1).unwrap());
-                let table = table.narrow(0, text, video).unwrap();
-                Tensor::stack(&[&table, &table], 2).unwrap().flatten(1, 2).unwrap() // each number twice
-            };
-            equal("rope.cos", &of_video(&rotary.cos));
-            equal("rope.sin", &of_video(&rotary.sin));
+            let twice = |table: &Tensor| Tensor::stack(&[table, table], 2).unwrap().flatten(1, 2).unwrap();
+            equal("rope.cos", &twice(rotary.cos()));
+            equal("rope.sin", &twice(rotary.sin()));
         }
         let behind = dit.block(0, &stem).unwrap();
-        equal("block0", &behind.hidden);
-        equal("block0.text", &behind.text);
+        equal("block0", &behind.video().unwrap());
+        equal("block0.text", &text(&behind));
         equal("out", &dit.forward(&input).unwrap());
         assert!(dit.block(dit.num_blocks(), &stem).is_err());
     }
@@ -152,18 +152,15 @@ fn clips_of_real_sizes_lie_on_the_grid_where_diffusers_puts_them() {
         );
         assert_eq!(state.fixed.grid, grid);
         let rotary = state.fixed.rotary.as_ref().unwrap();
-        let count = frames * height * width;
-        let of_video = |table: &Tensor| table.narrow(0, 3, count).unwrap();
-        let end = rotary.sin.narrow(0, 2 + count, 1).unwrap();
-        let found = [sum(&of_video(&rotary.cos)), sum(&of_video(&rotary.sin)), sum(&end)];
+        let end = rotary.sin().narrow(0, frames * height * width - 1, 1).unwrap();
+        let found = [sum(rotary.cos()), sum(rotary.sin()), sum(&end)];
         for (a, b) in found.into_iter().zip([cos, sin, last]) {
             assert!((a - b).abs() <= 1e-5 * b.abs() + 1e-4, "{grid:?}: {a} {b}");
         }
-        let still = [
-            sum(&rotary.cos.narrow(0, 0, 3).unwrap()),
-            sum(&rotary.sin.narrow(0, 0, 3).unwrap()),
-        ];
-        assert_eq!(still, [24.0, 0.0], "text does not turn");
+        let x = randn(4, &[1, 3 + frames * height * width, 1, 16]);
+        let turned = rotary.apply(&x).unwrap();
+        let still = |x: &Tensor| x.narrow(1, 0, 3).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        assert_eq!(still(&turned), still(&x), "text does not turn");
     }
 }
 
@@ -171,7 +168,7 @@ fn clips_of_real_sizes_lie_on_the_grid_where_diffusers_puts_them() {
 fn sines_and_cosines_are_added_at_the_size_of_the_clip() {
     // p = get_3d_sincos_pos_embed(32, (45, 30), 13, 1.875, 1.0); p.double().sum(), p[-1, -1].double().sum()
     let latents = Tensor::zeros((1, 13, 4, 60, 90), DType::F32, &Device::Cpu).unwrap();
-    let hidden = stem_with("cogvideox-2b", &[], &latents, 226).hidden;
+    let hidden = stem_with("cogvideox-2b", &[], &latents, 226).video().unwrap();
     // Of latents that are all zero only the bias of the patches is left.
     let bias = load("cogvideox-2b/transformer/diffusion_pytorch_model.safetensors")["patch_embed.proj.bias"].clone();
     let positions = hidden.broadcast_sub(&bias).unwrap();
@@ -190,45 +187,6 @@ fn bf16_stays_close() {
         let error = relative_error(&out, &answers[&format!("{key}.out")]);
         println!("{key}: {error:.1e}");
         assert!(error <= 3e-2, "{key}: {error:e}");
-    }
-}
-
-#[test]
-fn attention_in_parts_is_attention() {
-    // torch: F.scaled_dot_product_attention(q, k, v) with q = arange(8).view(1, 1, 2, 4) / 8, k = q + 1, v = -q
-    let q = (Tensor::arange(0f32, 8.0, &Device::Cpu)
-        .unwrap()
-        .reshape((1, 1, 2, 4))
-        .unwrap()
-        / 8.0)
-        .unwrap();
-    let out = attention(&q, &(&q + 1.0).unwrap(), &q.neg().unwrap()).unwrap();
-    let expected = [
-        -0.273369f32,
-        -0.398369,
-        -0.523369,
-        -0.648369,
-        -0.332705,
-        -0.457705,
-        -0.582705,
-        -0.707705,
-    ];
-    assert!(
-        relative_error(
-            &out.flatten_all().unwrap(),
-            &Tensor::new(&expected, &Device::Cpu).unwrap()
-        ) <= 1e-6
-    );
-
-    let (q, k, v) = (
-        randn(1, &[2, 3, 7, 4]),
-        randn(2, &[2, 3, 5, 4]),
-        randn(3, &[2, 3, 5, 4]),
-    );
-    let whole = attention(&q, &k, &v).unwrap();
-    for rows in [1, 2, 6, 7, 13, 14, 41, 42] {
-        let parts = attention_within(&q, &k, &v, rows * 5 * 4).unwrap();
-        assert!(relative_error(&parts, &whole) <= 1e-6, "{rows} rows at a time");
     }
 }
 

@@ -3,8 +3,8 @@
 //! Inference runs them in order. Training may keep only what each segment receives, and run a segment once more when its
 //! gradient is due: a `State` comes apart into the tensors that gradients pass, and is put together again from them.
 //!
-//! Shapes: B samples, F latent frames, C channels, H and W latent rows and columns, L text tokens, N video tokens, D the
-//! model's width.
+//! Shapes: B samples, F latent frames, C channels, H and W latent rows and columns, L text tokens, N video tokens, S tokens
+//! that the blocks change, D the model's width.
 
 use std::sync::Arc;
 
@@ -28,10 +28,8 @@ pub struct Input {
 /// What a segment receives from the one before it.
 #[derive(Debug, Clone)]
 pub struct State {
-    /// Video tokens, (B, N, D)
+    /// The tokens that blocks change, (B, S, D): all parts as one sequence
     pub hidden: Tensor,
-    /// Text tokens, (B, L, D)
-    pub text: Tensor,
     /// The embedded timestep, (B, time width): the stem's, read by all that follow
     pub time: Tensor,
     /// What depends on shapes alone, and has no gradient.
@@ -43,23 +41,31 @@ pub struct State {
 pub struct Fixed {
     /// Tokens of the clip: frames, rows, columns; N is their product.
     pub grid: [usize; 3],
-    /// Rotary tables for text and video tokens together, where the model turns them: (L + N, K / 2)
+    /// Tokens of each part of the sequence, one part behind the other: the video's come last, behind the text's where
+    /// blocks attend to both together. Their sum is S.
+    pub parts: Vec<usize>,
+    /// How queries and keys of the sequence turn, where they do.
     pub rotary: Option<Rotary>,
 }
 
 impl State {
     /// The tensors that gradients pass, in an order that `with_tensors` understands.
     pub fn tensors(&self) -> Vec<Tensor> {
-        vec![self.hidden.clone(), self.text.clone(), self.time.clone()]
+        vec![self.hidden.clone(), self.time.clone()]
+    }
+
+    /// The video's tokens, (B, N, D).
+    pub fn video(&self) -> Result<Tensor> {
+        let count = self.fixed.parts.last().copied().unwrap_or_default();
+        self.hidden.narrow(1, self.hidden.dim(1)? - count, count)
     }
 
     /// This state with other tensors in it: as many, of the same shapes, in the order of `tensors`.
     pub fn with_tensors(&self, tensors: Vec<Tensor>) -> Result<Self> {
-        let [hidden, text, time] = <[Tensor; 3]>::try_from(tensors)
-            .map_err(|tensors| Error::Msg(format!("{} tensors for a state of 3", tensors.len())))?;
+        let [hidden, time] = <[Tensor; 2]>::try_from(tensors)
+            .map_err(|tensors| Error::Msg(format!("{} tensors for a state of 2", tensors.len())))?;
         let state = Self {
             hidden,
-            text,
             time,
             fixed: self.fixed.clone(),
         };

@@ -39,6 +39,11 @@ pub struct Dropout {
 }
 
 impl Dropout {
+    /// Whether anything is dropped now.
+    pub fn is_on(&self) -> bool {
+        self.probability > 0.0 && self.seed.get().is_some()
+    }
+
     /// The same shape and type.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let Some(seed) = self.seed.get().filter(|_| self.probability > 0.0) else {

@@ -10,6 +10,7 @@ use candle_core::{DType, Device, Error, Result, Tensor};
 
 use super::linear::{Linear, linear};
 use super::weights::Weights;
+use crate::ops::activation::silu;
 
 const MAX_PERIOD: f64 = 10_000.0;
 
@@ -58,7 +59,7 @@ impl TimestepEmbedding {
 
     /// (B, in) -> (B, out)
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        self.linear_2.forward(&self.linear_1.forward(x)?.silu()?)
+        self.linear_2.forward(&silu(&self.linear_1.forward(x)?)?)
     }
 }
 

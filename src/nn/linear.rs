@@ -1,15 +1,15 @@
 //! `y = x W^T + b`, and the low-rank adapters planted on it: `y += scale (dropout(x) A^T) B^T`.  arXiv:2106.09685
 
-use candle_core::{Result, Tensor};
+use candle_core::{D, Result, Tensor};
 
 use super::dropout::Dropout;
 use super::weights::Weights;
+use crate::ops::linear::{self, Frozen};
 
-/// A linear layer with whatever adapters its path calls for.
+/// A linear layer, frozen, with whatever adapters its path calls for.
 #[derive(Debug, Clone)]
 pub struct Linear {
-    weight: Tensor,       // (out, in)
-    bias: Option<Tensor>, // (out)
+    frozen: Frozen,
     adapters: Vec<LowRank>,
 }
 
@@ -24,14 +24,23 @@ pub struct LowRank {
 }
 
 impl LowRank {
-    /// (rows, in) -> (rows, out). Adapters are kept in f32, whatever the frozen weights are.
+    fn drops(&self) -> bool {
+        self.dropout.as_ref().is_some_and(Dropout::is_on)
+    }
+
+    /// (..., in) -> (..., out). Adapters are kept in f32, whatever the frozen weights are.
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let mut x = x.to_dtype(self.a.dtype())?;
+        let in_features = x.dim(D::Minus1)?;
+        let mut rows = x
+            .reshape((x.elem_count() / in_features.max(1), in_features))?
+            .to_dtype(self.a.dtype())?;
         if let Some(dropout) = &self.dropout {
-            x = dropout.forward(&x)?;
+            rows = dropout.forward(&rows)?;
         }
-        let low = x.matmul(&self.a.t()?)?; // (rows, rank)
-        low.matmul(&self.b.t()?)? * self.scale // (rows, out)
+        let low = rows.matmul(&self.a.t()?)?; // (rows, rank)
+        let y = (low.matmul(&self.b.t()?)? * self.scale)?; // (rows, out)
+        let dims = [&x.dims()[..x.rank() - 1], &[y.dim(1)?]].concat();
+        y.reshape(dims)?.to_dtype(x.dtype())
     }
 }
 
@@ -49,25 +58,26 @@ impl Linear {
     /// Reads `weight` (out, in) and, where there is one, `bias` (out).
     pub fn new(in_features: usize, out_features: usize, bias: bool, weights: Weights) -> Result<Self> {
         Ok(Self {
-            weight: weights.get((out_features, in_features), "weight")?,
-            bias: bias.then(|| weights.get(out_features, "bias")).transpose()?,
+            frozen: Frozen {
+                weight: weights.get((out_features, in_features), "weight")?,
+                bias: bias.then(|| weights.get(out_features, "bias")).transpose()?,
+            },
             adapters: weights.adapters(in_features, out_features)?,
         })
     }
 
     /// (..., in) -> (..., out)
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let (dims, in_features) = (x.dims(), x.dim(candle_core::D::Minus1)?);
-        let rows = x.elem_count() / in_features.max(1);
-        let x2 = x.reshape((rows, in_features))?; // one product over all rows, not one for each of a batch
-        let mut y = x2.matmul(&self.weight.t()?)?; // (rows, out)
-        if let Some(bias) = &self.bias {
-            y = y.broadcast_add(bias)?;
+        if let [adapter] = &self.adapters[..]
+            && !adapter.drops()
+        {
+            let LowRank { a, b, scale, .. } = adapter;
+            return self.frozen.forward_with(x, linear::LowRank { a, b, scale: *scale });
         }
+        let mut y = self.frozen.forward(x)?;
         for adapter in &self.adapters {
-            y = (y + adapter.forward(&x2)?.to_dtype(x.dtype())?)?;
+            y = (y + adapter.forward(x)?)?;
         }
-        let out_features = y.dim(1)?;
-        y.reshape([&dims[..dims.len() - 1], &[out_features]].concat())
+        Ok(y)
     }
 }

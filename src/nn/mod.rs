@@ -1,9 +1,8 @@
 //! Layers, named as in the checkpoints, and where their weights come from.
 //!
-//! All of them keep candle's gradient graph: candle-nn's fused ops (`softmax_last_dim`, `rms_norm`, `layer_norm`, `rope`)
-//! cut it in silence and have no place on a path that is trained through.
+//! All of them keep candle's gradient graph, by [`crate::ops`]: candle-nn's fused ops (`softmax_last_dim`, `rms_norm`,
+//! `layer_norm`, `rope`) cut it in silence and have no place on a path that is trained through.
 
-pub mod attention;
 pub mod conv3d;
 pub mod dropout;
 pub mod embed;
@@ -15,5 +14,5 @@ pub mod weights;
 
 pub use conv3d::Conv3d;
 pub use linear::{Linear, linear, linear_no_bias};
-pub use norm::{LayerNorm, RmsNorm};
+pub use norm::Norm;
 pub use weights::Weights;

@@ -7,17 +7,17 @@
 use candle_core::{CpuStorage, CustomOp2, DType, InplaceOp2, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
-use crate::nn::{RmsNorm, Weights};
+use crate::nn::{self, Weights};
 
 /// Independent sums of a row, so that the loop over it is vectorised.
 const LANES: usize = 16;
 
-/// transformers' T5LayerNorm: [`RmsNorm`], in one pass on the CPU.
+/// transformers' T5LayerNorm: [`nn::Norm::rms`], in one pass on the CPU.
 #[derive(Debug)]
 pub struct Norm {
     weight: Tensor, // (D) f32
     eps: f64,
-    elsewhere: RmsNorm,
+    elsewhere: nn::Norm,
 }
 
 impl Norm {
@@ -27,7 +27,7 @@ impl Norm {
         Ok(Self {
             weight: weights.get(width, "weight")?,
             eps,
-            elsewhere: RmsNorm::new(width, eps, weights)?,
+            elsewhere: nn::Norm::rms(width, eps, weights)?,
         })
     }
 

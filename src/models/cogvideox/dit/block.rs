@@ -6,10 +6,13 @@
 use candle_core::{Result, Tensor};
 
 use super::config::Config;
-use crate::models::denoiser::State;
-use crate::nn::attention::attention;
+use crate::models::denoiser::{Fixed, State};
+use crate::nn::norm::{Kind, Modulation};
 use crate::nn::rope::Rotary;
-use crate::nn::{LayerNorm, Linear, Weights, linear};
+use crate::nn::{Linear, Norm, Weights, linear};
+use crate::ops::activation::{gelu_tanh, silu};
+use crate::ops::attention;
+use crate::ops::residual::gated_residual;
 
 /// Epsilon of the norms of queries and keys.
 const QK_NORM_EPS: f64 = 1e-6;
@@ -33,17 +36,17 @@ impl Block {
     }
 
     pub fn forward(&self, state: &State) -> Result<State> {
-        let (norm, gates) = self.norm1.forward(&state.text, &state.hidden, &state.time)?;
-        let update = self.attn1.forward(&norm, state.fixed.rotary.as_ref())?; // (B, S, D)
-        let (text, hidden) = gates.add(&state.text, &state.hidden, &update)?;
+        let (x, Fixed { parts, rotary, .. }) = (&state.hidden, &*state.fixed); // (B, S, D)
+        let (norm, gate) = self.norm1.forward(x, &state.time, parts)?;
+        let update = self.attn1.forward(&norm, rotary.as_ref())?; // (B, S, D)
+        let x = gated_residual(x, &update, &gate, parts)?;
 
-        let (norm, gates) = self.norm2.forward(&text, &hidden, &state.time)?;
+        let (norm, gate) = self.norm2.forward(&x, &state.time, parts)?;
         let update = self.ff.forward(&norm)?; // (B, S, D)
-        let (text, hidden) = gates.add(&text, &hidden, &update)?;
+        let hidden = gated_residual(&x, &update, &gate, parts)?;
 
         Ok(State {
             hidden,
-            text,
             time: state.time.clone(),
             fixed: state.fixed.clone(),
         })
@@ -54,13 +57,7 @@ impl Block {
 #[derive(Debug, Clone)]
 struct LayerNormZero {
     linear: Linear,
-    norm: LayerNorm,
-}
-
-/// How much of an update each feature takes.
-struct Gates {
-    text: Tensor,   // (B, 1, D)
-    hidden: Tensor, // (B, 1, D)
+    norm: Norm,
 }
 
 impl LayerNormZero {
@@ -71,29 +68,17 @@ impl LayerNormZero {
         })
     }
 
-    /// Text and video, normed and modulated, as one sequence (B, S, D).
-    fn forward(&self, text: &Tensor, hidden: &Tensor, time: &Tensor) -> Result<(Tensor, Gates)> {
-        let parts = self.linear.forward(&time.silu()?)?.unsqueeze(1)?.chunk(6, 2)?; // six of (B, 1, D)
-        let [shift, scale, gate, text_shift, text_scale, text_gate] = &parts[..] else {
-            candle_core::bail!("{} parts of a modulation of 6", parts.len());
+    /// x (B, S, D), normed and modulated, and the gates of text and video, (B, 2, D).
+    fn forward(&self, x: &Tensor, time: &Tensor, parts: &[usize]) -> Result<(Tensor, Tensor)> {
+        let (batch, _, dim) = x.dims3()?;
+        let both = self.linear.forward(&silu(time)?)?.reshape((batch, 2, 3, dim))?; // those of the video come first
+        let both = Tensor::cat(&[both.narrow(1, 1, 1)?, both.narrow(1, 0, 1)?], 1)?;
+        let of = |what: usize| both.narrow(2, what, 1)?.squeeze(2); // (B, 2, D)
+        let modulation = Modulation {
+            shift: of(0)?,
+            scale: of(1)?,
         };
-        let text = modulate(&self.norm.forward(text)?, text_shift, text_scale)?;
-        let hidden = modulate(&self.norm.forward(hidden)?, shift, scale)?;
-        let gates = Gates {
-            text: text_gate.clone(),
-            hidden: gate.clone(),
-        };
-        Ok((Tensor::cat(&[text, hidden], 1)?, gates))
-    }
-}
-
-impl Gates {
-    /// Adds an update of the whole sequence (B, S, D) to text and video, gated.
-    fn add(&self, text: &Tensor, hidden: &Tensor, update: &Tensor) -> Result<(Tensor, Tensor)> {
-        let length = text.dim(1)?;
-        let of_text = update.narrow(1, 0, length)?.broadcast_mul(&self.text)?;
-        let of_video = update.narrow(1, length, hidden.dim(1)?)?.broadcast_mul(&self.hidden)?;
-        Ok(((text + of_text)?, (hidden + of_video)?))
+        Ok((self.norm.modulated(x, &modulation, parts)?, of(2)?))
     }
 }
 
@@ -104,8 +89,8 @@ struct Attention {
     to_k: Linear,
     to_v: Linear,
     to_out: Linear,
-    norm_q: LayerNorm,
-    norm_k: LayerNorm,
+    norm_q: Norm,
+    norm_k: Norm,
     num_heads: usize,
 }
 
@@ -118,8 +103,8 @@ impl Attention {
             to_k: project("to_k")?,
             to_v: project("to_v")?,
             to_out: linear(dim, dim, weights.pp("to_out.0"))?,
-            norm_q: LayerNorm::new(head_dim, QK_NORM_EPS, weights.pp("norm_q"))?,
-            norm_k: LayerNorm::new(head_dim, QK_NORM_EPS, weights.pp("norm_k"))?,
+            norm_q: Norm::layer(head_dim, QK_NORM_EPS, weights.pp("norm_q"))?,
+            norm_k: Norm::layer(head_dim, QK_NORM_EPS, weights.pp("norm_k"))?,
             num_heads: config.num_attention_heads,
         })
     }
@@ -127,16 +112,13 @@ impl Attention {
     /// (B, S, D) -> (B, S, D)
     fn forward(&self, x: &Tensor, rotary: Option<&Rotary>) -> Result<Tensor> {
         let (batch, tokens, dim) = x.dims3()?;
-        let heads = |y: Tensor| y.reshape((batch, tokens, self.num_heads, dim / self.num_heads)); // (B, S, H, K)
-        let turned = |y: Tensor| {
-            let y = y.transpose(1, 2)?.contiguous()?; // (B, H, S, K)
-            rotary.map_or(Ok(y.clone()), |rotary| rotary.apply(&y))
-        };
-        let q = turned(self.norm_q.forward(&heads(self.to_q.forward(x)?)?)?)?; // (B, H, S, K)
-        let k = turned(self.norm_k.forward(&heads(self.to_k.forward(x)?)?)?)?; // (B, H, S, K)
-        let v = heads(self.to_v.forward(x)?)?.transpose(1, 2)?.contiguous()?; // (B, H, S, K)
-        let y = attention(&q, &k, &v)?.transpose(1, 2)?.reshape((batch, tokens, dim))?; // (B, S, D)
-        self.to_out.forward(&y)
+        let heads = |y: Tensor| y.reshape((batch, tokens, self.num_heads, dim / self.num_heads));
+        let turned = |y: Tensor| rotary.map_or(Ok(y.clone()), |rotary| rotary.apply(&y));
+        let q = turned(self.norm_q.forward(&heads(self.to_q.forward(x)?)?)?)?; // (B, S, H, K)
+        let k = turned(self.norm_k.forward(&heads(self.to_k.forward(x)?)?)?)?; // (B, S, H, K)
+        let v = heads(self.to_v.forward(x)?)?; // (B, S, H, K)
+        self.to_out
+            .forward(&attention(&q, &k, &v, None)?.reshape((batch, tokens, dim))?)
     }
 }
 
@@ -157,20 +139,15 @@ impl FeedForward {
 
     /// (B, S, D) -> (B, S, D)
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        self.out.forward(&self.proj.forward(x)?.gelu()?)
+        self.out.forward(&gelu_tanh(&self.proj.forward(x)?)?)
     }
 }
 
 /// The layer norm of blocks and head, with parameters where the config has them.
-pub fn layer_norm(config: &Config, width: usize, weights: Weights) -> Result<LayerNorm> {
+pub fn layer_norm(config: &Config, width: usize, weights: Weights) -> Result<Norm> {
     if config.norm_elementwise_affine {
-        LayerNorm::new(width, config.norm_eps, weights)
+        Norm::layer(width, config.norm_eps, weights)
     } else {
-        Ok(LayerNorm::plain(config.norm_eps))
+        Norm::plain(Kind::Layer, width, config.norm_eps, &weights)
     }
-}
-
-/// x (1 + scale) + shift for x (B, tokens, D), shift and scale (B, 1, D)
-pub fn modulate(x: &Tensor, shift: &Tensor, scale: &Tensor) -> Result<Tensor> {
-    x.broadcast_mul(&(scale + 1.0)?)?.broadcast_add(shift)
 }

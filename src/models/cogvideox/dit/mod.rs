@@ -22,8 +22,10 @@ pub use config::Config;
 use crate::models::denoiser::{Denoiser, Fixed, Input, State};
 use crate::nn::embed::{Sinusoid, TimestepEmbedding};
 use crate::nn::weights::Planter;
-use crate::nn::{LayerNorm, Linear, Weights, linear};
-use block::{Block, layer_norm, modulate};
+use crate::nn::norm::Modulation;
+use crate::nn::{Linear, Norm, Weights, linear};
+use crate::ops::activation::silu;
+use block::{Block, layer_norm};
 use patches::{Projection, patchify, unpatchify};
 use positions::Added;
 
@@ -39,7 +41,7 @@ pub struct Dit {
     time_embedding: TimestepEmbedding,
     ofs_embedding: Option<TimestepEmbedding>,
     transformer_blocks: Vec<Block>,
-    norm_final: LayerNorm,
+    norm_final: Norm,
     norm_out: NormOut,
     proj_out: Linear,
 }
@@ -165,17 +167,19 @@ impl Denoiser for Dit {
         let time = self.embed_time(input)?;
         let latents = input.latents.to_dtype(self.dtype)?;
         let text = input.text.to_dtype(self.dtype)?;
-        let (text, hidden) = self.patch_embed.forward(&self.config, &text, &latents)?;
+        let hidden = self.patch_embed.forward(&self.config, &text, &latents)?; // (B, L + N, D)
         let (p, p_t) = (self.config.patch_size, self.config.patch_frames());
         let grid = [frames / p_t, height / p, width / p];
-        let rotary = positions::rotary(&self.config, grid, hidden.device())?
-            .map(|rotary| rotary.behind(text.dim(1)?))
-            .transpose()?;
+        let length = text.dim(1)?;
+        let rotary = positions::rotary(&self.config, grid, hidden.device())?;
         Ok(State {
             hidden,
-            text,
             time,
-            fixed: Arc::new(Fixed { grid, rotary }),
+            fixed: Arc::new(Fixed {
+                grid,
+                parts: vec![length, grid.iter().product()],
+                rotary: rotary.map(|rotary| rotary.behind(length)),
+            }),
         })
     }
 
@@ -191,7 +195,7 @@ impl Denoiser for Dit {
     }
 
     fn head(&self, state: &State) -> Result<Tensor> {
-        let hidden = self.norm_final.forward(&state.hidden)?;
+        let hidden = self.norm_final.forward(&state.video()?)?;
         let hidden = self.norm_out.forward(&hidden, &state.time)?;
         let patches = self.proj_out.forward(&hidden)?; // (B, N, C p_t p p)
         unpatchify(&self.config, &patches, state.fixed.grid) // (B, F, C, H, W)
@@ -215,14 +219,15 @@ impl PatchEmbed {
         })
     }
 
-    /// Text (B, L, text width), latents (B, F, C, H, W) -> (B, L, D), (B, N, D)
-    fn forward(&self, config: &Config, text: &Tensor, latents: &Tensor) -> Result<(Tensor, Tensor)> {
+    /// Text (B, L, text width), latents (B, F, C, H, W) -> (B, L + N, D)
+    fn forward(&self, config: &Config, text: &Tensor, latents: &Tensor) -> Result<Tensor> {
         let (_, frames, _, height, width) = latents.dims5()?;
-        let text = self.text_proj.forward(text)?;
-        let hidden = self.proj.forward(&patchify(config, latents)?)?;
+        let text = self.text_proj.forward(text)?; // (B, L, D)
+        let video = self.proj.forward(&patchify(config, latents)?)?; // (B, N, D)
+        let hidden = Tensor::cat(&[&text, &video], 1)?;
         match &self.pos_embedding {
-            Some(added) => added.add(config, [frames, height, width], &text, &hidden),
-            None => Ok((text, hidden)),
+            Some(added) => added.add(config, [frames, height, width], text.dim(1)?, &hidden),
+            None => Ok(hidden),
         }
     }
 }
@@ -231,7 +236,7 @@ impl PatchEmbed {
 #[derive(Debug, Clone)]
 struct NormOut {
     linear: Linear,
-    norm: LayerNorm,
+    norm: Norm,
 }
 
 impl NormOut {
@@ -245,12 +250,12 @@ impl NormOut {
 
     /// (B, N, D), (B, T) -> (B, N, D)
     fn forward(&self, x: &Tensor, time: &Tensor) -> Result<Tensor> {
-        let both = self.linear.forward(&time.silu()?)?.unsqueeze(1)?; // (B, 1, 2 D)
-        let dim = x.dim(2)?;
-        modulate(
-            &self.norm.forward(x)?,
-            &both.narrow(2, 0, dim)?,
-            &both.narrow(2, dim, dim)?,
-        )
+        let (_, tokens, dim) = x.dims3()?;
+        let both = self.linear.forward(&silu(time)?)?.unsqueeze(1)?; // (B, 1, 2 D)
+        let modulation = Modulation {
+            shift: both.narrow(2, 0, dim)?,
+            scale: both.narrow(2, dim, dim)?,
+        };
+        self.norm.modulated(x, &modulation, &[tokens])
     }
 }

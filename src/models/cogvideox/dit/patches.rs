@@ -9,14 +9,12 @@ use candle_core::{Result, Tensor};
 
 use super::config::Config;
 use crate::nn::{Linear, Weights, linear};
+use crate::ops::linear::Frozen;
 
 /// From the numbers of a patch to a token.
 #[derive(Debug, Clone)]
 pub enum Projection {
-    Conv {
-        weight: Tensor,       // (D, C p p)
-        bias: Option<Tensor>, // (D)
-    },
+    Conv(Frozen), // (D, C p p)
     Linear(Linear),
 }
 
@@ -28,24 +26,17 @@ impl Projection {
         if let Some(frames) = config.patch_size_t {
             return Ok(Self::Linear(linear(numbers * frames, dim, weights)?));
         }
-        Ok(Self::Conv {
+        Ok(Self::Conv(Frozen {
             weight: weights.get((dim, channels, p, p), "weight")?.reshape((dim, numbers))?,
             bias: config.patch_bias.then(|| weights.get(dim, "bias")).transpose()?,
-        })
+        }))
     }
 
     /// (B, N, numbers of a patch) -> (B, N, D)
     pub fn forward(&self, patches: &Tensor) -> Result<Tensor> {
         match self {
             Self::Linear(linear) => linear.forward(patches),
-            Self::Conv { weight, bias } => {
-                let (batch, tokens, numbers) = patches.dims3()?;
-                let mut y = patches.reshape((batch * tokens, numbers))?.matmul(&weight.t()?)?;
-                if let Some(bias) = bias {
-                    y = y.broadcast_add(bias)?;
-                }
-                y.reshape((batch, tokens, weight.dim(0)?))
-            }
+            Self::Conv(frozen) => frozen.forward(patches),
         }
     }
 }

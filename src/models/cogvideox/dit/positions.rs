@@ -14,7 +14,7 @@ use candle_core::{Device, Error, Result, Tensor};
 use super::config::Config;
 use crate::nn::Weights;
 use crate::nn::embed::{Grid3d, positions_3d};
-use crate::nn::rope::{Axis, Rotary, THETA};
+use crate::nn::rope::{Axis, Pairs, Rotary, THETA};
 
 /// Positions that are added to the tokens.
 #[derive(Debug, Clone)]
@@ -37,9 +37,8 @@ impl Added {
         Ok(Some(Self::Learned(weights.get(shape, "pos_embedding")?)))
     }
 
-    /// Adds them to text (B, L, D) and video tokens (B, N, D) of a clip of `latent` frames, rows and columns.
-    pub fn add(&self, config: &Config, latent: [usize; 3], text: &Tensor, hidden: &Tensor) -> Result<(Tensor, Tensor)> {
-        let tokens = text.dim(1)?;
+    /// Adds them to (B, L + N, D), where L is `tokens`, of a clip of `latent` frames, rows and columns.
+    pub fn add(&self, config: &Config, latent: [usize; 3], tokens: usize, hidden: &Tensor) -> Result<Tensor> {
         let [frames, height, width] = latent;
         let video_frames = (frames - 1) * config.temporal_compression_ratio + 1;
         if let Self::Learned(learned) = self {
@@ -56,9 +55,7 @@ impl Added {
                         config.max_text_seq_length
                     )));
                 }
-                let of_text = learned.narrow(1, 0, tokens)?;
-                let of_video = learned.narrow(1, tokens, hidden.dim(1)?)?;
-                return Ok((text.broadcast_add(&of_text)?, hidden.broadcast_add(&of_video)?));
+                return hidden.broadcast_add(learned);
             }
         }
         // As diffusers: the frames are counted back from those of the video, whatever the depth of a patch.
@@ -70,7 +67,7 @@ impl Added {
             temporal_scale: config.temporal_interpolation_scale,
         };
         let positions = positions_3d(&grid, config.inner_dim(), hidden.device())?.to_dtype(hidden.dtype())?;
-        Ok((text.clone(), hidden.broadcast_add(&positions)?)) // those of text are 0
+        hidden.broadcast_add(&positions.pad_with_zeros(0, tokens, 0)?)
     }
 }
 
@@ -107,7 +104,7 @@ pub fn rotary(config: &Config, grid: [usize; 3], device: &Device) -> Result<Opti
         axis(rows, dim / 8 * 3),
         axis(columns, dim / 8 * 3),
     ];
-    Rotary::grid(&axes, THETA, device).map(Some)
+    Rotary::grid(&axes, THETA, Pairs::Neighbours, device).map(Some)
 }
 
 /// First and last+1 row and column that a grid takes when it fills `base` as far as its aspect allows, centred.

@@ -1,0 +1,162 @@
+//! GELU and SiLU, each in one pass there and one back.
+//!
+//! ```text
+//! GELU (erf)   y = x P(x), P the normal distribution's function                 arXiv:1606.08415
+//! GELU (tanh)  y = x/2 (1 + tanh(u)), u = sqrt(2/pi) (x + 0.044715 x^3)
+//! SiLU         y = x / (1 + e^-x)
+//! ```
+//!
+//! Equal torch's `gelu`, `gelu(approximate="tanh")` and `silu`.
+
+use candle_core::backend::BackendStorage;
+use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
+use rayon::prelude::*;
+
+use super::slices::{CHUNK, numbers_of, stored, widened};
+use super::wide::{exp, tanh, wide};
+
+/// GELU as it is defined, of any shape.
+pub fn gelu_erf(x: &Tensor) -> Result<Tensor> {
+    if !x.device().is_cpu() {
+        return x.gelu_erf();
+    }
+    x.contiguous()?.apply_op1(Activation::GeluErf)
+}
+
+/// GELU in its tanh form, of any shape.
+pub fn gelu_tanh(x: &Tensor) -> Result<Tensor> {
+    if !x.device().is_cpu() {
+        return x.gelu();
+    }
+    x.contiguous()?.apply_op1(Activation::GeluTanh)
+}
+
+/// SiLU, of any shape.
+pub fn silu(x: &Tensor) -> Result<Tensor> {
+    if !x.device().is_cpu() {
+        return x.silu();
+    }
+    x.contiguous()?.apply_op1(Activation::Silu)
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Activation {
+    GeluErf,
+    GeluTanh,
+    Silu,
+}
+
+impl CustomOp1 for Activation {
+    fn name(&self) -> &'static str {
+        match self {
+            Self::GeluErf => "gelu-erf",
+            Self::GeluTanh => "gelu-tanh",
+            Self::Silu => "silu",
+        }
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let numbers = widened(x, layout)?;
+        let mut y = vec![0.0; numbers.len()];
+        let pieces = y.par_chunks_mut(CHUNK).zip(numbers.par_chunks(CHUNK));
+        pieces.for_each(|(y, x)| match self {
+            Self::GeluErf => erf_forward(x, y),
+            Self::GeluTanh => tanh_forward(x, y),
+            Self::Silu => silu_forward(x, y),
+        });
+        Ok((stored(y, x.dtype())?, layout.shape().clone()))
+    }
+
+    fn bwd(&self, x: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
+        let dx = numbers_of([x, &grad.contiguous()?], |[x, grad]| {
+            let mut dx = vec![0.0; x.len()];
+            let pieces = dx
+                .par_chunks_mut(CHUNK)
+                .zip(x.par_chunks(CHUNK))
+                .zip(grad.par_chunks(CHUNK));
+            pieces.for_each(|((dx, x), grad)| match self {
+                Self::GeluErf => erf_back(x, grad, dx),
+                Self::GeluTanh => tanh_back(x, grad, dx),
+                Self::Silu => silu_back(x, grad, dx),
+            });
+            dx
+        })?;
+        let dx = Tensor::from_vec(dx, x.dims(), x.device())?;
+        Ok(Some(dx.to_dtype(x.dtype())?))
+    }
+}
+
+/// The normal distribution's function and density at x, to 1e-7: formula 7.1.26 of Abramowitz and Stegun, Handbook of
+/// Mathematical Functions.
+#[inline(always)]
+fn normal(x: f32) -> (f32, f32) {
+    const DENSITY: f32 = 0.398_942_3; // 1 / sqrt(2 pi)
+    const P: f32 = 0.327_591_1 * std::f32::consts::FRAC_1_SQRT_2;
+    let t = 1.0 / P.mul_add(x.abs(), 1.0);
+    let mut tail = 1.061_405_4f32;
+    for a in [-1.453_152, 1.421_413_7, -0.284_496_74, 0.254_829_6, 0.0] {
+        tail = tail.mul_add(t, a);
+    }
+    let bell = exp(-0.5 * x * x);
+    let tail = 0.5 * tail * bell;
+    (if x < 0.0 { tail } else { 1.0 - tail }, DENSITY * bell)
+}
+
+wide! {
+    fn erf_forward(x: &[f32], y: &mut [f32]) {
+        for (x, y) in x.iter().zip(y) {
+            *y = x * normal(*x).0;
+        }
+    }
+}
+
+wide! {
+    /// y' = P(x) + x P'(x)
+    fn erf_back(x: &[f32], grad: &[f32], dx: &mut [f32]) {
+        for ((x, grad), dx) in x.iter().zip(grad).zip(dx) {
+            let (below, density) = normal(*x);
+            *dx = grad * x.mul_add(density, below);
+        }
+    }
+}
+
+const SLOPE: f32 = 0.797_884_6; // sqrt(2 / pi)
+const CUBE: f32 = 0.044_715;
+
+wide! {
+    fn tanh_forward(x: &[f32], y: &mut [f32]) {
+        for (x, y) in x.iter().zip(y) {
+            let u = SLOPE * (CUBE * x * x).mul_add(*x, *x);
+            *y = 0.5 * x * (1.0 + tanh(u));
+        }
+    }
+}
+
+wide! {
+    /// y' = (1 + t) / 2 + x/2 (1 - t^2) u' with t = tanh u, u' = sqrt(2/pi) (1 + 3 0.044715 x^2)
+    fn tanh_back(x: &[f32], grad: &[f32], dx: &mut [f32]) {
+        for ((x, grad), dx) in x.iter().zip(grad).zip(dx) {
+            let t = tanh(SLOPE * (CUBE * x * x).mul_add(*x, *x));
+            let inner = SLOPE * (3.0 * CUBE * x).mul_add(*x, 1.0);
+            *dx = grad * 0.5 * (x * (1.0 - t * t)).mul_add(inner, 1.0 + t);
+        }
+    }
+}
+
+wide! {
+    fn silu_forward(x: &[f32], y: &mut [f32]) {
+        for (x, y) in x.iter().zip(y) {
+            *y = x / (1.0 + exp(-x));
+        }
+    }
+}
+
+wide! {
+    /// y' = s (1 + x (1 - s)) with s = 1 / (1 + e^-x)
+    fn silu_back(x: &[f32], grad: &[f32], dx: &mut [f32]) {
+        for ((x, grad), dx) in x.iter().zip(grad).zip(dx) {
+            let s = 1.0 / (1.0 + exp(-x));
+            *dx = grad * s * x.mul_add(1.0 - s, 1.0);
+        }
+    }
+}

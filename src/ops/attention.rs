@@ -1,0 +1,260 @@
+//! Scaled dot-product attention: `softmax(scale q k^T + mask) v` for each head, scale = 1 / sqrt(K).
+//!
+//! Queries and keys are walked through in tiles; the softmax is kept as a running maximum and sum (arXiv:1805.02867,
+//! 2205.14135), so nothing has the size of queries times keys. For the way back each query's log-sum-exp is kept:
+//!
+//! ```text
+//! p = exp(scale q k^T + mask - lse)       dv = p^T do
+//! ds = p (do v^T - sum(do o))             dq = scale ds k      dk = scale ds^T q
+//! ```
+//!
+//! The kernels count in powers of two: scores come as `log2(e) (scale q k^T + mask)`.
+//!
+//! Equals torch's `scaled_dot_product_attention`; where a mask leaves a query no key at all, the output is 0.
+//!
+//! Shapes: B samples, S queries, L keys, H heads, K features a head. Tokens come before heads, as linear layers give them.
+
+mod backward;
+mod forward;
+mod heads;
+
+use std::sync::OnceLock;
+
+use candle_core::backend::BackendStorage;
+use candle_core::{CpuStorage, CustomOp3, D, DType, Layout, Result, Shape, Tensor, bail};
+
+use super::slices::{numbers_of, stored, widened};
+use super::tile::COLUMNS;
+use backward::{Given, Wanted, backward};
+use forward::forward;
+
+/// q (B, S, H, K), k and v (B, L, H, K), `mask` (B or 1, H or 1, S or 1, L) to be added to the scores -> (B, S, H, K).
+///
+/// On the CPU for f32 and bf16, with sums in f32. No gradient reaches the mask. Without any keys the output is 0.
+///
+/// # Errors
+/// Shapes or types that do not go together.
+pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>) -> Result<Tensor> {
+    let sizes = Sizes::new(q, k, v)?;
+    if let Some(mask) = mask {
+        sizes.check_mask(mask)?;
+    }
+    if q.elem_count() == 0 || sizes.keys == 0 {
+        return q.zeros_like();
+    }
+    if !q.device().is_cpu() {
+        return composed(q, k, v, mask);
+    }
+    let op = Attention {
+        sizes,
+        mask: mask.map(Mask::new).transpose()?,
+        log_sums: OnceLock::new(),
+    };
+    q.contiguous()?.apply_op3(&k.contiguous()?, &v.contiguous()?, op)
+}
+
+/// The same in candle's own operations: for other devices, and for f64.
+///
+/// # Errors
+/// As [`attention`].
+pub fn composed(q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>) -> Result<Tensor> {
+    let sizes = Sizes::new(q, k, v)?;
+    let wide = if q.dtype() == DType::F64 {
+        DType::F64
+    } else {
+        DType::F32
+    };
+    let heads_first = |x: &Tensor| x.transpose(1, 2)?.contiguous();
+    let scale = f64::from(sizes.scale());
+    let (q, k, v) = (heads_first(&(q * scale)?)?, heads_first(k)?, heads_first(v)?); // (B, H, tokens, K)
+    let mut scores = q.matmul(&k.t()?)?.to_dtype(wide)?; // (B, H, S, L)
+    if let Some(mask) = mask {
+        sizes.check_mask(mask)?;
+        scores = scores.broadcast_add(&mask.to_dtype(wide)?)?;
+    }
+    // Bounds for a query without any key: minus infinity less itself, and 0 / 0, are no numbers.
+    let maxima = scores.max_keepdim(D::Minus1)?.detach().maximum(f64::from(f32::MIN))?;
+    let exp = scores.broadcast_sub(&maxima)?.exp()?;
+    let weights = exp.broadcast_div(&exp.sum_keepdim(D::Minus1)?.maximum(1e-30)?)?;
+    weights.to_dtype(v.dtype())?.matmul(&v)?.transpose(1, 2)?.contiguous()
+}
+
+/// How much of everything there is.
+#[derive(Debug, Clone, Copy)]
+struct Sizes {
+    batch: usize,
+    queries: usize,
+    keys: usize,
+    heads: usize,
+    width: usize,
+}
+
+impl Sizes {
+    fn new(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Self> {
+        let (batch, queries, heads, width) = q.dims4()?;
+        let (_, keys, _, _) = k.dims4()?;
+        for (name, tensor) in [("keys", k), ("values", v)] {
+            if tensor.dims() != [batch, keys, heads, width] {
+                bail!(
+                    "attention: {name} are {:?} beside queries {:?}",
+                    tensor.dims(),
+                    q.dims()
+                );
+            }
+            if tensor.dtype() != q.dtype() {
+                bail!(
+                    "attention: {name} are {:?} beside queries in {:?}",
+                    tensor.dtype(),
+                    q.dtype()
+                );
+            }
+        }
+        Ok(Self {
+            batch,
+            queries,
+            keys,
+            heads,
+            width,
+        })
+    }
+
+    fn check_mask(&self, mask: &Tensor) -> Result<()> {
+        let (dims, scores) = (mask.dims4()?, [self.batch, self.heads, self.queries, self.keys]);
+        let fits = |(found, wanted): (usize, usize)| found == 1 || found == wanted;
+        let pairs = [dims.0, dims.1, dims.2].into_iter().zip(scores);
+        if !pairs.into_iter().all(fits) || dims.3 != self.keys {
+            bail!("attention: a mask {:?} for scores {scores:?}", mask.dims());
+        }
+        Ok(())
+    }
+
+    fn scale(&self) -> f32 {
+        (self.width as f32).powf(-0.5)
+    }
+
+    /// The scale of scores that are exponents of 2.
+    fn exp2_scale(&self) -> f32 {
+        self.scale() * std::f32::consts::LOG2_E
+    }
+
+    /// From one token to the next.
+    fn row(&self) -> usize {
+        self.heads * self.width
+    }
+
+    /// The features of a head, up to a whole vector.
+    fn padded(&self) -> usize {
+        self.width.next_multiple_of(COLUMNS)
+    }
+}
+
+/// What is added to the scores, with a stride of 0 where it is the same for all.
+#[derive(Debug)]
+struct Mask {
+    /// Times log2(e).
+    numbers: Vec<f32>,
+    /// Of samples, heads and queries; keys follow each other.
+    strides: [usize; 3],
+}
+
+impl Mask {
+    /// A mask of the right shape.
+    fn new(mask: &Tensor) -> Result<Self> {
+        let (samples, heads, queries, keys) = mask.dims4()?;
+        let stride = |count: usize, stride: usize| if count > 1 { stride } else { 0 };
+        let mut numbers = mask.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
+        for number in &mut numbers {
+            // The most negative number, which many use for minus infinity, must not become that: a query without any
+            // other key would have none.
+            let scaled = *number * std::f32::consts::LOG2_E;
+            *number = if number.is_finite() {
+                scaled.clamp(f32::MIN, f32::MAX)
+            } else {
+                scaled
+            };
+        }
+        Ok(Self {
+            numbers,
+            strides: [
+                stride(samples, heads * queries * keys),
+                stride(heads, queries * keys),
+                stride(queries, keys),
+            ],
+        })
+    }
+
+    /// The mask of one query, from key `first` on; heads are counted through all samples.
+    fn row(&self, sizes: &Sizes, head: usize, query: usize, first: usize) -> &[f32] {
+        let [samples, heads, queries] = self.strides;
+        let start = head / sizes.heads * samples + head % sizes.heads * heads + query * queries;
+        &self.numbers[start + first..start + sizes.keys]
+    }
+}
+
+struct Attention {
+    sizes: Sizes,
+    mask: Option<Mask>,
+    /// (B, H, S): left by the way forward for the way back.
+    log_sums: OnceLock<Vec<f32>>,
+}
+
+impl CustomOp3 for Attention {
+    fn name(&self) -> &'static str {
+        "attention"
+    }
+
+    fn cpu_fwd(
+        &self,
+        q: &CpuStorage,
+        q_layout: &Layout,
+        k: &CpuStorage,
+        k_layout: &Layout,
+        v: &CpuStorage,
+        v_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let (wide_q, k, v) = (widened(q, q_layout)?, widened(k, k_layout)?, widened(v, v_layout)?);
+        let (out, log_sums) = forward(&self.sizes, self.mask.as_ref(), &wide_q, &k, &v);
+        self.log_sums.get_or_init(|| log_sums);
+        Ok((stored(out, q.dtype())?, q_layout.shape().clone()))
+    }
+
+    fn bwd(
+        &self,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        out: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let Some(log_sums) = self.log_sums.get() else {
+            bail!("attention: the way back without the way forward");
+        };
+        let wanted = Wanted {
+            q: q.track_op(),
+            k: k.track_op(),
+            v: v.track_op(),
+        };
+        let tensors = [q, k, v, out, &grad.contiguous()?];
+        let gradients = numbers_of(tensors, |[q, k, v, out, grad]| {
+            let given = Given {
+                q,
+                k,
+                v,
+                out,
+                grad,
+                log_sums,
+            };
+            backward(&self.sizes, self.mask.as_ref(), given, wanted)
+        })?;
+        let tensor = |numbers: Option<Vec<f32>>, like: &Tensor| {
+            numbers
+                .map(|numbers| Tensor::from_vec(numbers, like.dims(), like.device())?.to_dtype(like.dtype()))
+                .transpose()
+        };
+        Ok((
+            tensor(gradients.q, q)?,
+            tensor(gradients.k, k)?,
+            tensor(gradients.v, v)?,
+        ))
+    }
+}

@@ -1,0 +1,114 @@
+//! One head at a time: heads are interleaved in tensors, and laid out here as the innermost loops want them.
+
+use super::super::lanes::Isa;
+use super::super::tile::{COLUMNS, Extent, Left, PANEL, Place, Right, multiply};
+use super::Sizes;
+
+/// The tokens of one head in a matrix (B, tokens, H, K).
+#[derive(Debug, Clone, Copy)]
+pub struct Head<'a> {
+    numbers: &'a [f32],
+    /// From one token to the next.
+    row: usize,
+    width: usize,
+}
+
+impl<'a> Head<'a> {
+    /// The `index`th head, counted through all samples, of a matrix of so many tokens a sample.
+    pub fn new(sizes: &Sizes, index: usize, tokens: usize, numbers: &'a [f32]) -> Self {
+        let (sample, head) = (index / sizes.heads, index % sizes.heads);
+        let row = sizes.row();
+        Self {
+            numbers: &numbers[sample * tokens * row + head * sizes.width..][..(tokens - 1) * row + sizes.width],
+            row,
+            width: sizes.width,
+        }
+    }
+
+    pub fn token(&self, token: usize) -> &'a [f32] {
+        &self.numbers[token * self.row..][..self.width]
+    }
+
+    /// Tokens from `first` on, one behind the other, times a factor: as many as `rows` has. `padded` numbers a row.
+    pub fn copy(&self, first: usize, factor: f32, padded: usize, rows: &mut [f32]) {
+        for (i, row) in rows.chunks_exact_mut(padded).enumerate() {
+            let (numbers, padding) = row.split_at_mut(self.width);
+            for (to, from) in numbers.iter_mut().zip(self.token(first + i)) {
+                *to = from * factor;
+            }
+            padding.fill(0.0);
+        }
+    }
+}
+
+/// Tokens of one head, transposed, so that products with them run over tokens.
+///
+/// A panel holds `PANEL` tokens: the feature k of its token j lies at `k PANEL + j`.
+pub struct Panels {
+    numbers: Vec<f32>,
+    width: usize,
+}
+
+impl Panels {
+    /// Place for so many tokens.
+    pub fn new(sizes: &Sizes, tokens: usize) -> Self {
+        Self {
+            numbers: vec![0.0; tokens.next_multiple_of(PANEL) * sizes.width],
+            width: sizes.width,
+        }
+    }
+
+    /// Takes `count` tokens from `first` on. What a last panel holds behind them is of no meaning.
+    pub fn fill(&mut self, head: &Head, first: usize, count: usize) {
+        let panels = self.numbers.chunks_exact_mut(PANEL * self.width);
+        for (panel, from) in panels.zip((0..count).step_by(PANEL)) {
+            for token in 0..PANEL.min(count - from) {
+                for (k, number) in head.token(first + from + token).iter().enumerate() {
+                    panel[k * PANEL + token] = *number;
+                }
+            }
+        }
+    }
+
+    /// The products of rows (rows, K padded) with `len` tokens from `from` on, a whole panel: row i's start at `i step`, and
+    /// numbers without a meaning fill the last vector.
+    pub fn products(&self, isa: Isa, rows: &[f32], from: usize, len: usize, to: &mut [f32], step: usize) {
+        let padded = self.width.next_multiple_of(COLUMNS);
+        for panel in (0..len).step_by(PANEL) {
+            let extent = Extent {
+                rows: rows.len() / padded,
+                cols: PANEL.min((len - panel).next_multiple_of(COLUMNS)),
+                depth: self.width,
+            };
+            let left = Left {
+                numbers: rows,
+                row: padded,
+                col: 1,
+            };
+            let right = Right {
+                numbers: &self.numbers[(from + panel) * self.width..],
+                step: PANEL,
+            };
+            let place = Place {
+                numbers: &mut to[panel..],
+                step,
+                add: false,
+            };
+            multiply(isa, extent, left, right, place);
+        }
+    }
+}
+
+/// A matrix (B, tokens, H, K), cut into the rows of each head of each sample; no rows where there is no matrix.
+pub fn rows_by_head<'a>(sizes: &Sizes, tokens: usize, numbers: Option<&'a mut [f32]>) -> Vec<Vec<&'a mut [f32]>> {
+    let mut heads: Vec<Vec<&mut [f32]>> = (0..sizes.batch * sizes.heads).map(|_| Vec::new()).collect();
+    let samples = numbers
+        .into_iter()
+        .flat_map(|numbers| numbers.chunks_exact_mut(tokens * sizes.row()));
+    for (sample, heads) in samples.zip(heads.chunks_exact_mut(sizes.heads)) {
+        for (i, row) in sample.chunks_exact_mut(sizes.width).enumerate() {
+            heads[i % sizes.heads].push(row);
+        }
+    }
+    heads
+}

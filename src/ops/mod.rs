@@ -1,0 +1,23 @@
+//! The operations that training spends its time in, each with a hand-written backward pass.
+//!
+//! candle differentiates chains of small operations; each would pass over memory several times, compute gradients of
+//! frozen weights, and hold the whole matrix of attention scores. An op here is a plain function of tensors, one place in
+//! the gradient graph, and a kernel for the CPU with sums in f32, for f32 and bf16. On other devices the same functions
+//! compose candle's own operations.
+//!
+//! Results do not depend on the number of threads: work is cut into pieces of fixed sizes, and sums run in fixed orders.
+
+pub mod activation;
+pub mod attention;
+mod lanes;
+pub mod linear;
+pub mod norm;
+mod parts;
+mod product;
+pub mod residual;
+pub mod rotary;
+mod slices;
+mod tile;
+mod wide;
+
+pub use attention::attention;

@@ -1,0 +1,304 @@
+//! Normalisation over the last axis with a gain and an offset for each part of a sequence: layer norm and RMS norm, plain
+//! or modulated by the timestep.
+//!
+//! ```text
+//! layer norm  n = (x - mean(x)) / sqrt(var(x) + eps)      RMS norm  n = x / sqrt(mean(x^2) + eps)
+//! y = n g + o
+//! dx = (h - mean(h) - n mean(h n)) / sqrt(...) with h = dy g; without mean(h) for the RMS norm
+//! dg = sum of dy n, do = sum of dy, over the rows of a part
+//! ```
+//!
+//! A plain norm has g = weight and o = bias; one that is modulated has g = weight (1 + scale), o = bias (1 + scale) + shift,
+//! which are small enough for candle to compute and to differentiate. arXiv:1607.06450, 1910.07467, 2212.09748
+//!
+//! Shapes: B samples, R rows of a sample, P parts, D features.
+
+use candle_core::backend::BackendStorage;
+use candle_core::{CpuStorage, CustomOp3, D, DType, Layout, Result, Shape, Tensor};
+use rayon::prelude::*;
+
+use super::parts::{check, cut, pieces};
+use super::slices::{numbers_of, stored, widened};
+use super::wide::{LANES, sum, wide};
+
+/// Which norm.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    Layer,
+    Rms,
+}
+
+/// A norm over the last axis.
+#[derive(Debug, Clone)]
+pub struct Norm {
+    pub kind: Kind,
+    pub eps: f64,
+    /// How many rows of a sample belong to each part, one part behind the other. Together they are all rows.
+    pub parts: Vec<usize>,
+}
+
+impl Norm {
+    /// x (B, ..., D), gain and offset (B or 1, P, D) -> (B, ..., D)
+    pub fn forward(&self, x: &Tensor, gain: &Tensor, offset: &Tensor) -> Result<Tensor> {
+        let (batch, width) = (x.dim(0)?, x.dim(D::Minus1)?);
+        let rows: usize = self.parts.iter().sum();
+        if x.elem_count() != batch * rows * width {
+            candle_core::bail!("a norm over {:?} rows of {width} was given {:?}", self.parts, x.dims());
+        }
+        check("a norm's gain", gain, batch, &self.parts, width)?;
+        check("a norm's offset", offset, batch, &self.parts, width)?;
+        if x.elem_count() == 0 {
+            return Ok(x.clone());
+        }
+        if !x.device().is_cpu() {
+            return self.composed(x, gain, offset);
+        }
+        let (gain, offset) = (gain.to_dtype(DType::F32)?, offset.to_dtype(DType::F32)?);
+        let op = NormOp {
+            norm: self.clone(),
+            width,
+        };
+        x.contiguous()?
+            .apply_op3(&gain.contiguous()?, &offset.contiguous()?, op)
+    }
+
+    /// The same in candle's operations, for other devices.
+    fn composed(&self, x: &Tensor, gain: &Tensor, offset: &Tensor) -> Result<Tensor> {
+        let (batch, width) = (x.dim(0)?, x.dim(D::Minus1)?);
+        let wide = x.reshape((batch, (), width))?.to_dtype(DType::F32)?; // (B, R, D)
+        let centred = match self.kind {
+            Kind::Layer => wide.broadcast_sub(&wide.mean_keepdim(D::Minus1)?)?,
+            Kind::Rms => wide,
+        };
+        let spread = (centred.sqr()?.mean_keepdim(D::Minus1)? + self.eps)?.sqrt()?;
+        let normed = centred.broadcast_div(&spread)?; // (B, R, D)
+        let mut first = 0;
+        let mut parts = Vec::new();
+        for (part, rows) in self.parts.iter().enumerate() {
+            let of = |table: &Tensor| table.narrow(1, part, 1)?.to_dtype(DType::F32); // (B or 1, 1, D)
+            let normed = normed.narrow(1, first, *rows)?;
+            parts.push(normed.broadcast_mul(&of(gain)?)?.broadcast_add(&of(offset)?)?);
+            first += rows;
+        }
+        Tensor::cat(&parts, 1)?.reshape(x.dims())?.to_dtype(x.dtype())
+    }
+}
+
+struct NormOp {
+    norm: Norm,
+    width: usize,
+}
+
+impl CustomOp3 for NormOp {
+    fn name(&self) -> &'static str {
+        "norm"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        x_layout: &Layout,
+        gain: &CpuStorage,
+        gain_layout: &Layout,
+        offset: &CpuStorage,
+        offset_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let (numbers, gain, offset) = (
+            widened(x, x_layout)?,
+            widened(gain, gain_layout)?,
+            widened(offset, offset_layout)?,
+        );
+        let (width, parts, form) = (self.width, self.norm.parts.len(), self.form());
+        let mut y = vec![0.0; numbers.len()];
+        let pieces = pieces(x_layout.shape().dims()[0], &self.norm.parts);
+        let places = cut(&mut y, &pieces, width);
+        pieces.par_iter().zip(places).for_each(|(piece, y)| {
+            let (gain, offset) = (piece.row(&gain, parts, width), piece.row(&offset, parts, width));
+            forward(piece.of(&numbers, width), gain, offset, y, form);
+        });
+        Ok((stored(y, x.dtype())?, x_layout.shape().clone()))
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        gain: &Tensor,
+        offset: &Tensor,
+        _: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let batch = x.dims()[0];
+        let (mut dx, mut tables) = (None, None);
+        numbers_of([x, gain, &grad.contiguous()?], |[numbers, gain_numbers, grad]| {
+            if x.track_op() {
+                dx = Some(self.back(batch, numbers, gain_numbers, grad));
+            }
+            if gain.track_op() || offset.track_op() {
+                tables = Some(self.tables(batch, numbers, grad));
+            }
+        })?;
+        let dx = dx.map(|dx| Tensor::from_vec(dx, x.dims(), x.device())?.to_dtype(x.dtype()));
+        // A table that all samples share has the sum of their gradients.
+        let table = |numbers: Vec<f32>, like: &Tensor| {
+            let all = Tensor::from_vec(numbers, (batch, self.norm.parts.len(), self.width), like.device())?;
+            if like.dim(0)? == batch { Ok(all) } else { all.sum_keepdim(0) }
+        };
+        let (dgain, doffset) = match tables {
+            Some((dgain, doffset)) => (Some(table(dgain, gain)?), Some(table(doffset, offset)?)),
+            None => (None, None),
+        };
+        Ok((
+            dx.transpose()?,
+            dgain.filter(|_| gain.track_op()),
+            doffset.filter(|_| offset.track_op()),
+        ))
+    }
+}
+
+impl NormOp {
+    fn form(&self) -> Form {
+        Form {
+            kind: self.norm.kind,
+            eps: self.norm.eps as f32,
+        }
+    }
+
+    /// The gradient of x.
+    fn back(&self, batch: usize, x: &[f32], gain: &[f32], grad: &[f32]) -> Vec<f32> {
+        let (width, parts, form) = (self.width, self.norm.parts.len(), self.form());
+        let mut dx = vec![0.0; x.len()];
+        let pieces = pieces(batch, &self.norm.parts);
+        let places = cut(&mut dx, &pieces, width);
+        pieces.par_iter().zip(places).for_each(|(piece, dx)| {
+            let (x, grad) = (piece.of(x, width), piece.of(grad, width));
+            back(x, piece.row(gain, parts, width), grad, dx, form);
+        });
+        dx
+    }
+
+    /// The gradients of gain and offset, (B, P, D) both.
+    fn tables(&self, batch: usize, x: &[f32], grad: &[f32]) -> (Vec<f32>, Vec<f32>) {
+        let (width, parts, form) = (self.width, self.norm.parts.len(), self.form());
+        let pieces = pieces(batch, &self.norm.parts);
+        let of_pieces = pieces.par_iter().map(|piece| {
+            let (mut dgain, mut doffset) = (vec![0.0; width], vec![0.0; width]);
+            table_sums(piece.of(x, width), piece.of(grad, width), &mut dgain, &mut doffset, form);
+            (dgain, doffset)
+        });
+        let of_pieces: Vec<(Vec<f32>, Vec<f32>)> = of_pieces.collect();
+        let size = batch * parts * width;
+        let (mut dgain, mut doffset) = (vec![0.0; size], vec![0.0; size]);
+        for (piece, (of_gain, of_offset)) in pieces.iter().zip(&of_pieces) {
+            let at = piece.at(size, parts, width);
+            for i in 0..width {
+                dgain[at + i] += of_gain[i];
+                doffset[at + i] += of_offset[i];
+            }
+        }
+        (dgain, doffset)
+    }
+}
+
+/// What rows are divided by.
+#[derive(Debug, Clone, Copy)]
+struct Form {
+    kind: Kind,
+    eps: f32,
+}
+
+/// Mean (0 for the RMS norm) and 1 / sqrt(variance + eps) of a row.
+#[inline(always)]
+fn moments(x: &[f32], form: Form) -> (f32, f32) {
+    let count = x.len() as f32;
+    let (whole, rest) = x.as_chunks::<LANES>();
+    let mean = match form.kind {
+        Kind::Rms => 0.0,
+        Kind::Layer => {
+            let mut lanes = [0f32; LANES];
+            for chunk in whole {
+                for lane in 0..LANES {
+                    lanes[lane] += chunk[lane];
+                }
+            }
+            (sum(lanes) + rest.iter().sum::<f32>()) / count
+        }
+    };
+    let mut lanes = [0f32; LANES];
+    for chunk in whole {
+        for lane in 0..LANES {
+            let centred = chunk[lane] - mean;
+            lanes[lane] = centred.mul_add(centred, lanes[lane]);
+        }
+    }
+    let rest: f32 = rest.iter().map(|x| (x - mean) * (x - mean)).sum();
+    let variance = (sum(lanes) + rest) / count;
+    (mean, 1.0 / (variance + form.eps).sqrt())
+}
+
+wide! {
+    /// Rows of one part.
+    fn forward(x: &[f32], gain: &[f32], offset: &[f32], y: &mut [f32], form: Form) {
+        for (x, y) in x.chunks_exact(gain.len()).zip(y.chunks_exact_mut(gain.len())) {
+            let (mean, inverse) = moments(x, form);
+            for (((y, x), gain), offset) in y.iter_mut().zip(x).zip(gain).zip(offset) {
+                *y = ((x - mean) * inverse).mul_add(*gain, *offset);
+            }
+        }
+    }
+}
+
+wide! {
+    /// Writes dx of rows of one part.
+    fn back(x: &[f32], gain: &[f32], grad: &[f32], dx: &mut [f32], form: Form) {
+        let width = gain.len();
+        let rows = x.chunks_exact(width).zip(grad.chunks_exact(width)).zip(dx.chunks_exact_mut(width));
+        for ((x, grad), dx) in rows {
+            let (mean, inverse) = moments(x, form);
+            let (plain, along) = means(x, gain, grad, mean, inverse);
+            let plain = match form.kind {
+                Kind::Layer => plain,
+                Kind::Rms => 0.0,
+            };
+            for (((dx, x), grad), gain) in dx.iter_mut().zip(x).zip(grad).zip(gain) {
+                let normed = (x - mean) * inverse;
+                *dx = (grad * gain - plain - normed * along) * inverse;
+            }
+        }
+    }
+}
+
+/// mean(h) and mean(h n) of a row, with h = dy g.
+#[inline(always)]
+fn means(x: &[f32], gain: &[f32], grad: &[f32], mean: f32, inverse: f32) -> (f32, f32) {
+    let (mut plain, mut along) = ([0f32; LANES], [0f32; LANES]);
+    let whole = x.len() / LANES * LANES;
+    for from in (0..whole).step_by(LANES) {
+        let (x, grad, gain) = (&x[from..from + LANES], &grad[from..from + LANES], &gain[from..from + LANES]);
+        for lane in 0..LANES {
+            let h = grad[lane] * gain[lane];
+            plain[lane] += h;
+            along[lane] = (h * inverse).mul_add(x[lane] - mean, along[lane]);
+        }
+    }
+    let (mut plain, mut along) = (sum(plain), sum(along));
+    for i in whole..x.len() {
+        let h = grad[i] * gain[i];
+        plain += h;
+        along += h * inverse * (x[i] - mean);
+    }
+    let count = x.len() as f32;
+    (plain / count, along / count)
+}
+
+wide! {
+    /// Adds what rows of one part say of their gain and offset.
+    fn table_sums(x: &[f32], grad: &[f32], dgain: &mut [f32], doffset: &mut [f32], form: Form) {
+        for (x, grad) in x.chunks_exact(dgain.len()).zip(grad.chunks_exact(dgain.len())) {
+            let (mean, inverse) = moments(x, form);
+            for (((x, grad), dgain), doffset) in x.iter().zip(grad).zip(dgain.iter_mut()).zip(doffset.iter_mut()) {
+                *dgain += grad * (x - mean) * inverse;
+                *doffset += grad;
+            }
+        }
+    }
+}

@@ -1,0 +1,79 @@
+//! Sequences of several parts, such as text and video: which rows read which row of a table (B or 1, P, D).
+
+use candle_core::{Result, Tensor};
+
+/// Rows that one thread takes at a time; also those that are summed up together.
+const ROWS: usize = 64;
+
+/// Refuses a table that is not (B or 1, P, D).
+pub fn check(name: &str, table: &Tensor, batch: usize, parts: &[usize], width: usize) -> Result<()> {
+    let (samples, count, features) = table.dims3()?;
+    if (samples != 1 && samples != batch) || count != parts.len() || features != width {
+        candle_core::bail!(
+            "{name} {:?} for {batch} samples of {} parts of {width} features",
+            table.dims(),
+            parts.len()
+        );
+    }
+    Ok(())
+}
+
+/// Some rows of one part of one sample.
+#[derive(Debug, Clone, Copy)]
+pub struct Piece {
+    sample: usize,
+    part: usize,
+    /// Of all rows of all samples.
+    first: usize,
+    rows: usize,
+}
+
+/// Cuts the rows of `batch` samples into pieces, which cover them in order. `parts` are the parts' rows in a sample.
+pub fn pieces(batch: usize, parts: &[usize]) -> Vec<Piece> {
+    let mut pieces = Vec::new();
+    let mut first = 0;
+    for sample in 0..batch {
+        for (part, rows) in parts.iter().enumerate() {
+            for from in (0..*rows).step_by(ROWS) {
+                let rows = ROWS.min(rows - from);
+                pieces.push(Piece {
+                    sample,
+                    part,
+                    first,
+                    rows,
+                });
+                first += rows;
+            }
+        }
+    }
+    pieces
+}
+
+impl Piece {
+    /// Its rows among those of all samples.
+    pub fn of<'a>(&self, numbers: &'a [f32], width: usize) -> &'a [f32] {
+        &numbers[self.first * width..][..self.rows * width]
+    }
+
+    /// Where its row of a table of `numbers` numbers starts.
+    pub fn at(&self, numbers: usize, parts: usize, width: usize) -> usize {
+        let shared = numbers == parts * width;
+        (if shared { 0 } else { self.sample * parts } + self.part) * width
+    }
+
+    /// Its row of a table.
+    pub fn row<'a>(&self, table: &'a [f32], parts: usize, width: usize) -> &'a [f32] {
+        &table[self.at(table.len(), parts, width)..][..width]
+    }
+}
+
+/// Cuts `numbers` at the pieces.
+pub fn cut<'a>(mut numbers: &'a mut [f32], pieces: &[Piece], width: usize) -> Vec<&'a mut [f32]> {
+    let mut places = Vec::with_capacity(pieces.len());
+    for piece in pieces {
+        let (place, rest) = numbers.split_at_mut(piece.rows * width);
+        places.push(place);
+        numbers = rest;
+    }
+    places
+}

@@ -1,0 +1,106 @@
+//! Products of matrices within ops, over slices: `c = beta c + alpha a b`, on candle's own gemm.
+
+use gemm::Parallelism;
+
+/// A matrix in a slice: `rows` x `cols`, the number at (i, j) at `i row_stride + j col_stride`.
+#[derive(Debug, Clone, Copy)]
+pub struct Matrix<'a> {
+    pub numbers: &'a [f32],
+    pub rows: usize,
+    pub cols: usize,
+    pub row_stride: usize,
+    pub col_stride: usize,
+}
+
+impl<'a> Matrix<'a> {
+    /// Rows one behind the other.
+    pub fn new(numbers: &'a [f32], rows: usize, cols: usize) -> Self {
+        Self::strided(numbers, rows, cols, cols)
+    }
+
+    /// Rows that start `row_stride` numbers apart.
+    pub fn strided(numbers: &'a [f32], rows: usize, cols: usize, row_stride: usize) -> Self {
+        let matrix = Self {
+            numbers,
+            rows,
+            cols,
+            row_stride,
+            col_stride: 1,
+        };
+        matrix.check();
+        matrix
+    }
+
+    /// Transposed: the same numbers, read the other way.
+    pub fn t(self) -> Self {
+        Self {
+            rows: self.cols,
+            cols: self.rows,
+            row_stride: self.col_stride,
+            col_stride: self.row_stride,
+            ..self
+        }
+    }
+
+    /// `gemm` reads through raw pointers: whatever it may reach must be inside of the slice.
+    fn check(&self) {
+        let last = self.rows.saturating_sub(1) * self.row_stride + self.cols.saturating_sub(1) * self.col_stride;
+        let empty = self.rows == 0 || self.cols == 0;
+        assert!(
+            empty || last < self.numbers.len(),
+            "a matrix reaches beyond its numbers"
+        );
+    }
+}
+
+/// Who computes a product.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Threads {
+    /// The caller's alone: where several products run beside each other.
+    One,
+    /// All of rayon's.
+    All,
+}
+
+/// `c = beta c + alpha a b` for c (rows of a, cols of b), whose rows start `row_stride` numbers apart. With `beta` 0 what c
+/// held does not matter. Sums run along the inner axis in an order that does not depend on the threads.
+pub fn product(c: &mut [f32], row_stride: usize, beta: f32, alpha: f32, a: Matrix, b: Matrix, threads: Threads) {
+    let (m, n, k) = (a.rows, b.cols, a.cols);
+    assert_eq!(k, b.rows, "the inner sides of a product differ");
+    if m == 0 || n == 0 {
+        return;
+    }
+    assert!(
+        (m - 1) * row_stride + n <= c.len(),
+        "a product reaches beyond its place"
+    );
+    let parallelism = match threads {
+        Threads::One => Parallelism::None,
+        Threads::All => Parallelism::Rayon(rayon::current_num_threads()),
+    };
+    // SAFETY: the three assertions above and in `Matrix::check` keep all reads and writes inside of the slices; c is
+    // borrowed mutably, so it overlaps neither a nor b.
+    unsafe {
+        gemm::gemm(
+            m,
+            n,
+            k,
+            c.as_mut_ptr(),
+            1,
+            row_stride as isize,
+            beta != 0.0,
+            a.numbers.as_ptr(),
+            a.col_stride as isize,
+            a.row_stride as isize,
+            b.numbers.as_ptr(),
+            b.col_stride as isize,
+            b.row_stride as isize,
+            beta,
+            alpha,
+            false,
+            false,
+            false,
+            parallelism,
+        );
+    }
+}

@@ -1,0 +1,171 @@
+//! Residual connections with a gate for each part of a sequence: `y = x + g u`. arXiv:2212.09748
+//!
+//! ```text
+//! dx = dy      du = g dy      dg = sum of dy u over the rows of a part
+//! ```
+//!
+//! Shapes: B samples, R rows of a sample, P parts, D features.
+
+use candle_core::backend::BackendStorage;
+use candle_core::{CpuStorage, CustomOp3, DType, Layout, Result, Shape, Tensor};
+use rayon::prelude::*;
+
+use super::parts::{check, cut, pieces};
+use super::slices::{numbers_of, stored, widened};
+use super::wide::wide;
+
+/// x and update (B, R, D), gate (B or 1, P, D) -> (B, R, D). `parts` are the rows of each part, together R.
+pub fn gated_residual(x: &Tensor, update: &Tensor, gate: &Tensor, parts: &[usize]) -> Result<Tensor> {
+    let (batch, rows, width) = x.dims3()?;
+    if update.dims() != x.dims() || parts.iter().sum::<usize>() != rows {
+        candle_core::bail!("{:?} + a gate for {parts:?} rows x {:?}", x.dims(), update.dims());
+    }
+    check("a gate", gate, batch, parts, width)?;
+    if x.elem_count() == 0 {
+        return Ok(x.clone());
+    }
+    let update = update.to_dtype(x.dtype())?;
+    if !x.device().is_cpu() {
+        return composed(x, &update, &gate.to_dtype(x.dtype())?, parts);
+    }
+    let gate = gate.to_dtype(DType::F32)?.contiguous()?;
+    let op = Gated { parts: parts.to_vec() };
+    x.contiguous()?.apply_op3(&update.contiguous()?, &gate, op)
+}
+
+/// The same in candle's operations, for other devices.
+fn composed(x: &Tensor, update: &Tensor, gate: &Tensor, parts: &[usize]) -> Result<Tensor> {
+    let mut first = 0;
+    let mut gated = Vec::new();
+    for (part, rows) in parts.iter().enumerate() {
+        gated.push(update.narrow(1, first, *rows)?.broadcast_mul(&gate.narrow(1, part, 1)?)?);
+        first += rows;
+    }
+    x + Tensor::cat(&gated, 1)?
+}
+
+struct Gated {
+    parts: Vec<usize>,
+}
+
+impl CustomOp3 for Gated {
+    fn name(&self) -> &'static str {
+        "gated-residual"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        x_layout: &Layout,
+        update: &CpuStorage,
+        update_layout: &Layout,
+        gate: &CpuStorage,
+        gate_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let (batch, _, width) = x_layout.shape().dims3()?;
+        let (numbers, update, gate) = (
+            widened(x, x_layout)?,
+            widened(update, update_layout)?,
+            widened(gate, gate_layout)?,
+        );
+        let mut y = vec![0.0; numbers.len()];
+        let pieces = pieces(batch, &self.parts);
+        let places = cut(&mut y, &pieces, width);
+        pieces.par_iter().zip(places).for_each(|(piece, y)| {
+            let gate = piece.row(&gate, self.parts.len(), width);
+            forward(piece.of(&numbers, width), piece.of(&update, width), gate, y);
+        });
+        Ok((stored(y, x.dtype())?, x_layout.shape().clone()))
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        update: &Tensor,
+        gate: &Tensor,
+        _: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let (batch, _, width) = x.dims3()?;
+        let (mut dupdate, mut dgate) = (None, None);
+        numbers_of([update, gate, &grad.contiguous()?], |[numbers, gate_numbers, grad]| {
+            if update.track_op() {
+                dupdate = Some(self.back(batch, width, gate_numbers, grad));
+            }
+            if gate.track_op() {
+                dgate = Some(self.sums(batch, width, numbers, grad, gate_numbers.len()));
+            }
+        })?;
+        let dupdate = dupdate.map(|dupdate| Tensor::from_vec(dupdate, x.dims(), x.device())?.to_dtype(x.dtype()));
+        let dgate = dgate.map(|dgate| Tensor::from_vec(dgate, gate.dims(), x.device()));
+        Ok((x.track_op().then(|| grad.clone()), dupdate.transpose()?, dgate.transpose()?))
+    }
+}
+
+impl Gated {
+    /// The gradient of the update.
+    fn back(&self, batch: usize, width: usize, gate: &[f32], grad: &[f32]) -> Vec<f32> {
+        let mut dupdate = vec![0.0; grad.len()];
+        let pieces = pieces(batch, &self.parts);
+        let places = cut(&mut dupdate, &pieces, width);
+        pieces.par_iter().zip(places).for_each(|(piece, dupdate)| {
+            let gate = piece.row(gate, self.parts.len(), width);
+            back(piece.of(grad, width), gate, dupdate);
+        });
+        dupdate
+    }
+
+    /// The gradient of a gate of `size` numbers.
+    fn sums(&self, batch: usize, width: usize, update: &[f32], grad: &[f32], size: usize) -> Vec<f32> {
+        let pieces = pieces(batch, &self.parts);
+        let of_pieces = pieces.par_iter().map(|piece| {
+            let mut dgate = vec![0.0; width];
+            gate_sums(piece.of(update, width), piece.of(grad, width), &mut dgate);
+            dgate
+        });
+        let of_pieces: Vec<Vec<f32>> = of_pieces.collect();
+        let mut dgate = vec![0.0; size];
+        for (piece, of_piece) in pieces.iter().zip(&of_pieces) {
+            let at = piece.at(size, self.parts.len(), width);
+            for (dgate, of_piece) in dgate[at..].iter_mut().zip(of_piece) {
+                *dgate += of_piece;
+            }
+        }
+        dgate
+    }
+}
+
+wide! {
+    /// Rows of one part.
+    fn forward(x: &[f32], update: &[f32], gate: &[f32], y: &mut [f32]) {
+        let width = gate.len();
+        let rows = x.chunks_exact(width).zip(update.chunks_exact(width)).zip(y.chunks_exact_mut(width));
+        for ((x, update), y) in rows {
+            for (((y, x), update), gate) in y.iter_mut().zip(x).zip(update).zip(gate) {
+                *y = gate.mul_add(*update, *x);
+            }
+        }
+    }
+}
+
+wide! {
+    /// Writes du of rows of one part.
+    fn back(grad: &[f32], gate: &[f32], dupdate: &mut [f32]) {
+        for (grad, dupdate) in grad.chunks_exact(gate.len()).zip(dupdate.chunks_exact_mut(gate.len())) {
+            for ((dupdate, grad), gate) in dupdate.iter_mut().zip(grad).zip(gate) {
+                *dupdate = grad * gate;
+            }
+        }
+    }
+}
+
+wide! {
+    /// Adds what rows of one part say of their gate.
+    fn gate_sums(update: &[f32], grad: &[f32], dgate: &mut [f32]) {
+        for (update, grad) in update.chunks_exact(dgate.len()).zip(grad.chunks_exact(dgate.len())) {
+            for ((dgate, update), grad) in dgate.iter_mut().zip(update).zip(grad) {
+                *dgate = update.mul_add(*grad, *dgate);
+            }
+        }
+    }
+}

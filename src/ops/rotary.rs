@@ -1,0 +1,164 @@
+//! Rotary position embedding: pairs of features turn by an angle of their token. arXiv:2104.09864
+//!
+//! ```text
+//! (y0, y1) = (x0 cos - x1 sin, x1 cos + x0 sin)      back: the same by the opposite angle
+//! ```
+//!
+//! Shapes: B samples, S tokens, H heads, K features a head. Tokens come before heads, as linear layers give them.
+
+use candle_core::backend::BackendStorage;
+use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Tensor};
+use rayon::prelude::*;
+
+use super::slices::{numbers_of, stored, widened};
+use super::wide::wide;
+
+/// Tokens that one thread takes at a time.
+const TOKENS: usize = 64;
+
+/// Which features make a pair.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pairs {
+    /// 2i and 2i + 1.
+    Neighbours,
+    /// i and i + K/2.
+    Halves,
+}
+
+/// How tokens turn.
+#[derive(Debug, Clone)]
+pub struct Turn {
+    /// (S - first, K / 2), f32
+    pub cos: Tensor,
+    /// (S - first, K / 2), f32
+    pub sin: Tensor,
+    pub pairs: Pairs,
+    /// How many tokens stand before the tables' first and do not turn.
+    pub first: usize,
+}
+
+impl Turn {
+    /// x (B, S, H, K) -> (B, S, H, K), computed in f32. Gradients reach x alone.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let (_, tokens, _, width) = x.dims4()?;
+        for table in [&self.cos, &self.sin] {
+            let (rows, pairs) = table.dims2()?;
+            if self.first + rows != tokens || 2 * pairs != width || table.dtype() != DType::F32 {
+                candle_core::bail!(
+                    "{:?} cannot turn by a table {:?} of {:?} behind {} tokens",
+                    x.dims(),
+                    table.dims(),
+                    table.dtype(),
+                    self.first
+                );
+            }
+        }
+        if x.elem_count() == 0 {
+            return Ok(x.clone());
+        }
+        if !x.device().is_cpu() {
+            return self.composed(x);
+        }
+        let turn = Self {
+            cos: self.cos.contiguous()?,
+            sin: self.sin.contiguous()?,
+            ..self.clone()
+        };
+        x.contiguous()?.apply_op1(Op { turn, sign: 1.0 })
+    }
+
+    /// The same in candle's operations, for other devices.
+    fn composed(&self, x: &Tensor) -> Result<Tensor> {
+        let (batch, tokens, heads, width) = x.dims4()?;
+        let turning = tokens - self.first;
+        let still = x.narrow(1, 0, self.first)?;
+        let (dims, axis) = match self.pairs {
+            Pairs::Neighbours => ([batch, turning, heads, width / 2, 2], 4),
+            Pairs::Halves => ([batch, turning, heads, 2, width / 2], 3),
+        };
+        let pairs = x.narrow(1, self.first, turning)?.to_dtype(DType::F32)?;
+        let pairs = pairs.contiguous()?.reshape(&dims[..])?;
+        let of_pair = |at: usize| pairs.narrow(axis, at, 1)?.squeeze(axis); // (B, S - first, H, K / 2)
+        let (x0, x1) = (of_pair(0)?, of_pair(1)?);
+        let (cos, sin) = (self.cos.unsqueeze(1)?, self.sin.unsqueeze(1)?); // (S - first, 1, K / 2)
+        let y0 = (x0.broadcast_mul(&cos)? - x1.broadcast_mul(&sin)?)?;
+        let y1 = (x1.broadcast_mul(&cos)? + x0.broadcast_mul(&sin)?)?;
+        let turned = Tensor::stack(&[y0, y1], axis)?
+            .reshape((batch, turning, heads, width))?
+            .to_dtype(x.dtype())?;
+        Tensor::cat(&[still, turned], 1)
+    }
+}
+
+struct Op {
+    turn: Turn,
+    /// -1 on the way back.
+    sign: f32,
+}
+
+impl CustomOp1 for Op {
+    fn name(&self) -> &'static str {
+        "rotary"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let (_, tokens, heads, width) = layout.shape().dims4()?;
+        let numbers = widened(x, layout)?;
+        let Turn { cos, sin, pairs, first } = &self.turn;
+        let mut y = vec![0.0; numbers.len()];
+        numbers_of([cos, sin], |[cos, sin]| {
+            let size = heads * width;
+            let pieces = y.par_chunks_mut(TOKENS * size).zip(numbers.par_chunks(TOKENS * size));
+            pieces.enumerate().for_each(|(piece, (y, x))| {
+                for (i, (y, x)) in y.chunks_mut(size).zip(x.chunks(size)).enumerate() {
+                    let token = (piece * TOKENS + i) % tokens;
+                    if token < *first {
+                        y.copy_from_slice(x);
+                        continue;
+                    }
+                    let row = (token - first) * (width / 2)..(token - first + 1) * (width / 2);
+                    match pairs {
+                        Pairs::Neighbours => neighbours(x, &cos[row.clone()], &sin[row], self.sign, y),
+                        Pairs::Halves => halves(x, &cos[row.clone()], &sin[row], self.sign, y),
+                    }
+                }
+            });
+        })?;
+        Ok((stored(y, x.dtype())?, layout.shape().clone()))
+    }
+
+    fn bwd(&self, _: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
+        let back = Self {
+            turn: self.turn.clone(),
+            sign: -self.sign,
+        };
+        grad.contiguous()?.apply_op1_no_bwd(&back).map(Some)
+    }
+}
+
+wide! {
+    /// The heads of one token.
+    fn neighbours(x: &[f32], cos: &[f32], sin: &[f32], sign: f32, y: &mut [f32]) {
+        for (x, y) in x.chunks_exact(2 * cos.len()).zip(y.chunks_exact_mut(2 * cos.len())) {
+            let pairs = x.as_chunks::<2>().0.iter().zip(y.as_chunks_mut::<2>().0);
+            for (((x, y), cos), sin) in pairs.zip(cos).zip(sin) {
+                let sin = sin * sign;
+                *y = [x[0] * cos - x[1] * sin, x[1] * cos + x[0] * sin];
+            }
+        }
+    }
+}
+
+wide! {
+    /// The heads of one token.
+    fn halves(x: &[f32], cos: &[f32], sin: &[f32], sign: f32, y: &mut [f32]) {
+        for (x, y) in x.chunks_exact(2 * cos.len()).zip(y.chunks_exact_mut(2 * cos.len())) {
+            let ((x0, x1), (y0, y1)) = (x.split_at(cos.len()), y.split_at_mut(cos.len()));
+            for (((((x0, x1), y0), y1), cos), sin) in x0.iter().zip(x1).zip(y0).zip(y1).zip(cos).zip(sin) {
+                let sin = sin * sign;
+                *y0 = x0 * cos - x1 * sin;
+                *y1 = x1 * cos + x0 * sin;
+            }
+        }
+    }
+}
