@@ -159,7 +159,14 @@ fn clips_of_real_sizes_lie_on_the_grid_where_diffusers_puts_them() {
         }
         let x = randn(4, &[1, 3 + frames * height * width, 1, 16]);
         let turned = rotary.apply(&x).unwrap();
-        let still = |x: &Tensor| x.narrow(1, 0, 3).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        let still = |x: &Tensor| {
+            x.narrow(1, 0, 3)
+                .unwrap()
+                .flatten_all()
+                .unwrap()
+                .to_vec1::<f32>()
+                .unwrap()
+        };
         assert_eq!(still(&turned), still(&x), "text does not turn");
     }
 }

@@ -85,5 +85,7 @@ impl Norm {
 
 /// (D) -> (1, 1, D) f32
 fn table(parameter: &Tensor) -> Result<Tensor> {
-    parameter.to_dtype(DType::F32)?.reshape((1, 1, parameter.dim(D::Minus1)?))
+    parameter
+        .to_dtype(DType::F32)?
+        .reshape((1, 1, parameter.dim(D::Minus1)?))
 }

@@ -141,7 +141,11 @@ impl CustomOp3 for NormOp {
         // A table that all samples share has the sum of their gradients.
         let table = |numbers: Vec<f32>, like: &Tensor| {
             let all = Tensor::from_vec(numbers, (batch, self.norm.parts.len(), self.width), like.device())?;
-            if like.dim(0)? == batch { Ok(all) } else { all.sum_keepdim(0) }
+            if like.dim(0)? == batch {
+                Ok(all)
+            } else {
+                all.sum_keepdim(0)
+            }
         };
         let (dgain, doffset) = match tables {
             Some((dgain, doffset)) => (Some(table(dgain, gain)?), Some(table(doffset, offset)?)),
@@ -182,7 +186,13 @@ impl NormOp {
         let pieces = pieces(batch, &self.norm.parts);
         let of_pieces = pieces.par_iter().map(|piece| {
             let (mut dgain, mut doffset) = (vec![0.0; width], vec![0.0; width]);
-            table_sums(piece.of(x, width), piece.of(grad, width), &mut dgain, &mut doffset, form);
+            table_sums(
+                piece.of(x, width),
+                piece.of(grad, width),
+                &mut dgain,
+                &mut doffset,
+                form,
+            );
             (dgain, doffset)
         });
         let of_pieces: Vec<(Vec<f32>, Vec<f32>)> = of_pieces.collect();
@@ -273,7 +283,11 @@ fn means(x: &[f32], gain: &[f32], grad: &[f32], mean: f32, inverse: f32) -> (f32
     let (mut plain, mut along) = ([0f32; LANES], [0f32; LANES]);
     let whole = x.len() / LANES * LANES;
     for from in (0..whole).step_by(LANES) {
-        let (x, grad, gain) = (&x[from..from + LANES], &grad[from..from + LANES], &gain[from..from + LANES]);
+        let (x, grad, gain) = (
+            &x[from..from + LANES],
+            &grad[from..from + LANES],
+            &gain[from..from + LANES],
+        );
         for lane in 0..LANES {
             let h = grad[lane] * gain[lane];
             plain[lane] += h;

@@ -38,7 +38,11 @@ fn composed(x: &Tensor, update: &Tensor, gate: &Tensor, parts: &[usize]) -> Resu
     let mut first = 0;
     let mut gated = Vec::new();
     for (part, rows) in parts.iter().enumerate() {
-        gated.push(update.narrow(1, first, *rows)?.broadcast_mul(&gate.narrow(1, part, 1)?)?);
+        gated.push(
+            update
+                .narrow(1, first, *rows)?
+                .broadcast_mul(&gate.narrow(1, part, 1)?)?,
+        );
         first += rows;
     }
     x + Tensor::cat(&gated, 1)?
@@ -98,7 +102,11 @@ impl CustomOp3 for Gated {
         })?;
         let dupdate = dupdate.map(|dupdate| Tensor::from_vec(dupdate, x.dims(), x.device())?.to_dtype(x.dtype()));
         let dgate = dgate.map(|dgate| Tensor::from_vec(dgate, gate.dims(), x.device()));
-        Ok((x.track_op().then(|| grad.clone()), dupdate.transpose()?, dgate.transpose()?))
+        Ok((
+            x.track_op().then(|| grad.clone()),
+            dupdate.transpose()?,
+            dgate.transpose()?,
+        ))
     }
 }
 

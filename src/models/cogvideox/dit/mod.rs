@@ -21,8 +21,8 @@ pub use config::Config;
 
 use crate::models::denoiser::{Denoiser, Fixed, Input, State};
 use crate::nn::embed::{Sinusoid, TimestepEmbedding};
-use crate::nn::weights::Planter;
 use crate::nn::norm::Modulation;
+use crate::nn::weights::Planter;
 use crate::nn::{Linear, Norm, Weights, linear};
 use crate::ops::activation::silu;
 use block::{Block, layer_norm};

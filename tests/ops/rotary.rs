@@ -1,0 +1,75 @@
+use candle_core::{Device, Result, Tensor};
+use vtrain::ops::rotary::{Pairs, Turn};
+
+use super::elementwise::{equals_formula, equals_torch, holds_in_any_form, numbers, randn};
+
+/// As in the fixtures.
+fn angle(token: usize, pair: usize) -> f64 {
+    token as f64 / 7.0 + pair as f64 / 3.0
+}
+
+fn turn(pairs: Pairs, first: usize, tokens: usize, width: usize) -> Turn {
+    let table = |f: fn(f64) -> f64| {
+        let numbers =
+            (0..tokens - first).flat_map(|token| (0..width / 2).map(move |pair| f(angle(token, pair)) as f32));
+        Tensor::from_vec(numbers.collect(), (tokens - first, width / 2), &Device::Cpu).unwrap()
+    };
+    Turn {
+        cos: table(f64::cos),
+        sin: table(f64::sin),
+        pairs,
+        first,
+    }
+}
+
+fn op(turn: Turn) -> impl Fn(&[Tensor]) -> Result<Tensor> + Sync {
+    move |x| turn.forward(&x[0])
+}
+
+#[test]
+fn turns_are_those_of_torch() {
+    equals_torch("neighbours", &["x"], &op(turn(Pairs::Neighbours, 2, 7, 10)));
+    equals_torch("halves", &["x"], &op(turn(Pairs::Halves, 0, 7, 10)));
+}
+
+#[test]
+fn turns_and_their_gradients_follow_the_formula() {
+    for pairs in [Pairs::Neighbours, Pairs::Halves] {
+        for (first, tokens, heads, width) in [(0, 3, 2, 6), (2, 4, 1, 2), (3, 3, 2, 4), (0, 1, 1, 34)] {
+            let turn = turn(pairs, first, tokens, width);
+            let (cos, sin) = (numbers(&turn.cos), numbers(&turn.sin));
+            let formula = |inputs: &[Vec<f64>]| {
+                let mut y = inputs[0].clone();
+                for (row, y) in y.chunks_mut(width).enumerate() {
+                    let token = row / heads % tokens;
+                    for pair in 0..if token < first { 0 } else { width / 2 } {
+                        let at = (token - first) * width / 2 + pair;
+                        let (i, j) = match pairs {
+                            Pairs::Neighbours => (2 * pair, 2 * pair + 1),
+                            Pairs::Halves => (pair, pair + width / 2),
+                        };
+                        (y[i], y[j]) = (y[i] * cos[at] - y[j] * sin[at], y[j] * cos[at] + y[i] * sin[at]);
+                    }
+                }
+                y
+            };
+            equals_formula(&op(turn), &formula, &[randn(1, &[2, tokens, heads, width])]);
+        }
+    }
+}
+
+#[test]
+fn a_turn_holds_in_any_form() {
+    for pairs in [Pairs::Neighbours, Pairs::Halves] {
+        holds_in_any_form(&op(turn(pairs, 5, 150, 34)), &[randn(1, &[2, 150, 3, 34])]);
+    }
+}
+
+#[test]
+fn nothing_does_not_turn_and_what_does_not_fit_is_refused() {
+    let whole = turn(Pairs::Halves, 2, 7, 10);
+    assert_eq!(whole.forward(&randn(1, &[0, 7, 3, 10])).unwrap().dims(), [0, 7, 3, 10]);
+    for shape in [[1, 6, 3, 10], [1, 7, 3, 12], [1, 7, 3, 9]] {
+        assert!(whole.forward(&randn(1, &shape)).is_err(), "{shape:?}");
+    }
+}
