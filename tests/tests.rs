@@ -13,6 +13,7 @@ mod disk; // written whole or not at all
 mod fuzz; // mutated input of every kind
 mod hub; // checkpoints of the Hugging Face Hub
 mod lora; // which layers learn, first values, dropout, files, against PEFT and torch
+mod ops; // attention and layers with gradients of their own, against torch
 mod optim; // AdamW, clipping, averages, schedules, against torch
 mod precompute; // clips and captions, encoded once
 mod rng; // torch's CPU generator, bit for bit

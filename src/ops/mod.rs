@@ -9,12 +9,12 @@
 
 pub mod activation;
 pub mod attention;
-mod lanes;
+pub mod lanes;
 pub mod linear;
 pub mod norm;
 mod product;
 mod slices;
-mod tile;
+pub mod tile;
 mod wide;
 
 pub use attention::attention;
