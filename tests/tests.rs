@@ -1,6 +1,7 @@
 //! The one integration test binary: one link instead of ten.
 
 mod architecture; // who may import whom
+mod bench; // measuring a step
 mod checkpoints; // a run goes on from what it left
 mod cli; // the program as a user runs it
 mod cogvideox_dit; // the transformer against diffusers, forwards and backwards

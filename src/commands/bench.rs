@@ -112,7 +112,10 @@ pub fn run(args: Args) -> Result<(), Failure> {
     let bucket = args.bucket.map_or(config.datasets[0].buckets[0], |size| size.0);
     let measured = measure(&args, &config, bucket, &device).or_exit(Exit::Model)?;
     match args.json {
-        true => super::print(&format!("{}\n", serde_json::to_string(&measured).or_exit(Exit::Training)?)),
+        true => super::print(&format!(
+            "{}\n",
+            serde_json::to_string(&measured).or_exit(Exit::Training)?
+        )),
         false => super::print(&measured.table()),
     }
 }
@@ -133,7 +136,11 @@ fn measure(args: &Args, config: &RunConfig, bucket: Bucket, device: &Device) -> 
     let bare = bare::open(&directory, weights.clone(), planter, bucket, batch_size)?;
     let vars: Vec<Var> = match args.forward {
         true => Vec::new(),
-        false => trainable.finish()?.into_iter().flat_map(|pair| [pair.a, pair.b]).collect(),
+        false => trainable
+            .finish()?
+            .into_iter()
+            .flat_map(|pair| [pair.a, pair.b])
+            .collect(),
     };
     let mut optimizer = AdamW::new(vars.clone(), &config.optimizer)?;
     let mut splits = Vec::new();
@@ -173,7 +180,11 @@ fn step(bare: &Bare, config: &RunConfig, vars: &[Var], optimizer: &mut AdamW) ->
     let gradients = gradients.context("an adapter without a gradient")?;
     let norm = clip::global_norm(&gradients)?; // waits for a GPU
     let both = started.elapsed();
-    optimizer.step(&gradients, clip::coefficient(norm, config.train.max_grad_norm), config.optimizer.lr)?;
+    optimizer.step(
+        &gradients,
+        clip::coefficient(norm, config.train.max_grad_norm),
+        config.optimizer.lr,
+    )?;
     Ok(Split {
         forward: passed.forward.as_secs_f64(),
         backward: (both - passed.forward).as_secs_f64(),
@@ -241,7 +252,9 @@ impl Measured {
         let least = pace.step_seconds.iter().copied().fold(f64::INFINITY, f64::min);
         let most = pace.step_seconds.iter().copied().fold(0.0, f64::max);
         let (flops, peak) = (pace.model_flops_per_second / 1e9, self.matmul_flops_per_second / 1e9);
-        let memory = self.peak_memory_bytes.map_or("unknown".into(), |bytes| format!("{} MiB", bytes >> 20));
+        let memory = self
+            .peak_memory_bytes
+            .map_or("unknown".into(), |bytes| format!("{} MiB", bytes >> 20));
         format!(
             "bucket     {} x {}, {} tokens each, {:?}, {} threads\n\
              numbers    {} in the transformer, {} in adapters\n\

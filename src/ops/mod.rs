@@ -9,7 +9,7 @@
 
 pub mod activation;
 pub mod attention;
-mod lanes;
+pub mod lanes;
 pub mod linear;
 pub mod norm;
 mod parts;
@@ -17,7 +17,7 @@ mod product;
 pub mod residual;
 pub mod rotary;
 mod slices;
-mod tile;
+pub mod tile;
 mod wide;
 
 pub use attention::attention;
