@@ -9,6 +9,7 @@
 
 pub mod activation;
 pub mod attention;
+pub mod chain;
 mod lanes;
 pub mod linear;
 pub mod norm;
