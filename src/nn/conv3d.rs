@@ -23,9 +23,9 @@ use std::ops::Deref;
 
 use candle_core::{CpuStorage, DType, Device, InplaceOp1, Layout, Result, Storage, Tensor, bail};
 
+pub use crate::ops::lanes::Isa;
 pub use direct::Geometry;
 pub use moments::group_moments;
-pub use simd::Isa;
 
 use direct::Direct;
 use frames::Source;

@@ -9,15 +9,18 @@
 //!
 //! Letters: N rows (samples and tokens together), I features in, O features out, R the adapter's rank.
 
-use std::sync::{Arc, Mutex};
+use std::sync::OnceLock;
 
 use candle_core::backend::BackendStorage;
-use candle_core::{CpuStorage, CustomOp1, CustomOp3, D, Layout, Result, Shape, Tensor};
+use candle_core::{CpuStorage, CustomOp1, CustomOp3, Layout, Result, Shape, Storage, Tensor, bail};
 
-use super::product::{Matrix, Threads, product};
-use super::slices::{numbers_of, stored, widened};
+use super::product::{Matrix, product};
+use super::slices::{numbers_of, stored, widen, widened};
 
-/// A frozen matrix (O, I) and bias (O).
+/// Numbers of a matrix in bf16 that are f32 at a time.
+const STRIP: usize = 1 << 20;
+
+/// A frozen matrix (O, I) and bias (O), in f32 or bf16.
 #[derive(Debug, Clone)]
 pub struct Frozen {
     pub weight: Tensor,
@@ -32,122 +35,220 @@ pub struct LowRank<'a> {
     pub scale: f64,
 }
 
+/// How much of everything there is.
+#[derive(Debug, Clone, Copy)]
+struct Sizes {
+    rows: usize,
+    features: usize,
+    out_features: usize,
+    rank: usize,
+}
+
 impl Frozen {
-    /// x (..., I) -> (..., O). Gradients reach x alone.
+    /// x (..., I) -> (..., O), on the CPU with sums in f32. Gradients reach x alone.
+    ///
+    /// # Errors
+    /// Shapes or types that do not go together.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let sizes = self.sizes(x)?;
         if !x.device().is_cpu() {
-            return self.composed(x);
+            return self.composed(x, &sizes);
         }
-        x.contiguous()?.apply_op1(FrozenLinear(self.clone()))
+        let layer = Layer {
+            frozen: self.contiguous()?,
+            sizes,
+        };
+        x.contiguous()?.apply_op1(layer)
     }
 
-    /// x (..., I) -> (..., O). Gradients reach x, A and B.
+    /// x (..., I) -> (..., O), on the CPU with sums in f32. Gradients reach x, A and B, as far as they ask for them.
+    ///
+    /// # Errors
+    /// Shapes or types that do not go together.
     pub fn forward_with(&self, x: &Tensor, adapter: LowRank) -> Result<Tensor> {
         let LowRank { a, b, scale } = adapter;
+        let mut sizes = self.sizes(x)?;
+        sizes.rank = a.dims2()?.0;
+        if a.dims() != [sizes.rank, sizes.features] || b.dims() != [sizes.out_features, sizes.rank] {
+            let layer = self.weight.dims();
+            bail!(
+                "a linear layer {layer:?} was given the adapter {:?}, {:?}",
+                a.dims(),
+                b.dims()
+            );
+        }
         if !x.device().is_cpu() {
-            let low = rows(x)?.to_dtype(a.dtype())?.matmul(&a.t()?)?; // (N, R)
-            let up = (low.matmul(&b.t()?)? * scale)?; // (N, O)
-            let y = self.composed(x)?;
+            let rows = x.reshape((sizes.rows, sizes.features))?.to_dtype(a.dtype())?;
+            let up = (rows.matmul(&a.t()?)?.matmul(&b.t()?)? * scale)?; // (N, O)
+            let y = self.composed(x, &sizes)?;
             return &y + up.to_dtype(x.dtype())?.reshape(y.dims())?;
         }
-        let op = LoraLinear {
-            frozen: self.clone(),
-            scale: scale as f32,
-            low: Arc::default(),
+        let layer = Layer {
+            frozen: self.contiguous()?,
+            sizes,
         };
-        x.contiguous()?.apply_op3(a, b, op)
+        let op = Adapted {
+            layer,
+            scale: scale as f32,
+            low: OnceLock::new(),
+        };
+        x.contiguous()?.apply_op3(&a.contiguous()?, &b.contiguous()?, op)
     }
 
     /// The same in candle's operations, for other devices.
-    fn composed(&self, x: &Tensor) -> Result<Tensor> {
-        let mut y = rows(x)?.matmul(&self.weight.t()?)?; // (N, O)
+    fn composed(&self, x: &Tensor, sizes: &Sizes) -> Result<Tensor> {
+        let rows = x.reshape((sizes.rows, sizes.features))?;
+        let mut y = rows.matmul(&self.weight.to_dtype(x.dtype())?.t()?)?; // (N, O)
         if let Some(bias) = &self.bias {
-            y = y.broadcast_add(bias)?;
+            y = y.broadcast_add(&bias.to_dtype(x.dtype())?)?;
         }
-        y.reshape(self.shape(x.shape())?)
+        y.reshape(sizes.out_shape(x.shape()))
     }
 
-    /// What x of this shape becomes.
-    fn shape(&self, x: &Shape) -> Result<Shape> {
-        let (out_features, in_features) = self.weight.dims2()?;
-        let dims = x.dims();
-        if dims.last() != Some(&in_features) {
-            candle_core::bail!("a linear layer of {in_features} features was given {dims:?}");
+    fn sizes(&self, x: &Tensor) -> Result<Sizes> {
+        let (out_features, features) = self.weight.dims2()?;
+        let Some((last, others)) = x.dims().split_last() else {
+            bail!("a linear layer was given a single number");
+        };
+        if *last != features {
+            bail!("a linear layer of {features} features was given {:?}", x.dims());
         }
-        Ok([&dims[..dims.len() - 1], &[out_features]].concat().into())
+        if let Some(bias) = &self.bias
+            && bias.dims() != [out_features]
+        {
+            bail!("a linear layer {:?} has the bias {:?}", self.weight.dims(), bias.dims());
+        }
+        Ok(Sizes {
+            rows: others.iter().product(),
+            features,
+            out_features,
+            rank: 0,
+        })
     }
 
-    /// y = x W^T + b for x (N, I).
-    fn run(&self, x: &[f32]) -> Result<Vec<f32>> {
-        let (out_features, in_features) = self.weight.dims2()?;
-        let count = x.len() / in_features.max(1);
-        let x = Matrix::new(x, count, in_features);
-        numbers_of([&self.weight], |[weight]| {
-            let weight = Matrix::new(weight, out_features, in_features);
-            match &self.bias {
-                None => {
-                    let mut y = vec![0.0; count * out_features];
-                    product(&mut y, out_features, 0.0, 1.0, x, weight.t(), Threads::All);
-                    Ok(y)
-                }
-                Some(bias) => numbers_of([bias], |[bias]| {
-                    let mut y = bias.repeat(count);
-                    product(&mut y, out_features, 1.0, 1.0, x, weight.t(), Threads::All);
-                    y
-                }),
-            }
-        })?
-    }
-
-    /// dx = dy W for dy (N, O).
-    fn back(&self, dy: &[f32]) -> Result<Vec<f32>> {
-        let (out_features, in_features) = self.weight.dims2()?;
-        let count = dy.len() / out_features.max(1);
-        numbers_of([&self.weight], |[weight]| {
-            let mut dx = vec![0.0; count * in_features];
-            let (dy, weight) = (
-                Matrix::new(dy, count, out_features),
-                Matrix::new(weight, out_features, in_features),
-            );
-            product(&mut dx, in_features, 0.0, 1.0, dy, weight, Threads::All);
-            dx
+    fn contiguous(&self) -> Result<Self> {
+        Ok(Self {
+            weight: self.weight.contiguous()?,
+            bias: self.bias.as_ref().map(Tensor::contiguous).transpose()?,
         })
     }
 }
 
-/// (..., I) -> (N, I)
-fn rows(x: &Tensor) -> Result<Tensor> {
-    let in_features = x.dim(D::Minus1)?;
-    x.reshape((x.elem_count() / in_features.max(1), in_features))
+impl Sizes {
+    /// What x of this shape becomes.
+    fn out_shape(&self, x: &Shape) -> Shape {
+        let mut dims = x.dims().to_vec();
+        if let Some(last) = dims.last_mut() {
+            *last = self.out_features;
+        }
+        dims.into()
+    }
 }
 
-struct FrozenLinear(Frozen);
+/// A frozen layer on the CPU, for so many rows.
+struct Layer {
+    frozen: Frozen,
+    sizes: Sizes,
+}
 
-impl CustomOp1 for FrozenLinear {
+impl Layer {
+    /// Shows `each` the matrix (O, I) in f32, some rows at a time: the first one's number, and the rows.
+    fn strips(&self, mut each: impl FnMut(usize, Matrix)) -> Result<()> {
+        let Sizes {
+            features, out_features, ..
+        } = self.sizes;
+        let (storage, layout) = self.frozen.weight.storage_and_layout();
+        match &*storage {
+            Storage::Cpu(CpuStorage::BF16(numbers)) => {
+                let Some((start, end)) = layout.contiguous_offsets() else {
+                    bail!("a linear layer's matrix has gaps, {layout:?}");
+                };
+                let rows = (STRIP / features.max(1)).clamp(1, out_features.max(1));
+                let mut wide = vec![0.0; rows * features];
+                for (i, strip) in numbers[start..end].chunks((rows * features).max(1)).enumerate() {
+                    let wide = &mut wide[..strip.len()];
+                    widen(strip, wide);
+                    each(i * rows, Matrix::new(wide, strip.len() / features, features));
+                }
+            }
+            Storage::Cpu(storage) => each(0, Matrix::new(&widened(storage, layout)?, out_features, features)),
+            _ => bail!("a linear layer's matrix is on another device than what it is given"),
+        }
+        Ok(())
+    }
+
+    /// y = x W^T + b for x (N, I).
+    fn run(&self, x: &[f32]) -> Result<Vec<f32>> {
+        let Sizes {
+            rows,
+            features,
+            out_features,
+            ..
+        } = self.sizes;
+        let mut y = match &self.frozen.bias {
+            None => vec![0.0; rows * out_features],
+            Some(bias) => numbers_of([bias], |[bias]| bias.repeat(rows))?,
+        };
+        let kept = if self.frozen.bias.is_some() { 1.0 } else { 0.0 };
+        let x = Matrix::new(x, rows, features);
+        if rows > 0 {
+            self.strips(|first, strip| product(&mut y[first..], out_features, kept, 1.0, x, strip.t()))?;
+        }
+        Ok(y)
+    }
+
+    /// dx = dy W for dy (N, O).
+    fn back(&self, dy: &[f32]) -> Result<Vec<f32>> {
+        let Sizes {
+            rows,
+            features,
+            out_features,
+            ..
+        } = self.sizes;
+        let mut dx = vec![0.0; rows * features];
+        if rows > 0 {
+            self.strips(|first, strip| {
+                let dy = Matrix::strided(&dy[first..], rows, strip.rows, out_features);
+                let kept = if first > 0 { 1.0 } else { 0.0 };
+                product(&mut dx, features, kept, 1.0, dy, strip);
+            })?;
+        }
+        Ok(dx)
+    }
+}
+
+impl CustomOp1 for Layer {
     fn name(&self) -> &'static str {
         "frozen-linear"
     }
 
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let shape = self.0.shape(layout.shape())?;
-        let y = self.0.run(&widened(x, layout)?)?;
-        Ok((stored(y, x.dtype())?, shape))
+        let y = self.run(&widened(x, layout)?)?;
+        Ok((stored(y, x.dtype())?, self.sizes.out_shape(layout.shape())))
     }
 
     fn bwd(&self, x: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
-        let dx = numbers_of([&grad.contiguous()?], |[dy]| self.0.back(dy))??;
-        Ok(Some(like(dx, x)?))
+        let dx = numbers_of([&grad.contiguous()?], |[dy]| self.back(dy))??;
+        like(Some(dx), x)
     }
 }
 
-struct LoraLinear {
-    frozen: Frozen,
+struct Adapted {
+    layer: Layer,
     scale: f32,
     /// x A^T (N, R): left by the way forward for the way back.
-    low: Arc<Mutex<Vec<f32>>>,
+    low: OnceLock<Vec<f32>>,
 }
 
-impl CustomOp3 for LoraLinear {
+/// Gradients of x (N, I), A (R, I) and B (O, R).
+#[derive(Default)]
+struct Gradients {
+    x: Option<Vec<f32>>,
+    a: Option<Vec<f32>>,
+    b: Option<Vec<f32>>,
+}
+
+impl CustomOp3 for Adapted {
     fn name(&self) -> &'static str {
         "lora-linear"
     }
@@ -161,21 +262,21 @@ impl CustomOp3 for LoraLinear {
         b: &CpuStorage,
         b_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let shape = self.frozen.shape(x_layout.shape())?;
+        let Sizes {
+            rows,
+            features,
+            out_features,
+            rank,
+        } = self.layer.sizes;
         let (wide, a, b) = (widened(x, x_layout)?, widened(a, a_layout)?, widened(b, b_layout)?);
-        let ((rank, in_features), (out_features, _)) = (a_layout.shape().dims2()?, b_layout.shape().dims2()?);
-        let count = wide.len() / in_features.max(1);
-        let mut y = self.frozen.run(&wide)?;
-        let mut low = vec![0.0; count * rank];
-        let (x_rows, a) = (
-            Matrix::new(&wide, count, in_features),
-            Matrix::new(&a, rank, in_features),
-        );
-        product(&mut low, rank, 0.0, 1.0, x_rows, a.t(), Threads::All);
-        let (low_rows, b) = (Matrix::new(&low, count, rank), Matrix::new(&b, out_features, rank));
-        product(&mut y, out_features, 1.0, self.scale, low_rows, b.t(), Threads::All);
-        *self.low.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = low;
-        Ok((stored(y, x.dtype())?, shape))
+        let mut y = self.layer.run(&wide)?;
+        let mut low = vec![0.0; rows * rank];
+        let (x_rows, a) = (Matrix::new(&wide, rows, features), Matrix::new(&a, rank, features));
+        product(&mut low, rank, 0.0, 1.0, x_rows, a.t());
+        let (low_rows, b) = (Matrix::new(&low, rows, rank), Matrix::new(&b, out_features, rank));
+        product(&mut y, out_features, 1.0, self.scale, low_rows, b.t());
+        self.low.get_or_init(|| low);
+        Ok((stored(y, x.dtype())?, self.layer.sizes.out_shape(x_layout.shape())))
     }
 
     fn bwd(
@@ -186,34 +287,68 @@ impl CustomOp3 for LoraLinear {
         _: &Tensor,
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let low = self.low.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        let ((rank, in_features), (out_features, _)) = (a.dims2()?, b.dims2()?);
-        let count = x.elem_count() / in_features.max(1);
-        let learns = x.track_op();
-        let (dx, da, db) = numbers_of([x, a, b, &grad.contiguous()?], |[x, a, b, dy]| {
-            let (x, dy_rows) = (Matrix::new(x, count, in_features), Matrix::new(dy, count, out_features));
-            let (a, b) = (Matrix::new(a, rank, in_features), Matrix::new(b, out_features, rank));
+        let wanted = [x, a, b].map(Tensor::track_op);
+        let numbers = [x, a, b, &grad.contiguous()?];
+        let gradients = numbers_of(numbers, |[x, a, b, dy]| self.back(wanted, [x, a, b, dy]))??;
+        Ok((like(gradients.x, x)?, like(gradients.a, a)?, like(gradients.b, b)?))
+    }
+}
+
+impl Adapted {
+    /// The gradients that are wanted of x, A and B.
+    fn back(&self, [wants_x, wants_a, wants_b]: [bool; 3], [x, a, b, dy]: [&[f32]; 4]) -> Result<Gradients> {
+        let Sizes {
+            rows,
+            features,
+            out_features,
+            rank,
+        } = self.layer.sizes;
+        let Some(low) = self.low.get() else {
+            bail!("a linear layer: the way back without the way forward");
+        };
+        let mut gradients = Gradients::default();
+        let dy_rows = Matrix::new(dy, rows, out_features);
+        if wants_b {
             let mut db = vec![0.0; out_features * rank];
-            let low = Matrix::new(&low, count, rank);
-            product(&mut db, rank, 0.0, self.scale, dy_rows.t(), low, Threads::All);
-            let mut dlow = vec![0.0; count * rank]; // s dy B
-            product(&mut dlow, rank, 0.0, self.scale, dy_rows, b, Threads::All);
-            let dlow = Matrix::new(&dlow, count, rank);
-            let mut da = vec![0.0; rank * in_features];
-            product(&mut da, in_features, 0.0, 1.0, dlow.t(), x, Threads::All);
-            if !learns {
-                return Ok((None, da, db));
-            }
-            let mut dx = self.frozen.back(dy)?;
-            product(&mut dx, in_features, 1.0, 1.0, dlow, a, Threads::All);
-            candle_core::Result::Ok((Some(dx), da, db))
-        })??;
-        let dx = dx.map(|dx| like(dx, x)).transpose()?;
-        Ok((dx, Some(like(da, a)?), Some(like(db, b)?)))
+            product(
+                &mut db,
+                rank,
+                0.0,
+                self.scale,
+                dy_rows.t(),
+                Matrix::new(low, rows, rank),
+            );
+            gradients.b = Some(db);
+        }
+        if !wants_x && !wants_a {
+            return Ok(gradients);
+        }
+        let mut down = vec![0.0; rows * rank]; // s dy B
+        product(
+            &mut down,
+            rank,
+            0.0,
+            self.scale,
+            dy_rows,
+            Matrix::new(b, out_features, rank),
+        );
+        let down = Matrix::new(&down, rows, rank);
+        if wants_a {
+            let mut da = vec![0.0; rank * features];
+            product(&mut da, features, 0.0, 1.0, down.t(), Matrix::new(x, rows, features));
+            gradients.a = Some(da);
+        }
+        if wants_x {
+            let mut dx = self.layer.back(dy)?;
+            product(&mut dx, features, 1.0, 1.0, down, Matrix::new(a, rank, features));
+            gradients.x = Some(dx);
+        }
+        Ok(gradients)
     }
 }
 
 /// A gradient, in the shape and type of what it is the gradient of.
-fn like(numbers: Vec<f32>, tensor: &Tensor) -> Result<Tensor> {
-    Tensor::from_vec(numbers, tensor.dims(), tensor.device())?.to_dtype(tensor.dtype())
+fn like(numbers: Option<Vec<f32>>, tensor: &Tensor) -> Result<Option<Tensor>> {
+    let tensor = |numbers| Tensor::from_vec(numbers, tensor.dims(), tensor.device())?.to_dtype(tensor.dtype());
+    numbers.map(tensor).transpose()
 }

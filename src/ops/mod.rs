@@ -10,7 +10,7 @@
 pub mod activation;
 pub mod attention;
 pub mod chain;
-mod lanes;
+pub mod lanes;
 pub mod linear;
 pub mod norm;
 mod parts;
@@ -18,7 +18,7 @@ mod product;
 pub mod residual;
 pub mod rotary;
 mod slices;
-mod tile;
+pub mod tile;
 mod wide;
 
 pub use attention::attention;

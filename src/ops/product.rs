@@ -1,4 +1,4 @@
-//! Products of matrices within ops, over slices: `c = beta c + alpha a b`, on candle's own gemm.
+//! Products of large matrices within ops, by all threads: `c = beta c + alpha a b`, on candle's own gemm.
 
 use gemm::Parallelism;
 
@@ -53,18 +53,9 @@ impl<'a> Matrix<'a> {
     }
 }
 
-/// Who computes a product.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Threads {
-    /// The caller's alone: where several products run beside each other.
-    One,
-    /// All of rayon's.
-    All,
-}
-
 /// `c = beta c + alpha a b` for c (rows of a, cols of b), whose rows start `row_stride` numbers apart. With `beta` 0 what c
 /// held does not matter. Sums run along the inner axis in an order that does not depend on the threads.
-pub fn product(c: &mut [f32], row_stride: usize, beta: f32, alpha: f32, a: Matrix, b: Matrix, threads: Threads) {
+pub fn product(c: &mut [f32], row_stride: usize, beta: f32, alpha: f32, a: Matrix, b: Matrix) {
     let (m, n, k) = (a.rows, b.cols, a.cols);
     assert_eq!(k, b.rows, "the inner sides of a product differ");
     if m == 0 || n == 0 {
@@ -74,11 +65,15 @@ pub fn product(c: &mut [f32], row_stride: usize, beta: f32, alpha: f32, a: Matri
         (m - 1) * row_stride + n <= c.len(),
         "a product reaches beyond its place"
     );
-    let parallelism = match threads {
-        Threads::One => Parallelism::None,
-        Threads::All => Parallelism::Rayon(rayon::current_num_threads()),
-    };
-    // SAFETY: the three assertions above and in `Matrix::check` keep all reads and writes inside of the slices; c is
+    if k == 0 {
+        for c in c.chunks_mut(row_stride).take(m) {
+            c[..n]
+                .iter_mut()
+                .for_each(|c| *c = if beta == 0.0 { 0.0 } else { beta * *c });
+        }
+        return;
+    }
+    // SAFETY: the assertions above and in `Matrix::check` keep all reads and writes inside of the slices; c is
     // borrowed mutably, so it overlaps neither a nor b.
     unsafe {
         gemm::gemm(
@@ -100,7 +95,7 @@ pub fn product(c: &mut [f32], row_stride: usize, beta: f32, alpha: f32, a: Matri
             false,
             false,
             false,
-            parallelism,
+            Parallelism::Rayon(rayon::current_num_threads()),
         );
     }
 }

@@ -22,16 +22,21 @@ pub fn widened<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<Cow<'a, [
         CpuStorage::F32(numbers) => Ok(Cow::Borrowed(&numbers[start..end])),
         CpuStorage::BF16(numbers) => {
             let mut wide = vec![0.0; end - start];
-            let pairs = wide.par_chunks_mut(CHUNK).zip(numbers[start..end].par_chunks(CHUNK));
-            pairs.for_each(|(wide, narrow)| {
-                for (wide, narrow) in wide.iter_mut().zip(narrow) {
-                    *wide = narrow.to_f32();
-                }
-            });
+            widen(&numbers[start..end], &mut wide);
             Ok(Cow::Owned(wide))
         }
         other => bail!("ops know f32 and bf16, not {:?}", other.dtype()),
     }
+}
+
+/// bf16 as f32, of as many numbers as both have.
+pub fn widen(narrow: &[bf16], wide: &mut [f32]) {
+    let pairs = wide.par_chunks_mut(CHUNK).zip(narrow.par_chunks(CHUNK));
+    pairs.for_each(|(wide, narrow)| {
+        for (wide, narrow) in wide.iter_mut().zip(narrow) {
+            *wide = f32::from_bits(u32::from(narrow.to_bits()) << 16); // bf16 is the upper half
+        }
+    });
 }
 
 /// Numbers as a tensor stores them.

@@ -167,7 +167,7 @@ impl Raw {
                     }
                 }
             }
-            let mut a = self.a.add(row * self.a_row);
+            let mut a = self.a.wrapping_add(row * self.a_row); // of no meaning where the depth is 0
             let mut b = self.b;
             for _ in 0..self.extent.depth {
                 let mut vectors = [V::splat(0.0); NV];

@@ -9,7 +9,8 @@
 
 use rayon::prelude::*;
 
-use super::simd::{Isa, Line, Row, Run, multiply_add};
+use super::simd::{Line, Row, Run, multiply_add};
+use crate::ops::lanes::Isa;
 
 /// Input values that one pass over the pixels goes through; with 64 channels of weights each they stay in the L2
 /// cache.

@@ -5,8 +5,9 @@
 use candle_core::{Result, Tensor};
 
 use super::direct::Frames;
-use super::simd::{Isa, scale_shift_silu};
+use super::simd::scale_shift_silu;
 use super::{Input, Modulation, Resample, doubled};
+use crate::ops::lanes::Isa;
 
 /// One sample, as slices.
 pub struct Source<'a> {

@@ -7,8 +7,9 @@
 use candle_core::{DType, Result, Tensor};
 use rayon::prelude::*;
 
-use super::simd::{Isa, moments};
+use super::simd::moments;
 use super::values;
+use crate::ops::lanes::Isa;
 
 /// Pixels summed in f32.
 const STRETCH: usize = 256;

@@ -6,38 +6,9 @@
 //!
 //! An [`Isa`] must be one of [`Isa::available`]: `Conv3d::direct` sees to that.
 
-/// The vectors that a processor has.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Isa {
-    Portable,
-    #[cfg(target_arch = "x86_64")]
-    Avx2,
-    #[cfg(target_arch = "x86_64")]
-    Avx512,
-}
+use crate::ops::lanes::{Isa, Lanes};
 
 impl Isa {
-    /// Those that this machine has, the widest first.
-    pub fn available() -> Vec<Self> {
-        let mut available = Vec::new();
-        #[cfg(target_arch = "x86_64")]
-        {
-            if is_x86_feature_detected!("avx512f") {
-                available.push(Self::Avx512);
-            }
-            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-                available.push(Self::Avx2);
-            }
-        }
-        available.push(Self::Portable);
-        available
-    }
-
-    /// The widest.
-    pub fn detect() -> Self {
-        Self::available()[0]
-    }
-
     /// How many output channels a tile holds, for a convolution that has `channels` of them.
     pub fn tile_width(self, channels: usize) -> usize {
         match self {
@@ -170,38 +141,6 @@ fn exp(x: f32) -> f32 {
     series * power
 }
 
-/// A vector register.
-trait Lanes: Copy {
-    const COUNT: usize;
-    unsafe fn load(from: *const f32) -> Self;
-    unsafe fn store(self, to: *mut f32);
-    unsafe fn splat(value: f32) -> Self;
-    /// self + a * b
-    unsafe fn add_product(self, a: Self, b: Self) -> Self;
-}
-
-impl Lanes for [f32; 8] {
-    const COUNT: usize = 8;
-    #[inline(always)]
-    unsafe fn load(from: *const f32) -> Self {
-        // SAFETY: the caller's.
-        unsafe { from.cast::<Self>().read_unaligned() }
-    }
-    #[inline(always)]
-    unsafe fn store(self, to: *mut f32) {
-        // SAFETY: the caller's.
-        unsafe { to.cast::<Self>().write_unaligned(self) }
-    }
-    #[inline(always)]
-    unsafe fn splat(value: f32) -> Self {
-        [value; 8]
-    }
-    #[inline(always)]
-    unsafe fn add_product(self, a: Self, b: Self) -> Self {
-        std::array::from_fn(|i| self[i] + a[i] * b[i])
-    }
-}
-
 /// Covers a row with tiles of MR pixels, and what is left over with smaller ones.
 #[inline(always)]
 unsafe fn tiles<V: Lanes, const NV: usize, const MR: usize>(row: &Row, out: *mut f32, out_step: usize) {
@@ -275,50 +214,9 @@ unsafe fn tile<V: Lanes, const NV: usize, const MR: usize>(
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    use std::arch::x86_64::*;
+    use std::arch::x86_64::{__m256, __m512};
 
-    use super::{Lanes, Row, moments_loop, silu_loop, tiles};
-
-    macro_rules! lanes {
-        ($vector:ty, $count:expr, $load:ident, $store:ident, $splat:ident, $fma:ident) => {
-            // SAFETY (all four): the caller has the instructions and a valid pointer.
-            impl Lanes for $vector {
-                const COUNT: usize = $count;
-                #[inline(always)]
-                unsafe fn load(from: *const f32) -> Self {
-                    unsafe { $load(from) }
-                }
-                #[inline(always)]
-                unsafe fn store(self, to: *mut f32) {
-                    unsafe { $store(to, self) }
-                }
-                #[inline(always)]
-                unsafe fn splat(value: f32) -> Self {
-                    unsafe { $splat(value) }
-                }
-                #[inline(always)]
-                unsafe fn add_product(self, a: Self, b: Self) -> Self {
-                    unsafe { $fma(a, b, self) }
-                }
-            }
-        };
-    }
-    lanes!(
-        __m256,
-        8,
-        _mm256_loadu_ps,
-        _mm256_storeu_ps,
-        _mm256_set1_ps,
-        _mm256_fmadd_ps
-    );
-    lanes!(
-        __m512,
-        16,
-        _mm512_loadu_ps,
-        _mm512_storeu_ps,
-        _mm512_set1_ps,
-        _mm512_fmadd_ps
-    );
+    use super::{Row, moments_loop, silu_loop, tiles};
 
     macro_rules! row {
         ($name:ident, $feature:literal, $vector:ty, $nv:literal, $mr:literal) => {
