@@ -3,7 +3,8 @@
 
 mod activation; // GELU and SiLU
 mod attention;
-mod elementwise; // what activation, norm, residual and rotary are held to
+mod chain; // gradients that go on from others
+mod elementwise; // what norms, activations, turns and residuals are held to
 mod linear;
 mod norm; // layer and RMS norm by parts
 mod residual; // gated residuals by parts

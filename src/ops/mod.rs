@@ -9,6 +9,7 @@
 
 pub mod activation;
 pub mod attention;
+pub mod chain;
 pub mod lanes;
 pub mod linear;
 pub mod norm;

@@ -39,6 +39,9 @@ pub struct Norm {
 
 impl Norm {
     /// x (B, ..., D), gain and offset (B or 1, P, D) -> (B, ..., D)
+    ///
+    /// # Errors
+    /// Shapes that do not fit the parts; on the CPU, another type than f32 and bf16.
     pub fn forward(&self, x: &Tensor, gain: &Tensor, offset: &Tensor) -> Result<Tensor> {
         let (batch, width) = (x.dim(0)?, x.dim(D::Minus1)?);
         let rows: usize = self.parts.iter().sum();
@@ -62,8 +65,11 @@ impl Norm {
             .apply_op3(&gain.contiguous()?, &offset.contiguous()?, op)
     }
 
-    /// The same in candle's operations, for other devices.
-    fn composed(&self, x: &Tensor, gain: &Tensor, offset: &Tensor) -> Result<Tensor> {
+    /// The same in candle's own operations: for other devices.
+    ///
+    /// # Errors
+    /// As [`Norm::forward`].
+    pub fn composed(&self, x: &Tensor, gain: &Tensor, offset: &Tensor) -> Result<Tensor> {
         let (batch, width) = (x.dim(0)?, x.dim(D::Minus1)?);
         let wide = x.reshape((batch, (), width))?.to_dtype(DType::F32)?; // (B, R, D)
         let centred = match self.kind {

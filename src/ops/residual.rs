@@ -15,6 +15,9 @@ use super::slices::{numbers_of, stored, widened};
 use super::wide::wide;
 
 /// x and update (B, R, D), gate (B or 1, P, D) -> (B, R, D). `parts` are the rows of each part, together R.
+///
+/// # Errors
+/// Shapes that do not fit the parts; on the CPU, another type than f32 and bf16.
 pub fn gated_residual(x: &Tensor, update: &Tensor, gate: &Tensor, parts: &[usize]) -> Result<Tensor> {
     let (batch, rows, width) = x.dims3()?;
     if update.dims() != x.dims() || parts.iter().sum::<usize>() != rows {
@@ -33,8 +36,11 @@ pub fn gated_residual(x: &Tensor, update: &Tensor, gate: &Tensor, parts: &[usize
     x.contiguous()?.apply_op3(&update.contiguous()?, &gate, op)
 }
 
-/// The same in candle's operations, for other devices.
-fn composed(x: &Tensor, update: &Tensor, gate: &Tensor, parts: &[usize]) -> Result<Tensor> {
+/// The same in candle's own operations: for other devices.
+///
+/// # Errors
+/// As [`gated_residual`].
+pub fn composed(x: &Tensor, update: &Tensor, gate: &Tensor, parts: &[usize]) -> Result<Tensor> {
     let mut first = 0;
     let mut gated = Vec::new();
     for (part, rows) in parts.iter().enumerate() {

@@ -39,6 +39,9 @@ pub struct Turn {
 
 impl Turn {
     /// x (B, S, H, K) -> (B, S, H, K), computed in f32. Gradients reach x alone.
+    ///
+    /// # Errors
+    /// Tables of other sizes or in another type than f32; on the CPU, an x of another type than f32 and bf16.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let (_, tokens, _, width) = x.dims4()?;
         for table in [&self.cos, &self.sin] {
@@ -67,8 +70,11 @@ impl Turn {
         x.contiguous()?.apply_op1(Op { turn, sign: 1.0 })
     }
 
-    /// The same in candle's operations, for other devices.
-    fn composed(&self, x: &Tensor) -> Result<Tensor> {
+    /// The same in candle's own operations: for other devices.
+    ///
+    /// # Errors
+    /// As [`Turn::forward`].
+    pub fn composed(&self, x: &Tensor) -> Result<Tensor> {
         let (batch, tokens, heads, width) = x.dims4()?;
         let turning = tokens - self.first;
         let still = x.narrow(1, 0, self.first)?;

@@ -1,8 +1,8 @@
 //! Loss and gradients of a denoiser, with the memory of one segment where that is asked for.
 //!
 //! A denoiser is a list of segments: stem, blocks, head. With [`Keep::Inputs`] the forward pass keeps only what each
-//! segment receives; the backward pass goes through them in reverse, runs each once more with its graph on, and asks it
-//! for the gradient of `sum(output * gradient of the output)`, which is the chain rule.  arXiv:1604.06174
+//! segment receives; the backward pass goes through them in reverse, runs each once more with its graph on, and hands it
+//! the gradient of its output.  arXiv:1604.06174
 //!
 //! No gradient is computed for what no adapter precedes: where the stem has none, its outputs are no variables.
 
@@ -12,6 +12,7 @@ use candle_core::backprop::GradStore;
 use candle_core::{Result, Tensor, Var};
 
 use crate::models::denoiser::{Denoiser, Input, State};
+use crate::ops::chain::{Given, chain};
 
 /// What is kept between the passes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -140,17 +141,9 @@ fn take(store: &mut GradStore, vars: &[Var], gradients: &mut [Option<Tensor>]) {
 
 /// The chain rule over one segment, from the gradients of what it gave; none where it gave nothing that learns.
 fn backward(after: &State, due: &[Option<Tensor>]) -> Result<Option<GradStore>> {
-    let mut sum: Option<Tensor> = None;
-    for (tensor, due) in after.tensors().iter().zip(due) {
-        if let Some(due) = due
-            && tensor.track_op()
-        {
-            let term = (tensor * due)?.sum_all()?;
-            sum = Some(match sum {
-                Some(sum) => (sum + term)?,
-                None => term,
-            });
-        }
-    }
-    sum.map(|sum| sum.backward()).transpose()
+    let given = after.tensors().into_iter().zip(due).filter_map(|(output, due)| {
+        let gradient = due.clone()?;
+        Some(Given { output, gradient })
+    });
+    chain(&given.collect::<Vec<_>>())
 }

@@ -46,6 +46,10 @@ fn norms_are_those_of_torch() {
         ("layer-shared", Kind::Layer),
     ] {
         equals_torch(name, &["x", "gain", "offset"], &norm(kind, &[3, 6]));
+        equals_torch(name, &["x", "gain", "offset"], &|inputs| {
+            let parts = vec![3, 6];
+            Norm { kind, eps: EPS, parts }.composed(&inputs[0], &inputs[1], &inputs[2])
+        });
     }
 }
 

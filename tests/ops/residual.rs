@@ -1,5 +1,5 @@
 use candle_core::{Result, Tensor, Var};
-use vtrain::ops::residual::gated_residual;
+use vtrain::ops::residual::{composed, gated_residual};
 
 use super::elementwise::{equals_formula, equals_torch, holds_in_any_form, numbers, randn};
 
@@ -12,6 +12,9 @@ fn residual(parts: &[usize]) -> impl Fn(&[Tensor]) -> Result<Tensor> + Sync {
 fn gated_residuals_are_those_of_torch() {
     for name in ["residual", "residual-shared"] {
         equals_torch(name, &["x", "update", "gate"], &residual(&[3, 6]));
+        equals_torch(name, &["x", "update", "gate"], &|inputs| {
+            composed(&inputs[0], &inputs[1], &inputs[2], &[3, 6])
+        });
     }
 }
 

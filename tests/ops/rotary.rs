@@ -28,8 +28,13 @@ fn op(turn: Turn) -> impl Fn(&[Tensor]) -> Result<Tensor> + Sync {
 
 #[test]
 fn turns_are_those_of_torch() {
-    equals_torch("neighbours", &["x"], &op(turn(Pairs::Neighbours, 2, 7, 10)));
-    equals_torch("halves", &["x"], &op(turn(Pairs::Halves, 0, 7, 10)));
+    for (name, turn) in [
+        ("neighbours", turn(Pairs::Neighbours, 2, 7, 10)),
+        ("halves", turn(Pairs::Halves, 0, 7, 10)),
+    ] {
+        equals_torch(name, &["x"], &|x| turn.composed(&x[0]));
+        equals_torch(name, &["x"], &op(turn));
+    }
 }
 
 #[test]

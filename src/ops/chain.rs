@@ -1,0 +1,52 @@
+//! The chain rule over a part of a graph: gradients go on from those of what the part gave.
+
+use candle_core::backend::BackendStorage;
+use candle_core::backprop::GradStore;
+use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
+
+use super::slices::stored;
+
+/// An output of a part, and the gradient of it.
+#[derive(Debug, Clone)]
+pub struct Given {
+    pub output: Tensor,
+    pub gradient: Tensor,
+}
+
+/// The gradients of all that the outputs were computed from; none where that is nothing that learns.
+///
+/// The same as those of `sum(output * gradient)`, which on the CPU is not computed.
+pub fn chain(given: &[Given]) -> Result<Option<GradStore>> {
+    let mut sum: Option<Tensor> = None;
+    for Given { output, gradient } in given.iter().filter(|given| given.output.track_op()) {
+        if output.dims() != gradient.dims() {
+            bail!("an output {:?} with a gradient {:?}", output.dims(), gradient.dims());
+        }
+        let term = match output.device().is_cpu() {
+            true => output.apply_op1(Due(gradient.clone()))?,
+            false => (output * gradient)?.sum_all()?,
+        };
+        sum = Some(match sum {
+            Some(sum) => (sum + term)?,
+            None => term,
+        });
+    }
+    sum.map(|sum| sum.backward()).transpose()
+}
+
+/// A scalar whose gradient is the one that is due. Its own is 1, being a term of the sum above.
+struct Due(Tensor);
+
+impl CustomOp1 for Due {
+    fn name(&self) -> &'static str {
+        "due"
+    }
+
+    fn cpu_fwd(&self, output: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
+        Ok((stored(vec![0.0], output.dtype())?, Shape::from(())))
+    }
+
+    fn bwd(&self, _: &Tensor, _: &Tensor, _: &Tensor) -> Result<Option<Tensor>> {
+        Ok(Some(self.0.clone()))
+    }
+}
