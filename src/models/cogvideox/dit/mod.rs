@@ -57,12 +57,21 @@ impl Dit {
         device: &Device,
         planter: Option<Arc<dyn Planter>>,
     ) -> anyhow::Result<Self> {
-        Self::load_from(folder, Weights::open(folder, dtype, device)?, planter)
+        let config = Config::load(folder)?; // says more than the weights, where both are wrong
+        Self::build(folder, config, Weights::open(folder, dtype, device)?, planter)
     }
 
     /// As [`load`](Self::load), with weights from somewhere else.
     pub fn load_from(folder: &Path, weights: Weights, planter: Option<Arc<dyn Planter>>) -> anyhow::Result<Self> {
-        let config = Config::load(folder)?;
+        Self::build(folder, Config::load(folder)?, weights, planter)
+    }
+
+    fn build(
+        folder: &Path,
+        config: Config,
+        weights: Weights,
+        planter: Option<Arc<dyn Planter>>,
+    ) -> anyhow::Result<Self> {
         let weights = match planter {
             Some(planter) => weights.with_planter(planter),
             None => weights,
