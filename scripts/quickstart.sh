@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # From a fresh checkout to a trained adapter: installs the system packages that are missing, builds, and trains a tiny
-# CogVideoX on the clips that ship with vtrain. Training takes less than two minutes on any machine.
+# CogVideoX on the clips that ship with vtrain. Training takes some seconds.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/system.sh
