@@ -76,12 +76,9 @@ fn child(folder: &Path, inputs: bool) -> anyhow::Result<()> {
     let mut rng = Rng::new(1);
     let mut randn = |shape: &[usize]| Tensor::from_vec(rng.randn(shape.iter().product()), shape, &Device::Cpu);
     let [frames, height, columns] = LATENTS;
-    let input = Input {
-        latents: randn(&[1, frames, channels, height, columns])?,
-        timestep: Tensor::new(&[500i64], &Device::Cpu)?,
-        text: randn(&[1, TEXT, width])?,
-        ofs: None,
-    };
+    let latents = randn(&[1, frames, channels, height, columns])?;
+    let text = randn(&[1, TEXT, width])?;
+    let input = Input::new(latents, Tensor::new(&[500i64], &Device::Cpu)?, text);
     let target = randn(&[1, frames, channels, height, columns])?;
     let keep = if inputs { Keep::Inputs } else { Keep::All };
     let loss = |prediction: &Tensor| objective::loss(prediction, &target);

@@ -40,10 +40,8 @@ fn dit(name: &str, dtype: DType, planter: Option<Arc<dyn Planter>>) -> Dit {
 fn input(answers: &HashMap<String, Tensor>, key: &str) -> Input {
     let of = |what: &str| answers[&format!("{key}.{what}")].clone();
     Input {
-        latents: of("latents"),
-        timestep: of("timestep"),
-        text: of("text"),
         ofs: answers.get(&format!("{key}.ofs")).cloned(),
+        ..Input::new(of("latents"), of("timestep"), of("text"))
     }
 }
 
@@ -115,12 +113,11 @@ fn stem_with(name: &str, changes: &[(&str, usize)], latents: &Tensor, tokens: us
     }
     std::fs::write(&path, json.to_string()).unwrap();
     let dit = Dit::load(folder.path(), DType::F32, &Device::Cpu, None).unwrap();
-    let input = Input {
-        latents: latents.clone(),
-        timestep: Tensor::new(&[1i64], &Device::Cpu).unwrap(),
-        text: Tensor::zeros((1, tokens, 24), DType::F32, &Device::Cpu).unwrap(),
-        ofs: None,
-    };
+    let input = Input::new(
+        latents.clone(),
+        Tensor::new(&[1i64], &Device::Cpu).unwrap(),
+        Tensor::zeros((1, tokens, 24), DType::F32, &Device::Cpu).unwrap(),
+    );
     dit.stem(&input).unwrap()
 }
 
@@ -224,7 +221,7 @@ fn an_input_that_does_not_fit_is_refused_in_words() {
     refused(
         "cogvideox-5b",
         wide,
-        &|input| input.text = randn(0, &[2, 11, 23]),
+        &|input| input.text = randn(0, &[2, 11, 23]).into(),
         "width 23",
     );
     refused(
@@ -260,7 +257,7 @@ fn an_input_that_does_not_fit_is_refused_in_words() {
     refused(
         "cogvideox-5b-i2v",
         "cogvideox-5b-i2v.native",
-        &|input| input.text = randn(0, &[2, 9, 24]),
+        &|input| input.text = randn(0, &[2, 9, 24]).into(),
         "9 text",
     );
 }

@@ -4,35 +4,119 @@
 //! gradient is due: a `State` comes apart into the tensors that gradients pass, and is put together again from them.
 //!
 //! Shapes: B samples, F latent frames, C channels, H and W latent rows and columns, L text tokens, N video tokens, S tokens
-//! that the blocks change, D the model's width.
+//! that the blocks change, D the model's width, T the time's.
 
 use std::sync::Arc;
 
-use candle_core::{Error, Result, Tensor};
+use candle_core::{Device, Error, Result, Tensor};
 
 use crate::nn::rope::Rotary;
 
 /// A noisy clip and what the network is told about it.
 #[derive(Debug, Clone)]
 pub struct Input {
-    /// (B, F, C, H, W); image to video: with the image's latents behind the clip's among the channels
+    /// In the order that the family's pipeline draws noise in: (B, F, C, H, W) or (B, C, F, H, W). Image to video by
+    /// channels: with what the image says behind the clip's channels.
     pub latents: Tensor,
-    /// (B), of any number type
+    /// (B), of any number type; (B, F) where frames may differ in their noise
     pub timestep: Tensor,
-    /// (B, L, text width)
-    pub text: Tensor,
+    pub text: Text,
+    /// What an image encoder says of the image to start from, (B, tokens, width), for models that attend to it
+    pub image: Option<Tensor>,
     /// (1) or (B), for models with `ofs_embed_dim` and only for them; their pipeline gives 2.0
     pub ofs: Option<Tensor>,
+    /// Of the clips, B of them, for models whose positions count seconds.
+    pub frame_rates: Option<Vec<f64>>,
 }
 
-/// What a segment receives from the one before it.
+impl Input {
+    /// With text alone.
+    pub fn new(latents: Tensor, timestep: Tensor, text: impl Into<Text>) -> Self {
+        Self {
+            latents,
+            timestep,
+            text: text.into(),
+            image: None,
+            ofs: None,
+            frame_rates: None,
+        }
+    }
+}
+
+/// Prompts, encoded.
+#[derive(Debug, Clone)]
+pub struct Text {
+    /// (B, L, text width)
+    pub hidden: Tensor,
+    /// 1 for a prompt's own tokens, 0 for padding that must not be attended to, (B, L) in f32; none where padding counts
+    pub mask: Option<Tensor>,
+}
+
+impl From<Tensor> for Text {
+    /// Prompts (B, L, text width) whose padding counts.
+    fn from(hidden: Tensor) -> Self {
+        Self { hidden, mask: None }
+    }
+}
+
+impl Text {
+    /// Both tensors, for those who keep them; `from_tensors` takes them back.
+    pub fn tensors(&self) -> Vec<&Tensor> {
+        [Some(&self.hidden), self.mask.as_ref()].into_iter().flatten().collect()
+    }
+
+    /// # Errors
+    /// Not one or two tensors.
+    pub fn from_tensors(tensors: Vec<Tensor>) -> Result<Self> {
+        let count = tensors.len();
+        let mut tensors = tensors.into_iter();
+        match (tensors.next(), tensors.next(), tensors.next()) {
+            (Some(hidden), mask, None) => Ok(Self { hidden, mask }),
+            _ => Err(Error::Msg(format!("{count} tensors for an encoded prompt"))),
+        }
+    }
+
+    /// Several prompts as one batch.
+    pub fn cat(texts: &[Self]) -> Result<Self> {
+        let join = |parts: Vec<&Tensor>| Tensor::cat(&parts, 0);
+        let masks: Vec<&Tensor> = texts.iter().filter_map(|text| text.mask.as_ref()).collect();
+        Ok(Self {
+            hidden: join(texts.iter().map(|text| &text.hidden).collect())?,
+            mask: (!masks.is_empty()).then(|| join(masks)).transpose()?,
+        })
+    }
+
+    /// The prompts from `start` on, `len` of them.
+    pub fn narrow(&self, start: usize, len: usize) -> Result<Self> {
+        self.map(|tensor| tensor.narrow(0, start, len))
+    }
+
+    pub fn to_device(&self, device: &Device) -> Result<Self> {
+        self.map(|tensor| tensor.to_device(device))
+    }
+
+    fn map(&self, change: impl Fn(&Tensor) -> Result<Tensor>) -> Result<Self> {
+        Ok(Self {
+            hidden: change(&self.hidden)?,
+            mask: self.mask.as_ref().map(change).transpose()?,
+        })
+    }
+}
+
+/// What a segment receives from the one before it. A family fills what its blocks read.
 #[derive(Debug, Clone)]
 pub struct State {
     /// The tokens that blocks change, (B, S, D): all parts as one sequence
     pub hidden: Tensor,
-    /// The embedded timestep, (B, time width): the stem's, read by all that follow
+    /// The embedded timestep, (B, T) or (B, F, T): the stem's, read by all that follow
     pub time: Tensor,
-    /// What depends on shapes alone, and has no gradient.
+    /// Shifts, scales and gates that all blocks start from, where the stem makes them: (B, k, D) or (B, F, k, D)
+    pub modulation: Option<Tensor>,
+    /// What blocks attend to across: the embedded text, (B, L, D)
+    pub text: Option<Tensor>,
+    /// The same of an image, (B, tokens, D)
+    pub image: Option<Tensor>,
+    /// What depends on shapes and masks alone, and has no gradient.
     pub fixed: Arc<Fixed>,
 }
 
@@ -46,12 +130,23 @@ pub struct Fixed {
     pub parts: Vec<usize>,
     /// How queries and keys of the sequence turn, where they do.
     pub rotary: Option<Rotary>,
+    /// Which text tokens may be attended to across, (B, L) of 1 and 0 in f32; none for all.
+    pub text_mask: Option<Tensor>,
 }
 
 impl State {
     /// The tensors that gradients pass, in an order that `with_tensors` understands.
     pub fn tensors(&self) -> Vec<Tensor> {
-        vec![self.hidden.clone(), self.time.clone()]
+        let Self {
+            hidden,
+            time,
+            modulation,
+            text,
+            image,
+            ..
+        } = self;
+        let optional = [modulation, text, image].into_iter().flatten();
+        [hidden, time].into_iter().chain(optional).cloned().collect()
     }
 
     /// The video's tokens, (B, N, D).
@@ -62,11 +157,18 @@ impl State {
 
     /// This state with other tensors in it: as many, of the same shapes, in the order of `tensors`.
     pub fn with_tensors(&self, tensors: Vec<Tensor>) -> Result<Self> {
-        let [hidden, time] = <[Tensor; 2]>::try_from(tensors)
-            .map_err(|tensors| Error::Msg(format!("{} tensors for a state of 2", tensors.len())))?;
+        let (given, needed) = (tensors.len(), self.tensors().len());
+        if given != needed {
+            return Err(Error::Msg(format!("{given} tensors for a state of {needed}")));
+        }
+        let mut tensors = tensors.into_iter();
+        let mut next = || tensors.next().expect("they were counted");
         let state = Self {
-            hidden,
-            time,
+            hidden: next(),
+            time: next(),
+            modulation: self.modulation.as_ref().map(|_| next()),
+            text: self.text.as_ref().map(|_| next()),
+            image: self.image.as_ref().map(|_| next()),
             fixed: self.fixed.clone(),
         };
         for (old, new) in self.tensors().iter().zip(state.tensors()) {
@@ -93,7 +195,7 @@ pub trait Denoiser: Send + Sync {
     /// Runs block `index`, which is below `num_blocks`.
     fn block(&self, index: usize, state: &State) -> Result<State>;
 
-    /// The prediction (B, F, C, H, W).
+    /// The prediction, in the order of the input's latents.
     fn head(&self, state: &State) -> Result<Tensor>;
 
     /// All segments in order.

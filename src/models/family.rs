@@ -59,10 +59,8 @@ pub fn input(latents: Tensor, timestep: Tensor, text: Tensor, image: Option<&Ima
         }
     };
     Ok(Input {
-        latents,
-        timestep,
-        text,
         ofs: image.and_then(|image| image.ofs.clone()),
+        ..Input::new(latents, timestep, text)
     })
 }
 

@@ -45,12 +45,8 @@ impl Planter for Adapters {
 /// The training example of the fixtures: input, target.
 fn example() -> (HashMap<String, Tensor>, Input) {
     let answers = load("training.safetensors");
-    let input = Input {
-        latents: answers["noisy"].clone(),
-        timestep: answers["timestep"].clone(),
-        text: answers["text"].clone(),
-        ofs: None,
-    };
+    let of = |what: &str| answers[what].clone();
+    let input = Input::new(of("noisy"), of("timestep"), of("text"));
     (answers, input)
 }
 
@@ -142,14 +138,14 @@ fn gradients_agree_with_finite_differences() {
         let value = |latents: &Tensor, text: &Tensor| {
             let input = Input {
                 latents: latents.clone(),
-                text: text.clone(),
+                text: text.clone().into(),
                 ..input.clone()
             };
             (dit.forward(&input).unwrap() * &weights).unwrap()
         };
         let (latents, text) = (
             Var::from_tensor(&input.latents).unwrap(),
-            Var::from_tensor(&input.text).unwrap(),
+            Var::from_tensor(&input.text.hidden).unwrap(),
         );
         let gradients = value(&latents, &text).sum_all().unwrap().backward().unwrap();
         for (what, var) in [("latents", &latents), ("text", &text)] {
@@ -158,7 +154,7 @@ fn gradients_agree_with_finite_differences() {
             let at = |step: f64| {
                 let moved = (var.as_tensor().detach() + (&direction * step).unwrap()).unwrap();
                 let value = match what {
-                    "latents" => value(&moved, &input.text),
+                    "latents" => value(&moved, &input.text.hidden),
                     _ => value(&input.latents, &moved),
                 };
                 value

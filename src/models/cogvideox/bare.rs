@@ -38,14 +38,13 @@ pub fn bare(
     let (height, width) = (bucket.height / space, bucket.width / space);
     let mut rng = Rng::new(0);
     let mut draw = |shape: &[usize]| noise(&mut rng, shape, &weights);
+    let latents = draw(&[batch, frames, config.in_channels, height, width])?;
+    let timestep = Tensor::from_vec(vec![TIMESTEP; batch], batch, weights.device())?;
+    let text = draw(&[batch, config.max_text_seq_length, config.text_embed_dim])?;
+    let ofs = config.ofs_embed_dim.map(|_| Tensor::new(&[2f32], weights.device()));
     let input = Input {
-        latents: draw(&[batch, frames, config.in_channels, height, width])?,
-        timestep: Tensor::from_vec(vec![TIMESTEP; batch], batch, weights.device())?,
-        text: draw(&[batch, config.max_text_seq_length, config.text_embed_dim])?,
-        ofs: config
-            .ofs_embed_dim
-            .map(|_| Tensor::new(&[2f32], weights.device()))
-            .transpose()?,
+        ofs: ofs.transpose()?,
+        ..Input::new(latents, timestep, text)
     };
     let target = draw(&[batch, frames, config.out_channels, height, width])?;
     Ok(Bare {

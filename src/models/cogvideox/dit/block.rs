@@ -47,8 +47,7 @@ impl Block {
 
         Ok(State {
             hidden,
-            time: state.time.clone(),
-            fixed: state.fixed.clone(),
+            ..state.clone()
         })
     }
 }

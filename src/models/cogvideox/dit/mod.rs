@@ -130,7 +130,7 @@ impl Dit {
     fn check(&self, input: &Input) -> Result<()> {
         let config = &self.config;
         let (batch, frames, channels, height, width) = input.latents.dims5()?;
-        let (text_batch, _, text_width) = input.text.dims3()?;
+        let (text_batch, _, text_width) = input.text.hidden.dims3()?;
         let refuse = |what: String| Err(Error::Msg(what));
         if channels != config.in_channels {
             return refuse(format!(
@@ -175,7 +175,7 @@ impl Denoiser for Dit {
         let (_, frames, _, height, width) = input.latents.dims5()?;
         let time = self.embed_time(input)?;
         let latents = input.latents.to_dtype(self.dtype)?;
-        let text = input.text.to_dtype(self.dtype)?;
+        let text = input.text.hidden.to_dtype(self.dtype)?;
         let hidden = self.patch_embed.forward(&self.config, &text, &latents)?; // (B, L + N, D)
         let (p, p_t) = (self.config.patch_size, self.config.patch_frames());
         let grid = [frames / p_t, height / p, width / p];
@@ -184,10 +184,14 @@ impl Denoiser for Dit {
         Ok(State {
             hidden,
             time,
+            modulation: None,
+            text: None,
+            image: None,
             fixed: Arc::new(Fixed {
                 grid,
                 parts: vec![length, grid.iter().product()],
                 rotary: rotary.map(|rotary| rotary.behind(length)),
+                text_mask: None,
             }),
         })
     }
