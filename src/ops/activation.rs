@@ -13,6 +13,7 @@ use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
 use super::slices::{CHUNK, numbers_of, stored, widened};
+use super::tape::{Reads, apply1};
 use super::wide::{exp, tanh, wide};
 
 /// GELU as it is defined, of any shape.
@@ -20,7 +21,7 @@ pub fn gelu_erf(x: &Tensor) -> Result<Tensor> {
     if !x.device().is_cpu() {
         return x.gelu_erf();
     }
-    x.contiguous()?.apply_op1(Activation::GeluErf)
+    Activation::GeluErf.apply(x)
 }
 
 /// GELU in its tanh form, of any shape.
@@ -28,7 +29,7 @@ pub fn gelu_tanh(x: &Tensor) -> Result<Tensor> {
     if !x.device().is_cpu() {
         return x.gelu();
     }
-    x.contiguous()?.apply_op1(Activation::GeluTanh)
+    Activation::GeluTanh.apply(x)
 }
 
 /// SiLU, of any shape.
@@ -36,7 +37,7 @@ pub fn silu(x: &Tensor) -> Result<Tensor> {
     if !x.device().is_cpu() {
         return x.silu();
     }
-    x.contiguous()?.apply_op1(Activation::Silu)
+    Activation::Silu.apply(x)
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -44,6 +45,16 @@ enum Activation {
     GeluErf,
     GeluTanh,
     Silu,
+}
+
+impl Activation {
+    fn apply(self, x: &Tensor) -> Result<Tensor> {
+        let reads = Reads {
+            inputs: [true],
+            output: false,
+        };
+        apply1(&x.contiguous()?, self, reads)
+    }
 }
 
 impl CustomOp1 for Activation {

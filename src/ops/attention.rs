@@ -24,6 +24,7 @@ use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp3, D, DType, Layout, Result, Shape, Tensor, bail};
 
 use super::slices::{numbers_of, stored, widened};
+use super::tape::{Reads, apply3};
 use super::tile::COLUMNS;
 use backward::{Given, Wanted, backward};
 use forward::forward;
@@ -50,7 +51,11 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>) -> R
         mask: mask.map(Mask::new).transpose()?,
         log_sums: OnceLock::new(),
     };
-    q.contiguous()?.apply_op3(&k.contiguous()?, &v.contiguous()?, op)
+    let reads = Reads {
+        inputs: [true; 3],
+        output: true,
+    };
+    apply3([&q.contiguous()?, &k.contiguous()?, &v.contiguous()?], op, reads)
 }
 
 /// The same in candle's own operations: for other devices, and for f64.

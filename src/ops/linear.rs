@@ -16,6 +16,7 @@ use candle_core::{CpuStorage, CustomOp1, CustomOp3, Layout, Result, Shape, Stora
 
 use super::product::{Matrix, product};
 use super::slices::{numbers_of, stored, widen, widened};
+use super::tape::{Reads, apply1, apply3};
 
 /// Numbers of a matrix in bf16 that are f32 at a time.
 const STRIP: usize = 1 << 20;
@@ -58,7 +59,11 @@ impl Frozen {
             frozen: self.contiguous()?,
             sizes,
         };
-        x.contiguous()?.apply_op1(layer)
+        let reads = Reads {
+            inputs: [false],
+            output: false,
+        };
+        apply1(&x.contiguous()?, layer, reads)
     }
 
     /// x (..., I) -> (..., O), on the CPU with sums in f32. Gradients reach x, A and B, as far as they ask for them.
@@ -92,7 +97,11 @@ impl Frozen {
             scale: scale as f32,
             low: OnceLock::new(),
         };
-        x.contiguous()?.apply_op3(&a.contiguous()?, &b.contiguous()?, op)
+        let reads = Reads {
+            inputs: [true; 3],
+            output: false,
+        };
+        apply3([&x.contiguous()?, &a.contiguous()?, &b.contiguous()?], op, reads)
     }
 
     /// The same in candle's operations, for other devices.

@@ -18,6 +18,7 @@ mod product;
 pub mod residual;
 pub mod rotary;
 mod slices;
+pub mod tape;
 pub mod tile;
 mod wide;
 

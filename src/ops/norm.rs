@@ -19,6 +19,7 @@ use rayon::prelude::*;
 
 use super::parts::{check, cut, pieces};
 use super::slices::{numbers_of, stored, widened};
+use super::tape::{Reads, apply3};
 use super::wide::{LANES, sum, wide};
 
 /// Which norm.
@@ -61,8 +62,15 @@ impl Norm {
             norm: self.clone(),
             width,
         };
-        x.contiguous()?
-            .apply_op3(&gain.contiguous()?, &offset.contiguous()?, op)
+        let reads = Reads {
+            inputs: [true, true, false],
+            output: false,
+        };
+        apply3(
+            [&x.contiguous()?, &gain.contiguous()?, &offset.contiguous()?],
+            op,
+            reads,
+        )
     }
 
     /// The same in candle's own operations: for other devices.

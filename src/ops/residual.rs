@@ -12,6 +12,7 @@ use rayon::prelude::*;
 
 use super::parts::{check, cut, pieces};
 use super::slices::{numbers_of, stored, widened};
+use super::tape::{Reads, apply3};
 use super::wide::wide;
 
 /// x and update (B, R, D), gate (B or 1, P, D) -> (B, R, D). `parts` are the rows of each part, together R.
@@ -33,7 +34,11 @@ pub fn gated_residual(x: &Tensor, update: &Tensor, gate: &Tensor, parts: &[usize
     }
     let gate = gate.to_dtype(DType::F32)?.contiguous()?;
     let op = Gated { parts: parts.to_vec() };
-    x.contiguous()?.apply_op3(&update.contiguous()?, &gate, op)
+    let reads = Reads {
+        inputs: [false, gate.track_op(), true], // what was added matters only to a gate that learns
+        output: false,
+    };
+    apply3([&x.contiguous()?, &update.contiguous()?, &gate], op, reads)
 }
 
 /// The same in candle's own operations: for other devices.
@@ -98,14 +103,15 @@ impl CustomOp3 for Gated {
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         let (batch, _, width) = x.dims3()?;
         let (mut dupdate, mut dgate) = (None, None);
-        numbers_of([update, gate, &grad.contiguous()?], |[numbers, gate_numbers, grad]| {
-            if update.track_op() {
-                dupdate = Some(self.back(batch, width, gate_numbers, grad));
-            }
-            if gate.track_op() {
-                dgate = Some(self.sums(batch, width, numbers, grad, gate_numbers.len()));
-            }
-        })?;
+        let contiguous = grad.contiguous()?;
+        if update.track_op() {
+            let back = |[gate, grad]: [&[f32]; 2]| self.back(batch, width, gate, grad);
+            dupdate = Some(numbers_of([gate, &contiguous], back)?);
+        }
+        if gate.track_op() {
+            let sums = |[update, grad]: [&[f32]; 2]| self.sums(batch, width, update, grad, gate.elem_count());
+            dgate = Some(numbers_of([update, &contiguous], sums)?);
+        }
         let dupdate = dupdate.map(|dupdate| Tensor::from_vec(dupdate, x.dims(), x.device())?.to_dtype(x.dtype()));
         let dgate = dgate.map(|dgate| Tensor::from_vec(dgate, gate.dims(), x.device()));
         Ok((

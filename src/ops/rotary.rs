@@ -11,6 +11,7 @@ use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
 use super::slices::{numbers_of, stored, widened};
+use super::tape::{Reads, apply1};
 use super::wide::wide;
 
 /// Tokens that one thread takes at a time.
@@ -67,7 +68,11 @@ impl Turn {
             sin: self.sin.contiguous()?,
             ..self.clone()
         };
-        x.contiguous()?.apply_op1(Op { turn, sign: 1.0 })
+        let reads = Reads {
+            inputs: [false],
+            output: false,
+        };
+        apply1(&x.contiguous()?, Op { turn, sign: 1.0 }, reads)
     }
 
     /// The same in candle's own operations: for other devices.

@@ -8,11 +8,11 @@
 
 use std::time::{Duration, Instant};
 
-use candle_core::backprop::GradStore;
 use candle_core::{Result, Tensor, Var};
 
 use crate::models::denoiser::{Denoiser, Input, State};
-use crate::ops::chain::{Given, chain};
+use crate::ops::chain::Given;
+use crate::ops::tape::{Gradients, forget, record};
 
 /// What is kept between the passes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,6 +22,9 @@ pub enum Keep {
     /// What each segment receives; the rest is computed a second time.
     Inputs,
 }
+
+/// From a prediction to a scalar.
+pub type Loss<'a> = dyn Fn(&Tensor) -> Result<Tensor> + 'a;
 
 /// What one pass forwards and back gives.
 #[derive(Debug)]
@@ -38,59 +41,56 @@ pub struct Passed {
 pub fn forward_backward(
     denoiser: &dyn Denoiser,
     input: &Input,
-    loss: &dyn Fn(&Tensor) -> Result<Tensor>,
+    loss: &Loss,
     vars: &[Var],
     keep: Keep,
 ) -> Result<Passed> {
     match keep {
-        Keep::All => {
-            let started = Instant::now();
-            let loss = loss(&denoiser.forward(input)?)?;
-            let forward = started.elapsed();
-            let mut store = loss.backward()?;
-            let gradients = vars.iter().map(|var| store.remove(var)).collect();
-            Ok(Passed {
-                loss: loss.detach(),
-                gradients,
-                forward,
-            })
-        }
+        Keep::All => at_once(denoiser, input, loss, vars),
         Keep::Inputs => by_segments(denoiser, input, loss, vars),
     }
 }
 
-fn by_segments(
-    denoiser: &dyn Denoiser,
-    input: &Input,
-    loss: &dyn Fn(&Tensor) -> Result<Tensor>,
-    vars: &[Var],
-) -> Result<Passed> {
+fn at_once(denoiser: &dyn Denoiser, input: &Input, loss: &Loss, vars: &[Var]) -> Result<Passed> {
     let started = Instant::now();
-    // Forwards: each segment's graph is dropped as soon as the next one has its input.
-    let stem = Cut::before(denoiser.stem(input)?)?;
+    let (loss, tape) = record(|| loss(&denoiser.forward(input)?))?;
+    let forward = started.elapsed();
+    let mut found = tape.backward(&[one(&loss)?])?;
+    Ok(Passed {
+        gradients: vars.iter().map(|var| found.remove(var)).collect(),
+        loss: loss.detach(),
+        forward,
+    })
+}
+
+fn by_segments(denoiser: &dyn Denoiser, input: &Input, loss: &Loss, vars: &[Var]) -> Result<Passed> {
+    let started = Instant::now();
+    // Forwards: nothing is kept but what each segment receives.
+    let stem = Cut::before(forget(|| denoiser.stem(input))?)?;
     let stem_learns = stem.vars.iter().any(Option::is_some);
     let mut received = vec![stem];
     for index in 0..denoiser.num_blocks() {
-        let state = denoiser.block(index, &received[index].state)?;
+        let state = forget(|| denoiser.block(index, &received[index].state))?;
         received.push(Cut::before(state)?);
     }
 
     // Backwards, letting go of each input once its segment is done.
     let mut gradients = vec![None; vars.len()];
     let last = received.pop().expect("the stem's output at least");
-    let loss = loss(&denoiser.head(&last.state)?)?;
+    let (loss, tape) = record(|| loss(&denoiser.head(&last.state)?))?;
     let forward = started.elapsed();
-    let mut due = last.collect(loss.backward()?, vars, &mut gradients);
+    let mut due = last.collect(tape.backward(&[one(&loss)?])?, vars, &mut gradients);
     for index in (0..denoiser.num_blocks()).rev() {
+        if due.iter().all(Option::is_none) {
+            break; // nothing before this learns
+        }
         let before = received.pop().expect("one input for each block");
-        let after = denoiser.block(index, &before.state)?;
-        due = match backward(&after, &due)? {
-            Some(store) => before.collect(store, vars, &mut gradients),
-            None => break, // nothing before this learns
-        };
+        let (after, tape) = record(|| denoiser.block(index, &before.state))?;
+        due = before.collect(tape.backward(&given(&after, due))?, vars, &mut gradients);
     }
-    if stem_learns && let Some(mut store) = backward(&denoiser.stem(input)?, &due)? {
-        take(&mut store, vars, &mut gradients);
+    if stem_learns {
+        let (after, tape) = record(|| denoiser.stem(input))?;
+        take(&mut tape.backward(&given(&after, due))?, vars, &mut gradients);
     }
     Ok(Passed {
         loss: loss.detach(),
@@ -122,28 +122,38 @@ impl Cut {
         Ok(Self { state, vars })
     }
 
-    /// Moves the adapters' gradients out of the store; returns those of the state's own tensors.
-    fn collect(&self, mut store: GradStore, vars: &[Var], gradients: &mut [Option<Tensor>]) -> Vec<Option<Tensor>> {
-        take(&mut store, vars, gradients);
+    /// Moves the adapters' gradients out of those found; returns those of the state's own tensors.
+    fn collect(&self, mut found: Gradients, vars: &[Var], gradients: &mut [Option<Tensor>]) -> Vec<Option<Tensor>> {
+        take(&mut found, vars, gradients);
         let own = self.vars.iter();
-        own.map(|var| var.as_ref().and_then(|var| store.remove(var))).collect()
+        own.map(|var| var.as_ref().and_then(|var| found.remove(var))).collect()
     }
 }
 
 /// An adapter belongs to one layer, and so to one segment: its gradient there is all of it.
-fn take(store: &mut GradStore, vars: &[Var], gradients: &mut [Option<Tensor>]) {
+fn take(found: &mut Gradients, vars: &[Var], gradients: &mut [Option<Tensor>]) {
     for (var, gradient) in vars.iter().zip(gradients) {
-        if let Some(found) = store.remove(var) {
+        if let Some(found) = found.remove(var) {
             *gradient = Some(found);
         }
     }
 }
 
-/// The chain rule over one segment, from the gradients of what it gave; none where it gave nothing that learns.
-fn backward(after: &State, due: &[Option<Tensor>]) -> Result<Option<GradStore>> {
-    let given = after.tensors().into_iter().zip(due).filter_map(|(output, due)| {
-        let gradient = due.clone()?;
-        Some(Given { output, gradient })
-    });
-    chain(&given.collect::<Vec<_>>())
+/// What a segment gave, and the gradients that are due of it.
+fn given(after: &State, due: Vec<Option<Tensor>>) -> Vec<Given> {
+    let pairs = after.tensors().into_iter().zip(due);
+    pairs
+        .filter_map(|(output, due)| {
+            let gradient = due?;
+            Some(Given { output, gradient })
+        })
+        .collect()
+}
+
+/// The loss, by which everything is differentiated.
+fn one(loss: &Tensor) -> Result<Given> {
+    Ok(Given {
+        output: loss.clone(),
+        gradient: loss.ones_like()?.detach(),
+    })
 }
