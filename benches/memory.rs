@@ -16,7 +16,7 @@ use vtrain::models::denoiser::Input;
 use vtrain::models::{self, FamilyName};
 use vtrain::rng::Rng;
 use vtrain::train::memory;
-use vtrain::train::segments::{Keep, forward_backward};
+use vtrain::train::segments::{Policy, forward_backward};
 
 /// Latent frames, rows and columns of a clip of 17 x 256 x 384; with 226 text tokens 2,146 in all.
 const LATENTS: [usize; 3] = [5, 32, 48];
@@ -80,7 +80,7 @@ fn child(folder: &Path, inputs: bool) -> anyhow::Result<()> {
     let text = randn(&[1, TEXT, width])?;
     let input = Input::new(latents, Tensor::new(&[500i64], &Device::Cpu)?, text);
     let target = randn(&[1, frames, channels, height, columns])?;
-    let keep = if inputs { Keep::Inputs } else { Keep::All };
+    let keep = if inputs { Policy::Inputs } else { Policy::All }.keep(None);
     let loss = |prediction: &Tensor| objective::loss(prediction, &target);
     let passed = forward_backward(&*denoiser, &input, &loss, &vars, keep)?;
     assert!(passed.gradients.iter().all(Option::is_some));

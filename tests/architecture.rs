@@ -9,6 +9,7 @@ const FLOORS: &[(&str, u8)] = &[
     ("ops", 0),
     ("disk", 0),
     ("dist", 0),
+    ("heap", 0),
     ("optim", 0),
     ("rng", 0),
     ("wire", 0),

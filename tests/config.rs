@@ -187,3 +187,15 @@ fn every_shipped_configuration_is_valid_and_points_editors_at_the_schema() {
     }
     assert!(seen >= 2);
 }
+
+#[test]
+fn what_checkpointing_keeps_is_not_said_where_it_is_off() {
+    let text = "model: {path: m}\ndatasets: [{path: d, buckets: [[9, 64, 96]]}]\n\
+                train: {gradient_checkpointing: false, keep: inputs+attention}\n";
+    let problems = problems(text, &[]);
+    assert_eq!(problems.len(), 1);
+    assert!(
+        problems[0].contains("train.keep: says what gradient_checkpointing keeps"),
+        "{problems:?}"
+    );
+}

@@ -9,6 +9,7 @@ mod linear;
 mod norm; // layer and RMS norm by parts
 mod residual; // gated residuals by parts
 mod rotary; // pairs that turn
+mod tape; // the way back through a stretch
 mod tile;
 
 use std::collections::HashMap;

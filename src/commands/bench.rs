@@ -143,11 +143,12 @@ fn measure(args: &Args, config: &RunConfig, bucket: Bucket, device: &Device) -> 
             .collect(),
     };
     let mut optimizer = AdamW::new(vars.clone(), &config.optimizer)?;
+    let keep = config.train.keep(device);
     let mut splits = Vec::new();
     for _ in 0..=args.steps {
         splits.push(match args.forward {
             true => forward(&bare)?,
-            false => step(&bare, config, &vars, &mut optimizer)?,
+            false => step(&bare, config, &vars, &mut optimizer, keep)?,
         });
     }
     splits.remove(0); // the first one warms up
@@ -168,11 +169,7 @@ fn measure(args: &Args, config: &RunConfig, bucket: Bucket, device: &Device) -> 
 }
 
 /// A training step as `train` makes it.
-fn step(bare: &Bare, config: &RunConfig, vars: &[Var], optimizer: &mut AdamW) -> anyhow::Result<Split> {
-    let keep = match config.train.gradient_checkpointing {
-        true => Keep::Inputs,
-        false => Keep::All,
-    };
+fn step(bare: &Bare, config: &RunConfig, vars: &[Var], optimizer: &mut AdamW, keep: Keep) -> anyhow::Result<Split> {
     let started = Instant::now();
     let loss = |prediction: &Tensor| objective::loss(prediction, &bare.target);
     let passed = forward_backward(&*bare.denoiser, &bare.input, &loss, vars, keep)?;

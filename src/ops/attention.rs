@@ -18,13 +18,13 @@ mod backward;
 mod forward;
 mod heads;
 
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp3, D, DType, Layout, Result, Shape, Tensor, bail};
 
 use super::slices::{numbers_of, stored, widened};
-use super::tape::{Reads, apply3};
+use super::tape::{Costly, Reads, apply3_costly};
 use super::tile::COLUMNS;
 use backward::{Given, Wanted, backward};
 use forward::forward;
@@ -55,7 +55,7 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>) -> R
         inputs: [true; 3],
         output: true,
     };
-    apply3([&q.contiguous()?, &k.contiguous()?, &v.contiguous()?], op, reads)
+    apply3_costly([&q.contiguous()?, &k.contiguous()?, &v.contiguous()?], op, reads)
 }
 
 /// The same in candle's own operations: for other devices, and for f64.
@@ -200,7 +200,17 @@ struct Attention {
     sizes: Sizes,
     mask: Option<Mask>,
     /// (B, H, S): left by the way forward for the way back.
-    log_sums: OnceLock<Vec<f32>>,
+    log_sums: OnceLock<Arc<Vec<f32>>>,
+}
+
+impl Costly for Attention {
+    fn left(&self) -> Arc<Vec<f32>> {
+        self.log_sums.get().cloned().unwrap_or_default()
+    }
+
+    fn resume(&self, left: Arc<Vec<f32>>) {
+        self.log_sums.get_or_init(|| left);
+    }
 }
 
 impl CustomOp3 for Attention {
@@ -219,7 +229,7 @@ impl CustomOp3 for Attention {
     ) -> Result<(CpuStorage, Shape)> {
         let (wide_q, k, v) = (widened(q, q_layout)?, widened(k, k_layout)?, widened(v, v_layout)?);
         let (out, log_sums) = forward(&self.sizes, self.mask.as_ref(), &wide_q, &k, &v);
-        self.log_sums.get_or_init(|| log_sums);
+        self.log_sums.get_or_init(|| Arc::new(log_sums));
         Ok((stored(out, q.dtype())?, q_layout.shape().clone()))
     }
 

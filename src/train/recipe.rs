@@ -1,7 +1,11 @@
 //! How long and in what portions a run trains.
 
+use candle_core::Device;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+
+use super::memory;
+use super::segments::{Keep, Policy};
 
 /// Long enough for a style from a few dozen clips.
 const DEFAULT_STEPS: usize = 1200;
@@ -20,8 +24,10 @@ pub struct Config {
     pub batch_size: usize,
     /// Micro-batches of one optimiser step.
     pub gradient_accumulation_steps: usize,
-    /// Keep only each block's input and compute the rest again on the way back: far less memory, about a third more time.
+    /// Keep only part of what the way back needs, and compute the rest again: far less memory, somewhat more time.
     pub gradient_checkpointing: bool,
+    /// Which part, with `gradient_checkpointing`. It changes memory and time, and no result.
+    pub keep: Policy,
     /// Gradients are scaled down to this global norm.
     pub max_grad_norm: f64,
     /// Share of captions replaced by the empty one.
@@ -36,6 +42,7 @@ impl Default for Config {
             batch_size: 1,
             gradient_accumulation_steps: 1,
             gradient_checkpointing: true,
+            keep: Policy::Auto,
             max_grad_norm: 1.0,
             caption_dropout: 0.0,
         }
@@ -52,6 +59,15 @@ impl Config {
                 .saturating_mul(epochs)
                 .div_ceil(self.gradient_accumulation_steps.max(1)),
             (None, None) => DEFAULT_STEPS,
+        }
+    }
+
+    /// What is kept between the passes on this device, with the memory that is free now.
+    pub fn keep(&self, device: &Device) -> Keep {
+        let free = device.is_cpu().then(memory::free).flatten();
+        match self.gradient_checkpointing {
+            true => self.keep.keep(free),
+            false => Keep::All,
         }
     }
 
@@ -72,6 +88,12 @@ impl Config {
             wrong.push((
                 "epochs".into(),
                 format!("{epochs} epochs and {steps} steps are both given; remove one"),
+            ));
+        }
+        if !self.gradient_checkpointing && !matches!(self.keep, Policy::Auto | Policy::All) {
+            wrong.push((
+                "keep".into(),
+                "says what gradient_checkpointing keeps, which is off; remove one of the two".into(),
             ));
         }
         if self.max_grad_norm <= 0.0 {

@@ -1,26 +1,71 @@
 //! Loss and gradients of a denoiser, with the memory of one segment where that is asked for.
 //!
-//! A denoiser is a list of segments: stem, blocks, head. With [`Keep::Inputs`] the forward pass keeps only what each
-//! segment receives; the backward pass goes through them in reverse, runs each once more with its graph on, and hands it
-//! the gradient of its output.  arXiv:1604.06174
+//! A denoiser is a list of segments: stem, blocks, head. The forward pass keeps what each segment receives; the backward
+//! pass goes through them in reverse, runs each once more with a tape on, and hands it the gradient of its output
+//! (arXiv:1604.06174). A [`Keep`] says what else stays in between: the outputs of attention, which take the longest to
+//! compute again, and all that some blocks' way back reads, so that these are not run again at all. The last block never
+//! is: its way back begins where its way forward ends.
 //!
 //! No gradient is computed for what no adapter precedes: where the stem has none, its outputs are no variables.
 
 use std::time::{Duration, Instant};
 
 use candle_core::{Result, Tensor, Var};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 use crate::models::denoiser::{Denoiser, Input, State};
 use crate::ops::chain::Given;
-use crate::ops::tape::{Gradients, forget, record};
+use crate::ops::tape::{Gradients, Shelf, Tape, forget, record, record_from, shelve};
 
-/// What is kept between the passes.
+/// What is kept between the passes besides each segment's input. Nothing of it changes a single bit of the gradients.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Keep {
     /// Everything: fastest, and the most memory.
     All,
-    /// What each segment receives; the rest is computed a second time.
+    /// As far as these bytes go.
+    Within(Room),
+}
+
+/// Bytes for what is kept between the passes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Room {
+    /// For attention's outputs.
+    pub attention: usize,
+    /// For all that whole blocks need, the first ones first.
+    pub blocks: usize,
+}
+
+/// `train.keep`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+pub enum Policy {
+    /// Attention's outputs within an eighth of the memory that is free, and whole blocks within a hundredth.
+    #[default]
+    #[serde(rename = "auto")]
+    Auto,
+    /// Everything, as with `gradient_checkpointing: false`.
+    #[serde(rename = "all")]
+    All,
+    /// What each block receives, and the outputs of attention.
+    #[serde(rename = "inputs+attention")]
+    InputsAndAttention,
+    /// What each block receives: the least memory.
+    #[serde(rename = "inputs")]
     Inputs,
+}
+
+impl Policy {
+    /// With so many bytes of memory free; none where that is not known.
+    pub fn keep(self, free: Option<u64>) -> Keep {
+        let share = |part: u64| free.map_or(usize::MAX, |free| usize::try_from(free / part).unwrap_or(usize::MAX));
+        let (attention, blocks) = match self {
+            Self::All => return Keep::All,
+            Self::Auto => (share(8), if free.is_some() { share(100) } else { 0 }),
+            Self::InputsAndAttention => (usize::MAX, 0),
+            Self::Inputs => (0, 0),
+        };
+        Keep::Within(Room { attention, blocks })
+    }
 }
 
 /// From a prediction to a scalar.
@@ -47,7 +92,7 @@ pub fn forward_backward(
 ) -> Result<Passed> {
     match keep {
         Keep::All => at_once(denoiser, input, loss, vars),
-        Keep::Inputs => by_segments(denoiser, input, loss, vars),
+        Keep::Within(room) => by_segments(denoiser, input, loss, vars, room),
     }
 }
 
@@ -63,29 +108,29 @@ fn at_once(denoiser: &dyn Denoiser, input: &Input, loss: &Loss, vars: &[Var]) ->
     })
 }
 
-fn by_segments(denoiser: &dyn Denoiser, input: &Input, loss: &Loss, vars: &[Var]) -> Result<Passed> {
+fn by_segments(denoiser: &dyn Denoiser, input: &Input, loss: &Loss, vars: &[Var], mut room: Room) -> Result<Passed> {
     let started = Instant::now();
-    // Forwards: nothing is kept but what each segment receives.
-    let stem = Cut::before(forget(|| denoiser.stem(input))?)?;
-    let stem_learns = stem.vars.iter().any(Option::is_some);
-    let mut received = vec![stem];
+    let mut cut = Cut::before(forget(|| denoiser.stem(input))?)?;
+    let stem_learns = cut.vars.iter().any(Option::is_some);
+    let mut passed = Vec::new();
     for index in 0..denoiser.num_blocks() {
-        let state = forget(|| denoiser.block(index, &received[index].state))?;
-        received.push(Cut::before(state)?);
+        let last = index + 1 == denoiser.num_blocks();
+        let (state, kept) = room.run(last, || denoiser.block(index, &cut.state))?;
+        passed.push((cut, kept));
+        cut = Cut::before(state)?;
     }
-
-    // Backwards, letting go of each input once its segment is done.
-    let mut gradients = vec![None; vars.len()];
-    let last = received.pop().expect("the stem's output at least");
-    let (loss, tape) = record(|| loss(&denoiser.head(&last.state)?))?;
+    let (loss, tape) = record(|| loss(&denoiser.head(&cut.state)?))?;
     let forward = started.elapsed();
-    let mut due = last.collect(tape.backward(&[one(&loss)?])?, vars, &mut gradients);
-    for index in (0..denoiser.num_blocks()).rev() {
+
+    // Backwards, letting go of each block's input once it is done.
+    let mut gradients = vec![None; vars.len()];
+    let mut due = cut.collect(tape.backward(&[one(&loss)?])?, vars, &mut gradients);
+    drop(cut);
+    for (index, (before, kept)) in passed.into_iter().enumerate().rev() {
         if due.iter().all(Option::is_none) {
             break; // nothing before this learns
         }
-        let before = received.pop().expect("one input for each block");
-        let (after, tape) = record(|| denoiser.block(index, &before.state))?;
+        let (after, tape) = kept.again(|| denoiser.block(index, &before.state))?;
         due = before.collect(tape.backward(&given(&after, due))?, vars, &mut gradients);
     }
     if stem_learns {
@@ -97,6 +142,48 @@ fn by_segments(denoiser: &dyn Denoiser, input: &Input, loss: &Loss, vars: &[Var]
         gradients,
         forward,
     })
+}
+
+/// What is kept of a block that was run.
+enum Kept {
+    /// All: what it gave, and the way back.
+    Whole(State, Tape),
+    /// The outputs of attention, if that.
+    Part(Shelf),
+}
+
+impl Room {
+    /// Runs a block and keeps of it what there is room for; all of the last one.
+    fn run(&mut self, last: bool, block: impl FnOnce() -> Result<State>) -> Result<(State, Kept)> {
+        if last || self.blocks > 0 {
+            let (state, tape) = record(block)?;
+            let bytes = tape.bytes();
+            let fits = last || bytes <= self.blocks;
+            self.blocks = if fits { self.blocks.saturating_sub(bytes) } else { 0 };
+            let kept = match fits {
+                true => Kept::Whole(state.clone(), tape),
+                false => Kept::Part(Shelf::default()),
+            };
+            return Ok((state, kept));
+        }
+        if self.attention > 0 {
+            let (state, shelf) = shelve(block)?;
+            let fits = shelf.bytes() <= self.attention;
+            self.attention = if fits { self.attention - shelf.bytes() } else { 0 };
+            return Ok((state, Kept::Part(if fits { shelf } else { Shelf::default() })));
+        }
+        Ok((forget(block)?, Kept::Part(Shelf::default())))
+    }
+}
+
+impl Kept {
+    /// What the block gave and the way back, for which it is run again if they were not kept.
+    fn again(self, block: impl FnOnce() -> Result<State>) -> Result<(State, Tape)> {
+        match self {
+            Self::Whole(after, tape) => Ok((after, tape)),
+            Self::Part(shelf) => record_from(shelf, block),
+        }
+    }
 }
 
 /// A state at which the graph is cut: where something before it learns, its tensors are variables of their own.

@@ -7,6 +7,7 @@ use candle_core::{DType, Result, Tensor, Var};
 use vtrain::models::denoiser::{Denoiser, Input, State};
 use vtrain::nn::linear::LowRank;
 use vtrain::nn::weights::Planter;
+use vtrain::train::segments::{Keep, Room, forward_backward};
 
 use super::{CASES, dit, input, load, norm, randn, relative_error};
 
@@ -200,4 +201,34 @@ fn a_lora_gradient_agrees_with_finite_differences() {
             norm(gradient)
         );
     }
+}
+
+#[test]
+fn what_is_kept_between_the_passes_changes_no_bit() {
+    let adapters = Adapters::load();
+    let dit = dit("cogvideox-5b", DType::F32, Some(adapters.clone()));
+    let (answers, input) = example();
+    let vars: Vec<Var> = adapters.0.values().flat_map(|(a, b)| [a.clone(), b.clone()]).collect();
+    let loss = |prediction: &Tensor| Ok(mse(prediction, &answers["target"]));
+    let run = |keep| forward_backward(&dit, &input, &loss, &vars, keep).unwrap();
+    let expected = run(Keep::All);
+    let room = |attention, blocks| Keep::Within(Room { attention, blocks });
+    for keep in [
+        room(0, 0),
+        room(usize::MAX, 0),
+        room(1, 0), // too little for a single output
+        room(0, usize::MAX),
+        room(usize::MAX, 1), // too little for a single block
+    ] {
+        let found = run(keep);
+        assert_eq!(numbers(&found.loss), numbers(&expected.loss));
+        for (found, expected) in found.gradients.iter().zip(&expected.gradients) {
+            let (found, expected) = (found.as_ref().unwrap(), expected.as_ref().unwrap());
+            assert_eq!(numbers(found), numbers(expected), "{keep:?}");
+        }
+    }
+}
+
+fn numbers(x: &Tensor) -> Vec<f32> {
+    x.flatten_all().unwrap().to_vec1().unwrap()
 }

@@ -20,7 +20,19 @@ fn activations_are_those_of_torch() {
 fn activations_and_their_gradients_follow_the_formula() {
     let tanh = |x: f64| 0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3))).tanh());
     let silu = |x: f64| x / (1.0 + (-x).exp());
-    let formulas: [(Op, &dyn Fn(f64) -> f64); 2] = [(ALL[1].1, &tanh), (ALL[2].1, &silu)];
+    let erf = |x: f64| {
+        // x P(x), with P by Simpson's rule over the density from 0 to x.
+        const PARTS: usize = 200;
+        let density = |x: f64| (-0.5 * x * x).exp() / (2.0 * std::f64::consts::PI).sqrt();
+        let factor = |i: usize| match i {
+            0 | PARTS => 1.0,
+            i if i % 2 == 1 => 4.0,
+            _ => 2.0,
+        };
+        let terms = (0..=PARTS).map(|i| factor(i) * density(x * i as f64 / PARTS as f64));
+        x * (0.5 + terms.sum::<f64>() * x / (3.0 * PARTS as f64))
+    };
+    let formulas: [(Op, &dyn Fn(f64) -> f64); 3] = [(ALL[0].1, &erf), (ALL[1].1, &tanh), (ALL[2].1, &silu)];
     for (op, formula) in formulas {
         let x = (randn(1, &[5, 13]) * 3.0).unwrap();
         equals_formula(op, &|x| x[0].iter().map(|x| formula(*x)).collect(), &[x]);

@@ -79,6 +79,7 @@ fn linear_layers_and_their_gradients_are_torchs() {
 fn the_gradients_are_the_slopes_in_f64() {
     for case in [("", &[3][..], 5, 4, 2, true), ("", &[2, 1][..], 3, 7, 1, false)] {
         let inputs = inputs(case);
+        let [_, frozen_dx] = frozen(&inputs);
         let [_, dx, da, db] = adapted(&inputs);
         let wide = |x: &Tensor| x.to_dtype(DType::F64).unwrap();
         let (x, a, b, weights) = (wide(&inputs.x), wide(&inputs.a), wide(&inputs.b), wide(&inputs.weights));
@@ -88,6 +89,8 @@ fn the_gradients_are_the_slopes_in_f64() {
                 + (x.broadcast_matmul(&a.t()?)?.broadcast_matmul(&b.t()?)? * SCALE)?)?;
             (y * &weights)?.sum_all() // the bias has no part in the slopes
         };
+        let plain = |x: &Tensor| (x.broadcast_matmul(&matrix.t()?)? * &weights)?.sum_all();
+        assert_close("x of a frozen layer", &frozen_dx, &slopes(&x, plain), 1e-5);
         assert_close("x", &dx, &slopes(&x, |x| loss(x, &a, &b)), 1e-5);
         assert_close("a", &da, &slopes(&a, |a| loss(&x, a, &b)), 1e-5);
         assert_close("b", &db, &slopes(&b, |b| loss(&x, &a, b)), 1e-5);

@@ -20,7 +20,6 @@ use crate::rng::Rng;
 use crate::train::checkpoint::{Checkpoints, Loaded};
 use crate::train::metrics::Metrics;
 use crate::train::micro_batch::Source;
-use crate::train::segments::Keep;
 use crate::train::step::Trainer;
 use crate::train::validate::Validator;
 
@@ -122,10 +121,7 @@ pub fn trainer<'a>(
         optimizer: AdamW::new(vars.clone(), &config.optimizer)?,
         vars,
         dropout: trainable.dropout(),
-        keep: match recipe.gradient_checkpointing {
-            true => Keep::Inputs,
-            false => Keep::All,
-        },
+        keep: recipe.keep(device),
         accumulation: recipe.gradient_accumulation_steps as u64,
         max_grad_norm: recipe.max_grad_norm,
     };

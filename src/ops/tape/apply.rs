@@ -1,0 +1,164 @@
+//! Running an op, and noting it where its stretch is recorded.
+
+use candle_core::op::BackpropOp;
+use candle_core::{CpuStorage, CustomOp1, CustomOp3, Result, Shape, Storage, Tensor, Var, bail};
+
+use super::gradients::Source;
+use super::shelf::{Costly, Shelved};
+use super::{Line, MODE, Mode};
+
+/// What an op's way back reads of what it was given and gave. Of the rest it sees shape and type, and no numbers.
+#[derive(Debug, Clone, Copy)]
+pub struct Reads<const N: usize> {
+    pub inputs: [bool; N],
+    pub output: bool,
+}
+
+/// Runs an op of one input.
+pub fn apply1<C>(x: &Tensor, op: C, reads: Reads<1>) -> Result<Tensor>
+where
+    C: CustomOp1 + Send + Sync + 'static,
+{
+    if !x.track_op() {
+        return x.apply_op1_no_bwd(&op);
+    }
+    if candle_records() {
+        return x.apply_op1(op);
+    }
+    let output = {
+        let (storage, layout) = x.storage_and_layout();
+        leaf(op.cpu_fwd(on_cpu(&storage)?, layout)?)
+    };
+    note([x], output, reads, move |[x], output, gradient| {
+        Ok(vec![op.bwd(x, output, gradient)?])
+    })
+}
+
+/// Runs an op of three inputs.
+pub fn apply3<C>([x, y, z]: [&Tensor; 3], op: C, reads: Reads<3>) -> Result<Tensor>
+where
+    C: CustomOp3 + Send + Sync + 'static,
+{
+    if ![x, y, z].iter().any(|input| input.track_op()) {
+        return x.apply_op3_no_bwd(y, z, &op);
+    }
+    if candle_records() {
+        return x.apply_op3(y, z, op);
+    }
+    let output = run3([x, y, z], &op)?;
+    note3([x, y, z], output, op, reads)
+}
+
+/// Runs an op of three inputs whose result is put on a shelf, or takes the result from there.
+pub fn apply3_costly<C>(inputs: [&Tensor; 3], op: C, reads: Reads<3>) -> Result<Tensor>
+where
+    C: Costly + Send + Sync + 'static,
+{
+    if candle_records() || !inputs.iter().any(|input| input.track_op()) {
+        return apply3(inputs, op, reads);
+    }
+    let output = match take_down() {
+        Some(Shelved { output, left }) => {
+            op.resume(left);
+            output
+        }
+        None => run3(inputs, &op)?,
+    };
+    MODE.with_borrow_mut(|mode| {
+        if let Mode::Shelf(shelf) = mode {
+            let (output, left) = (output.clone(), op.left());
+            shelf.put(Shelved { output, left });
+        }
+    });
+    note3(inputs, output, op, reads)
+}
+
+fn candle_records() -> bool {
+    MODE.with_borrow(|mode| matches!(mode, Mode::Candle))
+}
+
+/// The next result on the shelf of a stretch that is run again.
+fn take_down() -> Option<Shelved> {
+    MODE.with_borrow_mut(|mode| match mode {
+        Mode::Tape(_, shelf) => shelf.take(),
+        Mode::Candle | Mode::Nothing | Mode::Shelf(_) => None,
+    })
+}
+
+fn run3(inputs: [&Tensor; 3], op: &impl CustomOp3) -> Result<Tensor> {
+    let [(x, x_layout), (y, y_layout), (z, z_layout)] = inputs.map(Tensor::storage_and_layout);
+    let (x, y, z) = (on_cpu(&x)?, on_cpu(&y)?, on_cpu(&z)?);
+    Ok(leaf(op.cpu_fwd(x, x_layout, y, y_layout, z, z_layout)?))
+}
+
+fn on_cpu(storage: &Storage) -> Result<&CpuStorage> {
+    match storage {
+        Storage::Cpu(storage) => Ok(storage),
+        _ => bail!("an op for the CPU was given a tensor on a device"),
+    }
+}
+
+/// An op's result, at which candle's graph starts anew.
+fn leaf((storage, shape): (CpuStorage, Shape)) -> Tensor {
+    Tensor::from_storage(Storage::Cpu(storage), shape, BackpropOp::none(), true)
+}
+
+fn note3<C>(inputs: [&Tensor; 3], output: Tensor, op: C, reads: Reads<3>) -> Result<Tensor>
+where
+    C: CustomOp3 + Send + Sync + 'static,
+{
+    note(inputs, output, reads, move |[x, y, z], output, gradient| {
+        let (x, y, z) = op.bwd(x, y, z, output, gradient)?;
+        Ok(vec![x, y, z])
+    })
+}
+
+/// Writes a line, where there is a tape. `back` is shown the inputs, the output and its gradient.
+fn note<const N: usize>(
+    inputs: [&Tensor; N],
+    output: Tensor,
+    reads: Reads<N>,
+    back: impl FnOnce([&Tensor; N], &Tensor, &Tensor) -> Result<Vec<Option<Tensor>>> + 'static,
+) -> Result<Tensor> {
+    if !MODE.with_borrow(|mode| matches!(mode, Mode::Tape(..))) {
+        return Ok(output);
+    }
+    let sources = inputs.map(Source::of).into();
+    let mut seen = inputs.map(Tensor::clone);
+    for (input, reads) in seen.iter_mut().zip(reads.inputs) {
+        *input = seen_of(input, reads)?;
+    }
+    let seen_output = seen_of(&output, reads.output)?;
+    let line = Line {
+        output: output.id(),
+        sources,
+        holds: seen.iter().chain([&seen_output]).map(holds).collect(),
+        back: Box::new(move |gradient| back(seen.each_ref(), &seen_output, gradient)),
+    };
+    MODE.with_borrow_mut(|mode| {
+        if let Mode::Tape(lines, _) = mode {
+            lines.push(line);
+        }
+    });
+    Ok(output)
+}
+
+/// What the way back sees of a tensor: all, or an outline that holds no memory.
+fn seen_of(tensor: &Tensor, reads: bool) -> Result<Tensor> {
+    if reads {
+        return Ok(tensor.clone());
+    }
+    let one = Tensor::zeros(vec![1; tensor.rank()], tensor.dtype(), tensor.device())?;
+    let one = match tensor.track_op() {
+        true => Var::from_tensor(&one)?.into_inner(), // whether it learns shows in the outline as well
+        false => one,
+    };
+    one.broadcast_as(tensor.shape())
+}
+
+/// Where a tensor's memory lies, and how much of it the tensor shows; an outline shows none.
+fn holds(tensor: &Tensor) -> (*const Storage, usize) {
+    let (storage, layout) = tensor.storage_and_layout();
+    let numbers = if layout.is_contiguous() { tensor.elem_count() } else { 0 };
+    (&raw const *storage, numbers * tensor.dtype().size_in_bytes())
+}

@@ -1,0 +1,47 @@
+//! Results that are kept between the two times that a stretch is run, because they take long and little memory.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use candle_core::{CustomOp3, Tensor};
+
+/// Results of costly ops in the order in which they ran.
+#[derive(Default)]
+pub struct Shelf(VecDeque<Shelved>);
+
+/// What a costly op gave, and what else it left for its way back.
+pub struct Shelved {
+    pub output: Tensor,
+    pub left: Arc<Vec<f32>>,
+}
+
+/// An op whose time is long for the memory that its result takes.
+pub trait Costly: CustomOp3 {
+    /// What it left for its way back, having run.
+    fn left(&self) -> Arc<Vec<f32>>;
+
+    /// As if it had run and left this.
+    fn resume(&self, left: Arc<Vec<f32>>);
+}
+
+impl Shelf {
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// How much memory it holds.
+    pub fn bytes(&self) -> usize {
+        let of = |shelved: &Shelved| {
+            shelved.output.elem_count() * shelved.output.dtype().size_in_bytes() + size_of_val(&shelved.left[..])
+        };
+        self.0.iter().map(of).sum()
+    }
+
+    pub(super) fn put(&mut self, shelved: Shelved) {
+        self.0.push_back(shelved);
+    }
+
+    pub(super) fn take(&mut self) -> Option<Shelved> {
+        self.0.pop_front()
+    }
+}
