@@ -129,7 +129,7 @@ fn copy(from: &Path, to: &Path) {
 /// Everything that a run reads of a checkpoint, as far as it comes.
 fn read_checkpoint(folder: &Path) -> anyhow::Result<()> {
     let family = models::open(folder, FamilyName::Auto, DType::F32, &Device::Cpu)?;
-    family.scheduler()?.start(2)?;
+    family.scheduler()?.start(2, None)?;
     family.embed(&["a red ball"])?;
     family.denoiser(None)?;
     let canvas = family.canvas(1, 32, 48)?;

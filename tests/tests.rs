@@ -11,6 +11,7 @@ mod config; // run files
 mod conv3d; // the convolution under the autoencoders
 mod data; // layouts, captions, buckets, order
 mod disk; // written whole or not at all
+mod flow_schedulers; // sigmas, steps and noise of flow matching, against diffusers
 mod fuzz; // mutated input of every kind
 mod hub; // checkpoints of the Hugging Face Hub
 mod lora; // which layers learn, first values, dropout, files, against PEFT and torch

@@ -163,8 +163,8 @@ impl Prepared {
 /// The scheduler's run over all steps, or over those that a clip is made anew in.
 fn start<'a>(scheduler: &'a Scheduler, request: &Request) -> anyhow::Result<Run<'a>> {
     match &request.start {
-        Start::Clip(_, strength) => scheduler.start_from(request.steps, *strength),
-        Start::Text | Start::Image(_) => scheduler.start(request.steps),
+        Start::Clip(_, strength) => scheduler.start_from(request.steps, *strength, None),
+        Start::Text | Start::Image(_) => scheduler.start(request.steps, None),
     }
 }
 
@@ -184,10 +184,10 @@ fn begin(
     if let Some(latents) = &request.latents {
         return Ok((latents.to_device(like.device())?.to_dtype(like.dtype())?, image));
     }
-    if let (Start::Clip(clip, _), Some(timestep)) = (&request.start, start(scheduler, request)?.timestep()) {
+    if let Start::Clip(clip, _) = &request.start {
         let clean = family.encode(clip, rng)?;
         let noise = draw(rng, clean.dims(), like)?;
-        let noisy = scheduler.process().add_noise(&clean, &noise, &[timestep])?;
+        let noisy = start(scheduler, request)?.add_noise(&clean, &noise)?;
         return Ok((noisy.to_dtype(like.dtype())?, image));
     }
     let noise = draw(rng, &canvas.shape, like)?;
@@ -205,14 +205,14 @@ fn predict(
     denoiser: &dyn Denoiser,
     conditions: &Conditions,
     latents: &Tensor,
-    timestep: i64,
+    timestep: f64,
     scale: f64,
 ) -> anyhow::Result<Tensor> {
     let passes = conditions.text.dim(0)?;
     let run = |text: Tensor| -> anyhow::Result<Tensor> {
         let batch = text.dim(0)?;
         let latents = latents.repeat((batch, 1, 1, 1, 1))?;
-        let timestep = Tensor::from_vec(vec![timestep; batch], batch, latents.device())?;
+        let timestep = Tensor::from_vec(vec![timestep as f32; batch], batch, latents.device())?;
         let input = family::input(latents, timestep, text, conditions.image.as_ref())?;
         Ok(denoiser.forward(&input)?.to_dtype(DType::F32)?)
     };

@@ -116,7 +116,10 @@ impl Family for CogVideoX {
     }
 
     fn scheduler(&self) -> anyhow::Result<Scheduler> {
-        Scheduler::load(&part(&self.directory, "scheduler")?)
+        let folder = part(&self.directory, "scheduler")?;
+        let scheduler = Scheduler::load(&folder)?;
+        scheduler.process().with_context(|| folder.display().to_string())?;
+        Ok(scheduler)
     }
 
     fn denoiser(&self, planter: Option<Arc<dyn Planter>>) -> anyhow::Result<Box<dyn Denoiser>> {
@@ -157,7 +160,7 @@ impl Family for CogVideoX {
     }
 
     fn objective(&self) -> anyhow::Result<Objective> {
-        Ok(Objective::Ddpm(self.scheduler()?.process().clone()))
+        Ok(Objective::Ddpm(self.scheduler()?.process()?.clone()))
     }
 
     fn latents(&self, sample: &Tensor) -> anyhow::Result<Tensor> {
