@@ -131,9 +131,4 @@ impl Scheduler {
     pub fn scale_model_input(&self, sample: &Tensor, _timestep: f64) -> Tensor {
         sample.clone()
     }
-
-    /// Standard deviation of the noise that a run starts from.
-    pub fn init_noise_sigma(&self) -> f64 {
-        1.0
-    }
 }
