@@ -134,7 +134,7 @@ fn read_checkpoint(folder: &Path) -> anyhow::Result<()> {
     family.denoiser(None)?;
     let canvas = family.canvas(1, 32, 48)?;
     let latents = Tensor::zeros(&canvas.shape, DType::F32, &Device::Cpu)?;
-    family.decode(&latents, &canvas, &mut |_| Ok(()))
+    family.decode(&latents, &canvas, &mut Rng::new(0), &mut |_| Ok(()))
 }
 
 #[test]

@@ -123,10 +123,13 @@ pub fn run(args: Args) -> Result<(), Failure> {
     };
     // What can be wrong is found before anything is computed.
     let start = start(&args).or_exit(Exit::Usage)?;
+    let size = (args.height, args.width);
+    // Only the model knows the usual frame rate, but whether a file can be written is known now.
+    drop(Writer::create(&args.output, size, args.fps.unwrap_or(1.0)).or_exit(Exit::Usage)?);
     let directory = models::hub::locate(&args.model, &args.revision).or_exit(Exit::Model)?;
     let family = models::open(&directory, FamilyName::Auto, dtype, &device).or_exit(Exit::Model)?;
     let request = request(&args, start, family.frame_rate()).or_exit(Exit::Usage)?;
-    let writer = Writer::create(&args.output, (args.height, args.width), request.fps).or_exit(Exit::Usage)?;
+    let writer = Writer::create(&args.output, size, request.fps).or_exit(Exit::Usage)?;
     let adapters = adapters(&args.lora, &device).or_exit(Exit::Model)?;
     let sampled = denoise(&*family, request, &adapters).or_exit(Exit::Model)?;
     if let Some(path) = &args.output_latents {

@@ -122,8 +122,18 @@ impl Config {
     fn unread(&self, density: Density) -> Vec<(&'static str, &'static str)> {
         let usual = Self::default();
         let keys = [
-            ("logit_mean", self.logit_mean != usual.logit_mean, Density::LogitNormal, "logit_normal"),
-            ("logit_std", self.logit_std != usual.logit_std, Density::LogitNormal, "logit_normal"),
+            (
+                "logit_mean",
+                self.logit_mean != usual.logit_mean,
+                Density::LogitNormal,
+                "logit_normal",
+            ),
+            (
+                "logit_std",
+                self.logit_std != usual.logit_std,
+                Density::LogitNormal,
+                "logit_normal",
+            ),
             ("mode_scale", self.mode_scale != usual.mode_scale, Density::Mode, "mode"),
         ];
         let unread = keys.into_iter().filter(|(_, set, by, _)| *set && density != *by);

@@ -266,7 +266,9 @@ pub trait Family {
 
     /// Encodes an image (1, 3, H, W) of -1..1 to start from: loads, uses and frees the encoders.
     fn image_condition(&self, image: &Tensor, canvas: &Canvas, rng: &mut Rng) -> anyhow::Result<ImageCondition> {
-        let encoded = self.clip_encoder(false, false)?.encode_image(image, canvas.num_frames)?;
+        let encoded = self
+            .clip_encoder(false, false)?
+            .encode_image(image, canvas.num_frames)?;
         self.condition_on(&encoded, canvas, Some(rng))
     }
 

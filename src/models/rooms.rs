@@ -64,7 +64,11 @@ pub fn of_checkpoint(directory: &Path) -> anyhow::Result<&'static Room> {
         directory.display()
     );
     let path = directory.join("model_index.json");
-    ensure!(path.exists(), "{}: is not there; this is no diffusers checkpoint", path.display());
+    ensure!(
+        path.exists(),
+        "{}: is not there; this is no diffusers checkpoint",
+        path.display()
+    );
     find(&path, |room, class| class.starts_with(room.pipeline))
 }
 
