@@ -13,11 +13,11 @@ use vtrain::diffusion::objective::Objective;
 use vtrain::diffusion::posterior::Posterior;
 use vtrain::diffusion::schedulers::{self, Scheduler};
 use vtrain::diffusion::timesteps::{Config, Shift};
-use vtrain::models::Family;
 use vtrain::models::denoiser::{Denoiser, Input, State, Text};
 use vtrain::models::family::{
     Beside, Canvas, ClipEncoder, Conditioner, Emit, ImageCondition, Kept, Layout, TakesImage, TextShape,
 };
+use vtrain::models::{Family, rooms};
 use vtrain::nn::weights::Planter;
 use vtrain::rng::Rng;
 use vtrain::sample::{Request, Start, sample};
@@ -441,4 +441,32 @@ fn latents_of_another_order_are_refused_in_the_order_of_the_family() {
     };
     let said = sample(&family, request, None, &|_, _| Ok(())).unwrap_err().to_string();
     assert!(said.contains("batch, channels, frames, rows, columns"), "{said}");
+}
+
+#[test]
+fn a_checkpoint_of_no_family_here_is_refused_by_its_class_with_those_that_are_known() {
+    let folder = TempDir::new().unwrap();
+    let write = |name: &str, class: &str| {
+        let path = folder.path().join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, format!(r#"{{"_class_name": "{class}"}}"#)).unwrap();
+    };
+    write("model_index.json", "FluxPipeline");
+    write("transformer/config.json", "FluxTransformer2DModel");
+    let known: Vec<&str> = rooms::ROOMS.iter().map(|room| room.title).collect();
+    let refused = [
+        rooms::of_checkpoint(folder.path()).unwrap_err(),
+        rooms::of_transformer(&folder.path().join("transformer")).unwrap_err(),
+    ];
+    for (refused, class) in refused.iter().zip(["FluxPipeline", "FluxTransformer2DModel"]) {
+        let said = format!("{refused:#}");
+        assert!(said.contains(class) && said.contains(&known.join(", ")), "{said}");
+    }
+    for room in rooms::ROOMS {
+        write("model_index.json", &format!("{}Pipeline", room.pipeline));
+        write("transformer/config.json", room.transformer);
+        assert_eq!(rooms::of_checkpoint(folder.path()).unwrap().name, room.name);
+        let transformer = rooms::of_transformer(&folder.path().join("transformer")).unwrap();
+        assert_eq!(transformer.name, room.name);
+    }
 }

@@ -241,9 +241,9 @@ fn begin(
         return Ok(latents.to_device(device)?.to_dtype(canvas.dtype)?);
     }
     if let Start::Clip(clip, _) = &request.start {
-        let clean = family.encode(clip, canvas, rng)?;
+        let clean = family.encode(clip, canvas, rng)?.to_dtype(canvas.dtype)?;
         let noise = draw(rng, clean.dims(), canvas.dtype, device)?;
-        return Ok(run.add_noise(&clean, &noise)?.to_dtype(canvas.dtype)?);
+        return Ok(run.add_noise(&clean, &noise)?);
     }
     draw(rng, &canvas.shape, canvas.dtype, device)
 }
