@@ -191,7 +191,12 @@ impl Preprocessor {
             height: rows,
             width: columns,
         };
-        let bytes = fit.picture(picture, (height, width)).map_err(anyhow::Error::msg)?;
+        // Rows first, as Pillow and torch do: in bytes, an edge's overshoot is cut between the two passes.
+        let between = (height, resize_width);
+        let bytes = Fit::squash(between)
+            .picture(picture, (height, width))
+            .and_then(|picture| fit.picture(&picture, between))
+            .map_err(anyhow::Error::msg)?;
         let pixels = Tensor::from_vec(bytes, (rows, columns, 3), &Device::Cpu)?.to_dtype(DType::F32)?;
         let channel = |numbers: [f64; 3]| {
             let numbers = numbers.map(|number| (number / self.rescale_factor) as f32);
