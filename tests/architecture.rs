@@ -16,6 +16,7 @@ const FLOORS: &[(&str, u8)] = &[
     ("nn", 1),
     ("diffusion", 1),
     ("text", 2),
+    ("vision", 2),
     ("data", 2),
     ("lora", 2),
     ("models", 3),

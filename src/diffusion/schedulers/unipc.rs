@@ -189,8 +189,9 @@ fn solve(mut rows: Vec<Vec<f32>>, mut b: Vec<f32>) -> Vec<f32> {
         b.swap(column, pivot);
         for below in column + 1..n {
             let factor = rows[below][column] / rows[column][column];
-            for k in column..n {
-                rows[below][k] -= factor * rows[column][k];
+            let (above, rest) = rows.split_at_mut(below);
+            for (number, pivot) in rest[0].iter_mut().zip(&above[column]).skip(column) {
+                *number -= factor * pivot;
             }
             b[below] -= factor * b[column];
         }

@@ -86,13 +86,17 @@ pub struct Config {
 
 /// `prediction_type`
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
-#[serde(rename_all = "snake_case")]
 enum Prediction {
     #[default]
+    #[serde(rename = "epsilon")]
     Epsilon,
+    #[serde(rename = "sample")]
     Sample,
-    VPrediction,
-    FlowPrediction,
+    #[serde(rename = "v_prediction")]
+    Velocity,
+    /// noise - sample
+    #[serde(rename = "flow_prediction")]
+    Flow,
 }
 
 /// B(h), by which a step weighs what it looks back to.
@@ -129,7 +133,7 @@ impl Config {
             self.solver_order
         );
         ensure!(
-            self.prediction_type == Prediction::FlowPrediction,
+            self.prediction_type == Prediction::Flow,
             "prediction_type: only flow_prediction is supported with UniPCMultistepScheduler"
         );
         let off = "set it to false";
