@@ -71,7 +71,7 @@ fn child(folder: &Path, inputs: bool) -> anyhow::Result<()> {
     let denoiser = family.denoiser(Some(trainable.clone()))?;
     let pairs = trainable.finish()?;
     let vars: Vec<Var> = pairs.iter().flat_map(|pair| [pair.a.clone(), pair.b.clone()]).collect();
-    let [_, width] = family.text_shape();
+    let width = family.text_shape().width;
     let channels = family.canvas(17, 256, 384)?.shape[2];
     let mut rng = Rng::new(1);
     let mut randn = |shape: &[usize]| Tensor::from_vec(rng.randn(shape.iter().product()), shape, &Device::Cpu);
@@ -81,7 +81,7 @@ fn child(folder: &Path, inputs: bool) -> anyhow::Result<()> {
     let input = Input::new(latents, Tensor::new(&[500i64], &Device::Cpu)?, text);
     let target = randn(&[1, frames, channels, height, columns])?;
     let keep = if inputs { Policy::Inputs } else { Policy::All }.keep(None);
-    let loss = |prediction: &Tensor| objective::loss(prediction, &target);
+    let loss = |prediction: &Tensor| objective::loss(prediction, &target, None);
     let passed = forward_backward(&*denoiser, &input, &loss, &vars, keep)?;
     assert!(passed.gradients.iter().all(Option::is_some));
     println!("{}", memory::resident().map_or(0, |memory| memory.peak));

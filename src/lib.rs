@@ -17,10 +17,11 @@ pub mod wire;
 pub mod diffusion;
 pub mod nn;
 pub mod video;
-// 2: data and adapters
+// 2: data, adapters and encoders
 pub mod data;
 pub mod lora;
 pub mod text;
+pub mod vision;
 // 3: the families
 pub mod models;
 // 4: the sampler

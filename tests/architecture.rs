@@ -17,6 +17,7 @@ const FLOORS: &[(&str, u8)] = &[
     ("nn", 1),
     ("diffusion", 1),
     ("text", 2),
+    ("vision", 2),
     ("data", 2),
     ("lora", 2),
     ("models", 3),
@@ -62,6 +63,9 @@ fn breaches(file: &str, text: &str) -> Vec<String> {
                 {
                     wrong.push(format!("{file}: the family '{from}' imports the family '{to}'"));
                 }
+            }
+            Some(_) if target[0] == "models" && target.get(1).is_some_and(|name| is_family(name)) => {
+                wrong.push(format!("{file}: names the family '{}'; ask models::Family", target[1]));
             }
             Some(floor) if floor < own_floor => {}
             Some(floor) => {
@@ -198,12 +202,25 @@ fn an_upward_import_is_a_breach() {
 }
 
 #[test]
+fn a_family_that_is_named_outside_of_models_is_a_breach() {
+    assert_eq!(
+        breaches("train/step", "use crate::models::cogvideox::CogVideoX;").len(),
+        1
+    );
+    assert_eq!(
+        breaches("commands/train/mod", "let x = crate::models::cogvideox::ROOM;").len(),
+        1
+    );
+    assert!(breaches("train/step", "use crate::models::family::Canvas;").is_empty());
+}
+
+#[test]
 fn a_family_that_imports_another_is_a_breach() {
     // Only folders of src/models are families; what is shared there may be imported.
     assert!(breaches("models/wan/dit", "use crate::models::Config;").is_empty());
     assert!(breaches("models/cogvideox/dit", "use crate::models::cogvideox::vae::Vae;").is_empty());
     assert_eq!(
-        breaches("models/wan/dit", "use crate::models::cogvideox::FOOTPRINT;").len(),
+        breaches("models/wan/dit", "use crate::models::cogvideox::ROOM;").len(),
         1
     );
     assert_eq!(

@@ -36,6 +36,7 @@ fn request(num_frames: usize) -> Request {
         guidance_scale: 6.0,
         dynamic_guidance: false,
         seed: 42,
+        fps: 8.0,
         start: Start::Text,
         latents: None,
     }
@@ -70,10 +71,15 @@ fn compare(run: &str, checkpoint: &str, request: &Request, adapters: Option<Arc<
     let latents = relative(&sampled.latents, &last(&expected["latents"]));
     let mut frames = Vec::new();
     family
-        .decode(&sampled.latents, &sampled.canvas, &mut |some| {
-            frames.push(some);
-            Ok(())
-        })
+        .decode(
+            &sampled.latents,
+            &sampled.canvas,
+            &mut sampled.rng.clone(),
+            &mut |some| {
+                frames.push(some);
+                Ok(())
+            },
+        )
         .unwrap();
     let frames = Tensor::cat(&frames, 2).unwrap().permute((0, 2, 1, 3, 4)).unwrap(); // (1, F, 3, H, W)
     let frames = ((frames * 127.5).unwrap() + 127.5)

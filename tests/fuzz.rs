@@ -6,8 +6,12 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use candle_core::{DType, Device, Tensor};
+use vtrain::diffusion::schedulers::{self, Scheduler};
 use vtrain::models::{self, FamilyName};
+use vtrain::nn::Weights;
 use vtrain::rng::Rng;
+use vtrain::text::t5;
+use vtrain::vision::{ClipVision, Preprocessor, clip};
 
 /// How many cases to try.
 pub fn cases(default: usize) -> usize {
@@ -129,12 +133,12 @@ fn copy(from: &Path, to: &Path) {
 /// Everything that a run reads of a checkpoint, as far as it comes.
 fn read_checkpoint(folder: &Path) -> anyhow::Result<()> {
     let family = models::open(folder, FamilyName::Auto, DType::F32, &Device::Cpu)?;
-    family.scheduler()?.start(2)?;
+    family.scheduler()?.start(2, None)?;
     family.embed(&["a red ball"])?;
     family.denoiser(None)?;
     let canvas = family.canvas(1, 32, 48)?;
     let latents = Tensor::zeros(&canvas.shape, DType::F32, &Device::Cpu)?;
-    family.decode(&latents, &canvas, &mut |_| Ok(()))
+    family.decode(&latents, &canvas, &mut Rng::new(0), &mut |_| Ok(()))
 }
 
 #[test]
@@ -178,5 +182,67 @@ fn mutated_checkpoints_are_read_or_refused_by_file() {
     }
     println!("{read} read, {refused} refused, peak {} MiB", peak_memory() >> 20);
     assert!(read > 0 && refused > 0, "{read} read, {refused} refused");
+    assert!(peak_memory() < 1 << 30, "{} bytes", peak_memory());
+}
+
+/// Reads the text of a config as far as a run would.
+type Read = fn(&str) -> anyhow::Result<()>;
+
+#[test]
+fn mutated_configs_of_parts_are_read_or_refused() {
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/wan");
+    let file = |name: &str| std::fs::read_to_string(fixtures.join(name)).unwrap();
+    let schedule: Read = |text| {
+        let scheduler = Scheduler::new(schedulers::Config::parse(text)?)?;
+        let steps = scheduler.start_from(7, 0.8, Some(1234))?.timesteps().len();
+        anyhow::ensure!(steps == 5, "{steps} steps");
+        Ok(())
+    };
+    let parts: [(String, Read); 5] = [
+        (
+            r#"{"_class_name": "FlowMatchEulerDiscreteScheduler", "base_image_seq_len": 1024, "base_shift": 0.95,
+            "max_image_seq_len": 4096, "max_shift": 2.05, "shift_terminal": 0.1, "use_dynamic_shifting": true,
+            "num_train_timesteps": 1000, "time_shift_type": "linear", "use_karras_sigmas": true}"#
+                .into(),
+            schedule,
+        ),
+        (
+            r#"{"_class_name": "UniPCMultistepScheduler", "flow_shift": 3.0, "use_flow_sigmas": true, "solver_order": 3,
+            "prediction_type": "flow_prediction", "disable_corrector": [0], "final_sigmas_type": "sigma_min"}"#
+                .into(),
+            schedule,
+        ),
+        (file("wan-2.1-t2v/text_encoder/config.json"), |text| {
+            t5::Config::parse(text).map(drop)
+        }),
+        (file("wan-2.1-i2v/image_encoder/config.json"), |text| {
+            let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/wan/wan-2.1-i2v/image_encoder");
+            let weights = Weights::open(&folder, DType::F32, &Device::Cpu)?;
+            let encoder = ClipVision::new(&clip::Config::parse(text)?, weights)?;
+            encoder.forward(&Tensor::zeros((1, 3, 42, 42), DType::F32, &Device::Cpu)?)?;
+            Ok(())
+        }),
+        (file("wan-2.1-i2v/image_processor/preprocessor_config.json"), |text| {
+            Preprocessor::parse(text)?.pixels(&[9; 50 * 60 * 3], (50, 60), &Device::Cpu)?;
+            Ok(())
+        }),
+    ];
+    let mut rng = Rng::new(6);
+    for (text, read) in &parts {
+        read(text).expect("what is not spoiled is read");
+        let (mut good, mut refused) = (0, 0);
+        for case in 0..cases(200) {
+            let spoil = if case % 2 == 0 { mutate } else { miscount };
+            let mutant = String::from_utf8_lossy(&spoil(text.as_bytes(), &mut rng)).into_owned();
+            match timed(case, || read(&mutant)) {
+                Ok(()) => good += 1,
+                Err(error) => {
+                    assert!(!error.to_string().is_empty());
+                    refused += 1;
+                }
+            }
+        }
+        assert!(good > 0 && refused > 0, "{good} read, {refused} refused: {text}");
+    }
     assert!(peak_memory() < 1 << 30, "{} bytes", peak_memory());
 }

@@ -17,6 +17,7 @@ use vtrain::data::cache::{Cache, Encoded};
 use vtrain::data::loader::load;
 use vtrain::data::{pixels, survey};
 use vtrain::models::cogvideox::vae::Vae;
+use vtrain::models::family::ImageCondition;
 use vtrain::rng::Rng;
 
 use watched::{Counts, Watched};
@@ -166,14 +167,14 @@ fn records_hold_what_the_vae_and_the_text_encoder_say() {
         assert_eq!(ours.posterior.mean.dims(), [1, 4, 3, 4, 6]);
         assert_eq!(values(&ours.posterior.mean), values(&theirs.mean));
         assert_eq!(values(&ours.posterior.logvar), values(&theirs.logvar));
-        assert!(ours.image.is_none());
+        assert!(ours.image.is_empty());
         let caption = &sample.found.entry.caption;
         let embeds = encoded.caption(i).unwrap();
-        assert_eq!(embeds.dims(), [226, 24]);
-        assert_eq!(values(&embeds), values(&family.embed(&[caption]).unwrap()));
+        assert_eq!((embeds.len(), embeds[0].dims()), (1, &[226, 24][..]));
+        assert_eq!(values(&embeds[0]), values(&family.embed(&[caption]).unwrap().hidden));
     }
     let empty = family.embed(&[""]).unwrap();
-    assert_eq!(values(&encoded.empty_caption().unwrap()), values(&empty));
+    assert_eq!(values(&encoded.empty_caption().unwrap()[0]), values(&empty.hidden));
     assert!(encoded.text("never said").is_err());
 }
 
@@ -262,7 +263,7 @@ fn posteriors_are_kept_in_f32_and_captions_as_the_model_takes_them() {
     let run = Run::new(&THREE[..1]);
     let (encoded, _) = run.encode(&["model.dtype=bf16"]);
     assert_eq!(encoded.clip(0).unwrap().posterior.mean.dtype(), DType::F32);
-    assert_eq!(encoded.caption(0).unwrap().dtype(), DType::BF16);
+    assert_eq!(encoded.caption(0).unwrap()[0].dtype(), DType::BF16);
 }
 
 #[test]
@@ -336,7 +337,7 @@ fn prompts_of_validation_are_encoded_as_well() {
     let prompts = "validation.prompts=[{prompt: A blue ball, negative_prompt: blurry}, {prompt: ball_rolls}]";
     let (encoded, counts) = run.encode(&[prompts]);
     assert_eq!(counts.texts.get(), 4); // the caption, the empty one, and two more
-    assert_eq!(encoded.text("blurry").unwrap().dims(), [226, 24]);
+    assert_eq!(encoded.text("blurry").unwrap()[0].dims(), [226, 24]);
 }
 
 #[test]
@@ -365,11 +366,15 @@ fn image_to_video_keeps_the_first_frame_as_well() {
     let pixels = pixels::tensor(load(&report.samples[0], &mut Rng::new(0)).unwrap()).unwrap();
     let vae = Vae::load(&run.path("model/vae"), DType::F32, &Device::Cpu).unwrap();
     let theirs = vae.encode(&pixels.narrow(2, 0, 1).unwrap()).unwrap();
-    let image = encoded.clip(0).unwrap().image.unwrap();
-    assert_eq!(image.mean.dims(), [1, 4, 1, 4, 6]);
-    assert_eq!(values(&image.mean), values(&theirs.mean));
-    assert_eq!(values(&image.logvar), values(&theirs.logvar));
-    let condition = open_model(&config).unwrap().condition_on(&image.mean, 3).unwrap();
+    let image = encoded.clip(0).unwrap().image;
+    assert_eq!((image.len(), image[0].dims()), (2, &[1, 4, 1, 4, 6][..]));
+    assert_eq!(values(&image[0]), values(&theirs.mean));
+    assert_eq!(values(&image[1]), values(&theirs.logvar));
+    let family = open_model(&config).unwrap();
+    let canvas = family.canvas(9, 32, 48).unwrap();
+    let ImageCondition::Beside(condition) = family.condition_on(&image, &canvas, None).unwrap() else {
+        panic!("CogVideoX is told of the image beside the noisy latents");
+    };
     assert_eq!(condition.latents.dims(), [1, 3, 4, 4, 6]);
     assert_eq!(run.misses(&[]), (0, 0));
 }
@@ -388,7 +393,8 @@ fn patches_of_two_frames_are_filled_up_with_the_first() {
         values(&latents.narrow(2, 0, 1).unwrap()),
         values(&scaled.narrow(2, 0, 1).unwrap())
     );
-    let arranged = family.arrange(&latents).unwrap(); // (B, F, C, h, w)
+    let layout = family.canvas(9, 32, 48).unwrap().layout;
+    let arranged = layout.swap(&latents).unwrap(); // (B, F, C, h, w)
     assert_eq!(values(&arranged), values(&latents.transpose(1, 2).unwrap()));
     let even = family.latents(&sample.narrow(2, 0, 2).unwrap()).unwrap();
     assert_eq!(even.dims(), [2, 4, 2, 4, 6]);

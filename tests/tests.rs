@@ -11,6 +11,9 @@ mod config; // run files
 mod conv3d; // the convolution under the autoencoders
 mod data; // layouts, captions, buckets, order
 mod disk; // written whole or not at all
+mod flow_family; // micro-batches, records and sampling of a family of flow matching, made up
+mod flow_objective; // what flow matching trains on, against torch
+mod flow_schedulers; // sigmas, steps and noise of flow matching, against diffusers
 mod fuzz; // mutated input of every kind
 mod hub; // checkpoints of the Hugging Face Hub
 mod lora; // which layers learn, first values, dropout, files, against PEFT and torch
@@ -22,4 +25,5 @@ mod schedulers; // timesteps, steps and noise, against diffusers
 mod text; // captions as ids and embeddings
 mod training; // runs from clips to adapters, against PyTorch
 mod video; // decoding, selection, resizing and encoding of real files
+mod vision; // pictures as embeddings, against transformers
 mod watching; // the log of a run, TensorBoard, the model card

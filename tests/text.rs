@@ -3,3 +3,4 @@
 mod embeddings;
 mod projection;
 mod tokens;
+mod wan;

@@ -160,6 +160,15 @@ fn frames_are_picked_by_the_time_they_are_on_screen() {
         (10, 5)
     );
     assert_eq!(available(&even, 10.0, Some(10.0)), 10);
+    let rate = |how, fps, count| vtrain::video::rate(&even, 10.0, how, fps, count);
+    assert_eq!(
+        (rate(Select::Head, None, 3), rate(Select::Head, Some(5.0), 3)),
+        (10.0, 5.0)
+    );
+    // 4 of 10 frames over the same 0.9 s; 3 of the 5 frames at 5 a second.
+    assert!((rate(Select::Uniform, None, 4) - 3.0 / 0.9).abs() < 1e-9);
+    assert_eq!(rate(Select::Uniform, Some(5.0), 3), 2.5);
+    assert_eq!(rate(Select::Uniform, None, 1), 10.0);
     assert_eq!(pick(Select::Uniform, None, 11), None);
     assert_eq!(pick(Select::Head, Some(5.0), 6), None);
 }

@@ -171,7 +171,7 @@ fn measure(args: &Args, config: &RunConfig, bucket: Bucket, device: &Device) -> 
 /// A training step as `train` makes it.
 fn step(bare: &Bare, config: &RunConfig, vars: &[Var], optimizer: &mut AdamW, keep: Keep) -> anyhow::Result<Split> {
     let started = Instant::now();
-    let loss = |prediction: &Tensor| objective::loss(prediction, &bare.target);
+    let loss = |prediction: &Tensor| objective::loss(prediction, &bare.target, None);
     let passed = forward_backward(&*bare.denoiser, &bare.input, &loss, vars, keep)?;
     let gradients: Option<Vec<Tensor>> = passed.gradients.into_iter().collect();
     let gradients = gradients.context("an adapter without a gradient")?;

@@ -38,12 +38,14 @@ pub fn run(args: Args) -> Result<(), Failure> {
             let report = survey(&config.datasets, args.decode);
             let cache = Cache::of(&config, &report);
             if args.json {
-                print_json(&report, report.totals(), Some(cache))?;
+                print_json(&report, report.totals(), cache)?;
             } else {
                 super::print(&table(&report.samples))?;
                 tell(&report);
                 log::info!("{}", sums(&report.totals()));
-                log::info!("{cache}");
+                if let Some(cache) = cache {
+                    log::info!("{cache}");
+                }
             }
             judge(&report)
         }
@@ -197,8 +199,9 @@ struct Cache {
 }
 
 impl Cache {
-    fn of(config: &RunConfig, report: &Report) -> Self {
-        let footprint = config.model.footprint();
+    /// None where the model's family cannot be told yet.
+    fn of(config: &RunConfig, report: &Report) -> Option<Self> {
+        let footprint = config.model.footprint()?;
         let mut captions: Vec<&str> = report.samples.iter().map(|s| s.found.entry.caption.as_str()).collect();
         captions.sort_unstable();
         captions.dedup(); // each distinct caption is encoded once
@@ -211,11 +214,11 @@ impl Cache {
             .map(|b| footprint.latent_bytes(b.frames, b.height, b.width))
             .sum();
         let caption_bytes = captions.len() as u64 * footprint.caption_bytes(width);
-        Self {
+        Some(Self {
             latent_bytes,
             caption_bytes,
             total_bytes: latent_bytes + caption_bytes,
-        }
+        })
     }
 }
 

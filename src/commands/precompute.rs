@@ -97,8 +97,9 @@ fn encode_texts(family: &dyn Family, plan: &Plan, stop: &AtomicBool) -> Result<(
     let mut count = progress::Count::start("captions", plan.missing_texts.len());
     for (text, key) in plan.missing_texts() {
         go_on(stop)?;
-        let encode = || -> anyhow::Result<[Tensor; 1]> {
-            let tensors = [one_of(&conditioner.embed(text)?)?];
+        let encode = || -> anyhow::Result<Vec<Tensor>> {
+            let embedded = conditioner.embed(text)?;
+            let tensors = all_of(embedded.tensors())?;
             plan.text_form.check(&tensors)?;
             Ok(tensors)
         };
@@ -175,10 +176,10 @@ fn encode_clip(encoder: &dyn ClipEncoder, plan: &Plan, clip: &ClipPlan, frames: 
     let encode = || -> anyhow::Result<Vec<Tensor>> {
         let pixels = pixels::tensor(frames)?; // (1, 3, T, H, W)
         let whole = encoder.encode(&pixels)?;
-        let mut tensors = vec![one_of(&whole.mean)?, one_of(&whole.logvar)?];
+        let mut tensors = all_of([&whole.mean, &whole.logvar])?;
         if clip.form.tensors.len() > tensors.len() {
-            let first = encoder.encode(&pixels.narrow(2, 0, 1)?)?;
-            tensors.extend([one_of(&first.mean)?, one_of(&first.logvar)?]);
+            let (first, num_frames) = (pixels.get_on_dim(2, 0)?, pixels.dim(2)?);
+            tensors.extend(all_of(&encoder.encode_image(&first, num_frames)?)?);
         }
         clip.form.check(&tensors)?;
         Ok(tensors)
@@ -187,6 +188,11 @@ fn encode_clip(encoder: &dyn ClipEncoder, plan: &Plan, clip: &ClipPlan, frames: 
     let notes = [("clip", shortened(name)), ("bucket", clip.sample.bucket.to_string())];
     let written = plan.cache.write(&clip.key, &clip.form, &tensors, &notes);
     written.or_exit(Exit::Training)
+}
+
+/// What stands alone in each batch.
+fn all_of<'a>(batches: impl IntoIterator<Item = &'a Tensor>) -> anyhow::Result<Vec<Tensor>> {
+    batches.into_iter().map(one_of).collect()
 }
 
 /// What stands alone in a batch, if training could do anything with it.

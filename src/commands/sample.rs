@@ -48,9 +48,9 @@ pub struct Args {
     height: usize,
     #[arg(long, default_value_t = 720)]
     width: usize,
-    /// Frames a second of the output
-    #[arg(long, default_value_t = 8.0)]
-    fps: f64,
+    /// Frames a second of the output; without it, as the model's clips have
+    #[arg(long)]
+    fps: Option<f64>,
     /// Denoising steps
     #[arg(long, default_value_t = 50)]
     steps: usize,
@@ -122,10 +122,14 @@ pub fn run(args: Args) -> Result<(), Failure> {
         Precision::Bf16 => DType::BF16,
     };
     // What can be wrong is found before anything is computed.
-    let request = request(&args).or_exit(Exit::Usage)?;
-    let writer = Writer::create(&args.output, (args.height, args.width), args.fps).or_exit(Exit::Usage)?;
+    let start = start(&args).or_exit(Exit::Usage)?;
+    let size = (args.height, args.width);
+    // Only the model knows the usual frame rate, but whether a file can be written is known now.
+    drop(Writer::create(&args.output, size, args.fps.unwrap_or(1.0)).or_exit(Exit::Usage)?);
     let directory = models::hub::locate(&args.model, &args.revision).or_exit(Exit::Model)?;
     let family = models::open(&directory, FamilyName::Auto, dtype, &device).or_exit(Exit::Model)?;
+    let request = request(&args, start, family.frame_rate()).or_exit(Exit::Usage)?;
+    let writer = Writer::create(&args.output, size, request.fps).or_exit(Exit::Usage)?;
     let adapters = adapters(&args.lora, &device).or_exit(Exit::Model)?;
     let sampled = denoise(&*family, request, &adapters).or_exit(Exit::Model)?;
     if let Some(path) = &args.output_latents {
@@ -149,7 +153,8 @@ fn denoise(family: &dyn Family, request: Request, adapters: &Arc<Adapters>) -> a
     Ok(sampled)
 }
 
-fn request(args: &Args) -> anyhow::Result<Request> {
+/// What the clip starts from, once the settings are looked at.
+fn start(args: &Args) -> anyhow::Result<Start> {
     ensure!(args.steps > 0, "--steps must be at least 1");
     ensure!(args.guidance_scale.is_finite(), "--guidance-scale must be a number");
     ensure!(
@@ -158,11 +163,14 @@ fn request(args: &Args) -> anyhow::Result<Request> {
         args.strength
     );
     let size = (args.height, args.width);
-    let start = match (&args.image, &args.video) {
+    Ok(match (&args.image, &args.video) {
         (Some(path), _) => Start::Image(sample::read(path, 1, size)?.squeeze(2)?),
         (None, Some(path)) => Start::Clip(sample::read(path, args.num_frames, size)?, args.strength),
         (None, None) => Start::Text,
-    };
+    })
+}
+
+fn request(args: &Args, start: Start, frame_rate: f64) -> anyhow::Result<Request> {
     Ok(Request {
         prompt: args.prompt.clone(),
         negative_prompt: args.negative_prompt.clone(),
@@ -173,6 +181,7 @@ fn request(args: &Args) -> anyhow::Result<Request> {
         guidance_scale: args.guidance_scale,
         dynamic_guidance: args.dynamic_guidance,
         seed: args.seed,
+        fps: args.fps.unwrap_or(frame_rate),
         start,
         latents: args.latents.as_deref().map(read_latents).transpose()?,
     })

@@ -1,8 +1,8 @@
 //! What is kept of each clip and caption between runs: posteriors of latents, and text embeddings.
 //!
 //! ```text
-//! clips/<key>.safetensors      mean, logvar (C, f, h, w) f32; image to video: image_mean, image_logvar (C, 1, h, w)
-//! captions/<key>.safetensors   embeds (L, D) in the model's dtype
+//! clips/<key>.safetensors      mean, logvar (C, f, h, w) f32; image to video: what the family keeps of the first frame
+//! captions/<key>.safetensors   embeds (L, D) and, where the family masks padding, mask (L), in the model's dtype
 //! known.json                   hashes of files that have not changed since, and what parts of models were
 //! ```
 //!

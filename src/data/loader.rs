@@ -14,6 +14,8 @@ use crate::video::{self, Crop, Fit, Frames, Select, VideoError};
 pub struct Cut {
     pub frames: Vec<usize>,
     pub fit: Fit,
+    /// Frames a second of those that are taken.
+    pub fps: f64,
 }
 
 /// A clip that could be read when it was surveyed and no longer can.
@@ -69,9 +71,11 @@ impl Cut {
             Cropping::Fit => Fit::squash(to),
         };
         let frames = video::select(clip.timestamps(), clip.fps(), how, sample.fps, bucket.frames);
+        let fps = video::rate(clip.timestamps(), clip.fps(), how, sample.fps, bucket.frames);
         Ok(Cut {
             frames: frames.ok_or_else(|| failed(sample, Cause::TooShort))?,
             fit,
+            fps,
         })
     }
 

@@ -8,9 +8,9 @@
 use std::f64::consts::PI;
 
 /// The guidance scale at `timestep` of a run of `num_steps` (in video-to-video: of those that are left).
-pub fn dynamic_scale(guidance_scale: f64, num_steps: usize, timestep: i64) -> f64 {
+pub fn dynamic_scale(guidance_scale: f64, num_steps: usize, timestep: f64) -> f64 {
     let steps = num_steps as f64;
-    let position = (steps - timestep as f64) / steps;
+    let position = (steps - timestep) / steps;
     // `powf`, as Python does: repeated multiplication would round differently, and the cosine shows it.
     1.0 + guidance_scale * ((1.0 - (PI * position.powf(5.0)).cos()) / 2.0)
 }

@@ -2,6 +2,8 @@
 
 use candle_core::{Result, Tensor};
 
+use crate::rng::Rng;
+
 /// N(mean, exp(logvar)), both (B, C, f, h, w): C latent channels, f latent frames of h x w. Not scaled.
 #[derive(Debug, Clone)]
 pub struct Posterior {
@@ -27,6 +29,15 @@ impl Posterior {
     pub fn sample(&self, noise: &Tensor) -> Result<Tensor> {
         let deviation = (&self.logvar * 0.5)?.exp()?;
         &self.mean + (deviation * noise.to_dtype(self.mean.dtype())?)?
+    }
+
+    /// A sample whose noise is drawn from `rng`; without one, the mean.
+    pub fn draw(&self, rng: Option<&mut Rng>) -> Result<Tensor> {
+        let Some(rng) = rng else {
+            return Ok(self.mean.clone());
+        };
+        let noise = rng.randn(self.mean.elem_count());
+        self.sample(&Tensor::from_vec(noise, self.mean.shape(), self.mean.device())?)
     }
 
     /// The likeliest latents.

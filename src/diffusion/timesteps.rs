@@ -1,20 +1,37 @@
 //! Which timesteps training visits, and how much each counts.
+//!
+//! Families of flow matching stand at a sigma between the sample (0) and noise (1). A position u is drawn, and
+//! sigma = k u / (1 + (k - 1) u) with the shift k, in f32 as torch computes it:
+//! * `uniform`: u = rand;
+//! * `logit_normal`: u = 1 / (1 + e^-(mean + std randn));
+//! * `mode`: u = 1 - v - s (cos^2(pi v / 2) - 1 + v) with v = rand and the scale s.
+//!
+//! All are of arXiv:2403.03206, as `compute_density_for_timestep_sampling` and `compute_loss_weighting_for_sd3` of
+//! diffusers have them. Families with a table of noise (DDPM) draw each of its timesteps alike: they read nothing of this,
+//! and what would go unread is refused.
+
+use std::f32::consts::PI;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+
+use crate::rng::Rng;
 
 /// `diffusion:` in a run file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// How the position u in 0..1 is drawn. DDPM families always draw an integer timestep uniformly.
-    pub timesteps: Timesteps,
+    pub timesteps: Density,
     /// Mean of `logit_normal`.
     pub logit_mean: f64,
     /// Standard deviation of `logit_normal`.
     pub logit_std: f64,
-    /// sigma = shift u / (1 + (shift - 1) u); above 1 visits high noise more often.
-    pub shift: f64,
+    /// How far `mode` prefers the middle (above 0) or the ends (below 0).
+    pub mode_scale: f64,
+    /// sigma = shift u / (1 + (shift - 1) u); above 1 visits high noise more often. `auto`: as the checkpoint's scheduler
+    /// samples, by a fixed shift or by the clip's size.
+    pub shift: Shift,
     /// Weight of each timestep's loss.
     pub weighting: Weighting,
 }
@@ -22,32 +39,23 @@ pub struct Config {
 impl Default for Config {
     fn default() -> Self {
         Self {
-            timesteps: Timesteps::Uniform,
+            timesteps: Density::Uniform,
             logit_mean: 0.0,
             logit_std: 1.0,
-            shift: 1.0,
+            mode_scale: 1.29,
+            shift: Shift::AUTO,
             weighting: Weighting::None,
         }
-    }
-}
-
-impl Config {
-    /// Values that parse but make no sense, by path below `diffusion`.
-    pub fn check(&self) -> Vec<(String, String)> {
-        [("logit_std", self.logit_std), ("shift", self.shift)]
-            .into_iter()
-            .filter(|(_, value)| *value <= 0.0)
-            .map(|(key, value)| (key.to_string(), format!("must be above 0, got {value}")))
-            .collect()
     }
 }
 
 /// Distribution of u.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
-pub enum Timesteps {
+pub enum Density {
     Uniform,
     LogitNormal,
+    Mode,
 }
 
 /// Weight of the loss by timestep.
@@ -55,4 +63,133 @@ pub enum Timesteps {
 #[serde(rename_all = "snake_case")]
 pub enum Weighting {
     None,
+    /// sigma^-2
+    SigmaSqrt,
+    /// 2 / (pi (1 - 2 sigma + 2 sigma^2))
+    Cosmap,
+}
+
+/// k of the shift.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(untagged, expecting = "expected a number, or auto")]
+pub enum Shift {
+    Fixed(f64),
+    Named(Named),
+}
+
+/// A shift that is no number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Named {
+    /// The checkpoint's.
+    Auto,
+}
+
+impl Shift {
+    pub const AUTO: Self = Self::Named(Named::Auto);
+}
+
+impl Config {
+    /// Values that parse but make no sense, by path below `diffusion`.
+    pub fn check(&self) -> Vec<(String, String)> {
+        /// Beyond these, u is not within 0..1 any more.
+        const MODE_SCALES: std::ops::RangeInclusive<f64> = -1.0..=1.75;
+        let mut wrong = Vec::new();
+        let mut add = |key: &str, message: String| wrong.push((key.to_string(), message));
+        let positive = |value: f64| value > 0.0 && value.is_finite();
+        if !positive(self.logit_std) {
+            add("logit_std", format!("must be above 0, got {}", self.logit_std));
+        }
+        if !self.logit_mean.is_finite() {
+            add("logit_mean", format!("must be a number, got {}", self.logit_mean));
+        }
+        if !MODE_SCALES.contains(&self.mode_scale) {
+            let message = format!("must be between -1 and 1.75, got {}", self.mode_scale);
+            add("mode_scale", message);
+        }
+        if let Shift::Fixed(shift) = self.shift
+            && !positive(shift)
+        {
+            add("shift", format!("must be above 0, got {shift}"));
+        }
+        for (key, by) in self.unread(self.timesteps) {
+            add(key, format!("is read with timesteps: {by} only; remove it"));
+        }
+        wrong
+    }
+
+    /// Keys that were set and that this way of drawing u does not read, and the one that does.
+    fn unread(&self, density: Density) -> Vec<(&'static str, &'static str)> {
+        let usual = Self::default();
+        let keys = [
+            (
+                "logit_mean",
+                self.logit_mean != usual.logit_mean,
+                Density::LogitNormal,
+                "logit_normal",
+            ),
+            (
+                "logit_std",
+                self.logit_std != usual.logit_std,
+                Density::LogitNormal,
+                "logit_normal",
+            ),
+            ("mode_scale", self.mode_scale != usual.mode_scale, Density::Mode, "mode"),
+        ];
+        let unread = keys.into_iter().filter(|(_, set, by, _)| *set && density != *by);
+        unread.map(|(key, _, _, by)| (key, by)).collect()
+    }
+
+    /// Keys that say something a family with a table of noise does not do.
+    pub fn beyond_ddpm(&self) -> Vec<&'static str> {
+        let mut keys: Vec<&str> = self.unread(Density::Uniform).into_iter().map(|(key, _)| key).collect();
+        if self.timesteps != Density::Uniform {
+            keys.push("timesteps");
+        }
+        if !matches!(self.shift, Shift::Named(Named::Auto) | Shift::Fixed(1.0)) {
+            keys.push("shift");
+        }
+        if self.weighting != Weighting::None {
+            keys.push("weighting");
+        }
+        keys
+    }
+}
+
+impl Density {
+    /// Positions u of a batch: `rand(B)`, or `randn(B)` for `logit_normal`.
+    pub fn draw(self, config: &Config, batch: usize, rng: &mut Rng) -> Vec<f32> {
+        let (mean, std) = (config.logit_mean as f32, config.logit_std as f32);
+        let scale = config.mode_scale as f32;
+        match self {
+            Self::Uniform => rng.rand(batch),
+            Self::LogitNormal => {
+                let sigmoid = |n: f32| 1.0 / (1.0 + (-(mean + std * n)).exp());
+                rng.randn(batch).into_iter().map(sigmoid).collect()
+            }
+            Self::Mode => {
+                let mode = |v: f32| {
+                    let cos = (PI * v / 2.0).cos();
+                    1.0 - v - scale * (cos * cos - 1.0 + v)
+                };
+                rng.rand(batch).into_iter().map(mode).collect()
+            }
+        }
+    }
+}
+
+impl Weighting {
+    /// What the squared error at this sigma counts.
+    pub fn at(self, sigma: f32) -> f32 {
+        match self {
+            Self::None => 1.0,
+            Self::SigmaSqrt => 1.0 / (sigma * sigma),
+            Self::Cosmap => 2.0 / (PI * (1.0 - 2.0 * sigma + 2.0 * (sigma * sigma))),
+        }
+    }
+}
+
+/// k u / (1 + (k - 1) u)
+pub fn shifted(u: f32, shift: f64) -> f32 {
+    shift as f32 * u / (1.0 + (shift - 1.0) as f32 * u)
 }

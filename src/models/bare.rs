@@ -5,12 +5,10 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use anyhow::{Context, bail};
 use candle_core::Tensor;
-use serde_json::Value;
 
 use super::denoiser::{Denoiser, Input};
-use super::{FamilyName, cogvideox};
+use super::rooms;
 use crate::data::Bucket;
 use crate::nn::Weights;
 use crate::nn::weights::Planter;
@@ -56,23 +54,7 @@ pub fn open(
     batch: usize,
 ) -> anyhow::Result<Bare> {
     let folder = directory.join("transformer");
-    match identify(&folder)? {
-        FamilyName::CogVideoX => cogvideox::bare(&folder, weights, planter, bucket, batch),
-        FamilyName::Auto => unreachable!("`identify` names a family"),
-    }
-}
-
-/// The family of a transformer, by its class.
-fn identify(folder: &Path) -> anyhow::Result<FamilyName> {
-    let path = folder.join("config.json");
-    let shown = path.display();
-    let text = std::fs::read_to_string(&path).with_context(|| shown.to_string())?;
-    let config: Value = serde_json::from_str(&text).with_context(|| format!("{shown}: not JSON"))?;
-    match config.get("_class_name").and_then(Value::as_str) {
-        Some("CogVideoXTransformer3DModel") => Ok(FamilyName::CogVideoX),
-        Some(class) => bail!("{shown}: {class} is of no family that vtrain knows; it knows CogVideoX"),
-        None => bail!("{shown}: no _class_name"),
-    }
+    (rooms::of_transformer(&folder)?.bare)(&folder, weights, planter, bucket, batch)
 }
 
 /// Standard normal numbers, f32, where the weights are.

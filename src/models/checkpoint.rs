@@ -3,14 +3,10 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use anyhow::{Context, bail, ensure};
+use anyhow::ensure;
 use candle_core::{DType, Device};
-use serde_json::Value;
 
-use super::{Family, FamilyName, cogvideox};
-
-/// No index is larger.
-const MAX_BYTES: u64 = 1 << 20;
+use super::{Family, FamilyName, rooms};
 
 /// Texts of parts' `config.json`, by the part's name. They stand in for parts that are no longer there.
 pub type Remembered = BTreeMap<String, String>;
@@ -34,41 +30,12 @@ pub fn open_with(
     device: &Device,
     remembered: &Remembered,
 ) -> anyhow::Result<Box<dyn Family>> {
-    let found = identify(directory)?;
+    let room = rooms::of_checkpoint(directory)?;
     ensure!(
-        family == FamilyName::Auto || family == found,
-        "{}: is a checkpoint of {found:?}, not of {family:?}",
-        directory.display()
+        family == FamilyName::Auto || family == room.name,
+        "{}: is a checkpoint of {}, and model.family says {family:?}",
+        directory.display(),
+        room.title
     );
-    match found {
-        FamilyName::CogVideoX => Ok(Box::new(cogvideox::CogVideoX::open(
-            directory, dtype, device, remembered,
-        )?)),
-        FamilyName::Auto => unreachable!("`identify` names a family"),
-    }
-}
-
-/// The family of the checkpoint in `directory`, by its pipeline's class.
-fn identify(directory: &Path) -> anyhow::Result<FamilyName> {
-    ensure!(
-        directory.is_dir(),
-        "{}: no such directory; give a diffusers checkpoint",
-        directory.display()
-    );
-    let path = directory.join("model_index.json");
-    let shown = path.display();
-    let size = std::fs::metadata(&path)
-        .with_context(|| format!("{shown}: this is no diffusers checkpoint"))?
-        .len();
-    ensure!(size <= MAX_BYTES, "{shown}: {size} bytes are too many for an index");
-    let text = std::fs::read_to_string(&path).with_context(|| shown.to_string())?;
-    let index: Value = serde_json::from_str(&text).with_context(|| format!("{shown}: not JSON"))?;
-    let class = index
-        .get("_class_name")
-        .and_then(Value::as_str)
-        .with_context(|| format!("{shown}: no _class_name"))?;
-    if class.starts_with("CogVideoX") {
-        return Ok(FamilyName::CogVideoX);
-    }
-    bail!("{shown}: the pipeline {class} is of no family that vtrain knows; it knows CogVideoX")
+    (room.open)(directory, dtype, device, remembered)
 }

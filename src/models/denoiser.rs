@@ -8,7 +8,7 @@
 
 use std::sync::Arc;
 
-use candle_core::{Device, Error, Result, Tensor};
+use candle_core::{DType, Device, Error, Result, Tensor};
 
 use crate::nn::rope::Rotary;
 
@@ -60,20 +60,29 @@ impl From<Tensor> for Text {
 }
 
 impl Text {
-    /// Both tensors, for those who keep them; `from_tensors` takes them back.
+    /// Both tensors, for those who keep them; `stack` takes them back.
     pub fn tensors(&self) -> Vec<&Tensor> {
         [Some(&self.hidden), self.mask.as_ref()].into_iter().flatten().collect()
     }
 
+    /// Several prompts as one batch, each kept as (L, text width) and, where there is a mask, (L) of any type.
+    ///
     /// # Errors
-    /// Not one or two tensors.
-    pub fn from_tensors(tensors: Vec<Tensor>) -> Result<Self> {
-        let count = tensors.len();
-        let mut tensors = tensors.into_iter();
-        match (tensors.next(), tensors.next(), tensors.next()) {
-            (Some(hidden), mask, None) => Ok(Self { hidden, mask }),
-            _ => Err(Error::Msg(format!("{count} tensors for an encoded prompt"))),
+    /// Prompts of other than one or two tensors, or some with a mask and some without.
+    pub fn stack(prompts: &[Vec<Tensor>]) -> Result<Self> {
+        let count = prompts.first().map_or(0, Vec::len);
+        if !(1..=2).contains(&count) || prompts.iter().any(|prompt| prompt.len() != count) {
+            let counts: Vec<usize> = prompts.iter().map(Vec::len).collect();
+            return Err(Error::Msg(format!("{counts:?} tensors for encoded prompts")));
         }
+        let part = |index: usize| {
+            let parts: Vec<&Tensor> = prompts.iter().map(|prompt| &prompt[index]).collect();
+            Tensor::stack(&parts, 0)
+        };
+        Ok(Self {
+            hidden: part(0)?,
+            mask: (count == 2).then(|| part(1)?.to_dtype(DType::F32)).transpose()?,
+        })
     }
 
     /// Several prompts as one batch.
@@ -91,8 +100,21 @@ impl Text {
         self.map(|tensor| tensor.narrow(0, start, len))
     }
 
+    /// How many prompts there are.
+    pub fn count(&self) -> Result<usize> {
+        self.hidden.dim(0)
+    }
+
     pub fn to_device(&self, device: &Device) -> Result<Self> {
         self.map(|tensor| tensor.to_device(device))
+    }
+
+    /// With the prompts, but not the mask, in this type.
+    pub fn to_dtype(&self, dtype: DType) -> Result<Self> {
+        Ok(Self {
+            hidden: self.hidden.to_dtype(dtype)?,
+            mask: self.mask.clone(),
+        })
     }
 
     fn map(&self, change: impl Fn(&Tensor) -> Result<Tensor>) -> Result<Self> {

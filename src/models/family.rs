@@ -9,59 +9,185 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use candle_core::{Result, Tensor};
+use candle_core::{DType, Result, Tensor};
 
-use super::denoiser::{Denoiser, Input};
-use crate::diffusion::objective::Objective;
+use super::denoiser::{Denoiser, Input, Text};
 use crate::diffusion::posterior::Posterior;
 use crate::diffusion::schedulers::Scheduler;
 use crate::nn::weights::Planter;
 use crate::rng::Rng;
 
+/// The order of the network's axes, which is that of the noise that the family's pipeline draws.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Layout {
+    /// (B, F, C, h, w)
+    FramesFirst,
+    /// (B, C, F, h, w), as the VAE has it
+    ChannelsFirst,
+}
+
+impl Layout {
+    /// The axis of frames.
+    pub fn frames(self) -> usize {
+        match self {
+            Self::FramesFirst => 1,
+            Self::ChannelsFirst => 2,
+        }
+    }
+
+    /// The axis of channels.
+    pub fn channels(self) -> usize {
+        3 - self.frames()
+    }
+
+    /// From the VAE's order to this one, and from this one to the VAE's.
+    pub fn swap(self, latents: &Tensor) -> Result<Tensor> {
+        match self {
+            Self::FramesFirst => latents.transpose(1, 2)?.contiguous(),
+            Self::ChannelsFirst => Ok(latents.clone()),
+        }
+    }
+}
+
 /// The size of what is sampled.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Canvas {
-    /// Latents (B, F, C, h, w) as the network sees them.
+    /// Of the clip, which has as many frames or a few fewer than were asked for.
+    pub num_frames: usize,
+    /// Latents (1, ..., h, w) as the network sees them, in the order of `layout`.
     pub shape: [usize; 5],
+    pub layout: Layout,
     /// Latent frames in front that only fill up a patch, and are dropped before decoding.
     pub padding: usize,
+    /// Tokens of the clip, where the family's pipeline tells its scheduler, which may shift sigmas by them.
+    pub seq_len: Option<usize>,
+    /// What latents are kept in between steps.
+    pub dtype: DType,
 }
 
-/// What the network is told besides the text.
+impl Canvas {
+    /// Latent frames, those that fill up a patch included.
+    pub fn frames(&self) -> usize {
+        self.shape[self.layout.frames()]
+    }
+
+    /// What the VAE makes of the clip: (C, F, h, w), without frames that fill up a patch.
+    pub fn encoded(&self) -> [usize; 4] {
+        let [_, _, _, height, width] = self.shape;
+        let channels = self.shape[self.layout.channels()];
+        [channels, self.frames() - self.padding, height, width]
+    }
+}
+
+/// Whether a checkpoint starts from an image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TakesImage {
+    Never,
+    /// It was made for that alone.
+    Always,
+    /// Its first latent frame may be given clean.
+    Either,
+}
+
+/// What an image says to the network.
 #[derive(Debug, Clone)]
-pub struct ImageCondition {
-    /// Joined to the noisy latents by channel, (B, F, C, h, w).
+pub enum ImageCondition {
+    /// Something beside the noisy latents.
+    Beside(Beside),
+    /// The first latent frame, clean, scaled and in the network's order: one frame of (B, ..., h, w). It is given at
+    /// timestep 0 in place of a noisy one.
+    First(Tensor),
+}
+
+/// What stands beside the noisy latents.
+#[derive(Debug, Clone)]
+pub struct Beside {
+    /// Joined to the noisy latents by channel, in the network's order: as many frames, rows and columns.
     pub latents: Tensor,
-    /// A second timestep, of models that have one.
+    /// Of an image encoder, (B, tokens, width), for models that attend to it.
+    pub tokens: Option<Tensor>,
+    /// A second timestep (1), of models that have one.
     pub ofs: Option<Tensor>,
 }
 
+impl ImageCondition {
+    /// Latent frames in front that are given clean.
+    pub fn given_frames(&self) -> usize {
+        match self {
+            Self::Beside(_) => 0,
+            Self::First(_) => 1,
+        }
+    }
+}
+
+/// What the network is told besides noisy latents and their timestep.
+#[derive(Debug, Clone)]
+pub struct Conditions {
+    pub text: Text,
+    pub image: Option<ImageCondition>,
+    /// Frames a second of each of the B clips.
+    pub frame_rates: Vec<f64>,
+}
+
+impl Conditions {
+    /// What the network is given: noisy latents (B, ..., h, w), and timesteps (B) or (B, F). An image's part need only
+    /// broadcast to B; one that is the first frame stands in the latents already.
+    pub fn input(&self, latents: Tensor, timestep: Tensor, layout: Layout) -> Result<Input> {
+        let mut input = Input {
+            frame_rates: Some(self.frame_rates.clone()),
+            ..Input::new(latents, timestep, self.text.clone())
+        };
+        if let Some(ImageCondition::Beside(image)) = &self.image {
+            let batch = input.latents.dim(0)?;
+            let for_all = |part: &Tensor| part.broadcast_as([&[batch], &part.dims()[1..]].concat());
+            let latents = for_all(&image.latents)?.to_dtype(input.latents.dtype())?;
+            input.latents = Tensor::cat(&[&input.latents, &latents], layout.channels())?;
+            input.image = image.tokens.as_ref().map(for_all).transpose()?;
+            input.ofs = image.ofs.clone();
+        }
+        Ok(input)
+    }
+}
+
+/// Tensors that a record keeps, by name, and their shapes without the batch.
+pub type Kept = Vec<(&'static str, Vec<usize>)>;
+
 /// A loaded text encoder.
 pub trait Conditioner {
-    /// A prompt as the network takes it, (1, L, D).
-    fn embed(&self, prompt: &str) -> anyhow::Result<Tensor>;
+    /// A prompt as the network takes it: (1, L, D), and its mask where the family has one.
+    fn embed(&self, prompt: &str) -> anyhow::Result<Text>;
 }
 
 /// A loaded encoder of clips.
 pub trait ClipEncoder {
     /// The posterior of clips (B, 3, T, H, W) of -1..1: (B, C, F, h, w), not scaled.
     fn encode(&self, clip: &Tensor) -> anyhow::Result<Posterior>;
+
+    /// All that is kept of images (B, 3, H, W) of -1..1 which clips of `num_frames` frames start from; where the
+    /// checkpoint always starts from an image, `Family::image_kept` names it. Nothing random is in it.
+    fn encode_image(&self, image: &Tensor, num_frames: usize) -> anyhow::Result<Vec<Tensor>>;
 }
 
-/// What a network is given: with an image, its latents stand behind the clip's among the channels.
-pub fn input(latents: Tensor, timestep: Tensor, text: Tensor, image: Option<&ImageCondition>) -> Result<Input> {
-    let latents = match image {
-        None => latents,
-        Some(image) => {
-            let shape = [&latents.dims()[..2], &image.latents.dims()[2..]].concat();
-            let image = image.latents.broadcast_as(shape)?.to_dtype(latents.dtype())?;
-            Tensor::cat(&[latents, image], 2)? // (B, F, 2 C, h, w)
+/// Size of the embedded prompts of a family.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TextShape {
+    /// L
+    pub tokens: usize,
+    /// D
+    pub width: usize,
+    /// Whether padding is masked.
+    pub masked: bool,
+}
+
+impl TextShape {
+    /// What a caption's record keeps, in the order of `Text::tensors`.
+    pub fn kept(&self) -> Kept {
+        let mut kept = vec![("embeds", vec![self.tokens, self.width])];
+        if self.masked {
+            kept.push(("mask", vec![self.tokens]));
         }
-    };
-    Ok(Input {
-        ofs: image.and_then(|image| image.ofs.clone()),
-        ..Input::new(latents, timestep, text)
-    })
+        kept
+    }
 }
 
 /// Takes decoded frames (1, 3, T, H, W) of about -1..1 as they come.
@@ -72,8 +198,8 @@ pub trait Family {
     /// Where it lies.
     fn directory(&self) -> &Path;
 
-    /// The class that loads it in diffusers.
-    fn pipeline(&self) -> &'static str;
+    /// The class that loads it in diffusers, to start from text or from an image.
+    fn pipeline(&self, from_image: bool) -> &'static str;
 
     /// The folders in it that a conditioner is made of.
     fn conditioner_parts(&self) -> &'static [&'static str];
@@ -84,22 +210,12 @@ pub trait Family {
     /// Loads the text encoder and its tokenizer.
     fn conditioner(&self) -> anyhow::Result<Box<dyn Conditioner>>;
 
-    /// Loads the encoder half of the VAE. `tiling`: large frames in overlapping tiles, where these line up; `slicing`:
-    /// the clips of a batch one by one.
+    /// Loads the encoder half of the VAE, and an image encoder where the model listens to one. `tiling`: large frames in
+    /// overlapping tiles, where these line up; `slicing`: the clips of a batch one by one.
     fn clip_encoder(&self, tiling: bool, slicing: bool) -> anyhow::Result<Box<dyn ClipEncoder>>;
 
-    /// Tokens and width of every embedded prompt: L and D.
-    fn text_shape(&self) -> [usize; 2];
-
-    /// Prompts as the network takes them, (B, L, D): loads, uses and frees the text encoder.
-    fn embed(&self, prompts: &[&str]) -> anyhow::Result<Tensor> {
-        let conditioner = self.conditioner()?;
-        let embeddings = prompts
-            .iter()
-            .map(|prompt| conditioner.embed(prompt))
-            .collect::<anyhow::Result<Vec<_>>>()?;
-        Ok(Tensor::cat(&embeddings, 0)?)
-    }
+    /// Size of every embedded prompt.
+    fn text_shape(&self) -> TextShape;
 
     /// The checkpoint's own scheduler.
     fn scheduler(&self) -> anyhow::Result<Scheduler>;
@@ -113,28 +229,53 @@ pub trait Family {
     /// A size that the model cannot make, with the nearest that it can.
     fn canvas(&self, num_frames: usize, height: usize, width: usize) -> anyhow::Result<Canvas>;
 
-    /// Whether the checkpoint starts from an image.
-    fn takes_image(&self) -> bool;
+    /// Frames a second that clips have unless something else is asked for.
+    fn frame_rate(&self) -> f64;
 
-    /// What the network is trained to predict.
-    fn objective(&self) -> anyhow::Result<Objective>;
+    fn takes_image(&self) -> TakesImage;
 
     /// A sample of a clip's posterior (B, C, F, h, w) as training mixes it with noise: scaled, with frames in front where
     /// a patch would not be full.
     fn latents(&self, sample: &Tensor) -> anyhow::Result<Tensor>;
 
-    /// Latents (B, C, F, h, w) in the order of the network, (B, F, C, h, w).
-    fn arrange(&self, latents: &Tensor) -> anyhow::Result<Tensor>;
+    /// What a clip's record keeps of its first frame, in the order of `ClipEncoder::encode_image`: only where the
+    /// checkpoint always starts from an image.
+    fn image_kept(&self, _canvas: &Canvas) -> Kept {
+        Vec::new()
+    }
 
-    /// What a sample of an image's posterior (B, C, 1, h, w) says to the network beside `frames` latent frames.
-    fn condition_on(&self, sample: &Tensor, frames: usize) -> anyhow::Result<ImageCondition>;
+    /// What encoded images, (B, ...) of each tensor, say to the network. Where posteriors are among them, their noise is
+    /// drawn from `rng`; without one, their mean is taken.
+    fn condition_on(
+        &self,
+        encoded: &[Tensor],
+        canvas: &Canvas,
+        rng: Option<&mut Rng>,
+    ) -> anyhow::Result<ImageCondition>;
 
-    /// Encodes an image (1, 3, H, W) of -1..1 to start from, drawing its posterior noise from `rng`.
-    fn image_condition(&self, image: &Tensor, canvas: &Canvas, rng: &mut Rng) -> anyhow::Result<ImageCondition>;
+    /// Decodes the network's latents, padding dropped: loads, uses and frees the VAE. Noise that decoding wants comes
+    /// from `rng`, behind all that denoising drew.
+    fn decode(&self, latents: &Tensor, canvas: &Canvas, rng: &mut Rng, emit: Emit) -> anyhow::Result<()>;
 
-    /// Encodes a clip (1, 3, T, H, W) of -1..1 to the network's latents, drawing its posterior noise from `rng`.
-    fn encode(&self, clip: &Tensor, rng: &mut Rng) -> anyhow::Result<Tensor>;
+    /// Prompts as the network takes them, (B, L, D): loads, uses and frees the text encoder.
+    fn embed(&self, prompts: &[&str]) -> anyhow::Result<Text> {
+        let conditioner = self.conditioner()?;
+        let texts = prompts.iter().map(|prompt| conditioner.embed(prompt));
+        Ok(Text::cat(&texts.collect::<anyhow::Result<Vec<_>>>()?)?)
+    }
 
-    /// Decodes the network's latents, padding dropped: loads, uses and frees the VAE.
-    fn decode(&self, latents: &Tensor, canvas: &Canvas, emit: Emit) -> anyhow::Result<()>;
+    /// Encodes an image (1, 3, H, W) of -1..1 to start from: loads, uses and frees the encoders.
+    fn image_condition(&self, image: &Tensor, canvas: &Canvas, rng: &mut Rng) -> anyhow::Result<ImageCondition> {
+        let encoded = self
+            .clip_encoder(false, false)?
+            .encode_image(image, canvas.num_frames)?;
+        self.condition_on(&encoded, canvas, Some(rng))
+    }
+
+    /// Encodes a clip (1, 3, T, H, W) of -1..1 to the network's latents: loads, uses and frees the VAE.
+    fn encode(&self, clip: &Tensor, canvas: &Canvas, rng: &mut Rng) -> anyhow::Result<Tensor> {
+        let posterior = self.clip_encoder(false, false)?.encode(clip)?;
+        let latents = self.latents(&posterior.draw(Some(rng))?)?;
+        Ok(canvas.layout.swap(&latents)?)
+    }
 }

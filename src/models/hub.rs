@@ -14,7 +14,15 @@ use hf_hub::{Cache, Repo, RepoType};
 const RETRIES: usize = 5;
 
 /// Folders whose files the models here read.
-const PARTS: [&str; 5] = ["scheduler", "text_encoder", "tokenizer", "transformer", "vae"];
+const PARTS: [&str; 7] = [
+    "image_encoder",
+    "image_processor",
+    "scheduler",
+    "text_encoder",
+    "tokenizer",
+    "transformer",
+    "vae",
+];
 
 /// The directory of a checkpoint: `model` itself where that is one, else what the Hub has under that name.
 ///
@@ -96,7 +104,7 @@ fn is_needed(file: &str) -> bool {
         return false;
     }
     match part {
-        "scheduler" | "tokenizer" => true,
+        "image_processor" | "scheduler" | "tokenizer" => true,
         _ => {
             let stem = name
                 .strip_suffix(".safetensors")

@@ -1,4 +1,4 @@
-//! The families of models, and the only list of them.
+//! The families of models, what all of them answer, and the only list of them (`rooms`).
 
 use std::path::{Path, PathBuf};
 
@@ -14,6 +14,7 @@ pub mod cogvideox;
 pub mod denoiser;
 pub mod family;
 pub mod hub;
+pub mod rooms;
 
 pub use checkpoint::{Remembered, open, open_with};
 pub use family::Family;
@@ -74,13 +75,22 @@ impl Config {
     }
 
     /// What a clip and a caption take up encoded: by the directory's own configs, else as the family's published
-    /// checkpoints have it.
-    pub fn footprint(&self) -> Footprint {
-        let published = cogvideox::FOOTPRINT;
-        match self.directory() {
-            Some(directory) => cogvideox::footprint_of(&directory).unwrap_or(published),
-            None => published,
-        }
+    /// checkpoints have it; none where the family cannot be told yet.
+    pub fn footprint(&self) -> Option<Footprint> {
+        let directory = self.directory();
+        let here = directory.as_deref().and_then(|directory| {
+            let room = rooms::of_checkpoint(directory).ok()?;
+            Some((room.footprint_of)(directory).unwrap_or(room.footprint))
+        });
+        here.or_else(|| {
+            let path = self.path.to_lowercase();
+            let mut rooms = rooms::ROOMS.iter();
+            let room = rooms.find(|room| match self.family {
+                FamilyName::Auto => path.contains(room.repository),
+                family => family == room.name,
+            });
+            Some(room?.footprint)
+        })
     }
 }
 
@@ -101,13 +111,17 @@ impl From<Dtype> for DType {
     }
 }
 
-/// The families, in the order they were built.
+/// The families, by their names in run files; `rooms` says what is behind them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum FamilyName {
     #[serde(rename = "auto")]
     Auto,
     #[serde(rename = "cogvideox")]
     CogVideoX,
+    #[serde(rename = "ltx_video")]
+    LtxVideo,
+    #[serde(rename = "wan")]
+    Wan,
 }
 
 /// Takes `.` and `..` out of an absolute path without asking the disk.

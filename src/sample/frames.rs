@@ -32,7 +32,8 @@ pub fn write(
     mut see: impl FnMut(&[u8]),
 ) -> anyhow::Result<usize> {
     let mut count = 0;
-    family.decode(&sampled.latents, &sampled.canvas, &mut |frames| {
+    let mut rng = sampled.rng.clone();
+    family.decode(&sampled.latents, &sampled.canvas, &mut rng, &mut |frames| {
         for frame in pictures(&frames)? {
             writer.push(&frame)?;
             see(&frame);

@@ -9,13 +9,13 @@
 use std::sync::Arc;
 
 use anyhow::{bail, ensure};
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device, Tensor};
 
 use crate::diffusion::guidance;
 use crate::diffusion::schedulers::{Run, Scheduler};
 use crate::models::Family;
-use crate::models::denoiser::Denoiser;
-use crate::models::family::{self, Canvas, ImageCondition};
+use crate::models::denoiser::{Denoiser, Text};
+use crate::models::family::{Canvas, Conditions, ImageCondition, Layout, TakesImage};
 use crate::nn::weights::Planter;
 use crate::rng::Rng;
 
@@ -40,8 +40,10 @@ pub struct Request {
     /// Guidance that grows along the run (`use_dynamic_cfg`).
     pub dynamic_guidance: bool,
     pub seed: u64,
+    /// Frames a second, for models whose positions count seconds.
+    pub fps: f64,
     pub start: Start,
-    /// Latents (1, F, C, h, w) to start from instead of drawn noise.
+    /// Latents (1, ..., h, w) in the network's order to start from instead of drawn noise.
     pub latents: Option<Tensor>,
 }
 
@@ -60,6 +62,8 @@ pub enum Start {
 pub struct Sampled {
     pub latents: Tensor,
     pub canvas: Canvas,
+    /// Behind all that denoising drew: some decoders draw, too.
+    pub rng: Rng,
 }
 
 /// A request ready to be denoised: only the transformer is still missing.
@@ -72,14 +76,6 @@ pub struct Prepared {
     latents: Tensor,
     rng: Rng,
     request: Request,
-}
-
-/// What the network is told at every step.
-#[derive(Debug)]
-struct Conditions {
-    /// (1, L, D), or (2, L, D) with the negative prompt first where there is guidance.
-    text: Tensor,
-    image: Option<ImageCondition>,
 }
 
 /// Told the steps done, and of how many; an error ends the sampling.
@@ -115,25 +111,44 @@ pub fn sample(
 impl Prepared {
     /// With the embedded prompts of the request, (1 or 2, L, D), in their order. An image or a clip to start from is
     /// encoded here.
-    pub fn new(family: &dyn Family, request: Request, text: Tensor) -> anyhow::Result<Self> {
+    pub fn new(family: &dyn Family, request: Request, text: Text) -> anyhow::Result<Self> {
         let canvas = check(family, &request)?;
         let scheduler = family.scheduler()?;
         let mut rng = Rng::new(request.seed);
-        let (latents, image) = begin(family, &request, &canvas, &scheduler, &mut rng, &text)?;
+        let image = match &request.start {
+            Start::Image(image) => Some(family.image_condition(image, &canvas, &mut rng)?),
+            Start::Text | Start::Clip(..) => None,
+        };
+        let run = start(&scheduler, &request, &canvas)?;
+        let device = text.hidden.device();
+        let mut latents = begin(family, &request, &canvas, &run, &mut rng, device)?;
+        if let Some(ImageCondition::First(first)) = &image {
+            latents = with_first(first, &latents, &canvas)?;
+        }
         Ok(Self {
+            conditions: Conditions {
+                frame_rates: vec![request.fps; text.count()?],
+                text,
+                image,
+            },
             scheduler,
             canvas,
-            conditions: Conditions { text, image },
             latents,
             rng,
             request,
         })
     }
 
-    /// Runs the denoiser, step by step.
+    /// Runs the denoiser, step by step. Frames that are given clean stay as they are; the scheduler sees the others.
     pub fn denoise(mut self, denoiser: &dyn Denoiser, progress: Progress) -> anyhow::Result<Sampled> {
-        let mut run = start(&self.scheduler, &self.request)?;
-        let mut latents = self.latents;
+        let mut run = start(&self.scheduler, &self.request, &self.canvas)?;
+        let given = self.conditions.image.as_ref().map_or(0, ImageCondition::given_frames);
+        let axis = self.canvas.layout.frames();
+        let free = |latents: &Tensor| match given {
+            0 => Ok(latents.clone()),
+            _ => latents.narrow(axis, given, latents.dim(axis)? - given),
+        };
+        let mut latents = self.latents.clone();
         let steps = run.timesteps().len();
         progress(0, steps)?;
         while let Some(timestep) = run.timestep() {
@@ -142,101 +157,121 @@ impl Prepared {
                 false => self.request.guidance_scale,
             };
             let input = self.scheduler.scale_model_input(&latents, timestep);
-            let output = predict(denoiser, &self.conditions, &input, timestep, scale)?;
+            let output = self.predict(denoiser, &input, timestep, scale)?;
+            let (output, sample) = (free(&output)?, free(&latents)?);
             let mut noise = None;
             for _ in 0..run.noise_draws()? {
-                noise = Some(draw(&mut self.rng, latents.dims(), &latents)?);
+                noise = Some(draw(&mut self.rng, sample.dims(), sample.dtype(), sample.device())?);
             }
-            latents = run
-                .step(&output, &latents, noise.as_ref())?
-                .sample
-                .to_dtype(self.conditions.text.dtype())?;
+            let stepped = run.step(&output, &sample, noise.as_ref())?.sample;
+            let stepped = stepped.to_dtype(self.canvas.dtype)?;
+            latents = match given {
+                0 => stepped,
+                _ => Tensor::cat(&[&latents.narrow(axis, 0, given)?, &stepped], axis)?,
+            };
             progress(steps - run.remaining(), steps)?;
         }
         Ok(Sampled {
             latents,
             canvas: self.canvas,
+            rng: self.rng,
         })
+    }
+
+    /// The guided prediction for latents (1, ..., h, w), in f32.
+    fn predict(&self, denoiser: &dyn Denoiser, latents: &Tensor, timestep: f64, scale: f64) -> anyhow::Result<Tensor> {
+        let run = |conditions: &Conditions| -> anyhow::Result<Tensor> {
+            let batch = conditions.text.count()?;
+            let latents = latents.to_dtype(conditions.text.hidden.dtype())?;
+            let latents = latents.repeat((batch, 1, 1, 1, 1))?;
+            let timestep = self.timestep(timestep, batch, latents.device())?;
+            let input = conditions.input(latents, timestep, self.canvas.layout)?;
+            Ok(denoiser.forward(&input)?.to_dtype(DType::F32)?)
+        };
+        if self.conditions.text.count()? == 1 {
+            return run(&self.conditions);
+        }
+        let (negative, positive) = if latents.elem_count() <= ONE_BATCH {
+            let both = run(&self.conditions)?; // (2, ..., h, w)
+            (both.narrow(0, 0, 1)?, both.narrow(0, 1, 1)?)
+        } else {
+            let alone = |place| -> anyhow::Result<Conditions> {
+                Ok(Conditions {
+                    text: self.conditions.text.narrow(place, 1)?,
+                    image: self.conditions.image.clone(),
+                    frame_rates: vec![self.request.fps],
+                })
+            };
+            (run(&alone(0)?)?, run(&alone(1)?)?)
+        };
+        Ok((&negative + ((positive - &negative)? * scale)?)?)
+    }
+
+    /// As the network takes it: (B), or (B, F) with 0 for frames that are given.
+    fn timestep(&self, timestep: f64, batch: usize, device: &Device) -> candle_core::Result<Tensor> {
+        let given = self.conditions.image.as_ref().map_or(0, ImageCondition::given_frames);
+        if given == 0 {
+            return Tensor::from_vec(vec![timestep as f32; batch], batch, device);
+        }
+        let frames = self.canvas.frames();
+        let of_frame = |frame| if frame < given { 0.0 } else { timestep as f32 };
+        let one: Vec<f32> = (0..frames).map(of_frame).collect();
+        Tensor::from_vec(one.repeat(batch), (batch, frames), device)
     }
 }
 
 /// The scheduler's run over all steps, or over those that a clip is made anew in.
-fn start<'a>(scheduler: &'a Scheduler, request: &Request) -> anyhow::Result<Run<'a>> {
+fn start<'a>(scheduler: &'a Scheduler, request: &Request, canvas: &Canvas) -> anyhow::Result<Run<'a>> {
     match &request.start {
-        Start::Clip(_, strength) => scheduler.start_from(request.steps, *strength),
-        Start::Text | Start::Image(_) => scheduler.start(request.steps),
+        Start::Clip(_, strength) => scheduler.start_from(request.steps, *strength, canvas.seq_len),
+        Start::Text | Start::Image(_) => scheduler.start(request.steps, canvas.seq_len),
     }
 }
 
-/// The latents of the first step, and what an image says.
+/// The latents of the first step.
 fn begin(
     family: &dyn Family,
     request: &Request,
     canvas: &Canvas,
-    scheduler: &Scheduler,
+    run: &Run,
     rng: &mut Rng,
-    like: &Tensor,
-) -> anyhow::Result<(Tensor, Option<ImageCondition>)> {
-    let image = match &request.start {
-        Start::Image(image) => Some(family.image_condition(image, canvas, rng)?),
-        Start::Text | Start::Clip(..) => None,
-    };
-    if let Some(latents) = &request.latents {
-        return Ok((latents.to_device(like.device())?.to_dtype(like.dtype())?, image));
-    }
-    if let (Start::Clip(clip, _), Some(timestep)) = (&request.start, start(scheduler, request)?.timestep()) {
-        let clean = family.encode(clip, rng)?;
-        let noise = draw(rng, clean.dims(), like)?;
-        let noisy = scheduler.process().add_noise(&clean, &noise, &[timestep])?;
-        return Ok((noisy.to_dtype(like.dtype())?, image));
-    }
-    let noise = draw(rng, &canvas.shape, like)?;
-    Ok(((noise * scheduler.init_noise_sigma())?, image))
-}
-
-/// Standard normal numbers of the type and on the device of `like`.
-fn draw(rng: &mut Rng, shape: &[usize], like: &Tensor) -> anyhow::Result<Tensor> {
-    let numbers = rng.randn(shape.iter().product());
-    Ok(Tensor::from_vec(numbers, shape, like.device())?.to_dtype(like.dtype())?)
-}
-
-/// The guided prediction (1, F, C, h, w), in f32.
-fn predict(
-    denoiser: &dyn Denoiser,
-    conditions: &Conditions,
-    latents: &Tensor,
-    timestep: i64,
-    scale: f64,
+    device: &Device,
 ) -> anyhow::Result<Tensor> {
-    let passes = conditions.text.dim(0)?;
-    let run = |text: Tensor| -> anyhow::Result<Tensor> {
-        let batch = text.dim(0)?;
-        let latents = latents.repeat((batch, 1, 1, 1, 1))?;
-        let timestep = Tensor::from_vec(vec![timestep; batch], batch, latents.device())?;
-        let input = family::input(latents, timestep, text, conditions.image.as_ref())?;
-        Ok(denoiser.forward(&input)?.to_dtype(DType::F32)?)
-    };
-    if passes == 1 {
-        return run(conditions.text.clone());
+    if let Some(latents) = &request.latents {
+        return Ok(latents.to_device(device)?.to_dtype(canvas.dtype)?);
     }
-    let (negative, positive) = if latents.elem_count() <= ONE_BATCH {
-        let both = run(conditions.text.clone())?; // (2, F, C, h, w)
-        (both.narrow(0, 0, 1)?, both.narrow(0, 1, 1)?)
-    } else {
-        (
-            run(conditions.text.narrow(0, 0, 1)?)?,
-            run(conditions.text.narrow(0, 1, 1)?)?,
-        )
-    };
-    Ok((&negative + ((positive - &negative)? * scale)?)?)
+    if let Start::Clip(clip, _) = &request.start {
+        let clean = family.encode(clip, canvas, rng)?.to_dtype(canvas.dtype)?;
+        let noise = draw(rng, clean.dims(), canvas.dtype, device)?;
+        return Ok(run.add_noise(&clean, &noise)?);
+    }
+    draw(rng, &canvas.shape, canvas.dtype, device)
+}
+
+/// The latents with their first frames replaced by clean ones.
+fn with_first(first: &Tensor, latents: &Tensor, canvas: &Canvas) -> anyhow::Result<Tensor> {
+    let axis = canvas.layout.frames();
+    let given = first.dim(axis)?;
+    let rest = latents.narrow(axis, given, canvas.frames() - given)?;
+    Ok(Tensor::cat(&[&first.to_dtype(canvas.dtype)?, &rest], axis)?)
+}
+
+/// Standard normal numbers.
+fn draw(rng: &mut Rng, shape: &[usize], dtype: DType, device: &Device) -> anyhow::Result<Tensor> {
+    let numbers = rng.randn(shape.iter().product());
+    Ok(Tensor::from_vec(numbers, shape, device)?.to_dtype(dtype)?)
 }
 
 /// Refuses what the checkpoint cannot make; the canvas of what it can.
 fn check(family: &dyn Family, request: &Request) -> anyhow::Result<Canvas> {
     let canvas = family.canvas(request.num_frames, request.height, request.width)?;
     match (&request.start, family.takes_image()) {
-        (Start::Image(_), false) => bail!("this checkpoint makes clips from text alone; leave out the image"),
-        (Start::Text | Start::Clip(..), true) => bail!("this checkpoint starts from an image; give it one"),
+        (Start::Image(_), TakesImage::Never) => {
+            bail!("this checkpoint makes clips from text alone; leave out the image")
+        }
+        (Start::Text | Start::Clip(..), TakesImage::Always) => {
+            bail!("this checkpoint starts from an image; give it one")
+        }
         _ => {}
     }
     if let Start::Clip(..) = request.start {
@@ -250,9 +285,13 @@ fn check(family: &dyn Family, request: &Request) -> anyhow::Result<Canvas> {
     if let Some(latents) = &request.latents {
         ensure!(
             latents.dims() == canvas.shape,
-            "the latents are {:?}, and a clip of this size has {:?} (batch, frames, channels, rows, columns)",
+            "the latents are {:?}, and a clip of this size has {:?} ({})",
             latents.dims(),
-            canvas.shape
+            canvas.shape,
+            match canvas.layout {
+                Layout::FramesFirst => "batch, frames, channels, rows, columns",
+                Layout::ChannelsFirst => "batch, channels, frames, rows, columns",
+            }
         );
     }
     Ok(canvas)

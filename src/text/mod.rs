@@ -1,5 +1,6 @@
 //! Captions as tokens, and tokens as embeddings: the encoders that several families share.
 
+pub mod clean;
 pub mod projection;
 pub mod sentencepiece;
 pub mod special;

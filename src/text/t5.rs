@@ -1,4 +1,5 @@
-//! The T5 encoder: token ids to one vector each.  arXiv:1910.10683; equals transformers' T5EncoderModel.
+//! The T5 encoder: token ids to one vector each.  arXiv:1910.10683; equals transformers' T5EncoderModel, and
+//! UMT5EncoderModel where the config says so.
 //!
 //! Blocks of self-attention and feed-forward, each behind an RMS norm and added to what came in:
 //! x += attention(norm(x)); x += feed_forward(norm(x)). Positions enter as a bias on the attention scores alone.
@@ -22,7 +23,7 @@ use elementwise::{Norm, add};
 use feed_forward::FeedForward;
 use position::RelativeAttentionBias;
 
-pub use config::{Config, FeedForwardProj};
+pub use config::{Config, FeedForwardProj, ModelType};
 pub use position::bucket;
 
 /// Tensors of a whole T5 that its encoder has no use for, and the second name of the one embedding table.
@@ -32,7 +33,8 @@ const NOT_OURS: [&str; 4] = ["decoder.", "lm_head.", "shared.weight", "encoder.e
 #[derive(Debug)]
 pub struct T5Encoder {
     shared: Tensor, // (vocabulary, D)
-    relative_attention_bias: RelativeAttentionBias,
+    /// The first block's, for all of them, or one for each.
+    relative_attention_bias: Vec<RelativeAttentionBias>,
     block: Vec<Block>,
     final_layer_norm: Norm,
 }
@@ -59,9 +61,14 @@ impl T5Encoder {
         let table = if shared.contains("weight") { shared } else { tied };
         let blocks = encoder.pp("block");
         let block = (0..config.num_layers).map(|i| Block::new(config, &blocks.pp(i)));
+        let biases = match config.model_type {
+            ModelType::T5 => 1,
+            ModelType::Umt5 => config.num_layers,
+        };
+        let bias = |i| RelativeAttentionBias::new(config, blocks.pp(i).pp("layer.0.SelfAttention"));
         let this = Self {
             shared: table.get((config.vocab_size, config.d_model), "weight")?,
-            relative_attention_bias: RelativeAttentionBias::new(config, blocks.pp("0.layer.0.SelfAttention"))?,
+            relative_attention_bias: (0..biases).map(bias).collect::<Result<_>>()?,
             block: block.collect::<Result<_>>()?,
             final_layer_norm: norm(config, encoder.pp("final_layer_norm"))?,
         };
@@ -80,11 +87,30 @@ impl T5Encoder {
             return Tensor::zeros((batch, length, width), self.shared.dtype(), self.shared.device());
         }
         let mut x = self.embed(&ids.flatten_all()?)?.reshape((batch, length, width))?; // (B, L, D)
-        let biases = self.biases(batch, length, mask)?; // B of (H, L, L)
-        for block in &self.block {
+        let mut biases = Vec::new();
+        for (i, block) in self.block.iter().enumerate() {
+            if let Some(position) = self.relative_attention_bias.get(i) {
+                biases.clear(); // before the next are made: they are large
+                biases = self.biases(position, batch, length, mask)?; // B of (H, L, L)
+            }
             x = block.forward(x, &biases)?; // (B, L, D)
         }
         self.final_layer_norm.forward(&x)?.to_dtype(self.shared.dtype())
+    }
+
+    /// The last hidden states of one caption's tokens, and zeros behind them: (1, `length`, D).
+    ///
+    /// Equals what pipelines keep that pad a caption, mask its padding and clear the embeddings there (WanPipeline): a
+    /// masked token weighs exactly 0, so that it need not be computed.
+    ///
+    /// # Errors
+    /// There are more tokens than `length`, or one is beyond the vocabulary.
+    pub fn forward_padded(&self, ids: &[u32], length: usize) -> Result<Tensor> {
+        let Some(missing) = length.checked_sub(ids.len()) else {
+            candle_core::bail!("{} tokens are more than {length}", ids.len());
+        };
+        let x = self.forward(&Tensor::from_slice(ids, (1, ids.len()), self.shared.device())?, None)?;
+        x.pad_with_zeros(1, 0, missing)
     }
 
     fn embed(&self, ids: &Tensor) -> Result<Tensor> {
@@ -99,8 +125,14 @@ impl T5Encoder {
     }
 
     /// What is added to the scores of each caption: where the tokens stand, and which of them count.
-    fn biases(&self, batch: usize, length: usize, mask: Option<&Tensor>) -> Result<Vec<Tensor>> {
-        let position = self.relative_attention_bias.forward(length, self.shared.device())?; // (H, L, L)
+    fn biases(
+        &self,
+        position: &RelativeAttentionBias,
+        batch: usize,
+        length: usize,
+        mask: Option<&Tensor>,
+    ) -> Result<Vec<Tensor>> {
+        let position = position.forward(length, self.shared.device())?; // (H, L, L)
         let Some(mask) = mask else {
             return Ok(vec![position; batch]);
         };

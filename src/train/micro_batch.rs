@@ -6,21 +6,22 @@
 //! 2. the timesteps, (B);
 //! 3. the noise, (B, C, f, h, w) in the VAE's own layout, with the frames that fill up a patch;
 //! 4. the posterior noise of the image, (B, C, 1, h, w), for models that start from one and where latents are sampled;
-//! 5. `rand(B)`, where there is caption dropout: below it, the caption gives way to the empty one.
+//! 5. `rand(B)`, where there is caption dropout: below it, the caption gives way to the empty one;
+//! 6. `rand(B)`, where first frames are given (`train.first_frame`): below it, that of the clip is.
 //!
 //! So a run that is resumed, or split over machines, sees what it would have seen.
 //!
 //! Shapes: B samples, C channels, f, h, w frames, rows and columns of latents, L text tokens, D the text's width.
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use candle_core::{DType, Device, Tensor};
 
 use crate::data::cache::{Clip, Encoded, Latents};
 use crate::data::{Batch, Order};
 use crate::diffusion::objective::{Noised, Objective, Timesteps};
 use crate::diffusion::posterior::Posterior;
-use crate::models::denoiser::Input;
-use crate::models::family::{self, Family};
+use crate::models::denoiser::{Input, Text};
+use crate::models::family::{Canvas, Conditions, Family, ImageCondition, TakesImage};
 use crate::rng::Rng;
 
 /// Where micro-batches come from.
@@ -30,7 +31,10 @@ pub struct Source<'a> {
     pub objective: Objective,
     pub order: Order,
     pub latents: Latents,
+    /// Share of captions that give way to the empty one.
     pub caption_dropout: f64,
+    /// Share of clips whose first latent frame is given clean.
+    pub first_frame: f64,
     pub seed: u64,
     pub device: Device,
 }
@@ -41,6 +45,8 @@ pub struct MicroBatch {
     pub input: Input,
     /// What the network should answer, in its own layout, f32.
     pub target: Tensor,
+    /// What each squared error counts, in a shape that broadcasts to the target's; none where all count alike.
+    pub weight: Option<Tensor>,
     pub timesteps: Timesteps,
     pub batch: Batch,
     /// What its generator was seeded with.
@@ -58,69 +64,79 @@ impl Source<'_> {
         let mut rng = Rng::new(seed);
         let clips = batch.samples.iter().map(|sample| self.encoded.clip(*sample));
         let clips = clips.collect::<anyhow::Result<Vec<Clip>>>()?;
+        let bucket = batch.bucket;
+        let canvas = self.family.canvas(bucket.frames, bucket.height, bucket.width)?;
 
-        let video = clips.iter().map(|clip| &clip.posterior).collect::<Vec<_>>();
-        let sample = self.draw_latents(&video, &mut rng)?; // (B, C, f, h, w)
+        let sample = self.posterior(&clips)?.draw(self.drawing(&mut rng))?; // (B, C, f, h, w)
         let clean = self.family.latents(&sample)?; // (B, C, f, h, w), scaled
-        let timesteps = self.objective.draw(batch.samples.len(), &mut rng);
+        let timesteps = self.objective.draw(clips.len(), canvas.seq_len, &mut rng)?;
         let noise = self.normal(clean.dims(), &mut rng)?;
-        let Noised { noisy, target } = self.objective.mix(&clean, &noise, &timesteps)?;
-        let image = self.image(&clips, &mut rng)?;
-        let text = self.captions(&batch.samples, &mut rng)?; // (B, L, D)
+        let image = self.image(&clips, &canvas, &mut rng)?;
+        let text = self.captions(&batch.samples, &mut rng)?;
+        let timesteps = timesteps.with_given(self.given(clips.len(), canvas.frames(), &mut rng));
 
-        let noisy = self.family.arrange(&noisy)?;
-        let image = image.map(|image| self.family.condition_on(&image, clean.dim(2)?));
-        let timestep = timesteps.tensor(&self.device)?;
+        let Noised { noisy, target, weight } = self.objective.mix(&clean, &noise, &timesteps)?;
+        let timestep = timesteps.tensor(canvas.frames(), &self.device)?;
+        let frame_rates = batch.samples.iter().map(|sample| self.encoded.fps(*sample));
+        let conditions = Conditions {
+            text,
+            image,
+            frame_rates: frame_rates.collect::<anyhow::Result<_>>()?,
+        };
+        let layout = canvas.layout;
         Ok(MicroBatch {
-            input: family::input(noisy, timestep, text, image.transpose()?.as_ref())?,
-            target: self.family.arrange(&target)?,
+            input: conditions.input(layout.swap(&noisy)?, timestep, layout)?,
+            target: layout.swap(&target)?,
+            weight: weight.map(|weight| layout.swap(&weight)).transpose()?,
             timesteps,
             batch,
             seed,
         })
     }
 
-    /// The posteriors' samples or means, one below the other: (B, C, f, h, w), not scaled.
-    fn draw_latents(&self, posteriors: &[&Posterior], rng: &mut Rng) -> anyhow::Result<Tensor> {
-        let mean = join(posteriors.iter().map(|posterior| &posterior.mean), &self.device)?;
-        match self.latents {
-            Latents::Mode => Ok(mean),
-            Latents::Sample => {
-                let logvar = join(posteriors.iter().map(|posterior| &posterior.logvar), &self.device)?;
-                let noise = self.normal(mean.dims(), rng)?;
-                Ok(Posterior { mean, logvar }.sample(&noise)?)
-            }
-        }
+    /// Of all clips, one below the other, on the device: (B, C, f, h, w).
+    fn posterior(&self, clips: &[Clip]) -> candle_core::Result<Posterior> {
+        Ok(Posterior {
+            mean: join(clips.iter().map(|clip| &clip.posterior.mean), &self.device)?,
+            logvar: join(clips.iter().map(|clip| &clip.posterior.logvar), &self.device)?,
+        })
     }
 
-    /// The latents of the images that clips start from, (B, C, 1, h, w), where the model takes them.
-    fn image(&self, clips: &[Clip], rng: &mut Rng) -> anyhow::Result<Option<Tensor>> {
-        if !self.family.takes_image() {
+    /// What posteriors are drawn from, where they are.
+    fn drawing<'r>(&self, rng: &'r mut Rng) -> Option<&'r mut Rng> {
+        (self.latents == Latents::Sample).then_some(rng)
+    }
+
+    /// What the images that clips start from say, where the model always takes them.
+    fn image(&self, clips: &[Clip], canvas: &Canvas, rng: &mut Rng) -> anyhow::Result<Option<ImageCondition>> {
+        if self.family.takes_image() != TakesImage::Always {
             return Ok(None);
         }
-        let images = clips.iter().map(|clip| clip.image.as_ref());
-        let images = images
-            .collect::<Option<Vec<_>>>()
-            .context("the cache holds no images for this model; remove it and precompute again")?;
-        Ok(Some(self.draw_latents(&images, rng)?))
+        let count = clips.first().map_or(0, |clip| clip.image.len());
+        ensure!(
+            count > 0,
+            "the cache holds no images for this model; remove it and precompute again"
+        );
+        let part = |index: usize| join(clips.iter().filter_map(|clip| clip.image.get(index)), &self.device);
+        let encoded = (0..count).map(part).collect::<candle_core::Result<Vec<_>>>()?;
+        Ok(Some(self.family.condition_on(&encoded, canvas, self.drawing(rng))?))
     }
 
-    fn captions(&self, samples: &[usize], rng: &mut Rng) -> anyhow::Result<Tensor> {
-        let dropped: Vec<bool> = match self.caption_dropout > 0.0 {
-            true => rng
-                .rand(samples.len())
-                .iter()
-                .map(|u| f64::from(*u) < self.caption_dropout)
-                .collect(),
-            false => vec![false; samples.len()],
-        };
+    fn captions(&self, samples: &[usize], rng: &mut Rng) -> anyhow::Result<Text> {
+        let dropped = below(self.caption_dropout, samples.len(), rng);
         let one = |(sample, dropped): (&usize, bool)| match dropped {
             true => self.encoded.empty_caption(),
             false => self.encoded.caption(*sample),
         };
         let captions = samples.iter().zip(dropped).map(one);
-        let captions = captions.collect::<anyhow::Result<Vec<Tensor>>>()?; // B of (L, D)
-        Ok(Tensor::stack(&captions, 0)?.to_device(&self.device)?)
+        let captions = captions.collect::<anyhow::Result<Vec<_>>>()?;
+        Ok(Text::stack(&captions)?.to_device(&self.device)?) // (B, L, D)
+    }
+
+    /// Which samples have their first latent frame given. With that alone there would be nothing to learn.
+    fn given(&self, batch: usize, frames: usize, rng: &mut Rng) -> Vec<bool> {
+        let given = below(self.first_frame, batch, rng);
+        given.into_iter().map(|given| given && frames > 1).collect()
     }
 
     /// Standard normal numbers, f32.
@@ -130,7 +146,15 @@ impl Source<'_> {
     }
 }
 
-/// B of (1, C, f, h, w) -> (B, C, f, h, w), f32 on the device.
+/// For each of a batch, whether it falls to this share; where the share is 0, nothing is drawn.
+fn below(share: f64, batch: usize, rng: &mut Rng) -> Vec<bool> {
+    match share > 0.0 {
+        true => rng.rand(batch).into_iter().map(|u| f64::from(u) < share).collect(),
+        false => vec![false; batch],
+    }
+}
+
+/// B of (1, ...) -> (B, ...), f32 on the device.
 fn join<'a>(parts: impl Iterator<Item = &'a Tensor>, device: &Device) -> candle_core::Result<Tensor> {
     let parts: Vec<&Tensor> = parts.collect();
     Tensor::cat(&parts, 0)?.to_device(device)?.to_dtype(DType::F32)

@@ -32,6 +32,9 @@ pub struct Config {
     pub max_grad_norm: f64,
     /// Share of captions replaced by the empty one.
     pub caption_dropout: f64,
+    /// Share of clips whose first latent frame is given clean, so that the rest is learnt from it: image to video on
+    /// checkpoints that start from text or from an image. Those that always start from an image do so without this.
+    pub first_frame: f64,
 }
 
 impl Default for Config {
@@ -45,6 +48,7 @@ impl Default for Config {
             keep: Policy::Auto,
             max_grad_norm: 1.0,
             caption_dropout: 0.0,
+            first_frame: 0.0,
         }
     }
 }
@@ -102,11 +106,12 @@ impl Config {
                 format!("must be above 0, got {}", self.max_grad_norm),
             ));
         }
-        if !(0.0..=1.0).contains(&self.caption_dropout) {
-            wrong.push((
-                "caption_dropout".into(),
-                format!("must be between 0 and 1, got {}", self.caption_dropout),
-            ));
+        let shares = [
+            ("caption_dropout", self.caption_dropout),
+            ("first_frame", self.first_frame),
+        ];
+        for (key, share) in shares.into_iter().filter(|(_, share)| !(0.0..=1.0).contains(share)) {
+            wrong.push((key.into(), format!("must be between 0 and 1, got {share}")));
         }
         wrong
     }

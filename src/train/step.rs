@@ -44,7 +44,7 @@ pub struct Seen {
     pub loss: f64,
     /// Indices into the surveyed samples.
     pub samples: Vec<usize>,
-    pub timesteps: Vec<i64>,
+    pub timesteps: Vec<f64>,
 }
 
 impl Trainer<'_> {
@@ -65,7 +65,7 @@ impl Trainer<'_> {
             seen.push(Seen {
                 loss: f64::from(passed.loss.to_scalar::<f32>()?),
                 samples: micro_batch.batch.samples,
-                timesteps: micro_batch.timesteps.0,
+                timesteps: micro_batch.timesteps.values,
             });
         }
         let gradients = gradients.average(self.accumulation)?;
@@ -87,7 +87,8 @@ impl Trainer<'_> {
 
     /// Loss and gradients of one micro-batch.
     pub fn pass(&self, micro_batch: &MicroBatch) -> Result<Passed> {
-        let loss = |prediction: &Tensor| objective::loss(prediction, &micro_batch.target);
+        let MicroBatch { target, weight, .. } = micro_batch;
+        let loss = |prediction: &Tensor| objective::loss(prediction, target, weight.as_ref());
         forward_backward(&*self.denoiser, &micro_batch.input, &loss, &self.vars, self.keep)
     }
 }

@@ -5,13 +5,13 @@
 
 use std::path::PathBuf;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Device};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::data::cache::Encoded;
 use crate::models::Family;
-use crate::models::denoiser::Denoiser;
+use crate::models::denoiser::{Denoiser, Text};
 use crate::sample::{self, Prepared, Request, Start};
 use crate::video::Writer;
 
@@ -46,8 +46,8 @@ pub struct Prompt {
     pub steps: usize,
     pub guidance_scale: f64,
     pub seed: u64,
-    /// Frames a second of the video.
-    pub fps: f64,
+    /// Frames a second of the video. null: as the model's clips have.
+    pub fps: Option<f64>,
     /// What the video starts from, for image-to-video checkpoints.
     pub image: Option<PathBuf>,
 }
@@ -63,7 +63,7 @@ impl Default for Prompt {
             steps: 50,
             guidance_scale: 6.0,
             seed: 0,
-            fps: 8.0,
+            fps: None,
             image: None,
         }
     }
@@ -86,11 +86,10 @@ impl Config {
             for (key, _) in sizes.into_iter().filter(|(_, value)| *value == 0) {
                 wrong.push((format!("prompts[{i}].{key}"), "must be at least 1, got 0".into()));
             }
-            if !(prompt.fps.is_finite() && prompt.fps > 0.0) {
-                wrong.push((
-                    format!("prompts[{i}].fps"),
-                    format!("must be above 0, got {}", prompt.fps),
-                ));
+            if let Some(fps) = prompt.fps
+                && !(fps.is_finite() && fps > 0.0)
+            {
+                wrong.push((format!("prompts[{i}].fps"), format!("must be above 0, got {fps}")));
             }
             if !prompt.guidance_scale.is_finite() {
                 let key = format!("prompts[{i}].guidance_scale");
@@ -105,8 +104,8 @@ impl Config {
 }
 
 impl Prompt {
-    /// As the sampler takes it, its image read.
-    pub fn request(&self) -> anyhow::Result<Request> {
+    /// As the sampler takes it, its image read; `frame_rate` is the model's.
+    pub fn request(&self, frame_rate: f64) -> anyhow::Result<Request> {
         let start = match &self.image {
             Some(path) => Start::Image(sample::read(path, 1, (self.height, self.width))?.squeeze(2)?),
             None => Start::Text,
@@ -121,6 +120,7 @@ impl Prompt {
             guidance_scale: self.guidance_scale,
             dynamic_guidance: false,
             seed: self.seed,
+            fps: self.fps.unwrap_or(frame_rate),
             start,
             latents: None,
         })
@@ -161,14 +161,15 @@ impl Validator<'_> {
         progress: sample::Progress,
     ) -> anyhow::Result<Shown> {
         let prompt = &self.prompts[index];
-        let request = prompt.request()?;
+        let request = prompt.request(self.family.frame_rate())?;
+        let fps = request.fps;
         let embeddings = request.prompts().into_iter().map(|prompt| self.encoded.text(prompt));
-        let text = Tensor::stack(&embeddings.collect::<anyhow::Result<Vec<_>>>()?, 0)?; // (1 or 2, L, D)
+        let text = Text::stack(&embeddings.collect::<anyhow::Result<Vec<_>>>()?)?; // (1 or 2, L, D)
         let text = text.to_device(&self.device)?.to_dtype(self.dtype)?;
         let sampled = Prepared::new(self.family, request, text)?.denoise(denoiser, progress)?;
 
         let path = self.path(index, step);
-        let writer = Writer::create(&path, (prompt.height, prompt.width), prompt.fps)?;
+        let writer = Writer::create(&path, (prompt.height, prompt.width), fps)?;
         let (mut count, mut middle) = (0, Vec::new());
         sample::write(self.family, &sampled, writer, |frame| {
             if count == prompt.num_frames / 2 {

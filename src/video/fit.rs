@@ -67,6 +67,23 @@ impl Fit {
         }
     }
 
+    /// A single picture (height, width, 3), fitted.
+    ///
+    /// # Errors
+    /// The picture has not as many bytes as its size says, or the cut is not within what it is resized to.
+    pub fn picture(&self, picture: &[u8], from: (usize, usize)) -> Result<Vec<u8>, String> {
+        let inside = self.top + self.height <= self.resize_height && self.left + self.width <= self.resize_width;
+        if picture.len() != from.0 * from.1 * 3 || !inside {
+            return Err(format!(
+                "a picture of {from:?} with {} bytes does not fit {self:?}",
+                picture.len()
+            ));
+        }
+        let mut out = vec![0; self.frame_bytes()];
+        Fitter::new(*self).run(picture, from, &mut out)?;
+        Ok(out)
+    }
+
     /// Bytes of one fitted frame.
     pub fn frame_bytes(&self) -> usize {
         self.height * self.width * 3

@@ -18,7 +18,7 @@ pub use clip::Clip;
 pub use encode::{Writer, write};
 pub use error::VideoError;
 pub use fit::{Crop, Fit};
-pub use select::{Select, available, select};
+pub use select::{Select, available, rate, select};
 
 /// RGB pictures of one size, 8 bits a channel.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -69,6 +69,17 @@ pub fn select(timestamps: &[f64], fps_of_clip: f64, how: Select, fps: Option<f64
     })
 }
 
+/// Frames a second of what [`select`] takes: the rate that was asked for, or the clip's, but fewer where frames in between
+/// are left out.
+pub fn rate(timestamps: &[f64], fps_of_clip: f64, how: Select, fps: Option<f64>, count: usize) -> f64 {
+    let rate = fps.unwrap_or(fps_of_clip);
+    let steps = available(timestamps, fps_of_clip, fps).saturating_sub(1);
+    match how {
+        Select::Uniform if count > 1 && steps > 0 => rate * (count - 1) as f64 / steps as f64,
+        Select::Uniform | Select::Head | Select::Random { .. } => rate,
+    }
+}
+
 /// From the first frame's appearance to the last one's end.
 fn duration(timestamps: &[f64], fps: f64) -> f64 {
     match timestamps {

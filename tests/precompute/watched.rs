@@ -7,12 +7,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use candle_core::Tensor;
-use vtrain::diffusion::objective::Objective;
 use vtrain::diffusion::posterior::Posterior;
 use vtrain::diffusion::schedulers::Scheduler;
 use vtrain::models::Family;
-use vtrain::models::denoiser::Denoiser;
-use vtrain::models::family::{Canvas, ClipEncoder, Conditioner, Emit, ImageCondition};
+use vtrain::models::denoiser::{Denoiser, Text};
+use vtrain::models::family::{Canvas, ClipEncoder, Conditioner, Emit, ImageCondition, Kept, TakesImage, TextShape};
 use vtrain::nn::weights::Planter;
 use vtrain::rng::Rng;
 
@@ -65,7 +64,7 @@ impl<T> Drop for Part<T> {
 }
 
 impl Conditioner for Part<Box<dyn Conditioner>> {
-    fn embed(&self, prompt: &str) -> anyhow::Result<Tensor> {
+    fn embed(&self, prompt: &str) -> anyhow::Result<Text> {
         self.counts.texts.set(self.counts.texts.get() + 1);
         self.inner.embed(prompt)
     }
@@ -79,6 +78,11 @@ impl ClipEncoder for Part<Box<dyn ClipEncoder>> {
             self.counts.stop.store(true, Ordering::Relaxed);
         }
         self.inner.encode(clip)
+    }
+
+    fn encode_image(&self, image: &Tensor, num_frames: usize) -> anyhow::Result<Vec<Tensor>> {
+        self.counts.clips.set(self.counts.clips.get() + 1);
+        self.inner.encode_image(image, num_frames)
     }
 }
 
@@ -105,19 +109,19 @@ impl Family for Watched {
         self.inner.encoder_parts()
     }
 
-    fn pipeline(&self) -> &'static str {
-        self.inner.pipeline()
+    fn pipeline(&self, from_image: bool) -> &'static str {
+        self.inner.pipeline(from_image)
     }
 
-    fn objective(&self) -> anyhow::Result<Objective> {
-        self.inner.objective()
+    fn frame_rate(&self) -> f64 {
+        self.inner.frame_rate()
     }
 
-    fn arrange(&self, latents: &Tensor) -> anyhow::Result<Tensor> {
-        self.inner.arrange(latents)
+    fn image_kept(&self, canvas: &Canvas) -> Kept {
+        self.inner.image_kept(canvas)
     }
 
-    fn text_shape(&self) -> [usize; 2] {
+    fn text_shape(&self) -> TextShape {
         self.inner.text_shape()
     }
 
@@ -133,7 +137,7 @@ impl Family for Watched {
         self.inner.canvas(num_frames, height, width)
     }
 
-    fn takes_image(&self) -> bool {
+    fn takes_image(&self) -> TakesImage {
         self.inner.takes_image()
     }
 
@@ -141,19 +145,16 @@ impl Family for Watched {
         self.inner.latents(sample)
     }
 
-    fn condition_on(&self, sample: &Tensor, frames: usize) -> anyhow::Result<ImageCondition> {
-        self.inner.condition_on(sample, frames)
+    fn condition_on(
+        &self,
+        encoded: &[Tensor],
+        canvas: &Canvas,
+        rng: Option<&mut Rng>,
+    ) -> anyhow::Result<ImageCondition> {
+        self.inner.condition_on(encoded, canvas, rng)
     }
 
-    fn image_condition(&self, image: &Tensor, canvas: &Canvas, rng: &mut Rng) -> anyhow::Result<ImageCondition> {
-        self.inner.image_condition(image, canvas, rng)
-    }
-
-    fn encode(&self, clip: &Tensor, rng: &mut Rng) -> anyhow::Result<Tensor> {
-        self.inner.encode(clip, rng)
-    }
-
-    fn decode(&self, latents: &Tensor, canvas: &Canvas, emit: Emit) -> anyhow::Result<()> {
-        self.inner.decode(latents, canvas, emit)
+    fn decode(&self, latents: &Tensor, canvas: &Canvas, rng: &mut Rng, emit: Emit) -> anyhow::Result<()> {
+        self.inner.decode(latents, canvas, rng, emit)
     }
 }

@@ -122,8 +122,8 @@ fn a_config_that_asks_for_another_computation_is_refused() {
         (r#"{"d_model": 0}"#, "d_model: 0 is no size"),
         (r#"{"d_model": -4}"#, "d_model"),
         (
-            r#"{"model_type": "umt5"}"#,
-            r#"model_type: this encoder does "t5", not "umt5""#,
+            r#"{"model_type": "mt5"}"#,
+            r#"unknown variant `mt5`, expected `t5` or `umt5`"#,
         ),
         (r#"{"is_decoder": true}"#, "is_decoder"),
         (r#"{"feed_forward_proj": "gated-silu"}"#, "feed_forward_proj"),

@@ -164,6 +164,21 @@ fn a_loss_that_is_not_finite_three_times_ends_the_run_and_names_clip_and_timeste
 }
 
 #[test]
+fn settings_that_the_model_would_ignore_are_said_before_anything_is_encoded() {
+    let run = whole(&model(), 1, 1);
+    for set in ["diffusion.shift=3.0", "train.first_frame=0.5"] {
+        let output = run.command(&["--set", set]).output().unwrap();
+        let (key, said) = (set.split('=').next().unwrap(), stderr(&output));
+        assert_eq!(output.status.code(), Some(2), "{said}");
+        assert!(
+            said.contains(key) && said.to_lowercase().contains("remove it"),
+            "{said}"
+        );
+        assert!(!run.out().join("precomputed").exists());
+    }
+}
+
+#[test]
 fn an_image_to_video_checkpoint_trains_on_its_clips_first_frames() {
     for name in [
         "cogvideox-5b-i2v",

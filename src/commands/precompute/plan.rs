@@ -15,6 +15,7 @@ use crate::data::cache::{self, Cache, CaptionCoder, ClipCoder, Encoded, Encoding
 use crate::data::loader::Cut;
 use crate::data::{Bucket, Report, Sample};
 use crate::models::Family;
+use crate::models::family::TakesImage;
 
 /// All clips and captions of a run, with their places in the cache.
 pub struct Plan<'a> {
@@ -52,9 +53,9 @@ impl<'a> Plan<'a> {
         let coder = CaptionCoder {
             fingerprint: fingerprint(&cache, family.directory(), family.conditioner_parts())?,
             dtype: config.model.dtype.into(),
-            tokens: family.text_shape()[0],
+            tokens: family.text_shape().tokens,
         };
-        let text_form = Form::caption(family.text_shape(), coder.dtype);
+        let text_form = Form::caption(family.text_shape().kept(), coder.dtype);
         let texts: Vec<(String, Key)> = distinct_texts(config, report, more_prompts)
             .into_iter()
             .map(|text| (text.to_string(), Key::caption(text, &coder)))
@@ -63,7 +64,7 @@ impl<'a> Plan<'a> {
             fingerprint: fingerprint(&cache, family.directory(), family.encoder_parts())?,
             dtype: config.model.dtype.into(),
             tiling: config.precompute.vae_tiling,
-            image: family.takes_image(),
+            image: family.takes_image() == TakesImage::Always,
         };
         let clips = clips(&cache, &report.samples, &forms, &coder, config.seed, stop)?;
         let text_keys: Vec<_> = texts.iter().map(|(_, key)| (*key, &text_form)).collect();
@@ -124,6 +125,7 @@ impl<'a> Plan<'a> {
                 caption: clip.sample.found.entry.caption.clone(),
                 bucket: clip.sample.bucket,
                 repeats: clip.sample.repeats,
+                fps: clip.cut.fps,
                 key: clip.key,
                 form: clip.form,
             })
@@ -144,9 +146,7 @@ fn forms(family: &dyn Family, samples: &[Sample]) -> Result<BTreeMap<Bucket, For
     for bucket in buckets {
         match family.canvas(bucket.frames, bucket.height, bucket.width) {
             Ok(canvas) => {
-                let [_, frames, channels, height, width] = canvas.shape;
-                let shape = [channels, frames - canvas.padding, height, width];
-                forms.insert(bucket, Form::clip(shape, family.takes_image()));
+                forms.insert(bucket, Form::clip(canvas.encoded(), family.image_kept(&canvas)));
             }
             Err(error) => wrong.push(format!("the bucket {bucket}: {error:#}")),
         }

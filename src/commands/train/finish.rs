@@ -6,6 +6,7 @@ use super::open::Parts;
 use crate::disk;
 use crate::lora::diffusers::{self, Named};
 use crate::lora::{TargetModules, trainable::Pair};
+use crate::models::family::TakesImage;
 use crate::train::checkpoint::ADAPTER;
 use crate::train::model_card::{Facts, Sample, Task};
 
@@ -42,11 +43,16 @@ fn facts(parts: &Parts, steps: u64) -> anyhow::Result<Facts> {
     let mut trigger_words: Vec<String> = config.datasets.iter().filter_map(|set| set.id_token.clone()).collect();
     trigger_words.dedup();
     let recipe = &config.train;
+    let from_image = match parts.family.takes_image() {
+        TakesImage::Never => false,
+        TakesImage::Always => true,
+        TakesImage::Either => recipe.first_frame > 0.0,
+    };
     Ok(Facts {
         name: name.to_string_lossy().into_owned(),
         base_model: config.model.path.clone(),
-        pipeline: parts.family.pipeline().into(),
-        task: match parts.family.takes_image() {
+        pipeline: parts.family.pipeline(from_image).into(),
+        task: match from_image {
             true => Task::ImageToVideo,
             false => Task::TextToVideo,
         },

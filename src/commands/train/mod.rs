@@ -49,6 +49,7 @@ pub fn run(args: Args) -> Result<(), Failure> {
     let checkpoint = resume::find(&args.resume, &config).or_exit(Exit::Usage)?;
     let device = config.device.open().or_exit(Exit::Usage)?;
     let family = precompute::open_model(&config)?;
+    open::check(&config, &*family).or_exit(Exit::Usage)?;
     let encoded = precompute::precompute(&config, &*family, &report, &[], interrupt.flag())?;
     if checkpoint.is_none() {
         resume::set_aside(&config.output_dir).or_exit(Exit::Training)?;

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use anyhow::ensure;
 use candle_core::{Device, Var};
 
 use super::resume;
@@ -12,8 +13,10 @@ use crate::commands::{Exit, Failure, OrExit};
 use crate::config::RunConfig;
 use crate::data::Order;
 use crate::data::cache::Encoded;
+use crate::diffusion::objective::Objective;
 use crate::lora::trainable::{Pair, Trainable};
 use crate::models::Family;
+use crate::models::family::TakesImage;
 use crate::optim::adamw::AdamW;
 use crate::optim::ema::Ema;
 use crate::rng::Rng;
@@ -90,6 +93,27 @@ pub fn session<'a>(
     Ok(Session::new(parts, counts, total_steps))
 }
 
+/// Whether the settings are for such a model: asked before anything heavy is loaded.
+///
+/// # Errors
+/// Settings that the model would ignore, by key.
+pub fn check(config: &RunConfig, family: &dyn Family) -> anyhow::Result<()> {
+    Objective::new(&family.scheduler()?, &config.diffusion)?;
+    let share = config.train.first_frame;
+    match family.takes_image() {
+        TakesImage::Never => ensure!(
+            share == 0.0,
+            "train.first_frame: {share}: this checkpoint cannot start from an image; remove it"
+        ),
+        TakesImage::Always => ensure!(
+            share == 0.0,
+            "train.first_frame: {share}: this checkpoint always starts from an image; remove it"
+        ),
+        TakesImage::Either => {}
+    }
+    Ok(())
+}
+
 /// The transformer with adapters that learn, and what moves them.
 pub fn trainer<'a>(
     config: &RunConfig,
@@ -110,10 +134,11 @@ pub fn trainer<'a>(
         source: Source {
             family,
             encoded,
-            objective: family.objective()?,
+            objective: Objective::new(&family.scheduler()?, &config.diffusion)?,
             order: Order::new(samples, recipe.batch_size, config.seed),
             latents: config.precompute.latents,
             caption_dropout: recipe.caption_dropout,
+            first_frame: recipe.first_frame,
             seed: config.seed,
             device: device.clone(),
         },

@@ -107,6 +107,7 @@ pub fn settings(config: &RunConfig) -> Value {
             "gradient_accumulation_steps": recipe.gradient_accumulation_steps,
             "max_grad_norm": recipe.max_grad_norm,
             "caption_dropout": recipe.caption_dropout,
+            "first_frame": recipe.first_frame,
         },
         "diffusion": config.diffusion,
         "optimizer": config.optimizer,

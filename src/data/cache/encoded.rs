@@ -30,6 +30,8 @@ pub struct Encoding {
     pub caption: String,
     pub bucket: Bucket,
     pub repeats: usize,
+    /// Frames a second of what is taken of the clip.
+    pub fps: f64,
     pub key: Key,
     pub form: Form,
 }
@@ -39,8 +41,8 @@ pub struct Encoding {
 pub struct Clip {
     /// (1, C, f, h, w)
     pub posterior: Posterior,
-    /// Of the first frame alone, (1, C, 1, h, w): only for image-to-video checkpoints.
-    pub image: Option<Posterior>,
+    /// What the family keeps of the first frame, each (1, ...): only for image-to-video checkpoints.
+    pub image: Vec<Tensor>,
 }
 
 impl Encoded {
@@ -51,44 +53,35 @@ impl Encoded {
     pub fn clip(&self, sample: usize) -> anyhow::Result<Clip> {
         let Encoding { key, form, .. } = self.sample(sample)?;
         let tensors = self.cache.read(key, form)?;
-        let posterior = |mean: &Tensor, logvar: &Tensor| -> anyhow::Result<Posterior> {
-            Ok(Posterior {
-                mean: mean.unsqueeze(0)?,
-                logvar: logvar.unsqueeze(0)?,
-            })
+        let tensors = tensors.iter().map(|tensor| tensor.unsqueeze(0));
+        let mut tensors = tensors.collect::<candle_core::Result<Vec<_>>>()?.into_iter();
+        let (Some(mean), Some(logvar)) = (tensors.next(), tensors.next()) else {
+            bail!("{}: no mean and log-variance in it", self.cache.path(key).display());
         };
-        match tensors.as_slice() {
-            [mean, logvar] => Ok(Clip {
-                posterior: posterior(mean, logvar)?,
-                image: None,
-            }),
-            [mean, logvar, image_mean, image_logvar] => Ok(Clip {
-                posterior: posterior(mean, logvar)?,
-                image: Some(posterior(image_mean, image_logvar)?),
-            }),
-            tensors => bail!("{} tensors in a clip's record", tensors.len()),
-        }
+        Ok(Clip {
+            posterior: Posterior { mean, logvar },
+            image: tensors.collect(),
+        })
     }
 
-    /// The caption of a sample, (L, D) on the CPU.
-    pub fn caption(&self, sample: usize) -> anyhow::Result<Tensor> {
+    /// The caption of a sample, as [`text`](Self::text).
+    pub fn caption(&self, sample: usize) -> anyhow::Result<Vec<Tensor>> {
         self.text(&self.sample(sample)?.caption)
     }
 
-    /// The empty caption, (L, D) on the CPU.
-    pub fn empty_caption(&self) -> anyhow::Result<Tensor> {
+    /// The empty caption, as [`text`](Self::text).
+    pub fn empty_caption(&self) -> anyhow::Result<Vec<Tensor>> {
         self.text("")
     }
 
-    /// A caption or prompt that was encoded, (L, D) on the CPU.
+    /// A caption or prompt that was encoded, on the CPU: its embedding (L, D), and its mask (L) where there is one.
     ///
     /// # Errors
     /// A text that was not, a record that has gone or was damaged since the run started.
-    pub fn text(&self, text: &str) -> anyhow::Result<Tensor> {
+    pub fn text(&self, text: &str) -> anyhow::Result<Vec<Tensor>> {
         let key = self.texts.get(text);
         let key = key.with_context(|| format!("the prompt {text:?} was not encoded before"))?;
-        let mut tensors = self.cache.read(key, &self.text_form)?;
-        tensors.pop().context("a caption's record holds one tensor")
+        self.cache.read(key, &self.text_form)
     }
 
     /// Where a text's record lies.
@@ -112,6 +105,11 @@ impl Encoded {
             hasher.update(&(sample.repeats as u64).to_le_bytes());
         }
         hasher.finalize()
+    }
+
+    /// Frames a second of a sample.
+    pub fn fps(&self, sample: usize) -> anyhow::Result<f64> {
+        Ok(self.sample(sample)?.fps)
     }
 
     fn sample(&self, sample: usize) -> anyhow::Result<&Encoding> {

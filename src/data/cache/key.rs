@@ -31,7 +31,7 @@ pub struct ClipCoder {
     pub fingerprint: Hash,
     pub dtype: DType,
     pub tiling: bool,
-    /// Whether the first frame is encoded on its own as well.
+    /// Whether something is kept of the first frame as well.
     pub image: bool,
 }
 

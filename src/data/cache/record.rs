@@ -36,33 +36,32 @@ pub enum Fault {
 }
 
 impl Form {
-    /// A clip's record: its posterior, (C, f, h, w) twice, and that of its first frame where there is one.
-    pub fn clip(shape: [usize; 4], image: bool) -> Self {
-        let [channels, _, height, width] = shape;
-        let first = vec![channels, 1, height, width];
+    /// A clip's record: its posterior, (C, f, h, w) twice, and what a family keeps of its first frame.
+    pub fn clip(shape: [usize; 4], image: Vec<(&'static str, Vec<usize>)>) -> Self {
         let mut tensors = vec![("mean", shape.to_vec()), ("logvar", shape.to_vec())];
-        if image {
-            tensors.extend([("image_mean", first.clone()), ("image_logvar", first)]);
-        }
+        tensors.extend(image);
         Self {
             dtype: DType::F32,
             tensors,
         }
     }
 
-    /// A caption's record: (L, D).
-    pub fn caption(shape: [usize; 2], dtype: DType) -> Self {
-        Self {
-            dtype,
-            tensors: vec![("embeds", shape.to_vec())],
-        }
+    /// A caption's record: its embedding (L, D), and its mask (L) where the family has one.
+    pub fn caption(tensors: Vec<(&'static str, Vec<usize>)>, dtype: DType) -> Self {
+        Self { dtype, tensors }
     }
 
-    /// Whether these are its tensors, in order.
+    /// Whether these are its tensors, in order, and no others.
     ///
     /// # Errors
     /// A shape that the record must not have: parts of the checkpoint do not go together.
     pub fn check(&self, tensors: &[Tensor]) -> anyhow::Result<()> {
+        anyhow::ensure!(
+            tensors.len() == self.tensors.len(),
+            "it is {} tensors, and {} belong in its record",
+            tensors.len(),
+            self.tensors.len()
+        );
         for ((name, shape), tensor) in self.tensors.iter().zip(tensors) {
             anyhow::ensure!(
                 tensor.dims() == shape,

@@ -8,7 +8,7 @@
 
 use candle_core::Result;
 
-use super::config::{BetaSchedule, Config};
+use super::config::ddpm::{BetaSchedule, Config};
 
 /// a(t) for every timestep, and behind the last.
 #[derive(Debug, Clone)]

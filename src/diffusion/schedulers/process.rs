@@ -7,7 +7,7 @@
 use candle_core::{DType, Error, Result, Tensor};
 
 use super::alphas::Alphas;
-use super::config::{Config, Prediction};
+use super::config::ddpm::{Config, Prediction};
 
 /// Noise by timestep, as both schedulers see it.
 #[derive(Debug, Clone)]

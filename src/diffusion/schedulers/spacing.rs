@@ -8,7 +8,7 @@
 
 use anyhow::ensure;
 
-use super::config::{Config, Spacing};
+use super::config::ddpm::{Config, Spacing};
 
 /// The timesteps of a run of `num_steps`, in descending order.
 ///

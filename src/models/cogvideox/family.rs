@@ -9,11 +9,12 @@ use candle_core::{DType, Device, Tensor};
 
 use super::dit::{self, Dit};
 use super::vae::{self, Half, Vae};
-use crate::diffusion::objective::Objective;
 use crate::diffusion::posterior::Posterior;
 use crate::diffusion::schedulers::Scheduler;
-use crate::models::denoiser::Denoiser;
-use crate::models::family::{Canvas, ClipEncoder, Conditioner, Emit, ImageCondition};
+use crate::models::denoiser::{Denoiser, Text};
+use crate::models::family::{
+    Beside, Canvas, ClipEncoder, Conditioner, Emit, ImageCondition, Kept, Layout, TakesImage, TextShape,
+};
 use crate::models::{Family, Remembered};
 use crate::nn::Weights;
 use crate::nn::weights::Planter;
@@ -22,6 +23,9 @@ use crate::text::{TextTokenizer, t5};
 
 /// What image-to-video pipelines give as `ofs`.
 const OFS: f64 = 2.0;
+
+/// Of the clips that the checkpoints were trained on.
+const FRAME_RATE: f64 = 8.0;
 
 /// A checkpoint whose configs are read and whose weights are not.
 #[derive(Debug)]
@@ -59,14 +63,6 @@ impl CogVideoX {
     fn vae(&self, half: Half) -> anyhow::Result<Vae> {
         Vae::load_half(&part(&self.directory, "vae")?, half, self.dtype, &self.device)
     }
-
-    /// Draws a sample of the posterior of a clip (1, 3, T, H, W): not scaled, (1, C, F, h, w).
-    fn sample_posterior(&self, clip: &Tensor, rng: &mut Rng) -> anyhow::Result<Tensor> {
-        let posterior = self.clip_encoder(false, false)?.encode(clip)?;
-        let dims = posterior.mean.dims();
-        let noise = Tensor::from_vec(rng.randn(dims.iter().product()), dims, &self.device)?;
-        Ok(posterior.sample(&noise.to_dtype(self.dtype)?)?)
-    }
 }
 
 impl Family for CogVideoX {
@@ -74,8 +70,8 @@ impl Family for CogVideoX {
         &self.directory
     }
 
-    fn pipeline(&self) -> &'static str {
-        match self.takes_image() {
+    fn pipeline(&self, from_image: bool) -> &'static str {
+        match from_image {
             true => "CogVideoXImageToVideoPipeline",
             false => "CogVideoXPipeline",
         }
@@ -111,12 +107,19 @@ impl Family for CogVideoX {
         Ok(Box::new(Clips { vae }))
     }
 
-    fn text_shape(&self) -> [usize; 2] {
-        [self.transformer.max_text_seq_length, self.transformer.text_embed_dim]
+    fn text_shape(&self) -> TextShape {
+        TextShape {
+            tokens: self.transformer.max_text_seq_length,
+            width: self.transformer.text_embed_dim,
+            masked: false,
+        }
     }
 
     fn scheduler(&self) -> anyhow::Result<Scheduler> {
-        Scheduler::load(&part(&self.directory, "scheduler")?)
+        let folder = part(&self.directory, "scheduler")?;
+        let scheduler = Scheduler::load(&folder)?;
+        scheduler.process().with_context(|| folder.display().to_string())?;
+        Ok(scheduler)
     }
 
     fn denoiser(&self, planter: Option<Arc<dyn Planter>>) -> anyhow::Result<Box<dyn Denoiser>> {
@@ -149,15 +152,25 @@ impl Family for CogVideoX {
         let frames = (num_frames - 1) / time + 1;
         let padding = self.transformer.additional_frames(frames);
         let shape = [1, frames + padding, self.channels(), height / space, width / space];
-        Ok(Canvas { shape, padding })
+        Ok(Canvas {
+            num_frames,
+            shape,
+            layout: Layout::FramesFirst,
+            padding,
+            seq_len: None,
+            dtype: self.dtype,
+        })
     }
 
-    fn takes_image(&self) -> bool {
-        self.transformer.in_channels == 2 * self.channels()
+    fn frame_rate(&self) -> f64 {
+        FRAME_RATE
     }
 
-    fn objective(&self) -> anyhow::Result<Objective> {
-        Ok(Objective::Ddpm(self.scheduler()?.process().clone()))
+    fn takes_image(&self) -> TakesImage {
+        match self.transformer.in_channels == 2 * self.channels() {
+            true => TakesImage::Always,
+            false => TakesImage::Never,
+        }
     }
 
     fn latents(&self, sample: &Tensor) -> anyhow::Result<Tensor> {
@@ -171,39 +184,46 @@ impl Family for CogVideoX {
         Ok(Tensor::cat(&[first, latents], 2)?)
     }
 
-    fn arrange(&self, latents: &Tensor) -> anyhow::Result<Tensor> {
-        Ok(latents.permute((0, 2, 1, 3, 4))?.contiguous()?)
+    fn image_kept(&self, canvas: &Canvas) -> Kept {
+        if self.takes_image() == TakesImage::Never {
+            return Vec::new();
+        }
+        let [channels, _, height, width] = canvas.encoded();
+        let first = vec![channels, 1, height, width];
+        vec![("image_mean", first.clone()), ("image_logvar", first)]
     }
 
-    fn condition_on(&self, sample: &Tensor, frames: usize) -> anyhow::Result<ImageCondition> {
-        let latents = self.vae.scale_image(sample)?.permute((0, 2, 1, 3, 4))?; // (B, 1, C, h, w)
+    fn condition_on(
+        &self,
+        encoded: &[Tensor],
+        canvas: &Canvas,
+        rng: Option<&mut Rng>,
+    ) -> anyhow::Result<ImageCondition> {
+        let [mean, logvar] = encoded else {
+            bail!("{} tensors for an image's mean and log-variance", encoded.len());
+        };
+        let (mean, logvar) = (mean.clone(), logvar.clone());
+        let sample = Posterior { mean, logvar }.draw(rng)?; // (B, C, 1, h, w)
+        let latents = canvas.layout.swap(&self.vae.scale_image(&sample)?)?; // (B, 1, C, h, w)
         let (batch, _, channels, height, width) = latents.dims5()?;
-        let rest = (batch, frames.saturating_sub(1), channels, height, width);
+        let rest = (batch, canvas.frames() - 1, channels, height, width);
         let rest = Tensor::zeros(rest, latents.dtype(), latents.device())?;
         let ofs = self
             .transformer
             .ofs_embed_dim
             .map(|_| Tensor::new(&[OFS as f32], &self.device))
             .transpose()?;
-        Ok(ImageCondition {
+        Ok(ImageCondition::Beside(Beside {
             latents: Tensor::cat(&[latents, rest], 1)?, // (B, F, C, h, w)
+            tokens: None,
             ofs,
-        })
+        }))
     }
 
-    fn image_condition(&self, image: &Tensor, canvas: &Canvas, rng: &mut Rng) -> anyhow::Result<ImageCondition> {
-        let sample = self.sample_posterior(&image.unsqueeze(2)?, rng)?; // (1, C, 1, h, w)
-        self.condition_on(&sample, canvas.shape[1])
-    }
-
-    fn encode(&self, clip: &Tensor, rng: &mut Rng) -> anyhow::Result<Tensor> {
-        self.arrange(&self.latents(&self.sample_posterior(clip, rng)?)?)
-    }
-
-    fn decode(&self, latents: &Tensor, canvas: &Canvas, emit: Emit) -> anyhow::Result<()> {
+    fn decode(&self, latents: &Tensor, canvas: &Canvas, _rng: &mut Rng, emit: Emit) -> anyhow::Result<()> {
         let vae = self.vae(Half::Decoder)?;
         let frames = latents.dim(1)? - canvas.padding;
-        let latents = latents.narrow(1, canvas.padding, frames)?.permute((0, 2, 1, 3, 4))?; // (1, C, F, h, w)
+        let latents = canvas.layout.swap(&latents.narrow(1, canvas.padding, frames)?)?; // (1, C, F, h, w)
         vae.decode_batches(&self.vae.unscale(&latents.to_dtype(self.dtype)?)?.contiguous()?, emit)
     }
 }
@@ -218,7 +238,7 @@ struct Prompts {
 }
 
 impl Conditioner for Prompts {
-    fn embed(&self, prompt: &str) -> anyhow::Result<Tensor> {
+    fn embed(&self, prompt: &str) -> anyhow::Result<Text> {
         let length = self.length;
         let encoding = self.tokenizer.encode_padded(prompt, length)?;
         if encoding.truncated > 0 {
@@ -228,7 +248,7 @@ impl Conditioner for Prompts {
             );
         }
         let ids = Tensor::from_vec(encoding.ids, (1, length), &self.device)?;
-        Ok(self.encoder.forward(&ids, None)?) // (1, L, D); CogVideoX attends to padding, too
+        Ok(self.encoder.forward(&ids, None)?.into()) // (1, L, D); CogVideoX attends to padding, too
     }
 }
 
@@ -240,6 +260,11 @@ struct Clips {
 impl ClipEncoder for Clips {
     fn encode(&self, clip: &Tensor) -> anyhow::Result<Posterior> {
         Ok(self.vae.encode(clip)?)
+    }
+
+    fn encode_image(&self, image: &Tensor, _num_frames: usize) -> anyhow::Result<Vec<Tensor>> {
+        let Posterior { mean, logvar } = self.vae.encode(&image.unsqueeze(2)?)?; // (B, C, 1, h, w)
+        Ok(vec![mean, logvar])
     }
 }
 

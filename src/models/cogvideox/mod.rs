@@ -5,17 +5,33 @@ use std::path::Path;
 use serde::Deserialize;
 
 use crate::data::cache::Footprint;
+use crate::models::FamilyName;
+use crate::models::rooms::Room;
 
 mod bare;
 pub mod dit;
 mod family;
 pub mod vae;
 
-pub use bare::bare;
 pub use family::CogVideoX;
 
+use bare::bare;
+
+/// How the family is found and opened.
+pub const ROOM: Room = Room {
+    name: FamilyName::CogVideoX,
+    title: "CogVideoX",
+    pipeline: "CogVideoX",
+    transformer: "CogVideoXTransformer3DModel",
+    repository: "cogvideox",
+    open: |directory, dtype, device, remembered| Ok(Box::new(CogVideoX::open(directory, dtype, device, remembered)?)),
+    bare,
+    footprint: FOOTPRINT,
+    footprint_of,
+};
+
 /// What the published checkpoints encode a clip and a caption into.
-pub const FOOTPRINT: Footprint = Footprint {
+const FOOTPRINT: Footprint = Footprint {
     latent_channels: 16,
     temporal_compression: 4,
     spatial_compression: 8,
@@ -24,7 +40,7 @@ pub const FOOTPRINT: Footprint = Footprint {
 };
 
 /// The same, for the checkpoint in `directory`; None where its configs cannot be read.
-pub fn footprint_of(directory: &Path) -> Option<Footprint> {
+fn footprint_of(directory: &Path) -> Option<Footprint> {
     #[derive(Deserialize)]
     struct Vae {
         latent_channels: usize,

@@ -1,4 +1,4 @@
-//! `text_encoder/config.json` of a T5 encoder, as transformers writes it.
+//! `text_encoder/config.json` of a T5 or UMT5 encoder, as transformers writes it.
 
 use std::path::Path;
 
@@ -8,10 +8,11 @@ use serde_json::{Map, Value};
 
 const MAX_CONFIG_BYTES: u64 = 1 << 20;
 
-/// The sizes and choices that the computation depends on; the defaults are transformers'.
+/// The sizes and choices that the computation depends on; the defaults are transformers', those of T5.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Config {
+    pub model_type: ModelType,
     pub vocab_size: usize,
     pub d_model: usize,
     pub d_kv: usize,
@@ -22,6 +23,16 @@ pub struct Config {
     pub relative_attention_max_distance: usize,
     pub layer_norm_epsilon: f64,
     pub feed_forward_proj: FeedForwardProj,
+}
+
+/// Which of the two encoders it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ModelType {
+    /// The bias on attention scores is the first block's, for all.
+    T5,
+    /// Each block has a bias of its own.  arXiv:2304.09151
+    Umt5,
 }
 
 /// The feed-forward's kind.
@@ -67,6 +78,7 @@ const WITHOUT_EFFECT: [&str; 26] = [
 impl Default for Config {
     fn default() -> Self {
         Self {
+            model_type: ModelType::T5,
             vocab_size: 32128,
             d_model: 512,
             d_kv: 64,
@@ -82,6 +94,22 @@ impl Default for Config {
 }
 
 impl Config {
+    /// transformers' defaults for a kind of encoder.
+    fn of(model_type: ModelType) -> Self {
+        match model_type {
+            ModelType::T5 => Self::default(),
+            ModelType::Umt5 => Self {
+                model_type,
+                vocab_size: 250_112,
+                d_ff: 1024,
+                num_layers: 8,
+                num_heads: 6,
+                feed_forward_proj: FeedForwardProj::GatedGelu,
+                ..Self::default()
+            },
+        }
+    }
+
     /// Reads a `config.json`.
     ///
     /// # Errors
@@ -97,21 +125,30 @@ impl Config {
 
     /// Reads the text of a `config.json`.
     pub fn parse(text: &str) -> anyhow::Result<Self> {
-        let keys: Map<String, Value> = serde_json::from_str(text).context("not a JSON object")?;
-        let ours = serde_json::to_value(Self::default())?;
+        let mut keys: Map<String, Value> = serde_json::from_str(text).context("not a JSON object")?;
+        let model_type = match keys.get("model_type") {
+            Some(name) => ModelType::deserialize(name).with_context(|| format!("model_type: {name}"))?,
+            None => ModelType::T5,
+        };
+        let ours = serde_json::to_value(Self::of(model_type))?;
+        for (key, value) in ours.as_object().into_iter().flatten() {
+            keys.entry(key.clone()).or_insert(value.clone());
+        }
+        let feed_forward = keys
+            .get("feed_forward_proj")
+            .and_then(Value::as_str)
+            .unwrap_or_default();
+        let gated = feed_forward == "gated-gelu";
         for (key, value) in &keys {
-            if ours.get(key).is_some() || WITHOUT_EFFECT.contains(&key.as_str()) {
-                continue;
-            }
             let expected = match key.as_str() {
-                "model_type" => Value::from("t5"),
+                key if WITHOUT_EFFECT.contains(&key) => continue,
                 "is_decoder" => Value::from(false),
                 // transformers derives both from feed_forward_proj, and writes them down.
-                "is_gated_act" => Value::from(keys.get("feed_forward_proj").is_some_and(|kind| kind == "gated-gelu")),
-                "dense_act_fn" => match keys.get("feed_forward_proj").and_then(Value::as_str) {
-                    Some("gated-gelu") => Value::from("gelu_new"),
-                    kind => Value::from(kind.unwrap_or("relu")),
-                },
+                "is_gated_act" => Value::from(gated),
+                "dense_act_fn" => Value::from(if gated { "gelu_new" } else { feed_forward }),
+                // Published with UMT5, and read by no code.
+                "scalable_attention" if model_type == ModelType::Umt5 => continue,
+                key if ours.get(key).is_some() => continue,
                 _ => bail!("{key}: {value}: this key is not known, and it may change what the encoder computes"),
             };
             ensure!(*value == expected, "{key}: this encoder does {expected}, not {value}");

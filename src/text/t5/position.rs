@@ -9,7 +9,7 @@ use crate::nn::Weights;
 
 use super::config::Config;
 
-/// `relative_attention_bias` of the first block, which all blocks share.
+/// `relative_attention_bias` of a block: T5's blocks share the first's, UMT5's have one each.
 #[derive(Debug)]
 pub struct RelativeAttentionBias {
     /// For each head, a bias for each bucket.

@@ -1,18 +1,15 @@
-//! `scheduler/scheduler_config.json` of a diffusers directory.
+//! The settings of `CogVideoXDDIMScheduler` and `CogVideoXDPMScheduler`: a table of noise by timestep.
 
-use std::path::Path;
-
-use anyhow::{Context, ensure};
+use anyhow::ensure;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
+
+use super::{check_train_timesteps, thousand, yes};
 
 /// The settings of both CogVideoX schedulers, with the defaults of their classes.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// Which of them. A run may put the other in place of the checkpoint's own: they share all settings.
-    #[serde(rename = "_class_name")]
-    pub class: Class,
     #[serde(default = "thousand")]
     pub num_train_timesteps: usize,
     #[serde(default = "beta_start")]
@@ -42,6 +39,8 @@ pub struct Config {
     pub snr_shift_scale: f64,
 
     // Written by diffusers, and read by no computation of these two schedulers.
+    #[serde(default, rename = "_class_name")]
+    _class_name: IgnoredAny,
     #[serde(default, rename = "_diffusers_version")]
     _diffusers_version: IgnoredAny,
     #[serde(default, rename = "_name_or_path")]
@@ -52,15 +51,6 @@ pub struct Config {
     _clip_sample_range: IgnoredAny,
     #[serde(default, rename = "sample_max_value")]
     _sample_max_value: IgnoredAny,
-}
-
-/// `_class_name`
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-pub enum Class {
-    #[serde(rename = "CogVideoXDDIMScheduler")]
-    Ddim,
-    #[serde(rename = "CogVideoXDPMScheduler")]
-    Dpm,
 }
 
 /// How the betas, the variance that each timestep adds, grow from `beta_start` to `beta_end`.
@@ -101,26 +91,10 @@ pub enum Spacing {
 }
 
 impl Config {
-    /// Reads `scheduler_config.json` in `folder`.
-    ///
-    /// # Errors
-    /// No such file, an unknown key or value, a setting that makes no sense: by file and key.
-    pub fn load(folder: &Path) -> anyhow::Result<Self> {
-        let path = folder.join("scheduler_config.json");
-        let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
-        let mut json = serde_json::Deserializer::from_str(&text);
-        let config: Self = serde_path_to_error::deserialize(&mut json).with_context(|| path.display().to_string())?;
-        config.check().with_context(|| path.display().to_string())?;
-        Ok(config)
-    }
-
     /// Refuses values that parse but make no sense.
     pub fn check(&self) -> anyhow::Result<()> {
         let steps = self.num_train_timesteps;
-        ensure!(
-            (1..=1_000_000).contains(&steps),
-            "num_train_timesteps: must be within 1 and 1000000, got {steps}"
-        );
+        check_train_timesteps(steps)?;
         for (key, beta) in [("beta_start", self.beta_start), ("beta_end", self.beta_end)] {
             ensure!(
                 beta > 0.0 && beta < 1.0,
@@ -152,20 +126,12 @@ impl Config {
     }
 }
 
-fn thousand() -> usize {
-    1000
-}
-
 fn beta_start() -> f64 {
     0.00085
 }
 
 fn beta_end() -> f64 {
     0.012
-}
-
-fn yes() -> bool {
-    true
 }
 
 fn three() -> f64 {

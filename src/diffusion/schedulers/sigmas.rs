@@ -1,0 +1,187 @@
+//! Where a run of flow matching stands between noise (sigma = 1) and sample (0) at each step: `set_timesteps` of
+//! `FlowMatchEulerDiscreteScheduler` and `UniPCMultistepScheduler`.
+//!
+//! x(sigma) = sigma n + (1 - sigma) x0. Even sigmas are shifted towards the noise, s <- k s / (1 + (k - 1) s) with a fixed
+//! k, or s <- m / (m + 1 / s - 1) with m = mu or e^mu by the length of the sequence (arXiv:2403.03206); then stretched to
+//! end at `shift_terminal`; then spaced anew between the first and the last.
+//!
+//! numpy computes in f32 what begins with a pipeline's sigmas and in f64 what begins with its own; so do we, value by value.
+
+use anyhow::{bail, ensure};
+
+use super::config::flow_match_euler::{self, TimeShift};
+use super::config::unipc::{self, FinalSigma};
+
+/// The steps of a run.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Sigmas {
+    /// As the network is given them.
+    pub timesteps: Vec<f64>,
+    /// One for each step, and where the last one leads.
+    pub sigmas: Vec<f32>,
+}
+
+type Round = fn(f64) -> f64;
+
+fn single(x: f64) -> f64 {
+    f64::from(x as f32)
+}
+
+fn double(x: f64) -> f64 {
+    x
+}
+
+/// The steps of `FlowMatchEulerDiscreteScheduler`.
+///
+/// With the length of the sequence in tokens, as the LTX pipelines ask: for the sigmas 1 ... 1/N and the shift that belongs
+/// to the length. Without it, as pipelines do that say the number of steps alone: the class then takes the sigmas of
+/// training, which are shifted already, and shifts them once more.
+///
+/// # Errors
+/// No steps or too many, a dynamic shift without a length, settings under which sigmas do not descend.
+pub fn euler(config: &flow_match_euler::Config, num_steps: usize, seq_len: Option<usize>) -> anyhow::Result<Sigmas> {
+    let num_train = config.num_train_timesteps as f64;
+    check_count(num_steps, config.num_train_timesteps)?;
+    let (even, round): (Vec<f64>, Round) = match seq_len {
+        Some(_) => {
+            let even = linspace(1.0, 1.0 / num_steps as f64, num_steps);
+            (even.into_iter().map(single).collect(), single)
+        }
+        None => (trained(config, num_steps), double),
+    };
+    let mut sigmas = match (config.use_dynamic_shifting, seq_len) {
+        (false, _) => shifted(&even, config.shift, round),
+        (true, Some(length)) => time_shifted(&even, config.mu(length), config.time_shift_type, round),
+        (true, None) => {
+            bail!("use_dynamic_shifting: needs the length of the sequence, which this pipeline does not say")
+        }
+    };
+    stretch(&mut sigmas, config.shift_terminal, round)?;
+    let (first, last) = (sigmas[0], sigmas[num_steps - 1]);
+    if config.use_karras_sigmas {
+        sigmas = karras(first, last, num_steps);
+    } else if config.use_exponential_sigmas {
+        let even = linspace(first.ln(), last.ln(), num_steps);
+        sigmas = even.into_iter().map(f64::exp).collect();
+    }
+    let mut sigmas: Vec<f32> = sigmas.into_iter().map(|sigma| sigma as f32).collect();
+    check_descent(&sigmas)?;
+    if config.invert_sigmas {
+        sigmas.iter_mut().for_each(|sigma| *sigma = 1.0 - *sigma);
+    }
+    let timesteps = sigmas.iter().map(|sigma| f64::from(sigma * num_train as f32)).collect();
+    sigmas.push(if config.invert_sigmas { 1.0 } else { 0.0 });
+    Ok(Sigmas { timesteps, sigmas })
+}
+
+/// The steps of `UniPCMultistepScheduler` with `use_flow_sigmas`; its timesteps are whole numbers.
+///
+/// # Errors
+/// No steps or too many, settings under which sigmas do not descend.
+pub fn unipc(config: &unipc::Config, num_steps: usize) -> anyhow::Result<Sigmas> {
+    /// The logarithm of what is left of the sample at sigma = 1 would be infinite.
+    const OFF_ONE: f64 = 1e-6;
+    let num_train = config.num_train_timesteps as f64;
+    check_count(num_steps, config.num_train_timesteps)?;
+    let mut even = linspace(1.0, 1.0 / num_train, num_steps + 1);
+    even.pop();
+    let mut sigmas = shifted(&even, config.flow_shift, double);
+    stretch(&mut sigmas, config.shift_terminal, double)?;
+    if (sigmas[0] - 1.0).abs() < OFF_ONE {
+        sigmas[0] -= OFF_ONE;
+    }
+    let timesteps = sigmas.iter().map(|sigma| (sigma * num_train).trunc()).collect();
+    let mut sigmas: Vec<f32> = sigmas.into_iter().map(|sigma| sigma as f32).collect();
+    check_descent(&sigmas)?;
+    sigmas.push(match config.final_sigmas_type {
+        FinalSigma::Zero => 0.0,
+        FinalSigma::SigmaMin => sigmas[num_steps - 1],
+    });
+    Ok(Sigmas { timesteps, sigmas })
+}
+
+/// The sigmas from which the class starts unasked: even between the largest and the smallest of training.
+fn trained(config: &flow_match_euler::Config, num_steps: usize) -> Vec<f64> {
+    let num_train = config.num_train_timesteps as f64;
+    let of_training = |timestep: f64| match config.use_dynamic_shifting {
+        true => single(timestep / num_train),
+        false => shifted(&[single(timestep / num_train)], config.shift, single)[0],
+    };
+    let (max, min) = (of_training(num_train), of_training(1.0));
+    let timesteps = linspace(max * num_train, min * num_train, num_steps);
+    timesteps.into_iter().map(|timestep| timestep / num_train).collect()
+}
+
+/// k s / (1 + (k - 1) s)
+fn shifted(sigmas: &[f64], shift: f64, round: Round) -> Vec<f64> {
+    let (factor, less) = (round(shift), round(shift - 1.0));
+    let shift = |sigma: &f64| round(round(factor * sigma) / round(1.0 + round(less * sigma)));
+    sigmas.iter().map(shift).collect()
+}
+
+/// m / (m + 1 / s - 1), the last two first.
+fn time_shifted(sigmas: &[f64], mu: f64, kind: TimeShift, round: Round) -> Vec<f64> {
+    let m = match kind {
+        TimeShift::Exponential => round(mu.exp()),
+        TimeShift::Linear => round(mu),
+    };
+    let shift = |sigma: &f64| round(m / round(m + round(round(1.0 / sigma) - 1.0)));
+    sigmas.iter().map(shift).collect()
+}
+
+/// 1 - (1 - s) (1 - terminal) / (1 - s_last)
+fn stretch(sigmas: &mut [f64], terminal: Option<f64>, round: Round) -> anyhow::Result<()> {
+    let Some(terminal) = terminal.filter(|terminal| *terminal != 0.0) else {
+        return Ok(());
+    };
+    let last = sigmas.last().copied().unwrap_or(1.0);
+    ensure!(
+        last < 1.0,
+        "shift_terminal: {terminal} cannot be reached in {} steps; take more",
+        sigmas.len()
+    );
+    let scale = round(round(1.0 - last) / round(1.0 - terminal));
+    for sigma in sigmas {
+        *sigma = round(1.0 - round(round(1.0 - *sigma) / scale));
+    }
+    Ok(())
+}
+
+/// Equation 5 of arXiv:2206.00364.
+fn karras(first: f64, last: f64, num_steps: usize) -> Vec<f64> {
+    const RHO: f64 = 7.0;
+    let (from, to) = (first.powf(1.0 / RHO), last.powf(1.0 / RHO));
+    let ramp = linspace(0.0, 1.0, num_steps);
+    ramp.into_iter().map(|at| (from + at * (to - from)).powf(RHO)).collect()
+}
+
+/// `numpy.linspace`
+fn linspace(start: f64, end: f64, num: usize) -> Vec<f64> {
+    let step = (end - start) / (num - 1).max(1) as f64;
+    let mut values: Vec<f64> = (0..num).map(|i| i as f64 * step + start).collect();
+    if num > 1 {
+        values[num - 1] = end;
+    }
+    values
+}
+
+fn check_count(num_steps: usize, num_train: usize) -> anyhow::Result<()> {
+    ensure!(
+        (1..=num_train).contains(&num_steps),
+        "the number of steps must be within 1 and {num_train} (num_train_timesteps), got {num_steps}"
+    );
+    Ok(())
+}
+
+/// Steps of no width divide by 0.
+fn check_descent(sigmas: &[f32]) -> anyhow::Result<()> {
+    const ROUNDING: f32 = 1e-6;
+    let within = sigmas.iter().all(|sigma| *sigma > 0.0 && *sigma <= 1.0 + ROUNDING);
+    ensure!(
+        within && sigmas.windows(2).all(|pair| pair[0] > pair[1]),
+        "the scheduler's shift leaves {} steps that do not descend from noise to sample; take fewer, or a smaller shift \
+         in scheduler_config.json",
+        sigmas.len()
+    );
+    Ok(())
+}

@@ -1,0 +1,175 @@
+//! Prompts tidied before they are cut into tokens: `prompt_clean` of diffusers' Wan pipelines.
+//!
+//! That is `ftfy.fix_text` with its defaults, HTML entities read twice, and whitespace folded. Of ftfy, everything is here
+//! but for the rarer mojibake; see [`mojibake`].
+
+mod mojibake;
+
+use std::borrow::Cow;
+
+use icu_normalizer::ComposingNormalizerBorrowed;
+
+use mojibake::WINDOWS_1252;
+
+/// Rounds after which a text that still changes is left as it is; each reads one more layer of entities.
+const MAX_ROUNDS: usize = 32;
+
+/// A prompt as the Wan pipelines tokenize it.
+pub fn prompt_clean(text: &str) -> String {
+    let text = fix_text(text);
+    let text = htmlize::unescape(htmlize::unescape(text));
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// `ftfy.fix_text`, line by line.
+pub fn fix_text(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut unescapes = true;
+    for line in text.split_inclusive('\n') {
+        // Where there is a tag, entities may be meant.
+        unescapes &= !line.contains('<');
+        out.push_str(&fix_line(line, unescapes));
+    }
+    out
+}
+
+fn fix_line(line: &str, unescapes: bool) -> String {
+    let mut text = line.to_string();
+    for _ in 0..MAX_ROUNDS {
+        let mut next = match unescapes {
+            true => unescape(&text),
+            false => text.clone(),
+        };
+        next = mojibake::repair(&next);
+        next = next.chars().fold(String::with_capacity(next.len()), |mut out, c| {
+            replace(c, &mut out);
+            out
+        });
+        next = next.replace("\r\n", "\n").replace(['\r', '\u{2028}', '\u{2029}'], "\n");
+        next = remove_terminal_escapes(&next);
+        next.retain(|c| !is_control(c));
+        next = ComposingNormalizerBorrowed::new_nfc().normalize(&next).into_owned();
+        if next == text {
+            break;
+        }
+        text = next;
+    }
+    text
+}
+
+/// Writes what a character stands for.
+fn replace(c: char, out: &mut String) {
+    match c {
+        // Of the C1 controls, none is ever meant: they are what Windows has there.
+        '\u{80}'..='\u{9f}' => out.push(WINDOWS_1252[c as usize - 0x80]),
+        '\u{132}' => out.push_str("IJ"),
+        '\u{133}' => out.push_str("ij"),
+        '\u{149}' => out.push_str("\u{2bc}n"),
+        '\u{1c4}' => out.push_str("D\u{17d}"),
+        '\u{1c5}' => out.push_str("D\u{17e}"),
+        '\u{1c6}' => out.push_str("d\u{17e}"),
+        '\u{1c7}' => out.push_str("LJ"),
+        '\u{1c8}' => out.push_str("Lj"),
+        '\u{1c9}' => out.push_str("lj"),
+        '\u{1ca}' => out.push_str("NJ"),
+        '\u{1cb}' => out.push_str("Nj"),
+        '\u{1cc}' => out.push_str("nj"),
+        '\u{1f1}' => out.push_str("DZ"),
+        '\u{1f2}' => out.push_str("Dz"),
+        '\u{1f3}' => out.push_str("dz"),
+        '\u{fb00}' => out.push_str("ff"),
+        '\u{fb01}' => out.push_str("fi"),
+        '\u{fb02}' => out.push_str("fl"),
+        '\u{fb03}' => out.push_str("ffi"),
+        '\u{fb04}' => out.push_str("ffl"),
+        '\u{fb05}' => out.push_str("\u{17f}t"),
+        '\u{fb06}' => out.push_str("st"),
+        '\u{3000}' => out.push(' '),
+        // Half and full widths.
+        '\u{ff01}'..='\u{ffef}' => {
+            let written = c.encode_utf8(&mut [0; 4]).to_string();
+            out.push_str(&ComposingNormalizerBorrowed::new_nfkc().normalize(&written));
+        }
+        '\u{2bc}' | '\u{2018}'..='\u{201b}' => out.push('\''),
+        '\u{201c}'..='\u{201f}' => out.push('"'),
+        _ => out.push(c),
+    }
+}
+
+/// Characters that steer a terminal or a layout, and say nothing.
+fn is_control(c: char) -> bool {
+    matches!(
+        c,
+        '\0'..='\u{8}'
+            | '\u{b}'
+            | '\u{e}'..='\u{1f}'
+            | '\u{7f}'
+            | '\u{206a}'..='\u{206f}'
+            | '\u{feff}'
+            | '\u{fff9}'..='\u{fffc}'
+    )
+}
+
+/// Cuts out `ESC [ 1 ; 31 m` and the like.
+fn remove_terminal_escapes(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some((before, behind)) = rest.split_once("\u{1b}[") {
+        out.push_str(before);
+        let command = behind.trim_start_matches(|c: char| c.is_numeric() || c == ';');
+        rest = match command.strip_prefix(|c: char| c.is_ascii_alphabetic()) {
+            Some(rest) => rest,
+            None => {
+                out.push_str("\u{1b}[");
+                behind
+            }
+        };
+    }
+    out.push_str(rest);
+    out
+}
+
+/// Reads the entities that end in a semicolon, and those of letters written all in capitals.
+fn unescape(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(start) = rest.find('&') {
+        out.push_str(&rest[..start]);
+        rest = &rest[start..];
+        let length = entity(rest).unwrap_or(1);
+        let (entity, behind) = rest.split_at(length);
+        out.push_str(&meaning(entity));
+        rest = behind;
+    }
+    out.push_str(rest);
+    out
+}
+
+/// How long the entity is that may stand at the start.
+fn entity(text: &str) -> Option<usize> {
+    const LONGEST_NAME: usize = 24;
+    let name = text.strip_prefix('&')?;
+    let name = name.strip_prefix('#').unwrap_or(name);
+    let end = name.find(|c: char| !c.is_ascii_alphanumeric())?;
+    let ends = (1..=LONGEST_NAME).contains(&end) && name[end..].starts_with(';');
+    ends.then_some(text.len() - name.len() + end + 1)
+}
+
+fn meaning(entity: &str) -> Cow<'_, str> {
+    if entity == "&semi;" {
+        return ";".into();
+    }
+    let read = |entity: &str| {
+        let meant = htmlize::unescape(entity).into_owned();
+        // Else only the start of the name is one.
+        Some(meant).filter(|meant| meant != entity && !meant.contains(';'))
+    };
+    if let Some(meant) = read(entity) {
+        return meant.into();
+    }
+    let shouted = !entity.contains(|c: char| c.is_ascii_lowercase() || c == '#') && htmlize::unescape(entity) == entity;
+    match shouted.then(|| read(&entity.to_ascii_lowercase())).flatten() {
+        Some(meant) => meant.to_uppercase().into(),
+        None => entity.into(),
+    }
+}

@@ -1,0 +1,303 @@
+//! The vision transformer of CLIP up to its last block but one: what Wan's image-to-video transformers see of a picture.
+//! arXiv:2103.00020; equals `CLIPVisionModel(...).hidden_states[-2]` of transformers.
+//!
+//! Patches, each embedded by a matrix, behind a learnt token of the class; learnt positions; then blocks
+//! x += attention(norm(x)); x += mlp(norm(x)). The last block and the norm behind it are not run, and not loaded.
+//!
+//! Shapes: B pictures, S = image_size, G = floor(S / patch_size), N = G^2 + 1 tokens, D = hidden_size, H heads of K.
+
+use std::path::Path;
+
+use anyhow::{Context, ensure};
+use candle_core::{Result, Tensor};
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+use crate::nn::{Linear, Norm, Weights, linear};
+use crate::ops::activation::{gelu_erf, silu};
+use crate::ops::attention::attention;
+use crate::ops::linear::Frozen;
+
+const MAX_CONFIG_BYTES: u64 = 1 << 20;
+
+/// Keys that CLIP's vision configs carry and that change nothing in the computation.
+const WITHOUT_EFFECT: [&str; 17] = [
+    "_name_or_path",
+    "architectures",
+    "attention_dropout",
+    "chunk_size_feed_forward",
+    "dropout",
+    "dtype",
+    "id2label",
+    "initializer_factor",
+    "initializer_range",
+    "label2id",
+    "output_attentions",
+    "output_hidden_states",
+    "problem_type",
+    "projection_dim",
+    "return_dict",
+    "torch_dtype",
+    "transformers_version",
+];
+
+/// The sizes that the computation depends on; the defaults are transformers'.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    model_type: ModelType,
+    pub hidden_size: usize,
+    pub intermediate_size: usize,
+    pub num_hidden_layers: usize,
+    pub num_attention_heads: usize,
+    num_channels: usize,
+    pub image_size: usize,
+    pub patch_size: usize,
+    pub hidden_act: Activation,
+    pub layer_norm_eps: f64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum ModelType {
+    ClipVisionModel,
+}
+
+/// `hidden_act`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Activation {
+    Gelu,
+    /// x / (1 + e^(-1.702 x))
+    QuickGelu,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            model_type: ModelType::ClipVisionModel,
+            hidden_size: 768,
+            intermediate_size: 3072,
+            num_hidden_layers: 12,
+            num_attention_heads: 12,
+            num_channels: 3,
+            image_size: 224,
+            patch_size: 32,
+            hidden_act: Activation::QuickGelu,
+            layer_norm_eps: 1e-5,
+        }
+    }
+}
+
+impl Config {
+    /// Reads a `config.json`.
+    ///
+    /// # Errors
+    /// Not that of a CLIP vision model, or one that makes no sense: by file and key.
+    pub fn load(path: &Path) -> anyhow::Result<Self> {
+        let read = || {
+            let size = std::fs::metadata(path)?.len();
+            ensure!(size <= MAX_CONFIG_BYTES, "{size} bytes are too many for a config");
+            Self::parse(&std::fs::read_to_string(path)?)
+        };
+        read().with_context(|| path.display().to_string())
+    }
+
+    /// Reads the text of a `config.json`.
+    pub fn parse(text: &str) -> anyhow::Result<Self> {
+        let mut keys: Map<String, Value> = serde_json::from_str(text).context("not a JSON object")?;
+        keys.retain(|key, _| !WITHOUT_EFFECT.contains(&key.as_str()));
+        let config: Self = serde_path_to_error::deserialize(Value::Object(keys))?;
+        config.check()?;
+        Ok(config)
+    }
+
+    /// Whether an encoder can have these sizes.
+    pub fn check(&self) -> anyhow::Result<()> {
+        for (key, size) in [
+            ("hidden_size", self.hidden_size),
+            ("intermediate_size", self.intermediate_size),
+            ("num_hidden_layers", self.num_hidden_layers),
+            ("num_attention_heads", self.num_attention_heads),
+            ("image_size", self.image_size),
+            ("patch_size", self.patch_size),
+        ] {
+            ensure!((1..=1 << 16).contains(&size), "{key}: {size} is no size");
+        }
+        ensure!(
+            self.num_channels == 3,
+            "num_channels: pictures have 3, not {}",
+            self.num_channels
+        );
+        ensure!(
+            self.hidden_size.is_multiple_of(self.num_attention_heads),
+            "num_attention_heads: {} do not divide the hidden_size {}",
+            self.num_attention_heads,
+            self.hidden_size
+        );
+        ensure!(
+            self.patch_size <= self.image_size,
+            "patch_size: {} is larger than the image_size {}",
+            self.patch_size,
+            self.image_size
+        );
+        ensure!(
+            self.layer_norm_eps.is_finite() && self.layer_norm_eps >= 0.0,
+            "layer_norm_eps: {}",
+            self.layer_norm_eps
+        );
+        Ok(())
+    }
+
+    /// Patches along a side.
+    fn grid(&self) -> usize {
+        self.image_size / self.patch_size
+    }
+
+    /// Embeddings of a picture: N.
+    pub fn tokens(&self) -> usize {
+        self.grid() * self.grid() + 1
+    }
+}
+
+/// The encoder with its weights.
+#[derive(Debug)]
+pub struct ClipVision {
+    config: Config,
+    patch_embedding: Frozen,    // (D, 3 p p)
+    class_embedding: Tensor,    // (1, 1, D)
+    position_embedding: Tensor, // (1, N, D)
+    pre_layrnorm: Norm,
+    layers: Vec<Layer>,
+}
+
+/// One block.
+#[derive(Debug)]
+struct Layer {
+    layer_norm1: Norm,
+    q_proj: Linear,
+    k_proj: Linear,
+    v_proj: Linear,
+    out_proj: Linear,
+    layer_norm2: Norm,
+    fc1: Linear, // (D, F)
+    fc2: Linear, // (F, D)
+}
+
+impl ClipVision {
+    /// Reads the weights from the root of their checkpoint, where they may or may not stand below `vision_model`.
+    ///
+    /// # Errors
+    /// A tensor is missing, has another shape than the config says, or has no place in the encoder.
+    pub fn new(config: &Config, weights: Weights) -> anyhow::Result<Self> {
+        config.check()?;
+        let published = weights.pp("vision_model");
+        let root = match published.contains("embeddings.class_embedding") {
+            true => published,
+            false => weights.clone(),
+        };
+        let embeddings = root.pp("embeddings");
+        let (width, p) = (config.hidden_size, config.patch_size);
+        let patch = embeddings.pp("patch_embedding").get((width, 3, p, p), "weight")?;
+        let positions = embeddings
+            .pp("position_embedding")
+            .get((config.tokens(), width), "weight")?;
+        let last = config.num_hidden_layers - 1;
+        let layers = root.pp("encoder.layers");
+        let this = Self {
+            patch_embedding: Frozen {
+                weight: patch.reshape((width, 3 * p * p))?,
+                bias: None,
+            },
+            class_embedding: embeddings.get(width, "class_embedding")?.reshape((1, 1, width))?,
+            position_embedding: positions.unsqueeze(0)?,
+            pre_layrnorm: Norm::layer(width, config.layer_norm_eps, root.pp("pre_layrnorm"))?,
+            layers: (0..last)
+                .map(|i| Layer::new(config, &layers.pp(i)))
+                .collect::<Result<_>>()?,
+            config: config.clone(),
+        };
+        let below = |name: &str| match root.prefix() {
+            "" => name.to_string(),
+            prefix => format!("{prefix}.{name}"),
+        };
+        let unused = [
+            below(&format!("encoder.layers.{last}.")),
+            below("post_layernorm."),
+            below("embeddings.position_ids"),
+            "visual_projection.".to_string(),
+        ];
+        weights.finish(&unused.each_ref().map(String::as_str))?;
+        Ok(this)
+    }
+
+    /// What the pictures are to the last block: pixels (B, 3, S, S), as preprocessed -> (B, N, D) of the weights' type.
+    ///
+    /// # Errors
+    /// Pictures of another size.
+    pub fn forward(&self, pixels: &Tensor) -> Result<Tensor> {
+        let (size, grid, p) = (self.config.image_size, self.config.grid(), self.config.patch_size);
+        let (batch, channels, height, width) = pixels.dims4()?;
+        if (channels, height, width) != (3, size, size) {
+            candle_core::bail!("this encoder takes pictures of {size}x{size}, not {:?}", pixels.dims());
+        }
+        let patches = pixels
+            .to_dtype(self.class_embedding.dtype())?
+            .narrow(2, 0, grid * p)?
+            .narrow(3, 0, grid * p)?
+            .reshape(vec![batch, 3, grid, p, grid, p])?
+            .permute([0, 2, 4, 1, 3, 5])? // (B, G, G, 3, p, p)
+            .reshape((batch, grid * grid, 3 * p * p))?;
+        let patches = self.patch_embedding.forward(&patches)?; // (B, G G, D)
+        let class = self.class_embedding.repeat((batch, 1, 1))?;
+        let x = Tensor::cat(&[class, patches], 1)?.broadcast_add(&self.position_embedding)?; // (B, N, D)
+        let mut x = self.pre_layrnorm.forward(&x)?;
+        for layer in &self.layers {
+            x = layer.forward(&self.config, x)?;
+        }
+        Ok(x)
+    }
+}
+
+impl Layer {
+    fn new(config: &Config, weights: &Weights) -> Result<Self> {
+        let (width, inner) = (config.hidden_size, config.intermediate_size);
+        let attention = weights.pp("self_attn");
+        let projection = |name| linear(width, width, attention.pp(name));
+        let norm = |name| Norm::layer(width, config.layer_norm_eps, weights.pp(name));
+        Ok(Self {
+            layer_norm1: norm("layer_norm1")?,
+            q_proj: projection("q_proj")?,
+            k_proj: projection("k_proj")?,
+            v_proj: projection("v_proj")?,
+            out_proj: projection("out_proj")?,
+            layer_norm2: norm("layer_norm2")?,
+            fc1: linear(width, inner, weights.pp("mlp.fc1"))?,
+            fc2: linear(inner, width, weights.pp("mlp.fc2"))?,
+        })
+    }
+
+    /// (B, N, D) -> (B, N, D)
+    fn forward(&self, config: &Config, x: Tensor) -> Result<Tensor> {
+        let (batch, tokens, width) = x.dims3()?;
+        let heads = (batch, tokens, config.num_attention_heads, ());
+        let y = self.layer_norm1.forward(&x)?;
+        let q = self.q_proj.forward(&y)?.reshape(heads)?; // (B, N, H, K)
+        let k = self.k_proj.forward(&y)?.reshape(heads)?;
+        let v = self.v_proj.forward(&y)?.reshape(heads)?;
+        let y = attention(&q, &k, &v, None)?.reshape((batch, tokens, width))?;
+        let x = (x + self.out_proj.forward(&y)?)?;
+        let y = self.fc1.forward(&self.layer_norm2.forward(&x)?)?; // (B, N, F)
+        x + self.fc2.forward(&config.hidden_act.forward(&y)?)?
+    }
+}
+
+impl Activation {
+    fn forward(self, x: &Tensor) -> Result<Tensor> {
+        const QUICK: f64 = 1.702;
+        match self {
+            Self::Gelu => gelu_erf(x),
+            Self::QuickGelu => silu(&(x * QUICK)?)? / QUICK,
+        }
+    }
+}

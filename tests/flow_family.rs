@@ -1,0 +1,472 @@
+//! The shared parts under a family unlike CogVideoX, made up: flow matching, channels before frames, masked prompts,
+//! positions in seconds, and an image that is the first frame or stands beside the noisy latents with tokens of its own.
+
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+
+use candle_core::{DType, Device, Result, Tensor};
+use tempfile::TempDir;
+use vtrain::data::cache::{Cache, CaptionCoder, ClipCoder, Encoded, Encoding, Form, Key, Latents};
+use vtrain::data::loader::Cut;
+use vtrain::data::{Bucket, Order};
+use vtrain::diffusion::objective::Objective;
+use vtrain::diffusion::posterior::Posterior;
+use vtrain::diffusion::schedulers::{self, Scheduler};
+use vtrain::diffusion::timesteps::{Config, Shift};
+use vtrain::models::denoiser::{Denoiser, Input, State, Text};
+use vtrain::models::family::{
+    Beside, Canvas, ClipEncoder, Conditioner, Emit, ImageCondition, Kept, Layout, TakesImage, TextShape,
+};
+use vtrain::models::{Family, rooms};
+use vtrain::nn::weights::Planter;
+use vtrain::rng::Rng;
+use vtrain::sample::{Request, Start, sample};
+use vtrain::train::micro_batch::{MicroBatch, Source};
+use vtrain::video::Fit;
+
+const CHANNELS: usize = 2;
+const TOKENS: usize = 3;
+const WIDTH: usize = 2;
+const SEED: u64 = 42;
+
+struct Made {
+    takes_image: TakesImage,
+    /// What the network was given.
+    seen: Arc<Mutex<Vec<Input>>>,
+}
+
+impl Made {
+    fn up(takes_image: TakesImage) -> Self {
+        Self {
+            takes_image,
+            seen: Arc::default(),
+        }
+    }
+}
+
+/// Embeds a prompt as its length; the last token is padding.
+struct Prompts;
+
+impl Conditioner for Prompts {
+    fn embed(&self, prompt: &str) -> anyhow::Result<Text> {
+        Ok(Text {
+            hidden: Tensor::full(prompt.len() as f32, (1, TOKENS, WIDTH), &Device::Cpu)?,
+            mask: Some(Tensor::new(&[[1f32, 1.0, 0.0]], &Device::Cpu)?),
+        })
+    }
+}
+
+/// An image's latents are the mean over each 8x8, and so is its only token.
+struct Images;
+
+impl ClipEncoder for Images {
+    fn encode(&self, _clip: &Tensor) -> anyhow::Result<Posterior> {
+        unimplemented!("records are made up as well")
+    }
+
+    fn encode_image(&self, image: &Tensor, num_frames: usize) -> anyhow::Result<Vec<Tensor>> {
+        assert_eq!(num_frames, 5);
+        let mean = image.narrow(1, 0, CHANNELS)?.avg_pool2d(8)?.unsqueeze(2)?; // (B, C, 1, h, w)
+        let logvar = mean.zeros_like()?;
+        Ok(vec![mean, logvar])
+    }
+}
+
+/// Answers half of what it sees, plus what the text says.
+struct Network(Arc<Mutex<Vec<Input>>>);
+
+impl Denoiser for Network {
+    fn stem(&self, _input: &Input) -> Result<State> {
+        unimplemented!("it has no segments")
+    }
+
+    fn num_blocks(&self) -> usize {
+        0
+    }
+
+    fn block(&self, _index: usize, _state: &State) -> Result<State> {
+        unimplemented!("it has no segments")
+    }
+
+    fn head(&self, _state: &State) -> Result<Tensor> {
+        unimplemented!("it has no segments")
+    }
+
+    fn forward(&self, input: &Input) -> Result<Tensor> {
+        self.0.lock().unwrap().push(input.clone());
+        let said = input.text.hidden.mean((1, 2))?.reshape(((), 1, 1, 1, 1))?;
+        (input.latents.narrow(1, 0, CHANNELS)? * 0.5)?.broadcast_add(&(said * 0.01)?)
+    }
+}
+
+impl Family for Made {
+    fn directory(&self) -> &Path {
+        Path::new("nowhere")
+    }
+
+    fn pipeline(&self, _from_image: bool) -> &'static str {
+        "MadeUpPipeline"
+    }
+
+    fn conditioner_parts(&self) -> &'static [&'static str] {
+        &[]
+    }
+
+    fn encoder_parts(&self) -> &'static [&'static str] {
+        &[]
+    }
+
+    fn conditioner(&self) -> anyhow::Result<Box<dyn Conditioner>> {
+        Ok(Box::new(Prompts))
+    }
+
+    fn clip_encoder(&self, _tiling: bool, _slicing: bool) -> anyhow::Result<Box<dyn ClipEncoder>> {
+        Ok(Box::new(Images))
+    }
+
+    fn text_shape(&self) -> TextShape {
+        TextShape {
+            tokens: TOKENS,
+            width: WIDTH,
+            masked: true,
+        }
+    }
+
+    fn scheduler(&self) -> anyhow::Result<Scheduler> {
+        let config = r#"{"_class_name": "FlowMatchEulerDiscreteScheduler", "use_dynamic_shifting": true}"#;
+        Scheduler::new(schedulers::Config::parse(config)?)
+    }
+
+    fn denoiser(&self, _planter: Option<Arc<dyn Planter>>) -> anyhow::Result<Box<dyn Denoiser>> {
+        Ok(Box::new(Network(self.seen.clone())))
+    }
+
+    fn canvas(&self, num_frames: usize, height: usize, width: usize) -> anyhow::Result<Canvas> {
+        let (frames, height, width) = ((num_frames - 1) / 2 + 1, height / 8, width / 8);
+        Ok(Canvas {
+            num_frames,
+            shape: [1, CHANNELS, frames, height, width],
+            layout: Layout::ChannelsFirst,
+            padding: 0,
+            seq_len: Some(frames * height * width),
+            dtype: DType::F32,
+        })
+    }
+
+    fn frame_rate(&self) -> f64 {
+        25.0
+    }
+
+    fn takes_image(&self) -> TakesImage {
+        self.takes_image
+    }
+
+    fn latents(&self, sample: &Tensor) -> anyhow::Result<Tensor> {
+        Ok((sample * 2.0)?)
+    }
+
+    fn image_kept(&self, canvas: &Canvas) -> Kept {
+        match self.takes_image {
+            TakesImage::Always => vec![("condition", canvas.encoded().to_vec()), ("tokens", vec![4, WIDTH])],
+            _ => Vec::new(),
+        }
+    }
+
+    fn condition_on(
+        &self,
+        encoded: &[Tensor],
+        _canvas: &Canvas,
+        rng: Option<&mut Rng>,
+    ) -> anyhow::Result<ImageCondition> {
+        Ok(match (self.takes_image, encoded) {
+            (TakesImage::Always, [condition, tokens]) => ImageCondition::Beside(Beside {
+                latents: condition.clone(),
+                tokens: Some(tokens.clone()),
+                ofs: None,
+            }),
+            (_, [mean, logvar]) => {
+                let (mean, logvar) = (mean.clone(), logvar.clone());
+                ImageCondition::First(self.latents(&Posterior { mean, logvar }.draw(rng)?)?)
+            }
+            _ => anyhow::bail!("{} tensors of an image", encoded.len()),
+        })
+    }
+
+    fn decode(&self, _latents: &Tensor, _canvas: &Canvas, _rng: &mut Rng, _emit: Emit) -> anyhow::Result<()> {
+        unimplemented!("nothing is shown")
+    }
+}
+
+fn randn(rng: &mut Rng, shape: &[usize]) -> Tensor {
+    Tensor::from_vec(rng.randn(shape.iter().product()), shape, &Device::Cpu).unwrap()
+}
+
+fn values(tensor: &Tensor) -> Vec<f32> {
+    tensor.flatten_all().unwrap().to_vec1().unwrap()
+}
+
+fn close(a: &Tensor, b: &Tensor) {
+    assert_eq!(a.dims(), b.dims());
+    let off = (a - b).unwrap().abs().unwrap().max_all().unwrap();
+    assert!(off.to_scalar::<f32>().unwrap() < 1e-5, "{off}");
+}
+
+/// Two clips of 5 frames and their captions, encoded.
+fn encode(family: &Made, folder: &Path) -> Encoded {
+    let cache = Cache::open(folder);
+    let (dtype, fingerprint) = (DType::BF16, blake3::hash(b"coder"));
+    let tokens = family.text_shape().tokens;
+    let coder = CaptionCoder {
+        fingerprint,
+        dtype,
+        tokens,
+    };
+    let text_form = Form::caption(family.text_shape().kept(), dtype);
+    let texts = ["", "red", "a blue ball"].map(|text| (text.to_string(), Key::caption(text, &coder)));
+    for (text, key) in &texts {
+        let embedded = family.embed(&[text]).unwrap();
+        let tensors = embedded.tensors().into_iter().map(|tensor| tensor.squeeze(0).unwrap());
+        cache.write(key, &text_form, &tensors.collect::<Vec<_>>(), &[]).unwrap();
+    }
+    let bucket = Bucket::from([5, 16, 8]);
+    let canvas = family.canvas(bucket.frames, bucket.height, bucket.width).unwrap();
+    let form = Form::clip(canvas.encoded(), family.image_kept(&canvas));
+    let coder = ClipCoder {
+        fingerprint,
+        dtype,
+        tiling: false,
+        image: family.takes_image() == TakesImage::Always,
+    };
+    let sample = |(n, caption): (u8, &str)| {
+        let (fit, fps) = (Fit::squash((16, 8)), 12.0 * f64::from(n + 1));
+        let cut = Cut {
+            frames: vec![0, 1, 2, 3, 4],
+            fit,
+            fps,
+        };
+        let key = Key::clip(blake3::hash(&[n]), &cut, &coder);
+        let mut rng = Rng::new(n.into());
+        let tensors: Vec<Tensor> = form.tensors.iter().map(|(_, shape)| randn(&mut rng, shape)).collect();
+        form.check(&tensors).unwrap();
+        cache.write(&key, &form, &tensors, &[]).unwrap();
+        Encoding {
+            video: format!("{n}.mp4").into(),
+            caption: caption.into(),
+            bucket,
+            repeats: 1,
+            fps,
+            key,
+            form: form.clone(),
+        }
+    };
+    let samples = [(0, "red"), (1, "a blue ball")].map(sample).to_vec();
+    Encoded {
+        cache,
+        samples,
+        texts: texts.into_iter().collect(),
+        text_form,
+    }
+}
+
+/// The micro-batch of both clips.
+fn micro_batch(family: &Made, encoded: &Encoded, first_frame: f64, latents: Latents) -> MicroBatch {
+    let config = Config {
+        shift: Shift::Fixed(1.0),
+        ..Config::default()
+    };
+    let items = encoded.samples.iter().map(|sample| (sample.bucket, sample.repeats));
+    let mut source = Source {
+        family,
+        encoded,
+        objective: Objective::new(&family.scheduler().unwrap(), &config).unwrap(),
+        order: Order::new(items, 2, SEED),
+        latents,
+        caption_dropout: 0.0,
+        first_frame,
+        seed: SEED,
+        device: Device::Cpu,
+    };
+    source.micro_batch(0).unwrap()
+}
+
+#[test]
+fn micro_batches_draw_posterior_timesteps_noise_and_then_first_frames() {
+    let (family, folder) = (Made::up(TakesImage::Either), TempDir::new().unwrap());
+    let encoded = encode(&family, folder.path());
+    let got = micro_batch(&family, &encoded, 0.5, Latents::Sample);
+    let order = &got.batch.samples;
+
+    let mut rng = Rng::new(SEED);
+    let shape = [2, CHANNELS, 3, 2, 1];
+    let (eps, u, noise) = (randn(&mut rng, &shape), rng.rand(2), randn(&mut rng, &shape));
+    let given: Vec<bool> = rng.rand(2).into_iter().map(|u| u < 0.5).collect();
+    assert!(given.contains(&true), "choose another seed");
+    let clips = order.iter().map(|sample| encoded.clip(*sample).unwrap().posterior);
+    let clips: Vec<Posterior> = clips.collect();
+    for (place, clip) in clips.iter().enumerate() {
+        let of = |tensor: &Tensor| tensor.narrow(0, place, 1).unwrap();
+        let clean = (clip.sample(&of(&eps)).unwrap() * 2.0).unwrap();
+        let sigma = f64::from(u[place]);
+        let mixed = ((&clean * (1.0 - sigma)).unwrap() + (of(&noise) * sigma).unwrap()).unwrap();
+        let rest = mixed.narrow(2, 1, 2).unwrap();
+        let first = if given[place] { &clean } else { &mixed }.narrow(2, 0, 1).unwrap();
+        close(&of(&got.input.latents), &Tensor::cat(&[first, rest], 2).unwrap());
+        close(&of(&got.target), &(of(&noise) - clean).unwrap());
+        let timestep = u[place] * 1000.0;
+        let expected = [if given[place] { 0.0 } else { timestep }, timestep, timestep];
+        assert_eq!(values(&of(&got.input.timestep)), expected);
+        assert_eq!(got.timesteps.values[place], f64::from(timestep));
+    }
+    let weight = got.weight.unwrap();
+    assert_eq!(weight.dims(), [2, 1, 3, 1, 1]);
+    for (place, given) in given.into_iter().enumerate() {
+        assert_eq!(values(&weight.narrow(0, place, 1).unwrap())[0] == 0.0, given);
+    }
+}
+
+#[test]
+fn masks_and_frame_rates_of_the_clips_reach_the_network() {
+    let (family, folder) = (Made::up(TakesImage::Either), TempDir::new().unwrap());
+    let encoded = encode(&family, folder.path());
+    let got = micro_batch(&family, &encoded, 0.0, Latents::Mode);
+    let (text, order) = (&got.input.text, &got.batch.samples);
+    assert_eq!(
+        (text.hidden.dims(), text.hidden.dtype()),
+        (&[2, TOKENS, WIDTH][..], DType::BF16)
+    );
+    let mask = text.mask.as_ref().unwrap();
+    assert_eq!((mask.dims(), mask.dtype()), (&[2, TOKENS][..], DType::F32));
+    assert_eq!(values(mask), [1.0, 1.0, 0.0, 1.0, 1.0, 0.0]);
+    let rates: Vec<f64> = order.iter().map(|sample| 12.0 * (*sample + 1) as f64).collect();
+    assert_eq!(got.input.frame_rates, Some(rates));
+    // Nobody's first frame is given: one timestep for each clip, and all counts alike.
+    assert_eq!(got.input.timestep.dims(), [2]);
+    assert!(got.weight.is_none());
+    assert!(got.input.image.is_none());
+}
+
+#[test]
+fn what_a_family_keeps_of_images_stands_beside_the_noise() {
+    let (family, folder) = (Made::up(TakesImage::Always), TempDir::new().unwrap());
+    let encoded = encode(&family, folder.path());
+    let got = micro_batch(&family, &encoded, 0.0, Latents::Mode);
+    assert_eq!(got.input.latents.dims(), [2, 2 * CHANNELS, 3, 2, 1]);
+    assert_eq!(got.input.image.as_ref().unwrap().dims(), [2, 4, WIDTH]);
+    for (place, sample) in got.batch.samples.iter().enumerate() {
+        let kept = encoded.clip(*sample).unwrap().image;
+        let beside = got.input.latents.narrow(1, CHANNELS, CHANNELS).unwrap();
+        close(&beside.narrow(0, place, 1).unwrap(), &kept[0]);
+        close(
+            &got.input.image.as_ref().unwrap().narrow(0, place, 1).unwrap(),
+            &kept[1],
+        );
+    }
+    assert_eq!(got.input.timestep.dims(), [2]);
+}
+
+/// As LTXImageToVideoPipeline: the posterior of the image, then the noise; the scheduler steps the other frames.
+#[test]
+fn sampling_holds_the_first_frame_and_steps_the_others() {
+    let family = Made::up(TakesImage::Either);
+    let image = (Tensor::arange(0f32, 3.0 * 16.0 * 8.0, &Device::Cpu).unwrap() / 384.0).unwrap();
+    let image = image.reshape((1, 3, 16, 8)).unwrap();
+    let request = Request {
+        prompt: "a blue ball".into(),
+        negative_prompt: "red".into(),
+        num_frames: 5,
+        height: 16,
+        width: 8,
+        steps: 3,
+        guidance_scale: 3.0,
+        dynamic_guidance: false,
+        seed: SEED,
+        fps: 25.0,
+        start: Start::Image(image.clone()),
+        latents: None,
+    };
+    let sampled = sample(&family, request, None, &|_, _| Ok(())).unwrap();
+
+    let mut rng = Rng::new(SEED);
+    let mean = image
+        .narrow(1, 0, CHANNELS)
+        .unwrap()
+        .avg_pool2d(8)
+        .unwrap()
+        .unsqueeze(2)
+        .unwrap();
+    let clean = ((mean + randn(&mut rng, &[1, CHANNELS, 1, 2, 1])).unwrap() * 2.0).unwrap();
+    let noise = randn(&mut rng, &[1, CHANNELS, 3, 2, 1]);
+    let mut rest = noise.narrow(2, 1, 2).unwrap();
+    let scheduler = family.scheduler().unwrap();
+    let run = scheduler.start(3, Some(6)).unwrap();
+    let said = 0.01 * (3.0 + 3.0 * (11.0 - 3.0)); // lengths of the prompts
+    for pair in run.sigmas().unwrap().windows(2) {
+        let answer = ((&rest * 0.5).unwrap() + said).unwrap();
+        rest = (rest + (answer * f64::from(pair[1] - pair[0])).unwrap()).unwrap();
+    }
+    close(&sampled.latents, &Tensor::cat(&[&clean, &rest], 2).unwrap());
+    assert_eq!(sampled.rng.clone().randn(4), rng.randn(4), "decoders draw behind this");
+
+    let seen = family.seen.lock().unwrap();
+    assert_eq!(seen.len(), 3);
+    for (input, timestep) in seen.iter().zip(run.timesteps()) {
+        let frames = [0.0, *timestep as f32, *timestep as f32];
+        assert_eq!(values(&input.timestep), frames.repeat(2));
+        assert_eq!(input.timestep.dims(), [2, 3]);
+        assert_eq!(
+            values(input.text.mask.as_ref().unwrap()),
+            [1.0, 1.0, 0.0, 1.0, 1.0, 0.0]
+        );
+        assert_eq!(input.frame_rates, Some(vec![25.0, 25.0]));
+        close(&input.latents.narrow(2, 0, 1).unwrap().narrow(0, 1, 1).unwrap(), &clean);
+    }
+}
+
+#[test]
+fn latents_of_another_order_are_refused_in_the_order_of_the_family() {
+    let family = Made::up(TakesImage::Either);
+    let request = Request {
+        prompt: "red".into(),
+        negative_prompt: String::new(),
+        num_frames: 5,
+        height: 16,
+        width: 8,
+        steps: 1,
+        guidance_scale: 1.0,
+        dynamic_guidance: false,
+        seed: SEED,
+        fps: 25.0,
+        start: Start::Text,
+        latents: Some(Tensor::zeros((1, 3, CHANNELS, 2, 1), DType::F32, &Device::Cpu).unwrap()),
+    };
+    let said = sample(&family, request, None, &|_, _| Ok(())).unwrap_err().to_string();
+    assert!(said.contains("batch, channels, frames, rows, columns"), "{said}");
+}
+
+#[test]
+fn a_checkpoint_of_no_family_here_is_refused_by_its_class_with_those_that_are_known() {
+    let folder = TempDir::new().unwrap();
+    let write = |name: &str, class: &str| {
+        let path = folder.path().join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, format!(r#"{{"_class_name": "{class}"}}"#)).unwrap();
+    };
+    write("model_index.json", "FluxPipeline");
+    write("transformer/config.json", "FluxTransformer2DModel");
+    let known: Vec<&str> = rooms::ROOMS.iter().map(|room| room.title).collect();
+    let refused = [
+        rooms::of_checkpoint(folder.path()).unwrap_err(),
+        rooms::of_transformer(&folder.path().join("transformer")).unwrap_err(),
+    ];
+    for (refused, class) in refused.iter().zip(["FluxPipeline", "FluxTransformer2DModel"]) {
+        let said = format!("{refused:#}");
+        assert!(said.contains(class) && said.contains(&known.join(", ")), "{said}");
+    }
+    for room in rooms::ROOMS {
+        write("model_index.json", &format!("{}Pipeline", room.pipeline));
+        write("transformer/config.json", room.transformer);
+        assert_eq!(rooms::of_checkpoint(folder.path()).unwrap().name, room.name);
+        let transformer = rooms::of_transformer(&folder.path().join("transformer")).unwrap();
+        assert_eq!(transformer.name, room.name);
+    }
+}
