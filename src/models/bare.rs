@@ -10,7 +10,7 @@ use candle_core::Tensor;
 use serde_json::Value;
 
 use super::denoiser::{Denoiser, Input};
-use super::{FamilyName, cogvideox};
+use super::{cogvideox, ltx_video};
 use crate::data::Bucket;
 use crate::nn::Weights;
 use crate::nn::weights::Planter;
@@ -56,23 +56,25 @@ pub fn open(
     batch: usize,
 ) -> anyhow::Result<Bare> {
     let folder = directory.join("transformer");
-    match identify(&folder)? {
-        FamilyName::CogVideoX => cogvideox::bare(&folder, weights, planter, bucket, batch),
-        FamilyName::Auto => unreachable!("`identify` names a family"),
-    }
+    let bare = match class(&folder)?.as_str() {
+        "CogVideoXTransformer3DModel" => cogvideox::bare,
+        "LTXVideoTransformer3DModel" => ltx_video::bare,
+        class => bail!(
+            "{}: {class} is of no family that vtrain knows; it knows CogVideoX, LTX-Video and Wan",
+            folder.join("config.json").display()
+        ),
+    };
+    bare(&folder, weights, planter, bucket, batch)
 }
 
-/// The family of a transformer, by its class.
-fn identify(folder: &Path) -> anyhow::Result<FamilyName> {
+/// The class of a transformer, as its config names it.
+fn class(folder: &Path) -> anyhow::Result<String> {
     let path = folder.join("config.json");
     let shown = path.display();
     let text = std::fs::read_to_string(&path).with_context(|| shown.to_string())?;
     let config: Value = serde_json::from_str(&text).with_context(|| format!("{shown}: not JSON"))?;
-    match config.get("_class_name").and_then(Value::as_str) {
-        Some("CogVideoXTransformer3DModel") => Ok(FamilyName::CogVideoX),
-        Some(class) => bail!("{shown}: {class} is of no family that vtrain knows; it knows CogVideoX"),
-        None => bail!("{shown}: no _class_name"),
-    }
+    let class = config.get("_class_name").and_then(Value::as_str);
+    Ok(class.with_context(|| format!("{shown}: no _class_name"))?.to_string())
 }
 
 /// Standard normal numbers, f32, where the weights are.
