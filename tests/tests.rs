@@ -24,4 +24,5 @@ mod schedulers; // timesteps, steps and noise, against diffusers
 mod text; // captions as ids and embeddings
 mod training; // runs from clips to adapters, against PyTorch
 mod video; // decoding, selection, resizing and encoding of real files
+mod wan_dit; // the transformer against diffusers, forwards and backwards
 mod watching; // the log of a run, TensorBoard, the model card

@@ -10,7 +10,7 @@ use candle_core::Tensor;
 use serde_json::Value;
 
 use super::denoiser::{Denoiser, Input};
-use super::{cogvideox, ltx_video};
+use super::{cogvideox, ltx_video, wan};
 use crate::data::Bucket;
 use crate::nn::Weights;
 use crate::nn::weights::Planter;
@@ -59,6 +59,7 @@ pub fn open(
     let bare = match class(&folder)?.as_str() {
         "CogVideoXTransformer3DModel" => cogvideox::bare,
         "LTXVideoTransformer3DModel" => ltx_video::bare,
+        "WanTransformer3DModel" => wan::bare,
         class => bail!(
             "{}: {class} is of no family that vtrain knows; it knows CogVideoX, LTX-Video and Wan",
             folder.join("config.json").display()
