@@ -6,6 +6,7 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Tensor};
 use vtrain::models::denoiser::{Denoiser, Input, Text};
 use vtrain::models::ltx_video::dit::Dit;
+use vtrain::nn::Weights;
 use vtrain::nn::weights::Planter;
 
 use crate::dit_answers::{Answers, relative_error};
@@ -42,6 +43,48 @@ fn predictions_are_those_of_diffusers() {
         let error = relative_error(&out, &answers.get(&format!("{key}.out")));
         println!("{key}: {error:.1e}");
         assert!(error <= 1e-5, "{key}: {error:e}");
+    }
+}
+
+#[test]
+fn clips_of_real_sizes_stand_where_diffusers_puts_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = serde_json::json!({
+        "num_attention_heads": 8, "cross_attention_dim": 512, "num_layers": 1, "caption_channels": 4, "in_channels": 4,
+    });
+    std::fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
+    let weights = Weights::random(DType::F32, &Device::Cpu);
+    let dit = Dit::load_from(folder.path(), weights, None).unwrap();
+    let zeros = |shape: &[usize]| Tensor::zeros(shape, DType::F32, &Device::Cpu).unwrap();
+    // cos, sin = LTXVideoRotaryPosEmbed(512)(torch.zeros(1, 1, 1), f, h, w, (8 / rate, 32, 32))
+    // cos[0, :, ::2].double().sum(), sin[0, :, ::2].double().sum(), sin[0, -1, ::2].double().sum()
+    for (grid, rate, sums) in [
+        ([3, 8, 12], 25.0, [-1309.7943, -5871.2584, -22.4172]),
+        ([7, 16, 22], 24.0, [-8794.0725, -37439.2311, -4.8674]),
+    ] {
+        let [frames, rows, columns] = grid;
+        let input = Input {
+            frame_rates: Some(vec![rate]),
+            ..Input::new(zeros(&[1, 4, frames, rows, columns]), zeros(&[1]), zeros(&[1, 2, 4]))
+        };
+        let state = dit.stem(&input).unwrap();
+        let rotary = state.fixed.rotary.as_ref().unwrap();
+        let last = rotary.sin().narrow(0, frames * rows * columns - 1, 1).unwrap();
+        let sum = |x: &Tensor| {
+            x.to_dtype(DType::F64)
+                .unwrap()
+                .sum_all()
+                .unwrap()
+                .to_scalar::<f64>()
+                .unwrap()
+        };
+        for (found, wanted) in [sum(rotary.cos()), sum(rotary.sin()), sum(&last)].into_iter().zip(sums) {
+            // A frequency's last digit turns the farthest places by a thousandth.
+            assert!(
+                (found - wanted).abs() <= 1e-4 * wanted.abs() + 5e-3,
+                "{grid:?}: {found} {wanted}"
+            );
+        }
     }
 }
 
