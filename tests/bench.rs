@@ -7,13 +7,16 @@ use serde_json::Value;
 
 /// A folder with nothing but a transformer's config.json, and a run file beside it.
 fn bare() -> tempfile::TempDir {
+    bare_of("cogvideox/cogvideox-5b")
+}
+
+/// The same, of a checkpoint among the fixtures.
+fn bare_of(checkpoint: &str) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     let transformer = folder.path().join("model/transformer");
     fs::create_dir_all(&transformer).unwrap();
-    let source = concat!(
-        env!("CARGO_MANIFEST_DIR"),
-        "/tests/fixtures/cogvideox/cogvideox-5b/transformer/config.json"
-    );
+    let fixtures = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures");
+    let source = format!("{fixtures}/{checkpoint}/transformer/config.json");
     fs::copy(source, transformer.join("config.json")).unwrap();
     let run = "output_dir: out\ndevice: cpu\nmodel: {path: model, dtype: f32}\nlora: {rank: 4, alpha: 4}\n\
                datasets: [{path: nowhere, buckets: [[9, 32, 48]]}]\n";
@@ -53,6 +56,32 @@ fn a_config_is_enough_to_measure_a_step() {
         assert_eq!(told["trainable"], 2048);
         assert!(told["params"].as_u64().unwrap() > 10_000, "{told}");
         assert!(told["peak_memory_bytes"].as_u64().unwrap() > 1 << 20, "{told}");
+    }
+}
+
+#[test]
+fn transformers_of_all_families_are_measured() {
+    for (checkpoint, tokens, adapters) in [
+        ("ltx_video/ltx-0.9.0", 3 * 2 * 3, 24),
+        ("wan/wan-2.1-t2v", 5 * 4 * 6, 16),
+        ("wan/wan-2.1-i2v", 5 * 4 * 6, 16),
+    ] {
+        let folder = bare_of(checkpoint);
+        let output = bench(&folder, &["--random-weights", "--json", "--bucket", "17,64,96"]);
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{checkpoint}: {error}");
+        let told: Value = serde_json::from_slice(&output.stdout).unwrap();
+        // 28 features, rank 4: two matrices an adapter.
+        assert_eq!(
+            (told["tokens"].as_u64(), told["trainable"].as_u64()),
+            (Some(tokens), Some(adapters * 2 * 28 * 4)),
+            "{checkpoint}"
+        );
+        let output = bench(&folder, &["--random-weights", "--bucket", "17,60,96"]);
+        assert!(
+            String::from_utf8_lossy(&output.stderr).contains("multiple"),
+            "{checkpoint}"
+        );
     }
 }
 

@@ -14,9 +14,11 @@ mod disk; // written whole or not at all
 mod flow_family; // micro-batches, records and sampling of a family of flow matching, made up
 mod flow_objective; // what flow matching trains on, against torch
 mod flow_schedulers; // sigmas, steps and noise of flow matching, against diffusers
+mod dit_answers; // what the transformers' tests share
 mod fuzz; // mutated input of every kind
 mod hub; // checkpoints of the Hugging Face Hub
 mod lora; // which layers learn, first values, dropout, files, against PEFT and torch
+mod ltx_video_dit; // the transformer against diffusers, forwards and backwards
 mod ops; // operations with backward passes of their own, against torch and their formulas
 mod optim; // AdamW, clipping, averages, schedules, against torch
 mod precompute; // clips and captions, encoded once
@@ -26,4 +28,5 @@ mod text; // captions as ids and embeddings
 mod training; // runs from clips to adapters, against PyTorch
 mod video; // decoding, selection, resizing and encoding of real files
 mod vision; // pictures as embeddings, against transformers
+mod wan_dit; // the transformer against diffusers, forwards and backwards
 mod watching; // the log of a run, TensorBoard, the model card

@@ -130,9 +130,9 @@ impl Text {
 pub struct State {
     /// The tokens that blocks change, (B, S, D): all parts as one sequence
     pub hidden: Tensor,
-    /// The embedded timestep, (B, T) or (B, F, T): the stem's, read by all that follow
+    /// The embedded timestep, (B, T); (B, 1 or F, T) where there is `modulation`: the stem's, read by all that follow
     pub time: Tensor,
-    /// Shifts, scales and gates that all blocks start from, where the stem makes them: (B, k, D) or (B, F, k, D)
+    /// Shifts, scales and gates that all blocks start from, where the stem makes them: (B, 1 or F, k, D)
     pub modulation: Option<Tensor>,
     /// What blocks attend to across: the embedded text, (B, L, D)
     pub text: Option<Tensor>,

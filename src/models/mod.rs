@@ -15,6 +15,8 @@ pub mod denoiser;
 pub mod family;
 pub mod hub;
 pub mod rooms;
+pub mod ltx_video;
+pub mod wan;
 
 pub use checkpoint::{Remembered, open, open_with};
 pub use family::Family;

@@ -3,16 +3,22 @@
 //! All of them keep candle's gradient graph, by [`crate::ops`]: candle-nn's fused ops (`softmax_last_dim`, `rms_norm`,
 //! `layer_norm`, `rope`) cut it in silence and have no place on a path that is trained through.
 
+pub mod attention;
 pub mod conv3d;
 pub mod dropout;
 pub mod embed;
+pub mod feed_forward;
 pub mod linear;
 mod made_up;
 pub mod norm;
 pub mod rope;
+pub mod scale_shift;
 pub mod weights;
 
+pub use attention::Attention;
 pub use conv3d::Conv3d;
+pub use feed_forward::FeedForward;
 pub use linear::{Linear, linear, linear_no_bias};
 pub use norm::Norm;
+pub use scale_shift::ScaleShiftTable;
 pub use weights::Weights;

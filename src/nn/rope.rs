@@ -37,10 +37,14 @@ impl Rotary {
             spread(&angles, at, &lengths)
         };
         let tables: Vec<Tensor> = axes.iter().enumerate().map(table).collect::<Result<_>>()?;
-        let table = Tensor::cat(&tables, 1)?; // (S, K / 2)
+        Self::by(&Tensor::cat(&tables, 1)?, pairs)
+    }
+
+    /// By angles (S, K / 2); (B, ...) where samples turn differently; (..., H K / 2) where heads do, by neighbours.
+    pub fn by(angles: &Tensor, pairs: Pairs) -> Result<Self> {
         Ok(Self(Turn {
-            cos: table.cos()?,
-            sin: table.sin()?,
+            cos: angles.cos()?,
+            sin: angles.sin()?,
             pairs,
             first: 0,
         }))
@@ -52,12 +56,12 @@ impl Rotary {
         self
     }
 
-    /// (S, K / 2), f32, without the tokens that do not turn.
+    /// As wide as the angles, f32, without the tokens that do not turn.
     pub fn cos(&self) -> &Tensor {
         &self.0.cos
     }
 
-    /// (S, K / 2), f32, without the tokens that do not turn.
+    /// As `cos`.
     pub fn sin(&self) -> &Tensor {
         &self.0.sin
     }

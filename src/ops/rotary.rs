@@ -7,7 +7,7 @@
 //! Shapes: B samples, S tokens, H heads, K features a head. Tokens come before heads, as linear layers give them.
 
 use candle_core::backend::BackendStorage;
-use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Tensor};
+use candle_core::{CpuStorage, CustomOp1, D, DType, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
 use super::slices::{numbers_of, stored, widened};
@@ -29,9 +29,9 @@ pub enum Pairs {
 /// How tokens turn.
 #[derive(Debug, Clone)]
 pub struct Turn {
-    /// (S - first, K / 2), f32
+    /// (S - first, K / 2), f32; (B, ...) where samples turn differently; (..., H K / 2) where heads do, by neighbours
     pub cos: Tensor,
-    /// (S - first, K / 2), f32
+    /// As `cos`.
     pub sin: Tensor,
     pub pairs: Pairs,
     /// How many tokens stand before the tables' first and do not turn.
@@ -44,10 +44,16 @@ impl Turn {
     /// # Errors
     /// Tables of other sizes or in another type than f32; on the CPU, an x of another type than f32 and bf16.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let (_, tokens, _, width) = x.dims4()?;
+        let (batch, tokens, heads, width) = x.dims4()?;
         for table in [&self.cos, &self.sin] {
-            let (rows, pairs) = table.dims2()?;
-            if self.first + rows != tokens || 2 * pairs != width || table.dtype() != DType::F32 {
+            let (samples, rows, pairs) = match *table.dims() {
+                [rows, pairs] => (batch, rows, pairs),
+                [samples, rows, pairs] => (samples, rows, pairs),
+                _ => (0, 0, 0),
+            };
+            let by_head = self.pairs == Pairs::Neighbours && 2 * pairs == heads * width;
+            let fits = samples == batch && self.first + rows == tokens && (2 * pairs == width || by_head);
+            if !fits || self.cos.dims() != self.sin.dims() || table.dtype() != DType::F32 {
                 candle_core::bail!(
                     "{:?} cannot turn by a table {:?} of {:?} behind {} tokens",
                     x.dims(),
@@ -80,7 +86,11 @@ impl Turn {
     /// # Errors
     /// As [`Turn::forward`].
     pub fn composed(&self, x: &Tensor) -> Result<Tensor> {
-        let (batch, tokens, heads, width) = x.dims4()?;
+        let (batch, tokens, ..) = x.dims4()?;
+        let width = 2 * self.cos.dim(D::Minus1)?; // of all heads, where they turn differently
+        let heads = x.elem_count() / (batch * tokens * width).max(1);
+        let shape = x.dims();
+        let x = x.contiguous()?.reshape((batch, tokens, heads, width))?;
         let turning = tokens - self.first;
         let still = x.narrow(1, 0, self.first)?;
         let (dims, axis) = match self.pairs {
@@ -91,13 +101,13 @@ impl Turn {
         let pairs = pairs.contiguous()?.reshape(&dims[..])?;
         let of_pair = |at: usize| pairs.narrow(axis, at, 1)?.squeeze(axis); // (B, S - first, H, K / 2)
         let (x0, x1) = (of_pair(0)?, of_pair(1)?);
-        let (cos, sin) = (self.cos.unsqueeze(1)?, self.sin.unsqueeze(1)?); // (S - first, 1, K / 2)
+        let (cos, sin) = (self.cos.unsqueeze(D::Minus2)?, self.sin.unsqueeze(D::Minus2)?); // (.., S - first, 1, K / 2)
         let y0 = (x0.broadcast_mul(&cos)? - x1.broadcast_mul(&sin)?)?;
         let y1 = (x1.broadcast_mul(&cos)? + x0.broadcast_mul(&sin)?)?;
         let turned = Tensor::stack(&[y0, y1], axis)?
             .reshape((batch, turning, heads, width))?
             .to_dtype(x.dtype())?;
-        Tensor::cat(&[still, turned], 1)
+        Tensor::cat(&[still, turned], 1)?.reshape(shape)
     }
 }
 
@@ -116,18 +126,21 @@ impl CustomOp1 for Op {
         let (_, tokens, heads, width) = layout.shape().dims4()?;
         let numbers = widened(x, layout)?;
         let Turn { cos, sin, pairs, first } = &self.turn;
+        let count = cos.dim(D::Minus1)?;
         let mut y = vec![0.0; numbers.len()];
         numbers_of([cos, sin], |[cos, sin]| {
             let size = heads * width;
             let pieces = y.par_chunks_mut(TOKENS * size).zip(numbers.par_chunks(TOKENS * size));
             pieces.enumerate().for_each(|(piece, (y, x))| {
                 for (i, (y, x)) in y.chunks_mut(size).zip(x.chunks(size)).enumerate() {
-                    let token = (piece * TOKENS + i) % tokens;
+                    let (sample, token) = ((piece * TOKENS + i) / tokens, (piece * TOKENS + i) % tokens);
                     if token < *first {
                         y.copy_from_slice(x);
                         continue;
                     }
-                    let row = (token - first) * (width / 2)..(token - first + 1) * (width / 2);
+                    // Where samples share a table, this comes back to its start.
+                    let row = (sample * (tokens - first) + token - first) * count % cos.len();
+                    let row = row..row + count;
                     match pairs {
                         Pairs::Neighbours => neighbours(x, &cos[row.clone()], &sin[row], self.sign, y),
                         Pairs::Halves => halves(x, &cos[row.clone()], &sin[row], self.sign, y),

@@ -78,3 +78,42 @@ fn nothing_does_not_turn_and_what_does_not_fit_is_refused() {
         assert!(whole.forward(&randn(1, &shape)).is_err(), "{shape:?}");
     }
 }
+
+#[test]
+fn samples_and_heads_may_turn_by_tables_of_their_own() {
+    let (tokens, first, heads, width) = (5, 1, 3, 4);
+    let x = randn(3, &[2, tokens, heads, width]);
+    let angles = randn(4, &[2, tokens - first, heads * width / 2]);
+    let turn = |angles: &Tensor| Turn {
+        cos: angles.cos().unwrap(),
+        sin: angles.sin().unwrap(),
+        pairs: Pairs::Neighbours,
+        first,
+    };
+    let together = turn(&angles).forward(&x).unwrap();
+    let composed = turn(&angles).composed(&x).unwrap();
+    for sample in 0..2 {
+        for head in 0..heads {
+            let of = |x: &Tensor| x.narrow(0, sample, 1).unwrap().narrow(2, head, 1).unwrap();
+            let angles = angles
+                .get(sample)
+                .unwrap()
+                .narrow(1, head * width / 2, width / 2)
+                .unwrap();
+            let alone = turn(&angles.contiguous().unwrap()).forward(&of(&x)).unwrap();
+            assert_eq!(numbers(&of(&together)), numbers(&alone));
+            for (a, b) in numbers(&of(&composed)).iter().zip(numbers(&alone)) {
+                assert!((a - b).abs() <= 1e-6);
+            }
+        }
+    }
+    let halves = Turn {
+        pairs: Pairs::Halves,
+        ..turn(&angles)
+    };
+    assert!(halves.forward(&x).is_err(), "halves of what?");
+    assert!(
+        turn(&angles).forward(&x.narrow(0, 0, 1).unwrap()).is_err(),
+        "two tables, one sample"
+    );
+}

@@ -7,10 +7,11 @@ use candle_core::{Result, Tensor};
 
 use super::config::Config;
 use crate::models::denoiser::{Fixed, State};
+use crate::nn::feed_forward::{FeedForward, Gelu, NET};
 use crate::nn::norm::{Kind, Modulation};
 use crate::nn::rope::Rotary;
 use crate::nn::{Linear, Norm, Weights, linear};
-use crate::ops::activation::{gelu_tanh, silu};
+use crate::ops::activation::silu;
 use crate::ops::attention;
 use crate::ops::residual::gated_residual;
 
@@ -27,11 +28,12 @@ pub struct Block {
 
 impl Block {
     pub fn new(config: &Config, weights: Weights) -> Result<Self> {
+        let dim = config.inner_dim();
         Ok(Self {
             norm1: LayerNormZero::new(config, weights.pp("norm1"))?,
             attn1: Attention::new(config, weights.pp("attn1"))?,
             norm2: LayerNormZero::new(config, weights.pp("norm2"))?,
-            ff: FeedForward::new(config.inner_dim(), weights.pp("ff"))?,
+            ff: FeedForward::new([dim, 4 * dim, dim], NET, Gelu::Tanh, weights.pp("ff"))?,
         })
     }
 
@@ -118,27 +120,6 @@ impl Attention {
         let v = heads(self.to_v.forward(x)?)?; // (B, S, H, K)
         self.to_out
             .forward(&attention(&q, &k, &v, None)?.reshape((batch, tokens, dim))?)
-    }
-}
-
-/// Linear, GELU, linear: four times as wide inside.
-#[derive(Debug, Clone)]
-struct FeedForward {
-    proj: Linear, // net.0.proj
-    out: Linear,  // net.2
-}
-
-impl FeedForward {
-    fn new(dim: usize, weights: Weights) -> Result<Self> {
-        Ok(Self {
-            proj: linear(dim, 4 * dim, weights.pp("net.0.proj"))?,
-            out: linear(4 * dim, dim, weights.pp("net.2"))?,
-        })
-    }
-
-    /// (B, S, D) -> (B, S, D)
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        self.out.forward(&gelu_tanh(&self.proj.forward(x)?)?)
     }
 }
 

@@ -1,0 +1,29 @@
+//! `scale_shift_table`: what a block or a head adds to the shifts, scales and gates that the stem makes of the timestep for
+//! all of them (adaLN-single, arXiv:2310.00426).
+//!
+//! Shapes: B samples, P parts of a sequence with a timestep each, D the model's width.
+
+use candle_core::{DType, Result, Shape, Tensor};
+
+use super::weights::Weights;
+
+/// (1, 1, K, D), in f32 whatever the other weights are.
+#[derive(Debug, Clone)]
+pub struct ScaleShiftTable<const K: usize>(Tensor);
+
+impl<const K: usize> ScaleShiftTable<K> {
+    /// Reads `scale_shift_table`: K rows of D, in a shape of the model's own.
+    pub fn new(shape: impl Into<Shape>, weights: &Weights) -> Result<Self> {
+        let table = weights.to_dtype(DType::F32).get(shape, "scale_shift_table")?;
+        Ok(Self(table.reshape((1, 1, K, ()))?))
+    }
+
+    /// The stem's (B, P, K or 1, D) and the table's, K times (B, P, D) in f32.
+    pub fn rows(&self, stem: &Tensor) -> Result<[Tensor; K]> {
+        let sum = stem.to_dtype(DType::F32)?.broadcast_add(&self.0)?; // (B, P, K, D)
+        let rows: Vec<Tensor> = (0..K)
+            .map(|at| sum.narrow(2, at, 1)?.squeeze(2))
+            .collect::<Result<_>>()?;
+        Ok(rows.try_into().expect("there are K of them"))
+    }
+}
