@@ -3,7 +3,7 @@
 use candle_core::{Result, Tensor, bail};
 
 use crate::nn::Weights;
-use crate::nn::conv3d::{Conv3d, Geometry, Input, Modulation, Resample};
+use crate::nn::conv3d::{Conv3d, Geometry, Input, Modulation, Past, Resample};
 
 /// 3x3x3 with a border of zeros.
 const CAUSAL: Geometry = Geometry {
@@ -58,7 +58,7 @@ impl Memory {
         let past = slot.take();
         let (y, new_past) = forward(Input {
             x,
-            past: past.as_ref(),
+            past: past.as_ref().map_or(Past::First, Past::Frames),
             modulation,
             resample: Resample::None,
         })?;

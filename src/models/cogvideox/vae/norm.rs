@@ -83,6 +83,7 @@ impl Norm {
         Ok(Modulation {
             scale: scale.to_dtype(x.dtype())?,
             shift: shift.to_dtype(x.dtype())?,
+            rms_eps: None,
         })
     }
 }
