@@ -16,6 +16,7 @@
 
 mod direct;
 mod frames;
+mod memory;
 mod moments;
 mod simd;
 
@@ -25,6 +26,7 @@ use candle_core::{CpuStorage, DType, Device, InplaceOp1, Layout, Result, Storage
 
 pub use crate::ops::lanes::Isa;
 pub use direct::Geometry;
+pub use memory::Memory;
 pub use moments::group_moments;
 
 use direct::Direct;
@@ -123,6 +125,16 @@ impl Conv3d {
             Device::Cpu => Self::direct(&weight, &bias, geometry, Isa::detect()),
             _ => Self::by_candle(&weight, &bias, geometry),
         }
+    }
+
+    /// Reads one of 3x3x3 with a border of zeros, (O, C, 3, 3, 3).
+    pub fn causal(channels: usize, outputs: usize, weights: Weights) -> Result<Self> {
+        Self::load(channels, outputs, Geometry::CAUSAL, false, weights)
+    }
+
+    /// Reads one of 1x1x1, (O, C, 1, 1, 1).
+    pub fn pointwise(channels: usize, outputs: usize, weights: Weights) -> Result<Self> {
+        Self::load(channels, outputs, Geometry::POINTWISE, false, weights)
     }
 
     /// From a weight (O, C, kt, kh, kw) and a bias (O) on the CPU.

@@ -33,6 +33,22 @@ pub struct Geometry {
 }
 
 impl Geometry {
+    /// 3x3x3 with a border of zeros.
+    pub const CAUSAL: Self = Self {
+        kernel: [3, 3, 3],
+        stride: 1,
+        pad_rows: [1, 1],
+        pad_columns: [1, 1],
+    };
+
+    /// 1x1x1.
+    pub const POINTWISE: Self = Self {
+        kernel: [1, 1, 1],
+        stride: 1,
+        pad_rows: [0, 0],
+        pad_columns: [0, 0],
+    };
+
     /// Rows and columns that come out.
     pub fn output(&self, height: usize, width: usize) -> (usize, usize) {
         let along = |size: usize, pad: [usize; 2], kernel: usize| {
