@@ -22,4 +22,5 @@ mod schedulers; // timesteps, steps and noise, against diffusers
 mod text; // captions as ids and embeddings
 mod training; // runs from clips to adapters, against PyTorch
 mod video; // decoding, selection, resizing and encoding of real files
+mod wan_vae; // encode, decode, piece by piece
 mod watching; // the log of a run, TensorBoard, the model card
