@@ -4,16 +4,16 @@ use std::path::Path;
 
 use anyhow::{Context, ensure};
 use candle_core::{Result, Tensor};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 /// A config.json larger than this is none.
 const MAX_BYTES: u64 = 1 << 20;
 
 const CLASS: &str = "AutoencoderKLWan";
 
-/// The keys of diffusers' `AutoencoderKLWan`, with its defaults. A key that is not here might change what is computed,
-/// and is an error; so are those that came with Wan 2.2, where they say anything else than Wan 2.1 does.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+/// The keys of diffusers' `AutoencoderKLWan`. A key that is not here might change what is computed, and is an error; so
+/// are those that came with Wan 2.2, where they say anything else than Wan 2.1 does.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     #[serde(rename = "_class_name")]
@@ -24,7 +24,7 @@ pub struct Config {
     /// Says where the file came from.
     #[serde(rename = "_name_or_path")]
     pub name_or_path: String,
-    /// Channels at full size; `dim_mult` times as many at each halving.
+    /// Channels at full size; `dim_mult` times as many from one halving to the next.
     pub base_dim: usize,
     pub decoder_base_dim: Option<usize>,
     /// Channels of latents.
@@ -36,7 +36,7 @@ pub struct Config {
     pub temperal_downsample: Vec<bool>,
     /// Only for training.
     pub dropout: f64,
-    /// Of every channel: the transformer sees (z - mean) / std.
+    /// Of every channel; always written out, so there is no default.
     pub latents_mean: Vec<f64>,
     pub latents_std: Vec<f64>,
     pub is_residual: bool,
@@ -61,14 +61,8 @@ impl Default for Config {
             attn_scales: Vec::new(),
             temperal_downsample: vec![false, true, true],
             dropout: 0.0,
-            latents_mean: vec![
-                -0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508, 0.4134, -0.0715, 0.5517, -0.3632,
-                -0.1922, -0.9497, 0.2503, -0.2921,
-            ],
-            latents_std: vec![
-                2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743, 3.2687, 2.1526, 2.8652, 1.5579, 1.6382,
-                1.1253, 2.8251, 1.9160,
-            ],
+            latents_mean: Vec::new(),
+            latents_std: Vec::new(),
             is_residual: false,
             in_channels: 3,
             out_channels: 3,
@@ -93,101 +87,76 @@ impl Config {
     /// As [`read`](Self::read), from the file's text.
     pub fn parse(text: &str) -> anyhow::Result<Self> {
         let config: Self = serde_json::from_str(text)?;
-        let wrong: Vec<String> = config
-            .check()
-            .into_iter()
-            .map(|(key, message)| format!("{key} {message}"))
-            .collect();
+        let wrong: Vec<String> = config.check().iter().map(|(key, is)| format!("{key} {is}")).collect();
         ensure!(wrong.is_empty(), wrong.join("\n"));
         Ok(config)
     }
 
     /// Values that parse but can not be computed with, by key.
     pub fn check(&self) -> Vec<(String, String)> {
-        let mut wrong = self.check_sizes();
-        wrong.extend(self.check_latents());
-        if wrong.is_empty() {
-            wrong.extend(self.check_version());
-        }
-        wrong
-    }
-
-    fn check_sizes(&self) -> Vec<(String, String)> {
-        let mut wrong = Vec::new();
-        if self.class_name != CLASS {
-            wrong.push((
-                "_class_name".into(),
-                format!("must be {CLASS}, found {}", self.class_name),
-            ));
-        }
-        let mut within = |key: &str, range: std::ops::RangeInclusive<usize>, found: usize| {
-            if !range.contains(&found) {
-                let (first, last) = range.into_inner();
-                wrong.push((key.into(), format!("must be {first} to {last}, found {found}")));
-            }
-        };
-        within("base_dim", 2..=4096, self.base_dim);
-        within("z_dim", 1..=4096, self.z_dim);
-        within("num_res_blocks", 1..=64, self.num_res_blocks);
-        within("dim_mult's length", 1..=8, self.dim_mult.len());
-        for (i, &multiple) in self.dim_mult.iter().enumerate() {
-            within(&format!("dim_mult[{i}]"), 1..=64, multiple);
-        }
-        let (halvings, choices) = (self.dim_mult.len().saturating_sub(1), self.temperal_downsample.len());
-        within("temperal_downsample's length", halvings..=halvings, choices);
-        // Frames come four at a time.
-        let in_time = self.temperal_downsample.iter().filter(|in_time| **in_time).count();
-        within("temperal_downsample's number of trues", 0..=2, in_time);
-        wrong
-    }
-
-    fn check_latents(&self) -> Vec<(String, String)> {
-        let mut wrong = Vec::new();
-        for (key, values, least) in [
-            ("latents_mean", &self.latents_mean, f64::MIN),
-            ("latents_std", &self.latents_std, f64::from(f32::MIN_POSITIVE)),
-        ] {
-            if values.len() != self.z_dim {
-                let (found, wanted) = (values.len(), self.z_dim);
-                wrong.push((key.into(), format!("must have z_dim {wanted} entries, found {found}")));
-            }
-            if let Some(value) = values.iter().find(|value| !value.is_finite() || **value < least) {
-                wrong.push((key.into(), format!("has an entry {value} that latents can not have")));
-            }
-        }
-        wrong
-    }
-
-    /// What another version of Wan says differently.
-    fn check_version(&self) -> Vec<(String, String)> {
-        let (time, space) = (self.temporal_compression(), self.spatial_compression());
+        let (halvings, in_time) = (self.temperal_downsample.len(), self.halvings_in_time());
+        let power = |halvings: usize| 2usize.saturating_pow(halvings.min(64) as u32);
         let or_null = |value: Option<usize>, right: usize| value.is_none_or(|value| value == right);
+        let widths = (1..=8).contains(&self.dim_mult.len()) && self.dim_mult.iter().all(|m| (1..=64).contains(m));
+        let of_channels = |values: &[f64], least: f32| {
+            values.len() == self.z_dim && values.iter().all(|value| value.is_finite() && *value as f32 >= least)
+        };
+        let found = serde_json::to_value(self).unwrap_or_default();
         [
-            ("is_residual", !self.is_residual, "false".into()),
-            ("patch_size", self.patch_size.is_none(), "null".into()),
-            ("attn_scales", self.attn_scales.is_empty(), "[]".into()),
-            ("in_channels", self.in_channels == 3, "3".into()),
-            ("out_channels", self.out_channels == 3, "3".into()),
+            ("_class_name", self.class_name == CLASS, CLASS.to_string()),
+            ("base_dim", (2..=4096).contains(&self.base_dim), "2 to 4096".into()),
+            ("z_dim", (1..=4096).contains(&self.z_dim), "1 to 4096".into()),
+            ("dim_mult", widths, "1 to 8 numbers from 1 to 64".into()),
+            (
+                "num_res_blocks",
+                (1..=64).contains(&self.num_res_blocks),
+                "1 to 64".into(),
+            ),
+            // A piece of a clip has four frames.
+            (
+                "temperal_downsample",
+                halvings + 1 == self.dim_mult.len() && in_time <= 2,
+                "one entry shorter than dim_mult, with two times true at most".into(),
+            ),
+            (
+                "latents_mean",
+                of_channels(&self.latents_mean, f32::MIN),
+                "z_dim numbers".into(),
+            ),
+            (
+                "latents_std",
+                of_channels(&self.latents_std, f32::MIN_POSITIVE),
+                "z_dim numbers above 0".into(),
+            ),
+            ("attn_scales", self.attn_scales.is_empty(), "[], as in Wan 2.1".into()),
+            ("is_residual", !self.is_residual, "false, as in Wan 2.1".into()),
+            ("in_channels", self.in_channels == 3, "3, as in Wan 2.1".into()),
+            ("out_channels", self.out_channels == 3, "3, as in Wan 2.1".into()),
+            ("patch_size", self.patch_size.is_none(), "null, as in Wan 2.1".into()),
             (
                 "decoder_base_dim",
                 or_null(self.decoder_base_dim, self.base_dim),
-                format!("null or base_dim {}", self.base_dim),
+                "null, as in Wan 2.1".into(),
             ),
             (
                 "scale_factor_temporal",
-                or_null(self.scale_factor_temporal, time),
-                format!("{time}, by temperal_downsample"),
+                or_null(self.scale_factor_temporal, power(in_time)),
+                format!("{}, by temperal_downsample", power(in_time)),
             ),
             (
                 "scale_factor_spatial",
-                or_null(self.scale_factor_spatial, space),
-                format!("{space}, by dim_mult"),
+                or_null(self.scale_factor_spatial, power(halvings)),
+                format!("{}, by temperal_downsample", power(halvings)),
             ),
         ]
         .into_iter()
         .filter(|(_, right, _)| !right)
-        .map(|(key, _, must): (&str, _, String)| (key.into(), format!("must be {must}, as in Wan 2.1")))
+        .map(|(key, _, must)| (key.to_string(), format!("must be {must}, found {}", found[key])))
         .collect()
+    }
+
+    fn halvings_in_time(&self) -> usize {
+        self.temperal_downsample.iter().filter(|in_time| **in_time).count()
     }
 
     /// How many pixels in a row become one.
@@ -195,9 +164,9 @@ impl Config {
         1 << self.temperal_downsample.len()
     }
 
-    /// How many frames become one, but for the first, which stays alone.
+    /// How many frames become one; the first stays alone.
     pub fn temporal_compression(&self) -> usize {
-        1 << self.temperal_downsample.iter().filter(|in_time| **in_time).count()
+        1 << self.halvings_in_time()
     }
 
     /// Channels of latents.
@@ -207,22 +176,22 @@ impl Config {
 
     /// The transformer's view of latents (B, C, f, h, w): (z - mean) / std, channel by channel.
     pub fn normalize(&self, latents: &Tensor) -> Result<Tensor> {
-        latents
-            .broadcast_sub(&table(&self.latents_mean, 1, latents)?)?
-            .broadcast_mul(&table(&self.latents_std, -1, latents)?)
+        let (mean, per_std) = self.tables(latents)?;
+        latents.broadcast_sub(&mean)?.broadcast_mul(&per_std)
     }
 
     /// Back from the transformer's view.
     pub fn denormalize(&self, latents: &Tensor) -> Result<Tensor> {
-        latents
-            .broadcast_div(&table(&self.latents_std, -1, latents)?)?
-            .broadcast_add(&table(&self.latents_mean, 1, latents)?)
+        let (mean, per_std) = self.tables(latents)?;
+        latents.broadcast_div(&per_std)?.broadcast_add(&mean)
     }
-}
 
-/// `values` or their reciprocals, as f32 has them, (1, C, 1, 1, 1) beside `latents`.
-fn table(values: &[f64], power: i32, latents: &Tensor) -> Result<Tensor> {
-    let values: Vec<f32> = values.iter().map(|value| (*value as f32).powi(power)).collect();
-    let count = values.len();
-    Tensor::from_vec(values, (1, count, 1, 1, 1), latents.device())?.to_dtype(latents.dtype())
+    /// mean and 1 / std beside `latents`, (1, C, 1, 1, 1).
+    fn tables(&self, latents: &Tensor) -> Result<(Tensor, Tensor)> {
+        let table = |values: &[f64]| {
+            let values: Vec<f32> = values.iter().map(|value| *value as f32).collect();
+            Tensor::from_vec(values, (1, self.z_dim, 1, 1, 1), latents.device())?.to_dtype(latents.dtype())
+        };
+        Ok((table(&self.latents_mean)?, table(&self.latents_std)?.recip()?))
+    }
 }

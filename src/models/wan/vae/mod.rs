@@ -6,9 +6,8 @@
 //!
 //! Letters: B batch, F frames, H rows, W columns, L channels of latents; f, h, w the latents' size.
 
+mod coder;
 mod config;
-mod decoder;
-mod encoder;
 mod middle;
 mod norm;
 mod resample;
@@ -22,8 +21,7 @@ use candle_core::{DType, Device, Result, Tensor, bail};
 
 pub use config::Config;
 
-use decoder::Decoder;
-use encoder::Encoder;
+use coder::Coder;
 
 use crate::diffusion::posterior::Posterior;
 use crate::models::family::Emit;
@@ -37,9 +35,9 @@ const SAMPLE_FRAMES: usize = 4;
 pub struct Vae {
     pub config: Config,
     /// With `quant_conv`.
-    encoder: Option<(Encoder, Conv3d)>,
+    encoder: Option<(Coder, Conv3d)>,
     /// With `post_quant_conv`.
-    decoder: Option<(Decoder, Conv3d)>,
+    decoder: Option<(Coder, Conv3d)>,
     dtype: DType,
     device: Device,
 }
@@ -65,37 +63,40 @@ impl Vae {
     pub fn load_half(folder: &Path, half: Half, dtype: DType, device: &Device) -> anyhow::Result<Self> {
         let config = Config::read(folder)?;
         let weights = Weights::open(folder, dtype, device)?;
-        let vae = Self::from_weights(config, half, &weights)?;
+        let point = |channels, name| Conv3d::pointwise(channels, channels, weights.pp(name));
+        let encoder = || {
+            anyhow::Ok((
+                Coder::encoder(&config, weights.pp("encoder"))?,
+                point(2 * config.z_dim, "quant_conv")?,
+            ))
+        };
+        let decoder = || {
+            anyhow::Ok((
+                Coder::decoder(&config, weights.pp("decoder"))?,
+                point(config.z_dim, "post_quant_conv")?,
+            ))
+        };
+        let (encoder, decoder) = (
+            (half != Half::Decoder)
+                .then(encoder)
+                .transpose()
+                .context("the VAE's encoder")?,
+            (half != Half::Encoder)
+                .then(decoder)
+                .transpose()
+                .context("the VAE's decoder")?,
+        );
         weights.finish(match half {
             Half::Both => &[],
             Half::Encoder => &["decoder.", "post_quant_conv."],
             Half::Decoder => &["encoder.", "quant_conv."],
         })?;
-        Ok(vae)
-    }
-
-    fn from_weights(config: Config, half: Half, weights: &Weights) -> anyhow::Result<Self> {
-        let point = |channels, name| Conv3d::pointwise(channels, channels, weights.pp(name));
-        let encoder = || {
-            let encoder = Encoder::load(&config, weights.pp("encoder"))?;
-            Ok::<_, candle_core::Error>((encoder, point(2 * config.z_dim, "quant_conv")?))
-        };
-        let decoder = || {
-            let decoder = Decoder::load(&config, weights.pp("decoder"))?;
-            Ok::<_, candle_core::Error>((decoder, point(config.z_dim, "post_quant_conv")?))
-        };
         Ok(Self {
-            encoder: (half != Half::Decoder)
-                .then(encoder)
-                .transpose()
-                .context("the VAE's encoder")?,
-            decoder: (half != Half::Encoder)
-                .then(decoder)
-                .transpose()
-                .context("the VAE's decoder")?,
-            dtype: weights.dtype(),
-            device: weights.device().clone(),
             config,
+            encoder,
+            decoder,
+            dtype,
+            device: device.clone(),
         })
     }
 
@@ -137,32 +138,24 @@ impl Vae {
 
     /// As [`Vae::decode`], handing out frames as they come: the first, then four at a time.
     pub fn decode_batches(&self, latents: &Tensor, emit: Emit) -> anyhow::Result<()> {
+        let Some((decoder, post_quant_conv)) = &self.decoder else {
+            anyhow::bail!("the VAE was loaded without its decoder");
+        };
+        let (_, channels, frames, height, width) = latents.dims5()?;
+        anyhow::ensure!(
+            channels == self.config.z_dim && frames * height * width > 0,
+            "latents (B, {}, f, h, w) were expected, not {:?}",
+            self.config.z_dim,
+            latents.dims()
+        );
         let mut memory = Memory::new(Past::Zeros);
-        for frame in 0..self.latent_frames(latents)? {
-            emit(self.decode_frame(latents, frame, &mut memory)?)?;
+        for frame in 0..frames {
+            let z = self.channels_last(latents, frame..frame + 1)?; // (B, 1, h, w, L)
+            let z = post_quant_conv.forward((&z).into())?.0;
+            let frames = decoder.forward(&z, &mut memory)?.clamp(-1f32, 1f32)?; // (B, F, H, W, 3)
+            emit(self.channels_first(&frames)?)?;
         }
         Ok(())
-    }
-
-    fn latent_frames(&self, latents: &Tensor) -> Result<usize> {
-        let (_, channels, frames, height, width) = latents.dims5()?;
-        if channels != self.config.z_dim || frames == 0 || height == 0 || width == 0 {
-            bail!(
-                "latents (B, {}, f, h, w) were expected, not {:?}",
-                self.config.z_dim,
-                latents.dims()
-            );
-        }
-        Ok(frames)
-    }
-
-    fn decode_frame(&self, latents: &Tensor, frame: usize, memory: &mut Memory) -> Result<Tensor> {
-        let Some((decoder, post_quant_conv)) = &self.decoder else {
-            bail!("the VAE was loaded without its decoder");
-        };
-        let z = self.channels_last(latents, frame..frame + 1)?; // (B, 1, h, w, L)
-        let z = post_quant_conv.forward((&z).into())?.0;
-        self.channels_first(&decoder.forward(&z, memory)?.clamp(-1f32, 1f32)?)
     }
 
     /// Some frames of (B, C, F, H, W) as (B, F, H, W, C), in what is computed in.

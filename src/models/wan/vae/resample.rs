@@ -1,4 +1,4 @@
-//! `WanResample`: half the size, twice the size, and the same for the frames where time is compressed.
+//! `WanResample`: half the size, twice the size, and the same for the frames where there is a `time_conv`.
 //!
 //! Down: a 3x3 convolution with stride 2 and zeros below and on the right; then a convolution of three frames with
 //! stride 2, whose first is the last one of the piece before. Up: a convolution of three frames that makes two of each,
@@ -34,24 +34,32 @@ const TIME: Geometry = Geometry {
     pad_columns: [0, 0],
 };
 
-/// `downsample2d`, or `downsample3d` with a `time_conv`.
-pub struct Downsampler {
+pub struct Resampler {
     resample: Conv3d,
     time_conv: Option<Conv3d>,
 }
 
-impl Downsampler {
-    pub fn load(channels: usize, in_time: bool, weights: Weights) -> Result<Self> {
+impl Resampler {
+    /// `downsample3d` where frames are halved too, else `downsample2d`.
+    pub fn down(channels: usize, in_time: bool, weights: Weights) -> Result<Self> {
+        let time_conv = || Conv3d::load(channels, channels, TIME, false, weights.pp("time_conv"));
         Ok(Self {
             resample: Conv3d::load(channels, channels, DOWN, true, weights.pp("resample.1"))?,
-            time_conv: in_time
-                .then(|| Conv3d::load(channels, channels, TIME, false, weights.pp("time_conv")))
-                .transpose()?,
+            time_conv: in_time.then(time_conv).transpose()?,
+        })
+    }
+
+    /// `upsample3d` where frames are doubled too, else `upsample2d`.
+    pub fn up(channels: usize, in_time: bool, weights: Weights) -> Result<Self> {
+        let time_conv = || Conv3d::load(channels, 2 * channels, TIME, false, weights.pp("time_conv"));
+        Ok(Self {
+            resample: Conv3d::load(channels, channels / 2, UP, true, weights.pp("resample.1"))?,
+            time_conv: in_time.then(time_conv).transpose()?,
         })
     }
 
     /// (B, F, H, W, C) -> (B, F', H/2, W/2, C)
-    pub fn forward(&self, x: &Tensor, memory: &mut Memory) -> Result<Tensor> {
+    pub fn halve(&self, x: &Tensor, memory: &mut Memory) -> Result<Tensor> {
         let x = self.resample.forward(x.into())?.0;
         let Some(time_conv) = &self.time_conv else {
             return Ok(x);
@@ -69,32 +77,15 @@ impl Downsampler {
             .squeeze(2)?
             .contiguous()
     }
-}
-
-/// `upsample2d`, or `upsample3d` with a `time_conv`.
-pub struct Upsampler {
-    resample: Conv3d,
-    time_conv: Option<Conv3d>,
-}
-
-impl Upsampler {
-    pub fn load(channels: usize, in_time: bool, weights: Weights) -> Result<Self> {
-        Ok(Self {
-            resample: Conv3d::load(channels, channels / 2, UP, true, weights.pp("resample.1"))?,
-            time_conv: in_time
-                .then(|| Conv3d::load(channels, 2 * channels, TIME, false, weights.pp("time_conv")))
-                .transpose()?,
-        })
-    }
 
     /// (B, F, H, W, C) -> (B, F', 2 H, 2 W, C/2)
-    pub fn forward(&self, mut x: Tensor, memory: &mut Memory) -> Result<Tensor> {
+    pub fn double(&self, mut x: Tensor, memory: &mut Memory) -> Result<Tensor> {
         match &self.time_conv {
             Some(_) if memory.is_first() => memory.skip(None)?,
             Some(time_conv) => {
                 let (batch, frames, height, width, channels) = x.dims5()?;
                 x = memory
-                    .convolve(time_conv, &x, None)?
+                    .convolve(time_conv, &x, None)? // (B, F, H, W, 2 C)
                     .reshape((batch, frames, height * width, 2, channels))?
                     .transpose(2, 3)?
                     .contiguous()?
