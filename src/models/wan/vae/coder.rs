@@ -5,8 +5,8 @@
 
 use candle_core::{Result, Tensor};
 
+use super::attention::Attention;
 use super::config::Config;
-use super::middle::MidBlock;
 use super::norm::Norm;
 use super::resample::Resampler;
 use super::resnet::Resnet;
@@ -21,8 +21,8 @@ pub struct Coder {
 }
 
 enum Layer {
-    Resnet(Resnet),
-    MidBlock(MidBlock),
+    Resnet(Box<Resnet>),
+    Attention(Attention),
     Downsampler(Resampler),
     Upsampler(Resampler),
 }
@@ -37,8 +37,7 @@ impl Coder {
             let next = |layers: &Vec<Layer>| weights.pp("down_blocks").pp(layers.len());
             let outputs = config.base_dim * multiple;
             for _ in 0..config.num_res_blocks {
-                let resnet = Resnet::load(channels, outputs, next(&layers))?;
-                layers.push(Layer::Resnet(resnet));
+                layers.push(resnet(channels, outputs, next(&layers))?);
                 channels = outputs;
             }
             if let Some(&in_time) = config.temperal_downsample.get(i) {
@@ -46,7 +45,7 @@ impl Coder {
                 layers.push(Layer::Downsampler(downsampler));
             }
         }
-        layers.push(Layer::MidBlock(MidBlock::load(channels, weights.pp("mid_block"))?));
+        layers.extend(mid_block(channels, weights.pp("mid_block"))?);
         Ok(Self {
             conv_in: Conv3d::causal(config.in_channels, config.base_dim, weights.pp("conv_in"))?,
             layers,
@@ -58,15 +57,14 @@ impl Coder {
     /// Latents (.., L) to clips (.., 3).
     pub fn decoder(config: &Config, weights: Weights) -> Result<Self> {
         let first = config.base_dim * config.dim_mult[config.dim_mult.len() - 1];
-        let mut layers = vec![Layer::MidBlock(MidBlock::load(first, weights.pp("mid_block"))?)];
+        let mut layers = Vec::from(mid_block(first, weights.pp("mid_block"))?);
         let mut channels = first;
         let mut in_time = config.temperal_downsample.iter().rev();
         for (i, multiple) in config.dim_mult.iter().rev().enumerate() {
             let weights = weights.pp("up_blocks").pp(i);
             let outputs = config.base_dim * multiple;
-            for resnet in 0..=config.num_res_blocks {
-                let weights = weights.pp("resnets").pp(resnet);
-                layers.push(Layer::Resnet(Resnet::load(channels, outputs, weights)?));
+            for j in 0..=config.num_res_blocks {
+                layers.push(resnet(channels, outputs, weights.pp("resnets").pp(j))?);
                 channels = outputs;
             }
             if let Some(&in_time) = in_time.next() {
@@ -90,11 +88,24 @@ impl Coder {
         for layer in &self.layers {
             x = match layer {
                 Layer::Resnet(resnet) => resnet.forward(x, memory)?,
-                Layer::MidBlock(mid_block) => mid_block.forward(x, memory)?,
+                Layer::Attention(attention) => attention.forward(x)?,
                 Layer::Downsampler(downsampler) => downsampler.halve(&x, memory)?,
                 Layer::Upsampler(upsampler) => upsampler.double(x, memory)?,
             };
         }
         memory.convolve(&self.conv_out, &x, Some(&self.norm_out.modulation(&x)?))
     }
+}
+
+/// `WanMidBlock`: attention between two resnets.
+fn mid_block(channels: usize, weights: Weights) -> Result<[Layer; 3]> {
+    Ok([
+        resnet(channels, channels, weights.pp("resnets.0"))?,
+        Layer::Attention(Attention::load(channels, weights.pp("attentions.0"))?),
+        resnet(channels, channels, weights.pp("resnets.1"))?,
+    ])
+}
+
+fn resnet(channels: usize, outputs: usize, weights: Weights) -> Result<Layer> {
+    Ok(Layer::Resnet(Box::new(Resnet::load(channels, outputs, weights)?)))
 }

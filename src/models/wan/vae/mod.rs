@@ -6,9 +6,9 @@
 //!
 //! Letters: B batch, F frames, H rows, W columns, L channels of latents; f, h, w the latents' size.
 
+mod attention;
 mod coder;
 mod config;
-mod middle;
 mod norm;
 mod resample;
 mod resnet;

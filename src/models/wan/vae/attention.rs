@@ -1,46 +1,23 @@
-//! `WanMidBlock`: two resnets, and between them `WanAttentionBlock`, in which the pixels of each frame look at one
-//! another: x + proj(attention(to_qkv(norm(x)))), with one head.
+//! `WanAttentionBlock`: the pixels of each frame look at one another, x + proj(attention(to_qkv(norm(x)))), with one
+//! head.
 //!
 //! Letters: B batch, F frames, H rows, W columns, C channels, S pixels of a frame.
 
 use candle_core::{Result, Tensor};
 
 use super::norm::Norm;
-use super::resnet::Resnet;
 use crate::nn::Weights;
-use crate::nn::conv3d::{Conv3d, Geometry, Memory};
+use crate::nn::conv3d::{Conv3d, Geometry};
 use crate::ops::attention::attention;
 
-pub struct MidBlock {
-    resnets: [Resnet; 2],
-    attention: Attention,
-}
-
-impl MidBlock {
-    pub fn load(channels: usize, weights: Weights) -> Result<Self> {
-        let resnet = |i: usize| Resnet::load(channels, channels, weights.pp("resnets").pp(i));
-        Ok(Self {
-            resnets: [resnet(0)?, resnet(1)?],
-            attention: Attention::load(channels, weights.pp("attentions.0"))?,
-        })
-    }
-
-    /// (B, F, H, W, C) -> (B, F, H, W, C)
-    pub fn forward(&self, x: Tensor, memory: &mut Memory) -> Result<Tensor> {
-        let x = self.resnets[0].forward(x, memory)?;
-        let x = self.attention.forward(x)?;
-        self.resnets[1].forward(x, memory)
-    }
-}
-
-struct Attention {
+pub struct Attention {
     norm: Norm,
     to_qkv: Conv3d,
     proj: Conv3d,
 }
 
 impl Attention {
-    fn load(channels: usize, weights: Weights) -> Result<Self> {
+    pub fn load(channels: usize, weights: Weights) -> Result<Self> {
         let conv = |outputs, name| Conv3d::load(channels, outputs, Geometry::POINTWISE, true, weights.pp(name));
         Ok(Self {
             norm: Norm::load(channels, 2, weights.pp("norm"))?,
@@ -49,7 +26,8 @@ impl Attention {
         })
     }
 
-    fn forward(&self, x: Tensor) -> Result<Tensor> {
+    /// (B, F, H, W, C) -> (B, F, H, W, C). Takes x, because the result may be built in its place.
+    pub fn forward(&self, x: Tensor) -> Result<Tensor> {
         let (batch, frames, height, width, channels) = x.dims5()?;
         let rows = self.norm.rows(&x)?.reshape(x.shape())?;
         let qkv = self.to_qkv.forward((&rows).into())?.0; // (B, F, H, W, 3 C)
