@@ -1,7 +1,8 @@
-//! The CogVideoX VAE against diffusers: time and peak memory of encoding and decoding 17 frames of 128 x 192.
+//! The VAEs against diffusers: time and peak memory of encoding and decoding 17 frames of 128 x 192.
 //!
 //! `PYTHON=/path/to/python cargo bench --bench vae`, where that Python has torch and diffusers; without it only our own
-//! figures are printed, on the weights in `$VAE` (a folder). Every measurement has a process of its own; memory is the
+//! figures are printed, on the weights in `$VAE` (a folder). `FAMILY=wan` takes Wan's VAE (full width) in place of
+//! CogVideoX's (half). Every measurement has a process of its own; memory is the
 //! peak resident size above what was resident after loading.
 
 use std::path::{Path, PathBuf};
@@ -11,7 +12,7 @@ use std::time::Instant;
 use anyhow::{Context, ensure};
 use candle_core::{DType, Device, Tensor};
 use serde::Deserialize;
-use vtrain::models::cogvideox::vae::{Half, Vae};
+use vtrain::models::{cogvideox, wan};
 use vtrain::nn::conv3d::{Conv3d, Geometry, Isa};
 
 #[derive(Deserialize)]
@@ -33,7 +34,8 @@ fn main() -> anyhow::Result<()> {
         (_, Some(folder)) => PathBuf::from(folder),
         (Some(python), None) => {
             let mut make = Command::new(python);
-            run(make.arg(&script).arg("make").arg(scratch.path()))?;
+            let family = std::env::var("FAMILY").unwrap_or("cogvideox".into());
+            run(make.arg(&script).arg("make").arg(scratch.path()).arg(family))?;
             scratch.path().to_path_buf()
         }
         (None, None) => anyhow::bail!("set PYTHON to a Python with diffusers, or VAE to a folder of weights"),
@@ -107,17 +109,29 @@ fn parse(command: &mut Command) -> anyhow::Result<Measured> {
 /// Prints what `scripts/bench_vae.py` prints.
 fn measure(what: &str, folder: &Path) -> anyhow::Result<()> {
     let device = Device::Cpu;
-    let vae = Vae::load_half(folder, Half::Both, DType::F32, &device)?;
+    let config: serde_json::Value = serde_json::from_slice(&std::fs::read(folder.join("config.json"))?)?;
+    let is_wan = config["_class_name"] == "AutoencoderKLWan";
+    let code: Box<dyn Fn(&str, &Tensor) -> anyhow::Result<()>> = if is_wan {
+        let vae = wan::vae::Vae::load(folder, DType::F32, &device)?;
+        Box::new(move |what, x| match what {
+            "encode" => Ok(drop(vae.encode(x)?)),
+            _ => Ok(drop(vae.decode(x)?)),
+        })
+    } else {
+        let vae = cogvideox::vae::Vae::load(folder, DType::F32, &device)?;
+        Box::new(move |what, x| match what {
+            "encode" => Ok(drop(vae.encode(x)?)),
+            _ => Ok(drop(vae.decode(x)?)),
+        })
+    };
     let clip = Tensor::rand(-1f32, 1f32, (1, 3, 17, 128, 192), &device)?;
     let latents = Tensor::randn(0f32, 1f32, (1, 16, 5, 16, 24), &device)?;
+    std::fs::write("/proc/self/clear_refs", "5")?; // forget the peak of loading
     let baseline = status("VmRSS")?;
     let mut seconds = Vec::new();
     for _ in 0..2 {
         let begin = Instant::now();
-        match what {
-            "encode" => drop(vae.encode(&clip)?),
-            _ => drop(vae.decode(&latents)?),
-        }
+        code(what, if what == "encode" { &clip } else { &latents })?;
         seconds.push(begin.elapsed().as_secs_f64());
     }
     let peak_bytes = status("VmHWM")? - baseline;

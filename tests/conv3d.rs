@@ -1,7 +1,7 @@
 //! The 3D convolution against its definition, on every kind of vectors that this machine has.
 
-use candle_core::{Device, Tensor};
-use vtrain::nn::conv3d::{Conv3d, Geometry, Input, Isa, Modulation, Resample, group_moments};
+use candle_core::{DType, Device, Tensor};
+use vtrain::nn::conv3d::{Conv3d, Geometry, Input, Isa, Modulation, Past, Resample, group_moments};
 
 use super::cogvideox_vae::assert_near;
 
@@ -134,7 +134,7 @@ fn a_clip_in_pieces_is_convolved_as_the_whole_clip() {
         for (first, count) in [(0, 1), (1, 2), (3, 1)] {
             let piece = x.narrow(1, first, count).unwrap();
             let input = Input {
-                past: past.as_ref(),
+                past: past.as_ref().map_or(Past::First, Past::Frames),
                 ..(&piece).into()
             };
             let (y, new_past) = conv.forward(input).unwrap();
@@ -146,6 +146,35 @@ fn a_clip_in_pieces_is_convolved_as_the_whole_clip() {
 }
 
 #[test]
+fn before_the_first_frame_lie_zeros_where_that_is_asked_for() {
+    for case in &cases() {
+        let x = noise(&case.input, 1);
+        let (weight, bias) = parameters(case);
+        let [batch, _, height, width, channels] = case.input;
+        let reach = case.geometry.kernel[0] - 1;
+        let zeros = Tensor::zeros((batch, reach, height, width, channels), DType::F32, &Device::Cpu).unwrap();
+        let mut answers = Vec::new();
+        for conv in [
+            Conv3d::direct(&weight, &bias, case.geometry, Isa::detect()).unwrap(),
+            Conv3d::by_candle(&weight, &bias, case.geometry).unwrap(),
+        ] {
+            for past in [Past::Zeros, Past::Frames(&zeros)] {
+                if reach > 0 || matches!(past, Past::Zeros) {
+                    let input = Input { past, ..(&x).into() };
+                    answers.push(conv.forward(input).unwrap());
+                }
+            }
+        }
+        for (y, past) in &answers[1..] {
+            assert_near(y, &answers[0].0, 1e-6);
+            if let (Some(past), Some(first)) = (past, &answers[0].1) {
+                assert_near(past, first, 0.0);
+            }
+        }
+    }
+}
+
+#[test]
 fn modulation_and_resampling_on_the_way_in_are_what_they_are_in_tensors() {
     for (frames, table_frames) in [(1, 1), (2, 2), (4, 2), (3, 3), (5, 3), (9, 3), (4, 1), (5, 1)] {
         let (height, width) = if table_frames == 1 { (1, 1) } else { (2, 3) };
@@ -153,6 +182,7 @@ fn modulation_and_resampling_on_the_way_in_are_what_they_are_in_tensors() {
         let modulation = Modulation {
             scale: table(5),
             shift: table(6),
+            rms_eps: (frames % 2 == 1).then_some(1e-6),
         };
         for (resample, kernel, modulated) in [
             (Resample::None, [3, 3, 3], true),

@@ -2,7 +2,7 @@
 //!
 //! `y[f] = sum_dt w[dt] * x[f + dt - (kt - 1)]`: a frame sees itself and the kt - 1 frames before it, rows and
 //! columns as in `torch.nn.Conv3d`. A clip may come in pieces: each returns its last kt - 1 input frames as the next
-//! one's past; the first piece takes its first frame for everything before it.
+//! one's past; before the first piece lies its first frame, again and again, or nothing.
 //!
 //! Only for inference: no gradient flows back. On the CPU everything is f32 and `Direct` does the work, with what
 //! precedes the convolution done on the way in; elsewhere it is a sum of candle's `conv2d`, one for each kernel
@@ -16,6 +16,7 @@
 
 mod direct;
 mod frames;
+mod memory;
 mod moments;
 mod simd;
 
@@ -25,6 +26,7 @@ use candle_core::{CpuStorage, DType, Device, InplaceOp1, Layout, Result, Storage
 
 pub use crate::ops::lanes::Isa;
 pub use direct::Geometry;
+pub use memory::Memory;
 pub use moments::group_moments;
 
 use direct::Direct;
@@ -52,18 +54,26 @@ enum Kernel {
 #[derive(Clone, Copy)]
 pub struct Input<'a> {
     pub x: &'a Tensor, // (B, F, H, W, C)
-    /// The kt - 1 input frames before the first; without them its first frame is repeated.
-    pub past: Option<&'a Tensor>, // (B, kt - 1, H, W, C)
+    pub past: Past<'a>,
     /// Normalises and activates the input.
     pub modulation: Option<&'a Modulation>,
     pub resample: Resample,
+}
+
+/// The kt - 1 input frames before the first.
+#[derive(Debug, Clone, Copy)]
+pub enum Past<'a> {
+    /// The first frame, repeated.
+    First,
+    Zeros,
+    Frames(&'a Tensor), // (B, kt - 1, H, W, C)
 }
 
 impl<'a> From<&'a Tensor> for Input<'a> {
     fn from(x: &'a Tensor) -> Self {
         Self {
             x,
-            past: None,
+            past: Past::First,
             modulation: None,
             resample: Resample::None,
         }
@@ -77,6 +87,8 @@ impl<'a> From<&'a Tensor> for Input<'a> {
 pub struct Modulation {
     pub scale: Tensor, // (B, F', H', W', C)
     pub shift: Tensor, // (B, F', H', W', C)
+    /// An RMS norm over the channels of every pixel comes first: x / sqrt(mean(x^2) + eps), with this eps.
+    pub rms_eps: Option<f64>,
 }
 
 /// What happens to the size before a convolution.
@@ -113,6 +125,16 @@ impl Conv3d {
             Device::Cpu => Self::direct(&weight, &bias, geometry, Isa::detect()),
             _ => Self::by_candle(&weight, &bias, geometry),
         }
+    }
+
+    /// Reads one of 3x3x3 with a border of zeros, (O, C, 3, 3, 3).
+    pub fn causal(channels: usize, outputs: usize, weights: Weights) -> Result<Self> {
+        Self::load(channels, outputs, Geometry::CAUSAL, false, weights)
+    }
+
+    /// Reads one of 1x1x1, (O, C, 1, 1, 1).
+    pub fn pointwise(channels: usize, outputs: usize, weights: Weights) -> Result<Self> {
+        Self::load(channels, outputs, Geometry::POINTWISE, false, weights)
     }
 
     /// From a weight (O, C, kt, kh, kw) and a bias (O) on the CPU.
@@ -202,7 +224,10 @@ impl Conv3d {
         let [seen_frames, height, width] = Source::resampled([frames, height, width], input.resample);
         let (out_height, out_width) = self.geometry.output(height, width);
         let reach = self.geometry.kernel[0] - 1;
-        let right_past = |past: &Tensor| past.dims() == [batch, reach, height, width, channels];
+        let right_past = match input.past {
+            Past::Frames(past) => past.dims() == [batch, reach, height, width, channels],
+            Past::First | Past::Zeros => true,
+        };
         let right_tables = |modulation: &Modulation| {
             let dims = modulation.scale.dims();
             let right = dims.len() == 5 && modulation.shift.dims() == dims && dims[0] == batch && dims[4] == channels;
@@ -210,7 +235,7 @@ impl Conv3d {
         };
         if channels != self.channels
             || batch * seen_frames * out_height * out_width == 0
-            || !input.past.is_none_or(right_past)
+            || !right_past
             || !input.modulation.is_none_or(right_tables)
             || (input.resample == Resample::DoubleSizeAndFrames && reach > 0)
         {
@@ -219,7 +244,7 @@ impl Conv3d {
                 self.channels,
                 self.geometry,
                 input.x.dims(),
-                input.past.map(Tensor::dims),
+                input.past,
                 input.modulation.map(|modulation| modulation.scale.dims())
             );
         }
@@ -243,8 +268,9 @@ impl Conv3d {
         let reach = slices.len() - 1;
         let x = match (reach, input.past) {
             (0, _) => x,
-            (_, Some(past)) => Tensor::cat(&[past, &x], 1)?,
-            (_, None) => Tensor::cat(&[&x.narrow(1, 0, 1)?.repeat((1, reach, 1, 1, 1))?, &x], 1)?,
+            (_, Past::Frames(past)) => Tensor::cat(&[past, &x], 1)?,
+            (_, Past::Zeros) => x.pad_with_zeros(1, reach, 0)?,
+            (_, Past::First) => Tensor::cat(&[&x.narrow(1, 0, 1)?.repeat((1, reach, 1, 1, 1))?, &x], 1)?,
         };
         let (batch, frames, height, width, channels) = x.dims5()?;
         let past = (reach > 0)
@@ -294,7 +320,10 @@ fn run(direct: &Direct, input: &Input, out: &mut [f32], add: bool) -> Result<Opt
     let (batch, frames, height, width, channels) = input.x.dims5()?;
     let reach = direct.geometry().kernel[0] - 1;
     let x = values(input.x)?;
-    let past = input.past.map(values).transpose()?;
+    let past = match input.past {
+        Past::Frames(past) => Some(values(past)?),
+        Past::First | Past::Zeros => None,
+    };
     let tables = input
         .modulation
         .map(|modulation| Ok::<_, candle_core::Error>((values(&modulation.scale)?, values(&modulation.shift)?)))
@@ -308,6 +337,7 @@ fn run(direct: &Direct, input: &Input, out: &mut [f32], add: bool) -> Result<Opt
             channels,
             past: past.as_ref().map(|past| past.sample(sample)).transpose()?,
             reach,
+            blank: if matches!(input.past, Past::Zeros) { reach } else { 0 },
             tables: tables
                 .as_ref()
                 .map(|(scale, shift)| Ok::<_, candle_core::Error>((scale.sample(sample)?, shift.sample(sample)?)))
@@ -318,6 +348,7 @@ fn run(direct: &Direct, input: &Input, out: &mut [f32], add: bool) -> Result<Opt
                     .dims5()
                     .map(|(_, frames, height, width, _)| [frames, height, width])
             })?,
+            rms_eps: input.modulation.and_then(|modulation| modulation.rms_eps),
             resample: input.resample,
             isa: Isa::detect(),
         };

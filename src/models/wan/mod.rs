@@ -5,3 +5,4 @@ mod bare;
 pub mod dit;
 
 pub use bare::bare;
+pub mod vae;

@@ -33,6 +33,22 @@ pub struct Geometry {
 }
 
 impl Geometry {
+    /// 3x3x3 with a border of zeros.
+    pub const CAUSAL: Self = Self {
+        kernel: [3, 3, 3],
+        stride: 1,
+        pad_rows: [1, 1],
+        pad_columns: [1, 1],
+    };
+
+    /// 1x1x1.
+    pub const POINTWISE: Self = Self {
+        kernel: [1, 1, 1],
+        stride: 1,
+        pad_rows: [0, 0],
+        pad_columns: [0, 0],
+    };
+
     /// Rows and columns that come out.
     pub fn output(&self, height: usize, width: usize) -> (usize, usize) {
         let along = |size: usize, pad: [usize; 2], kernel: usize| {
@@ -51,6 +67,8 @@ impl Geometry {
 pub trait Frames: Sync {
     /// Frames (the earlier ones that the kernel reaches back to included), rows, columns.
     fn size(&self) -> [usize; 3];
+    /// How many of the first frames are zeros, with which nothing need be multiplied.
+    fn blank(&self) -> usize;
     /// Writes one row, (W, C).
     fn row(&self, frame: usize, row: usize, into: &mut [f32]);
 }
@@ -112,7 +130,7 @@ impl Direct {
         let together = STEP_PIXELS
             .div_ceil((out_height * out_width).max(1))
             .clamp(1, out_frames.max(1));
-        let mut ring = Ring::new(self, [height, width], reach + together);
+        let mut ring = Ring::new(self, [height, width], reach + together, input.blank());
         let mut filled = 0;
         for (step, out) in out.chunks_mut((together * out_frame).max(1)).enumerate() {
             let first = step * together;
@@ -160,6 +178,9 @@ impl Direct {
                 let panel = &weights[begin..begin + depth * self.width / 16];
                 for (i, out) in out.chunks_exact_mut(out_width * self.outputs).enumerate() {
                     let (frame, y) = ((first + i) / out_height, (first + i) % out_height);
+                    if pass.iter().all(|tap| frame + tap.frame < ring.blank) {
+                        continue;
+                    }
                     let runs: Vec<Run> = pass
                         .iter()
                         .map(|tap| Run {
@@ -240,6 +261,8 @@ struct Tap {
 struct Ring {
     values: Vec<f32>, // (slots, top + H + bottom, left + W + right, C)
     slots: usize,
+    /// The first frames of the input that are zeros.
+    blank: usize,
     height: usize,
     width: usize,
     top: usize,
@@ -250,7 +273,7 @@ struct Ring {
 }
 
 impl Ring {
-    fn new(conv: &Direct, [height, width]: [usize; 2], slots: usize) -> Self {
+    fn new(conv: &Direct, [height, width]: [usize; 2], slots: usize, blank: usize) -> Self {
         let Geometry {
             pad_rows, pad_columns, ..
         } = conv.geometry;
@@ -259,6 +282,7 @@ impl Ring {
         Self {
             values: vec![0.0; slots * slot_len],
             slots,
+            blank,
             height,
             width,
             top: pad_rows[0],

@@ -2,10 +2,10 @@
 //!
 //! `Source` makes rows one by one on the CPU; `prepared` makes the whole clip with candle's operations.
 
-use candle_core::{Result, Tensor};
+use candle_core::{DType, Result, Tensor};
 
 use super::direct::Frames;
-use super::simd::scale_shift_silu;
+use super::simd::{scale_shift_silu, square_sum};
 use super::{Input, Modulation, Resample, doubled};
 use crate::ops::lanes::Isa;
 
@@ -17,8 +17,11 @@ pub struct Source<'a> {
     pub past: Option<&'a [f32]>, // (reach, H, W, C)
     /// Frames that the kernel reaches back.
     pub reach: usize,
+    /// How many of them are zeros.
+    pub blank: usize,
     pub tables: Option<(&'a [f32], &'a [f32])>, // (F', H', W', C)
     pub table_size: [usize; 3],
+    pub rms_eps: Option<f64>,
     pub resample: Resample,
     pub isa: Isa,
 }
@@ -55,11 +58,18 @@ impl Source<'_> {
             scale_shift_silu(
                 self.isa,
                 &given[pixel.clone()],
+                self.rms_eps.map_or(1.0, |eps| self.per_rms(&given[pixel.clone()], eps)),
                 &scale[at..at + self.channels],
                 &shift[at..at + self.channels],
                 &mut into[pixel],
             );
         }
+    }
+
+    /// 1 / sqrt(mean(x^2) + eps) of one pixel.
+    fn per_rms(&self, pixel: &[f32], eps: f64) -> f32 {
+        let mean = square_sum(self.isa, pixel) / self.channels as f32;
+        (f64::from(mean) + eps).sqrt().recip() as f32
     }
 }
 
@@ -69,7 +79,14 @@ impl Frames for Source<'_> {
         [self.reach + frames, height, width]
     }
 
+    fn blank(&self) -> usize {
+        self.blank
+    }
+
     fn row(&self, frame: usize, row: usize, into: &mut [f32]) {
+        if frame < self.blank {
+            return into.fill(0.0);
+        }
         if let (Some(past), true) = (self.past, frame < self.reach) {
             let height = self.size()[1];
             into.copy_from_slice(&past[(frame * height + row) * into.len()..][..into.len()]);
@@ -172,6 +189,14 @@ pub fn prepared(input: &Input) -> Result<Tensor> {
 
 fn modulated(x: &Tensor, modulation: &Modulation) -> Result<Tensor> {
     let (_, frames, height, width, _) = x.dims5()?;
+    let x = &match modulation.rms_eps {
+        Some(eps) => {
+            let wide = x.to_dtype(DType::F32)?;
+            let rms = (wide.sqr()?.mean_keepdim(4)? + eps)?.sqrt()?; // (B, F, H, W, 1)
+            wide.broadcast_div(&rms)?.to_dtype(x.dtype())?
+        }
+        None => x.clone(),
+    };
     let spread = |table: &Tensor| {
         let (_, f, h, w, _) = table.dims5()?;
         if [f, h, w] == [1, 1, 1] {

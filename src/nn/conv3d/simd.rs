@@ -12,8 +12,9 @@ impl Isa {
     /// How many output channels a tile holds, for a convolution that has `channels` of them.
     pub fn tile_width(self, channels: usize) -> usize {
         match self {
+            // 96 channels are three tiles of 32; of two tiles of 64 a quarter would be for nothing.
             #[cfg(target_arch = "x86_64")]
-            Self::Avx512 if channels > 32 => 64,
+            Self::Avx512 if channels.next_multiple_of(64) == channels.next_multiple_of(32) => 64,
             #[cfg(target_arch = "x86_64")]
             Self::Avx512 if channels > 16 => 32,
             _ => 16,
@@ -74,16 +75,29 @@ pub fn multiply_add(isa: Isa, row: &Row, out: &mut [f32], out_step: usize) {
     }
 }
 
-/// `y = silu(x * scale + shift)` channel by channel, where silu(x) = x / (1 + exp(-x)).
-pub fn scale_shift_silu(isa: Isa, x: &[f32], scale: &[f32], shift: &[f32], y: &mut [f32]) {
+/// `y = silu(x * factor * scale + shift)` channel by channel, where silu(x) = x / (1 + exp(-x)).
+pub fn scale_shift_silu(isa: Isa, x: &[f32], factor: f32, scale: &[f32], shift: &[f32], y: &mut [f32]) {
     match isa {
         // SAFETY: the instructions were detected.
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => unsafe { x86::silu_avx512(x, scale, shift, y) },
+        Isa::Avx512 => unsafe { x86::silu_avx512(x, factor, scale, shift, y) },
         // SAFETY: the instructions were detected.
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => unsafe { x86::silu_avx2(x, scale, shift, y) },
-        Isa::Portable => silu_loop(x, scale, shift, y),
+        Isa::Avx2 => unsafe { x86::silu_avx2(x, factor, scale, shift, y) },
+        Isa::Portable => silu_loop(x, factor, scale, shift, y),
+    }
+}
+
+/// The sum of squares.
+pub fn square_sum(isa: Isa, x: &[f32]) -> f32 {
+    match isa {
+        // SAFETY: the instructions were detected.
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 => unsafe { x86::square_sum_avx512(x) },
+        // SAFETY: the instructions were detected.
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => unsafe { x86::square_sum_avx2(x) },
+        Isa::Portable => square_sum_loop(x),
     }
 }
 
@@ -111,10 +125,21 @@ fn moments_loop(x: &[f32], pivot: &[f32], sum: &mut [f32], squares: &mut [f32]) 
     }
 }
 
+/// In sixteen sums beside each other, which the compiler turns into vectors.
 #[inline(always)]
-fn silu_loop(x: &[f32], scale: &[f32], shift: &[f32], y: &mut [f32]) {
+fn square_sum_loop(x: &[f32]) -> f32 {
+    let mut sums = [0f32; 16];
+    let (stretches, rest) = x.as_chunks::<16>();
+    for stretch in stretches {
+        sums.iter_mut().zip(stretch).for_each(|(sum, x)| *sum += x * x);
+    }
+    sums.iter().sum::<f32>() + rest.iter().map(|x| x * x).sum::<f32>()
+}
+
+#[inline(always)]
+fn silu_loop(x: &[f32], factor: f32, scale: &[f32], shift: &[f32], y: &mut [f32]) {
     for (((y, x), scale), shift) in y.iter_mut().zip(x).zip(scale).zip(shift) {
-        let x = x * scale + shift;
+        let x = x * factor * scale + shift;
         *y = x / (1.0 + exp(-x));
     }
 }
@@ -216,7 +241,7 @@ unsafe fn tile<V: Lanes, const NV: usize, const MR: usize>(
 mod x86 {
     use std::arch::x86_64::{__m256, __m512};
 
-    use super::{Row, moments_loop, silu_loop, tiles};
+    use super::{Row, moments_loop, silu_loop, square_sum_loop, tiles};
 
     macro_rules! row {
         ($name:ident, $feature:literal, $vector:ty, $nv:literal, $mr:literal) => {
@@ -235,13 +260,23 @@ mod x86 {
     row!(avx2_16, "avx2,fma", __m256, 2, 6);
 
     #[target_feature(enable = "avx512f")]
-    pub fn silu_avx512(x: &[f32], scale: &[f32], shift: &[f32], y: &mut [f32]) {
-        silu_loop(x, scale, shift, y);
+    pub fn silu_avx512(x: &[f32], factor: f32, scale: &[f32], shift: &[f32], y: &mut [f32]) {
+        silu_loop(x, factor, scale, shift, y);
     }
 
     #[target_feature(enable = "avx2,fma")]
-    pub fn silu_avx2(x: &[f32], scale: &[f32], shift: &[f32], y: &mut [f32]) {
-        silu_loop(x, scale, shift, y);
+    pub fn silu_avx2(x: &[f32], factor: f32, scale: &[f32], shift: &[f32], y: &mut [f32]) {
+        silu_loop(x, factor, scale, shift, y);
+    }
+
+    #[target_feature(enable = "avx512f")]
+    pub fn square_sum_avx512(x: &[f32]) -> f32 {
+        square_sum_loop(x)
+    }
+
+    #[target_feature(enable = "avx2,fma")]
+    pub fn square_sum_avx2(x: &[f32]) -> f32 {
+        square_sum_loop(x)
     }
 
     #[target_feature(enable = "avx512f")]

@@ -4,12 +4,11 @@
 use candle_core::{Result, Tensor};
 
 use super::config::Config;
-use super::memory::{Memory, causal};
 use super::norm::Norm;
 use super::resample::Resampler;
 use super::resnet::{Norms, Resnet};
 use crate::nn::Weights;
-use crate::nn::conv3d::Conv3d;
+use crate::nn::conv3d::{Conv3d, Memory};
 
 pub struct Decoder {
     conv_in: Conv3d,
@@ -51,13 +50,13 @@ impl Decoder {
             up_blocks.push(UpBlock { resnets, upsampler });
         }
         Ok(Self {
-            conv_in: causal(config.latent_channels, first, weights.pp("conv_in"))?,
+            conv_in: Conv3d::causal(config.latent_channels, first, weights.pp("conv_in.conv"))?,
             mid_block: (0..2)
                 .map(|i| Resnet::load(first, first, norms, weights.pp("mid_block.resnets").pp(i)))
                 .collect::<Result<_>>()?,
             up_blocks,
             norm_out: norms.load(last, weights.pp("norm_out"))?,
-            conv_out: causal(last, config.out_channels, weights.pp("conv_out"))?,
+            conv_out: Conv3d::causal(last, config.out_channels, weights.pp("conv_out.conv"))?,
         })
     }
 

@@ -3,12 +3,11 @@
 use candle_core::{Result, Tensor};
 
 use super::config::Config;
-use super::memory::{Memory, causal};
 use super::norm::Norm;
 use super::resample::Resampler;
 use super::resnet::{Norms, Resnet};
 use crate::nn::Weights;
-use crate::nn::conv3d::Conv3d;
+use crate::nn::conv3d::{Conv3d, Memory};
 
 pub struct Encoder {
     conv_in: Conv3d,
@@ -50,13 +49,13 @@ impl Encoder {
             down_blocks.push(DownBlock { resnets, downsampler });
         }
         Ok(Self {
-            conv_in: causal(config.in_channels, first, weights.pp("conv_in"))?,
+            conv_in: Conv3d::causal(config.in_channels, first, weights.pp("conv_in.conv"))?,
             down_blocks,
             mid_block: (0..2)
                 .map(|i| Resnet::load(last, last, norms, weights.pp("mid_block.resnets").pp(i)))
                 .collect::<Result<_>>()?,
             norm_out: Norm::group(last, config.norm_num_groups, 1e-6, weights.pp("norm_out"))?,
-            conv_out: causal(last, 2 * config.latent_channels, weights.pp("conv_out"))?,
+            conv_out: Conv3d::causal(last, 2 * config.latent_channels, weights.pp("conv_out.conv"))?,
         })
     }
 

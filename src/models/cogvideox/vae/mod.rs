@@ -9,7 +9,6 @@
 mod config;
 mod decoder;
 mod encoder;
-mod memory;
 mod norm;
 mod resample;
 mod resnet;
@@ -26,11 +25,10 @@ pub use tiling::Tiling;
 
 use decoder::Decoder;
 use encoder::Encoder;
-use memory::Memory;
-use norm::POINTWISE;
 
 use crate::diffusion::posterior::Posterior;
-use crate::nn::{Conv3d, Weights};
+use crate::nn::Weights;
+use crate::nn::conv3d::{Conv3d, Memory, Past};
 
 /// Frames of a batch.
 const SAMPLE_FRAMES: usize = 8;
@@ -75,7 +73,7 @@ impl Vae {
         let (encodes, decodes) = (half != Half::Decoder, half != Half::Encoder);
         let point = |wanted: bool, channels: usize, name: &str| {
             wanted
-                .then(|| Conv3d::load(channels, channels, POINTWISE, false, weights.pp(name)))
+                .then(|| Conv3d::pointwise(channels, channels, weights.pp(name)))
                 .transpose()
         };
         let vae = Self {
@@ -163,7 +161,7 @@ impl Vae {
             && grid.splits(height, width)
         {
             let whole = grid.code(latents, |tile| {
-                let mut memory = Memory::default();
+                let mut memory = Memory::new(Past::First);
                 let batches = batches(tile.dim(2)?, LATENT_FRAMES)
                     .map(|frames| self.decode_batch(decoder, tile, frames, &mut memory))
                     .collect::<Result<Vec<_>>>()?;
@@ -171,7 +169,7 @@ impl Vae {
             })?;
             return emit(whole);
         }
-        let mut memory = Memory::default();
+        let mut memory = Memory::new(Past::First);
         for frames in batches(latents.dim(2).map_err(E::from)?, LATENT_FRAMES) {
             emit(self.decode_batch(decoder, latents, frames, &mut memory)?)?;
         }
@@ -194,7 +192,7 @@ impl Vae {
     }
 
     fn encode_whole(&self, encoder: &Encoder, video: &Tensor) -> Result<Tensor> {
-        let mut memory = Memory::default();
+        let mut memory = Memory::new(Past::First);
         let mut moments = Vec::new();
         for frames in batches(video.dim(2)?, SAMPLE_FRAMES) {
             let x = self.channels_last(video, frames)?; // (B, F, H, W, C)

@@ -10,15 +10,7 @@
 use candle_core::{Result, Tensor};
 
 use crate::nn::Weights;
-use crate::nn::conv3d::{Conv3d, Geometry, Modulation, group_moments};
-
-/// 1x1x1.
-pub const POINTWISE: Geometry = Geometry {
-    kernel: [1, 1, 1],
-    stride: 1,
-    pad_rows: [0, 0],
-    pad_columns: [0, 0],
-};
+use crate::nn::conv3d::{Conv3d, Modulation, group_moments};
 
 /// Group norm, modulated by the latents where there are some.
 pub struct Norm {
@@ -48,7 +40,7 @@ impl Norm {
 
     /// Reads `norm_layer`, `conv_y` and `conv_b`. Its eps is not configurable.
     pub fn spatial(channels: usize, latent_channels: usize, groups: usize, weights: Weights) -> Result<Self> {
-        let conv = |name: &str| Conv3d::load(latent_channels, channels, POINTWISE, false, weights.pp(name).pp("conv"));
+        let conv = |name: &str| Conv3d::pointwise(latent_channels, channels, weights.pp(name).pp("conv"));
         Ok(Self {
             spatial: Some(Spatial {
                 conv_y: conv("conv_y")?,
@@ -83,6 +75,7 @@ impl Norm {
         Ok(Modulation {
             scale: scale.to_dtype(x.dtype())?,
             shift: shift.to_dtype(x.dtype())?,
+            rms_eps: None,
         })
     }
 }

@@ -3,10 +3,9 @@
 
 use candle_core::{Result, Tensor};
 
-use super::memory::{Memory, causal};
-use super::norm::{Norm, POINTWISE};
+use super::norm::Norm;
 use crate::nn::Weights;
-use crate::nn::conv3d::Conv3d;
+use crate::nn::conv3d::{Conv3d, Memory};
 
 /// How a coder normalises.
 #[derive(Debug, Clone, Copy)]
@@ -36,12 +35,12 @@ pub struct Resnet {
 
 impl Resnet {
     pub fn load(channels: usize, outputs: usize, norms: Norms, weights: Weights) -> Result<Self> {
-        let shortcut = || Conv3d::load(channels, outputs, POINTWISE, false, weights.pp("conv_shortcut"));
+        let shortcut = || Conv3d::pointwise(channels, outputs, weights.pp("conv_shortcut"));
         Ok(Self {
             norm1: norms.load(channels, weights.pp("norm1"))?,
-            conv1: causal(channels, outputs, weights.pp("conv1"))?,
+            conv1: Conv3d::causal(channels, outputs, weights.pp("conv1.conv"))?,
             norm2: norms.load(outputs, weights.pp("norm2"))?,
-            conv2: causal(outputs, outputs, weights.pp("conv2"))?,
+            conv2: Conv3d::causal(outputs, outputs, weights.pp("conv2.conv"))?,
             conv_shortcut: (channels != outputs).then(shortcut).transpose()?,
         })
     }
