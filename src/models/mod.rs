@@ -14,6 +14,7 @@ pub mod cogvideox;
 pub mod denoiser;
 pub mod family;
 pub mod hub;
+pub mod ltx_video;
 
 pub use checkpoint::{Remembered, open, open_with};
 pub use family::Family;
