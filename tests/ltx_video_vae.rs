@@ -316,13 +316,13 @@ fn a_config_that_says_something_unknown_or_impossible_is_refused() {
             "ltx-0.9.0",
             "timestep_conditioning",
             json!(true),
-            "up block 1 does not fit",
+            "up block 2 does not fit",
         ),
         (
             "ltx-0.9.0",
             "decoder_inject_noise",
             json!([true, true, true, true, true]),
-            "up block 1 does not fit",
+            "up block 2 does not fit",
         ),
         (
             "ltx-0.9.0",

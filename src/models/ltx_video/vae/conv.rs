@@ -4,14 +4,7 @@
 use candle_core::{Result, Tensor};
 
 use crate::nn::Weights;
-use crate::nn::conv3d::{Conv3d, Geometry, Input, Modulation, Past, Resample};
-
-pub const CUBE: Geometry = Geometry {
-    kernel: [3, 3, 3],
-    stride: 1,
-    pad_rows: [1, 1],
-    pad_columns: [1, 1],
-};
+use crate::nn::conv3d::{Conv3d, Input, Modulation, Past, Resample};
 
 /// `RMSNorm(eps=1e-8)` in front of every convolution but the first.
 const RMS_EPS: f64 = 1e-8;
@@ -24,7 +17,7 @@ pub struct Conv {
 impl Conv {
     /// Reads `conv`.
     pub fn load(channels: usize, outputs: usize, past: Past<'static>, weights: Weights) -> Result<Self> {
-        let conv = Conv3d::load(channels, outputs, CUBE, false, weights.pp("conv"))?;
+        let conv = Conv3d::causal(channels, outputs, weights.pp("conv"))?;
         Ok(Self { conv, past })
     }
 

@@ -10,11 +10,14 @@
 use candle_core::{Result, Tensor};
 
 use super::config::{DownsampleType, Up};
-use super::conv::{CUBE, Conv};
+use super::conv::Conv;
 use crate::nn::Weights;
 use crate::nn::conv3d::{Conv3d, Geometry, Past};
 
-const STRIDED: Geometry = Geometry { stride: 2, ..CUBE };
+const STRIDED: Geometry = Geometry {
+    stride: 2,
+    ..Geometry::CAUSAL
+};
 
 pub enum Downsampler {
     /// Every second frame, row and column.
@@ -101,7 +104,7 @@ impl Upsampler {
         let bias = by_pixel(weights.get(8 * outputs, "bias")?)?;
         let sources = (0..8 * outputs).map(|i| (i % outputs % (channels / 8).max(1) * 8 + i / outputs) as u32);
         Ok(Self {
-            conv: Conv::new(Conv3d::new(&weight, &bias, CUBE)?, past),
+            conv: Conv::new(Conv3d::new(&weight, &bias, Geometry::CAUSAL)?, past),
             outputs,
             residual: block
                 .residual

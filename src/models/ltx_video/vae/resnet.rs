@@ -7,16 +7,9 @@
 use candle_core::{Result, Tensor, bail};
 
 use super::conv::{Conv, modulated_norm, norm};
-use crate::nn::conv3d::{Conv3d, Geometry, Past};
+use crate::nn::conv3d::{Conv3d, Past};
 use crate::nn::{Norm, Weights};
 use crate::rng::Rng;
-
-const POINTWISE: Geometry = Geometry {
-    kernel: [1, 1, 1],
-    stride: 1,
-    pad_rows: [0, 0],
-    pad_columns: [0, 0],
-};
 
 /// What the resnets of a coder, or of one of its blocks, have in common.
 #[derive(Debug, Clone, Copy)]
@@ -45,13 +38,7 @@ impl Resnet {
         let shortcut = || {
             Ok::<_, candle_core::Error>(Shortcut {
                 norm3: Norm::layer(channels, kind.eps, weights.pp("norm3"))?,
-                conv_shortcut: Conv3d::load(
-                    channels,
-                    outputs,
-                    POINTWISE,
-                    false,
-                    weights.pp("conv_shortcut").pp("conv"),
-                )?,
+                conv_shortcut: Conv3d::pointwise(channels, outputs, weights.pp("conv_shortcut.conv"))?,
             })
         };
         let noise_scale = |name: &str| weights.get((channels, 1, 1), name)?.reshape(channels);
