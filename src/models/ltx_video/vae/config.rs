@@ -8,10 +8,10 @@ use serde::Deserialize;
 /// A config.json larger than this is none.
 const MAX_BYTES: u64 = 1 << 20;
 const CLASS: &str = "AutoencoderKLLTXVideo";
-/// More blocks, layers or channels than any checkpoint has.
+/// More than any checkpoint has.
 const MAX_BLOCKS: usize = 16;
-const MAX_LAYERS: usize = 1 << 10;
-const MAX_CHANNELS: usize = 1 << 16;
+const LAYERS: [usize; 2] = [0, 1 << 10];
+const CHANNELS: [usize; 2] = [1, 1 << 16];
 
 /// The keys of diffusers' `AutoencoderKLLTXVideo`, with its defaults, which are those of 0.9.0. A key that is not here
 /// might change what is computed, and is an error.
@@ -168,8 +168,7 @@ impl Config {
 
     /// Values that parse but can not be computed with.
     pub fn check(&self) -> Vec<String> {
-        let mut wrong = self.check_numbers();
-        wrong.extend(self.check_lists());
+        let mut wrong = self.check_sizes();
         if wrong.is_empty() {
             wrong.extend(self.check_channels());
             wrong.extend(self.check_compression());
@@ -177,83 +176,75 @@ impl Config {
         wrong
     }
 
-    fn check_numbers(&self) -> Vec<String> {
+    /// Lengths of lists, ranges of numbers.
+    fn check_sizes(&self) -> Vec<String> {
         let mut wrong = Vec::new();
-        let mut must = |holds: bool, message: String| {
-            if !holds {
-                wrong.push(message);
-            }
-        };
-        must(
-            self.class_name == CLASS,
-            format!("_class_name must be {CLASS}, found {}", self.class_name),
-        );
-        let channels = [&self.block_out_channels, &self.decoder_block_out_channels];
-        let layers = [&self.layers_per_block, &self.decoder_layers_per_block];
-        for (key, values, [low, high]) in [
-            ("in_channels", &[self.in_channels][..], [1, MAX_CHANNELS]),
-            ("out_channels", &[self.out_channels], [1, MAX_CHANNELS]),
-            ("latent_channels", &[self.latent_channels], [1, MAX_CHANNELS]),
-            ("block_out_channels", channels[0], [1, MAX_CHANNELS]),
-            ("decoder_block_out_channels", channels[1], [1, MAX_CHANNELS]),
-            ("layers_per_block", layers[0], [0, MAX_LAYERS]),
-            ("decoder_layers_per_block", layers[1], [0, MAX_LAYERS]),
-            ("upsample_factor", &self.upsample_factor, [1, 8]),
-            ("patch_size", &[self.patch_size], [1, 64]),
-            ("patch_size_t", &[self.patch_size_t], [1, 1]),
-        ] {
-            for &value in values.iter().filter(|value| !(low..=high).contains(value)) {
-                must(false, format!("{key} must lie between {low} and {high}, found {value}"));
-            }
+        if self.class_name != CLASS {
+            wrong.push(format!("_class_name must be {CLASS}, found {}", self.class_name));
         }
         for (key, value) in [
             ("scaling_factor", self.scaling_factor),
             ("resnet_norm_eps", self.resnet_norm_eps),
         ] {
-            let right = value.is_finite() && value > 0.0;
-            must(right, format!("{key} must be a number above 0, found {value}"));
-        }
-        wrong
-    }
-
-    fn check_lists(&self) -> Vec<String> {
-        let mut wrong = Vec::new();
-        let (downs, ups) = (self.down_block_types.len(), self.decoder_block_out_channels.len());
-        for (key, blocks) in [("down_block_types", downs), ("decoder_block_out_channels", ups)] {
-            if !(1..=MAX_BLOCKS).contains(&blocks) {
-                wrong.push(format!("{key} must have 1 to {MAX_BLOCKS} entries, found {blocks}"));
+            if !value.is_finite() || value <= 0.0 {
+                wrong.push(format!("{key} must be a number above 0, found {value}"));
             }
         }
-        if self
-            .down_block_types
-            .iter()
-            .any(|kind| *kind != self.down_block_types[0])
-        {
+        let kinds = &self.down_block_types;
+        if kinds.iter().any(|kind| *kind != kinds[0]) {
             wrong.push("down_block_types must all be the same".into());
         }
-        for (key, found, expected) in [
+        let (downs, ups) = (kinds.len(), self.decoder_block_out_channels.len());
+        let widths = downs + usize::from(self.is_095());
+        let flags = |flags: &[bool]| flags.iter().map(|flag| usize::from(*flag)).collect();
+        for (key, values, count, [low, high]) in [
+            ("in_channels", vec![self.in_channels], 1, CHANNELS),
+            ("out_channels", vec![self.out_channels], 1, CHANNELS),
+            ("latent_channels", vec![self.latent_channels], 1, CHANNELS),
+            ("patch_size", vec![self.patch_size], 1, [1, 64]),
+            ("patch_size_t", vec![self.patch_size_t], 1, [1, 1]),
+            ("down_block_types", vec![0; downs], downs.clamp(1, MAX_BLOCKS), [0, 0]),
+            ("downsample_type", vec![0; self.downsample_type.len()], downs, [0, 0]),
+            ("block_out_channels", self.block_out_channels.clone(), widths, CHANNELS),
+            ("layers_per_block", self.layers_per_block.clone(), downs + 1, LAYERS),
             (
-                "block_out_channels",
-                self.block_out_channels.len(),
-                downs + usize::from(self.is_095()),
+                "spatio_temporal_scaling",
+                flags(&self.spatio_temporal_scaling),
+                downs,
+                [0, 1],
             ),
-            ("layers_per_block", self.layers_per_block.len(), downs + 1),
-            ("spatio_temporal_scaling", self.spatio_temporal_scaling.len(), downs),
-            ("downsample_type", self.downsample_type.len(), downs),
-            ("decoder_layers_per_block", self.decoder_layers_per_block.len(), ups + 1),
+            (
+                "decoder_block_out_channels",
+                self.decoder_block_out_channels.clone(),
+                ups.clamp(1, MAX_BLOCKS),
+                CHANNELS,
+            ),
+            (
+                "decoder_layers_per_block",
+                self.decoder_layers_per_block.clone(),
+                ups + 1,
+                LAYERS,
+            ),
             (
                 "decoder_spatio_temporal_scaling",
-                self.decoder_spatio_temporal_scaling.len(),
+                flags(&self.decoder_spatio_temporal_scaling),
                 ups,
+                [0, 1],
             ),
-            ("decoder_inject_noise", self.decoder_inject_noise.len(), ups + 1),
-            ("upsample_residual", self.upsample_residual.len(), ups),
-            ("upsample_factor", self.upsample_factor.len(), ups),
+            (
+                "decoder_inject_noise",
+                flags(&self.decoder_inject_noise),
+                ups + 1,
+                [0, 1],
+            ),
+            ("upsample_residual", flags(&self.upsample_residual), ups, [0, 1]),
+            ("upsample_factor", self.upsample_factor.clone(), ups, [1, 8]),
         ] {
-            if found != expected {
-                wrong.push(format!(
-                    "{key} must have {expected} entries for its blocks, found {found}"
-                ));
+            if values.len() != count {
+                wrong.push(format!("{key} must have {count} entries, found {}", values.len()));
+            }
+            if let Some(value) = values.iter().find(|value| !(low..=high).contains(*value)) {
+                wrong.push(format!("{key} must lie between {low} and {high}, found {value}"));
             }
         }
         wrong
