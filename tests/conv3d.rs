@@ -174,6 +174,56 @@ fn before_the_first_frame_lie_zeros_where_that_is_asked_for() {
     }
 }
 
+/// x with its last frame once more.
+fn with_last_again(x: &Tensor) -> Tensor {
+    let last = x.narrow(1, x.dim(1).unwrap() - 1, 1).unwrap();
+    Tensor::cat(&[x, &last], 1).unwrap()
+}
+
+#[test]
+fn a_centred_convolution_is_the_causal_one_a_frame_later() {
+    for case in cases().iter().filter(|case| case.geometry.kernel[0] == 3) {
+        let x = noise(&case.input, 1);
+        let (weight, bias) = parameters(case);
+        for conv in [
+            Conv3d::direct(&weight, &bias, case.geometry, Isa::detect()).unwrap(),
+            Conv3d::by_candle(&weight, &bias, case.geometry).unwrap(),
+        ] {
+            let later = conv.forward((&with_last_again(&x)).into()).unwrap().0;
+            let input = Input {
+                past: Past::Centred,
+                ..(&x).into()
+            };
+            let (y, past) = conv.forward(input).unwrap();
+            assert_near(&y, &later.narrow(1, 1, case.input[1]).unwrap(), 1e-6);
+            assert!(past.is_none(), "there is no going on from there");
+        }
+    }
+}
+
+#[test]
+fn a_stride_over_frames_leaves_out_what_lies_between() {
+    for case in &cases() {
+        let x = noise(&case.input, 1);
+        let (weight, bias) = parameters(case);
+        for conv in [
+            Conv3d::direct(&weight, &bias, case.geometry, Isa::detect()).unwrap(),
+            Conv3d::by_candle(&weight, &bias, case.geometry).unwrap(),
+        ] {
+            let (whole, past) = conv.forward((&x).into()).unwrap();
+            for stride in [1, 2, 3] {
+                let kept: Vec<u32> = (0..case.input[1] as u32).step_by(stride).collect();
+                let kept = Tensor::new(kept, &Device::Cpu).unwrap();
+                let (y, strided_past) = conv.clone().with_frame_stride(stride).forward((&x).into()).unwrap();
+                assert_near(&y, &whole.index_select(&kept, 1).unwrap(), 1e-6);
+                if let (Some(strided), Some(past)) = (strided_past, &past) {
+                    assert_near(&strided, past, 0.0);
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn modulation_and_resampling_on_the_way_in_are_what_they_are_in_tensors() {
     for (frames, table_frames) in [(1, 1), (2, 2), (4, 2), (3, 3), (5, 3), (9, 3), (4, 1), (5, 1)] {

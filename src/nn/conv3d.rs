@@ -2,7 +2,8 @@
 //!
 //! `y[f] = sum_dt w[dt] * x[f + dt - (kt - 1)]`: a frame sees itself and the kt - 1 frames before it, rows and
 //! columns as in `torch.nn.Conv3d`. A clip may come in pieces: each returns its last kt - 1 input frames as the next
-//! one's past; before the first piece lies its first frame, again and again, or nothing.
+//! one's past; before the first piece lies its first frame, again and again, or nothing. A whole clip may also be seen
+//! as far ahead as back, which is not causal.
 //!
 //! Only for inference: no gradient flows back. On the CPU everything is f32 and `Direct` does the work, with what
 //! precedes the convolution done on the way in; elsewhere it is a sum of candle's `conv2d`, one for each kernel
@@ -39,6 +40,8 @@ use super::Weights;
 pub struct Conv3d {
     kernel: Kernel,
     geometry: Geometry,
+    /// Every how many frames one is computed.
+    frame_stride: usize,
     channels: usize,
     outputs: usize,
 }
@@ -65,6 +68,9 @@ pub struct Input<'a> {
 pub enum Past<'a> {
     /// The first frame, repeated.
     First,
+    /// Only half as many, the first frame repeated, and as many after the last, which is repeated too: a frame sees as
+    /// far ahead as back, and nobody can go on from there.
+    Centred,
     Zeros,
     Frames(&'a Tensor), // (B, kt - 1, H, W, C)
 }
@@ -120,10 +126,14 @@ impl Conv3d {
         } else {
             weights.get((outputs, channels, kt, kh, kw), "weight")?
         };
-        let bias = weights.get(outputs, "bias")?;
-        match weights.device() {
-            Device::Cpu => Self::direct(&weight, &bias, geometry, Isa::detect()),
-            _ => Self::by_candle(&weight, &bias, geometry),
+        Self::new(&weight, &weights.get(outputs, "bias")?, geometry)
+    }
+
+    /// From a weight (O, C, kt, kh, kw) and a bias (O), in the way that suits their device.
+    pub fn new(weight: &Tensor, bias: &Tensor, geometry: Geometry) -> Result<Self> {
+        match weight.device() {
+            Device::Cpu => Self::direct(weight, bias, geometry, Isa::detect()),
+            _ => Self::by_candle(weight, bias, geometry),
         }
     }
 
@@ -148,6 +158,7 @@ impl Conv3d {
         Ok(Self {
             kernel: Kernel::Direct(Direct::new(&values, bias, channels, geometry, isa)),
             geometry,
+            frame_stride: 1,
             channels,
             outputs,
         })
@@ -162,9 +173,19 @@ impl Conv3d {
         Ok(Self {
             kernel: Kernel::Candle(slices, bias.clone()),
             geometry,
+            frame_stride: 1,
             channels,
             outputs,
         })
+    }
+
+    /// The same, computed for frames 0, `stride`, 2 `stride`, ... of each input only.
+    pub fn with_frame_stride(mut self, stride: usize) -> Self {
+        self.frame_stride = stride.max(1);
+        if let Kernel::Direct(direct) = &mut self.kernel {
+            direct.set_frame_stride(self.frame_stride);
+        }
+        self
     }
 
     fn check(weight: &Tensor, bias: &Tensor, geometry: Geometry) -> Result<(usize, usize)> {
@@ -226,6 +247,7 @@ impl Conv3d {
         let reach = self.geometry.kernel[0] - 1;
         let right_past = match input.past {
             Past::Frames(past) => past.dims() == [batch, reach, height, width, channels],
+            Past::Centred => reach.is_multiple_of(2) && input.resample == Resample::None,
             Past::First | Past::Zeros => true,
         };
         let right_tables = |modulation: &Modulation| {
@@ -237,7 +259,7 @@ impl Conv3d {
             || batch * seen_frames * out_height * out_width == 0
             || !right_past
             || !input.modulation.is_none_or(right_tables)
-            || (input.resample == Resample::DoubleSizeAndFrames && reach > 0)
+            || (input.resample == Resample::DoubleSizeAndFrames && (reach > 0 || self.frame_stride > 1))
         {
             bail!(
                 "a convolution of {} channels, {:?}, can not read {:?} with the past {:?} and the tables {:?}",
@@ -259,6 +281,7 @@ impl Conv3d {
             Resample::DoubleSize => (frames, 2 * height, 2 * width),
             Resample::DoubleSizeAndFrames => (doubled(frames), 2 * height, 2 * width),
         };
+        let frames = frames.div_ceil(self.frame_stride);
         let (height, width) = self.geometry.output(height, width);
         Ok([batch, frames, height, width, self.outputs])
     }
@@ -270,19 +293,26 @@ impl Conv3d {
             (0, _) => x,
             (_, Past::Frames(past)) => Tensor::cat(&[past, &x], 1)?,
             (_, Past::Zeros) => x.pad_with_zeros(1, reach, 0)?,
+            (_, Past::Centred) => x.pad_with_same(1, reach / 2, reach / 2)?,
             (_, Past::First) => Tensor::cat(&[&x.narrow(1, 0, 1)?.repeat((1, reach, 1, 1, 1))?, &x], 1)?,
         };
         let (batch, frames, height, width, channels) = x.dims5()?;
-        let past = (reach > 0)
+        let past = (reach > 0 && !matches!(input.past, Past::Centred))
             .then(|| x.narrow(1, frames - reach, reach)?.contiguous())
             .transpose()?;
-        let out_frames = frames - reach;
+        let stride = self.frame_stride;
+        let out_frames = (frames - reach).div_ceil(stride);
+        let computed: Vec<u32> = (0..out_frames).map(|frame| (frame * stride) as u32).collect();
+        let computed = Tensor::from_vec(computed, out_frames, x.device())?;
         let x = x.permute((0, 1, 4, 2, 3))?; // (B, F, C, H, W)
         let [rows, columns] = [self.geometry.pad_rows, self.geometry.pad_columns];
         let mut sum: Option<Tensor> = None;
         for (dt, weight) in slices.iter().enumerate() {
-            let x = x
-                .narrow(1, dt, out_frames)?
+            let seen = match stride {
+                1 => x.narrow(1, dt, out_frames)?,
+                _ => x.contiguous()?.index_select(&(&computed + dt as f64)?, 1)?,
+            };
+            let x = seen
                 .reshape((batch * out_frames, channels, height, width))?
                 .pad_with_zeros(2, rows[0], rows[1])?
                 .pad_with_zeros(3, columns[0], columns[1])?;
@@ -322,7 +352,7 @@ fn run(direct: &Direct, input: &Input, out: &mut [f32], add: bool) -> Result<Opt
     let x = values(input.x)?;
     let past = match input.past {
         Past::Frames(past) => Some(values(past)?),
-        Past::First | Past::Zeros => None,
+        Past::First | Past::Centred | Past::Zeros => None,
     };
     let tables = input
         .modulation
@@ -337,6 +367,11 @@ fn run(direct: &Direct, input: &Input, out: &mut [f32], add: bool) -> Result<Opt
             channels,
             past: past.as_ref().map(|past| past.sample(sample)).transpose()?,
             reach,
+            ahead: if matches!(input.past, Past::Centred) {
+                reach / 2
+            } else {
+                0
+            },
             blank: if matches!(input.past, Past::Zeros) { reach } else { 0 },
             tables: tables
                 .as_ref()
@@ -363,7 +398,7 @@ fn run(direct: &Direct, input: &Input, out: &mut [f32], add: bool) -> Result<Opt
         }
     }
     let [_, height, width] = Source::resampled([frames, height, width], input.resample);
-    (reach > 0)
+    (reach > 0 && !matches!(input.past, Past::Centred))
         .then(|| Tensor::from_vec(new_past, (batch, reach, height, width, channels), &Device::Cpu))
         .transpose()
 }

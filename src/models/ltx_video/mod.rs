@@ -4,3 +4,4 @@ mod bare;
 pub mod dit;
 
 pub use bare::bare;
+pub mod vae;

@@ -79,6 +79,7 @@ pub struct Direct {
     geometry: Geometry,
     channels: usize,
     outputs: usize,
+    frame_stride: usize,
     isa: Isa,
     width: usize,
     panels: Vec<Line>, // (ceil(O / width), kt, kh, kw * C, width)
@@ -107,11 +108,17 @@ impl Direct {
             geometry,
             channels,
             outputs,
+            frame_stride: 1,
             isa,
             width,
             panels,
             bias,
         }
+    }
+
+    /// From now on only every so many frames are computed; at least 1.
+    pub fn set_frame_stride(&mut self, stride: usize) {
+        self.frame_stride = stride;
     }
 
     pub fn geometry(&self) -> Geometry {
@@ -125,17 +132,17 @@ impl Direct {
         let reach = self.geometry.kernel[0] - 1;
         let (out_height, out_width) = self.geometry.output(height, width);
         let out_frame = out_height * out_width * self.outputs;
-        let out_frames = frames.saturating_sub(reach);
+        let out_frames = frames.saturating_sub(reach).div_ceil(self.frame_stride);
         assert_eq!(out.len(), out_frames * out_frame);
         let together = STEP_PIXELS
             .div_ceil((out_height * out_width).max(1))
             .clamp(1, out_frames.max(1));
-        let mut ring = Ring::new(self, [height, width], reach + together, input.blank());
+        let mut ring = Ring::new(self, [height, width], self.span(together), input.blank());
         let mut filled = 0;
         for (step, out) in out.chunks_mut((together * out_frame).max(1)).enumerate() {
             let first = step * together;
             let count = out.len() / out_frame;
-            while filled < first + count + reach {
+            while filled < first * self.frame_stride + self.span(count) {
                 ring.fill(filled, input);
                 filled += 1;
             }
@@ -144,7 +151,14 @@ impl Direct {
                 .enumerate()
                 .for_each(|(block, out)| self.block(&ring, first * out_height + block * rows, out_height, out, add));
         }
+        // Behind the last frame that was computed there may be more, which come next.
+        (filled..frames).for_each(|frame| ring.fill(frame, input));
         ring.last(reach, frames)
+    }
+
+    /// How many frames of input `count` frames of output see.
+    fn span(&self, count: usize) -> usize {
+        count.saturating_sub(1) * self.frame_stride + self.geometry.kernel[0]
     }
 
     /// Rows that one thread takes at a time.
@@ -178,6 +192,7 @@ impl Direct {
                 let panel = &weights[begin..begin + depth * self.width / 16];
                 for (i, out) in out.chunks_exact_mut(out_width * self.outputs).enumerate() {
                     let (frame, y) = ((first + i) / out_height, (first + i) % out_height);
+                    let frame = frame * self.frame_stride;
                     if pass.iter().all(|tap| frame + tap.frame < ring.blank) {
                         continue;
                     }

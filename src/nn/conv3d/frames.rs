@@ -17,6 +17,8 @@ pub struct Source<'a> {
     pub past: Option<&'a [f32]>, // (reach, H, W, C)
     /// Frames that the kernel reaches back.
     pub reach: usize,
+    /// How many of these lie after the last frame instead of before the first.
+    pub ahead: usize,
     /// How many of them are zeros.
     pub blank: usize,
     pub tables: Option<(&'a [f32], &'a [f32])>, // (F', H', W', C)
@@ -92,7 +94,8 @@ impl Frames for Source<'_> {
             into.copy_from_slice(&past[(frame * height + row) * into.len()..][..into.len()]);
             return;
         }
-        let frame = frame.saturating_sub(self.reach);
+        let last = self.size()[0] - self.reach - 1;
+        let frame = frame.saturating_sub(self.reach - self.ahead).min(last);
         match self.resample {
             Resample::None => self.normalised(frame, row, into),
             Resample::HalveFrames => match pair(frame, self.size[0]) {
