@@ -8,7 +8,7 @@ use candle_core::{DType, Device, Result, Tensor, Var};
 use vtrain::models::denoiser::{Denoiser, Input};
 use vtrain::nn::linear::LowRank;
 use vtrain::nn::weights::Planter;
-use vtrain::train::segments::{Keep, forward_backward};
+use vtrain::train::segments::{Policy, forward_backward};
 
 /// What the fixtures' adapters are multiplied by: alpha 6, rank 3.
 const SCALE: f64 = 2.0;
@@ -65,7 +65,7 @@ impl Answers {
             names.extend([format!("{path}.A"), format!("{path}.B")]);
             vars.extend([a.clone(), b.clone()]);
         }
-        for keep in [Keep::All, Keep::Inputs] {
+        for keep in [Policy::All, Policy::Inputs, Policy::InputsAndAttention].map(|policy| policy.keep(None)) {
             let passed = forward_backward(denoiser, input, &loss, &vars, keep).unwrap();
             let error = relative_error(&passed.loss, &self.get(&format!("{key}.loss")));
             assert!(error <= 1e-5, "{keep:?}: loss {error:e}");

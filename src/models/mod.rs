@@ -14,8 +14,8 @@ pub mod cogvideox;
 pub mod denoiser;
 pub mod family;
 pub mod hub;
-pub mod rooms;
 pub mod ltx_video;
+pub mod rooms;
 pub mod wan;
 
 pub use checkpoint::{Remembered, open, open_with};

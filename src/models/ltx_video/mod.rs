@@ -2,6 +2,6 @@
 
 mod bare;
 pub mod dit;
+pub mod vae;
 
 pub use bare::bare;
-pub mod vae;

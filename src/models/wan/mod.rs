@@ -3,6 +3,6 @@
 
 mod bare;
 pub mod dit;
+pub mod vae;
 
 pub use bare::bare;
-pub mod vae;
