@@ -17,6 +17,7 @@ use crate::models::Family;
 use crate::models::denoiser::{Denoiser, Text};
 use crate::models::family::{Canvas, Conditions, ImageCondition, Layout, TakesImage};
 use crate::nn::weights::Planter;
+use crate::ops::tape::forget;
 use crate::rng::Rng;
 
 mod frames;
@@ -186,7 +187,9 @@ impl Prepared {
             let latents = latents.repeat((batch, 1, 1, 1, 1))?;
             let timestep = self.timestep(timestep, batch, latents.device())?;
             let input = conditions.input(latents, timestep, self.canvas.layout)?;
-            Ok(denoiser.forward(&input)?.to_dtype(DType::F32)?)
+            // Adapters in training learn nothing here: no step leaves a graph behind.
+            let output = forget(|| denoiser.forward(&input))?.detach();
+            Ok(output.to_dtype(DType::F32)?)
         };
         if self.conditions.text.count()? == 1 {
             return run(&self.conditions);
