@@ -6,7 +6,6 @@ use std::process::ExitCode;
 use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand};
 
 use crate::commands::{self, Failure};
-use crate::heap;
 
 mod logging;
 
@@ -73,7 +72,6 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             return ExitCode::from(error.exit_code() as u8);
         }
     };
-    heap::keep();
     logging::init(cli.verbosity.verbose, cli.verbosity.quiet);
     match dispatch(cli) {
         Ok(()) => ExitCode::SUCCESS,

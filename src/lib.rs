@@ -8,9 +8,9 @@
 
 // 0: no knowledge of clips, models or runs
 pub mod disk;
-pub mod heap;
 pub mod ops;
 pub mod optim;
+pub mod process;
 pub mod rng;
 pub mod wire;
 // 1: clips, mathematics and layers

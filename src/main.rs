@@ -3,5 +3,6 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    vtrain::process::set_up();
     vtrain::cli::run(std::env::args_os())
 }

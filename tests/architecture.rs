@@ -9,8 +9,8 @@ const FLOORS: &[(&str, u8)] = &[
     ("ops", 0),
     ("disk", 0),
     ("dist", 0),
-    ("heap", 0),
     ("optim", 0),
+    ("process", 0),
     ("rng", 0),
     ("wire", 0),
     ("video", 1), // above `disk`: clips are written

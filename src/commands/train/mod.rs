@@ -11,7 +11,7 @@ use super::interrupt::Interrupt;
 use super::{Exit, Failure, OrExit, check_dataset, precompute};
 use crate::config::RunConfig;
 use crate::disk;
-use crate::heap;
+use crate::process;
 
 mod finish;
 pub mod open;
@@ -52,7 +52,7 @@ pub fn run(args: Args) -> Result<(), Failure> {
     let family = precompute::open_model(&config)?;
     open::check(&config, &*family).or_exit(Exit::Usage)?;
     let encoded = precompute::precompute(&config, &*family, &report, &[], interrupt.flag())?;
-    heap::release(); // the encoders' memory; the transformer comes next
+    process::release(); // the encoders' memory; the transformer comes next
     if checkpoint.is_none() {
         resume::set_aside(&config.output_dir).or_exit(Exit::Training)?;
     }

@@ -1,0 +1,35 @@
+//! What is set for the whole process: how freed memory is dealt with, and how candle's threads wait.
+
+/// candle's own threads spin this often for the next operation before they sleep.
+const SPINS: (&str, &str) = ("CANDLE_BARRIER_POOL_SPIN_LIMIT", "1");
+
+/// Sets the process up. To be called before any thread is started.
+///
+/// A training step takes and frees the same large buffers over and over. Left alone, glibc gives each back to the system and
+/// has it handed out anew, page by page, zeroed: a third of a step's time on the CPU. It is told to hold on to them.
+/// (jemalloc and mimalloc were slower: docs/benchmarks.md.) Elsewhere than on Linux with glibc nothing changes.
+///
+/// candle adds and multiplies on threads of its own, which wait for more work in a busy loop beside rayon's, on the same
+/// cores: on two cores, half of a small step. They are told to sleep, unless the environment says something else.
+pub fn set_up() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    // SAFETY: sets two numbers of the allocator, which is allowed at any time.
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, i32::MAX);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, i32::MAX);
+    }
+    let (name, value) = SPINS;
+    if std::env::var_os(name).is_none() {
+        // SAFETY: no other thread runs yet that might read the environment at the same time.
+        unsafe { std::env::set_var(name, value) };
+    }
+}
+
+/// Gives memory that is free now back to the system, when a part of the run is over.
+pub fn release() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    // SAFETY: only touches memory that is free.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
