@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""A LoRA training step of CogVideoX: vtrain against PyTorch, diffusers and PEFT, taking turns.
+"""A LoRA training step: vtrain against PyTorch, diffusers and PEFT, taking turns.
 
     cargo build --release
     python scripts/bench_step.py target/release/vtrain --layers 6 --heads 8 --bucket 17,256,384
+    python scripts/bench_step.py target/release/vtrain --family wan
 
 Random weights, made-up latents and text, LoRA of rank 64 on the attention projections, loss, backward pass, clipping, AdamW;
 f32, as many threads on both sides, each measurement in a process of its own. Prints medians and minima of the times, and the
@@ -21,35 +22,84 @@ import tempfile
 import time
 from pathlib import Path
 
-SIDE, FRAMES, PATCH, TEXT = 8, 4, 2, 226  # compression of the VAE, patch size, text tokens
+HEAD = 64  # features of a head
 
 
-def config(args):
-    frames, height, width = args.bucket
-    return dict(
-        num_attention_heads=args.heads, num_layers=args.layers, text_embed_dim=args.text_width, time_embed_dim=args.text_width,
-        use_rotary_positional_embeddings=args.rotary, sample_width=width // SIDE, sample_height=height // SIDE,
-        sample_frames=frames,
-    )
+class CogVideoX:
+    """Text and video attend to each other as one sequence."""
+
+    transformer = "CogVideoXTransformer3DModel"
+
+    def __init__(self, args):
+        frames, height, width = args.bucket
+        self.frames, self.height, self.width = (frames - 1) // 4 + 1, height // 8, width // 8
+        self.text_width, self.rotary = args.text_width, args.rotary
+        self.config = dict(
+            num_attention_heads=args.heads, num_layers=args.layers, text_embed_dim=args.text_width,
+            time_embed_dim=args.text_width, use_rotary_positional_embeddings=args.rotary, sample_width=self.width,
+            sample_height=self.height, sample_frames=frames,
+        )
+
+    def call(self, torch):
+        from diffusers.models.embeddings import get_3d_rotary_pos_embed
+
+        grid = (self.height // 2, self.width // 2)
+        rotary = get_3d_rotary_pos_embed(HEAD, ((0, 0), grid), grid, self.frames) if self.rotary else None
+        latents = torch.randn(1, self.frames, 16, self.height, self.width)
+        return dict(hidden_states=latents, encoder_hidden_states=torch.randn(1, 226, self.text_width),
+                    timestep=torch.tensor([500]), image_rotary_emb=rotary)
+
+
+class LtxVideo:
+    """Few tokens, packed by the pipeline; text by cross-attention, with a mask."""
+
+    transformer = "LTXVideoTransformer3DModel"
+
+    def __init__(self, args):
+        frames, height, width = args.bucket
+        self.grid, self.text_width = ((frames - 1) // 8 + 1, height // 32, width // 32), args.text_width
+        self.config = dict(num_attention_heads=args.heads, attention_head_dim=HEAD, num_layers=args.layers,
+                           cross_attention_dim=args.heads * HEAD, caption_channels=args.text_width)
+
+    def call(self, torch):
+        frames, height, width = self.grid
+        return dict(hidden_states=torch.randn(1, frames * height * width, 128),
+                    encoder_hidden_states=torch.randn(1, 128, self.text_width), timestep=torch.tensor([500.0]),
+                    encoder_attention_mask=torch.ones(1, 128), num_frames=frames, height=height, width=width,
+                    rope_interpolation_scale=(8 / 25, 32, 32))
+
+
+class Wan:
+    """Text by cross-attention, without a mask."""
+
+    transformer = "WanTransformer3DModel"
+
+    def __init__(self, args):
+        frames, height, width = args.bucket
+        self.shape, self.text_width = (1, 16, (frames - 1) // 4 + 1, height // 8, width // 8), args.text_width
+        self.config = dict(num_attention_heads=args.heads, attention_head_dim=HEAD, num_layers=args.layers,
+                           ffn_dim=4 * args.heads * HEAD, text_dim=args.text_width)
+
+    def call(self, torch):
+        return dict(hidden_states=torch.randn(self.shape), timestep=torch.tensor([500.0]),
+                    encoder_hidden_states=torch.randn(1, 512, self.text_width))
+
+
+FAMILIES = {"cogvideox": CogVideoX, "ltx_video": LtxVideo, "wan": Wan}
 
 
 def peer(args):
     """Steps of the PyTorch loop; prints a JSON object."""
+    import diffusers
     import torch
-    from diffusers import CogVideoXTransformer3DModel
-    from diffusers.models.embeddings import get_3d_rotary_pos_embed
     from peft import LoraConfig
 
     torch.manual_seed(0)
     torch.set_num_threads(args.threads)
-    model = CogVideoXTransformer3DModel(**config(args)).requires_grad_(False)
-    frames, height, width = (args.bucket[0] - 1) // FRAMES + 1, args.bucket[1] // SIDE, args.bucket[2] // SIDE
-    grid = (height // PATCH, width // PATCH)
-    rotary = get_3d_rotary_pos_embed(64, ((0, 0), grid), grid, frames) if args.rotary else None
-    latents, text = torch.randn(1, frames, 16, height, width), torch.randn(1, TEXT, args.text_width)
-    target = torch.randn_like(latents)
-    call = dict(hidden_states=latents, encoder_hidden_states=text, timestep=torch.tensor([500]), image_rotary_emb=rotary,
-                return_dict=False)
+    family = FAMILIES[args.family](args)
+    model = getattr(diffusers, family.transformer)(**family.config).requires_grad_(False)
+    call = dict(family.call(torch), return_dict=False)
+    target = torch.randn_like(call["hidden_states"])
     learning = []
     if not args.forward:
         model.add_adapter(LoraConfig(r=args.rank, lora_alpha=args.rank, target_modules=["to_q", "to_k", "to_v", "to_out.0"]))
@@ -78,19 +128,21 @@ def run_file(args, folder):
     """A run file beside a model that is nothing but its config."""
     transformer = folder / "model" / "transformer"
     transformer.mkdir(parents=True)
-    text = json.dumps(dict(config(args), _class_name="CogVideoXTransformer3DModel"))
+    family = FAMILIES[args.family](args)
+    text = json.dumps(dict(family.config, _class_name=family.transformer))
     (transformer / "config.json").write_text(text)
-    checkpointing = str(not args.keep).lower()
+    policy = "all" if args.keep else args.policy
     (folder / "run.yaml").write_text(
         f"output_dir: out\ndevice: cpu\nmodel: {{path: model, dtype: f32}}\n"
         f"datasets: [{{path: none, buckets: [{list(args.bucket)}]}}]\nlora: {{rank: {args.rank}, alpha: {args.rank}}}\n"
-        f"train: {{gradient_checkpointing: {checkpointing}}}\n")
+        f"train: {{keep: {policy}}}\n")
     return folder / "run.yaml"
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("vtrain", type=Path)
+    parser.add_argument("--family", choices=FAMILIES, default="cogvideox")
     parser.add_argument("--bucket", type=lambda text: tuple(map(int, text.split(","))), default=(17, 256, 384))
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--heads", type=int, default=8)
@@ -98,6 +150,7 @@ def main():
     parser.add_argument("--rank", type=int, default=64)
     parser.add_argument("--rotary", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--keep", action="store_true", help="no gradient checkpointing")
+    parser.add_argument("--policy", default="auto", help="train.keep, with gradient checkpointing")
     parser.add_argument("--forward", action="store_true")
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=2)

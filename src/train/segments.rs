@@ -39,7 +39,7 @@ pub struct Room {
 /// `train.keep`
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 pub enum Policy {
-    /// Attention's outputs within an eighth of the memory that is free, and whole blocks within a hundredth.
+    /// Attention's outputs within an eighth of the memory that is free, and whole blocks within a 128th.
     #[default]
     #[serde(rename = "auto")]
     Auto,
@@ -60,7 +60,7 @@ impl Policy {
         let share = |part: u64| free.map_or(usize::MAX, |free| usize::try_from(free / part).unwrap_or(usize::MAX));
         let (attention, blocks) = match self {
             Self::All => return Keep::All,
-            Self::Auto => (share(8), if free.is_some() { share(100) } else { 0 }),
+            Self::Auto => (share(8), if free.is_some() { share(128) } else { 0 }),
             Self::InputsAndAttention => (usize::MAX, 0),
             Self::Inputs => (0, 0),
         };
