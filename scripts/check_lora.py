@@ -68,7 +68,7 @@ def sample(pipe):
 def compare(transformer, tensors, settings):
     """Every adapter against the file."""
     rank, alpha = settings["transformer.r"], settings["transformer.lora_alpha"]
-    scale = alpha / (math.sqrt(rank) if settings["transformer.use_rslora"] else rank)
+    scale = alpha / (math.sqrt(rank) if settings.get("transformer.use_rslora", False) else rank)
     layers = {name: module for name, module in transformer.named_modules() if hasattr(module, "lora_A")}
     for name, module in layers.items():
         for half in ("lora_A", "lora_B"):

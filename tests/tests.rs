@@ -18,6 +18,7 @@ mod flow_schedulers; // sigmas, steps and noise of flow matching, against diffus
 mod fuzz; // mutated input of every kind
 mod hub; // checkpoints of the Hugging Face Hub
 mod lora; // which layers learn, first values, dropout, files, against PEFT and torch
+mod lora_formats; // adapter files of several programs, in and out, shrunk and merged
 mod ltx_video_dit; // the transformer against diffusers, forwards and backwards
 mod ltx_video_vae; // encode, decode, normalised latents
 mod ops; // operations with backward passes of their own, against torch and their formulas

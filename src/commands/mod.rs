@@ -2,10 +2,12 @@
 
 use std::fmt;
 
+mod adapter;
 pub mod bench;
 pub mod check_dataset;
 pub mod completions;
 mod interrupt;
+pub mod lora;
 pub mod man;
 pub mod precompute;
 pub mod progress;

@@ -1,17 +1,16 @@
 //! `vtrain sample`: a clip from a prompt, an image or another clip.
 
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 use std::sync::Arc;
 
 use anyhow::{Context, anyhow, ensure};
 use candle_core::{DType, Tensor};
 
+use super::adapter::Lora;
 use super::{Exit, Failure, OrExit, progress};
 use crate::config::Device;
 use crate::disk;
 use crate::lora::adapters::Adapters;
-use crate::lora::diffusers;
 use crate::models::{self, Family, FamilyName};
 use crate::nn::weights::Planter;
 use crate::sample::{self, Request, Sampled, Start};
@@ -83,36 +82,6 @@ pub struct Args {
 enum Precision {
     F32,
     Bf16,
-}
-
-/// `FILE` or `FILE=SCALE`.
-#[derive(Debug, Clone)]
-struct Lora {
-    path: PathBuf,
-    scale: f64,
-}
-
-impl FromStr for Lora {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text.rsplit_once('=') {
-            // A name may hold an '=' of its own.
-            Some((path, scale)) if !Path::new(text).exists() => match scale.parse::<f64>() {
-                Ok(scale) if scale.is_finite() => Ok(Self {
-                    path: path.into(),
-                    scale,
-                }),
-                _ => Err(format!(
-                    "'{scale}' is no number; give FILE=SCALE, such as style.safetensors=0.8"
-                )),
-            },
-            _ => Ok(Self {
-                path: text.into(),
-                scale: 1.0,
-            }),
-        }
-    }
 }
 
 pub fn run(args: Args) -> Result<(), Failure> {
@@ -203,9 +172,6 @@ fn write_latents(path: &Path, latents: &Tensor) -> anyhow::Result<()> {
 }
 
 fn adapters(loras: &[Lora], device: &candle_core::Device) -> anyhow::Result<Arc<Adapters>> {
-    let files = loras
-        .iter()
-        .map(|lora| diffusers::read(&lora.path, lora.scale))
-        .collect::<anyhow::Result<_>>()?;
+    let files = loras.iter().map(Lora::read).collect::<anyhow::Result<_>>()?;
     Ok(Arc::new(Adapters::new(files, device)))
 }

@@ -15,6 +15,7 @@ pub mod denoiser;
 pub mod family;
 pub mod hub;
 pub mod ltx_video;
+pub mod names;
 pub mod rooms;
 pub mod wan;
 

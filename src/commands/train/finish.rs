@@ -1,17 +1,24 @@
 //! What a finished run leaves in its output directory: the adapter, and a card that says what it is.
 
 use anyhow::Context;
+use candle_core::DType;
 
 use super::open::Parts;
 use crate::disk;
+use crate::lora::adapters::Adapter;
+use crate::lora::bytes::About;
 use crate::lora::diffusers::{self, Named};
-use crate::lora::{TargetModules, trainable::Pair};
+use crate::lora::{TargetModules, comfyui, trainable::Pair};
 use crate::models::family::TakesImage;
+use crate::models::{names, rooms};
 use crate::train::checkpoint::ADAPTER;
 use crate::train::model_card::{Facts, Sample, Task};
 
-/// Writes `pytorch_lora_weights.safetensors` and `README.md`. With a moving average (`optimizer.ema`) that is what the
-/// adapter file holds; the adapters as the last step left them are in the last checkpoint.
+/// The adapter for ComfyUI.
+const COMFYUI: &str = "comfyui_lora.safetensors";
+
+/// Writes `pytorch_lora_weights.safetensors`, `comfyui_lora.safetensors` and `README.md`. With a moving average (`optimizer.ema`) that is what the
+/// adapter files hold; the adapters as the last step left them are in the last checkpoint.
 pub fn write(parts: &Parts, steps: u64) -> anyhow::Result<()> {
     let folder = &parts.config.output_dir;
     let named: Vec<Named> = match &parts.ema {
@@ -28,10 +35,50 @@ pub fn write(parts: &Parts, steps: u64) -> anyhow::Result<()> {
         }
     };
     let path = folder.join(ADAPTER);
+    let facts = facts(parts, steps)?;
     disk::write_whole(&path, &diffusers::to_bytes(&parts.config.lora, &named)?)?;
-    disk::write_whole(&folder.join("README.md"), facts(parts, steps)?.card().as_bytes())?;
+    match for_comfyui(parts, &named, &facts) {
+        Ok(bytes) => disk::write_whole(&folder.join(COMFYUI), &bytes)?,
+        Err(error) => log::warn!("{COMFYUI} is not written: {error:#}"), // the other file has all of it
+    }
+    disk::write_whole(&folder.join("README.md"), facts.card().as_bytes())?;
     log::info!("the adapter is {}", path.display());
     Ok(())
+}
+
+/// The same adapters as ComfyUI names them, with what is known of the run.
+fn for_comfyui(parts: &Parts, named: &[Named], facts: &Facts) -> anyhow::Result<Vec<u8>> {
+    let family = rooms::of_checkpoint(parts.family.directory())?.name;
+    let names = names::of(family).context("the family's original names are not known")?;
+    let config = &parts.config.lora;
+    let adapters = named.iter().map(|Named { layer, a, b }| {
+        let adapter = Adapter {
+            a: a.to_dtype(DType::F32)?,
+            b: b.to_dtype(DType::F32)?,
+            alpha: config.alpha,
+            use_rslora: config.use_rslora,
+        };
+        Ok((layer.to_string(), adapter))
+    });
+    comfyui::write(&adapters.collect::<anyhow::Result<_>>()?, names, &about(facts))
+}
+
+/// What the header says of a run. The keys of `modelspec` are those that ComfyUI shows.
+fn about(facts: &Facts) -> About {
+    let mut about = About::from(
+        [
+            ("modelspec.title", facts.name.clone()),
+            ("vtrain.learning_rate", facts.lr.to_string()),
+            ("vtrain.batch_size", facts.batch_size.to_string()),
+            ("vtrain.num_clips", facts.num_clips.to_string()),
+            ("vtrain.steps", facts.steps.to_string()),
+        ]
+        .map(|(key, text)| (key.to_string(), text)),
+    );
+    if !facts.trigger_words.is_empty() {
+        about.insert("modelspec.trigger_phrase".into(), facts.trigger_words.join(", "));
+    }
+    about
 }
 
 fn facts(parts: &Parts, steps: u64) -> anyhow::Result<Facts> {

@@ -1,0 +1,48 @@
+//! `FILE[=SCALE]` on the command line: an adapter file, and how strongly it is applied.
+
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use crate::lora::adapters::AdapterFile;
+use crate::lora::file;
+use crate::models::names::FAMILIES;
+
+/// `FILE` or `FILE=SCALE`.
+#[derive(Debug, Clone)]
+pub struct Lora {
+    path: PathBuf,
+    scale: f64,
+}
+
+impl Lora {
+    /// Reads the file, which may be of any format.
+    ///
+    /// # Errors
+    /// A file that cannot be read, or not all of which can be applied.
+    pub fn read(&self) -> anyhow::Result<AdapterFile> {
+        file::read(&self.path, FAMILIES)?.apply(&self.path, self.scale)
+    }
+}
+
+impl FromStr for Lora {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.rsplit_once('=') {
+            // A name may hold an '=' of its own.
+            Some((path, scale)) if !Path::new(text).exists() => match scale.parse::<f64>() {
+                Ok(scale) if scale.is_finite() => Ok(Self {
+                    path: path.into(),
+                    scale,
+                }),
+                _ => Err(format!(
+                    "'{scale}' is no number; give FILE=SCALE, such as style.safetensors=0.8"
+                )),
+            },
+            _ => Ok(Self {
+                path: text.into(),
+                scale: 1.0,
+            }),
+        }
+    }
+}
