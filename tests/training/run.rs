@@ -5,7 +5,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use candle_core::Device;
+use candle_core::{Device, Tensor};
+use vtrain::lora::file;
+use vtrain::lora::format::Format;
+use vtrain::models::names::FAMILIES;
 use vtrain::video::Clip;
 
 use super::{FINAL, Run, fixture, model, relative, root, shapes, stderr};
@@ -66,6 +69,18 @@ fn fifty_steps_over_two_buckets_leave_what_was_promised() {
         assert_eq!(checkpoints.len(), 2, "{checkpoints:?}");
         assert!(out.join("checkpoints/step-000050/state.json").is_file());
         assert_eq!(run.adapter().len(), 16);
+        let for_comfyui = file::read(&out.join("comfyui_lora.safetensors"), FAMILIES).unwrap();
+        assert_eq!(for_comfyui.format, Format::ComfyUi);
+        assert_eq!(for_comfyui.about["modelspec.trigger_phrase"], "SHAPES");
+        for (layer, adapter) in &for_comfyui.layers {
+            let same = |half: &str, ours: &Tensor| {
+                let theirs = &run.adapter()[&format!("transformer.{layer}.{half}.weight")];
+                assert_eq!(relative(ours, theirs), 0.0, "{layer}");
+            };
+            same("lora_A", &adapter.a);
+            same("lora_B", &adapter.b);
+        }
+        assert_eq!(for_comfyui.layers.len(), 8);
         let card = fs::read_to_string(out.join("README.md")).unwrap();
         assert!(
             card.contains("SHAPES") && card.contains("validation/step-000050"),

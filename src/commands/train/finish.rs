@@ -17,8 +17,8 @@ use crate::train::model_card::{Facts, Sample, Task};
 /// The adapter for ComfyUI.
 const COMFYUI: &str = "comfyui_lora.safetensors";
 
-/// Writes `pytorch_lora_weights.safetensors`, `comfyui_lora.safetensors` and `README.md`. With a moving average (`optimizer.ema`) that is what the
-/// adapter files hold; the adapters as the last step left them are in the last checkpoint.
+/// Writes `pytorch_lora_weights.safetensors`, `comfyui_lora.safetensors` and `README.md`. With a moving average
+/// (`optimizer.ema`) that is what the adapter files hold; the adapters as the last step left them are in the last checkpoint.
 pub fn write(parts: &Parts, steps: u64) -> anyhow::Result<()> {
     let folder = &parts.config.output_dir;
     let named: Vec<Named> = match &parts.ema {
@@ -35,8 +35,8 @@ pub fn write(parts: &Parts, steps: u64) -> anyhow::Result<()> {
         }
     };
     let path = folder.join(ADAPTER);
-    let facts = facts(parts, steps)?;
     disk::write_whole(&path, &diffusers::to_bytes(&parts.config.lora, &named)?)?;
+    let facts = facts(parts, steps)?;
     match for_comfyui(parts, &named, &facts) {
         Ok(bytes) => disk::write_whole(&folder.join(COMFYUI), &bytes)?,
         Err(error) => log::warn!("{COMFYUI} is not written: {error:#}"), // the other file has all of it
@@ -63,7 +63,7 @@ fn for_comfyui(parts: &Parts, named: &[Named], facts: &Facts) -> anyhow::Result<
     comfyui::write(&adapters.collect::<anyhow::Result<_>>()?, names, &about(facts))
 }
 
-/// What the header says of a run. The keys of `modelspec` are those that ComfyUI shows.
+/// What the header says of a run. Keys of `modelspec` are those of Stability AI's ModelSpec.
 fn about(facts: &Facts) -> About {
     let mut about = About::from(
         [
