@@ -1,4 +1,4 @@
-"""Writes tests/fixtures/{ltx_video,wan}: tiny random transformers and what diffusers and PEFT make of them.
+"""Writes tests/fixtures/wan: tiny random transformers and what diffusers and PEFT make of them.
 
     pip install -r scripts/requirements.txt
     python scripts/make_dit_fixtures.py [FOLDER]
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from fixtures import ltx_dit, wan_dit
+from fixtures import wan_dit
 
 ROOT = Path(__file__).resolve().parent.parent
 OUT = ROOT / "tests" / "fixtures"
@@ -24,7 +24,7 @@ def main():
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     torch.set_grad_enabled(False)
-    for family, maker in [("ltx_video", ltx_dit), ("wan", wan_dit)]:
+    for family, maker in [("wan", wan_dit)]:
         models = maker.models()
         for name, model in models.items():
             model.save_pretrained(out / family / name / "transformer")

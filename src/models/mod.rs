@@ -18,7 +18,7 @@ pub mod ltx_video;
 pub mod rooms;
 pub mod wan;
 
-pub use checkpoint::{Remembered, open, open_with};
+pub use checkpoint::{Remembered, open, open_with, part};
 pub use family::Family;
 
 /// `model:` in a run file.

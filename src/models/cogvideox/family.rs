@@ -15,7 +15,7 @@ use crate::models::denoiser::{Denoiser, Text};
 use crate::models::family::{
     Beside, Canvas, ClipEncoder, Conditioner, Emit, ImageCondition, Kept, Layout, TakesImage, TextShape,
 };
-use crate::models::{Family, Remembered};
+use crate::models::{Family, Remembered, part};
 use crate::nn::Weights;
 use crate::nn::weights::Planter;
 use crate::rng::Rng;
@@ -266,15 +266,4 @@ impl ClipEncoder for Clips {
         let Posterior { mean, logvar } = self.vae.encode(&image.unsqueeze(2)?)?; // (B, C, 1, h, w)
         Ok(vec![mean, logvar])
     }
-}
-
-/// A part of the checkpoint, which must be there.
-fn part(directory: &Path, name: &str) -> anyhow::Result<PathBuf> {
-    let folder = directory.join(name);
-    ensure!(
-        folder.is_dir(),
-        "{}: the checkpoint has no {name}/, which this step needs; download it in full",
-        directory.display()
-    );
-    Ok(folder)
 }
