@@ -1,13 +1,14 @@
-"""Loads an adapter file into a CogVideoX pipeline of diffusers and says what arrived; stops at the first thing wrong.
+"""Loads an adapter file into the pipeline of diffusers that it is for and says what arrived; stops at the first thing wrong.
 
-    python scripts/check_lora.py MODEL_DIR LORA_FILE [--latents FILE] [--write-latents FILE]
+    python scripts/check_lora.py MODEL_DIR LORA_FILE [--image FILE] [--latents FILE] [--write-latents FILE]
 
 Python's warnings are errors, and so is anything that diffusers or PEFT log from warnings on: unused keys, missing keys,
 settings that do not fit the weights. Every adapter must hold the file's numbers, and the scale that its metadata gives.
 
 With `--latents` the pipeline samples under the adapter, and the denoised latents must be those of the file to 1e-3, which
 `vtrain sample --dtype f32 --lora LORA_FILE --prompt "a red ball" --negative-prompt blue --num-frames 9 --height 32 --width 48
---steps 4 --seed 42 --output-latents FILE` wrote. With `--write-latents` they are written, for tests without Python.
+--steps 4 --seed 42 --output-latents FILE` wrote, with an `--image` where the model wants one. With `--write-latents` they
+are written, for tests without Python.
 """
 
 import argparse
@@ -19,7 +20,8 @@ import warnings
 from pathlib import Path
 
 import torch
-from diffusers import CogVideoXPipeline
+from diffusers import DiffusionPipeline
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -38,7 +40,7 @@ class Complaints(logging.Handler):
 def load(model, file):
     """The transformer under the adapter."""
     complaints = Complaints()
-    pipe = CogVideoXPipeline.from_pretrained(model)
+    pipe = DiffusionPipeline.from_pretrained(model)
     for name in ("diffusers", "peft", "transformers"):
         logging.getLogger(name).addHandler(complaints)
     with warnings.catch_warnings():
@@ -49,8 +51,9 @@ def load(model, file):
     return pipe
 
 
-def sample(pipe):
-    """Denoised latents (1, F, C, h, w)."""
+def sample(pipe, image):
+    """Denoised latents, in the order that the pipeline has them."""
+    start = {"image": Image.open(image).convert("RGB")} if image else {}
     pipe.set_progress_bar_config(disable=True)
     return pipe(
         prompt="a red ball",
@@ -62,6 +65,7 @@ def sample(pipe):
         guidance_scale=6.0,
         generator=torch.Generator("cpu").manual_seed(42),
         output_type="latent",
+        **start,
     ).frames
 
 
@@ -88,6 +92,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
     parser.add_argument("file", type=Path)
+    parser.add_argument("--image", type=Path)
     parser.add_argument("--latents", type=Path)
     parser.add_argument("--write-latents", type=Path)
     args = parser.parse_args()
@@ -98,12 +103,12 @@ def main():
     pipe = load(args.model, file)
     compare(pipe.transformer, tensors, settings)
     if args.write_latents:
-        save_file({"latents": sample(pipe).contiguous()}, args.write_latents)
+        save_file({"latents": sample(pipe, args.image).contiguous()}, args.write_latents)
     if args.latents:
-        ours, theirs = load_file(args.latents)["latents"], sample(pipe)
+        ours, theirs = load_file(args.latents)["latents"], sample(pipe, args.image)
         error = (torch.linalg.norm(ours - theirs) / torch.linalg.norm(theirs)).item()
         pipe.disable_lora()
-        without = (torch.linalg.norm(sample(pipe) - theirs) / torch.linalg.norm(theirs)).item()
+        without = (torch.linalg.norm(sample(pipe, args.image) - theirs) / torch.linalg.norm(theirs)).item()
         print(f"latents differ by {error:.1e}; without the adapter by {without:.1e}")
         if error > 1e-3 or without < 1e-2:
             sys.exit("the latents do not agree, or the adapter does nothing")

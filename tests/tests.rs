@@ -31,5 +31,6 @@ mod training; // runs from clips to adapters, against PyTorch
 mod video; // decoding, selection, resizing and encoding of real files
 mod vision; // pictures as embeddings, against transformers
 mod wan_dit; // the transformer against diffusers, forwards and backwards
+mod wan_sample; // whole pipelines from a seed, against diffusers
 mod wan_vae; // encode, decode, piece by piece
 mod watching; // the log of a run, TensorBoard, the model card

@@ -6,7 +6,9 @@ use std::sync::Arc;
 use anyhow::ensure;
 use candle_core::Tensor;
 
+use super::FOOTPRINT;
 use super::dit::{self, Dit};
+use super::family::TEXT_TOKENS;
 use crate::data::Bucket;
 use crate::models::bare::{Bare, Work, noise};
 use crate::models::denoiser::Input;
@@ -17,15 +19,8 @@ use crate::rng::Rng;
 /// The timestep of every sample: one in the middle.
 const TIMESTEP: f32 = 500.0;
 
-/// Text tokens, as its pipeline has them.
-const TEXT_TOKENS: usize = 512;
-
 /// Of one image, as its encoder has them.
 const IMAGE_TOKENS: usize = 257;
-
-/// What the VAE takes together: frames but for the first, and rows and columns.
-const TEMPORAL_COMPRESSION: usize = 4;
-const SPATIAL_COMPRESSION: usize = 8;
 
 /// Reads `config.json` in `folder`; the VAE's compression is that of the published checkpoints.
 pub fn bare(
@@ -37,13 +32,14 @@ pub fn bare(
 ) -> anyhow::Result<Bare> {
     let config = dit::Config::load(folder)?;
     let [depth, patch_height, patch_width] = config.patch_size;
-    let (rows, columns) = (SPATIAL_COMPRESSION * patch_height, SPATIAL_COMPRESSION * patch_width);
+    let space = FOOTPRINT.spatial_compression;
+    let (rows, columns) = (space * patch_height, space * patch_width);
     ensure!(
         bucket.height.is_multiple_of(rows) && bucket.width.is_multiple_of(columns),
         "the bucket {bucket}: height must be a multiple of {rows}, width of {columns}"
     );
-    let frames = bucket.frames.saturating_sub(1) / TEMPORAL_COMPRESSION + 1;
-    let (height, width) = (bucket.height / SPATIAL_COMPRESSION, bucket.width / SPATIAL_COMPRESSION);
+    let frames = bucket.frames.saturating_sub(1) / FOOTPRINT.temporal_compression + 1;
+    let (height, width) = (bucket.height / space, bucket.width / space);
     let mut rng = Rng::new(0);
     let mut draw = |shape: &[usize]| noise(&mut rng, shape, &weights);
     let latents = draw(&[batch, config.in_channels, frames, height, width])?;
