@@ -11,6 +11,7 @@ use candle_core::{DType, Device, Tensor};
 use vtrain::lora::adapters::Adapters;
 use vtrain::lora::diffusers;
 use vtrain::models::family::{ImageCondition, Layout, TakesImage};
+use vtrain::models::ltx_video::vae::Vae;
 use vtrain::models::{self, Family, FamilyName};
 use vtrain::rng::Rng;
 use vtrain::sample::{Request, Start, sample};
@@ -245,13 +246,17 @@ fn parts_that_do_not_go_together_are_refused_by_their_keys() {
 }
 
 #[test]
-fn without_the_vae_it_says_what_is_missing() {
-    let folder = tempfile::tempdir().unwrap();
-    copy(&fixtures().join("ltx-0.9.0"), folder.path());
-    std::fs::remove_dir_all(folder.path().join("vae")).unwrap();
-    let opened = models::open(folder.path(), FamilyName::Auto, DType::F32, &Device::Cpu);
-    let said = format!("{:#}", opened.err().unwrap());
-    assert!(said.contains("has no vae/"), "{said}");
+fn clips_are_encoded_to_posteriors_of_normalised_latents() {
+    let folder = fixtures().join("ltx-0.9.1");
+    let vae = Vae::load(&folder.join("vae"), DType::F32, &Device::Cpu).unwrap();
+    let clip = image().unsqueeze(2).unwrap().repeat((1, 1, 9, 1, 1)).unwrap();
+    let theirs = vae.encode(&clip).unwrap().draw(Some(&mut Rng::new(7))).unwrap();
+    let theirs = vae.statistics.normalize(&theirs).unwrap();
+    let family = open("ltx-0.9.1");
+    let canvas = family.canvas(9, 64, 96).unwrap();
+    let ours = family.encode(&clip, &canvas, &mut Rng::new(7)).unwrap();
+    assert!(relative(&ours, &theirs) <= 1e-6);
+    assert_eq!(ours.dims(), canvas.shape);
 }
 
 #[test]

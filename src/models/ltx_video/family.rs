@@ -3,6 +3,9 @@
 //!
 //! A checkpoint of `LTXConditionPipeline` (0.9.5) has the same parts and is opened as these two; its own way of spacing
 //! steps and of giving frames in the middle of a clip is not here.
+//!
+//! What normalises latents lies among the VAE's weights. So clips are encoded to posteriors that are normalised already, and
+//! training needs the VAE no more.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,7 +14,7 @@ use anyhow::{Context, bail, ensure};
 use candle_core::{DType, Device, Tensor};
 
 use super::dit::{self, Dit, SPATIAL_COMPRESSION, TEMPORAL_COMPRESSION};
-use super::vae::{self, Half, Statistics, Vae};
+use super::vae::{self, Half, Vae};
 use crate::diffusion::posterior::Posterior;
 use crate::diffusion::schedulers::Scheduler;
 use crate::models::denoiser::{Denoiser, Text};
@@ -32,30 +35,31 @@ pub const FRAME_RATE: f64 = 25.0;
 /// without `decode_noise_scale` they give as much as they tell.
 const DECODE_TIMESTEP: f64 = 0.05;
 
-/// A checkpoint whose configs are read and whose weights are not, but for the few that normalise latents.
+/// A checkpoint whose configs are read and whose weights are not.
 #[derive(Debug)]
 pub struct LtxVideo {
     directory: PathBuf,
     transformer: dit::Config,
     vae: vae::Config,
-    statistics: Statistics,
     dtype: DType,
     device: Device,
 }
 
 impl LtxVideo {
-    /// Reads the configs in `directory`. The VAE must be there, whatever is remembered: training normalises latents by
-    /// numbers that lie among its weights.
+    /// Reads the configs in `directory`; the VAE's may be remembered instead.
     ///
     /// # Errors
     /// Configs that are missing or broken, a transformer that does not go with the VAE.
-    pub fn open(directory: &Path, dtype: DType, device: &Device, _remembered: &Remembered) -> anyhow::Result<Self> {
+    pub fn open(directory: &Path, dtype: DType, device: &Device, remembered: &Remembered) -> anyhow::Result<Self> {
         let transformer = dit::Config::load(&part(directory, "transformer")?)?;
-        let folder = part(directory, "vae")?;
-        let vae = vae::Config::read(&folder)?;
+        let vae = match remembered.get("vae") {
+            Some(text) if !directory.join("vae/config.json").exists() => {
+                vae::Config::parse(text).context("the VAE's config.json, as it is remembered")?
+            }
+            _ => vae::Config::read(&part(directory, "vae")?)?,
+        };
         check(&transformer, &vae).with_context(|| directory.display().to_string())?;
         Ok(Self {
-            statistics: Statistics::read(&folder, &vae, device)?,
             directory: directory.into(),
             transformer,
             vae,
@@ -185,7 +189,7 @@ impl Family for LtxVideo {
     }
 
     fn latents(&self, sample: &Tensor) -> anyhow::Result<Tensor> {
-        Ok(self.statistics.normalize(&sample.to_dtype(DType::F32)?)?) // (B, C, F, h, w)
+        Ok(sample.clone()) // of a posterior that is normalised
     }
 
     fn condition_on(
@@ -199,12 +203,12 @@ impl Family for LtxVideo {
         };
         let (mean, logvar) = (mean.clone(), logvar.clone());
         let sample = Posterior { mean, logvar }.draw(rng)?; // (B, C, 1, h, w)
-        Ok(ImageCondition::First(self.latents(&sample)?))
+        Ok(ImageCondition::First(sample))
     }
 
     fn decode(&self, latents: &Tensor, _canvas: &Canvas, rng: &mut Rng, emit: Emit) -> anyhow::Result<()> {
         let vae = self.vae(Half::Decoder)?;
-        let latents = self.statistics.denormalize(latents)?.to_dtype(self.dtype)?; // (1, C, F, h, w)
+        let latents = vae.statistics.denormalize(latents)?.to_dtype(self.dtype)?; // (1, C, F, h, w)
         if !self.vae.timestep_conditioning {
             return emit(vae.decode(&latents, None, rng)?);
         }
@@ -249,11 +253,11 @@ struct Clips {
 
 impl ClipEncoder for Clips {
     fn encode(&self, clip: &Tensor) -> anyhow::Result<Posterior> {
-        Ok(self.vae.encode(clip)?)
+        Ok(self.vae.statistics.normalize_posterior(&self.vae.encode(clip)?)?)
     }
 
     fn encode_image(&self, image: &Tensor, _num_frames: usize) -> anyhow::Result<Vec<Tensor>> {
-        let Posterior { mean, logvar } = self.vae.encode(&image.unsqueeze(2)?)?; // (B, C, 1, h, w)
+        let Posterior { mean, logvar } = self.encode(&image.unsqueeze(2)?)?; // (B, C, 1, h, w)
         Ok(vec![mean, logvar])
     }
 }

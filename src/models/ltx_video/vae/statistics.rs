@@ -2,12 +2,11 @@
 //!
 //! Equals `_normalize_latents` and `_denormalize_latents` of diffusers' LTX pipelines. L channels of latents.
 
-use std::path::Path;
-
-use anyhow::{Context, ensure};
-use candle_core::{DType, Device, Result, Tensor};
+use anyhow::ensure;
+use candle_core::{DType, Result, Tensor};
 
 use super::config::Config;
+use crate::diffusion::posterior::Posterior;
 use crate::nn::Weights;
 
 #[derive(Debug, Clone)]
@@ -18,12 +17,6 @@ pub struct Statistics {
 }
 
 impl Statistics {
-    /// Those of the VAE in `folder`, and nothing else of it.
-    pub fn read(folder: &Path, config: &Config, device: &Device) -> anyhow::Result<Self> {
-        Self::new(config, &Weights::open(folder, DType::F32, device)?)
-            .with_context(|| format!("{}: how latents are normalised", folder.display()))
-    }
-
     /// Takes `latents_mean` and `latents_std`, buffers of the checkpoint.
     pub fn new(config: &Config, weights: &Weights) -> anyhow::Result<Self> {
         let weights = weights.to_dtype(DType::F32);
@@ -47,6 +40,17 @@ impl Statistics {
     pub fn normalize(&self, latents: &Tensor) -> Result<Tensor> {
         let [mean, std] = self.like(latents)?;
         (latents.broadcast_sub(&mean)? * self.scaling_factor)?.broadcast_div(&std)
+    }
+
+    /// The posterior of what `normalize` makes of a posterior's samples, f32.
+    pub fn normalize_posterior(&self, posterior: &Posterior) -> Result<Posterior> {
+        let logvar = posterior.logvar.to_dtype(DType::F32)?;
+        let [_, std] = self.like(&logvar)?;
+        let widened = ((std.log()? * -2.0)? + 2.0 * self.scaling_factor.ln())?;
+        Ok(Posterior {
+            mean: self.normalize(&posterior.mean.to_dtype(DType::F32)?)?,
+            logvar: logvar.broadcast_add(&widened)?,
+        })
     }
 
     /// Back from the transformer's view: x * std / scaling_factor + mean.
