@@ -1,5 +1,5 @@
 //! Wan's transformer against diffusers and PEFT. The files in `tests/fixtures/wan` are written by
-//! `scripts/make_wan_fixtures.py`; what is asked there is in `scripts/fixtures/{wan_dit,dit_lora}.py`.
+//! `scripts/make_wan_fixtures.py`; what is asked there is in `scripts/fixtures/{wan/dit,dit_lora}.py`.
 
 use std::path::Path;
 use std::sync::Arc;

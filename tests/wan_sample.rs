@@ -134,6 +134,33 @@ fn a_lora_of_text_to_video_does_in_both_what_it_does_in_diffusers() {
 }
 
 #[test]
+fn half_precision_stays_close() {
+    // torch draws other numbers in bf16, but here latents are in f32 all along, so seeds compare.
+    for (checkpoint, request) in [(t2v(), request(5)), (i2v(), from_image(5))] {
+        let request = Request { steps: 1, ..request };
+        let latents = |dtype| {
+            let family = models::open(&checkpoint, FamilyName::Wan, dtype, &Device::Cpu).unwrap();
+            let sampled = sample(&*family, request.clone(), None, &|_, _| Ok(())).unwrap();
+            assert_eq!(sampled.latents.dtype(), DType::F32);
+            let mut count = 0;
+            let mut keep = |frames: Tensor| {
+                count += frames.dim(2)?;
+                Ok(())
+            };
+            let mut rng = sampled.rng.clone();
+            family
+                .decode(&sampled.latents, &sampled.canvas, &mut rng, &mut keep)
+                .unwrap();
+            assert_eq!(count, 5);
+            sampled.latents
+        };
+        let difference = relative(&latents(DType::BF16), &latents(DType::F32));
+        println!("{}: {difference:.1e}", checkpoint.display());
+        assert!(difference <= 5e-2, "{difference}");
+    }
+}
+
+#[test]
 fn an_image_says_the_same_as_in_diffusers_mask_latents_and_tokens() {
     let (family, expected) = (open(&i2v()).unwrap(), expected("i2v"));
     assert_eq!(family.takes_image(), TakesImage::Always);

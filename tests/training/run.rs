@@ -94,12 +94,24 @@ fn the_base_models_video_is_made_without_the_adapter_that_the_run_starts_from() 
 
 #[test]
 fn a_second_run_needs_neither_text_encoder_nor_vae_and_starts_at_once() {
+    needs_no_encoders(&model(), &["vae", "text_encoder", "tokenizer"]);
+}
+
+#[test]
+fn nor_does_one_from_images_need_an_image_encoder() {
+    let model = root().join("tests/fixtures/wan/wan-2.1-i2v");
+    let parts = ["vae", "text_encoder", "tokenizer", "image_encoder", "image_processor"];
+    needs_no_encoders(&model, &parts);
+}
+
+/// Trains twice, the second time without these parts of the checkpoint.
+fn needs_no_encoders(model: &Path, parts: &[&str]) {
     let checkpoint = tempfile::tempdir().unwrap();
-    copy(&model(), checkpoint.path());
+    copy(model, checkpoint.path());
     let run = whole(checkpoint.path(), 1, 3);
     let none = ["--set", "validation.prompts=[]"];
     run.train(&none);
-    for part in ["vae", "text_encoder", "tokenizer"] {
+    for part in parts {
         fs::remove_dir_all(checkpoint.path().join(part)).unwrap();
     }
     let again = [&none[..], &["--resume", "never"]].concat();

@@ -21,7 +21,7 @@ use crate::models::denoiser::{Denoiser, Text};
 use crate::models::family::{
     Beside, Canvas, ClipEncoder, Conditioner, Emit, ImageCondition, Kept, Layout, TakesImage, TextShape,
 };
-use crate::models::{Family, Remembered};
+use crate::models::{Family, Remembered, part};
 use crate::nn::Weights;
 use crate::nn::weights::Planter;
 use crate::rng::Rng;
@@ -367,15 +367,4 @@ impl ClipEncoder for Clips {
             vision.encoder.forward(&pixels)?, // (B, tokens, width)
         ])
     }
-}
-
-/// A part of the checkpoint, which must be there.
-fn part(directory: &Path, name: &str) -> anyhow::Result<PathBuf> {
-    let folder = directory.join(name);
-    ensure!(
-        folder.is_dir(),
-        "{}: the checkpoint has no {name}/, which this step needs; download it in full",
-        directory.display()
-    );
-    Ok(folder)
 }
