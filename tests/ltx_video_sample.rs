@@ -141,6 +141,32 @@ fn a_lora_that_diffusers_saved_does_what_it_does_there() {
 }
 
 #[test]
+fn half_precision_stays_close() {
+    // torch draws other numbers in bf16, but here latents are in f32 all along, so seeds compare.
+    for request in [request(9), from_image(9)] {
+        let request = Request { steps: 2, ..request };
+        let run = |dtype| {
+            let family = models::open(&fixtures().join("ltx-0.9.1"), FamilyName::Auto, dtype, &Device::Cpu).unwrap();
+            let mut sampled = sample(&*family, request.clone(), None, &|_, _| Ok(())).unwrap();
+            assert_eq!(sampled.latents.dtype(), DType::F32);
+            let mut clip = None;
+            let mut keep = |frames: Tensor| {
+                clip = Some(frames.to_dtype(DType::F32)?);
+                Ok(())
+            };
+            family
+                .decode(&sampled.latents, &sampled.canvas, &mut sampled.rng, &mut keep)
+                .unwrap();
+            (sampled.latents, clip.unwrap())
+        };
+        let ((latents, clip), (exact, exact_clip)) = (run(DType::BF16), run(DType::F32));
+        let (latents, clip) = (relative(&latents, &exact), relative(&clip, &exact_clip));
+        println!("latents {latents:.1e}, frames {clip:.1e}");
+        assert!(latents <= 3e-2 && clip <= 1e-1, "{latents} {clip}");
+    }
+}
+
+#[test]
 fn padding_is_embedded_and_masked() {
     let family = open("ltx-0.9.0");
     let text = family.embed(&[NEGATIVE, PROMPT]).unwrap();
