@@ -16,6 +16,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from fixtures.ltx_video import pipelines as ltx
 from fixtures.wan import pipelines as wan
 from PIL import Image
 
@@ -33,14 +34,14 @@ model: {{path: {fixtures}/{model}, dtype: f32}}
 datasets: [{{path: {data}, buckets: {buckets}}}]
 precompute: {{latents: {latents}}}
 lora: {{rank: 4, alpha: 8, init: {init}{more}}}
-train: {{steps: {steps}, batch_size: {batch}, gradient_accumulation_steps: {accumulation}, max_grad_norm: {norm}}}
+train: {{steps: {steps}, batch_size: {batch}, gradient_accumulation_steps: {accumulation}, max_grad_norm: {norm}{first}}}
 optimizer: {{lr: {lr}, weight_decay: 0.01}}
 lr_scheduler: {{name: {schedule}, warmup_steps: 3}}
 tracking: {{tensorboard: false}}
 {diffusion}"""
 BOTH = "[[17, 64, 96], [33, 64, 96]]"
 SHORT = dict(
-    model="cogvideox/cogvideox-5b", init="init", more="", diffusion="", steps=10, batch=2, buckets=BOTH, lr="1e-3",
+    model="cogvideox/cogvideox-5b", init="init", more="", first="", diffusion="", steps=10, batch=2, buckets=BOTH, lr="1e-3",
     schedule="cosine", norm=1.0, latents="mode", accumulation=1, clips=12,
 )  # fmt: skip
 WAN = SHORT | dict(model="wan/wan-2.1-t2v", init="wan-t2v-init")
@@ -49,6 +50,8 @@ WAN_IMAGE = WAN | dict(
     model="wan/wan-2.1-i2v", init="wan-i2v-init",
     more=", target_modules: [to_q, to_k, to_v, to_out.0, add_k_proj, add_v_proj]",
 )  # fmt: skip
+LTX = SHORT | dict(model="ltx_video/ltx-0.9.0", init="ltx-init")
+LTX_IMAGE = LTX | dict(first=", first_frame: 0.5")
 CASES = {
     "plain": SHORT,
     "accumulated": SHORT | dict(accumulation=2, norm=0.01),
@@ -59,8 +62,21 @@ CASES = {
         accumulation=2, latents="sample", clips=8, steps=5,
         diffusion="diffusion: {timesteps: logit_normal, shift: 2.5, weighting: cosmap}\n",
     ),
+    "ltx-t2v": LTX,
+    "ltx-i2v": LTX_IMAGE | dict(
+        accumulation=2, latents="sample", clips=8, steps=5, diffusion="diffusion: {timesteps: logit_normal}\n",
+    ),
 }  # fmt: skip
-EXPORTED = {"exported": SHORT, "wan-t2v-exported": WAN, "wan-i2v-exported": WAN_IMAGE}
+EXPORTED = {
+    "exported": SHORT, "wan-t2v-exported": WAN, "wan-i2v-exported": WAN_IMAGE,
+    "ltx-t2v-exported": LTX, "ltx-i2v-exported": LTX_IMAGE,
+}  # fmt: skip
+# What the pipelines under them start from, and what else `check_lora.py` is told.
+IMAGES = {"wan-i2v-exported": wan.image, "ltx-i2v-exported": ltx.image}
+CHECKS = {
+    "ltx-t2v-exported": ["--size", "64x96", "--pipeline", "LTXPipeline"],
+    "ltx-i2v-exported": ["--size", "64x96", "--pipeline", "LTXImageToVideoPipeline"],
+}
 
 
 def shapes(folder, count):
@@ -92,8 +108,9 @@ def exported(vtrain, name, settings):
         adapter = OUT / f"{name}.safetensors"
         shutil.copy(folder / "out" / "pytorch_lora_weights.safetensors", adapter)
         check = [sys.executable, ROOT / "scripts" / "check_lora.py", FIXTURES / settings["model"], adapter]
-        if "i2v" in name:
-            Image.fromarray(wan.image()).save(folder / "image.png")
+        check += CHECKS.get(name, [])
+        if name in IMAGES:
+            Image.fromarray(IMAGES[name]()).save(folder / "image.png")
             check += ["--image", folder / "image.png"]
         subprocess.run([*check, "--write-latents", OUT / f"{name}_latents.safetensors"], check=True)
 

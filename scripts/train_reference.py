@@ -36,7 +36,8 @@ DEFAULTS = {
     "precompute": {"latents": "sample"},
     "diffusion": {"timesteps": "uniform", "shift": "auto", "weighting": "none"},
     "lora": {"rank": 128, "alpha": 128.0, "target_modules": ["to_q", "to_k", "to_v", "to_out.0"], "init": None},
-    "train": {"steps": 1200, "batch_size": 1, "gradient_accumulation_steps": 1, "max_grad_norm": 1.0},
+    "train": {"steps": 1200, "batch_size": 1, "gradient_accumulation_steps": 1, "max_grad_norm": 1.0,
+              "first_frame": 0.0},
     "optimizer": {"lr": 3e-5, "beta1": 0.9, "beta2": 0.95, "weight_decay": 1e-4, "epsilon": 1e-8},
     "lr_scheduler": {"name": "constant_with_warmup", "warmup_steps": 100, "num_cycles": 1, "power": 1.0},
 }
@@ -123,8 +124,7 @@ def train(run, listing, steps):
     model = load_model(run)
     objective = family(run).Objective(run)
     samples = listing["samples"]
-    latents = [load_file(sample["latents"]) for sample in samples]
-    embeds = [load_file(sample["embeds"])["embeds"] for sample in samples]
+    clips = [load_file(sample["latents"]) | load_file(sample["embeds"]) | {"fps": sample["fps"]} for sample in samples]
     named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     o, s, t = run["optimizer"], run["lr_scheduler"], run["train"]
     optimizer = torch.optim.AdamW(named.values(), lr=o["lr"], betas=(o["beta1"], o["beta2"]), eps=o["epsilon"],
@@ -140,12 +140,12 @@ def train(run, listing, steps):
             i = step * accumulation + m
             batch = epoch(samples, batch_size, run["seed"], i // per_epoch)[i % per_epoch]
             generator = torch.Generator("cpu").manual_seed(run["seed"] + i)
-            clean = torch.stack([latents[k]["mean"] for k in batch])  # (B, C, F, H, W)
+            clean = torch.stack([clips[k]["mean"] for k in batch])  # (B, C, F, H, W)
             if run["precompute"]["latents"] == "sample":
-                deviation = torch.exp(0.5 * torch.stack([latents[k]["logvar"] for k in batch]))
+                deviation = torch.exp(0.5 * torch.stack([clips[k]["logvar"] for k in batch]))
                 clean = clean + deviation * torch.randn(clean.shape, generator=generator)
-            text = torch.stack([embeds[k] for k in batch])
-            loss = objective.loss(model, [latents[k] for k in batch], text, clean, generator)
+            text = torch.stack([clips[k]["embeds"] for k in batch])
+            loss = objective.loss(model, [clips[k] for k in batch], text, clean, generator)
             (loss / accumulation).backward()
             mean += loss.item() / accumulation
         if step == 0:

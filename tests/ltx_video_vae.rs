@@ -59,7 +59,7 @@ fn assert_encoded(posterior: &Posterior, record: &HashMap<String, Tensor>, key: 
 }
 
 /// What the record has of decoded frames.
-fn kept(frames: &Tensor) -> Tensor {
+pub fn kept(frames: &Tensor) -> Tensor {
     let every = |x: &Tensor, dim: usize| {
         let places: Vec<u32> = (0..x.dim(dim).unwrap() as u32).step_by(KEPT).collect();
         x.index_select(&Tensor::new(places, &Device::Cpu).unwrap(), dim)
@@ -152,12 +152,12 @@ fn the_transformer_sees_normalised_latents() {
         let vae = Vae::load_half(folder.path(), Half::Encoder, DType::F32, &Device::Cpu).unwrap();
         let latents = &record["latents"];
         assert_near(
-            &vae.normalize(latents).unwrap(),
+            &vae.statistics.normalize(latents).unwrap(),
             &record[&format!("{version}.normalized")],
             1e-6,
         );
         assert_near(
-            &vae.denormalize(latents).unwrap(),
+            &vae.statistics.denormalize(latents).unwrap(),
             &record[&format!("{version}.denormalized")],
             1e-6,
         );

@@ -160,7 +160,8 @@ pub trait Conditioner {
 
 /// A loaded encoder of clips.
 pub trait ClipEncoder {
-    /// The posterior of clips (B, 3, T, H, W) of -1..1: (B, C, F, h, w), not scaled.
+    /// The posterior of clips (B, 3, T, H, W) of -1..1: (B, C, F, h, w), whose samples `Family::latents` scales. Where that
+    /// wants weights of the encoder, they are scaled already.
     fn encode(&self, clip: &Tensor) -> anyhow::Result<Posterior>;
 
     /// All that is kept of images (B, 3, H, W) of -1..1 which clips of `num_frames` frames start from; where the

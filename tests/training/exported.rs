@@ -10,32 +10,62 @@ use vtrain::video::{Frames, write};
 
 use super::{FINAL, Run, fixture, relative, root, shapes, stderr};
 
-/// A checkpoint below `tests/fixtures`, and what it learns in besides attention's usual layers.
+/// A checkpoint below `tests/fixtures`, and how it is trained and sampled.
 struct Kind {
     checkpoint: &'static str,
     record: &'static str,
+    /// Besides attention's usual layers.
     targets: &'static str,
-    from_image: bool,
+    /// Further keys of `train`.
+    train: &'static str,
+    /// Of diffusers.
+    pipeline: &'static str,
+    /// The record of a pipeline, with the picture to start from.
+    image: Option<&'static str>,
+    size: [usize; 2],
 }
 
-const KINDS: [Kind; 3] = [
+const WAN: Kind = Kind {
+    checkpoint: "wan/wan-2.1-t2v",
+    record: "wan-t2v-exported",
+    targets: "",
+    train: "",
+    pipeline: "WanPipeline",
+    image: None,
+    size: [32, 48],
+};
+
+const LTX: Kind = Kind {
+    checkpoint: "ltx_video/ltx-0.9.0",
+    record: "ltx-t2v-exported",
+    pipeline: "LTXPipeline",
+    size: [64, 96],
+    ..WAN
+};
+
+const KINDS: [Kind; 5] = [
     Kind {
         checkpoint: "cogvideox/cogvideox-5b",
         record: "exported",
-        targets: "[to_q, to_k, to_v, to_out.0]",
-        from_image: false,
+        pipeline: "CogVideoXPipeline",
+        ..WAN
     },
-    Kind {
-        checkpoint: "wan/wan-2.1-t2v",
-        record: "wan-t2v-exported",
-        targets: "[to_q, to_k, to_v, to_out.0]",
-        from_image: false,
-    },
+    WAN,
     Kind {
         checkpoint: "wan/wan-2.1-i2v",
         record: "wan-i2v-exported",
-        targets: "[to_q, to_k, to_v, to_out.0, add_k_proj, add_v_proj]",
-        from_image: true,
+        targets: ", add_k_proj, add_v_proj",
+        pipeline: "WanImageToVideoPipeline",
+        image: Some("wan/pipelines/i2v"),
+        ..WAN
+    },
+    LTX,
+    Kind {
+        record: "ltx-i2v-exported",
+        train: ", first_frame: 0.5",
+        pipeline: "LTXImageToVideoPipeline",
+        image: Some("ltx_video/pipelines/i2v-ltx-0.9.0"),
+        ..LTX
     },
 ];
 
@@ -46,10 +76,10 @@ impl Kind {
 
     /// `--image FILE` with the picture of the recorded pipelines, where the checkpoint starts from one.
     fn image(&self, folder: &Path) -> Vec<PathBuf> {
-        if !self.from_image {
+        let Some(record) = self.image else {
             return Vec::new();
-        }
-        let record = root().join("tests/fixtures/wan/pipelines/i2v.safetensors");
+        };
+        let record = root().join(format!("tests/fixtures/{record}.safetensors"));
         let image = candle_core::safetensors::load(record, &Device::Cpu).unwrap()["image"].clone();
         let (height, width, _) = image.dims3().unwrap();
         let frames = Frames {
@@ -67,7 +97,9 @@ impl Kind {
     /// latents.
     fn sample_under(&self, adapter: &Path, folder: &Path) -> PathBuf {
         let latents = folder.join("latents.safetensors");
-        let common = "--dtype f32 --device cpu --num-frames 9 --height 32 --width 48 --steps 4 --seed 42";
+        let [height, width] = self.size;
+        let common = "--dtype f32 --device cpu --num-frames 9 --steps 4 --seed 42";
+        let common = format!("{common} --height {height} --width {width}");
         let output = Command::new(env!("CARGO_BIN_EXE_vtrain"))
             .args(["sample", "--prompt", "a red ball", "--negative-prompt", "blue"])
             .args(common.split(' '))
@@ -100,11 +132,12 @@ fn diffusers_loads_the_adapter_and_samples_what_vtrain_samples() {
         let text = format!(
             "output_dir: out\ndevice: cpu\nmodel: {{path: {}, dtype: f32}}\n\
              datasets: [{{path: {}, buckets: [[17, 64, 96]]}}]\n\
-             lora: {{rank: 4, alpha: 12, init: null, target_modules: {}}}\ntrain: {{steps: 40}}\n\
+             lora: {{rank: 4, alpha: 12, init: null, target_modules: [to_q, to_k, to_v, to_out.0{}]}}\ntrain: {{steps: 40{}}}\n\
              optimizer: {{lr: 0.01}}\nlr_scheduler: {{name: constant}}\n",
             kind.model().display(),
             data.display(),
-            kind.targets
+            kind.targets,
+            kind.train
         );
         fs::write(run.file(), text).unwrap();
         run.train(&[]);
@@ -114,6 +147,12 @@ fn diffusers_loads_the_adapter_and_samples_what_vtrain_samples() {
             .arg(root().join("scripts/check_lora.py"))
             .arg(kind.model())
             .arg(&adapter)
+            .args([
+                "--pipeline",
+                kind.pipeline,
+                "--size",
+                &format!("{}x{}", kind.size[0], kind.size[1]),
+            ])
             .args(kind.image(folder))
             .arg("--latents")
             .arg(&latents)

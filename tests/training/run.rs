@@ -98,6 +98,12 @@ fn a_second_run_needs_neither_text_encoder_nor_vae_and_starts_at_once() {
 }
 
 #[test]
+fn nor_does_one_whose_vae_says_how_latents_are_normalised() {
+    let model = root().join("tests/fixtures/ltx_video/ltx-0.9.5");
+    needs_no_encoders(&model, &["vae", "text_encoder", "tokenizer"]);
+}
+
+#[test]
 fn nor_does_one_from_images_need_an_image_encoder() {
     let model = root().join("tests/fixtures/wan/wan-2.1-i2v");
     let parts = ["vae", "text_encoder", "tokenizer", "image_encoder", "image_processor"];

@@ -77,6 +77,17 @@ fn so_does_flow_matching_of_wan_from_images() {
 }
 
 #[test]
+fn so_does_flow_matching_of_ltx_video_from_text() {
+    follow("ltx-t2v", 12, 48, &[]);
+}
+
+/// Half of the first frames given clean, latents drawn, timesteps of a normal distribution, micro-batches accumulated.
+#[test]
+fn so_does_flow_matching_of_ltx_video_from_first_frames() {
+    follow("ltx-i2v", 8, 48, &[]);
+}
+
+#[test]
 fn keeping_everything_gives_what_computing_again_gives() {
     let (again, kept) = (
         follow("plain", 12, 16, &[]),
@@ -97,6 +108,8 @@ fn gradients_of_the_first_step_are_those_of_pytorch() {
         ("sampled", 12),
         ("wan-t2v", 12),
         ("wan-i2v", 8),
+        ("ltx-t2v", 12),
+        ("ltx-i2v", 8),
     ] {
         let run = Run::case(case, clips);
         let config = RunConfig::load(&run.file(), &[]).unwrap();

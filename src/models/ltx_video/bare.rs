@@ -7,6 +7,7 @@ use anyhow::ensure;
 use candle_core::{DType, Tensor};
 
 use super::dit::{self, Dit, SPATIAL_COMPRESSION, TEMPORAL_COMPRESSION};
+use super::family::{FRAME_RATE, TEXT_TOKENS};
 use crate::data::Bucket;
 use crate::models::bare::{Bare, Work, noise};
 use crate::models::denoiser::{Input, Text};
@@ -16,12 +17,6 @@ use crate::rng::Rng;
 
 /// The timestep of every sample: one in the middle.
 const TIMESTEP: f32 = 500.0;
-
-/// Text tokens, as its pipeline has them.
-const TEXT_TOKENS: usize = 128;
-
-/// Of every clip.
-const FRAME_RATE: f64 = 25.0;
 
 /// Reads `config.json` in `folder`; the VAE's compression is that of the published checkpoints.
 pub fn bare(

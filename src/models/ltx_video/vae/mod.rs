@@ -12,14 +12,16 @@ mod decoder;
 mod encoder;
 mod resample;
 mod resnet;
+mod statistics;
 mod time;
 
 use std::path::Path;
 
-use anyhow::{Context, ensure};
+use anyhow::Context;
 use candle_core::{DType, Device, Result, Tensor, bail};
 
 pub use config::{Config, DownBlockType, DownsampleType};
+pub use statistics::Statistics;
 
 use decoder::Decoder;
 use encoder::Encoder;
@@ -33,8 +35,7 @@ pub struct Vae {
     pub config: Config,
     encoder: Option<Encoder>,
     decoder: Option<Decoder>,
-    latents_mean: Tensor, // (1, L, 1, 1, 1) f32
-    latents_std: Tensor,  // (1, L, 1, 1, 1) f32
+    pub statistics: Statistics,
     dtype: DType,
     device: Device,
 }
@@ -61,7 +62,7 @@ impl Vae {
         let config = Config::read(folder)?;
         let weights = Weights::open(folder, computed_in(dtype, device), device)?;
         let (encodes, decodes) = (half != Half::Decoder, half != Half::Encoder);
-        let [latents_mean, latents_std] = statistics(&config, &weights)
+        let statistics = Statistics::new(&config, &weights)
             .with_context(|| format!("{}: how latents are normalised", folder.display()))?;
         let vae = Self {
             encoder: encodes
@@ -72,8 +73,7 @@ impl Vae {
                 .then(|| Decoder::load(&config, weights.pp("decoder")))
                 .transpose()
                 .context("the VAE's decoder")?,
-            latents_mean,
-            latents_std,
+            statistics,
             dtype,
             device: device.clone(),
             config,
@@ -172,23 +172,6 @@ impl Vae {
         }
     }
 
-    /// The transformer's view of latents (B, L, f, h, w): (x - mean) * scaling_factor / std.
-    pub fn normalize(&self, latents: &Tensor) -> Result<Tensor> {
-        let [mean, std] = self.statistics_like(latents)?;
-        (latents.broadcast_sub(&mean)? * self.config.scaling_factor)?.broadcast_div(&std)
-    }
-
-    /// Back from the transformer's view: x * std / scaling_factor + mean.
-    pub fn denormalize(&self, latents: &Tensor) -> Result<Tensor> {
-        let [mean, std] = self.statistics_like(latents)?;
-        (latents.broadcast_mul(&std)? * (1.0 / self.config.scaling_factor))?.broadcast_add(&mean)
-    }
-
-    fn statistics_like(&self, latents: &Tensor) -> Result<[Tensor; 2]> {
-        let like = |values: &Tensor| values.to_device(latents.device())?.to_dtype(latents.dtype());
-        Ok([like(&self.latents_mean)?, like(&self.latents_std)?])
-    }
-
     /// (C, F, H p, W p) -> (1, F, H, W, C p p), of a patch's pixels the columns first.
     fn patches(&self, clip: &Tensor) -> Result<Tensor> {
         let p = self.config.patch_size;
@@ -223,19 +206,4 @@ impl Vae {
 /// The CPU computes in f32 whatever is asked for.
 fn computed_in(dtype: DType, device: &Device) -> DType {
     if device.is_cpu() { DType::F32 } else { dtype }
-}
-
-/// Reads `latents_mean` and `latents_std`, buffers of the checkpoint.
-fn statistics(config: &Config, weights: &Weights) -> anyhow::Result<[Tensor; 2]> {
-    let weights = weights.to_dtype(DType::F32);
-    let get = |name: &str| weights.get(config.latent_channels, name);
-    let (mean, std) = (get("latents_mean")?, get("latents_std")?);
-    for (name, values) in [("latents_mean", &mean), ("latents_std", &std)] {
-        let finite = values.to_vec1::<f32>()?.iter().all(|value| value.is_finite());
-        ensure!(finite, "{name} must be numbers");
-    }
-    let positive = std.to_vec1::<f32>()?.iter().all(|value| *value > 0.0);
-    ensure!(positive, "latents_std must be above 0");
-    let shape = (1, config.latent_channels, 1, 1, 1);
-    Ok([mean.reshape(shape)?, std.reshape(shape)?])
 }
