@@ -1,0 +1,62 @@
+//! How latents are normalised: a mean and a deviation for each channel, which the checkpoint keeps among the VAE's weights.
+//!
+//! Equals `_normalize_latents` and `_denormalize_latents` of diffusers' LTX pipelines. L channels of latents.
+
+use std::path::Path;
+
+use anyhow::{Context, ensure};
+use candle_core::{DType, Device, Result, Tensor};
+
+use super::config::Config;
+use crate::nn::Weights;
+
+#[derive(Debug, Clone)]
+pub struct Statistics {
+    latents_mean: Tensor, // (1, L, 1, 1, 1) f32
+    latents_std: Tensor,  // (1, L, 1, 1, 1) f32
+    scaling_factor: f64,
+}
+
+impl Statistics {
+    /// Those of the VAE in `folder`, and nothing else of it.
+    pub fn read(folder: &Path, config: &Config, device: &Device) -> anyhow::Result<Self> {
+        Self::new(config, &Weights::open(folder, DType::F32, device)?)
+            .with_context(|| format!("{}: how latents are normalised", folder.display()))
+    }
+
+    /// Takes `latents_mean` and `latents_std`, buffers of the checkpoint.
+    pub fn new(config: &Config, weights: &Weights) -> anyhow::Result<Self> {
+        let weights = weights.to_dtype(DType::F32);
+        let get = |name: &str| weights.get(config.latent_channels, name);
+        let (mean, std) = (get("latents_mean")?, get("latents_std")?);
+        for (name, values) in [("latents_mean", &mean), ("latents_std", &std)] {
+            let finite = values.to_vec1::<f32>()?.iter().all(|value| value.is_finite());
+            ensure!(finite, "{name} must be numbers");
+        }
+        let positive = std.to_vec1::<f32>()?.iter().all(|value| *value > 0.0);
+        ensure!(positive, "latents_std must be above 0");
+        let shape = (1, config.latent_channels, 1, 1, 1);
+        Ok(Self {
+            latents_mean: mean.reshape(shape)?,
+            latents_std: std.reshape(shape)?,
+            scaling_factor: config.scaling_factor,
+        })
+    }
+
+    /// The transformer's view of latents (B, L, f, h, w): (x - mean) * scaling_factor / std.
+    pub fn normalize(&self, latents: &Tensor) -> Result<Tensor> {
+        let [mean, std] = self.like(latents)?;
+        (latents.broadcast_sub(&mean)? * self.scaling_factor)?.broadcast_div(&std)
+    }
+
+    /// Back from the transformer's view: x * std / scaling_factor + mean.
+    pub fn denormalize(&self, latents: &Tensor) -> Result<Tensor> {
+        let [mean, std] = self.like(latents)?;
+        (latents.broadcast_mul(&std)? * (1.0 / self.scaling_factor))?.broadcast_add(&mean)
+    }
+
+    fn like(&self, latents: &Tensor) -> Result<[Tensor; 2]> {
+        let like = |values: &Tensor| values.to_device(latents.device())?.to_dtype(latents.dtype());
+        Ok([like(&self.latents_mean)?, like(&self.latents_std)?])
+    }
+}
