@@ -177,6 +177,12 @@ impl State {
         self.hidden.narrow(1, self.hidden.dim(1)? - count, count)
     }
 
+    /// Tokens of each part of the video that has a timestep of its own: all of it, or every frame.
+    pub fn timed_parts(&self) -> Result<Vec<usize>> {
+        let count = self.time.dim(1)?;
+        Ok(vec![self.fixed.grid.iter().product::<usize>() / count.max(1); count])
+    }
+
     /// This state with other tensors in it: as many, of the same shapes, in the order of `tensors`.
     pub fn with_tensors(&self, tensors: Vec<Tensor>) -> Result<Self> {
         let (given, needed) = (tensors.len(), self.tensors().len());

@@ -15,7 +15,10 @@ pub mod denoiser;
 pub mod family;
 pub mod hub;
 pub mod ltx_video;
+pub mod modulated;
+pub mod places;
 pub mod rooms;
+pub mod transformer;
 pub mod wan;
 
 pub use checkpoint::{Remembered, open, open_with, part};

@@ -4,6 +4,7 @@
 //! `layer_norm`, `rope`) cut it in silence and have no place on a path that is trained through.
 
 pub mod attention;
+pub mod config;
 pub mod conv3d;
 pub mod dropout;
 pub mod embed;
