@@ -82,9 +82,9 @@ fn clips_encode_as_in_diffusers() {
         let vae = vae(version);
         assert_eq!(
             [
-                vae.spatial_compression(),
-                vae.temporal_compression(),
-                vae.latent_channels()
+                vae.config.spatial_compression(),
+                vae.config.temporal_compression(),
+                vae.config.latent_channels
             ],
             [32, 8, 8]
         );

@@ -18,7 +18,9 @@ pub mod ltx_video;
 pub mod modulated;
 pub mod places;
 pub mod rooms;
+pub mod tiling;
 pub mod transformer;
+pub mod vae;
 pub mod wan;
 
 pub use checkpoint::{Remembered, open, open_with, part};

@@ -126,6 +126,12 @@ impl Rules {
         self
     }
 
+    /// What is wrong with each of some items, if anything.
+    pub fn all<T>(mut self, items: &[T], wrong: impl Fn(&T) -> Option<String>) -> Self {
+        self.wrong.extend(items.iter().filter_map(wrong));
+        self
+    }
+
     /// What follows only makes sense where nothing is wrong so far.
     pub fn then(mut self, more: impl FnOnce() -> Vec<String>) -> Self {
         if self.wrong.is_empty() {

@@ -26,15 +26,6 @@ pub struct Sinusoid {
 }
 
 impl Sinusoid {
-    /// As most models have it.
-    pub const fn cosines_first(width: usize) -> Self {
-        Self {
-            width,
-            flip_sin_to_cos: true,
-            freq_shift: 0.0,
-        }
-    }
-
     /// Timesteps (B) of any type -> (B, W) in f32
     pub fn forward(&self, timesteps: &Tensor) -> Result<Tensor> {
         let half = self.width / 2;
@@ -76,11 +67,36 @@ impl TimestepEmbedding {
     }
 }
 
+/// Cosines and sines of a timestep, embedded.
+#[derive(Debug, Clone)]
+pub struct TimeEmbedder {
+    sinusoid: Sinusoid,
+    embedding: TimestepEmbedding,
+}
+
+impl TimeEmbedder {
+    /// `width` cosines and sines, to `out_features`.
+    pub fn new(width: usize, out_features: usize, weights: Weights) -> Result<Self> {
+        Ok(Self {
+            sinusoid: Sinusoid {
+                width,
+                flip_sin_to_cos: true,
+                freq_shift: 0.0,
+            },
+            embedding: TimestepEmbedding::new(width, out_features, weights)?,
+        })
+    }
+
+    /// Timesteps, N of them in any shape -> (N, out)
+    pub fn forward(&self, timestep: &Tensor) -> Result<Tensor> {
+        self.embedding.forward(&self.sinusoid.forward(timestep)?)
+    }
+}
+
 /// The timestep, embedded, and what all blocks are modulated by.
 #[derive(Debug, Clone)]
 pub struct TimeModulation {
-    sinusoid: Sinusoid,
-    embedder: TimestepEmbedding,
+    embedder: TimeEmbedder,
     linear: Linear,
     dtype: DType,
 }
@@ -89,8 +105,7 @@ impl TimeModulation {
     /// `width` cosines and sines, to a model of width `dim`; the families name the two layers differently.
     pub fn new(width: usize, dim: usize, embedder: Weights, projection: Weights) -> Result<Self> {
         Ok(Self {
-            sinusoid: Sinusoid::cosines_first(width),
-            embedder: TimestepEmbedding::new(width, dim, embedder)?,
+            embedder: TimeEmbedder::new(width, dim, embedder)?,
             dtype: projection.dtype(),
             linear: linear(dim, 6 * dim, projection)?,
         })
@@ -98,8 +113,7 @@ impl TimeModulation {
 
     /// Timesteps (B) or (B, P) -> (B, P, D) and the modulation of all blocks, (B, P, 6, D); P is 1 where it is not said.
     pub fn forward(&self, timestep: &Tensor) -> Result<(Tensor, Tensor)> {
-        let angles = self.sinusoid.forward(timestep)?; // (B P, W)
-        let time = self.embedder.forward(&angles)?.to_dtype(self.dtype)?; // (B P, D)
+        let time = self.embedder.forward(timestep)?.to_dtype(self.dtype)?; // (B P, D)
         let modulation = self.linear.forward(&silu(&time)?)?; // (B P, 6 D)
         let (batch, dim) = (timestep.dim(0)?, time.dim(1)?);
         Ok((

@@ -12,8 +12,10 @@ pub mod feed_forward;
 pub mod linear;
 mod made_up;
 pub mod norm;
+pub mod resnet;
 pub mod rope;
 pub mod scale_shift;
+pub mod shuffle;
 pub mod weights;
 
 pub use attention::Attention;
@@ -21,5 +23,6 @@ pub use conv3d::Conv3d;
 pub use feed_forward::FeedForward;
 pub use linear::{Linear, linear, linear_no_bias};
 pub use norm::Norm;
+pub use resnet::Resnet;
 pub use scale_shift::ScaleShiftTable;
 pub use weights::Weights;

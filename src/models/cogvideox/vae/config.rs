@@ -117,8 +117,6 @@ impl config::Config for Config {
     fn check(&self) -> Vec<String> {
         let (blocks, groups) = (self.block_out_channels.len(), self.norm_num_groups);
         let all = |types: &[String], known| types.len() == blocks && types.iter().all(|name| name == known);
-        let ungrouped = |channels: &usize| groups == 0 || !channels.is_multiple_of(groups);
-        let ungrouped = self.block_out_channels.iter().copied().find(ungrouped);
         let alone = "CogVideoX scales latents by scaling_factor alone";
         Rules::of(self)
             .between(
@@ -138,9 +136,9 @@ impl config::Config for Config {
                 all(&self.up_block_types, UP),
                 format!("{UP} for each of block_out_channels"),
             )
-            .holds(ungrouped.is_none(), || {
-                let channels = ungrouped.unwrap_or_default();
-                format!("{channels} channels do not fall into norm_num_groups {groups}")
+            .all(&self.block_out_channels, |channels| {
+                let grouped = groups > 0 && channels.is_multiple_of(groups);
+                (!grouped).then(|| format!("{channels} channels do not fall into norm_num_groups {groups}"))
             })
             .must("act_fn", ["silu", "swish"].contains(&self.act_fn.as_str()), "silu")
             .must(

@@ -1,0 +1,85 @@
+//! What the video autoencoders share: halves that are loaded alone, where and in what they compute, pieces of clips.
+//!
+//! Letters: B batch, C channels, F frames, H rows, W columns.
+
+use std::ops::Range;
+
+use anyhow::Context;
+use candle_core::{DType, Device, Result, Tensor, bail};
+
+/// What is to be loaded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Half {
+    Both,
+    Encoder,
+    Decoder,
+}
+
+impl Half {
+    /// The encoder, where it is wanted.
+    pub fn encoder<T>(self, load: impl FnOnce() -> Result<T>) -> anyhow::Result<Option<T>> {
+        let wanted = (self != Self::Decoder).then(load);
+        wanted.transpose().context("the VAE's encoder")
+    }
+
+    /// The decoder, where it is wanted.
+    pub fn decoder<T>(self, load: impl FnOnce() -> Result<T>) -> anyhow::Result<Option<T>> {
+        let wanted = (self != Self::Encoder).then(load);
+        wanted.transpose().context("the VAE's decoder")
+    }
+
+    /// What tensors begin with that are left in the file.
+    pub fn unused(self) -> &'static [&'static str] {
+        match self {
+            Self::Both => &[],
+            Self::Encoder => &["decoder.", "post_quant_conv."],
+            Self::Decoder => &["encoder.", "quant_conv."],
+        }
+    }
+}
+
+/// A half that must be there.
+pub fn loaded<'a, T>(half: &'a Option<T>, name: &str) -> Result<&'a T> {
+    match half {
+        Some(half) => Ok(half),
+        None => bail!("the VAE was loaded without its {name}"),
+    }
+}
+
+/// Where an autoencoder computes, and what it gives: the CPU computes in f32 whatever is asked for.
+#[derive(Debug, Clone)]
+pub struct Place {
+    pub dtype: DType,
+    pub device: Device,
+}
+
+impl Place {
+    /// What is computed in.
+    pub fn computed_in(&self) -> DType {
+        if self.device.is_cpu() { DType::F32 } else { self.dtype }
+    }
+
+    /// A tensor in what is computed in, and where.
+    pub fn received(&self, x: &Tensor) -> Result<Tensor> {
+        x.to_device(&self.device)?.to_dtype(self.computed_in())?.contiguous()
+    }
+
+    /// Some frames of (B, C, F, H, W) as (B, F, H, W, C), in what is computed in.
+    pub fn channels_last(&self, x: &Tensor, frames: Range<usize>) -> Result<Tensor> {
+        let x = x.narrow(2, frames.start, frames.len())?.to_device(&self.device)?;
+        self.received(&x.permute((0, 2, 3, 4, 1))?)
+    }
+
+    /// (B, F, H, W, C) -> (B, C, F, H, W), in what is asked for.
+    pub fn channels_first(&self, x: &Tensor) -> Result<Tensor> {
+        x.permute((0, 4, 1, 2, 3))?.to_dtype(self.dtype)?.contiguous()
+    }
+}
+
+/// Pieces of a clip, (B, C, F, H, W), one behind the other.
+pub fn joined(pieces: &[Tensor]) -> Result<Tensor> {
+    match pieces {
+        [one] => Ok(one.clone()),
+        many => Tensor::cat(many, 2),
+    }
+}
