@@ -79,6 +79,24 @@ impl Canvas {
     }
 }
 
+/// Refuses frames that do not fall into patches of so many rows and columns, with the nearest that do.
+pub fn whole_patches(height: usize, width: usize, [rows, columns]: [usize; 2]) -> anyhow::Result<()> {
+    let fits = |side: usize, step: usize| side > 0 && side.is_multiple_of(step);
+    let nearest = |side: usize, step: usize| ((side + step / 2) / step * step).max(step);
+    anyhow::ensure!(
+        fits(height, rows) && fits(width, columns),
+        "{height}x{width} (height x width) must be multiples of {}; the nearest is {}x{}",
+        if rows == columns {
+            rows.to_string()
+        } else {
+            format!("{rows} and {columns}")
+        },
+        nearest(height, rows),
+        nearest(width, columns)
+    );
+    Ok(())
+}
+
 /// Whether a checkpoint starts from an image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TakesImage {

@@ -17,6 +17,7 @@ pub mod hub;
 pub mod ltx_video;
 pub mod modulated;
 pub mod places;
+pub mod prompts;
 pub mod rooms;
 pub mod tiling;
 pub mod transformer;

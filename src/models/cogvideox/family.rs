@@ -11,15 +11,14 @@ use super::dit::{self, Dit};
 use super::vae::{self, Half, Vae};
 use crate::diffusion::posterior::Posterior;
 use crate::diffusion::schedulers::Scheduler;
-use crate::models::denoiser::{Denoiser, Text};
+use crate::models::denoiser::Denoiser;
 use crate::models::family::{
-    Beside, Canvas, ClipEncoder, Conditioner, Emit, ImageCondition, Kept, Layout, TakesImage, TextShape,
+    Beside, Canvas, ClipEncoder, Conditioner, Emit, ImageCondition, Kept, Layout, TakesImage, TextShape, whole_patches,
 };
+use crate::models::prompts::{Padding, Prompts};
 use crate::models::{Family, Remembered, part};
-use crate::nn::Weights;
 use crate::nn::weights::Planter;
 use crate::rng::Rng;
-use crate::text::{TextTokenizer, t5};
 
 /// What image-to-video pipelines give as `ofs`.
 const OFS: f64 = 2.0;
@@ -78,7 +77,7 @@ impl Family for CogVideoX {
     }
 
     fn conditioner_parts(&self) -> &'static [&'static str] {
-        &["tokenizer", "text_encoder"]
+        Prompts::PARTS
     }
 
     fn encoder_parts(&self) -> &'static [&'static str] {
@@ -86,17 +85,13 @@ impl Family for CogVideoX {
     }
 
     fn conditioner(&self) -> anyhow::Result<Box<dyn Conditioner>> {
-        let tokenizer = TextTokenizer::open(&part(&self.directory, "tokenizer")?)?;
-        let folder = part(&self.directory, "text_encoder")?;
-        let config = t5::Config::load(&folder.join("config.json"))?;
-        let weights = Weights::open(&folder, self.dtype, &self.device)?;
-        let encoder = t5::T5Encoder::new(&config, weights).with_context(|| folder.display().to_string())?;
-        Ok(Box::new(Prompts {
-            tokenizer,
-            encoder,
-            length: self.transformer.max_text_seq_length,
-            device: self.device.clone(),
-        }))
+        Prompts::load(
+            &self.directory,
+            self.transformer.max_text_seq_length,
+            Padding::Counts,
+            self.dtype,
+            &self.device,
+        )
     }
 
     fn clip_encoder(&self, tiling: bool, slicing: bool) -> anyhow::Result<Box<dyn ClipEncoder>> {
@@ -133,14 +128,8 @@ impl Family for CogVideoX {
             self.vae.spatial_compression(),
         );
         let step = space * self.transformer.patch_size;
-        let nearest = |side: usize| (side + step / 2) / step * step;
         ensure!(num_frames > 0, "a clip has at least one frame");
-        if height == 0 || width == 0 || !height.is_multiple_of(step) || !width.is_multiple_of(step) {
-            let (height_near, width_near) = (nearest(height).max(step), nearest(width).max(step));
-            bail!(
-                "{height}x{width} (height x width) must be multiples of {step}; the nearest is {height_near}x{width_near}"
-            );
-        }
+        whole_patches(height, width, [step; 2])?;
         let learned = (self.transformer.sample_height, self.transformer.sample_width);
         if self.transformer.use_learned_positional_embeddings && (height / space, width / space) != learned {
             bail!(
@@ -225,30 +214,6 @@ impl Family for CogVideoX {
         let frames = latents.dim(1)? - canvas.padding;
         let latents = canvas.layout.swap(&latents.narrow(1, canvas.padding, frames)?)?; // (1, C, F, h, w)
         vae.decode_batches(&self.vae.unscale(&latents.to_dtype(self.dtype)?)?.contiguous()?, emit)
-    }
-}
-
-/// T5 behind its tokenizer.
-struct Prompts {
-    tokenizer: TextTokenizer,
-    encoder: t5::T5Encoder,
-    /// In tokens.
-    length: usize,
-    device: Device,
-}
-
-impl Conditioner for Prompts {
-    fn embed(&self, prompt: &str) -> anyhow::Result<Text> {
-        let length = self.length;
-        let encoding = self.tokenizer.encode_padded(prompt, length)?;
-        if encoding.truncated > 0 {
-            log::warn!(
-                "a prompt is cut to {length} tokens; {} are lost: {prompt:?}",
-                encoding.truncated
-            );
-        }
-        let ids = Tensor::from_vec(encoding.ids, (1, length), &self.device)?;
-        Ok(self.encoder.forward(&ids, None)?.into()) // (1, L, D); CogVideoX attends to padding, too
     }
 }
 

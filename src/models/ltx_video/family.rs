@@ -17,13 +17,14 @@ use super::dit::{self, Dit, SPATIAL_COMPRESSION, TEMPORAL_COMPRESSION};
 use super::vae::{self, Half, Vae};
 use crate::diffusion::posterior::Posterior;
 use crate::diffusion::schedulers::Scheduler;
-use crate::models::denoiser::{Denoiser, Text};
-use crate::models::family::{Canvas, ClipEncoder, Conditioner, Emit, ImageCondition, Layout, TakesImage, TextShape};
+use crate::models::denoiser::Denoiser;
+use crate::models::family::{
+    Canvas, ClipEncoder, Conditioner, Emit, ImageCondition, Layout, TakesImage, TextShape, whole_patches,
+};
+use crate::models::prompts::{Padding, Prompts};
 use crate::models::{Family, Remembered, part};
-use crate::nn::Weights;
 use crate::nn::weights::Planter;
 use crate::rng::Rng;
-use crate::text::{TextTokenizer, t5};
 
 /// Tokens of a prompt, padding included: what the pipelines take unless told otherwise.
 pub const TEXT_TOKENS: usize = 128;
@@ -103,7 +104,7 @@ impl Family for LtxVideo {
     }
 
     fn conditioner_parts(&self) -> &'static [&'static str] {
-        &["tokenizer", "text_encoder"]
+        Prompts::PARTS
     }
 
     fn encoder_parts(&self) -> &'static [&'static str] {
@@ -111,16 +112,7 @@ impl Family for LtxVideo {
     }
 
     fn conditioner(&self) -> anyhow::Result<Box<dyn Conditioner>> {
-        let tokenizer = TextTokenizer::open(&part(&self.directory, "tokenizer")?)?;
-        let folder = part(&self.directory, "text_encoder")?;
-        let config = t5::Config::load(&folder.join("config.json"))?;
-        let weights = Weights::open(&folder, self.dtype, &self.device)?;
-        let encoder = t5::T5Encoder::new(&config, weights).with_context(|| folder.display().to_string())?;
-        Ok(Box::new(Prompts {
-            tokenizer,
-            encoder,
-            device: self.device.clone(),
-        }))
+        Prompts::load(&self.directory, TEXT_TOKENS, Padding::Masked, self.dtype, &self.device)
     }
 
     /// Clips are encoded one by one, and whole: there is nothing to slice, and nothing is tiled.
@@ -155,14 +147,7 @@ impl Family for LtxVideo {
 
     fn canvas(&self, num_frames: usize, height: usize, width: usize) -> anyhow::Result<Canvas> {
         let (time, space) = (TEMPORAL_COMPRESSION, SPATIAL_COMPRESSION);
-        if height == 0 || width == 0 || !height.is_multiple_of(space) || !width.is_multiple_of(space) {
-            let nearest = |side: usize| ((side + space / 2) / space * space).max(space);
-            bail!(
-                "{height}x{width} (height x width) must be multiples of {space}; the nearest is {}x{}",
-                nearest(height),
-                nearest(width)
-            );
-        }
+        whole_patches(height, width, [space; 2])?;
         ensure!(num_frames > 0, "a clip has at least one frame");
         ensure!(
             num_frames % time == 1,
@@ -217,32 +202,6 @@ impl Family for LtxVideo {
         let latents = ((latents * (1.0 - DECODE_TIMESTEP))? + noise)?;
         let timestep = Tensor::new(&[DECODE_TIMESTEP as f32], latents.device())?.to_dtype(self.dtype)?;
         emit(vae.decode(&latents, Some(&timestep), rng)?)
-    }
-}
-
-/// T5 behind its tokenizer.
-struct Prompts {
-    tokenizer: TextTokenizer,
-    encoder: t5::T5Encoder,
-    device: Device,
-}
-
-impl Conditioner for Prompts {
-    fn embed(&self, prompt: &str) -> anyhow::Result<Text> {
-        let encoding = self.tokenizer.encode_padded(prompt, TEXT_TOKENS)?;
-        if encoding.truncated > 0 {
-            log::warn!(
-                "a prompt is cut to {TEXT_TOKENS} tokens; {} are lost: {prompt:?}",
-                encoding.truncated
-            );
-        }
-        let row = (1, TEXT_TOKENS);
-        let ids = Tensor::from_vec(encoding.ids, row, &self.device)?;
-        let mask = Tensor::from_vec(encoding.mask, row, &self.device)?.to_dtype(DType::F32)?;
-        Ok(Text {
-            hidden: self.encoder.forward(&ids, None)?, // (1, L, D); T5 attends to padding, the transformer does not
-            mask: Some(mask),
-        })
     }
 }
 

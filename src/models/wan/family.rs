@@ -17,16 +17,15 @@ use super::dit::{self, Dit};
 use super::vae::{self, Half, Vae};
 use crate::diffusion::posterior::Posterior;
 use crate::diffusion::schedulers::Scheduler;
-use crate::models::denoiser::{Denoiser, Text};
+use crate::models::denoiser::Denoiser;
 use crate::models::family::{
-    Beside, Canvas, ClipEncoder, Conditioner, Emit, ImageCondition, Kept, Layout, TakesImage, TextShape,
+    Beside, Canvas, ClipEncoder, Conditioner, Emit, ImageCondition, Kept, Layout, TakesImage, TextShape, whole_patches,
 };
+use crate::models::prompts::{Padding, Prompts};
 use crate::models::{Family, Remembered, part};
 use crate::nn::Weights;
 use crate::nn::weights::Planter;
 use crate::rng::Rng;
-use crate::text::clean::prompt_clean;
-use crate::text::{TextTokenizer, t5};
 use crate::vision::{ClipVision, Preprocessor, clip};
 
 /// Tokens of a prompt, padding included: what the pipelines take unless told otherwise.
@@ -180,7 +179,7 @@ impl Family for Wan {
     }
 
     fn conditioner_parts(&self) -> &'static [&'static str] {
-        &["tokenizer", "text_encoder"]
+        Prompts::PARTS
     }
 
     fn encoder_parts(&self) -> &'static [&'static str] {
@@ -191,12 +190,7 @@ impl Family for Wan {
     }
 
     fn conditioner(&self) -> anyhow::Result<Box<dyn Conditioner>> {
-        let tokenizer = TextTokenizer::open(&part(&self.directory, "tokenizer")?)?;
-        let folder = part(&self.directory, "text_encoder")?;
-        let config = t5::Config::load(&folder.join("config.json"))?;
-        let weights = Weights::open(&folder, self.dtype, &self.device)?;
-        let encoder = t5::T5Encoder::new(&config, weights).with_context(|| folder.display().to_string())?;
-        Ok(Box::new(Prompts { tokenizer, encoder }))
+        Prompts::load(&self.directory, TEXT_TOKENS, Padding::Zeros, self.dtype, &self.device)
     }
 
     /// A clip is encoded a few frames at a time and alone, so that there is nothing to tile or to slice.
@@ -236,14 +230,7 @@ impl Family for Wan {
     fn canvas(&self, num_frames: usize, height: usize, width: usize) -> anyhow::Result<Canvas> {
         let (time, space) = (self.vae.temporal_compression(), self.vae.spatial_compression());
         let [_, rows, columns] = self.transformer.patch_size.map(|patch| patch * space);
-        if height == 0 || width == 0 || !height.is_multiple_of(rows) || !width.is_multiple_of(columns) {
-            let nearest = |side: usize, step: usize| ((side + step / 2) / step * step).max(step);
-            bail!(
-                "{height}x{width} (height x width) must be multiples of {rows}x{columns}; the nearest is {}x{}",
-                nearest(height, rows),
-                nearest(width, columns)
-            );
-        }
+        whole_patches(height, width, [rows, columns])?;
         ensure!(num_frames > 0, "a clip has at least one frame");
         // The pipelines make a multiple and one of it; a bucket of clips must say it.
         ensure!(
@@ -314,26 +301,6 @@ impl Family for Wan {
     fn decode(&self, latents: &Tensor, _canvas: &Canvas, _rng: &mut Rng, emit: Emit) -> anyhow::Result<()> {
         let vae = self.vae(Half::Decoder)?;
         vae.decode_batches(&self.vae.denormalize(&latents.to_dtype(self.dtype)?)?, emit)
-    }
-}
-
-/// UMT5 behind its tokenizer.
-struct Prompts {
-    tokenizer: TextTokenizer,
-    encoder: t5::T5Encoder,
-}
-
-impl Conditioner for Prompts {
-    fn embed(&self, prompt: &str) -> anyhow::Result<Text> {
-        let encoding = self.tokenizer.encode_padded(&prompt_clean(prompt), TEXT_TOKENS)?;
-        if encoding.truncated > 0 {
-            log::warn!(
-                "a prompt is cut to {TEXT_TOKENS} tokens; {} are lost: {prompt:?}",
-                encoding.truncated
-            );
-        }
-        let count = encoding.mask.iter().filter(|is_token| **is_token != 0).count();
-        Ok(self.encoder.forward_padded(&encoding.ids[..count], TEXT_TOKENS)?.into()) // (1, L, D), padding zero
     }
 }
 
