@@ -18,6 +18,7 @@ pub mod ltx_video;
 pub mod modulated;
 pub mod places;
 pub mod rooms;
+pub mod statistics;
 pub mod tiling;
 pub mod transformer;
 pub mod vae;

@@ -7,8 +7,15 @@ use std::path::Path;
 use anyhow::{Context, ensure};
 use candle_core::{DType, Device, Result, Tensor};
 
-use super::config::Config;
 use crate::nn::Weights;
+
+/// The settings of an autoencoder that keeps statistics.
+pub trait Normalized {
+    /// L
+    fn latent_channels(&self) -> usize;
+
+    fn scaling_factor(&self) -> f64;
+}
 
 #[derive(Debug, Clone)]
 pub struct Statistics {
@@ -19,15 +26,15 @@ pub struct Statistics {
 
 impl Statistics {
     /// Those of the VAE in `folder`, and nothing else of it.
-    pub fn read(folder: &Path, config: &Config, device: &Device) -> anyhow::Result<Self> {
+    pub fn read(folder: &Path, config: &impl Normalized, device: &Device) -> anyhow::Result<Self> {
         Self::new(config, &Weights::open(folder, DType::F32, device)?)
             .with_context(|| format!("{}: how latents are normalised", folder.display()))
     }
 
     /// Takes `latents_mean` and `latents_std`, buffers of the checkpoint.
-    pub fn new(config: &Config, weights: &Weights) -> anyhow::Result<Self> {
+    pub fn new(config: &impl Normalized, weights: &Weights) -> anyhow::Result<Self> {
         let weights = weights.to_dtype(DType::F32);
-        let get = |name: &str| weights.get(config.latent_channels, name);
+        let get = |name: &str| weights.get(config.latent_channels(), name);
         let (mean, std) = (get("latents_mean")?, get("latents_std")?);
         for (name, values) in [("latents_mean", &mean), ("latents_std", &std)] {
             let finite = values.to_vec1::<f32>()?.iter().all(|value| value.is_finite());
@@ -35,11 +42,11 @@ impl Statistics {
         }
         let positive = std.to_vec1::<f32>()?.iter().all(|value| *value > 0.0);
         ensure!(positive, "latents_std must be above 0");
-        let shape = (1, config.latent_channels, 1, 1, 1);
+        let shape = (1, config.latent_channels(), 1, 1, 1);
         Ok(Self {
             latents_mean: mean.reshape(shape)?,
             latents_std: std.reshape(shape)?,
-            scaling_factor: config.scaling_factor,
+            scaling_factor: config.scaling_factor(),
         })
     }
 
