@@ -232,3 +232,20 @@ fn a_family_that_imports_another_is_a_breach() {
         1
     );
 }
+
+/// Lines of a family's room that are neither empty nor only a comment.
+fn lines_of_code(room: &str) -> usize {
+    let mut files = Vec::new();
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/models").join(room);
+    sources(&folder, "", &mut files);
+    let lines = files.iter().flat_map(|(_, text)| text.lines()).map(str::trim);
+    lines.filter(|line| !line.is_empty() && !line.starts_with("//")).count()
+}
+
+#[test]
+fn a_family_is_one_small_room() {
+    for (room, most) in [("cogvideox", 1450), ("ltx_video", 1200), ("wan", 1200)] {
+        let lines = lines_of_code(room);
+        assert!((500..most).contains(&lines), "{room} has {lines} lines of code");
+    }
+}

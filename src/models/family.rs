@@ -184,7 +184,20 @@ pub trait ClipEncoder {
 
     /// All that is kept of images (B, 3, H, W) of -1..1 which clips of `num_frames` frames start from; where the
     /// checkpoint always starts from an image, `Family::image_kept` names it. Nothing random is in it.
-    fn encode_image(&self, image: &Tensor, num_frames: usize) -> anyhow::Result<Vec<Tensor>>;
+    /// Here it is the posterior of a clip of that one frame, which [`posterior_of`] makes of it again.
+    fn encode_image(&self, image: &Tensor, _num_frames: usize) -> anyhow::Result<Vec<Tensor>> {
+        let Posterior { mean, logvar } = self.encode(&image.unsqueeze(2)?)?; // (B, C, 1, h, w)
+        Ok(vec![mean, logvar])
+    }
+}
+
+/// The posterior that is kept of an image as its mean and its log-variance.
+pub fn posterior_of(encoded: &[Tensor]) -> anyhow::Result<Posterior> {
+    let [mean, logvar] = encoded else {
+        anyhow::bail!("{} tensors for an image's mean and log-variance", encoded.len());
+    };
+    let (mean, logvar) = (mean.clone(), logvar.clone());
+    Ok(Posterior { mean, logvar })
 }
 
 /// Size of the embedded prompts of a family.

@@ -19,6 +19,7 @@ pub mod modulated;
 pub mod places;
 pub mod prompts;
 pub mod rooms;
+pub mod statistics;
 pub mod tiling;
 pub mod transformer;
 pub mod vae;

@@ -76,10 +76,13 @@ impl Place {
     }
 }
 
+/// Codes a batch sample by sample: what they need then is the least.
+pub fn one_by_one(x: &Tensor, mut code: impl FnMut(&Tensor) -> Result<Tensor>) -> Result<Tensor> {
+    let samples = (0..x.dim(0)?).map(|sample| code(&x.narrow(0, sample, 1)?));
+    Tensor::cat(&samples.collect::<Result<Vec<_>>>()?, 0)
+}
+
 /// Pieces of a clip, (B, C, F, H, W), one behind the other.
 pub fn joined(pieces: &[Tensor]) -> Result<Tensor> {
-    match pieces {
-        [one] => Ok(one.clone()),
-        many => Tensor::cat(many, 2),
-    }
+    Tensor::cat(pieces, 2)
 }

@@ -97,6 +97,27 @@ pub struct Modulation {
     pub rms_eps: Option<f64>,
 }
 
+impl Modulation {
+    /// An RMS norm of x (B, F, H, W, C), times `scale` (C), and `shift` (C) where it says one.
+    pub fn rms(x: &Tensor, eps: f64, scale: &Tensor, shift: Option<&Tensor>) -> Result<Self> {
+        let batch = x.dim(0)?;
+        let table = |values: &Tensor| {
+            let values = values.to_dtype(x.dtype())?.reshape((1, 1, 1, 1, ()))?;
+            if batch == 1 {
+                Ok(values)
+            } else {
+                values.repeat((batch, 1, 1, 1, 1))
+            }
+        };
+        let scale = table(scale)?;
+        Ok(Self {
+            shift: shift.map_or_else(|| scale.zeros_like(), table)?,
+            scale,
+            rms_eps: Some(eps),
+        })
+    }
+}
+
 /// What happens to the size before a convolution.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Resample {

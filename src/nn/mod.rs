@@ -12,6 +12,7 @@ pub mod feed_forward;
 pub mod linear;
 mod made_up;
 pub mod norm;
+pub mod patches;
 pub mod resnet;
 pub mod rope;
 pub mod scale_shift;

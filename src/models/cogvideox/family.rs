@@ -13,7 +13,8 @@ use crate::diffusion::posterior::Posterior;
 use crate::diffusion::schedulers::Scheduler;
 use crate::models::denoiser::Denoiser;
 use crate::models::family::{
-    Beside, Canvas, ClipEncoder, Conditioner, Emit, ImageCondition, Kept, Layout, TakesImage, TextShape, whole_patches,
+    Beside, Canvas, ClipEncoder, Conditioner, Emit, ImageCondition, Kept, Layout, TakesImage, TextShape, posterior_of,
+    whole_patches,
 };
 use crate::models::prompts::{Padding, Prompts};
 use crate::models::{Family, Remembered, part};
@@ -188,11 +189,7 @@ impl Family for CogVideoX {
         canvas: &Canvas,
         rng: Option<&mut Rng>,
     ) -> anyhow::Result<ImageCondition> {
-        let [mean, logvar] = encoded else {
-            bail!("{} tensors for an image's mean and log-variance", encoded.len());
-        };
-        let (mean, logvar) = (mean.clone(), logvar.clone());
-        let sample = Posterior { mean, logvar }.draw(rng)?; // (B, C, 1, h, w)
+        let sample = posterior_of(encoded)?.draw(rng)?; // (B, C, 1, h, w)
         let latents = canvas.layout.swap(&self.vae.scale_image(&sample)?)?; // (B, 1, C, h, w)
         let (batch, _, channels, height, width) = latents.dims5()?;
         let rest = (batch, canvas.frames() - 1, channels, height, width);
@@ -225,10 +222,5 @@ struct Clips {
 impl ClipEncoder for Clips {
     fn encode(&self, clip: &Tensor) -> anyhow::Result<Posterior> {
         Ok(self.vae.encode(clip)?)
-    }
-
-    fn encode_image(&self, image: &Tensor, _num_frames: usize) -> anyhow::Result<Vec<Tensor>> {
-        let Posterior { mean, logvar } = self.vae.encode(&image.unsqueeze(2)?)?; // (B, C, 1, h, w)
-        Ok(vec![mean, logvar])
     }
 }

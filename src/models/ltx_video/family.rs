@@ -10,7 +10,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, ensure};
 use candle_core::{DType, Device, Tensor};
 
 use super::dit::{self, Dit, SPATIAL_COMPRESSION, TEMPORAL_COMPRESSION};
@@ -19,7 +19,7 @@ use crate::diffusion::posterior::Posterior;
 use crate::diffusion::schedulers::Scheduler;
 use crate::models::denoiser::Denoiser;
 use crate::models::family::{
-    Canvas, ClipEncoder, Conditioner, Emit, ImageCondition, Layout, TakesImage, TextShape, whole_patches,
+    Canvas, ClipEncoder, Conditioner, Emit, ImageCondition, Layout, TakesImage, TextShape, posterior_of, whole_patches,
 };
 use crate::models::prompts::{Padding, Prompts};
 use crate::models::{Family, Remembered, part};
@@ -183,12 +183,7 @@ impl Family for LtxVideo {
         _canvas: &Canvas,
         rng: Option<&mut Rng>,
     ) -> anyhow::Result<ImageCondition> {
-        let [mean, logvar] = encoded else {
-            bail!("{} tensors for an image's mean and log-variance", encoded.len());
-        };
-        let (mean, logvar) = (mean.clone(), logvar.clone());
-        let sample = Posterior { mean, logvar }.draw(rng)?; // (B, C, 1, h, w)
-        Ok(ImageCondition::First(sample))
+        Ok(ImageCondition::First(posterior_of(encoded)?.draw(rng)?)) // (B, C, 1, h, w)
     }
 
     fn decode(&self, latents: &Tensor, _canvas: &Canvas, rng: &mut Rng, emit: Emit) -> anyhow::Result<()> {
@@ -213,10 +208,5 @@ struct Clips {
 impl ClipEncoder for Clips {
     fn encode(&self, clip: &Tensor) -> anyhow::Result<Posterior> {
         Ok(self.vae.statistics.normalize_posterior(&self.vae.encode(clip)?)?)
-    }
-
-    fn encode_image(&self, image: &Tensor, _num_frames: usize) -> anyhow::Result<Vec<Tensor>> {
-        let Posterior { mean, logvar } = self.encode(&image.unsqueeze(2)?)?; // (B, C, 1, h, w)
-        Ok(vec![mean, logvar])
     }
 }

@@ -5,6 +5,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use crate::nn::config::{self, Rules, SIZE};
+use crate::nn::feed_forward::Activation;
 
 /// More text tokens than any checkpoint has.
 const MAX_TEXT: usize = 2048;
@@ -46,14 +47,6 @@ pub struct Config {
     pub dropout: f64,
     pub activation_fn: Activation,
     pub timestep_activation_fn: TimestepActivation,
-}
-
-/// Of the feed-forward layers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Activation {
-    /// GELU by its tanh formula.
-    #[serde(rename = "gelu-approximate")]
-    GeluTanh,
 }
 
 /// Of the timestep's embedding.

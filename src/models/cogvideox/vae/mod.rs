@@ -25,7 +25,7 @@ use decoder::Decoder;
 use encoder::Encoder;
 
 use crate::diffusion::posterior::Posterior;
-use crate::models::vae::{Place, joined, loaded};
+use crate::models::vae::{Place, joined, loaded, one_by_one};
 use crate::nn::Weights;
 use crate::nn::conv3d::{Conv3d, Memory, Past};
 
@@ -199,14 +199,10 @@ impl Vae {
 
     /// Goes through a batch sample by sample, where that is asked for.
     fn slices(&self, x: &Tensor, code: impl Fn(&Tensor) -> Result<Tensor>) -> Result<Tensor> {
-        let batch = x.dim(0)?;
-        if !self.slicing || batch < 2 {
+        if !self.slicing || x.dim(0)? < 2 {
             return code(x);
         }
-        let samples = (0..batch)
-            .map(|sample| code(&x.narrow(0, sample, 1)?))
-            .collect::<Result<Vec<_>>>()?;
-        Tensor::cat(&samples, 0)
+        one_by_one(x, code)
     }
 }
 

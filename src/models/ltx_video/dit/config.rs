@@ -4,7 +4,9 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use crate::nn::attention::QkNorm;
 use crate::nn::config::{self, Rules, SIZE};
+use crate::nn::feed_forward::Activation;
 
 /// The settings of `LTXVideoTransformer3DModel`, with its defaults.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -30,21 +32,6 @@ pub struct Config {
     pub attention_out_bias: bool,
     pub activation_fn: Activation,
     pub qk_norm: QkNorm,
-}
-
-/// Of the feed-forward layers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Activation {
-    /// GELU by its tanh formula.
-    #[serde(rename = "gelu-approximate")]
-    GeluTanh,
-}
-
-/// Of queries and keys.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum QkNorm {
-    #[serde(rename = "rms_norm_across_heads")]
-    RmsAcrossHeads,
 }
 
 impl Default for Config {

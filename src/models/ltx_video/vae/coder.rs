@@ -8,7 +8,7 @@
 use candle_core::{Result, Tensor, bail};
 
 use super::config::{Config, Down, Up};
-use super::norm::{modulated_norm, norm};
+use super::norm::norm;
 use super::resample::{Downsampler, Upsampler};
 use super::resnet::{Kind, Resnet, Told};
 use crate::nn::Weights;
@@ -129,7 +129,9 @@ impl Coder {
             (None, Some(_)) => bail!("this VAE's decoder takes no timestep"),
         };
         let (mut memory, mut told) = (Memory::whole(self.past), Told { time: None, rng });
-        let mut x = memory.convolve(&self.conv_in, &{ x }, None)?;
+        let h = memory.convolve(&self.conv_in, &x, None)?;
+        drop(x);
+        let mut x = h;
         for layer in &self.layers {
             x = match layer {
                 Layer::Time(embedder) => {
@@ -146,9 +148,9 @@ impl Coder {
             (Some(time), Some(timestep)) => {
                 let rows = time.time_embedder.forward(timestep)?.reshape((2, ()))?; // (2, C)
                 let rows = (&time.scale_shift_table + rows)?;
-                modulated_norm(&rows.get(0)?, &rows.get(1)?, &x)?
+                norm(&x, Some((&rows.get(0)?, &rows.get(1)?)))?
             }
-            _ => norm(&x)?,
+            _ => norm(&x, None)?,
         };
         memory.convolve(&self.conv_out, &x, Some(&norm_out))
     }

@@ -222,19 +222,18 @@ impl Config {
 
     /// How many pixels in a row become one.
     pub fn spatial_compression(&self) -> usize {
-        self.patch_size * self.down_strides().map(|[_, rows, _]| rows).product::<usize>()
+        self.patch_size * self.compression(1)
     }
 
     /// How many frames become one, after the first, which stays alone.
     pub fn temporal_compression(&self) -> usize {
-        self.down_strides().map(|[frames, _, _]| frames).product()
+        self.compression(0)
     }
 
-    fn down_strides(&self) -> impl Iterator<Item = [usize; 3]> {
-        self.down_blocks()
-            .into_iter()
-            .filter_map(|block| block.downsample)
-            .map(DownsampleType::stride)
+    fn compression(&self, axis: usize) -> usize {
+        let blocks = self.down_blocks();
+        let kinds = blocks.iter().filter_map(|block| block.downsample);
+        kinds.map(|kind| kind.stride()[axis]).product()
     }
 }
 
@@ -275,41 +274,44 @@ impl config::Config for Config {
 impl Config {
     /// Whether each block can read what the one before it writes, and the decoder makes what the encoder takes.
     fn check_blocks(&self) -> Vec<String> {
-        let mut rules = Rules::of(self);
-        for (i, block) in self.down_blocks().into_iter().enumerate() {
-            rules = rules.holds(block.fits(), || {
-                format!(
-                    "block_out_channels: block {i} can not make {} channels of {} by downsample_type {:?}",
-                    block.outputs, block.inputs, block.downsample
-                )
-            });
+        let mut wrong = Vec::new();
+        for (i, block) in self.down_blocks().iter().enumerate().filter(|(_, block)| !block.fits()) {
+            let Down {
+                inputs,
+                outputs,
+                downsample,
+                ..
+            } = block;
+            wrong.push(format!(
+                "block_out_channels: block {i} can not make {outputs} channels of {inputs} by downsample_type {downsample:?}"
+            ));
         }
-        for (i, block) in self.up_blocks().into_iter().enumerate() {
-            rules = rules.holds(block.fits(self.timestep_conditioning), || {
-                format!("decoder_block_out_channels: up block {i} does not fit the one before it: {block:?}")
-            });
+        let misfit = |block: &Up| !block.fits(self.timestep_conditioning);
+        for (i, block) in self.up_blocks().iter().enumerate().filter(|(_, block)| misfit(block)) {
+            wrong.push(format!(
+                "decoder_block_out_channels: up block {i} does not fit the one before it: {block:?}"
+            ));
         }
         let ups = self.up_blocks().iter().filter(|block| block.upsample).count();
-        let (space, time) = (self.spatial_compression(), self.temporal_compression());
-        for (key, ratio, found, decoder) in [
-            (
-                "spatial_compression_ratio",
-                self.spatial_compression_ratio,
-                space,
-                self.patch_size << ups,
-            ),
-            (
-                "temporal_compression_ratio",
-                self.temporal_compression_ratio,
-                time,
-                1 << ups,
-            ),
-        ] {
+        let agrees = |key: &str, ratio: Option<usize>, found, decoder| {
             let ratio = ratio.unwrap_or(found);
-            rules = rules.holds(found == decoder && ratio == found, || {
+            (found != decoder || ratio != found).then(|| {
                 format!("{key} is {ratio}, but the encoder makes one of {found}, and the decoder {decoder} of one")
-            });
-        }
-        rules.wrong()
+            })
+        };
+        let (space, time) = (self.spatial_compression_ratio, self.temporal_compression_ratio);
+        wrong.extend(agrees(
+            "spatial_compression_ratio",
+            space,
+            self.spatial_compression(),
+            self.patch_size << ups,
+        ));
+        wrong.extend(agrees(
+            "temporal_compression_ratio",
+            time,
+            self.temporal_compression(),
+            1 << ups,
+        ));
+        wrong
     }
 }

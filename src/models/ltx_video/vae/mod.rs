@@ -11,22 +11,22 @@ mod config;
 mod norm;
 mod resample;
 mod resnet;
-mod statistics;
 
 use std::path::Path;
 
 use anyhow::Context;
 use candle_core::{DType, Device, Result, Tensor, bail};
 
+pub use crate::models::statistics::Statistics;
 pub use crate::models::vae::Half;
 pub use config::{Config, DownBlockType, DownsampleType};
-pub use statistics::Statistics;
 
 use coder::Coder;
 
 use crate::diffusion::posterior::Posterior;
-use crate::models::vae::{Place, loaded};
+use crate::models::vae::{Place, loaded, one_by_one};
 use crate::nn::Weights;
+use crate::nn::shuffle::{into_patches, out_of_patches};
 use crate::rng::Rng;
 
 /// The autoencoder, or half of it.
@@ -53,7 +53,7 @@ impl Vae {
         let device = device.clone();
         let place = Place { dtype, device };
         let weights = Weights::open(folder, place.computed_in(), &place.device)?;
-        let statistics = Statistics::new(&config, &weights)
+        let statistics = Statistics::new(config.latent_channels, config.scaling_factor, &weights)
             .with_context(|| format!("{}: how latents are normalised", folder.display()))?;
         let encoder = half.encoder(|| Coder::encoder(&config, weights.pp("encoder")))?;
         let decoder = half.decoder(|| Coder::decoder(&config, weights.pp("decoder")))?;
@@ -85,14 +85,12 @@ impl Vae {
                 video.dims()
             );
         }
-        let moments = (0..batch)
-            .map(|sample| {
-                let patches = self.patches(&video.get(sample)?)?;
-                let y = encoder.forward(patches, None, &mut Rng::new(0))?; // (1, f, h, w, L + 1); it draws nothing
-                y.permute((0, 4, 1, 2, 3))?.to_dtype(self.place.dtype)
-            })
-            .collect::<Result<Vec<_>>>()?;
-        let moments = Tensor::cat(&moments, 0)?; // (B, L + 1, f, h, w)
+        let p = self.config.patch_size;
+        let moments = one_by_one(video, |video| {
+            let patches = into_patches(video, p, |x| self.place.received(x))?; // (1, F, H, W, C p p)
+            let y = encoder.forward(patches, None, &mut Rng::new(0))?; // (1, f, h, w, L + 1); it draws nothing
+            y.permute((0, 4, 1, 2, 3))?.to_dtype(self.place.dtype)
+        })?; // (B, L + 1, f, h, w)
         let latent_channels = self.config.latent_channels;
         let logvar = moments.narrow(1, latent_channels, 1)?;
         let others = logvar.repeat((1, latent_channels - 1, 1, 1, 1))?;
@@ -119,45 +117,16 @@ impl Vae {
             bail!("{batch} timesteps were expected, not {:?}", timesteps.dims());
         }
         let start = rng.clone();
-        let clips = (0..batch)
-            .map(|sample| {
-                *rng = start.clone();
-                let z = latents.narrow(0, sample, 1)?.permute((0, 2, 3, 4, 1))?; // (1, f, h, w, L)
-                let timestep = timesteps
-                    .map(|timesteps| timesteps.narrow(0, sample, 1)?.to_device(&self.place.device))
-                    .transpose()?;
-                let y = decoder.forward(self.place.received(&z)?, timestep.as_ref(), rng)?;
-                self.pixels(&y)
-            })
-            .collect::<Result<Vec<_>>>()?;
-        match clips.as_slice() {
-            [one] => Ok(one.clone()),
-            many => Tensor::cat(many, 0),
-        }
-    }
-
-    /// (C, F, H p, W p) -> (1, F, H, W, C p p), of a patch's pixels the columns first.
-    fn patches(&self, clip: &Tensor) -> Result<Tensor> {
-        let p = self.config.patch_size;
-        let (channels, frames, height, width) = clip.dims4()?;
-        let (height, width) = (height / p, width / p);
-        let patches = clip
-            .reshape((channels, frames, height, p, width, p))?
-            .permute((1, 2, 4, 0, 5, 3))?;
-        self.place
-            .received(&patches)?
-            .reshape((1, frames, height, width, channels * p * p))
-    }
-
-    /// The inverse: (1, F, H, W, C p p) -> (1, C, F, H p, W p)
-    fn pixels(&self, patches: &Tensor) -> Result<Tensor> {
-        let p = self.config.patch_size;
-        let (_, frames, height, width, channels) = patches.dims5()?;
-        let channels = channels / (p * p);
-        patches
-            .reshape((frames, height, width, channels, p, p))?
-            .permute((3, 0, 1, 5, 2, 4))?
-            .to_dtype(self.place.dtype)?
-            .reshape((1, channels, frames, height * p, width * p))
+        let mut samples = 0..batch;
+        one_by_one(latents, |latents| {
+            *rng = start.clone();
+            let timestep = timesteps.zip(samples.next()).map(|(timesteps, sample)| {
+                let timestep = timesteps.narrow(0, sample, 1)?;
+                timestep.to_device(&self.place.device)
+            });
+            let z = self.place.channels_last(latents, 0..frames)?; // (1, f, h, w, L)
+            let y = decoder.forward(z, timestep.transpose()?.as_ref(), rng)?; // (1, F, H, W, C p p)
+            out_of_patches(&y, self.config.patch_size, |x| x.to_dtype(self.place.dtype))
+        })
     }
 }

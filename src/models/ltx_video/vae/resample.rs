@@ -12,7 +12,7 @@ use candle_core::{Result, Tensor};
 use super::config::{DownsampleType, Up};
 use crate::nn::Weights;
 use crate::nn::conv3d::{Conv3d, Geometry, Memory};
-use crate::nn::shuffle::{into_channels, out_of_channels};
+use crate::nn::shuffle::{by_pixel, into_channels, out_of_channels};
 
 const STRIDED: Geometry = Geometry {
     stride: 2,
@@ -78,14 +78,8 @@ impl Upsampler {
     pub fn load(block: &Up, weights: Weights) -> Result<Self> {
         let weights = weights.pp("conv.conv");
         let (outputs, channels) = (block.outputs, block.outputs * block.factor);
-        // The checkpoint has the eight pixels that a channel spreads over side by side. Here each pixel's channels are.
-        let by_pixel = |tensor: Tensor| {
-            let rest = tensor.dims()[1..].to_vec();
-            let split = tensor.reshape([&[outputs, 8], &rest[..]].concat())?;
-            split.transpose(0, 1)?.reshape([&[8 * outputs], &rest[..]].concat())
-        };
-        let weight = by_pixel(weights.get((8 * outputs, channels, 3, 3, 3), "weight")?)?;
-        let bias = by_pixel(weights.get(8 * outputs, "bias")?)?;
+        let weight = by_pixel(&weights.get((8 * outputs, channels, 3, 3, 3), "weight")?, 8)?;
+        let bias = by_pixel(&weights.get(8 * outputs, "bias")?, 8)?;
         let sources = (0..8 * outputs).map(|i| (i % outputs % (channels / 8).max(1) * 8 + i / outputs) as u32);
         Ok(Self {
             conv: Conv3d::new(&weight, &bias, Geometry::CAUSAL)?,

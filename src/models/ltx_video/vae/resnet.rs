@@ -6,7 +6,7 @@
 
 use candle_core::{Result, Tensor, bail};
 
-use super::norm::{modulated_norm, norm};
+use super::norm::norm;
 use crate::nn::conv3d::{Conv3d, Memory};
 use crate::nn::{Norm, Weights};
 use crate::rng::Rng;
@@ -72,8 +72,8 @@ impl Resnet {
             (Some(_), None) => bail!("the decoder needs a timestep"),
         };
         let norm_of = |x: &Tensor, which: usize| match &shifts_and_scales {
-            Some(rows) => modulated_norm(&rows.get(2 * which)?, &rows.get(2 * which + 1)?, x),
-            None => norm(x),
+            Some(rows) => norm(x, Some((&rows.get(2 * which)?, &rows.get(2 * which + 1)?))),
+            None => norm(x, None),
         };
         let h = memory.convolve(&self.conv1, &x, Some(&norm_of(&x, 0)?))?;
         let onto = match &self.shortcut {

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use crate::nn::attention::QkNorm;
 use crate::nn::config::{self, Rules, SIZE};
 
 /// The settings of `WanTransformer3DModel`, with its defaults.
@@ -37,13 +38,6 @@ pub struct Config {
     /// Tokens of the encoded images that have learned positions: those of a first and a last image.
     pub pos_embed_seq_len: Option<usize>,
     pub qk_norm: QkNorm,
-}
-
-/// Of queries and keys.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum QkNorm {
-    #[serde(rename = "rms_norm_across_heads")]
-    RmsAcrossHeads,
 }
 
 impl Default for Config {

@@ -14,7 +14,6 @@ use candle_core::{Device, Result, Tensor};
 mod block;
 mod condition;
 mod config;
-mod patches;
 
 pub use config::Config;
 
@@ -23,11 +22,11 @@ use crate::models::family::Layout;
 use crate::models::places::{ImagePlaces, Places};
 use crate::models::transformer::{self, Transformer};
 use crate::nn::Weights;
+use crate::nn::patches::{PatchEmbedding, unpatchify};
 use crate::nn::rope::{Axis, Pairs, Rotary, THETA};
 use crate::nn::scale_shift::Head;
 use block::Block;
 use condition::ConditionEmbedder;
-use patches::{PatchEmbedding, unpatchify};
 
 pub type Dit = Transformer<Network>;
 
@@ -49,7 +48,12 @@ impl transformer::Network for Network {
         let blocks = weights.pp("blocks");
         let patch_numbers: usize = config.patch_size.iter().product();
         Ok(Self {
-            patch_embedding: PatchEmbedding::new(config, weights.pp("patch_embedding"))?,
+            patch_embedding: PatchEmbedding::new(
+                config.in_channels,
+                dim,
+                config.patch_size,
+                weights.pp("patch_embedding"),
+            )?,
             condition_embedder: ConditionEmbedder::new(config, weights.pp("condition_embedder"))?,
             blocks: (0..config.num_layers)
                 .map(|i| Block::new(config, blocks.pp(i)))
@@ -88,7 +92,7 @@ impl transformer::Network for Network {
     }
 
     fn stem(&self, config: &Config, input: &Input) -> Result<State> {
-        let (hidden, grid) = self.patch_embedding.forward(config, &input.latents)?; // (B, N, D)
+        let (hidden, grid) = self.patch_embedding.forward(&input.latents)?; // (B, N, D)
         let (time, modulation) = self.condition_embedder.time.forward(&input.timestep)?; // (B, 1, D), (B, 1, 6, D)
         let rotary = rotary(config, grid, hidden.device())?;
         Ok(State {
@@ -112,7 +116,7 @@ impl transformer::Network for Network {
 
     fn head(&self, config: &Config, state: &State) -> Result<Tensor> {
         let patches = self.head.forward(&state.hidden, &state.time, &state.fixed.parts)?;
-        unpatchify(config, &patches, state.fixed.grid) // (B, C, F, H, W)
+        unpatchify(&patches, state.fixed.grid, config.patch_size) // (B, C, F, H, W)
     }
 }
 

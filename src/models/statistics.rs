@@ -5,7 +5,6 @@
 use anyhow::ensure;
 use candle_core::{DType, Result, Tensor};
 
-use super::config::Config;
 use crate::diffusion::posterior::Posterior;
 use crate::nn::Weights;
 
@@ -18,9 +17,9 @@ pub struct Statistics {
 
 impl Statistics {
     /// Takes `latents_mean` and `latents_std`, buffers of the checkpoint.
-    pub fn new(config: &Config, weights: &Weights) -> anyhow::Result<Self> {
+    pub fn new(latent_channels: usize, scaling_factor: f64, weights: &Weights) -> anyhow::Result<Self> {
         let weights = weights.to_dtype(DType::F32);
-        let get = |name: &str| weights.get(config.latent_channels, name);
+        let get = |name: &str| weights.get(latent_channels, name);
         let (mean, std) = (get("latents_mean")?, get("latents_std")?);
         for (name, values) in [("latents_mean", &mean), ("latents_std", &std)] {
             let finite = values.to_vec1::<f32>()?.iter().all(|value| value.is_finite());
@@ -28,11 +27,11 @@ impl Statistics {
         }
         let positive = std.to_vec1::<f32>()?.iter().all(|value| *value > 0.0);
         ensure!(positive, "latents_std must be above 0");
-        let shape = (1, config.latent_channels, 1, 1, 1);
+        let shape = (1, latent_channels, 1, 1, 1);
         Ok(Self {
             latents_mean: mean.reshape(shape)?,
             latents_std: std.reshape(shape)?,
-            scaling_factor: config.scaling_factor,
+            scaling_factor,
         })
     }
 
