@@ -9,14 +9,6 @@ use candle_core::{DType, Device, Result, Tensor};
 
 use crate::nn::Weights;
 
-/// The settings of an autoencoder that keeps statistics.
-pub trait Normalized {
-    /// L
-    fn latent_channels(&self) -> usize;
-
-    fn scaling_factor(&self) -> f64;
-}
-
 #[derive(Debug, Clone)]
 pub struct Statistics {
     latents_mean: Tensor, // (1, L, 1, 1, 1) f32
@@ -25,16 +17,16 @@ pub struct Statistics {
 }
 
 impl Statistics {
-    /// Those of the VAE in `folder`, and nothing else of it.
-    pub fn read(folder: &Path, config: &impl Normalized, device: &Device) -> anyhow::Result<Self> {
-        Self::new(config, &Weights::open(folder, DType::F32, device)?)
+    /// Those of the VAE in `folder`, which has so many latent channels, and nothing else of it.
+    pub fn read(folder: &Path, channels: usize, scaling_factor: f64, device: &Device) -> anyhow::Result<Self> {
+        Self::new(channels, scaling_factor, &Weights::open(folder, DType::F32, device)?)
             .with_context(|| format!("{}: how latents are normalised", folder.display()))
     }
 
     /// Takes `latents_mean` and `latents_std`, buffers of the checkpoint.
-    pub fn new(config: &impl Normalized, weights: &Weights) -> anyhow::Result<Self> {
+    pub fn new(channels: usize, scaling_factor: f64, weights: &Weights) -> anyhow::Result<Self> {
         let weights = weights.to_dtype(DType::F32);
-        let get = |name: &str| weights.get(config.latent_channels(), name);
+        let get = |name: &str| weights.get(channels, name);
         let (mean, std) = (get("latents_mean")?, get("latents_std")?);
         for (name, values) in [("latents_mean", &mean), ("latents_std", &std)] {
             let finite = values.to_vec1::<f32>()?.iter().all(|value| value.is_finite());
@@ -42,11 +34,11 @@ impl Statistics {
         }
         let positive = std.to_vec1::<f32>()?.iter().all(|value| *value > 0.0);
         ensure!(positive, "latents_std must be above 0");
-        let shape = (1, config.latent_channels(), 1, 1, 1);
+        let shape = (1, channels, 1, 1, 1);
         Ok(Self {
             latents_mean: mean.reshape(shape)?,
             latents_std: std.reshape(shape)?,
-            scaling_factor: config.scaling_factor(),
+            scaling_factor,
         })
     }
 
