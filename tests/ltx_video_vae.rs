@@ -234,8 +234,9 @@ fn tensors_of_the_wrong_shape_are_refused() {
 
 #[test]
 fn a_config_of_the_first_release_says_little_and_means_the_defaults() {
-    let config =
-        Config::parse(r#"{"_class_name": "AutoencoderKLLTXVideo", "_diffusers_version": "0.32.0.dev0"}"#).unwrap();
+    let config: Config =
+        vtrain::nn::config::parse(r#"{"_class_name": "AutoencoderKLLTXVideo", "_diffusers_version": "0.32.0.dev0"}"#)
+            .unwrap();
     assert_eq!(config, Config::default());
     assert_eq!([config.spatial_compression(), config.temporal_compression()], [32, 8]);
 }

@@ -156,6 +156,18 @@ pub struct Fixed {
     pub text_mask: Option<Tensor>,
 }
 
+impl Fixed {
+    /// Of a sequence that is the clip alone, attending across to the text.
+    pub fn of_clip(grid: [usize; 3], rotary: Rotary, text_mask: Option<Tensor>) -> Self {
+        Self {
+            grid,
+            parts: vec![grid.iter().product()],
+            rotary: Some(rotary),
+            text_mask,
+        }
+    }
+}
+
 impl State {
     /// The tensors that gradients pass, in an order that `with_tensors` understands.
     pub fn tensors(&self) -> Vec<Tensor> {

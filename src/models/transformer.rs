@@ -41,6 +41,11 @@ pub trait Block: Send + Sync {
     fn forward(&self, state: &State) -> Result<State>;
 }
 
+/// Builds `count` blocks, whose weights are numbered.
+pub fn blocks<B>(count: usize, weights: Weights, block: impl Fn(Weights) -> Result<B>) -> Result<Vec<B>> {
+    (0..count).map(|i| block(weights.pp(i))).collect()
+}
+
 /// A network with its config.
 #[derive(Debug, Clone)]
 pub struct Transformer<N: Network> {

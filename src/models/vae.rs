@@ -46,6 +46,33 @@ pub fn loaded<'a, T>(half: &'a Option<T>, name: &str) -> Result<&'a T> {
     }
 }
 
+/// Refuses what is no clip (B, `channels`, F, H, W) of `temporal` n + 1 frames, with sides that are multiples of `spatial`.
+pub fn check_clip(video: &Tensor, channels: usize, [temporal, spatial]: [usize; 2]) -> Result<()> {
+    let (batch, found, frames, height, width) = video.dims5()?;
+    if found != channels || batch * height * width == 0 {
+        bail!("clips (B, {channels}, F, H, W) were expected, not {:?}", video.dims());
+    }
+    if frames == 0 || frames % temporal != 1 % temporal {
+        let (second, third) = (temporal + 1, 2 * temporal + 1);
+        bail!("the VAE encodes 1, {second}, {third}, ... frames ({temporal} n + 1), not {frames}");
+    }
+    if !height.is_multiple_of(spatial) || !width.is_multiple_of(spatial) {
+        bail!("the VAE encodes sides that are multiples of {spatial}, not {height}x{width}");
+    }
+    Ok(())
+}
+
+/// Refuses what are no latents (B, `channels`, f, h, w).
+pub fn check_latents(latents: &Tensor, channels: usize) -> Result<()> {
+    if latents.dims5()?.1 != channels || latents.elem_count() == 0 {
+        bail!(
+            "latents (B, {channels}, f, h, w) were expected, not {:?}",
+            latents.dims()
+        );
+    }
+    Ok(())
+}
+
 /// Where an autoencoder computes, and what it gives: the CPU computes in f32 whatever is asked for.
 #[derive(Debug, Clone)]
 pub struct Place {

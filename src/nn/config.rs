@@ -96,12 +96,14 @@ impl Rules {
         self.must(key, holds, format!("{value}, {why}"))
     }
 
-    /// A list has so many entries.
-    pub fn length(mut self, key: &str, count: usize) -> Self {
-        let found = self.value(key).as_array().map_or(0, Vec::len);
-        if found != count {
-            self.wrong
-                .push(format!("{key} must have {count} entries, found {found}"));
+    /// Lists have so many entries.
+    pub fn length(mut self, keys: &[&str], count: usize) -> Self {
+        for key in keys {
+            let found = self.value(key).as_array().map_or(0, Vec::len);
+            if found != count {
+                self.wrong
+                    .push(format!("{key} must have {count} entries, found {found}"));
+            }
         }
         self
     }

@@ -22,6 +22,16 @@ pub fn out_of_channels(x: &Tensor, [t, h, w]: [usize; 3]) -> Result<Tensor> {
         .reshape((batch, t * frames, h * height, w * width, channels))
 }
 
+/// Means over groups of neighbouring channels, (B, F, H, W, n C) -> (B, F, H, W, C)
+pub fn grouped_mean(x: Tensor, channels: usize) -> Result<Tensor> {
+    let (batch, frames, height, width, all) = x.dims5()?;
+    if all == channels {
+        return Ok(x);
+    }
+    x.reshape(&[batch, frames, height, width, channels, all / channels][..])?
+        .mean(5)
+}
+
 /// (B, C, F, p H, p W) -> (B, F, H, W, C p p), of a patch's pixels the columns first. `place` puts the pixels in this order
 /// where they are wanted: one behind the other.
 pub fn into_patches(x: &Tensor, p: usize, place: impl Fn(&Tensor) -> Result<Tensor>) -> Result<Tensor> {

@@ -23,6 +23,7 @@ use crate::models::family::{
 };
 use crate::models::prompts::{Padding, Prompts};
 use crate::models::{Family, Remembered, part};
+use crate::nn::config;
 use crate::nn::weights::Planter;
 use crate::rng::Rng;
 
@@ -55,7 +56,7 @@ impl LtxVideo {
         let transformer = dit::Config::load(&part(directory, "transformer")?)?;
         let vae = match remembered.get("vae") {
             Some(text) if !directory.join("vae/config.json").exists() => {
-                vae::Config::parse(text).context("the VAE's config.json, as it is remembered")?
+                config::parse(text).context("the VAE's config.json, as it is remembered")?
             }
             _ => vae::Config::read(&part(directory, "vae")?)?,
         };

@@ -128,9 +128,11 @@ impl Attention {
 
 /// The layer norm of blocks and head, with parameters where the config has them.
 pub fn layer_norm(config: &Config, width: usize, weights: Weights) -> Result<Norm> {
-    if config.norm_elementwise_affine {
-        Norm::layer(width, config.norm_eps, weights)
-    } else {
-        Norm::plain(Kind::Layer, width, config.norm_eps, &weights)
-    }
+    Norm::new(
+        Kind::Layer,
+        config.norm_elementwise_affine,
+        width,
+        config.norm_eps,
+        weights,
+    )
 }

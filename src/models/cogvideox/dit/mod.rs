@@ -58,9 +58,7 @@ impl transformer::Network for Network {
                 .ofs_embed_dim
                 .map(|width| TimestepEmbedding::new(width, width, weights.pp("ofs_embedding")))
                 .transpose()?,
-            transformer_blocks: (0..config.num_layers)
-                .map(|i| Block::new(config, blocks.pp(i)))
-                .collect::<Result<_>>()?,
+            transformer_blocks: transformer::blocks(config.num_layers, blocks, |weights| Block::new(config, weights))?,
             norm_final: layer_norm(config, dim, weights.pp("norm_final"))?,
             norm_out: NormOut::new(config, weights.pp("norm_out"))?,
             proj_out: linear(dim, patch_numbers * config.out_channels, weights.pp("proj_out"))?,

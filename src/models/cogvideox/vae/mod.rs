@@ -15,7 +15,7 @@ mod resample;
 use std::ops::Range;
 use std::path::Path;
 
-use candle_core::{DType, Device, Result, Tensor, bail};
+use candle_core::{DType, Device, Result, Tensor};
 
 pub use crate::models::tiling::Tiling;
 pub use crate::models::vae::Half;
@@ -25,7 +25,7 @@ use decoder::Decoder;
 use encoder::Encoder;
 
 use crate::diffusion::posterior::Posterior;
-use crate::models::vae::{Place, joined, loaded, one_by_one};
+use crate::models::vae::{Place, check_clip, check_latents, joined, loaded, one_by_one};
 use crate::nn::Weights;
 use crate::nn::conv3d::{Conv3d, Memory, Past};
 
@@ -95,14 +95,8 @@ impl Vae {
     /// Encodes a clip (B, C, F, H, W) of values in -1..1.
     pub fn encode(&self, video: &Tensor) -> Result<Posterior> {
         let encoder = loaded(&self.encoder, "encoder")?;
-        let (_, channels, frames, height, width) = video.dims5()?;
-        if channels != self.config.in_channels || frames == 0 || height == 0 || width == 0 {
-            bail!(
-                "a clip (B, {}, F, H, W) was expected, not {:?}",
-                self.config.in_channels,
-                video.dims()
-            );
-        }
+        check_clip(video, self.config.in_channels, [1, 1])?;
+        let (_, _, _, height, width) = video.dims5()?;
         let grid = self
             .tiling
             .map(|tiling| tiling.encoding(self.config.spatial_compression()));
@@ -158,14 +152,8 @@ impl Vae {
 
     fn check_latents(&self, latents: &Tensor) -> Result<(&Decoder, usize, usize)> {
         let decoder = loaded(&self.decoder, "decoder")?;
-        let (_, channels, frames, height, width) = latents.dims5()?;
-        if channels != self.config.latent_channels || frames == 0 || height == 0 || width == 0 {
-            bail!(
-                "latents (B, {}, F, H, W) were expected, not {:?}",
-                self.config.latent_channels,
-                latents.dims()
-            );
-        }
+        check_latents(latents, self.config.latent_channels)?;
+        let (_, _, _, height, width) = latents.dims5()?;
         Ok((decoder, height, width))
     }
 

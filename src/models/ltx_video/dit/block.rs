@@ -36,10 +36,8 @@ impl Block {
             out_bias: config.attention_out_bias,
             eps: QK_NORM_EPS,
         };
-        let norm = |name: &str| match config.norm_elementwise_affine {
-            true => Norm::rms(dim, config.norm_eps, weights.pp(name)),
-            false => Norm::plain(Kind::Rms, dim, config.norm_eps, &weights),
-        };
+        let (affine, eps) = (config.norm_elementwise_affine, config.norm_eps);
+        let norm = |name: &str| Norm::new(Kind::Rms, affine, dim, eps, weights.pp(name));
         let attn1 = Attention::new(&form, weights.pp("attn1"))?;
         Ok(Self {
             attn2: Attention::new(&form, weights.pp("attn2"))?,

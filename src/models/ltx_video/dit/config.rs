@@ -87,20 +87,16 @@ impl config::Config for Config {
             .only("patch_size", 1, "as the pipeline packs latents")
             .only("patch_size_t", 1, "as the pipeline packs latents")
             .above_zero(&["norm_eps"])
-            .then(|| {
-                Rules::of(self)
-                    .must(
-                        "attention_head_dim",
-                        dim >= 6 && dim.is_multiple_of(2),
-                        "so large that all heads have features for positions on three axes, which turn in pairs",
-                    )
-                    .must(
-                        "cross_attention_dim",
-                        self.cross_attention_dim == dim,
-                        format!("num_attention_heads x attention_head_dim, {dim}: the text is projected to that"),
-                    )
-                    .wrong()
-            })
+            .must(
+                "attention_head_dim",
+                dim >= 6 && dim.is_multiple_of(2),
+                "so large that all heads have features for positions on three axes, which turn in pairs",
+            )
+            .must(
+                "cross_attention_dim",
+                self.cross_attention_dim == dim,
+                format!("num_attention_heads x attention_head_dim, {dim}: the text is projected to that"),
+            )
             .wrong()
     }
 }

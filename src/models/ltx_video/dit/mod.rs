@@ -24,6 +24,7 @@ use crate::models::places::Places;
 use crate::models::transformer::{self, Transformer};
 use crate::nn::embed::TimeModulation;
 use crate::nn::feed_forward::{FeedForward, Gelu, PROJECTION};
+use crate::nn::patches::unpatchify;
 use crate::nn::scale_shift::Head;
 use crate::nn::{Linear, Weights, linear};
 use block::Block;
@@ -58,9 +59,7 @@ impl transformer::Network for Network {
             proj_in: linear(config.in_channels, dim, weights.pp("proj_in"))?,
             time_embed: TimeModulation::new(SINUSOID, dim, time.pp("emb.timestep_embedder"), time.pp("linear"))?,
             caption_projection: FeedForward::new(captions, PROJECTION, Gelu::Tanh, weights.pp("caption_projection"))?,
-            transformer_blocks: (0..config.num_layers)
-                .map(|i| Block::new(config, blocks.pp(i)))
-                .collect::<Result<_>>()?,
+            transformer_blocks: transformer::blocks(config.num_layers, blocks, |weights| Block::new(config, weights))?,
             head: Head::new((2, dim), config.predicted_channels(), OUT_NORM_EPS, weights)?,
         })
     }
@@ -93,12 +92,7 @@ impl transformer::Network for Network {
             modulation: Some(modulation),
             text: Some(self.caption_projection.forward(&input.text.hidden)?), // (B, L, D)
             image: None,
-            fixed: Arc::new(Fixed {
-                grid,
-                parts: vec![grid.iter().product()],
-                rotary: Some(rotary),
-                text_mask: input.text.mask.clone(),
-            }),
+            fixed: Arc::new(Fixed::of_clip(grid, rotary, input.text.mask.clone())),
         })
     }
 
@@ -108,10 +102,6 @@ impl transformer::Network for Network {
 
     fn head(&self, _: &Config, state: &State) -> Result<Tensor> {
         let tokens = self.head.forward(&state.hidden, &state.time, &state.timed_parts()?)?; // (B, N, C)
-        let (batch, _, channels) = tokens.dims3()?;
-        let [frames, height, width] = state.fixed.grid;
-        tokens
-            .transpose(1, 2)?
-            .reshape((batch, channels, frames, height, width))
+        unpatchify(&tokens, state.fixed.grid, [1; 3]) // (B, C, F, H, W)
     }
 }

@@ -166,11 +166,6 @@ impl Config {
         config::read(folder)
     }
 
-    /// As [`read`](Self::read), from the file's text.
-    pub fn parse(text: &str) -> anyhow::Result<Self> {
-        config::parse(text)
-    }
-
     fn is_095(&self) -> bool {
         self.down_block_types.first() == Some(&DownBlockType::V095)
     }
@@ -250,17 +245,20 @@ impl config::Config for Config {
             .between(&["patch_size_t"], 1..=1)
             .between(&["upsample_factor"], 1..=8)
             .above_zero(&["scaling_factor", "resnet_norm_eps"])
-            .length("down_block_types", downs.clamp(1, MAX_BLOCKS))
-            .length("decoder_block_out_channels", ups.clamp(1, MAX_BLOCKS))
-            .length("block_out_channels", downs + usize::from(self.is_095()))
-            .length("layers_per_block", downs + 1)
-            .length("downsample_type", downs)
-            .length("spatio_temporal_scaling", downs)
-            .length("decoder_layers_per_block", ups + 1)
-            .length("decoder_inject_noise", ups + 1)
-            .length("decoder_spatio_temporal_scaling", ups)
-            .length("upsample_residual", ups)
-            .length("upsample_factor", ups)
+            .length(&["down_block_types"], downs.clamp(1, MAX_BLOCKS))
+            .length(&["decoder_block_out_channels"], ups.clamp(1, MAX_BLOCKS))
+            .length(&["block_out_channels"], downs + usize::from(self.is_095()))
+            .length(&["layers_per_block"], downs + 1)
+            .length(&["downsample_type", "spatio_temporal_scaling"], downs)
+            .length(&["decoder_layers_per_block", "decoder_inject_noise"], ups + 1)
+            .length(
+                &[
+                    "decoder_spatio_temporal_scaling",
+                    "upsample_residual",
+                    "upsample_factor",
+                ],
+                ups,
+            )
             .must(
                 "down_block_types",
                 self.down_block_types.windows(2).all(|two| two[0] == two[1]),

@@ -24,7 +24,7 @@ pub use config::{Config, DownBlockType, DownsampleType};
 use coder::Coder;
 
 use crate::diffusion::posterior::Posterior;
-use crate::models::vae::{Place, loaded, one_by_one};
+use crate::models::vae::{Place, check_clip, check_latents, loaded, one_by_one};
 use crate::nn::Weights;
 use crate::nn::shuffle::{into_patches, out_of_patches};
 use crate::rng::Rng;
@@ -70,21 +70,8 @@ impl Vae {
     /// Encodes a clip (B, C, F, H, W) of values in -1..1. All channels of a pixel have one log-variance.
     pub fn encode(&self, video: &Tensor) -> Result<Posterior> {
         let encoder = loaded(&self.encoder, "encoder")?;
-        let (batch, channels, frames, height, width) = video.dims5()?;
-        let (spatial, temporal) = (self.config.spatial_compression(), self.config.temporal_compression());
-        let sides = [height, width];
-        if batch == 0
-            || channels != self.config.in_channels
-            || frames % temporal != 1 % temporal
-            || sides.iter().any(|side| *side == 0 || !side.is_multiple_of(spatial))
-        {
-            bail!(
-                "a clip (B, {}, F, H, W) of {temporal} k + 1 frames and with sides that are multiples of {spatial} was \
-                 expected, not {:?}",
-                self.config.in_channels,
-                video.dims()
-            );
-        }
+        let compression = [self.config.temporal_compression(), self.config.spatial_compression()];
+        check_clip(video, self.config.in_channels, compression)?;
         let p = self.config.patch_size;
         let moments = one_by_one(video, |video| {
             let patches = into_patches(video, p, |x| self.place.received(x))?; // (1, F, H, W, C p p)
@@ -103,14 +90,8 @@ impl Vae {
     /// One with `decoder_inject_noise` draws from `rng`, in torch's order; every sample gets the same numbers.
     pub fn decode(&self, latents: &Tensor, timesteps: Option<&Tensor>, rng: &mut Rng) -> Result<Tensor> {
         let decoder = loaded(&self.decoder, "decoder")?;
-        let (batch, channels, frames, height, width) = latents.dims5()?;
-        if channels != self.config.latent_channels || batch * frames * height * width == 0 {
-            bail!(
-                "latents (B, {}, f, h, w) were expected, not {:?}",
-                self.config.latent_channels,
-                latents.dims()
-            );
-        }
+        check_latents(latents, self.config.latent_channels)?;
+        let (batch, _, frames, _, _) = latents.dims5()?;
         if let Some(timesteps) = timesteps
             && timesteps.dims() != [batch]
         {

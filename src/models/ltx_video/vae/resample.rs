@@ -12,7 +12,7 @@ use candle_core::{Result, Tensor};
 use super::config::{DownsampleType, Up};
 use crate::nn::Weights;
 use crate::nn::conv3d::{Conv3d, Geometry, Memory};
-use crate::nn::shuffle::{by_pixel, into_channels, out_of_channels};
+use crate::nn::shuffle::{by_pixel, grouped_mean, into_channels, out_of_channels};
 
 const STRIDED: Geometry = Geometry {
     stride: 2,
@@ -22,11 +22,8 @@ const STRIDED: Geometry = Geometry {
 pub enum Downsampler {
     /// Every second frame, row and column.
     Strided(Conv3d),
-    IntoChannels {
-        conv: Conv3d,
-        stride: [usize; 3],
-        group: usize,
-    },
+    /// So many frames, rows and columns into channels.
+    IntoChannels(Conv3d, [usize; 3]),
 }
 
 impl Downsampler {
@@ -37,31 +34,24 @@ impl Downsampler {
         }
         let stride = kind.stride();
         let pixels: usize = stride.iter().product();
-        Ok(Self::IntoChannels {
-            conv: Conv3d::causal(channels, outputs / pixels, weights.pp("conv.conv"))?,
-            stride,
-            group: channels * pixels / outputs,
-        })
+        let conv = Conv3d::causal(channels, outputs / pixels, weights.pp("conv.conv"))?;
+        Ok(Self::IntoChannels(conv, stride))
     }
 
     /// (1, F, H, W, C) -> (1, F', H', W', O)
     pub fn forward(&self, x: Tensor, memory: &mut Memory) -> Result<Tensor> {
         match self {
             Self::Strided(conv) => memory.convolve(conv, &x, None),
-            Self::IntoChannels { conv, stride, group } => {
+            Self::IntoChannels(conv, stride) => {
                 let x = match stride[0] {
                     1 => x,
                     _ => Tensor::cat(&[&x.narrow(1, 0, 1)?, &x], 1)?,
                 };
                 let y = into_channels(&memory.convolve(conv, &x, None)?, *stride)?;
-                let residual = into_channels(&x, *stride)?; // (1, F', H', W', O group)
+                let residual = into_channels(&x, *stride)?; // (1, F', H', W', a multiple of O)
                 drop(x);
-                if *group == 1 {
-                    return y + residual;
-                }
-                let (_, frames, height, width, channels) = y.dims5()?;
-                let groups = residual.reshape(&[1, frames, height, width, channels, *group][..])?;
-                y + groups.mean(5)?
+                let outputs = y.dim(4)?;
+                y + grouped_mean(residual, outputs)?
             }
         }
     }

@@ -29,23 +29,17 @@ pub struct Told<'a> {
 pub struct Resnet {
     conv1: Conv3d,
     conv2: Conv3d,
-    shortcut: Option<Shortcut>,
+    shortcut: Option<(Norm, Conv3d)>,        // norm3, conv_shortcut
     per_channel_scales: Option<[Tensor; 2]>, // (C) each
     scale_shift_table: Option<Tensor>,       // (4, C)
-}
-
-struct Shortcut {
-    norm3: Norm,
-    conv_shortcut: Conv3d,
 }
 
 impl Resnet {
     pub fn load(channels: usize, outputs: usize, kind: Kind, weights: Weights) -> Result<Self> {
         let shortcut = || {
-            Ok::<_, candle_core::Error>(Shortcut {
-                norm3: Norm::layer(channels, kind.eps, weights.pp("norm3"))?,
-                conv_shortcut: Conv3d::pointwise(channels, outputs, weights.pp("conv_shortcut.conv"))?,
-            })
+            let norm = Norm::layer(channels, kind.eps, weights.pp("norm3"))?;
+            let conv = Conv3d::pointwise(channels, outputs, weights.pp("conv_shortcut.conv"))?;
+            Ok::<_, candle_core::Error>((norm, conv))
         };
         let noise_scale = |name: &str| weights.get((channels, 1, 1), name)?.reshape(channels);
         Ok(Self {
@@ -63,8 +57,7 @@ impl Resnet {
         })
     }
 
-    /// (1, F, H, W, C) -> (1, F, H, W, O). Takes x, because the result may be
-    /// built in its place.
+    /// (1, F, H, W, C) -> (1, F, H, W, O). Takes x, because the result may be built in its place.
     pub fn forward(&self, x: Tensor, memory: &mut Memory, told: &mut Told) -> Result<Tensor> {
         let shifts_and_scales = match (&self.scale_shift_table, &told.time) {
             (None, _) => None,
@@ -77,10 +70,7 @@ impl Resnet {
         };
         let h = memory.convolve(&self.conv1, &x, Some(&norm_of(&x, 0)?))?;
         let onto = match &self.shortcut {
-            Some(shortcut) => {
-                let x = shortcut.norm3.forward(&x)?;
-                shortcut.conv_shortcut.forward((&x).into())?.0
-            }
+            Some((norm, conv)) => conv.forward((&norm.forward(&x)?).into())?.0,
             None => x.clone(),
         };
         drop(x);

@@ -55,9 +55,7 @@ impl transformer::Network for Network {
                 weights.pp("patch_embedding"),
             )?,
             condition_embedder: ConditionEmbedder::new(config, weights.pp("condition_embedder"))?,
-            blocks: (0..config.num_layers)
-                .map(|i| Block::new(config, blocks.pp(i)))
-                .collect::<Result<_>>()?,
+            blocks: transformer::blocks(config.num_layers, blocks, |weights| Block::new(config, weights))?,
             head: Head::new(
                 (1, 2, dim),
                 patch_numbers * config.predicted_channels(),
@@ -101,12 +99,7 @@ impl transformer::Network for Network {
             modulation: Some(modulation),
             text: Some(self.condition_embedder.text_embedder.forward(&input.text.hidden)?), // (B, L, D)
             image: self.condition_embedder.image(input.image.as_ref())?,                    // (B, M, D)
-            fixed: Arc::new(Fixed {
-                grid,
-                parts: vec![grid.iter().product()],
-                rotary: Some(rotary),
-                text_mask: None,
-            }),
+            fixed: Arc::new(Fixed::of_clip(grid, rotary, None)),
         })
     }
 

@@ -14,7 +14,7 @@ mod resample;
 
 use std::path::Path;
 
-use candle_core::{DType, Device, Result, Tensor, bail};
+use candle_core::{DType, Device, Result, Tensor};
 
 pub use crate::models::vae::Half;
 pub use config::Config;
@@ -23,7 +23,7 @@ use coder::Coder;
 
 use crate::diffusion::posterior::Posterior;
 use crate::models::family::Emit;
-use crate::models::vae::{Place, joined, loaded};
+use crate::models::vae::{Place, check_clip, check_latents, joined, loaded};
 use crate::nn::Weights;
 use crate::nn::conv3d::{Conv3d, Memory, Past};
 
@@ -83,16 +83,10 @@ impl Vae {
     /// Anything but 4 n + 1 frames, of which diffusers would drop the last ones.
     pub fn encode(&self, video: &Tensor) -> Result<Posterior> {
         let (encoder, quant_conv) = loaded(&self.encoder, "encoder")?;
-        let (_, channels, frames, height, width) = video.dims5()?;
-        if channels != self.config.in_channels || height == 0 || width == 0 {
-            bail!("clips (B, 3, F, H, W) were expected, not {:?}", video.dims());
-        }
-        if frames % SAMPLE_FRAMES != 1 {
-            bail!("the VAE encodes 1, 5, 9, ... frames (4 n + 1), not {frames}");
-        }
+        check_clip(video, self.config.in_channels, [SAMPLE_FRAMES, 1])?;
         let mut memory = Memory::new(Past::Zeros);
         let mut moments = Vec::new();
-        for first in (0..frames).step_by(SAMPLE_FRAMES) {
+        for first in (0..video.dim(2)?).step_by(SAMPLE_FRAMES) {
             let piece = first.saturating_sub(SAMPLE_FRAMES - 1)..first + 1;
             let y = encoder.forward(&self.place.channels_last(video, piece)?, &mut memory)?; // (B, f, h, w, 2 L)
             moments.push(self.place.channels_first(&quant_conv.forward((&y).into())?.0)?);
@@ -114,15 +108,9 @@ impl Vae {
     /// As [`Vae::decode`], handing out frames as they come: the first, then four at a time.
     pub fn decode_batches(&self, latents: &Tensor, emit: Emit) -> anyhow::Result<()> {
         let (decoder, post_quant_conv) = loaded(&self.decoder, "decoder")?;
-        let (_, channels, frames, height, width) = latents.dims5()?;
-        anyhow::ensure!(
-            channels == self.config.z_dim && frames * height * width > 0,
-            "latents (B, {}, f, h, w) were expected, not {:?}",
-            self.config.z_dim,
-            latents.dims()
-        );
+        check_latents(latents, self.config.z_dim)?;
         let mut memory = Memory::new(Past::Zeros);
-        for frame in 0..frames {
+        for frame in 0..latents.dim(2)? {
             let z = self.place.channels_last(latents, frame..frame + 1)?; // (B, 1, h, w, L)
             let z = post_quant_conv.forward((&z).into())?.0;
             let frames = decoder.forward(&z, &mut memory)?.clamp(-1f32, 1f32)?; // (B, F, H, W, 3)
