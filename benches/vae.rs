@@ -106,22 +106,25 @@ fn parse(command: &mut Command) -> anyhow::Result<Measured> {
     Ok(serde_json::from_slice(&run(command)?)?)
 }
 
+/// Encodes or decodes, as is said.
+type Code = Box<dyn Fn(&str, &Tensor) -> anyhow::Result<()>>;
+
 /// Prints what `scripts/bench_vae.py` prints.
 fn measure(what: &str, folder: &Path) -> anyhow::Result<()> {
     let device = Device::Cpu;
     let config: serde_json::Value = serde_json::from_slice(&std::fs::read(folder.join("config.json"))?)?;
     let is_wan = config["_class_name"] == "AutoencoderKLWan";
-    let code: Box<dyn Fn(&str, &Tensor) -> anyhow::Result<()>> = if is_wan {
+    let code: Code = if is_wan {
         let vae = wan::vae::Vae::load(folder, DType::F32, &device)?;
         Box::new(move |what, x| match what {
-            "encode" => Ok(drop(vae.encode(x)?)),
-            _ => Ok(drop(vae.decode(x)?)),
+            "encode" => vae.encode(x).map(drop).map_err(Into::into),
+            _ => vae.decode(x).map(drop),
         })
     } else {
         let vae = cogvideox::vae::Vae::load(folder, DType::F32, &device)?;
         Box::new(move |what, x| match what {
-            "encode" => Ok(drop(vae.encode(x)?)),
-            _ => Ok(drop(vae.decode(x)?)),
+            "encode" => vae.encode(x).map(drop).map_err(Into::into),
+            _ => vae.decode(x).map(drop).map_err(Into::into),
         })
     };
     let clip = Tensor::rand(-1f32, 1f32, (1, 3, 17, 128, 192), &device)?;

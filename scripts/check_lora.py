@@ -1,13 +1,14 @@
-"""Loads an adapter file into a CogVideoX pipeline of diffusers and says what arrived; stops at the first thing wrong.
+"""Loads an adapter file into the pipeline of diffusers that it is for and says what arrived; stops at the first thing wrong.
 
-    python scripts/check_lora.py MODEL_DIR LORA_FILE [--latents FILE] [--write-latents FILE]
+    python scripts/check_lora.py MODEL_DIR LORA_FILE [--pipeline CLASS] [--image FILE] [--size HxW] [--latents FILE] [--write-latents FILE]
 
 Python's warnings are errors, and so is anything that diffusers or PEFT log from warnings on: unused keys, missing keys,
 settings that do not fit the weights. Every adapter must hold the file's numbers, and the scale that its metadata gives.
 
 With `--latents` the pipeline samples under the adapter, and the denoised latents must be those of the file to 1e-3, which
 `vtrain sample --dtype f32 --lora LORA_FILE --prompt "a red ball" --negative-prompt blue --num-frames 9 --height 32 --width 48
---steps 4 --seed 42 --output-latents FILE` wrote. With `--write-latents` they are written, for tests without Python.
+--steps 4 --seed 42 --output-latents FILE` wrote, with an `--image` where the model wants one and at the `--size` if there is one. With `--write-latents` they
+are written, for tests without Python.
 """
 
 import argparse
@@ -18,8 +19,9 @@ import sys
 import warnings
 from pathlib import Path
 
+import diffusers
 import torch
-from diffusers import CogVideoXPipeline
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -35,10 +37,10 @@ class Complaints(logging.Handler):
         self.lines.append(f"{record.name}: {record.getMessage()}")
 
 
-def load(model, file):
-    """The transformer under the adapter."""
+def load(pipeline, model, file):
+    """The pipeline under the adapter."""
     complaints = Complaints()
-    pipe = CogVideoXPipeline.from_pretrained(model)
+    pipe = getattr(diffusers, pipeline).from_pretrained(model)
     for name in ("diffusers", "peft", "transformers"):
         logging.getLogger(name).addHandler(complaints)
     with warnings.catch_warnings():
@@ -49,20 +51,27 @@ def load(model, file):
     return pipe
 
 
-def sample(pipe):
-    """Denoised latents (1, F, C, h, w)."""
+def sample(pipe, image, size):
+    """Denoised latents, in the order that the pipeline draws them in."""
+    start = {"image": Image.open(image).convert("RGB")} if image else {}
+    height, width = size
     pipe.set_progress_bar_config(disable=True)
-    return pipe(
+    latents = pipe(
         prompt="a red ball",
         negative_prompt="blue",
         num_frames=9,
-        height=32,
-        width=48,
+        height=height,
+        width=width,
         num_inference_steps=4,
         guidance_scale=6.0,
         generator=torch.Generator("cpu").manual_seed(42),
         output_type="latent",
+        **start,
     ).frames
+    if latents.dim() == 3:  # tokens, of pipelines that pack their latents
+        space, time = pipe.vae_spatial_compression_ratio, pipe.vae_temporal_compression_ratio
+        latents = pipe._unpack_latents(latents, 8 // time + 1, height // space, width // space)
+    return latents
 
 
 def compare(transformer, tensors, settings):
@@ -88,6 +97,9 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
     parser.add_argument("file", type=Path)
+    parser.add_argument("--pipeline", default="DiffusionPipeline", help="its class, where not the checkpoint's own")
+    parser.add_argument("--image", type=Path)
+    parser.add_argument("--size", type=lambda size: [int(side) for side in size.split("x")], default=[32, 48])
     parser.add_argument("--latents", type=Path)
     parser.add_argument("--write-latents", type=Path)
     args = parser.parse_args()
@@ -95,15 +107,15 @@ def main():
     with safe_open(file, "pt") as opened:
         tensors = {key: opened.get_tensor(key) for key in opened.keys()}
         settings = json.loads(opened.metadata()["lora_adapter_metadata"])
-    pipe = load(args.model, file)
+    pipe = load(args.pipeline, args.model, file)
     compare(pipe.transformer, tensors, settings)
     if args.write_latents:
-        save_file({"latents": sample(pipe).contiguous()}, args.write_latents)
+        save_file({"latents": sample(pipe, args.image, args.size).contiguous()}, args.write_latents)
     if args.latents:
-        ours, theirs = load_file(args.latents)["latents"], sample(pipe)
+        ours, theirs = load_file(args.latents)["latents"], sample(pipe, args.image, args.size)
         error = (torch.linalg.norm(ours - theirs) / torch.linalg.norm(theirs)).item()
         pipe.disable_lora()
-        without = (torch.linalg.norm(sample(pipe) - theirs) / torch.linalg.norm(theirs)).item()
+        without = (torch.linalg.norm(sample(pipe, args.image, args.size) - theirs) / torch.linalg.norm(theirs)).item()
         print(f"latents differ by {error:.1e}; without the adapter by {without:.1e}")
         if error > 1e-3 or without < 1e-2:
             sys.exit("the latents do not agree, or the adapter does nothing")

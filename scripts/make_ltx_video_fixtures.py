@@ -1,7 +1,7 @@
 """Writes tests/fixtures/ltx_video: tiny random LTX-Video checkpoints and what diffusers makes of them.
 
     pip install -r scripts/requirements.txt
-    python scripts/make_ltx_video_fixtures.py [FOLDER] [--only vae]
+    python scripts/make_ltx_video_fixtures.py [FOLDER] [--only PART]
 
 Everything is f32 on the CPU, in one thread, from fixed seeds: a second run writes the same bytes. On
 another processor the last digits of the answers may differ, which the tests' tolerance of 1e-4 covers.
@@ -16,13 +16,13 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import torch
 from diffusers.utils import logging as diffusers_logging
 
-from fixtures.ltx_video import vae
+from fixtures.ltx_video import dit, pipelines, vae
 
 ROOT = Path(__file__).resolve().parent.parent
 OUT = ROOT / "tests" / "fixtures" / "ltx_video"
 
-# Each writes its files into a folder.
-PARTS = {"vae": vae.write}
+# Each writes its files into a folder; the pipelines are put together from what those before them have written.
+PARTS = {"vae": vae.write, "dit": dit.write, "pipelines": pipelines.write}
 
 
 def main():

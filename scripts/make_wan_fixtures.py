@@ -16,13 +16,14 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import torch
 
-from fixtures.wan import vae
+from fixtures.wan import clip, dit, lora, pipelines, text, vae
 
 ROOT = Path(__file__).resolve().parent.parent
 OUT = ROOT / "tests" / "fixtures" / "wan"
 
-# Each writes its own files below the folder that it is given, and needs no other part.
-PARTS = {"vae": vae.make}
+# Each writes its own files below the folder that it is given. The pipelines are put together from what the parts before
+# them have written; else no part needs another.
+PARTS = {part.__name__.split(".")[-1]: part.make for part in (vae, text, clip, dit, pipelines, lora)}
 
 
 def main():

@@ -4,10 +4,11 @@
     vtrain precompute --config run.yaml --json > listing.json
     python scripts/train_reference.py --config run.yaml --listing listing.json --out reference.safetensors
 
-Reads the run file (model.path, seed, lora, train, optimizer, lr_scheduler, precompute.latents; paths relative to the
-file), the latents and embeddings that vtrain precomputed, and draws what vtrain draws: the order of batches, and from
-`torch.Generator("cpu").manual_seed(seed + i)` for micro-batch i the posterior noise, the timestep, the noise. The model,
-its adapters, gradients, clipping, AdamW and schedules are PyTorch's and diffusers' own. CogVideoX text to video, f32, CPU.
+Reads the run file (model.path, seed, lora, train, diffusion, optimizer, lr_scheduler, precompute.latents; paths relative
+to the file), the latents and embeddings that vtrain precomputed, and draws what vtrain draws: the order of batches, and from
+`torch.Generator("cpu").manual_seed(seed + i)` for micro-batch i the posterior noise, the timesteps, the noise. The model,
+its adapters, gradients, clipping, AdamW and schedules are PyTorch's and diffusers' own; how a family mixes noise and what
+its loss is stands in `scripts/fixtures/FAMILY/training.py`. f32, CPU.
 
 Writes the losses and gradient norms of all steps, the gradients of the first step before clipping (`grad.<layer>...`)
 and the final adapters (`final.<layer>...`). With `--init-only` it writes a fresh adapter file to `--out` instead, for
@@ -16,25 +17,27 @@ and the final adapters (`final.<layer>...`). With `--init-only` it writes a fres
 Needs scripts/requirements.txt.
 """
 import argparse
+import importlib
 import json
 from pathlib import Path
 
 import torch
 import yaml
-from diffusers import CogVideoXDPMScheduler, CogVideoXTransformer3DModel
-from diffusers.models.embeddings import get_3d_rotary_pos_embed
 from diffusers.optimization import get_scheduler
-from diffusers.pipelines.cogvideo.pipeline_cogvideox import get_resize_crop_region_for_grid
 from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 U64 = (1 << 64) - 1
+# What a pipeline's class begins with, and the folder below scripts/fixtures.
+FAMILIES = {"CogVideoX": "cogvideox", "LTX": "ltx_video", "Wan": "wan"}
 DEFAULTS = {
     "seed": 42,
     "precompute": {"latents": "sample"},
+    "diffusion": {"timesteps": "uniform", "shift": "auto", "weighting": "none"},
     "lora": {"rank": 128, "alpha": 128.0, "target_modules": ["to_q", "to_k", "to_v", "to_out.0"], "init": None},
-    "train": {"steps": 1200, "batch_size": 1, "gradient_accumulation_steps": 1, "max_grad_norm": 1.0},
+    "train": {"steps": 1200, "batch_size": 1, "gradient_accumulation_steps": 1, "max_grad_norm": 1.0,
+              "first_frame": 0.0},
     "optimizer": {"lr": 3e-5, "beta1": 0.9, "beta2": 0.95, "weight_decay": 1e-4, "epsilon": 1e-8},
     "lr_scheduler": {"name": "constant_with_warmup", "warmup_steps": 100, "num_cycles": 1, "power": 1.0},
 }
@@ -51,6 +54,13 @@ def settings(path):
     if merged["lora"]["init"]:
         merged["lora"]["init"] = path.parent / merged["lora"]["init"]
     return merged
+
+
+def family(run):
+    """The module that says what the run's model trains on."""
+    name = json.loads((run["model"] / "model_index.json").read_text())["_class_name"]
+    folder = next(folder for start, folder in FAMILIES.items() if name.startswith(start))
+    return importlib.import_module(f"fixtures.{folder}.training")
 
 
 def splitmix64(seed):
@@ -76,18 +86,6 @@ def epoch(samples, batch_size, seed, number):
     return [batches[place] for place in torch.randperm(len(batches), generator=generator).tolist()]
 
 
-def rotary(model, pipeline_height, pipeline_width, frames):
-    """As CogVideoXPipeline._prepare_rotary_positional_embeddings does for checkpoints with patch_size_t = None."""
-    config = model.config
-    if not config.use_rotary_positional_embeddings:
-        return None
-    assert config.patch_size_t is None, "CogVideoX 1.5 is not part of this script"
-    grid = (pipeline_height // config.patch_size, pipeline_width // config.patch_size)
-    base = (config.sample_height // config.patch_size, config.sample_width // config.patch_size)
-    crops = get_resize_crop_region_for_grid(grid, base[1], base[0])
-    return get_3d_rotary_pos_embed(config.attention_head_dim, crops, grid, frames)
-
-
 def init_adapters(model, run, out):
     torch.manual_seed(run["seed"])
     state = get_peft_model_state_dict(model)
@@ -105,7 +103,7 @@ def save(state, run, out):
 
 
 def load_model(run):
-    model = CogVideoXTransformer3DModel.from_pretrained(run["model"], subfolder="transformer", torch_dtype=torch.float32)
+    model = family(run).Transformer.from_pretrained(run["model"], subfolder="transformer", torch_dtype=torch.float32)
     model.requires_grad_(False)
     lora = run["lora"]
     config = LoraConfig(r=lora["rank"], lora_alpha=lora["alpha"], target_modules=lora["target_modules"])
@@ -124,11 +122,9 @@ def load_model(run):
 def train(run, listing, steps):
     """-> losses, gradient norms, gradients of the first step, the model."""
     model = load_model(run)
-    scheduler = CogVideoXDPMScheduler.from_pretrained(run["model"], subfolder="scheduler")
-    scale = json.loads((Path(run["model"]) / "vae" / "config.json").read_text())["scaling_factor"]
+    objective = family(run).Objective(run)
     samples = listing["samples"]
-    latents = [load_file(sample["latents"]) for sample in samples]
-    embeds = [load_file(sample["embeds"])["embeds"] for sample in samples]
+    clips = [load_file(sample["latents"]) | load_file(sample["embeds"]) | {"fps": sample["fps"]} for sample in samples]
     named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     o, s, t = run["optimizer"], run["lr_scheduler"], run["train"]
     optimizer = torch.optim.AdamW(named.values(), lr=o["lr"], betas=(o["beta1"], o["beta2"]), eps=o["epsilon"],
@@ -144,20 +140,12 @@ def train(run, listing, steps):
             i = step * accumulation + m
             batch = epoch(samples, batch_size, run["seed"], i // per_epoch)[i % per_epoch]
             generator = torch.Generator("cpu").manual_seed(run["seed"] + i)
-            clean = torch.stack([latents[k]["mean"] for k in batch])  # (B, C, F, H, W)
+            clean = torch.stack([clips[k]["mean"] for k in batch])  # (B, C, F, H, W)
             if run["precompute"]["latents"] == "sample":
-                deviation = torch.exp(0.5 * torch.stack([latents[k]["logvar"] for k in batch]))
+                deviation = torch.exp(0.5 * torch.stack([clips[k]["logvar"] for k in batch]))
                 clean = clean + deviation * torch.randn(clean.shape, generator=generator)
-            clean = clean * scale
-            timesteps = torch.randint(0, scheduler.config.num_train_timesteps, (len(batch),), generator=generator)
-            noise = torch.randn(clean.shape, generator=generator)
-            noisy = scheduler.add_noise(clean, noise, timesteps).permute(0, 2, 1, 3, 4)
-            target = scheduler.get_velocity(clean, noise, timesteps).permute(0, 2, 1, 3, 4)
-            text = torch.stack([embeds[k] for k in batch])
-            frames, height, width = clean.shape[2:]
-            prediction = model(hidden_states=noisy, encoder_hidden_states=text, timestep=timesteps,
-                               image_rotary_emb=rotary(model, height, width, frames), return_dict=False)[0]
-            loss = (prediction - target).pow(2).mean()
+            text = torch.stack([clips[k]["embeds"] for k in batch])
+            loss = objective.loss(model, [clips[k] for k in batch], text, clean, generator)
             (loss / accumulation).backward()
             mean += loss.item() / accumulation
         if step == 0:

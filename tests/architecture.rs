@@ -29,6 +29,9 @@ const FLOORS: &[(&str, u8)] = &[
     ("main", 9),
 ];
 
+/// A family is one small room: lines of code that its folder in src/models may have at most.
+const ROOMS: &[(&str, usize)] = &[("ltx_video", 1200), ("wan", 1200), ("cogvideox", 1450)];
+
 fn floor(module: &str) -> Option<u8> {
     FLOORS.iter().find(|(name, _)| *name == module).map(|(_, floor)| *floor)
 }
@@ -172,6 +175,31 @@ fn sources(folder: &Path, below: &str, found: &mut Vec<(String, String)>) {
                 fs::read_to_string(&path).expect("source is UTF-8"),
             ));
         }
+    }
+}
+
+/// Lines that are neither blank nor a comment alone.
+fn code_lines(text: &str) -> usize {
+    let code = |line: &&str| !line.trim().is_empty() && !line.trim_start().starts_with("//");
+    text.lines().filter(code).count()
+}
+
+#[test]
+fn a_family_is_one_small_room() {
+    assert_eq!(code_lines("//! Doc.\n\nlet x = 1; // one\n    // none\n  }\n"), 2);
+    let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/models");
+    let folders = fs::read_dir(&models).expect("src is readable");
+    let families = folders.filter(|entry| entry.as_ref().is_ok_and(|entry| entry.path().is_dir()));
+    assert_eq!(families.count(), ROOMS.len(), "every family has its line in ROOMS");
+    for (family, most) in ROOMS {
+        let mut files = Vec::new();
+        sources(&models.join(family), "", &mut files);
+        let lines: usize = files.iter().map(|(_, text)| code_lines(text)).sum();
+        assert!(lines > 100, "{family}: the sources were not found");
+        assert!(
+            lines <= *most,
+            "src/models/{family}: {lines} lines of code, more than {most}; what other families could use belongs outside"
+        );
     }
 }
 

@@ -43,7 +43,7 @@ fn request(num_frames: usize) -> Request {
 }
 
 /// |a - b| / |b|
-fn relative(a: &Tensor, b: &Tensor) -> f64 {
+pub fn relative(a: &Tensor, b: &Tensor) -> f64 {
     let norm = |t: Tensor| {
         t.to_dtype(DType::F64)
             .unwrap()
@@ -59,7 +59,7 @@ fn relative(a: &Tensor, b: &Tensor) -> f64 {
 }
 
 /// The last of the recorded latents.
-fn last(latents: &Tensor) -> Tensor {
+pub fn last(latents: &Tensor) -> Tensor {
     latents.get(latents.dim(0).unwrap() - 1).unwrap()
 }
 
@@ -105,7 +105,7 @@ fn compare(run: &str, checkpoint: &str, request: &Request, adapters: Option<Arc<
 }
 
 /// (F, H, W, 3) of bytes as (1, 3, F, H, W) of -1..1
-fn clip(bytes: &Tensor) -> Tensor {
+pub fn clip(bytes: &Tensor) -> Tensor {
     let clip = bytes
         .to_dtype(DType::F32)
         .unwrap()

@@ -13,7 +13,7 @@ use vtrain::train::segments::{Policy, forward_backward};
 /// What the fixtures' adapters are multiplied by: alpha 6, rank 3.
 const SCALE: f64 = 2.0;
 
-/// The fixtures of a family, as `scripts/make_dit_fixtures.py` writes them.
+/// The fixtures of a family, as `scripts/make_FAMILY_fixtures.py` writes them.
 pub struct Answers {
     folder: PathBuf,
     tensors: HashMap<String, Tensor>,

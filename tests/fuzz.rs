@@ -122,7 +122,7 @@ fn mutated_run_files_are_read_or_refused() {
 }
 
 /// Copies a checkpoint, so that a file of it can be spoiled.
-fn copy(from: &Path, to: &Path) {
+pub fn copy(from: &Path, to: &Path) {
     std::fs::create_dir_all(to).unwrap();
     for entry in std::fs::read_dir(from).unwrap() {
         let path = entry.unwrap().path();

@@ -1,5 +1,5 @@
 //! LTX-Video's transformer against diffusers and PEFT. The files in `tests/fixtures/ltx_video` are written by
-//! `scripts/make_dit_fixtures.py`; what is asked there is in `scripts/fixtures/{ltx_dit,dit_lora}.py`.
+//! `scripts/make_ltx_video_fixtures.py`; what is asked there is in `scripts/fixtures/{ltx_video/dit,dit_lora}.py`.
 
 use std::sync::Arc;
 
@@ -147,11 +147,11 @@ fn an_input_that_does_not_fit_is_refused_in_words() {
     let zeros = |shape: &[usize]| Tensor::zeros(shape, DType::F32, &Device::Cpu).unwrap();
     refused(
         &|input| input.latents = zeros(&[2, 4, 2, 3, 4]),
-        "4 channels for a model of 5",
+        "4 channels for a model of 8",
     );
-    refused(&|input| input.latents = zeros(&[2, 5, 2, 0, 4]), "without any numbers");
+    refused(&|input| input.latents = zeros(&[2, 8, 2, 0, 4]), "without any numbers");
     refused(
-        &|input| input.latents = zeros(&[3, 5, 2, 3, 4]),
+        &|input| input.latents = zeros(&[3, 8, 2, 3, 4]),
         "3 clips of 2 latent frames, 2 texts",
     );
     refused(&|input| input.timestep = zeros(&[2, 3]), "timesteps [2, 3]");

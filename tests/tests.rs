@@ -20,6 +20,7 @@ mod hub; // checkpoints of the Hugging Face Hub
 mod lora; // which layers learn, first values, dropout, files, against PEFT and torch
 mod lora_formats; // adapter files of several programs, in and out, shrunk and merged
 mod ltx_video_dit; // the transformer against diffusers, forwards and backwards
+mod ltx_video_sample; // whole pipelines from a seed, against diffusers
 mod ltx_video_vae; // encode, decode, normalised latents
 mod ops; // operations with backward passes of their own, against torch and their formulas
 mod optim; // AdamW, clipping, averages, schedules, against torch
@@ -31,5 +32,6 @@ mod training; // runs from clips to adapters, against PyTorch
 mod video; // decoding, selection, resizing and encoding of real files
 mod vision; // pictures as embeddings, against transformers
 mod wan_dit; // the transformer against diffusers, forwards and backwards
+mod wan_sample; // whole pipelines from a seed, against diffusers
 mod wan_vae; // encode, decode, piece by piece
 mod watching; // the log of a run, TensorBoard, the model card

@@ -4,6 +4,7 @@
 //! of `scripts/train_reference.py` on what `vtrain precompute` encodes.
 
 mod checkpoints;
+mod exported;
 mod run;
 mod trajectory;
 
@@ -49,9 +50,8 @@ impl Run {
         let data = run.folder.path().join("data");
         shapes(&data, clips);
         let text = text
-            .replace("MODEL", model().to_str().unwrap())
-            .replace("DATA", data.to_str().unwrap())
-            .replace("INIT", fixture("init.safetensors").to_str().unwrap());
+            .replace("FIXTURES", root().join("tests/fixtures").to_str().unwrap())
+            .replace("DATA", data.to_str().unwrap());
         fs::write(run.folder.path().join("run.yaml"), text).unwrap();
         run
     }

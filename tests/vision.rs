@@ -1,5 +1,5 @@
 //! Pictures as embeddings, against transformers. `tests/fixtures/wan/clip.safetensors` is written by
-//! `scripts/make_wan_clip_fixtures.py`.
+//! `scripts/make_wan_fixtures.py`.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};

@@ -1,5 +1,5 @@
 //! Wan's transformer against diffusers and PEFT. The files in `tests/fixtures/wan` are written by
-//! `scripts/make_dit_fixtures.py`; what is asked there is in `scripts/fixtures/{wan_dit,dit_lora}.py`.
+//! `scripts/make_wan_fixtures.py`; what is asked there is in `scripts/fixtures/{wan/dit,dit_lora}.py`.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -111,15 +111,15 @@ fn an_input_that_does_not_fit_is_refused_in_words() {
     let t2v = |change: &dyn Fn(&mut Input), said: &str| refused("wan-2.1-t2v", "wide", change, said);
     t2v(
         &|input| input.latents = zeros(&[2, 11, 3, 4, 6]),
-        "11 channels for a model of 5",
+        "11 channels for a model of 4",
     );
-    t2v(&|input| input.latents = zeros(&[2, 5, 3, 3, 6]), "3 latent rows");
-    t2v(&|input| input.latents = zeros(&[2, 5, 0, 4, 6]), "0 latent frames");
+    t2v(&|input| input.latents = zeros(&[2, 4, 3, 3, 6]), "3 latent rows");
+    t2v(&|input| input.latents = zeros(&[2, 4, 0, 4, 6]), "0 latent frames");
     t2v(
-        &|input| input.latents = zeros(&[2, 5, 1, 2, 26]),
+        &|input| input.latents = zeros(&[2, 4, 1, 2, 26]),
         "26 latent columns are more",
     );
-    t2v(&|input| input.latents = zeros(&[1, 5, 3, 4, 6]), "1 clips, 2 texts");
+    t2v(&|input| input.latents = zeros(&[1, 4, 3, 4, 6]), "1 clips, 2 texts");
     t2v(&|input| input.timestep = zeros(&[2, 3]), "timesteps [2, 3]");
     t2v(&|input| input.text.hidden = zeros(&[2, 7, 5]), "width 5");
     t2v(
@@ -132,9 +132,9 @@ fn an_input_that_does_not_fit_is_refused_in_words() {
     );
     let i2v = |change: &dyn Fn(&mut Input), said: &str| refused("wan-2.1-i2v", "wide", change, said);
     i2v(&|input| input.image = None, "needs an encoded image");
-    i2v(&|input| input.image = Some(zeros(&[1, 7, 8])), "tokens of width 9");
-    let image = |input: &mut Input| input.image = Some(zeros(&[1, 7, 9]));
-    refused("wan-2.1-flf2v", "tall", &image, "8 tokens of width 9");
+    i2v(&|input| input.image = Some(zeros(&[1, 7, 8])), "tokens of width 24");
+    let image = |input: &mut Input| input.image = Some(zeros(&[1, 7, 24]));
+    refused("wan-2.1-flf2v", "tall", &image, "8 tokens of width 24");
 }
 
 #[test]

@@ -450,6 +450,7 @@ fn facts() -> Facts {
         base_model: "THUDM/CogVideoX1.5-5B".into(),
         pipeline: "CogVideoXPipeline".into(),
         task: Task::TextToVideo,
+        frame_rate: 25.0,
         num_clips: 69,
         trigger_words: vec!["BW_STYLE".into()],
         rank: 128,

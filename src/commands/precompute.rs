@@ -231,6 +231,7 @@ fn print_json(encoded: &Encoded) -> Result<(), Failure> {
             "video": sample.video.display().to_string(),
             "caption": sample.caption,
             "bucket": sample.bucket,
+            "fps": sample.fps,
             "latents": encoded.clip_path(sample),
             "embeds": encoded.text_path(&sample.caption),
         })

@@ -1,7 +1,7 @@
 //! A diffusers directory: `model_index.json` says what is in it, and so which family it is.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::ensure;
 use candle_core::{DType, Device};
@@ -38,4 +38,18 @@ pub fn open_with(
         room.title
     );
     (room.open)(directory, dtype, device, remembered)
+}
+
+/// A part of the checkpoint in `directory`, which must be there.
+///
+/// # Errors
+/// No such folder.
+pub fn part(directory: &Path, name: &str) -> anyhow::Result<PathBuf> {
+    let folder = directory.join(name);
+    ensure!(
+        folder.is_dir(),
+        "{}: the checkpoint has no {name}/, which this step needs; download it in full",
+        directory.display()
+    );
+    Ok(folder)
 }

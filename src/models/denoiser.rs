@@ -156,6 +156,18 @@ pub struct Fixed {
     pub text_mask: Option<Tensor>,
 }
 
+impl Fixed {
+    /// Of a sequence that is the clip alone, attending across to the text.
+    pub fn of_clip(grid: [usize; 3], rotary: Rotary, text_mask: Option<Tensor>) -> Self {
+        Self {
+            grid,
+            parts: vec![grid.iter().product()],
+            rotary: Some(rotary),
+            text_mask,
+        }
+    }
+}
+
 impl State {
     /// The tensors that gradients pass, in an order that `with_tensors` understands.
     pub fn tensors(&self) -> Vec<Tensor> {
@@ -175,6 +187,12 @@ impl State {
     pub fn video(&self) -> Result<Tensor> {
         let count = self.fixed.parts.last().copied().unwrap_or_default();
         self.hidden.narrow(1, self.hidden.dim(1)? - count, count)
+    }
+
+    /// Tokens of each part of the video that has a timestep of its own: all of it, or every frame.
+    pub fn timed_parts(&self) -> Result<Vec<usize>> {
+        let count = self.time.dim(1)?;
+        Ok(vec![self.fixed.grid.iter().product::<usize>() / count.max(1); count])
     }
 
     /// This state with other tensors in it: as many, of the same shapes, in the order of `tensors`.

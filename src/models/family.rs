@@ -79,6 +79,24 @@ impl Canvas {
     }
 }
 
+/// Refuses frames that do not fall into patches of so many rows and columns, with the nearest that do.
+pub fn whole_patches(height: usize, width: usize, [rows, columns]: [usize; 2]) -> anyhow::Result<()> {
+    let fits = |side: usize, step: usize| side > 0 && side.is_multiple_of(step);
+    let nearest = |side: usize, step: usize| ((side + step / 2) / step * step).max(step);
+    anyhow::ensure!(
+        fits(height, rows) && fits(width, columns),
+        "{height}x{width} (height x width) must be multiples of {}; the nearest is {}x{}",
+        if rows == columns {
+            rows.to_string()
+        } else {
+            format!("{rows} and {columns}")
+        },
+        nearest(height, rows),
+        nearest(width, columns)
+    );
+    Ok(())
+}
+
 /// Whether a checkpoint starts from an image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TakesImage {
@@ -160,12 +178,26 @@ pub trait Conditioner {
 
 /// A loaded encoder of clips.
 pub trait ClipEncoder {
-    /// The posterior of clips (B, 3, T, H, W) of -1..1: (B, C, F, h, w), not scaled.
+    /// The posterior of clips (B, 3, T, H, W) of -1..1: (B, C, F, h, w), whose samples `Family::latents` scales. Where that
+    /// wants weights of the encoder, they are scaled already.
     fn encode(&self, clip: &Tensor) -> anyhow::Result<Posterior>;
 
     /// All that is kept of images (B, 3, H, W) of -1..1 which clips of `num_frames` frames start from; where the
     /// checkpoint always starts from an image, `Family::image_kept` names it. Nothing random is in it.
-    fn encode_image(&self, image: &Tensor, num_frames: usize) -> anyhow::Result<Vec<Tensor>>;
+    /// Here it is the posterior of a clip of that one frame, which [`posterior_of`] makes of it again.
+    fn encode_image(&self, image: &Tensor, _num_frames: usize) -> anyhow::Result<Vec<Tensor>> {
+        let Posterior { mean, logvar } = self.encode(&image.unsqueeze(2)?)?; // (B, C, 1, h, w)
+        Ok(vec![mean, logvar])
+    }
+}
+
+/// The posterior that is kept of an image as its mean and its log-variance.
+pub fn posterior_of(encoded: &[Tensor]) -> anyhow::Result<Posterior> {
+    let [mean, logvar] = encoded else {
+        anyhow::bail!("{} tensors for an image's mean and log-variance", encoded.len());
+    };
+    let (mean, logvar) = (mean.clone(), logvar.clone());
+    Ok(Posterior { mean, logvar })
 }
 
 /// Size of the embedded prompts of a family.

@@ -15,11 +15,18 @@ pub mod denoiser;
 pub mod family;
 pub mod hub;
 pub mod ltx_video;
+pub mod modulated;
 pub mod names;
+pub mod places;
+pub mod prompts;
 pub mod rooms;
+pub mod statistics;
+pub mod tiling;
+pub mod transformer;
+pub mod vae;
 pub mod wan;
 
-pub use checkpoint::{Remembered, open, open_with};
+pub use checkpoint::{Remembered, open, open_with, part};
 pub use family::Family;
 
 /// `model:` in a run file.

@@ -10,14 +10,14 @@ use serde_json::Value;
 
 use super::bare::Bare;
 use super::checkpoint::Remembered;
-use super::{Family, FamilyName, cogvideox};
+use super::{Family, FamilyName, cogvideox, ltx_video, wan};
 use crate::data::Bucket;
 use crate::data::cache::Footprint;
 use crate::nn::Weights;
 use crate::nn::weights::Planter;
 
 /// Every family, in the order they were built.
-pub static ROOMS: &[Room] = &[cogvideox::ROOM];
+pub static ROOMS: &[Room] = &[cogvideox::ROOM, ltx_video::ROOM, wan::ROOM];
 
 /// No index and no config is larger.
 const MAX_BYTES: u64 = 1 << 20;

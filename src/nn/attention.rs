@@ -4,12 +4,20 @@
 //! Shapes: B samples, S tokens, L tokens attended to across, D the width, H heads of width K, D = H K.
 
 use candle_core::{Result, Tensor};
+use serde::{Deserialize, Serialize};
 
 use super::linear::Linear;
 use super::norm::Norm;
 use super::rope::Rotary;
 use super::weights::Weights;
 use crate::ops;
+
+/// `qk_norm` of a config: how queries and keys are normalised.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum QkNorm {
+    #[serde(rename = "rms_norm_across_heads")]
+    RmsAcrossHeads,
+}
 
 /// What an attention layer is like.
 #[derive(Debug, Clone, Copy)]

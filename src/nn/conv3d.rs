@@ -15,8 +15,10 @@
 //!
 //! Letters: B batch, F frames, H rows, W columns, C input channels, O output channels.
 
+mod by_candle;
 mod direct;
 mod frames;
+mod input;
 mod memory;
 mod moments;
 mod simd;
@@ -27,6 +29,7 @@ use candle_core::{CpuStorage, DType, Device, InplaceOp1, Layout, Result, Storage
 
 pub use crate::ops::lanes::Isa;
 pub use direct::Geometry;
+pub use input::{Input, Modulation, Past, Resample};
 pub use memory::Memory;
 pub use moments::group_moments;
 
@@ -51,63 +54,6 @@ enum Kernel {
     Direct(Direct),
     /// One (O, C, kh, kw) for each frame of the kernel, and the bias (O).
     Candle(Vec<Tensor>, Tensor),
-}
-
-/// What a convolution is given.
-#[derive(Clone, Copy)]
-pub struct Input<'a> {
-    pub x: &'a Tensor, // (B, F, H, W, C)
-    pub past: Past<'a>,
-    /// Normalises and activates the input.
-    pub modulation: Option<&'a Modulation>,
-    pub resample: Resample,
-}
-
-/// The kt - 1 input frames before the first.
-#[derive(Debug, Clone, Copy)]
-pub enum Past<'a> {
-    /// The first frame, repeated.
-    First,
-    /// Only half as many, the first frame repeated, and as many after the last, which is repeated too: a frame sees as
-    /// far ahead as back, and nobody can go on from there.
-    Centred,
-    Zeros,
-    Frames(&'a Tensor), // (B, kt - 1, H, W, C)
-}
-
-impl<'a> From<&'a Tensor> for Input<'a> {
-    fn from(x: &'a Tensor) -> Self {
-        Self {
-            x,
-            past: Past::First,
-            modulation: None,
-            resample: Resample::None,
-        }
-    }
-}
-
-/// `silu(x * scale + shift)` before a convolution. The tables may be coarser than x: the nearest entry counts. Where
-/// a clip has an odd number of frames, its first frame and the first table entry belong to each other. Not together
-/// with a new size.
-#[derive(Debug, Clone)]
-pub struct Modulation {
-    pub scale: Tensor, // (B, F', H', W', C)
-    pub shift: Tensor, // (B, F', H', W', C)
-    /// An RMS norm over the channels of every pixel comes first: x / sqrt(mean(x^2) + eps), with this eps.
-    pub rms_eps: Option<f64>,
-}
-
-/// What happens to the size before a convolution.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Resample {
-    None,
-    /// The mean of every two frames; where their number is odd, the first stays alone.
-    HalveFrames,
-    /// Every row and column twice.
-    DoubleSize,
-    /// Every row, column and frame twice; where their number is odd, the first frame stays alone. Only before a
-    /// kernel of one frame: the repeated frames are repeated results.
-    DoubleSizeAndFrames,
 }
 
 impl Conv3d {
@@ -284,55 +230,6 @@ impl Conv3d {
         let frames = frames.div_ceil(self.frame_stride);
         let (height, width) = self.geometry.output(height, width);
         Ok([batch, frames, height, width, self.outputs])
-    }
-
-    fn forward_by_candle(&self, input: &Input, slices: &[Tensor], bias: &Tensor) -> Result<(Tensor, Option<Tensor>)> {
-        let x = frames::prepared(input)?; // (B, F, H, W, C)
-        let reach = slices.len() - 1;
-        let x = match (reach, input.past) {
-            (0, _) => x,
-            (_, Past::Frames(past)) => Tensor::cat(&[past, &x], 1)?,
-            (_, Past::Zeros) => x.pad_with_zeros(1, reach, 0)?,
-            (_, Past::Centred) => x.pad_with_same(1, reach / 2, reach / 2)?,
-            (_, Past::First) => Tensor::cat(&[&x.narrow(1, 0, 1)?.repeat((1, reach, 1, 1, 1))?, &x], 1)?,
-        };
-        let (batch, frames, height, width, channels) = x.dims5()?;
-        let past = (reach > 0 && !matches!(input.past, Past::Centred))
-            .then(|| x.narrow(1, frames - reach, reach)?.contiguous())
-            .transpose()?;
-        let stride = self.frame_stride;
-        let out_frames = (frames - reach).div_ceil(stride);
-        let computed: Vec<u32> = (0..out_frames).map(|frame| (frame * stride) as u32).collect();
-        let computed = Tensor::from_vec(computed, out_frames, x.device())?;
-        let x = x.permute((0, 1, 4, 2, 3))?; // (B, F, C, H, W)
-        let [rows, columns] = [self.geometry.pad_rows, self.geometry.pad_columns];
-        let mut sum: Option<Tensor> = None;
-        for (dt, weight) in slices.iter().enumerate() {
-            let seen = match stride {
-                1 => x.narrow(1, dt, out_frames)?,
-                _ => x.contiguous()?.index_select(&(&computed + dt as f64)?, 1)?,
-            };
-            let x = seen
-                .reshape((batch * out_frames, channels, height, width))?
-                .pad_with_zeros(2, rows[0], rows[1])?
-                .pad_with_zeros(3, columns[0], columns[1])?;
-            let y = x.conv2d(weight, 0, self.geometry.stride, 1, 1)?; // (B F, O, H', W')
-            sum = Some(match sum {
-                Some(sum) => (sum + y)?,
-                None => y,
-            });
-        }
-        let Some(y) = sum else { bail!("a kernel of no frames") };
-        let y = y.broadcast_add(&bias.reshape((1, self.outputs, 1, 1))?)?;
-        let (_, _, out_height, out_width) = y.dims4()?;
-        let y = y
-            .reshape((batch, out_frames, self.outputs, out_height, out_width))?
-            .permute((0, 1, 3, 4, 2))?;
-        let y = match input.resample {
-            Resample::DoubleSizeAndFrames => frames::repeat_frames(&y)?,
-            _ => y.contiguous()?,
-        };
-        Ok((y, past))
     }
 }
 

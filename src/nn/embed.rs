@@ -2,6 +2,7 @@
 //!
 //! `sinusoid`: angle t P^(-i / (W/2 - shift)) for i < W/2 with P = 10000 (`Timesteps` in diffusers, arXiv:2006.11239).
 //! `TimestepEmbedding`: linear, SiLU, linear upon it.
+//! `TimeModulation`: SiLU, linear upon that, to what modulates all blocks (`AdaLayerNormSingle`, arXiv:2310.00426).
 //! `positions_3d`: sines and cosines of frame, column and row, in that order (`get_3d_sincos_pos_embed`).
 //!
 //! Shapes: B samples, W features.
@@ -47,6 +48,7 @@ impl Sinusoid {
 pub struct TimestepEmbedding {
     linear_1: Linear,
     linear_2: Linear,
+    dtype: DType,
 }
 
 impl TimestepEmbedding {
@@ -54,12 +56,70 @@ impl TimestepEmbedding {
         Ok(Self {
             linear_1: linear(in_features, out_features, weights.pp("linear_1"))?,
             linear_2: linear(out_features, out_features, weights.pp("linear_2"))?,
+            dtype: weights.dtype(),
         })
     }
 
-    /// (B, in) -> (B, out)
+    /// (B, in) of any type -> (B, out) of the weights' type
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        self.linear_2.forward(&silu(&self.linear_1.forward(x)?)?)
+        let hidden = self.linear_1.forward(&x.to_dtype(self.dtype)?)?;
+        self.linear_2.forward(&silu(&hidden)?)
+    }
+}
+
+/// Cosines and sines of a timestep, embedded.
+#[derive(Debug, Clone)]
+pub struct TimeEmbedder {
+    sinusoid: Sinusoid,
+    embedding: TimestepEmbedding,
+}
+
+impl TimeEmbedder {
+    /// `width` cosines and sines, to `out_features`.
+    pub fn new(width: usize, out_features: usize, weights: Weights) -> Result<Self> {
+        Ok(Self {
+            sinusoid: Sinusoid {
+                width,
+                flip_sin_to_cos: true,
+                freq_shift: 0.0,
+            },
+            embedding: TimestepEmbedding::new(width, out_features, weights)?,
+        })
+    }
+
+    /// Timesteps, N of them in any shape -> (N, out)
+    pub fn forward(&self, timestep: &Tensor) -> Result<Tensor> {
+        self.embedding.forward(&self.sinusoid.forward(timestep)?)
+    }
+}
+
+/// The timestep, embedded, and what all blocks are modulated by.
+#[derive(Debug, Clone)]
+pub struct TimeModulation {
+    embedder: TimeEmbedder,
+    linear: Linear,
+    dtype: DType,
+}
+
+impl TimeModulation {
+    /// `width` cosines and sines, to a model of width `dim`; the families name the two layers differently.
+    pub fn new(width: usize, dim: usize, embedder: Weights, projection: Weights) -> Result<Self> {
+        Ok(Self {
+            embedder: TimeEmbedder::new(width, dim, embedder)?,
+            dtype: projection.dtype(),
+            linear: linear(dim, 6 * dim, projection)?,
+        })
+    }
+
+    /// Timesteps (B) or (B, P) -> (B, P, D) and the modulation of all blocks, (B, P, 6, D); P is 1 where it is not said.
+    pub fn forward(&self, timestep: &Tensor) -> Result<(Tensor, Tensor)> {
+        let time = self.embedder.forward(timestep)?.to_dtype(self.dtype)?; // (B P, D)
+        let modulation = self.linear.forward(&silu(&time)?)?; // (B P, 6 D)
+        let (batch, dim) = (timestep.dim(0)?, time.dim(1)?);
+        Ok((
+            time.reshape((batch, (), dim))?,
+            modulation.reshape((batch, (), 6, dim))?,
+        ))
     }
 }
 

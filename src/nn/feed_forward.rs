@@ -2,6 +2,7 @@
 //! `PixArtAlphaTextProjection` in diffusers).
 
 use candle_core::{Result, Tensor};
+use serde::{Deserialize, Serialize};
 
 use super::linear::{Linear, linear};
 use super::weights::Weights;
@@ -12,6 +13,14 @@ pub const NET: [&str; 2] = ["net.0.proj", "net.2"];
 
 /// What they are called upon a text encoder's output.
 pub const PROJECTION: [&str; 2] = ["linear_1", "linear_2"];
+
+/// `activation_fn` of a config.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Activation {
+    /// GELU by its tanh formula.
+    #[serde(rename = "gelu-approximate")]
+    GeluTanh,
+}
 
 /// Which GELU.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

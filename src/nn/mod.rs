@@ -4,6 +4,7 @@
 //! `layer_norm`, `rope`) cut it in silence and have no place on a path that is trained through.
 
 pub mod attention;
+pub mod config;
 pub mod conv3d;
 pub mod dropout;
 pub mod embed;
@@ -11,8 +12,11 @@ pub mod feed_forward;
 pub mod linear;
 mod made_up;
 pub mod norm;
+pub mod patches;
+pub mod resnet;
 pub mod rope;
 pub mod scale_shift;
+pub mod shuffle;
 pub mod weights;
 
 pub use attention::Attention;
@@ -20,5 +24,6 @@ pub use conv3d::Conv3d;
 pub use feed_forward::FeedForward;
 pub use linear::{Linear, linear, linear_no_bias};
 pub use norm::Norm;
+pub use resnet::Resnet;
 pub use scale_shift::ScaleShiftTable;
 pub use weights::Weights;

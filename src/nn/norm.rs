@@ -28,6 +28,15 @@ pub struct Modulation {
 }
 
 impl Norm {
+    /// Of either kind, with parameters or without (`elementwise_affine`).
+    pub fn new(kind: Kind, affine: bool, width: usize, eps: f64, weights: Weights) -> Result<Self> {
+        match kind {
+            kind if !affine => Self::plain(kind, width, eps, &weights),
+            Kind::Layer => Self::layer(width, eps, weights),
+            Kind::Rms => Self::rms(width, eps, weights),
+        }
+    }
+
     /// A layer norm that reads `weight` and `bias`.
     pub fn layer(width: usize, eps: f64, weights: Weights) -> Result<Self> {
         let mut norm = Self::rms(width, eps, weights.clone())?;

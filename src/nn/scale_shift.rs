@@ -5,6 +5,8 @@
 
 use candle_core::{DType, Result, Shape, Tensor};
 
+use super::linear::{Linear, linear};
+use super::norm::{Kind, Modulation, Norm};
 use super::weights::Weights;
 
 /// (1, 1, K, D), in f32 whatever the other weights are.
@@ -25,5 +27,33 @@ impl<const K: usize> ScaleShiftTable<K> {
             .map(|at| sum.narrow(2, at, 1)?.squeeze(2))
             .collect::<Result<_>>()?;
         Ok(rows.try_into().expect("there are K of them"))
+    }
+}
+
+/// The end of a transformer: a layer norm that the timestep modulates, and a linear layer.
+#[derive(Debug, Clone)]
+pub struct Head {
+    scale_shift_table: ScaleShiftTable<2>,
+    norm_out: Norm,
+    proj_out: Linear,
+}
+
+impl Head {
+    /// Reads `scale_shift_table`, of a shape of the model's own, and `proj_out`, from D to `outputs`.
+    pub fn new(table: impl Into<Shape>, outputs: usize, eps: f64, weights: &Weights) -> Result<Self> {
+        let table = table.into();
+        let dim = table.dims().last().copied().unwrap_or_default();
+        Ok(Self {
+            scale_shift_table: ScaleShiftTable::new(table, weights)?,
+            norm_out: Norm::plain(Kind::Layer, dim, eps, weights)?,
+            proj_out: linear(dim, outputs, weights.pp("proj_out"))?,
+        })
+    }
+
+    /// Tokens (B, N, D) in parts of so many, and the embedded timestep (B, P, D) -> (B, N, outputs)
+    pub fn forward(&self, hidden: &Tensor, time: &Tensor, parts: &[usize]) -> Result<Tensor> {
+        let [shift, scale] = self.scale_shift_table.rows(&time.unsqueeze(2)?)?; // (B, P, D)
+        let norm = self.norm_out.modulated(hidden, &Modulation { shift, scale }, parts)?;
+        self.proj_out.forward(&norm)
     }
 }

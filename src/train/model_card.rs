@@ -16,6 +16,8 @@ pub struct Facts {
     /// The class that loads the base model in diffusers.
     pub pipeline: String,
     pub task: Task,
+    /// Frames a second of the clips that the base model makes.
+    pub frame_rate: f64,
     pub num_clips: usize,
     /// Words that stand before every caption.
     pub trigger_words: Vec<String>,
@@ -162,9 +164,10 @@ impl Facts {
              import torch\nfrom diffusers import {pipeline}\nfrom diffusers.utils import {imports}\n\n\
              pipe = {pipeline}.from_pretrained({base}, torch_dtype=torch.bfloat16).to(\"cuda\")\n\
              pipe.load_lora_weights(\"path/to/this/folder\", weight_name=\"{adapter}\")\n\
-             {load}video = pipe({give}prompt={text}).frames[0]\nexport_to_video(video, \"video.mp4\", fps=8)\n```\n\n\
+             {load}video = pipe({give}prompt={text}).frames[0]\nexport_to_video(video, \"video.mp4\", fps={fps})\n```\n\n\
              ## With vtrain\n\n```sh\n\
              vtrain sample --model {model} --lora {adapter}{option} --prompt {words} --output video.mp4\n```\n",
+            fps = self.frame_rate,
             adapter = super::checkpoint::ADAPTER,
             model = shell(&self.base_model),
             words = shell(prompt),

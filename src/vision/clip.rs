@@ -13,12 +13,10 @@ use candle_core::{Result, Tensor};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use crate::nn::{Linear, Norm, Weights, linear};
+use crate::nn::{Linear, Norm, Weights, config, linear};
 use crate::ops::activation::{gelu_erf, silu};
 use crate::ops::attention::attention;
 use crate::ops::linear::Frozen;
-
-const MAX_CONFIG_BYTES: u64 = 1 << 20;
 
 /// Keys that CLIP's vision configs carry and that change nothing in the computation.
 const WITHOUT_EFFECT: [&str; 17] = [
@@ -95,12 +93,9 @@ impl Config {
     /// # Errors
     /// Not that of a CLIP vision model, or one that makes no sense: by file and key.
     pub fn load(path: &Path) -> anyhow::Result<Self> {
-        let read = || {
-            let size = std::fs::metadata(path)?.len();
-            ensure!(size <= MAX_CONFIG_BYTES, "{size} bytes are too many for a config");
-            Self::parse(&std::fs::read_to_string(path)?)
-        };
-        read().with_context(|| path.display().to_string())
+        config::text(path)
+            .and_then(|text| Self::parse(&text))
+            .with_context(|| path.display().to_string())
     }
 
     /// Reads the text of a `config.json`.

@@ -103,6 +103,7 @@ fn facts(parts: &Parts, steps: u64) -> anyhow::Result<Facts> {
             true => Task::ImageToVideo,
             false => Task::TextToVideo,
         },
+        frame_rate: parts.family.frame_rate(),
         num_clips: parts.encoded.samples.len(),
         trigger_words,
         rank: config.lora.rank,

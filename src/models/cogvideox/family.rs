@@ -11,15 +11,15 @@ use super::dit::{self, Dit};
 use super::vae::{self, Half, Vae};
 use crate::diffusion::posterior::Posterior;
 use crate::diffusion::schedulers::Scheduler;
-use crate::models::denoiser::{Denoiser, Text};
+use crate::models::denoiser::Denoiser;
 use crate::models::family::{
-    Beside, Canvas, ClipEncoder, Conditioner, Emit, ImageCondition, Kept, Layout, TakesImage, TextShape,
+    Beside, Canvas, ClipEncoder, Conditioner, Emit, ImageCondition, Kept, Layout, TakesImage, TextShape, posterior_of,
+    whole_patches,
 };
-use crate::models::{Family, Remembered};
-use crate::nn::Weights;
+use crate::models::prompts::{Padding, Prompts};
+use crate::models::{Family, Remembered, part};
 use crate::nn::weights::Planter;
 use crate::rng::Rng;
-use crate::text::{TextTokenizer, t5};
 
 /// What image-to-video pipelines give as `ofs`.
 const OFS: f64 = 2.0;
@@ -78,7 +78,7 @@ impl Family for CogVideoX {
     }
 
     fn conditioner_parts(&self) -> &'static [&'static str] {
-        &["tokenizer", "text_encoder"]
+        Prompts::PARTS
     }
 
     fn encoder_parts(&self) -> &'static [&'static str] {
@@ -86,17 +86,13 @@ impl Family for CogVideoX {
     }
 
     fn conditioner(&self) -> anyhow::Result<Box<dyn Conditioner>> {
-        let tokenizer = TextTokenizer::open(&part(&self.directory, "tokenizer")?)?;
-        let folder = part(&self.directory, "text_encoder")?;
-        let config = t5::Config::load(&folder.join("config.json"))?;
-        let weights = Weights::open(&folder, self.dtype, &self.device)?;
-        let encoder = t5::T5Encoder::new(&config, weights).with_context(|| folder.display().to_string())?;
-        Ok(Box::new(Prompts {
-            tokenizer,
-            encoder,
-            length: self.transformer.max_text_seq_length,
-            device: self.device.clone(),
-        }))
+        Prompts::load(
+            &self.directory,
+            self.transformer.max_text_seq_length,
+            Padding::Counts,
+            self.dtype,
+            &self.device,
+        )
     }
 
     fn clip_encoder(&self, tiling: bool, slicing: bool) -> anyhow::Result<Box<dyn ClipEncoder>> {
@@ -133,14 +129,8 @@ impl Family for CogVideoX {
             self.vae.spatial_compression(),
         );
         let step = space * self.transformer.patch_size;
-        let nearest = |side: usize| (side + step / 2) / step * step;
         ensure!(num_frames > 0, "a clip has at least one frame");
-        if height == 0 || width == 0 || !height.is_multiple_of(step) || !width.is_multiple_of(step) {
-            let (height_near, width_near) = (nearest(height).max(step), nearest(width).max(step));
-            bail!(
-                "{height}x{width} (height x width) must be multiples of {step}; the nearest is {height_near}x{width_near}"
-            );
-        }
+        whole_patches(height, width, [step; 2])?;
         let learned = (self.transformer.sample_height, self.transformer.sample_width);
         if self.transformer.use_learned_positional_embeddings && (height / space, width / space) != learned {
             bail!(
@@ -199,11 +189,7 @@ impl Family for CogVideoX {
         canvas: &Canvas,
         rng: Option<&mut Rng>,
     ) -> anyhow::Result<ImageCondition> {
-        let [mean, logvar] = encoded else {
-            bail!("{} tensors for an image's mean and log-variance", encoded.len());
-        };
-        let (mean, logvar) = (mean.clone(), logvar.clone());
-        let sample = Posterior { mean, logvar }.draw(rng)?; // (B, C, 1, h, w)
+        let sample = posterior_of(encoded)?.draw(rng)?; // (B, C, 1, h, w)
         let latents = canvas.layout.swap(&self.vae.scale_image(&sample)?)?; // (B, 1, C, h, w)
         let (batch, _, channels, height, width) = latents.dims5()?;
         let rest = (batch, canvas.frames() - 1, channels, height, width);
@@ -228,30 +214,6 @@ impl Family for CogVideoX {
     }
 }
 
-/// T5 behind its tokenizer.
-struct Prompts {
-    tokenizer: TextTokenizer,
-    encoder: t5::T5Encoder,
-    /// In tokens.
-    length: usize,
-    device: Device,
-}
-
-impl Conditioner for Prompts {
-    fn embed(&self, prompt: &str) -> anyhow::Result<Text> {
-        let length = self.length;
-        let encoding = self.tokenizer.encode_padded(prompt, length)?;
-        if encoding.truncated > 0 {
-            log::warn!(
-                "a prompt is cut to {length} tokens; {} are lost: {prompt:?}",
-                encoding.truncated
-            );
-        }
-        let ids = Tensor::from_vec(encoding.ids, (1, length), &self.device)?;
-        Ok(self.encoder.forward(&ids, None)?.into()) // (1, L, D); CogVideoX attends to padding, too
-    }
-}
-
 /// The VAE's encoder.
 struct Clips {
     vae: Vae,
@@ -261,20 +223,4 @@ impl ClipEncoder for Clips {
     fn encode(&self, clip: &Tensor) -> anyhow::Result<Posterior> {
         Ok(self.vae.encode(clip)?)
     }
-
-    fn encode_image(&self, image: &Tensor, _num_frames: usize) -> anyhow::Result<Vec<Tensor>> {
-        let Posterior { mean, logvar } = self.vae.encode(&image.unsqueeze(2)?)?; // (B, C, 1, h, w)
-        Ok(vec![mean, logvar])
-    }
-}
-
-/// A part of the checkpoint, which must be there.
-fn part(directory: &Path, name: &str) -> anyhow::Result<PathBuf> {
-    let folder = directory.join(name);
-    ensure!(
-        folder.is_dir(),
-        "{}: the checkpoint has no {name}/, which this step needs; download it in full",
-        directory.display()
-    );
-    Ok(folder)
 }

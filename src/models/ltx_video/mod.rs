@@ -1,7 +1,50 @@
 //! LTX-Video (2B: 0.9.0, 0.9.1, 0.9.5). Paper: arXiv:2501.00103. Checkpoints: `Lightricks/LTX-Video`, `-0.9.1`, `-0.9.5`.
 
+use std::path::Path;
+
+use crate::data::cache::Footprint;
+use crate::models::FamilyName;
+use crate::models::rooms::Room;
+
 mod bare;
 pub mod dit;
+mod family;
 pub mod vae;
 
-pub use bare::bare;
+pub use family::LtxVideo;
+
+use bare::bare;
+use dit::{SPATIAL_COMPRESSION, TEMPORAL_COMPRESSION};
+use family::TEXT_TOKENS;
+
+/// How the family is found and opened.
+pub const ROOM: Room = Room {
+    name: FamilyName::LtxVideo,
+    title: "LTX-Video",
+    pipeline: "LTX",
+    transformer: "LTXVideoTransformer3DModel",
+    repository: "ltx-video",
+    open: |directory, dtype, device, remembered| Ok(Box::new(LtxVideo::open(directory, dtype, device, remembered)?)),
+    bare,
+    footprint: FOOTPRINT,
+    footprint_of,
+};
+
+/// What the published checkpoints encode a clip and a caption into.
+const FOOTPRINT: Footprint = Footprint {
+    latent_channels: 128,
+    temporal_compression: TEMPORAL_COMPRESSION,
+    spatial_compression: SPATIAL_COMPRESSION,
+    text_tokens: TEXT_TOKENS,
+    text_width: 4096,
+};
+
+/// The same, for the checkpoint in `directory`; None where its config cannot be read.
+fn footprint_of(directory: &Path) -> Option<Footprint> {
+    let transformer = dit::Config::load(&directory.join("transformer")).ok()?;
+    Some(Footprint {
+        latent_channels: transformer.in_channels,
+        text_width: transformer.caption_channels,
+        ..FOOTPRINT
+    })
+}

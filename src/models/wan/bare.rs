@@ -3,29 +3,16 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use anyhow::ensure;
-use candle_core::Tensor;
-
-use super::dit::{self, Dit};
+use super::FOOTPRINT;
+use super::dit;
+use super::family::TEXT_TOKENS;
 use crate::data::Bucket;
-use crate::models::bare::{Bare, Work, noise};
-use crate::models::denoiser::Input;
+use crate::models::bare::{Bare, Sketch, Work, latent_grid};
 use crate::nn::Weights;
 use crate::nn::weights::Planter;
-use crate::rng::Rng;
-
-/// The timestep of every sample: one in the middle.
-const TIMESTEP: f32 = 500.0;
-
-/// Text tokens, as its pipeline has them.
-const TEXT_TOKENS: usize = 512;
 
 /// Of one image, as its encoder has them.
 const IMAGE_TOKENS: usize = 257;
-
-/// What the VAE takes together: frames but for the first, and rows and columns.
-const TEMPORAL_COMPRESSION: usize = 4;
-const SPATIAL_COMPRESSION: usize = 8;
 
 /// Reads `config.json` in `folder`; the VAE's compression is that of the published checkpoints.
 pub fn bare(
@@ -36,44 +23,22 @@ pub fn bare(
     batch: usize,
 ) -> anyhow::Result<Bare> {
     let config = dit::Config::load(folder)?;
-    let [depth, patch_height, patch_width] = config.patch_size;
-    let (rows, columns) = (SPATIAL_COMPRESSION * patch_height, SPATIAL_COMPRESSION * patch_width);
-    ensure!(
-        bucket.height.is_multiple_of(rows) && bucket.width.is_multiple_of(columns),
-        "the bucket {bucket}: height must be a multiple of {rows}, width of {columns}"
-    );
-    let frames = bucket.frames.saturating_sub(1) / TEMPORAL_COMPRESSION + 1;
-    let (height, width) = (bucket.height / SPATIAL_COMPRESSION, bucket.width / SPATIAL_COMPRESSION);
-    let mut rng = Rng::new(0);
-    let mut draw = |shape: &[usize]| noise(&mut rng, shape, &weights);
-    let latents = draw(&[batch, config.in_channels, frames, height, width])?;
-    let timestep = Tensor::from_vec(vec![TIMESTEP; batch], batch, weights.device())?;
-    let text = draw(&[batch, TEXT_TOKENS, config.text_dim])?;
+    let compression = [FOOTPRINT.temporal_compression, FOOTPRINT.spatial_compression];
+    let [depth, rows, columns] = config.patch_size;
+    let [frames, height, width] = latent_grid(bucket, compression, [rows, columns])?;
+    let tokens = (frames / depth) * (height / rows) * (width / columns);
     let image_tokens = config.pos_embed_seq_len.unwrap_or(IMAGE_TOKENS);
-    let image = config.image_dim.map(|width| draw(&[batch, image_tokens, width]));
-    let input = Input {
-        image: image.transpose()?,
-        ..Input::new(latents, timestep, text)
+    let image = config.image_dim.map(|width| [image_tokens, width]);
+    let context = TEXT_TOKENS + image.map_or(0, |[tokens, _]| tokens);
+    let sketch = Sketch {
+        latents: [config.in_channels, frames, height, width],
+        target: [config.predicted_channels(), frames, height, width],
+        text: [TEXT_TOKENS, config.text_dim],
+        text_mask: false,
+        image,
+        ofs: None,
+        frame_rate: None,
+        work: Work::across(config.num_layers, tokens, context, [config.inner_dim(), config.ffn_dim]),
     };
-    let target = draw(&[batch, config.predicted_channels(), frames, height, width])?;
-    let tokens = (frames / depth) * (height / patch_height) * (width / patch_width);
-    let context = TEXT_TOKENS + config.image_dim.map_or(0, |_| image_tokens);
-    Ok(Bare {
-        work: work(&config, tokens, context),
-        denoiser: Box::new(Dit::load_from(folder, weights, planter)?),
-        input,
-        target,
-    })
-}
-
-/// In each block six projections of the video and two of text and image, a feed-forward, two products within attention to
-/// itself and two within attention to text and image.
-fn work(config: &dit::Config, tokens: usize, context: usize) -> Work {
-    let (count, others, ffn) = (tokens as f64, context as f64, config.ffn_dim as f64);
-    let (dim, layers) = (config.inner_dim() as f64, config.num_layers as f64);
-    Work {
-        tokens,
-        linear: layers * 2.0 * (count * (6.0 * dim + 2.0 * ffn) + others * 2.0 * dim) * dim,
-        attention: layers * 4.0 * count * (count + others) * dim,
-    }
+    sketch.open::<dit::Network>(folder, weights, planter, batch)
 }

@@ -49,6 +49,26 @@ impl Geometry {
         pad_columns: [0, 0],
     };
 
+    /// 3x3 of one frame that halves its rows and columns, with zeros below and on the right.
+    pub const HALVING: Self = Self {
+        kernel: [1, 3, 3],
+        stride: 2,
+        pad_rows: [0, 1],
+        pad_columns: [0, 1],
+    };
+
+    /// 3x3 of one frame with a border of zeros.
+    pub const FLAT: Self = Self {
+        kernel: [1, 3, 3],
+        ..Self::CAUSAL
+    };
+
+    /// Over three frames alone.
+    pub const TIME: Self = Self {
+        kernel: [3, 1, 1],
+        ..Self::POINTWISE
+    };
+
     /// Rows and columns that come out.
     pub fn output(&self, height: usize, width: usize) -> (usize, usize) {
         let along = |size: usize, pad: [usize; 2], kernel: usize| {

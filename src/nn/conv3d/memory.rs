@@ -11,6 +11,7 @@ pub struct Memory {
     pasts: Vec<Option<Tensor>>, // (B, kt - 1, H, W, C) each
     next: usize,
     pieces: usize,
+    keeps: bool,
 }
 
 impl Memory {
@@ -21,6 +22,15 @@ impl Memory {
             pasts: Vec::new(),
             next: 0,
             pieces: 0,
+            keeps: true,
+        }
+    }
+
+    /// For a clip that comes whole, of which nothing need be kept.
+    pub fn whole(before: Past<'static>) -> Self {
+        Self {
+            keeps: false,
+            ..Self::new(before)
         }
     }
 
@@ -40,9 +50,15 @@ impl Memory {
         self.step(x, modulation, |input| conv.forward(input))
     }
 
-    /// onto + conv(silu(x * scale + shift)), in the memory of `onto`.
-    pub fn convolve_onto(&mut self, onto: Tensor, conv: &Conv3d, x: &Tensor, norm: &Modulation) -> Result<Tensor> {
-        self.step(x, Some(norm), |input| conv.forward_onto(onto, input))
+    /// As [`convolve`](Self::convolve), added to `onto` in its memory.
+    pub fn convolve_onto(
+        &mut self,
+        onto: Tensor,
+        conv: &Conv3d,
+        x: &Tensor,
+        modulation: Option<&Modulation>,
+    ) -> Result<Tensor> {
+        self.step(x, modulation, |input| conv.forward_onto(onto, input))
     }
 
     /// Leaves a convolution out of this piece. The next piece will find `past`, or what lies before a clip.
@@ -57,16 +73,16 @@ impl Memory {
         modulation: Option<&Modulation>,
         forward: impl FnOnce(Input) -> Result<(Tensor, Option<Tensor>)>,
     ) -> Result<Tensor> {
-        let before = self.before;
-        let slot = self.slot()?;
-        let past = slot.take();
+        let past = if self.keeps { self.slot()?.take() } else { None };
         let (y, new_past) = forward(Input {
             x,
-            past: past.as_ref().map_or(before, Past::Frames),
+            past: past.as_ref().map_or(self.before, Past::Frames),
             modulation,
             resample: Resample::None,
         })?;
-        *slot = new_past;
+        if self.keeps {
+            self.pasts[self.next - 1] = new_past;
+        }
         Ok(y)
     }
 

@@ -6,7 +6,7 @@ use anyhow::{Context, bail, ensure};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-const MAX_CONFIG_BYTES: u64 = 1 << 20;
+use crate::nn::config;
 
 /// The sizes and choices that the computation depends on; the defaults are transformers', those of T5.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -115,12 +115,9 @@ impl Config {
     /// # Errors
     /// Not T5's, or it asks for a computation that this encoder does not do.
     pub fn load(path: &Path) -> anyhow::Result<Self> {
-        let read = || {
-            let size = std::fs::metadata(path)?.len();
-            ensure!(size <= MAX_CONFIG_BYTES, "{size} bytes are too many for a config");
-            Self::parse(&std::fs::read_to_string(path)?)
-        };
-        read().with_context(|| path.display().to_string())
+        config::text(path)
+            .and_then(|text| Self::parse(&text))
+            .with_context(|| path.display().to_string())
     }
 
     /// Reads the text of a `config.json`.

@@ -7,6 +7,7 @@ use candle_core::{Result, Tensor};
 
 use super::config::Config;
 use crate::models::denoiser::{Fixed, State};
+use crate::models::transformer;
 use crate::nn::feed_forward::{FeedForward, Gelu, NET};
 use crate::nn::norm::{Kind, Modulation};
 use crate::nn::rope::Rotary;
@@ -36,8 +37,10 @@ impl Block {
             ff: FeedForward::new([dim, 4 * dim, dim], NET, Gelu::Tanh, weights.pp("ff"))?,
         })
     }
+}
 
-    pub fn forward(&self, state: &State) -> Result<State> {
+impl transformer::Block for Block {
+    fn forward(&self, state: &State) -> Result<State> {
         let (x, Fixed { parts, rotary, .. }) = (&state.hidden, &*state.fixed); // (B, S, D)
         let (norm, gate) = self.norm1.forward(x, &state.time, parts)?;
         let update = self.attn1.forward(&norm, rotary.as_ref())?; // (B, S, D)
@@ -125,9 +128,11 @@ impl Attention {
 
 /// The layer norm of blocks and head, with parameters where the config has them.
 pub fn layer_norm(config: &Config, width: usize, weights: Weights) -> Result<Norm> {
-    if config.norm_elementwise_affine {
-        Norm::layer(width, config.norm_eps, weights)
-    } else {
-        Norm::plain(Kind::Layer, width, config.norm_eps, &weights)
-    }
+    Norm::new(
+        Kind::Layer,
+        config.norm_elementwise_affine,
+        width,
+        config.norm_eps,
+        weights,
+    )
 }

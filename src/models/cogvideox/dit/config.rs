@@ -2,15 +2,16 @@
 
 use std::path::Path;
 
-use anyhow::{Context, ensure};
-use serde::Deserialize;
-use serde::de::IgnoredAny;
+use serde::{Deserialize, Serialize};
+
+use crate::nn::config::{self, Rules, SIZE};
+use crate::nn::feed_forward::Activation;
 
 /// More text tokens than any checkpoint has.
 const MAX_TEXT: usize = 2048;
 
 /// The settings of `CogVideoXTransformer3DModel`, with its defaults.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     pub num_attention_heads: usize,
@@ -46,35 +47,13 @@ pub struct Config {
     pub dropout: f64,
     pub activation_fn: Activation,
     pub timestep_activation_fn: TimestepActivation,
-
-    // Written by diffusers, and read by no computation.
-    #[serde(rename = "_class_name")]
-    class_name: Option<ClassName>,
-    #[serde(rename = "_diffusers_version")]
-    _diffusers_version: IgnoredAny,
-    #[serde(rename = "_name_or_path")]
-    _name_or_path: IgnoredAny,
-}
-
-/// Of the feed-forward layers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-pub enum Activation {
-    /// GELU by its tanh formula.
-    #[serde(rename = "gelu-approximate")]
-    GeluTanh,
 }
 
 /// Of the timestep's embedding.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum TimestepActivation {
     #[serde(rename = "silu")]
     Silu,
-}
-
-#[derive(Debug, Clone, Copy, Deserialize)]
-enum ClassName {
-    #[serde(rename = "CogVideoXTransformer3DModel")]
-    CogVideoX,
 }
 
 impl Default for Config {
@@ -108,9 +87,6 @@ impl Default for Config {
             dropout: 0.0,
             activation_fn: Activation::GeluTanh,
             timestep_activation_fn: TimestepActivation::Silu,
-            class_name: None,
-            _diffusers_version: IgnoredAny,
-            _name_or_path: IgnoredAny,
         }
     }
 }
@@ -121,17 +97,12 @@ impl Config {
     /// # Errors
     /// No such file, another model's, an unknown key, sizes that do not go together: by file and key.
     pub fn load(folder: &Path) -> anyhow::Result<Self> {
-        let path = folder.join("config.json");
-        let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
-        let mut json = serde_json::Deserializer::from_str(&text);
-        let config: Self = serde_path_to_error::deserialize(&mut json).with_context(|| path.display().to_string())?;
-        config.check().with_context(|| path.display().to_string())?;
-        Ok(config)
+        config::read(folder)
     }
 
     /// Width of the tokens.
     pub fn inner_dim(&self) -> usize {
-        self.num_attention_heads * self.attention_head_dim
+        self.num_attention_heads.saturating_mul(self.attention_head_dim)
     }
 
     /// Latent frames a patch is deep.
@@ -145,87 +116,47 @@ impl Config {
     pub fn additional_frames(&self, frames: usize) -> usize {
         frames.next_multiple_of(self.patch_frames()) - frames
     }
+}
 
-    /// Refuses values that parse but make no sense.
-    fn check(&self) -> anyhow::Result<()> {
-        for (key, size) in [
-            ("num_attention_heads", self.num_attention_heads),
-            ("attention_head_dim", self.attention_head_dim),
-            ("in_channels", self.in_channels),
-            ("out_channels", self.out_channels),
-            ("time_embed_dim", self.time_embed_dim),
-            ("text_embed_dim", self.text_embed_dim),
-            ("num_layers", self.num_layers),
-            ("sample_width", self.sample_width),
-            ("sample_height", self.sample_height),
-            ("sample_frames", self.sample_frames),
-            ("patch_size", self.patch_size),
-            ("patch_size_t", self.patch_frames()),
-            ("temporal_compression_ratio", self.temporal_compression_ratio),
-            ("max_text_seq_length", self.max_text_seq_length),
-            ("ofs_embed_dim", self.ofs_embed_dim.unwrap_or(1)),
-        ] {
-            ensure!(
-                (1..=1 << 24).contains(&size),
-                "{key}: must be at least 1 and no giant, got {size}"
-            );
-        }
-        // Attention over text is quadratic in it; the published checkpoints have 226.
-        ensure!(
-            self.max_text_seq_length <= MAX_TEXT,
-            "max_text_seq_length: at most {MAX_TEXT} are read, got {}",
-            self.max_text_seq_length
-        );
-        for (key, size) in [
-            ("sample_width", self.sample_width),
-            ("sample_height", self.sample_height),
-        ] {
-            ensure!(
-                size >= self.patch_size,
-                "{key}: {size} is less than patch_size {}",
-                self.patch_size
-            );
-        }
-        for (key, number) in [
-            ("norm_eps", self.norm_eps),
-            ("spatial_interpolation_scale", self.spatial_interpolation_scale),
-            ("temporal_interpolation_scale", self.temporal_interpolation_scale),
-        ] {
-            ensure!(
-                number > 0.0 && number.is_finite(),
-                "{key}: must be above 0, got {number}"
-            );
-        }
-        ensure!(
-            (0.0..=1.0).contains(&self.freq_shift),
-            "freq_shift: must be 0 or 1, got {}",
-            self.freq_shift
-        );
-        self.check_positions()
-    }
+impl config::Config for Config {
+    const CLASS: &str = "CogVideoXTransformer3DModel";
 
-    fn check_positions(&self) -> anyhow::Result<()> {
-        ensure!(
-            self.dropout == 0.0,
-            "dropout: must be 0, got {}: training with it is not supported",
-            self.dropout
-        );
-        ensure!(
-            self.attention_head_dim.is_multiple_of(16),
-            "attention_head_dim: must be a multiple of 16 for positions on three axes, got {}",
-            self.attention_head_dim
-        );
-        if let Some(time) = self.ofs_embed_dim {
-            ensure!(
-                time == self.time_embed_dim,
-                "ofs_embed_dim: {time} cannot be added to time_embed_dim {}",
-                self.time_embed_dim
-            );
-        }
-        ensure!(
-            self.use_rotary_positional_embeddings || !self.use_learned_positional_embeddings,
-            "use_learned_positional_embeddings: needs use_rotary_positional_embeddings as well"
-        );
-        Ok(())
+    fn check(&self) -> Vec<String> {
+        Rules::of(self)
+            .between(&["num_attention_heads", "attention_head_dim", "num_layers"], SIZE)
+            .between(&["in_channels", "out_channels", "text_embed_dim"], SIZE)
+            .between(&["time_embed_dim", "ofs_embed_dim", "temporal_compression_ratio"], SIZE)
+            .between(&["sample_width", "sample_height", "sample_frames"], SIZE)
+            .between(&["patch_size", "patch_size_t"], SIZE)
+            .between(&["max_text_seq_length"], 1..=MAX_TEXT)
+            .between(&["freq_shift"], 0..=1)
+            .above_zero(&[
+                "norm_eps",
+                "spatial_interpolation_scale",
+                "temporal_interpolation_scale",
+            ])
+            .holds(self.sample_width.min(self.sample_height) >= self.patch_size, || {
+                format!(
+                    "sample_width and sample_height: at least patch_size {}",
+                    self.patch_size
+                )
+            })
+            .only("dropout", 0.0, "training with it is not supported")
+            .must(
+                "attention_head_dim",
+                self.attention_head_dim.is_multiple_of(16),
+                "a multiple of 16 for positions on three axes",
+            )
+            .must(
+                "ofs_embed_dim",
+                self.ofs_embed_dim.is_none_or(|ofs| ofs == self.time_embed_dim),
+                format!("time_embed_dim, {}, to be added to it", self.time_embed_dim),
+            )
+            .must(
+                "use_learned_positional_embeddings",
+                self.use_rotary_positional_embeddings || !self.use_learned_positional_embeddings,
+                "false without use_rotary_positional_embeddings",
+            )
+            .wrong()
     }
 }

@@ -4,22 +4,21 @@
 use candle_core::{Result, Tensor};
 
 use super::config::Config;
-use super::norm::Norm;
+use super::norm::{Norm, Norms};
 use super::resample::Resampler;
-use super::resnet::{Norms, Resnet};
-use crate::nn::Weights;
 use crate::nn::conv3d::{Conv3d, Memory};
+use crate::nn::{Resnet, Weights};
 
 pub struct Decoder {
     conv_in: Conv3d,
-    mid_block: Vec<Resnet>,
+    mid_block: Vec<Resnet<Norm>>,
     up_blocks: Vec<UpBlock>,
     norm_out: Norm,
     conv_out: Conv3d,
 }
 
 struct UpBlock {
-    resnets: Vec<Resnet>,
+    resnets: Vec<Resnet<Norm>>,
     upsampler: Option<Resampler>,
 }
 
@@ -38,7 +37,7 @@ impl Decoder {
             let weights = weights.pp("up_blocks").pp(i);
             let resnets = (0..=config.layers_per_block)
                 .map(|layer| {
-                    let resnet = Resnet::load(channels, outputs, norms, weights.pp("resnets").pp(layer));
+                    let resnet = norms.resnet([channels, outputs], weights.pp("resnets").pp(layer));
                     channels = outputs;
                     resnet
                 })
@@ -52,7 +51,7 @@ impl Decoder {
         Ok(Self {
             conv_in: Conv3d::causal(config.latent_channels, first, weights.pp("conv_in.conv"))?,
             mid_block: (0..2)
-                .map(|i| Resnet::load(first, first, norms, weights.pp("mid_block.resnets").pp(i)))
+                .map(|i| norms.resnet([first, first], weights.pp("mid_block.resnets").pp(i)))
                 .collect::<Result<_>>()?,
             up_blocks,
             norm_out: norms.load(last, weights.pp("norm_out"))?,
@@ -65,11 +64,11 @@ impl Decoder {
         memory.rewind();
         let mut x = memory.convolve(&self.conv_in, latents, None)?;
         for resnet in &self.mid_block {
-            x = resnet.forward(x, Some(latents), memory)?;
+            x = resnet.forward(x, memory, |norm, x| norm.modulation(x, Some(latents)))?;
         }
         for block in &self.up_blocks {
             for resnet in &block.resnets {
-                x = resnet.forward(x, Some(latents), memory)?;
+                x = resnet.forward(x, memory, |norm, x| norm.modulation(x, Some(latents)))?;
             }
             if let Some(upsampler) = &block.upsampler {
                 x = upsampler.forward(&x)?;

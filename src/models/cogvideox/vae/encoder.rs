@@ -3,22 +3,21 @@
 use candle_core::{Result, Tensor};
 
 use super::config::Config;
-use super::norm::Norm;
+use super::norm::{Norm, Norms};
 use super::resample::Resampler;
-use super::resnet::{Norms, Resnet};
-use crate::nn::Weights;
 use crate::nn::conv3d::{Conv3d, Memory};
+use crate::nn::{Resnet, Weights};
 
 pub struct Encoder {
     conv_in: Conv3d,
     down_blocks: Vec<DownBlock>,
-    mid_block: Vec<Resnet>,
+    mid_block: Vec<Resnet<Norm>>,
     norm_out: Norm,
     conv_out: Conv3d,
 }
 
 struct DownBlock {
-    resnets: Vec<Resnet>,
+    resnets: Vec<Resnet<Norm>>,
     downsampler: Option<Resampler>,
 }
 
@@ -37,7 +36,7 @@ impl Encoder {
             let weights = weights.pp("down_blocks").pp(i);
             let resnets = (0..config.layers_per_block)
                 .map(|layer| {
-                    let resnet = Resnet::load(channels, outputs, norms, weights.pp("resnets").pp(layer));
+                    let resnet = norms.resnet([channels, outputs], weights.pp("resnets").pp(layer));
                     channels = outputs;
                     resnet
                 })
@@ -52,7 +51,7 @@ impl Encoder {
             conv_in: Conv3d::causal(config.in_channels, first, weights.pp("conv_in.conv"))?,
             down_blocks,
             mid_block: (0..2)
-                .map(|i| Resnet::load(last, last, norms, weights.pp("mid_block.resnets").pp(i)))
+                .map(|i| norms.resnet([last, last], weights.pp("mid_block.resnets").pp(i)))
                 .collect::<Result<_>>()?,
             norm_out: Norm::group(last, config.norm_num_groups, 1e-6, weights.pp("norm_out"))?,
             conv_out: Conv3d::causal(last, 2 * config.latent_channels, weights.pp("conv_out.conv"))?,
@@ -65,14 +64,14 @@ impl Encoder {
         let mut x = memory.convolve(&self.conv_in, frames, None)?;
         for block in &self.down_blocks {
             for resnet in &block.resnets {
-                x = resnet.forward(x, None, memory)?;
+                x = resnet.forward(x, memory, |norm, x| norm.modulation(x, None))?;
             }
             if let Some(downsampler) = &block.downsampler {
                 x = downsampler.forward(&x)?;
             }
         }
         for resnet in &self.mid_block {
-            x = resnet.forward(x, None, memory)?;
+            x = resnet.forward(x, memory, |norm, x| norm.modulation(x, None))?;
         }
         let norm_out = self.norm_out.modulation(&x, None)?;
         memory.convolve(&self.conv_out, &x, Some(&norm_out))

@@ -11,22 +11,21 @@ mod decoder;
 mod encoder;
 mod norm;
 mod resample;
-mod resnet;
-mod tiling;
 
 use std::ops::Range;
 use std::path::Path;
 
-use anyhow::Context;
-use candle_core::{DType, Device, Result, Tensor, bail};
+use candle_core::{DType, Device, Result, Tensor};
 
+pub use crate::models::tiling::Tiling;
+pub use crate::models::vae::Half;
 pub use config::Config;
-pub use tiling::Tiling;
 
 use decoder::Decoder;
 use encoder::Encoder;
 
 use crate::diffusion::posterior::Posterior;
+use crate::models::vae::{Place, check_clip, check_latents, joined, loaded, one_by_one};
 use crate::nn::Weights;
 use crate::nn::conv3d::{Conv3d, Memory, Past};
 
@@ -45,16 +44,7 @@ pub struct Vae {
     decoder: Option<Decoder>,
     quant_conv: Option<Conv3d>,
     post_quant_conv: Option<Conv3d>,
-    dtype: DType,
-    device: Device,
-}
-
-/// What is to be loaded.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Half {
-    Both,
-    Encoder,
-    Decoder,
+    place: Place,
 }
 
 impl Vae {
@@ -79,29 +69,21 @@ impl Vae {
         let vae = Self {
             tiling: None,
             slicing: false,
-            encoder: encodes
-                .then(|| Encoder::load(&config, weights.pp("encoder")))
-                .transpose()
-                .context("the VAE's encoder")?,
-            decoder: decodes
-                .then(|| Decoder::load(&config, weights.pp("decoder")))
-                .transpose()
-                .context("the VAE's decoder")?,
+            encoder: half.encoder(|| Encoder::load(&config, weights.pp("encoder")))?,
+            decoder: half.decoder(|| Decoder::load(&config, weights.pp("decoder")))?,
             quant_conv: point(encodes && config.use_quant_conv, 2 * config.out_channels, "quant_conv")?,
             post_quant_conv: point(
                 decodes && config.use_post_quant_conv,
                 config.out_channels,
                 "post_quant_conv",
             )?,
-            dtype,
-            device: device.clone(),
+            place: Place {
+                dtype,
+                device: device.clone(),
+            },
             config,
         };
-        weights.finish(match half {
-            Half::Both => &[],
-            Half::Encoder => &["decoder.", "post_quant_conv."],
-            Half::Decoder => &["encoder.", "quant_conv."],
-        })?;
+        weights.finish(half.unused())?;
         Ok(vae)
     }
 
@@ -112,17 +94,9 @@ impl Vae {
 
     /// Encodes a clip (B, C, F, H, W) of values in -1..1.
     pub fn encode(&self, video: &Tensor) -> Result<Posterior> {
-        let Some(encoder) = &self.encoder else {
-            bail!("the VAE was loaded without its encoder");
-        };
-        let (_, channels, frames, height, width) = video.dims5()?;
-        if channels != self.config.in_channels || frames == 0 || height == 0 || width == 0 {
-            bail!(
-                "a clip (B, {}, F, H, W) was expected, not {:?}",
-                self.config.in_channels,
-                video.dims()
-            );
-        }
+        let encoder = loaded(&self.encoder, "encoder")?;
+        check_clip(video, self.config.in_channels, [1, 1])?;
+        let (_, _, _, height, width) = video.dims5()?;
         let grid = self
             .tiling
             .map(|tiling| tiling.encoding(self.config.spatial_compression()));
@@ -177,17 +151,9 @@ impl Vae {
     }
 
     fn check_latents(&self, latents: &Tensor) -> Result<(&Decoder, usize, usize)> {
-        let Some(decoder) = &self.decoder else {
-            bail!("the VAE was loaded without its decoder");
-        };
-        let (_, channels, frames, height, width) = latents.dims5()?;
-        if channels != self.config.latent_channels || frames == 0 || height == 0 || width == 0 {
-            bail!(
-                "latents (B, {}, F, H, W) were expected, not {:?}",
-                self.config.latent_channels,
-                latents.dims()
-            );
-        }
+        let decoder = loaded(&self.decoder, "decoder")?;
+        check_latents(latents, self.config.latent_channels)?;
+        let (_, _, _, height, width) = latents.dims5()?;
         Ok((decoder, height, width))
     }
 
@@ -195,12 +161,12 @@ impl Vae {
         let mut memory = Memory::new(Past::First);
         let mut moments = Vec::new();
         for frames in batches(video.dim(2)?, SAMPLE_FRAMES) {
-            let x = self.channels_last(video, frames)?; // (B, F, H, W, C)
+            let x = self.place.channels_last(video, frames)?; // (B, F, H, W, C)
             let mut y = encoder.forward(&x, &mut memory)?; // (B, f, h, w, 2 L)
             if let Some(conv) = &self.quant_conv {
                 y = conv.forward((&y).into())?.0;
             }
-            moments.push(self.channels_first(&y)?);
+            moments.push(self.place.channels_first(&y)?);
         }
         joined(&moments)
     }
@@ -212,45 +178,19 @@ impl Vae {
         frames: Range<usize>,
         memory: &mut Memory,
     ) -> Result<Tensor> {
-        let mut z = self.channels_last(latents, frames)?; // (B, f, h, w, L)
+        let mut z = self.place.channels_last(latents, frames)?; // (B, f, h, w, L)
         if let Some(conv) = &self.post_quant_conv {
             z = conv.forward((&z).into())?.0;
         }
-        self.channels_first(&decoder.forward(&z, memory)?)
-    }
-
-    /// Some frames of (B, C, F, H, W) as (B, F, H, W, C), in what is computed in.
-    fn channels_last(&self, x: &Tensor, frames: Range<usize>) -> Result<Tensor> {
-        let dtype = if self.device.is_cpu() { DType::F32 } else { self.dtype };
-        x.narrow(2, frames.start, frames.len())?
-            .to_device(&self.device)?
-            .permute((0, 2, 3, 4, 1))?
-            .to_dtype(dtype)?
-            .contiguous()
-    }
-
-    fn channels_first(&self, x: &Tensor) -> Result<Tensor> {
-        x.permute((0, 4, 1, 2, 3))?.to_dtype(self.dtype)?.contiguous()
+        self.place.channels_first(&decoder.forward(&z, memory)?)
     }
 
     /// Goes through a batch sample by sample, where that is asked for.
     fn slices(&self, x: &Tensor, code: impl Fn(&Tensor) -> Result<Tensor>) -> Result<Tensor> {
-        let batch = x.dim(0)?;
-        if !self.slicing || batch < 2 {
+        if !self.slicing || x.dim(0)? < 2 {
             return code(x);
         }
-        let samples = (0..batch)
-            .map(|sample| code(&x.narrow(0, sample, 1)?))
-            .collect::<Result<Vec<_>>>()?;
-        Tensor::cat(&samples, 0)
-    }
-}
-
-/// Batches of frames, along the clip.
-fn joined(batches: &[Tensor]) -> Result<Tensor> {
-    match batches {
-        [one] => Ok(one.clone()),
-        many => Tensor::cat(many, 2),
+        one_by_one(x, code)
     }
 }
 

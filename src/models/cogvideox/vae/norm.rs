@@ -9,8 +9,8 @@
 
 use candle_core::{Result, Tensor};
 
-use crate::nn::Weights;
 use crate::nn::conv3d::{Conv3d, Modulation, group_moments};
+use crate::nn::{Resnet, Weights};
 
 /// Group norm, modulated by the latents where there are some.
 pub struct Norm {
@@ -77,5 +77,29 @@ impl Norm {
             shift: shift.to_dtype(x.dtype())?,
             rms_eps: None,
         })
+    }
+}
+
+/// How a coder normalises.
+#[derive(Debug, Clone, Copy)]
+pub struct Norms {
+    pub groups: usize,
+    pub eps: f64,
+    /// The decoder's norms look at the latents, which have so many channels.
+    pub latent_channels: Option<usize>,
+}
+
+impl Norms {
+    pub fn load(&self, channels: usize, weights: Weights) -> Result<Norm> {
+        match self.latent_channels {
+            Some(latent_channels) => Norm::spatial(channels, latent_channels, self.groups, weights),
+            None => Norm::group(channels, self.groups, self.eps, weights),
+        }
+    }
+
+    /// A resnet with two of them.
+    pub fn resnet(&self, channels: [usize; 2], weights: Weights) -> Result<Resnet<Norm>> {
+        let norm = |channels, weights| self.load(channels, weights);
+        Resnet::load(channels, ["conv1.conv", "conv2.conv"], norm, weights)
     }
 }

@@ -9,20 +9,6 @@ use candle_core::{Result, Tensor};
 use crate::nn::Weights;
 use crate::nn::conv3d::{Conv3d, Geometry, Input, Resample};
 
-const DOWN: Geometry = Geometry {
-    kernel: [1, 3, 3],
-    stride: 2,
-    pad_rows: [0, 1],
-    pad_columns: [0, 1],
-};
-
-const UP: Geometry = Geometry {
-    kernel: [1, 3, 3],
-    stride: 1,
-    pad_rows: [1, 1],
-    pad_columns: [1, 1],
-};
-
 pub struct Resampler {
     conv: Conv3d,
     resample: Resample,
@@ -35,7 +21,7 @@ impl Resampler {
         } else {
             Resample::None
         };
-        Self::load(channels, DOWN, resample, weights)
+        Self::load(channels, Geometry::HALVING, resample, weights)
     }
 
     pub fn up(channels: usize, compress_time: bool, weights: Weights) -> Result<Self> {
@@ -44,7 +30,7 @@ impl Resampler {
         } else {
             Resample::DoubleSize
         };
-        Self::load(channels, UP, resample, weights)
+        Self::load(channels, Geometry::FLAT, resample, weights)
     }
 
     fn load(channels: usize, geometry: Geometry, resample: Resample, weights: Weights) -> Result<Self> {

@@ -1,31 +1,22 @@
 //! `vae/config.json`.
 
+use std::ops::RangeInclusive;
 use std::path::Path;
 
-use anyhow::{Context, ensure};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
-/// A config.json larger than this is none.
-const MAX_BYTES: u64 = 1 << 20;
-const CLASS: &str = "AutoencoderKLLTXVideo";
+use crate::nn::config::{self, Rules};
+
 /// More than any checkpoint has.
 const MAX_BLOCKS: usize = 16;
-const LAYERS: [usize; 2] = [0, 1 << 10];
-const CHANNELS: [usize; 2] = [1, 1 << 16];
+const LAYERS: RangeInclusive<usize> = 0..=1 << 10;
+const CHANNELS: RangeInclusive<usize> = 1..=1 << 16;
 
 /// The keys of diffusers' `AutoencoderKLLTXVideo`, with its defaults, which are those of 0.9.0. A key that is not here
 /// might change what is computed, and is an error.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
-    #[serde(rename = "_class_name")]
-    pub class_name: String,
-    /// Says who wrote the file.
-    #[serde(rename = "_diffusers_version")]
-    pub diffusers_version: String,
-    /// Says where the file came from.
-    #[serde(rename = "_name_or_path")]
-    pub name_or_path: String,
     pub in_channels: usize,
     pub out_channels: usize,
     pub latent_channels: usize,
@@ -56,7 +47,7 @@ pub struct Config {
     pub temporal_compression_ratio: Option<usize>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum DownBlockType {
     #[serde(rename = "LTXVideoDownBlock3D")]
     V090,
@@ -65,7 +56,7 @@ pub enum DownBlockType {
 }
 
 /// How a block of the encoder makes its clip smaller.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum DownsampleType {
     /// A convolution with a stride of 2 along all axes.
@@ -90,9 +81,6 @@ impl DownsampleType {
 impl Default for Config {
     fn default() -> Self {
         Self {
-            class_name: CLASS.into(),
-            diffusers_version: String::new(),
-            name_or_path: String::new(),
             in_channels: 3,
             out_channels: 3,
             latent_channels: 128,
@@ -147,176 +135,35 @@ pub struct Up {
     pub inject_noise: bool,
 }
 
+impl Down {
+    fn fits(&self) -> bool {
+        let &Self { inputs, outputs, .. } = self;
+        match self.downsample {
+            _ if self.conv_out => true,
+            None | Some(DownsampleType::Conv) => inputs == outputs,
+            Some(kind) => {
+                let pixels: usize = kind.stride().iter().product();
+                outputs.is_multiple_of(pixels) && (inputs * pixels).is_multiple_of(outputs)
+            }
+        }
+    }
+}
+
+impl Up {
+    /// A resnet at the beginning hears no timestep, and gets no noise.
+    fn fits(&self, timestep_conditioning: bool) -> bool {
+        let seen = if self.conv_in { self.outputs } else { self.inputs };
+        let read = self.outputs * if self.upsample { self.factor } else { 1 };
+        let bare = !timestep_conditioning && !self.inject_noise && self.factor == 1;
+        let repeats = seen.is_multiple_of(8) && 8 % self.factor == 0;
+        seen == read && (bare || !self.conv_in) && (repeats || !(self.residual && self.upsample))
+    }
+}
+
 impl Config {
     /// Reads and checks `config.json` in `folder`.
     pub fn read(folder: &Path) -> anyhow::Result<Self> {
-        let path = folder.join("config.json");
-        let shown = path.display();
-        let size = std::fs::metadata(&path).with_context(|| shown.to_string())?.len();
-        ensure!(size <= MAX_BYTES, "{shown}: {size} bytes are too many for a config");
-        let text = std::fs::read_to_string(&path).with_context(|| shown.to_string())?;
-        Self::parse(&text).with_context(|| shown.to_string())
-    }
-
-    /// As [`read`](Self::read), from the file's text.
-    pub fn parse(text: &str) -> anyhow::Result<Self> {
-        let config: Self = serde_json::from_str(text)?;
-        let wrong = config.check();
-        ensure!(wrong.is_empty(), wrong.join("\n"));
-        Ok(config)
-    }
-
-    /// Values that parse but can not be computed with.
-    pub fn check(&self) -> Vec<String> {
-        let mut wrong = self.check_sizes();
-        if wrong.is_empty() {
-            wrong.extend(self.check_channels());
-            wrong.extend(self.check_compression());
-        }
-        wrong
-    }
-
-    /// Lengths of lists, ranges of numbers.
-    fn check_sizes(&self) -> Vec<String> {
-        let mut wrong = Vec::new();
-        if self.class_name != CLASS {
-            wrong.push(format!("_class_name must be {CLASS}, found {}", self.class_name));
-        }
-        for (key, value) in [
-            ("scaling_factor", self.scaling_factor),
-            ("resnet_norm_eps", self.resnet_norm_eps),
-        ] {
-            if !value.is_finite() || value <= 0.0 {
-                wrong.push(format!("{key} must be a number above 0, found {value}"));
-            }
-        }
-        let kinds = &self.down_block_types;
-        if kinds.iter().any(|kind| *kind != kinds[0]) {
-            wrong.push("down_block_types must all be the same".into());
-        }
-        let (downs, ups) = (kinds.len(), self.decoder_block_out_channels.len());
-        let widths = downs + usize::from(self.is_095());
-        let flags = |flags: &[bool]| flags.iter().map(|flag| usize::from(*flag)).collect();
-        for (key, values, count, [low, high]) in [
-            ("in_channels", vec![self.in_channels], 1, CHANNELS),
-            ("out_channels", vec![self.out_channels], 1, CHANNELS),
-            ("latent_channels", vec![self.latent_channels], 1, CHANNELS),
-            ("patch_size", vec![self.patch_size], 1, [1, 64]),
-            ("patch_size_t", vec![self.patch_size_t], 1, [1, 1]),
-            ("down_block_types", vec![0; downs], downs.clamp(1, MAX_BLOCKS), [0, 0]),
-            ("downsample_type", vec![0; self.downsample_type.len()], downs, [0, 0]),
-            ("block_out_channels", self.block_out_channels.clone(), widths, CHANNELS),
-            ("layers_per_block", self.layers_per_block.clone(), downs + 1, LAYERS),
-            (
-                "spatio_temporal_scaling",
-                flags(&self.spatio_temporal_scaling),
-                downs,
-                [0, 1],
-            ),
-            (
-                "decoder_block_out_channels",
-                self.decoder_block_out_channels.clone(),
-                ups.clamp(1, MAX_BLOCKS),
-                CHANNELS,
-            ),
-            (
-                "decoder_layers_per_block",
-                self.decoder_layers_per_block.clone(),
-                ups + 1,
-                LAYERS,
-            ),
-            (
-                "decoder_spatio_temporal_scaling",
-                flags(&self.decoder_spatio_temporal_scaling),
-                ups,
-                [0, 1],
-            ),
-            (
-                "decoder_inject_noise",
-                flags(&self.decoder_inject_noise),
-                ups + 1,
-                [0, 1],
-            ),
-            ("upsample_residual", flags(&self.upsample_residual), ups, [0, 1]),
-            ("upsample_factor", self.upsample_factor.clone(), ups, [1, 8]),
-        ] {
-            if values.len() != count {
-                wrong.push(format!("{key} must have {count} entries, found {}", values.len()));
-            }
-            if let Some(value) = values.iter().find(|value| !(low..=high).contains(*value)) {
-                wrong.push(format!("{key} must lie between {low} and {high}, found {value}"));
-            }
-        }
-        wrong
-    }
-
-    /// Whether each block can read what the one before it writes.
-    fn check_channels(&self) -> Vec<String> {
-        let mut wrong = Vec::new();
-        for (i, block) in self
-            .down_blocks()
-            .into_iter()
-            .enumerate()
-            .filter(|(_, block)| !block.conv_out)
-        {
-            let Down { inputs, outputs, .. } = block;
-            let fits = match block.downsample {
-                None | Some(DownsampleType::Conv) => inputs == outputs,
-                Some(kind) => {
-                    let pixels: usize = kind.stride().iter().product();
-                    outputs.is_multiple_of(pixels) && (inputs * pixels).is_multiple_of(outputs)
-                }
-            };
-            if !fits {
-                let downsample = block.downsample;
-                wrong.push(format!(
-                    "block_out_channels: block {i} can not make {outputs} channels of {inputs} by downsample_type {downsample:?}"
-                ));
-            }
-        }
-        for (i, block) in self.up_blocks().into_iter().enumerate() {
-            let conditioned = self.timestep_conditioning || block.inject_noise;
-            let seen = if block.conv_in { block.outputs } else { block.inputs };
-            let read = if block.upsample {
-                block.outputs * block.factor
-            } else {
-                block.outputs
-            };
-            let repeats = !(block.residual && block.upsample) || seen.is_multiple_of(8) && 8 % block.factor == 0;
-            if block.conv_in && (conditioned || block.factor > 1) || seen != read || !repeats {
-                wrong.push(format!(
-                    "decoder_block_out_channels: up block {i} does not fit the one before it: {block:?}"
-                ));
-            }
-        }
-        wrong
-    }
-
-    fn check_compression(&self) -> Vec<String> {
-        let ups = self.up_blocks().iter().filter(|block| block.upsample).count();
-        let mut wrong = Vec::new();
-        for (key, ratio, found, decoder) in [
-            (
-                "spatial_compression_ratio",
-                self.spatial_compression_ratio,
-                self.spatial_compression(),
-                self.patch_size << ups,
-            ),
-            (
-                "temporal_compression_ratio",
-                self.temporal_compression_ratio,
-                self.temporal_compression(),
-                1 << ups,
-            ),
-        ] {
-            if found != decoder || ratio.is_some_and(|ratio| ratio != found) {
-                let ratio = ratio.unwrap_or(found);
-                wrong.push(format!(
-                    "{key} is {ratio}, but the encoder makes one of {found}, and the decoder {decoder} of one"
-                ));
-            }
-        }
-        wrong
+        config::read(folder)
     }
 
     fn is_095(&self) -> bool {
@@ -370,18 +217,99 @@ impl Config {
 
     /// How many pixels in a row become one.
     pub fn spatial_compression(&self) -> usize {
-        self.patch_size * self.down_strides().map(|[_, rows, _]| rows).product::<usize>()
+        self.patch_size * self.compression(1)
     }
 
     /// How many frames become one, after the first, which stays alone.
     pub fn temporal_compression(&self) -> usize {
-        self.down_strides().map(|[frames, _, _]| frames).product()
+        self.compression(0)
     }
 
-    fn down_strides(&self) -> impl Iterator<Item = [usize; 3]> {
-        self.down_blocks()
-            .into_iter()
-            .filter_map(|block| block.downsample)
-            .map(DownsampleType::stride)
+    fn compression(&self, axis: usize) -> usize {
+        let blocks = self.down_blocks();
+        let kinds = blocks.iter().filter_map(|block| block.downsample);
+        kinds.map(|kind| kind.stride()[axis]).product()
+    }
+}
+
+impl config::Config for Config {
+    const CLASS: &str = "AutoencoderKLLTXVideo";
+
+    fn check(&self) -> Vec<String> {
+        let (downs, ups) = (self.down_block_types.len(), self.decoder_block_out_channels.len());
+        Rules::of(self)
+            .between(&["in_channels", "out_channels", "latent_channels"], CHANNELS)
+            .between(&["block_out_channels", "decoder_block_out_channels"], CHANNELS)
+            .between(&["layers_per_block", "decoder_layers_per_block"], LAYERS)
+            .between(&["patch_size"], 1..=64)
+            .between(&["patch_size_t"], 1..=1)
+            .between(&["upsample_factor"], 1..=8)
+            .above_zero(&["scaling_factor", "resnet_norm_eps"])
+            .length(&["down_block_types"], downs.clamp(1, MAX_BLOCKS))
+            .length(&["decoder_block_out_channels"], ups.clamp(1, MAX_BLOCKS))
+            .length(&["block_out_channels"], downs + usize::from(self.is_095()))
+            .length(&["layers_per_block"], downs + 1)
+            .length(&["downsample_type", "spatio_temporal_scaling"], downs)
+            .length(&["decoder_layers_per_block", "decoder_inject_noise"], ups + 1)
+            .length(
+                &[
+                    "decoder_spatio_temporal_scaling",
+                    "upsample_residual",
+                    "upsample_factor",
+                ],
+                ups,
+            )
+            .must(
+                "down_block_types",
+                self.down_block_types.windows(2).all(|two| two[0] == two[1]),
+                "all the same",
+            )
+            .then(|| self.check_blocks())
+            .wrong()
+    }
+}
+
+impl Config {
+    /// Whether each block can read what the one before it writes, and the decoder makes what the encoder takes.
+    fn check_blocks(&self) -> Vec<String> {
+        let mut wrong = Vec::new();
+        for (i, block) in self.down_blocks().iter().enumerate().filter(|(_, block)| !block.fits()) {
+            let Down {
+                inputs,
+                outputs,
+                downsample,
+                ..
+            } = block;
+            wrong.push(format!(
+                "block_out_channels: block {i} can not make {outputs} channels of {inputs} by downsample_type {downsample:?}"
+            ));
+        }
+        let misfit = |block: &Up| !block.fits(self.timestep_conditioning);
+        for (i, block) in self.up_blocks().iter().enumerate().filter(|(_, block)| misfit(block)) {
+            wrong.push(format!(
+                "decoder_block_out_channels: up block {i} does not fit the one before it: {block:?}"
+            ));
+        }
+        let ups = self.up_blocks().iter().filter(|block| block.upsample).count();
+        let agrees = |key: &str, ratio: Option<usize>, found, decoder| {
+            let ratio = ratio.unwrap_or(found);
+            (found != decoder || ratio != found).then(|| {
+                format!("{key} is {ratio}, but the encoder makes one of {found}, and the decoder {decoder} of one")
+            })
+        };
+        let (space, time) = (self.spatial_compression_ratio, self.temporal_compression_ratio);
+        wrong.extend(agrees(
+            "spatial_compression_ratio",
+            space,
+            self.spatial_compression(),
+            self.patch_size << ups,
+        ));
+        wrong.extend(agrees(
+            "temporal_compression_ratio",
+            time,
+            self.temporal_compression(),
+            1 << ups,
+        ));
+        wrong
     }
 }

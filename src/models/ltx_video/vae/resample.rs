@@ -10,9 +10,9 @@
 use candle_core::{Result, Tensor};
 
 use super::config::{DownsampleType, Up};
-use super::conv::Conv;
 use crate::nn::Weights;
-use crate::nn::conv3d::{Conv3d, Geometry, Past};
+use crate::nn::conv3d::{Conv3d, Geometry, Memory};
+use crate::nn::shuffle::{by_pixel, grouped_mean, into_channels, out_of_channels};
 
 const STRIDED: Geometry = Geometry {
     stride: 2,
@@ -21,91 +21,58 @@ const STRIDED: Geometry = Geometry {
 
 pub enum Downsampler {
     /// Every second frame, row and column.
-    Strided(Conv),
-    IntoChannels {
-        conv: Conv,
-        stride: [usize; 3],
-        group: usize,
-    },
+    Strided(Conv3d),
+    /// So many frames, rows and columns into channels.
+    IntoChannels(Conv3d, [usize; 3]),
 }
 
 impl Downsampler {
-    pub fn load(
-        kind: DownsampleType,
-        channels: usize,
-        outputs: usize,
-        past: Past<'static>,
-        weights: Weights,
-    ) -> Result<Self> {
+    pub fn load(kind: DownsampleType, channels: usize, outputs: usize, weights: Weights) -> Result<Self> {
         if kind == DownsampleType::Conv {
             let conv = Conv3d::load(channels, channels, STRIDED, false, weights.pp("conv"))?;
-            return Ok(Self::Strided(Conv::new(conv.with_frame_stride(2), past)));
+            return Ok(Self::Strided(conv.with_frame_stride(2)));
         }
         let stride = kind.stride();
         let pixels: usize = stride.iter().product();
-        Ok(Self::IntoChannels {
-            conv: Conv::load(channels, outputs / pixels, past, weights.pp("conv"))?,
-            stride,
-            group: channels * pixels / outputs,
-        })
+        let conv = Conv3d::causal(channels, outputs / pixels, weights.pp("conv.conv"))?;
+        Ok(Self::IntoChannels(conv, stride))
     }
 
     /// (1, F, H, W, C) -> (1, F', H', W', O)
-    pub fn forward(&self, x: Tensor) -> Result<Tensor> {
+    pub fn forward(&self, x: Tensor, memory: &mut Memory) -> Result<Tensor> {
         match self {
-            Self::Strided(conv) => conv.forward(&x, None),
-            Self::IntoChannels { conv, stride, group } => {
+            Self::Strided(conv) => memory.convolve(conv, &x, None),
+            Self::IntoChannels(conv, stride) => {
                 let x = match stride[0] {
                     1 => x,
                     _ => Tensor::cat(&[&x.narrow(1, 0, 1)?, &x], 1)?,
                 };
-                let y = into_channels(&conv.forward(&x, None)?, *stride)?;
-                let residual = into_channels(&x, *stride)?; // (1, F', H', W', O group)
+                let y = into_channels(&memory.convolve(conv, &x, None)?, *stride)?;
+                let residual = into_channels(&x, *stride)?; // (1, F', H', W', a multiple of O)
                 drop(x);
-                if *group == 1 {
-                    return y + residual;
-                }
-                let (_, frames, height, width, channels) = y.dims5()?;
-                let groups = residual.reshape(&[1, frames, height, width, channels, *group][..])?;
-                y + groups.mean(5)?
+                let outputs = y.dim(4)?;
+                y + grouped_mean(residual, outputs)?
             }
         }
     }
 }
 
-/// (1, t F, h H, w W, C) -> (1, F, H, W, C t h w)
-fn into_channels(x: &Tensor, [t, h, w]: [usize; 3]) -> Result<Tensor> {
-    let (_, frames, height, width, channels) = x.dims5()?;
-    let (frames, height, width) = (frames / t, height / h, width / w);
-    x.reshape(&[frames, t, height, h, width, w, channels][..])?
-        .permute(&[0, 2, 4, 6, 1, 3, 5][..])?
-        .reshape((1, frames, height, width, channels * t * h * w))
-}
-
 /// Twice the frames, rows and columns.
 pub struct Upsampler {
-    conv: Conv,
-    outputs: usize,
+    conv: Conv3d,
     /// Which channel of x is added to each channel of the convolution's result.
     residual: Option<Tensor>, // (8 O)
 }
 
 impl Upsampler {
-    pub fn load(block: &Up, past: Past<'static>, weights: Weights) -> Result<Self> {
+    pub fn load(block: &Up, weights: Weights) -> Result<Self> {
         let weights = weights.pp("conv.conv");
         let (outputs, channels) = (block.outputs, block.outputs * block.factor);
-        // The checkpoint has the eight pixels that a channel spreads over side by side. Here each pixel's channels are.
-        let by_pixel = |tensor: Tensor| {
-            let rest = tensor.dims()[1..].to_vec();
-            let split = tensor.reshape([&[outputs, 8], &rest[..]].concat())?;
-            split.transpose(0, 1)?.reshape([&[8 * outputs], &rest[..]].concat())
-        };
-        let weight = by_pixel(weights.get((8 * outputs, channels, 3, 3, 3), "weight")?)?;
-        let bias = by_pixel(weights.get(8 * outputs, "bias")?)?;
+        let weight = by_pixel(&weights.get((8 * outputs, channels, 3, 3, 3), "weight")?, 8)?;
+        let bias = by_pixel(&weights.get(8 * outputs, "bias")?, 8)?;
         let sources = (0..8 * outputs).map(|i| (i % outputs % (channels / 8).max(1) * 8 + i / outputs) as u32);
         Ok(Self {
-            conv: Conv::new(Conv3d::new(&weight, &bias, Geometry::CAUSAL)?, past),
-            outputs,
+            conv: Conv3d::new(&weight, &bias, Geometry::CAUSAL)?,
             residual: block
                 .residual
                 .then(|| Tensor::from_iter(sources, weights.device()))
@@ -114,16 +81,13 @@ impl Upsampler {
     }
 
     /// (1, F, H, W, C) -> (1, 2 F - 1, 2 H, 2 W, O)
-    pub fn forward(&self, x: Tensor) -> Result<Tensor> {
-        let (_, frames, height, width, _) = x.dims5()?;
+    pub fn forward(&self, x: Tensor, memory: &mut Memory) -> Result<Tensor> {
+        let frames = x.dim(1)?;
         let y = match &self.residual {
-            Some(sources) => self.conv.forward_onto(x.index_select(sources, 4)?, &x, None)?,
-            None => self.conv.forward(&x, None)?,
+            Some(sources) => memory.convolve_onto(x.index_select(sources, 4)?, &self.conv, &x, None)?,
+            None => memory.convolve(&self.conv, &x, None)?,
         }; // (1, F, H, W, 2 2 2 O)
         drop(x);
-        y.reshape(&[frames, height, width, 2, 2, 2, self.outputs][..])?
-            .permute(&[0, 3, 1, 4, 2, 5, 6][..])?
-            .reshape((1, 2 * frames, 2 * height, 2 * width, self.outputs))?
-            .narrow(1, 1, 2 * frames - 1)
+        out_of_channels(&y, [2; 3])?.narrow(1, 1, 2 * frames - 1)
     }
 }

@@ -7,22 +7,19 @@ use candle_core::{Result, Tensor};
 
 use super::config::Config;
 use crate::models::denoiser::State;
+use crate::models::modulated::Modulated;
+use crate::models::transformer;
 use crate::nn::attention::{Attention, Form};
 use crate::nn::feed_forward::{FeedForward, Gelu, NET};
-use crate::nn::norm::{Kind, Modulation};
+use crate::nn::norm::Kind;
 use crate::nn::{Linear, Norm, ScaleShiftTable, Weights, linear};
 use crate::ops;
-use crate::ops::residual::gated_residual;
 
 #[derive(Debug, Clone)]
 pub struct Block {
-    norm1: Norm,
-    attn1: Attention,
+    modulated: Modulated, // norm1, attn1, norm3, ffn, scale_shift_table
     norm2: Option<Norm>,
     attn2: CrossAttention,
-    norm3: Norm,
-    ffn: FeedForward,
-    scale_shift_table: ScaleShiftTable<6>,
 }
 
 impl Block {
@@ -36,48 +33,27 @@ impl Block {
             eps: config.eps,
         };
         let norm2 = || Norm::layer(dim, config.eps, weights.pp("norm2"));
+        let norm = Norm::plain(Kind::Layer, dim, config.eps, &weights)?; // norm1 and norm3 alike
+        let attn1 = Attention::new(&form, weights.pp("attn1"))?;
         Ok(Self {
-            norm1: Norm::plain(Kind::Layer, dim, config.eps, &weights)?,
-            attn1: Attention::new(&form, weights.pp("attn1"))?,
             norm2: config.cross_attn_norm.then(norm2).transpose()?,
             attn2: CrossAttention::new(config, &form, weights.pp("attn2"))?,
-            norm3: Norm::plain(Kind::Layer, dim, config.eps, &weights)?,
-            ffn: FeedForward::new([dim, config.ffn_dim, dim], NET, Gelu::Tanh, weights.pp("ffn"))?,
-            scale_shift_table: ScaleShiftTable::new((1, 6, dim), &weights)?,
+            modulated: Modulated {
+                norm_msa: norm.clone(),
+                attn1,
+                norm_mlp: norm,
+                ff: FeedForward::new([dim, config.ffn_dim, dim], NET, Gelu::Tanh, weights.pp("ffn"))?,
+                scale_shift_table: ScaleShiftTable::new((1, 6, dim), &weights)?,
+            },
         })
     }
+}
 
-    /// # Errors
-    /// A state without what the stem puts into it.
-    pub fn forward(&self, state: &State) -> Result<State> {
-        let (Some(modulation), Some(text), Some(rotary)) = (&state.modulation, &state.text, &state.fixed.rotary) else {
-            candle_core::bail!("a state without modulation, text or positions");
-        };
-        let (x, parts) = (&state.hidden, &state.fixed.parts[..]); // (B, N, D)
-        // Each (B, 1, D).
-        let [shift_msa, scale_msa, gate_msa, c_shift_msa, c_scale_msa, c_gate_msa] =
-            self.scale_shift_table.rows(modulation)?;
-
-        let modulation = Modulation {
-            shift: shift_msa,
-            scale: scale_msa,
-        };
-        let norm = self.norm1.modulated(x, &modulation, parts)?;
-        let x = gated_residual(x, &self.attn1.forward(&norm, rotary)?, &gate_msa, parts)?;
-
-        let norm = self.norm2.as_ref().map_or(Ok(x.clone()), |norm| norm.forward(&x))?;
-        let x = (&x + self.attn2.forward(&norm, text, state.image.as_ref())?)?;
-
-        let modulation = Modulation {
-            shift: c_shift_msa,
-            scale: c_scale_msa,
-        };
-        let norm = self.norm3.modulated(&x, &modulation, parts)?;
-        let hidden = gated_residual(&x, &self.ffn.forward(&norm)?, &c_gate_msa, parts)?;
-
-        Ok(State {
-            hidden,
-            ..state.clone()
+impl transformer::Block for Block {
+    fn forward(&self, state: &State) -> Result<State> {
+        self.modulated.forward(state, |x, text| {
+            let norm = self.norm2.as_ref().map_or(Ok(x.clone()), |norm| norm.forward(x))?;
+            self.attn2.forward(&norm, text, state.image.as_ref())
         })
     }
 }

@@ -5,10 +5,9 @@
 use candle_core::{DType, Result, Tensor};
 
 use super::config::Config;
-use crate::nn::embed::{Sinusoid, TimestepEmbedding};
+use crate::nn::embed::TimeModulation;
 use crate::nn::feed_forward::{FeedForward, Gelu, NET, PROJECTION};
-use crate::nn::{Linear, Norm, Weights, linear};
-use crate::ops::activation::silu;
+use crate::nn::{Norm, Weights};
 
 /// Epsilon of the norms around the image's projection.
 const IMAGE_NORM_EPS: f64 = 1e-5;
@@ -16,57 +15,31 @@ const IMAGE_NORM_EPS: f64 = 1e-5;
 /// `condition_embedder`
 #[derive(Debug, Clone)]
 pub struct ConditionEmbedder {
-    sinusoid: Sinusoid,
-    time_embedder: TimestepEmbedding,
-    time_proj: Linear,
-    text_embedder: FeedForward,
+    pub time: TimeModulation, // time_embedder, time_proj
+    pub text_embedder: FeedForward,
     image_embedder: Option<ImageEmbedder>,
-    dtype: DType,
 }
 
 impl ConditionEmbedder {
     pub fn new(config: &Config, weights: Weights) -> Result<Self> {
-        let (dim, dtype) = (config.inner_dim(), weights.dtype());
-        let sinusoid = Sinusoid {
-            width: config.freq_dim,
-            flip_sin_to_cos: true,
-            freq_shift: 0.0,
-        };
+        let dim = config.inner_dim();
         // As diffusers, in f32 whatever the other weights are.
-        let time = weights.pp("time_embedder").to_dtype(DType::F32);
+        let embedder = weights.pp("time_embedder").to_dtype(DType::F32);
         let text = [config.text_dim, dim, dim];
         Ok(Self {
-            sinusoid,
-            time_embedder: TimestepEmbedding::new(config.freq_dim, dim, time)?,
-            time_proj: linear(dim, 6 * dim, weights.pp("time_proj"))?,
+            time: TimeModulation::new(config.freq_dim, dim, embedder, weights.pp("time_proj"))?,
             text_embedder: FeedForward::new(text, PROJECTION, Gelu::Tanh, weights.pp("text_embedder"))?,
             image_embedder: config
                 .image_dim
                 .map(|width| ImageEmbedder::new(config, width, weights.pp("image_embedder")))
                 .transpose()?,
-            dtype,
         })
-    }
-
-    /// Timesteps (B) -> (B, 1, D), and the modulation of all blocks, (B, 1, 6, D).
-    pub fn time(&self, timestep: &Tensor) -> Result<(Tensor, Tensor)> {
-        let angles = self.sinusoid.forward(timestep)?; // (B, freq_dim)
-        let time = self.time_embedder.forward(&angles)?.to_dtype(self.dtype)?; // (B, D)
-        let modulation = self.time_proj.forward(&silu(&time)?)?; // (B, 6 D)
-        let (batch, dim) = time.dims2()?;
-        Ok((time.unsqueeze(1)?, modulation.reshape((batch, 1, 6, dim))?))
-    }
-
-    /// (B, L, text width) -> (B, L, D)
-    pub fn text(&self, text: &Tensor) -> Result<Tensor> {
-        self.text_embedder.forward(&text.to_dtype(self.dtype)?)
     }
 
     /// (B, M, image width) -> (B, M, D), where the model attends to an image.
     pub fn image(&self, image: Option<&Tensor>) -> Result<Option<Tensor>> {
         let both = self.image_embedder.as_ref().zip(image);
-        both.map(|(embedder, image)| embedder.forward(&image.to_dtype(self.dtype)?))
-            .transpose()
+        both.map(|(embedder, image)| embedder.forward(image)).transpose()
     }
 }
 

@@ -2,12 +2,13 @@
 
 use std::path::Path;
 
-use anyhow::{Context, ensure};
-use serde::Deserialize;
-use serde::de::IgnoredAny;
+use serde::{Deserialize, Serialize};
+
+use crate::nn::attention::QkNorm;
+use crate::nn::config::{self, Rules, SIZE};
 
 /// The settings of `WanTransformer3DModel`, with its defaults.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// Latent frames, rows and columns of a patch.
@@ -37,27 +38,6 @@ pub struct Config {
     /// Tokens of the encoded images that have learned positions: those of a first and a last image.
     pub pos_embed_seq_len: Option<usize>,
     pub qk_norm: QkNorm,
-
-    // Written by diffusers, and read by no computation.
-    #[serde(rename = "_class_name")]
-    class_name: Option<ClassName>,
-    #[serde(rename = "_diffusers_version")]
-    _diffusers_version: IgnoredAny,
-    #[serde(rename = "_name_or_path")]
-    _name_or_path: IgnoredAny,
-}
-
-/// Of queries and keys.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-pub enum QkNorm {
-    #[serde(rename = "rms_norm_across_heads")]
-    RmsAcrossHeads,
-}
-
-#[derive(Debug, Clone, Copy, Deserialize)]
-enum ClassName {
-    #[serde(rename = "WanTransformer3DModel")]
-    Wan,
 }
 
 impl Default for Config {
@@ -79,9 +59,6 @@ impl Default for Config {
             rope_max_seq_len: 1024,
             pos_embed_seq_len: None,
             qk_norm: QkNorm::RmsAcrossHeads,
-            class_name: None,
-            _diffusers_version: IgnoredAny,
-            _name_or_path: IgnoredAny,
         }
     }
 }
@@ -92,80 +69,56 @@ impl Config {
     /// # Errors
     /// No such file, another model's, an unknown key, sizes that do not go together: by file and key.
     pub fn load(folder: &Path) -> anyhow::Result<Self> {
-        let path = folder.join("config.json");
-        let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
-        let mut json = serde_json::Deserializer::from_str(&text);
-        let config: Self = serde_path_to_error::deserialize(&mut json).with_context(|| path.display().to_string())?;
-        config.check().with_context(|| path.display().to_string())?;
-        Ok(config)
+        config::read(folder)
     }
 
     /// Width of the tokens.
     pub fn inner_dim(&self) -> usize {
-        self.num_attention_heads * self.attention_head_dim
+        self.num_attention_heads.saturating_mul(self.attention_head_dim)
     }
 
     /// Of the prediction.
     pub fn predicted_channels(&self) -> usize {
         self.out_channels.unwrap_or(self.in_channels)
     }
+}
 
-    /// Refuses values that parse but make no sense.
-    fn check(&self) -> anyhow::Result<()> {
-        let [depth, height, width] = self.patch_size;
-        for (key, size) in [
-            ("patch_size", depth),
-            ("patch_size", height),
-            ("patch_size", width),
-            ("num_attention_heads", self.num_attention_heads),
-            ("attention_head_dim", self.attention_head_dim),
-            ("in_channels", self.in_channels),
-            ("out_channels", self.predicted_channels()),
-            ("text_dim", self.text_dim),
-            ("freq_dim", self.freq_dim),
-            ("ffn_dim", self.ffn_dim),
-            ("num_layers", self.num_layers),
-            ("image_dim", self.image_dim.unwrap_or(1)),
-            ("rope_max_seq_len", self.rope_max_seq_len),
-            ("pos_embed_seq_len", self.pos_embed_seq_len.unwrap_or(1)),
-        ] {
-            ensure!(
-                (1..=1 << 24).contains(&size),
-                "{key}: must be at least 1 and no giant, got {size}"
-            );
-        }
-        ensure!(
-            self.attention_head_dim.is_multiple_of(2),
-            "attention_head_dim: features turn in pairs, got {}",
-            self.attention_head_dim
-        );
-        ensure!(
-            self.freq_dim.is_multiple_of(2),
-            "freq_dim: sines come with cosines, got {}",
-            self.freq_dim
-        );
-        ensure!(
-            self.eps > 0.0 && self.eps.is_finite(),
-            "eps: must be above 0, got {}",
-            self.eps
-        );
-        self.check_image()
-    }
+impl config::Config for Config {
+    const CLASS: &str = "WanTransformer3DModel";
 
-    fn check_image(&self) -> anyhow::Result<()> {
+    fn check(&self) -> Vec<String> {
         let dim = self.inner_dim();
-        match (self.image_dim, self.added_kv_proj_dim) {
-            (None, None) => ensure!(
-                self.pos_embed_seq_len.is_none(),
-                "pos_embed_seq_len: needs image_dim as well"
-            ),
-            (Some(_), Some(added)) => ensure!(
-                added == dim,
-                "added_kv_proj_dim: the image is projected to {dim} features (num_attention_heads x \
-                 attention_head_dim), got {added}"
-            ),
-            _ => anyhow::bail!("image_dim and added_kv_proj_dim: a model that attends to an image has both"),
-        }
-        Ok(())
+        Rules::of(self)
+            .between(
+                &["patch_size", "in_channels", "out_channels", "text_dim", "image_dim"],
+                SIZE,
+            )
+            .between(&["num_attention_heads", "attention_head_dim", "num_layers"], SIZE)
+            .between(&["freq_dim", "ffn_dim", "rope_max_seq_len", "pos_embed_seq_len"], SIZE)
+            .above_zero(&["eps"])
+            .must(
+                "attention_head_dim",
+                self.attention_head_dim.is_multiple_of(2),
+                "even: features turn in pairs",
+            )
+            .must(
+                "freq_dim",
+                self.freq_dim.is_multiple_of(2),
+                "even: sines come with cosines",
+            )
+            .holds(self.image_dim.is_some() == self.added_kv_proj_dim.is_some(), || {
+                "image_dim and added_kv_proj_dim: a model that attends to an image has both".into()
+            })
+            .must(
+                "pos_embed_seq_len",
+                self.pos_embed_seq_len.is_none() || self.image_dim.is_some(),
+                "null where image_dim is",
+            )
+            .must(
+                "added_kv_proj_dim",
+                self.added_kv_proj_dim.is_none_or(|added| added == dim),
+                format!("num_attention_heads x attention_head_dim, {dim}: the image is projected to that"),
+            )
+            .wrong()
     }
 }

@@ -9,9 +9,8 @@ use super::attention::Attention;
 use super::config::Config;
 use super::norm::Norm;
 use super::resample::Resampler;
-use super::resnet::Resnet;
-use crate::nn::Weights;
 use crate::nn::conv3d::{Conv3d, Memory};
+use crate::nn::{Resnet, Weights};
 
 pub struct Coder {
     conv_in: Conv3d,
@@ -21,7 +20,7 @@ pub struct Coder {
 }
 
 enum Layer {
-    Resnet(Box<Resnet>),
+    Resnet(Box<Resnet<Norm>>),
     Attention(Attention),
     Downsampler(Resampler),
     Upsampler(Resampler),
@@ -87,7 +86,7 @@ impl Coder {
         let mut x = memory.convolve(&self.conv_in, piece, None)?;
         for layer in &self.layers {
             x = match layer {
-                Layer::Resnet(resnet) => resnet.forward(x, memory)?,
+                Layer::Resnet(resnet) => resnet.forward(x, memory, Norm::modulation)?,
                 Layer::Attention(attention) => attention.forward(x)?,
                 Layer::Downsampler(downsampler) => downsampler.halve(&x, memory)?,
                 Layer::Upsampler(upsampler) => upsampler.double(x, memory)?,
@@ -107,5 +106,7 @@ fn mid_block(channels: usize, weights: Weights) -> Result<[Layer; 3]> {
 }
 
 fn resnet(channels: usize, outputs: usize, weights: Weights) -> Result<Layer> {
-    Ok(Layer::Resnet(Box::new(Resnet::load(channels, outputs, weights)?)))
+    let norm = |channels, weights| Norm::load(channels, 3, weights);
+    let resnet = Resnet::load([channels, outputs], ["conv1", "conv2"], norm, weights)?;
+    Ok(Layer::Resnet(Box::new(resnet)))
 }

@@ -2,28 +2,16 @@
 
 use std::path::Path;
 
-use anyhow::{Context, ensure};
 use candle_core::{Result, Tensor};
 use serde::{Deserialize, Serialize};
 
-/// A config.json larger than this is none.
-const MAX_BYTES: u64 = 1 << 20;
-
-const CLASS: &str = "AutoencoderKLWan";
+use crate::nn::config::{self, Rules};
 
 /// The keys of diffusers' `AutoencoderKLWan`. A key that is not here might change what is computed, and is an error; so
 /// are those that came with Wan 2.2, where they say anything else than Wan 2.1 does.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
-    #[serde(rename = "_class_name")]
-    pub class_name: String,
-    /// Says who wrote the file.
-    #[serde(rename = "_diffusers_version")]
-    pub diffusers_version: String,
-    /// Says where the file came from.
-    #[serde(rename = "_name_or_path")]
-    pub name_or_path: String,
     /// Channels at full size; `dim_mult` times as many from one halving to the next.
     pub base_dim: usize,
     pub decoder_base_dim: Option<usize>,
@@ -50,9 +38,6 @@ pub struct Config {
 impl Default for Config {
     fn default() -> Self {
         Self {
-            class_name: CLASS.into(),
-            diffusers_version: String::new(),
-            name_or_path: String::new(),
             base_dim: 96,
             decoder_base_dim: None,
             z_dim: 16,
@@ -76,83 +61,12 @@ impl Default for Config {
 impl Config {
     /// Reads and checks `config.json` in `folder`.
     pub fn read(folder: &Path) -> anyhow::Result<Self> {
-        let path = folder.join("config.json");
-        let shown = path.display();
-        let size = std::fs::metadata(&path).with_context(|| shown.to_string())?.len();
-        ensure!(size <= MAX_BYTES, "{shown}: {size} bytes are too many for a config");
-        let text = std::fs::read_to_string(&path).with_context(|| shown.to_string())?;
-        Self::parse(&text).with_context(|| shown.to_string())
+        config::read(folder)
     }
 
     /// As [`read`](Self::read), from the file's text.
     pub fn parse(text: &str) -> anyhow::Result<Self> {
-        let config: Self = serde_json::from_str(text)?;
-        let wrong: Vec<String> = config.check().iter().map(|(key, is)| format!("{key} {is}")).collect();
-        ensure!(wrong.is_empty(), wrong.join("\n"));
-        Ok(config)
-    }
-
-    /// Values that parse but can not be computed with, by key.
-    pub fn check(&self) -> Vec<(String, String)> {
-        let (halvings, in_time) = (self.temperal_downsample.len(), self.halvings_in_time());
-        let power = |halvings: usize| 2usize.saturating_pow(halvings.min(64) as u32);
-        let or_null = |value: Option<usize>, right: usize| value.is_none_or(|value| value == right);
-        let widths = (1..=8).contains(&self.dim_mult.len()) && self.dim_mult.iter().all(|m| (1..=64).contains(m));
-        let of_channels = |values: &[f64], least: f32| {
-            values.len() == self.z_dim && values.iter().all(|value| value.is_finite() && *value as f32 >= least)
-        };
-        let found = serde_json::to_value(self).unwrap_or_default();
-        [
-            ("_class_name", self.class_name == CLASS, CLASS.to_string()),
-            ("base_dim", (2..=4096).contains(&self.base_dim), "2 to 4096".into()),
-            ("z_dim", (1..=4096).contains(&self.z_dim), "1 to 4096".into()),
-            ("dim_mult", widths, "1 to 8 numbers from 1 to 64".into()),
-            (
-                "num_res_blocks",
-                (1..=64).contains(&self.num_res_blocks),
-                "1 to 64".into(),
-            ),
-            // A piece of a clip has four frames.
-            (
-                "temperal_downsample",
-                halvings + 1 == self.dim_mult.len() && in_time <= 2,
-                "one entry shorter than dim_mult, with two times true at most".into(),
-            ),
-            (
-                "latents_mean",
-                of_channels(&self.latents_mean, f32::MIN),
-                "z_dim numbers".into(),
-            ),
-            (
-                "latents_std",
-                of_channels(&self.latents_std, f32::MIN_POSITIVE),
-                "z_dim numbers above 0".into(),
-            ),
-            ("attn_scales", self.attn_scales.is_empty(), "[], as in Wan 2.1".into()),
-            ("is_residual", !self.is_residual, "false, as in Wan 2.1".into()),
-            ("in_channels", self.in_channels == 3, "3, as in Wan 2.1".into()),
-            ("out_channels", self.out_channels == 3, "3, as in Wan 2.1".into()),
-            ("patch_size", self.patch_size.is_none(), "null, as in Wan 2.1".into()),
-            (
-                "decoder_base_dim",
-                or_null(self.decoder_base_dim, self.base_dim),
-                "null, as in Wan 2.1".into(),
-            ),
-            (
-                "scale_factor_temporal",
-                or_null(self.scale_factor_temporal, power(in_time)),
-                format!("{}, by temperal_downsample", power(in_time)),
-            ),
-            (
-                "scale_factor_spatial",
-                or_null(self.scale_factor_spatial, power(halvings)),
-                format!("{}, by temperal_downsample", power(halvings)),
-            ),
-        ]
-        .into_iter()
-        .filter(|(_, right, _)| !right)
-        .map(|(key, _, must)| (key.to_string(), format!("must be {must}, found {}", found[key])))
-        .collect()
+        config::parse(text)
     }
 
     fn halvings_in_time(&self) -> usize {
@@ -193,5 +107,60 @@ impl Config {
             Tensor::from_vec(values, (1, self.z_dim, 1, 1, 1), latents.device())?.to_dtype(latents.dtype())
         };
         Ok((table(&self.latents_mean)?, table(&self.latents_std)?.recip()?))
+    }
+}
+
+impl config::Config for Config {
+    const CLASS: &str = "AutoencoderKLWan";
+
+    fn check(&self) -> Vec<String> {
+        let (halvings, in_time) = (self.temperal_downsample.len(), self.halvings_in_time());
+        let power = |halvings: usize| 2usize.saturating_pow(halvings.min(64) as u32);
+        let or_null = |value: Option<usize>, right: usize| value.is_none_or(|value| value == right);
+        let widths = (1..=8).contains(&self.dim_mult.len()) && self.dim_mult.iter().all(|m| (1..=64).contains(m));
+        let of_channels = |values: &[f64], least: f32| {
+            values.len() == self.z_dim && values.iter().all(|value| value.is_finite() && *value as f32 >= least)
+        };
+        let (mean, std) = (&self.latents_mean, &self.latents_std);
+        let (time, space) = (self.scale_factor_temporal, self.scale_factor_spatial);
+        let as_before = "as in Wan 2.1";
+        Rules::of(self)
+            .must("base_dim", (2..=4096).contains(&self.base_dim), "2 to 4096")
+            .must("z_dim", (1..=4096).contains(&self.z_dim), "1 to 4096")
+            .must("dim_mult", widths, "1 to 8 numbers from 1 to 64")
+            .must("num_res_blocks", (1..=64).contains(&self.num_res_blocks), "1 to 64")
+            // A piece of a clip has four frames.
+            .must(
+                "temperal_downsample",
+                halvings + 1 == self.dim_mult.len() && in_time <= 2,
+                "one entry shorter than dim_mult, with two times true at most",
+            )
+            .must("latents_mean", of_channels(mean, f32::MIN), "z_dim numbers")
+            .must(
+                "latents_std",
+                of_channels(std, f32::MIN_POSITIVE),
+                "z_dim numbers above 0",
+            )
+            .only("attn_scales", Vec::<f64>::new(), as_before)
+            .only("is_residual", false, as_before)
+            .only("in_channels", 3, as_before)
+            .only("out_channels", 3, as_before)
+            .only("patch_size", (), as_before)
+            .must(
+                "decoder_base_dim",
+                or_null(self.decoder_base_dim, self.base_dim),
+                format!("null, {as_before}"),
+            )
+            .must(
+                "scale_factor_temporal",
+                or_null(time, power(in_time)),
+                format!("{}, by temperal_downsample", power(in_time)),
+            )
+            .must(
+                "scale_factor_spatial",
+                or_null(space, power(halvings)),
+                format!("{}, by temperal_downsample", power(halvings)),
+            )
+            .wrong()
     }
 }

@@ -11,20 +11,19 @@ mod coder;
 mod config;
 mod norm;
 mod resample;
-mod resnet;
 
-use std::ops::Range;
 use std::path::Path;
 
-use anyhow::Context;
-use candle_core::{DType, Device, Result, Tensor, bail};
+use candle_core::{DType, Device, Result, Tensor};
 
+pub use crate::models::vae::Half;
 pub use config::Config;
 
 use coder::Coder;
 
 use crate::diffusion::posterior::Posterior;
 use crate::models::family::Emit;
+use crate::models::vae::{Place, check_clip, check_latents, joined, loaded};
 use crate::nn::Weights;
 use crate::nn::conv3d::{Conv3d, Memory, Past};
 
@@ -38,16 +37,7 @@ pub struct Vae {
     encoder: Option<(Coder, Conv3d)>,
     /// With `post_quant_conv`.
     decoder: Option<(Coder, Conv3d)>,
-    dtype: DType,
-    device: Device,
-}
-
-/// What is to be loaded.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Half {
-    Both,
-    Encoder,
-    Decoder,
+    place: Place,
 }
 
 impl Vae {
@@ -64,39 +54,26 @@ impl Vae {
         let config = Config::read(folder)?;
         let weights = Weights::open(folder, dtype, device)?;
         let point = |channels, name| Conv3d::pointwise(channels, channels, weights.pp(name));
-        let encoder = || {
-            anyhow::Ok((
+        let (inner, latents) = (2 * config.z_dim, config.z_dim);
+        let encoder = half.encoder(|| {
+            Ok((
                 Coder::encoder(&config, weights.pp("encoder"))?,
-                point(2 * config.z_dim, "quant_conv")?,
+                point(inner, "quant_conv")?,
             ))
-        };
-        let decoder = || {
-            anyhow::Ok((
-                Coder::decoder(&config, weights.pp("decoder"))?,
-                point(config.z_dim, "post_quant_conv")?,
-            ))
-        };
-        let (encoder, decoder) = (
-            (half != Half::Decoder)
-                .then(encoder)
-                .transpose()
-                .context("the VAE's encoder")?,
-            (half != Half::Encoder)
-                .then(decoder)
-                .transpose()
-                .context("the VAE's decoder")?,
-        );
-        weights.finish(match half {
-            Half::Both => &[],
-            Half::Encoder => &["decoder.", "post_quant_conv."],
-            Half::Decoder => &["encoder.", "quant_conv."],
         })?;
+        let decoder = half.decoder(|| {
+            Ok((
+                Coder::decoder(&config, weights.pp("decoder"))?,
+                point(latents, "post_quant_conv")?,
+            ))
+        })?;
+        weights.finish(half.unused())?;
+        let device = device.clone();
         Ok(Self {
             config,
             encoder,
             decoder,
-            dtype,
-            device: device.clone(),
+            place: Place { dtype, device },
         })
     }
 
@@ -105,22 +82,14 @@ impl Vae {
     /// # Errors
     /// Anything but 4 n + 1 frames, of which diffusers would drop the last ones.
     pub fn encode(&self, video: &Tensor) -> Result<Posterior> {
-        let Some((encoder, quant_conv)) = &self.encoder else {
-            bail!("the VAE was loaded without its encoder");
-        };
-        let (_, channels, frames, height, width) = video.dims5()?;
-        if channels != self.config.in_channels || height == 0 || width == 0 {
-            bail!("clips (B, 3, F, H, W) were expected, not {:?}", video.dims());
-        }
-        if frames % SAMPLE_FRAMES != 1 {
-            bail!("the VAE encodes 1, 5, 9, ... frames (4 n + 1), not {frames}");
-        }
+        let (encoder, quant_conv) = loaded(&self.encoder, "encoder")?;
+        check_clip(video, self.config.in_channels, [SAMPLE_FRAMES, 1])?;
         let mut memory = Memory::new(Past::Zeros);
         let mut moments = Vec::new();
-        for first in (0..frames).step_by(SAMPLE_FRAMES) {
+        for first in (0..video.dim(2)?).step_by(SAMPLE_FRAMES) {
             let piece = first.saturating_sub(SAMPLE_FRAMES - 1)..first + 1;
-            let y = encoder.forward(&self.channels_last(video, piece)?, &mut memory)?; // (B, f, h, w, 2 L)
-            moments.push(self.channels_first(&quant_conv.forward((&y).into())?.0)?);
+            let y = encoder.forward(&self.place.channels_last(video, piece)?, &mut memory)?; // (B, f, h, w, 2 L)
+            moments.push(self.place.channels_first(&quant_conv.forward((&y).into())?.0)?);
         }
         Posterior::new(&joined(&moments)?)
     }
@@ -138,45 +107,15 @@ impl Vae {
 
     /// As [`Vae::decode`], handing out frames as they come: the first, then four at a time.
     pub fn decode_batches(&self, latents: &Tensor, emit: Emit) -> anyhow::Result<()> {
-        let Some((decoder, post_quant_conv)) = &self.decoder else {
-            anyhow::bail!("the VAE was loaded without its decoder");
-        };
-        let (_, channels, frames, height, width) = latents.dims5()?;
-        anyhow::ensure!(
-            channels == self.config.z_dim && frames * height * width > 0,
-            "latents (B, {}, f, h, w) were expected, not {:?}",
-            self.config.z_dim,
-            latents.dims()
-        );
+        let (decoder, post_quant_conv) = loaded(&self.decoder, "decoder")?;
+        check_latents(latents, self.config.z_dim)?;
         let mut memory = Memory::new(Past::Zeros);
-        for frame in 0..frames {
-            let z = self.channels_last(latents, frame..frame + 1)?; // (B, 1, h, w, L)
+        for frame in 0..latents.dim(2)? {
+            let z = self.place.channels_last(latents, frame..frame + 1)?; // (B, 1, h, w, L)
             let z = post_quant_conv.forward((&z).into())?.0;
             let frames = decoder.forward(&z, &mut memory)?.clamp(-1f32, 1f32)?; // (B, F, H, W, 3)
-            emit(self.channels_first(&frames)?)?;
+            emit(self.place.channels_first(&frames)?)?;
         }
         Ok(())
-    }
-
-    /// Some frames of (B, C, F, H, W) as (B, F, H, W, C), in what is computed in.
-    fn channels_last(&self, x: &Tensor, frames: Range<usize>) -> Result<Tensor> {
-        let dtype = if self.device.is_cpu() { DType::F32 } else { self.dtype };
-        x.narrow(2, frames.start, frames.len())?
-            .to_device(&self.device)?
-            .permute((0, 2, 3, 4, 1))?
-            .to_dtype(dtype)?
-            .contiguous()
-    }
-
-    fn channels_first(&self, x: &Tensor) -> Result<Tensor> {
-        x.permute((0, 4, 1, 2, 3))?.to_dtype(self.dtype)?.contiguous()
-    }
-}
-
-/// Pieces of a clip, one behind the other.
-fn joined(pieces: &[Tensor]) -> Result<Tensor> {
-    match pieces {
-        [one] => Ok(one.clone()),
-        many => Tensor::cat(many, 2),
     }
 }

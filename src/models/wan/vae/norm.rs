@@ -27,12 +27,7 @@ impl Norm {
 
     /// silu(norm(x)), to be computed by a convolution of x (B, F, H, W, C).
     pub fn modulation(&self, x: &Tensor) -> Result<Modulation> {
-        let scale = self.gamma.to_dtype(x.dtype())?.repeat((x.dim(0)?, 1, 1, 1, 1))?;
-        Ok(Modulation {
-            shift: scale.zeros_like()?,
-            scale,
-            rms_eps: Some(self.eps),
-        })
+        Modulation::rms(x, self.eps, &self.gamma, None)
     }
 
     /// norm(x), (B, F, H, W, C) -> (B F, H W, C)

@@ -12,28 +12,6 @@ use candle_core::{Result, Tensor};
 use crate::nn::Weights;
 use crate::nn::conv3d::{Conv3d, Geometry, Input, Memory, Resample};
 
-const DOWN: Geometry = Geometry {
-    kernel: [1, 3, 3],
-    stride: 2,
-    pad_rows: [0, 1],
-    pad_columns: [0, 1],
-};
-
-const UP: Geometry = Geometry {
-    kernel: [1, 3, 3],
-    stride: 1,
-    pad_rows: [1, 1],
-    pad_columns: [1, 1],
-};
-
-/// Over frames alone.
-const TIME: Geometry = Geometry {
-    kernel: [3, 1, 1],
-    stride: 1,
-    pad_rows: [0, 0],
-    pad_columns: [0, 0],
-};
-
 pub struct Resampler {
     resample: Conv3d,
     time_conv: Option<Conv3d>,
@@ -42,18 +20,18 @@ pub struct Resampler {
 impl Resampler {
     /// `downsample3d` where frames are halved too, else `downsample2d`.
     pub fn down(channels: usize, in_time: bool, weights: Weights) -> Result<Self> {
-        let time_conv = || Conv3d::load(channels, channels, TIME, false, weights.pp("time_conv"));
+        let time_conv = || Conv3d::load(channels, channels, Geometry::TIME, false, weights.pp("time_conv"));
         Ok(Self {
-            resample: Conv3d::load(channels, channels, DOWN, true, weights.pp("resample.1"))?,
+            resample: Conv3d::load(channels, channels, Geometry::HALVING, true, weights.pp("resample.1"))?,
             time_conv: in_time.then(time_conv).transpose()?,
         })
     }
 
     /// `upsample3d` where frames are doubled too, else `upsample2d`.
     pub fn up(channels: usize, in_time: bool, weights: Weights) -> Result<Self> {
-        let time_conv = || Conv3d::load(channels, 2 * channels, TIME, false, weights.pp("time_conv"));
+        let time_conv = || Conv3d::load(channels, 2 * channels, Geometry::TIME, false, weights.pp("time_conv"));
         Ok(Self {
-            resample: Conv3d::load(channels, channels / 2, UP, true, weights.pp("resample.1"))?,
+            resample: Conv3d::load(channels, channels / 2, Geometry::FLAT, true, weights.pp("resample.1"))?,
             time_conv: in_time.then(time_conv).transpose()?,
         })
     }

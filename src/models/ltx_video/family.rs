@@ -1,0 +1,213 @@
+//! An LTX-Video checkpoint: prompts, latents and frames, as `LTXPipeline` and `LTXImageToVideoPipeline` in diffusers handle
+//! them.
+//!
+//! A checkpoint of `LTXConditionPipeline` (0.9.5) has the same parts and is opened as these two; its own way of spacing
+//! steps and of giving frames in the middle of a clip is not here.
+//!
+//! What normalises latents lies among the VAE's weights. So clips are encoded to posteriors that are normalised already, and
+//! training needs the VAE no more.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context, ensure};
+use candle_core::{DType, Device, Tensor};
+
+use super::dit::{self, Dit, SPATIAL_COMPRESSION, TEMPORAL_COMPRESSION};
+use super::vae::{self, Half, Vae};
+use crate::diffusion::posterior::Posterior;
+use crate::diffusion::schedulers::Scheduler;
+use crate::models::denoiser::Denoiser;
+use crate::models::family::{
+    Canvas, ClipEncoder, Conditioner, Emit, ImageCondition, Layout, TakesImage, TextShape, posterior_of, whole_patches,
+};
+use crate::models::prompts::{Padding, Prompts};
+use crate::models::{Family, Remembered, part};
+use crate::nn::config;
+use crate::nn::weights::Planter;
+use crate::rng::Rng;
+
+/// Tokens of a prompt, padding included: what the pipelines take unless told otherwise.
+pub const TEXT_TOKENS: usize = 128;
+
+/// Of clips, unless something else is asked for: the pipelines' own.
+pub const FRAME_RATE: f64 = 25.0;
+
+/// How much noise a decoder that takes off the last of it is given, and told of. The pipelines' documentation advises it;
+/// without `decode_noise_scale` they give as much as they tell.
+const DECODE_TIMESTEP: f64 = 0.05;
+
+/// A checkpoint whose configs are read and whose weights are not.
+#[derive(Debug)]
+pub struct LtxVideo {
+    directory: PathBuf,
+    transformer: dit::Config,
+    vae: vae::Config,
+    dtype: DType,
+    device: Device,
+}
+
+impl LtxVideo {
+    /// Reads the configs in `directory`; the VAE's may be remembered instead.
+    ///
+    /// # Errors
+    /// Configs that are missing or broken, a transformer that does not go with the VAE.
+    pub fn open(directory: &Path, dtype: DType, device: &Device, remembered: &Remembered) -> anyhow::Result<Self> {
+        let transformer = dit::Config::load(&part(directory, "transformer")?)?;
+        let vae = match remembered.get("vae") {
+            Some(text) if !directory.join("vae/config.json").exists() => {
+                config::parse(text).context("the VAE's config.json, as it is remembered")?
+            }
+            _ => vae::Config::read(&part(directory, "vae")?)?,
+        };
+        check(&transformer, &vae).with_context(|| directory.display().to_string())?;
+        Ok(Self {
+            directory: directory.into(),
+            transformer,
+            vae,
+            dtype,
+            device: device.clone(),
+        })
+    }
+
+    fn vae(&self, half: Half) -> anyhow::Result<Vae> {
+        Vae::load_half(&part(&self.directory, "vae")?, half, self.dtype, &self.device)
+    }
+}
+
+/// Whether the parts go together.
+fn check(transformer: &dit::Config, vae: &vae::Config) -> anyhow::Result<()> {
+    let (channels, predicted) = (transformer.in_channels, transformer.predicted_channels());
+    ensure!(
+        channels == vae.latent_channels && predicted == channels,
+        "transformer/config.json: in_channels is {channels} and out_channels {predicted}, and the VAE has {} latent channels",
+        vae.latent_channels
+    );
+    let (time, space) = (vae.temporal_compression(), vae.spatial_compression());
+    ensure!(
+        (time, space) == (TEMPORAL_COMPRESSION, SPATIAL_COMPRESSION),
+        "vae/config.json: it makes one of {time} frames and {space} pixels, and the transformer's positions count \
+         {TEMPORAL_COMPRESSION} and {SPATIAL_COMPRESSION}"
+    );
+    Ok(())
+}
+
+impl Family for LtxVideo {
+    fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    fn pipeline(&self, from_image: bool) -> &'static str {
+        match from_image {
+            true => "LTXImageToVideoPipeline",
+            false => "LTXPipeline",
+        }
+    }
+
+    fn conditioner_parts(&self) -> &'static [&'static str] {
+        Prompts::PARTS
+    }
+
+    fn encoder_parts(&self) -> &'static [&'static str] {
+        &["vae"]
+    }
+
+    fn conditioner(&self) -> anyhow::Result<Box<dyn Conditioner>> {
+        Prompts::load(&self.directory, TEXT_TOKENS, Padding::Masked, self.dtype, &self.device)
+    }
+
+    /// Clips are encoded one by one, and whole: there is nothing to slice, and nothing is tiled.
+    fn clip_encoder(&self, _tiling: bool, _slicing: bool) -> anyhow::Result<Box<dyn ClipEncoder>> {
+        let vae = self.vae(Half::Encoder)?;
+        Ok(Box::new(Clips { vae }))
+    }
+
+    fn text_shape(&self) -> TextShape {
+        TextShape {
+            tokens: TEXT_TOKENS,
+            width: self.transformer.caption_channels,
+            masked: true,
+        }
+    }
+
+    fn scheduler(&self) -> anyhow::Result<Scheduler> {
+        let folder = part(&self.directory, "scheduler")?;
+        let scheduler = Scheduler::load(&folder)?;
+        ensure!(
+            matches!(scheduler, Scheduler::FlowMatchEuler(_)),
+            "{}: scheduler_config.json: _class_name: LTX-Video needs FlowMatchEulerDiscreteScheduler",
+            folder.display()
+        );
+        Ok(scheduler)
+    }
+
+    fn denoiser(&self, planter: Option<Arc<dyn Planter>>) -> anyhow::Result<Box<dyn Denoiser>> {
+        let folder = part(&self.directory, "transformer")?;
+        Ok(Box::new(Dit::load(&folder, self.dtype, &self.device, planter)?))
+    }
+
+    fn canvas(&self, num_frames: usize, height: usize, width: usize) -> anyhow::Result<Canvas> {
+        let (time, space) = (TEMPORAL_COMPRESSION, SPATIAL_COMPRESSION);
+        whole_patches(height, width, [space; 2])?;
+        ensure!(num_frames > 0, "a clip has at least one frame");
+        ensure!(
+            num_frames % time == 1,
+            "{num_frames} frames must be a multiple of {time} and one more; the nearest is {}",
+            (num_frames - 1 + time / 2) / time * time + 1
+        );
+        let (frames, height, width) = ((num_frames - 1) / time + 1, height / space, width / space);
+        Ok(Canvas {
+            num_frames,
+            shape: [1, self.transformer.in_channels, frames, height, width],
+            layout: Layout::ChannelsFirst,
+            padding: 0,
+            seq_len: Some(frames * height * width),
+            dtype: DType::F32,
+        })
+    }
+
+    fn frame_rate(&self) -> f64 {
+        FRAME_RATE
+    }
+
+    fn takes_image(&self) -> TakesImage {
+        TakesImage::Either
+    }
+
+    fn latents(&self, sample: &Tensor) -> anyhow::Result<Tensor> {
+        Ok(sample.clone()) // of a posterior that is normalised
+    }
+
+    fn condition_on(
+        &self,
+        encoded: &[Tensor],
+        _canvas: &Canvas,
+        rng: Option<&mut Rng>,
+    ) -> anyhow::Result<ImageCondition> {
+        Ok(ImageCondition::First(posterior_of(encoded)?.draw(rng)?)) // (B, C, 1, h, w)
+    }
+
+    fn decode(&self, latents: &Tensor, _canvas: &Canvas, rng: &mut Rng, emit: Emit) -> anyhow::Result<()> {
+        let vae = self.vae(Half::Decoder)?;
+        let latents = vae.statistics.denormalize(latents)?.to_dtype(self.dtype)?; // (1, C, F, h, w)
+        if !self.vae.timestep_conditioning {
+            return emit(vae.decode(&latents, None, rng)?);
+        }
+        let noise = Tensor::from_vec(rng.randn(latents.elem_count()), latents.shape(), latents.device())?;
+        let noise = (noise.to_dtype(self.dtype)? * DECODE_TIMESTEP)?;
+        let latents = ((latents * (1.0 - DECODE_TIMESTEP))? + noise)?;
+        let timestep = Tensor::new(&[DECODE_TIMESTEP as f32], latents.device())?.to_dtype(self.dtype)?;
+        emit(vae.decode(&latents, Some(&timestep), rng)?)
+    }
+}
+
+/// The VAE's encoder.
+struct Clips {
+    vae: Vae,
+}
+
+impl ClipEncoder for Clips {
+    fn encode(&self, clip: &Tensor) -> anyhow::Result<Posterior> {
+        Ok(self.vae.statistics.normalize_posterior(&self.vae.encode(clip)?)?)
+    }
+}

@@ -1,0 +1,89 @@
+//! T5 and its kin behind their tokenizers: prompts as a network takes them.
+//!
+//! Shapes: L tokens, D text width.
+
+use std::path::Path;
+
+use anyhow::Context;
+use candle_core::{DType, Device, Tensor};
+
+use super::denoiser::Text;
+use super::family::Conditioner;
+use super::part;
+use crate::nn::Weights;
+use crate::text::clean::prompt_clean;
+use crate::text::{TextTokenizer, t5};
+
+/// What becomes of the tokens behind a prompt's own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Padding {
+    /// They are encoded, and the network attends to them as to all else.
+    Counts,
+    /// They are encoded, and the network is told which they are.
+    Masked,
+    /// They are zeros. The prompt is tidied up first (`prompt_clean`).
+    Zeros,
+}
+
+/// A text encoder and its tokenizer.
+pub struct Prompts {
+    tokenizer: TextTokenizer,
+    encoder: t5::T5Encoder,
+    /// In tokens, padding included.
+    length: usize,
+    padding: Padding,
+    device: Device,
+}
+
+impl Prompts {
+    /// The folders of a checkpoint that it reads.
+    pub const PARTS: &'static [&'static str] = &["tokenizer", "text_encoder"];
+
+    /// Those of the checkpoint in `directory`.
+    pub fn load(
+        directory: &Path,
+        length: usize,
+        padding: Padding,
+        dtype: DType,
+        device: &Device,
+    ) -> anyhow::Result<Box<dyn Conditioner>> {
+        let tokenizer = TextTokenizer::open(&part(directory, "tokenizer")?)?;
+        let folder = part(directory, "text_encoder")?;
+        let config = t5::Config::load(&folder.join("config.json"))?;
+        let weights = Weights::open(&folder, dtype, device)?;
+        Ok(Box::new(Self {
+            tokenizer,
+            encoder: t5::T5Encoder::new(&config, weights).with_context(|| folder.display().to_string())?,
+            length,
+            padding,
+            device: device.clone(),
+        }))
+    }
+}
+
+impl Conditioner for Prompts {
+    fn embed(&self, prompt: &str) -> anyhow::Result<Text> {
+        let length = self.length;
+        let encoding = match self.padding {
+            Padding::Zeros => self.tokenizer.encode_padded(&prompt_clean(prompt), length)?,
+            Padding::Counts | Padding::Masked => self.tokenizer.encode_padded(prompt, length)?,
+        };
+        if encoding.truncated > 0 {
+            log::warn!(
+                "a prompt is cut to {length} tokens; {} are lost: {prompt:?}",
+                encoding.truncated
+            );
+        }
+        if self.padding == Padding::Zeros {
+            let count = encoding.mask.iter().filter(|is_token| **is_token != 0).count();
+            return Ok(self.encoder.forward_padded(&encoding.ids[..count], length)?.into()); // (1, L, D)
+        }
+        let row = (1, length);
+        let ids = Tensor::from_vec(encoding.ids, row, &self.device)?;
+        let mask = Tensor::from_vec(encoding.mask, row, &self.device)?.to_dtype(DType::F32)?;
+        Ok(Text {
+            hidden: self.encoder.forward(&ids, None)?, // (1, L, D)
+            mask: (self.padding == Padding::Masked).then_some(mask),
+        })
+    }
+}

@@ -1,0 +1,126 @@
+//! What all denoising transformers here share: how they are loaded, what they refuse, how their blocks are passed.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::Context;
+use candle_core::{DType, Device, Error, Result, Tensor};
+
+use super::denoiser::{Denoiser, Input, State};
+use super::places::Places;
+use crate::nn::weights::Planter;
+use crate::nn::{Weights, config};
+
+/// What is a family's own in its transformer.
+pub trait Network: Sized + Send + Sync {
+    type Config: config::Config + Send + Sync;
+    type Block: Block;
+
+    /// Takes its tensors from `weights`, whose root is the transformer's.
+    fn new(config: &Self::Config, weights: &Weights) -> Result<Self>;
+
+    /// What it has a place for.
+    fn places(config: &Self::Config) -> Places;
+
+    /// What tensors begin with that published files may hold although nobody needs them.
+    fn stray(&self) -> Vec<String> {
+        Vec::new()
+    }
+
+    /// Embeds an input that has been checked; its latents, text and image are of the weights' type.
+    fn stem(&self, config: &Self::Config, input: &Input) -> Result<State>;
+
+    fn blocks(&self) -> &[Self::Block];
+
+    /// The prediction, in the order of the input's latents.
+    fn head(&self, config: &Self::Config, state: &State) -> Result<Tensor>;
+}
+
+/// One of the blocks between stem and head.
+pub trait Block: Send + Sync {
+    fn forward(&self, state: &State) -> Result<State>;
+}
+
+/// Builds `count` blocks, whose weights are numbered.
+pub fn blocks<B>(count: usize, weights: Weights, block: impl Fn(Weights) -> Result<B>) -> Result<Vec<B>> {
+    (0..count).map(|i| block(weights.pp(i))).collect()
+}
+
+/// A network with its config.
+#[derive(Debug, Clone)]
+pub struct Transformer<N: Network> {
+    config: N::Config,
+    dtype: DType,
+    network: N,
+}
+
+impl<N: Network> Transformer<N> {
+    /// Reads `config.json` and the weights in `folder`, the checkpoint's `transformer/`.
+    ///
+    /// # Errors
+    /// Files that are missing or do not belong together, by file and key or tensor.
+    pub fn load(
+        folder: &Path,
+        dtype: DType,
+        device: &Device,
+        planter: Option<Arc<dyn Planter>>,
+    ) -> anyhow::Result<Self> {
+        let config = config::read(folder)?; // says more than the weights, where both are wrong
+        Self::build(folder, config, Weights::open(folder, dtype, device)?, planter)
+    }
+
+    /// As [`load`](Self::load), with weights from somewhere else.
+    pub fn load_from(folder: &Path, weights: Weights, planter: Option<Arc<dyn Planter>>) -> anyhow::Result<Self> {
+        Self::build(folder, config::read(folder)?, weights, planter)
+    }
+
+    fn build(
+        folder: &Path,
+        config: N::Config,
+        weights: Weights,
+        planter: Option<Arc<dyn Planter>>,
+    ) -> anyhow::Result<Self> {
+        let weights = match planter {
+            Some(planter) => weights.with_planter(planter),
+            None => weights,
+        };
+        let network = N::new(&config, &weights).with_context(|| folder.display().to_string())?;
+        let stray = network.stray();
+        weights.finish(&stray.iter().map(String::as_str).collect::<Vec<_>>())?;
+        Ok(Self {
+            config,
+            dtype: weights.dtype(),
+            network,
+        })
+    }
+
+    pub fn config(&self) -> &N::Config {
+        &self.config
+    }
+}
+
+impl<N: Network> Denoiser for Transformer<N> {
+    fn stem(&self, input: &Input) -> Result<State> {
+        N::places(&self.config).check(input)?;
+        let mut input = input.clone();
+        input.latents = input.latents.to_dtype(self.dtype)?;
+        input.text.hidden = input.text.hidden.to_dtype(self.dtype)?;
+        input.image = input.image.map(|image| image.to_dtype(self.dtype)).transpose()?;
+        self.network.stem(&self.config, &input)
+    }
+
+    fn num_blocks(&self) -> usize {
+        self.network.blocks().len()
+    }
+
+    fn block(&self, index: usize, state: &State) -> Result<State> {
+        match self.network.blocks().get(index) {
+            Some(block) => block.forward(state),
+            None => Err(Error::Msg(format!("no block {index} of {}", self.num_blocks()))),
+        }
+    }
+
+    fn head(&self, state: &State) -> Result<Tensor> {
+        self.network.head(&self.config, state)
+    }
+}

@@ -1,0 +1,171 @@
+//! `config.json` of a part of a checkpoint, as diffusers writes it: read with a limit on its size, without keys that are not
+//! known, and with what is wrong said by key.
+
+use std::ops::RangeInclusive;
+use std::path::Path;
+use std::slice;
+
+use anyhow::{Context, ensure};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
+
+/// A config.json larger than this is none.
+const MAX_BYTES: u64 = 1 << 20;
+
+/// What diffusers writes into every config, and no computation reads.
+const WITHOUT_EFFECT: [&str; 2] = ["_diffusers_version", "_name_or_path"];
+
+/// Any size that is one and no giant.
+pub const SIZE: RangeInclusive<usize> = 1..=1 << 24;
+
+/// The settings of one class of diffusers, by its keys; a key that is not a field might change what is computed, so that
+/// implementors refuse it (`deny_unknown_fields`).
+pub trait Config: Serialize + DeserializeOwned {
+    /// `_class_name`, which is no field.
+    const CLASS: &'static str;
+
+    /// Values that parse but cannot be computed with: [`Rules`].
+    fn check(&self) -> Vec<String>;
+}
+
+/// Reads and checks `config.json` in `folder`.
+///
+/// # Errors
+/// No such file, another class's, an unknown key, values that do not go together: by file and key.
+pub fn read<C: Config>(folder: &Path) -> anyhow::Result<C> {
+    let path = folder.join("config.json");
+    text(&path)
+        .and_then(|text| parse(&text))
+        .with_context(|| path.display().to_string())
+}
+
+/// As [`read`], from the file's text.
+pub fn parse<C: Config>(text: &str) -> anyhow::Result<C> {
+    let mut keys: Map<String, Value> = serde_json::from_str(text).context("not a JSON object")?;
+    if let Some(class) = keys.remove("_class_name").filter(|class| !class.is_null()) {
+        ensure!(class == C::CLASS, "_class_name must be {}, found {class}", C::CLASS);
+    }
+    keys.retain(|key, _| !WITHOUT_EFFECT.contains(&key.as_str()));
+    let config: C = serde_path_to_error::deserialize(Value::Object(keys))?;
+    let wrong = config.check();
+    ensure!(wrong.is_empty(), wrong.join("\n"));
+    Ok(config)
+}
+
+/// The text of a config of any kind, unless it is too large to be one.
+pub fn text(path: &Path) -> anyhow::Result<String> {
+    let size = std::fs::metadata(path)?.len();
+    ensure!(size <= MAX_BYTES, "{size} bytes are too many for a config");
+    Ok(std::fs::read_to_string(path)?)
+}
+
+/// Collects what a config breaks, in words that begin with the key. Values are looked up by key as they would be written
+/// to JSON: a number stands for itself, a list for each of its entries, null for nothing.
+pub struct Rules {
+    found: Value,
+    wrong: Vec<String>,
+}
+
+impl Rules {
+    pub fn of(config: &impl Serialize) -> Self {
+        Self {
+            found: serde_json::to_value(config).unwrap_or_default(),
+            wrong: Vec::new(),
+        }
+    }
+
+    /// Whole numbers lie within bounds.
+    pub fn between(self, keys: &[&str], bounds: RangeInclusive<usize>) -> Self {
+        let within = |number: f64| *bounds.start() as f64 <= number && number <= *bounds.end() as f64;
+        self.each(
+            keys,
+            within,
+            &format!("lie between {} and {}", bounds.start(), bounds.end()),
+        )
+    }
+
+    pub fn above_zero(self, keys: &[&str]) -> Self {
+        self.each(keys, |number| number > 0.0, "be a number above 0")
+    }
+
+    /// Only one value is known.
+    pub fn only(mut self, key: &str, value: impl Into<Value>, why: &str) -> Self {
+        let value = value.into();
+        let holds = *self.value(key) == value;
+        self.must(key, holds, format!("{value}, {why}"))
+    }
+
+    /// Lists have so many entries.
+    pub fn length(mut self, keys: &[&str], count: usize) -> Self {
+        for key in keys {
+            let found = self.value(key).as_array().map_or(0, Vec::len);
+            if found != count {
+                self.wrong
+                    .push(format!("{key} must have {count} entries, found {found}"));
+            }
+        }
+        self
+    }
+
+    /// Anything else: "key must be ..., found ...".
+    pub fn must(mut self, key: &str, holds: bool, be: impl std::fmt::Display) -> Self {
+        if !holds {
+            let found = match self.value(key) {
+                Value::String(found) => found.clone(),
+                found => found.to_string(),
+            };
+            self.wrong.push(format!("{key} must be {be}, found {found}"));
+        }
+        self
+    }
+
+    /// Something that takes more words.
+    pub fn holds(mut self, holds: bool, message: impl FnOnce() -> String) -> Self {
+        if !holds {
+            self.wrong.push(message());
+        }
+        self
+    }
+
+    /// What is wrong with each of some items, if anything.
+    pub fn all<T>(mut self, items: &[T], wrong: impl Fn(&T) -> Option<String>) -> Self {
+        self.wrong.extend(items.iter().filter_map(wrong));
+        self
+    }
+
+    /// What follows only makes sense where nothing is wrong so far.
+    pub fn then(mut self, more: impl FnOnce() -> Vec<String>) -> Self {
+        if self.wrong.is_empty() {
+            self.wrong = more();
+        }
+        self
+    }
+
+    pub fn wrong(self) -> Vec<String> {
+        self.wrong
+    }
+
+    fn each(mut self, keys: &[&str], right: impl Fn(f64) -> bool, must: &str) -> Self {
+        for key in keys {
+            let value = self.value(key).clone();
+            let entries = match &value {
+                Value::Null => &[],
+                Value::Array(entries) => &entries[..],
+                one => slice::from_ref(one),
+            };
+            if let Some(found) = entries.iter().find(|entry| !entry.as_f64().is_some_and(&right)) {
+                self.wrong.push(format!("{key} must {must}, found {found}"));
+            }
+        }
+        self
+    }
+
+    /// The value under a key. One that is no field is a mistake in the rules, and breaks every config.
+    fn value(&mut self, key: &str) -> &Value {
+        if self.found.get(key).is_none() {
+            self.wrong.push(format!("{key} is no key of this config"));
+        }
+        &self.found[key]
+    }
+}

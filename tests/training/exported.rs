@@ -1,0 +1,177 @@
+//! Adapters that vtrain trained, in diffusers' pipelines: loaded without a warning, and sampled under.
+//! `scripts/make_training_fixtures.py` and `scripts/check_lora.py` make and look at them.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use candle_core::Device;
+use vtrain::video::{Frames, write};
+
+use super::{FINAL, Run, fixture, relative, root, shapes, stderr};
+
+/// A checkpoint below `tests/fixtures`, and how it is trained and sampled.
+struct Kind {
+    checkpoint: &'static str,
+    record: &'static str,
+    /// Besides attention's usual layers.
+    targets: &'static str,
+    /// Further keys of `train`.
+    train: &'static str,
+    /// Of diffusers.
+    pipeline: &'static str,
+    /// The record of a pipeline, with the picture to start from.
+    image: Option<&'static str>,
+    size: [usize; 2],
+}
+
+const WAN: Kind = Kind {
+    checkpoint: "wan/wan-2.1-t2v",
+    record: "wan-t2v-exported",
+    targets: "",
+    train: "",
+    pipeline: "WanPipeline",
+    image: None,
+    size: [32, 48],
+};
+
+const LTX: Kind = Kind {
+    checkpoint: "ltx_video/ltx-0.9.0",
+    record: "ltx-t2v-exported",
+    pipeline: "LTXPipeline",
+    size: [64, 96],
+    ..WAN
+};
+
+const KINDS: [Kind; 5] = [
+    Kind {
+        checkpoint: "cogvideox/cogvideox-5b",
+        record: "exported",
+        pipeline: "CogVideoXPipeline",
+        ..WAN
+    },
+    WAN,
+    Kind {
+        checkpoint: "wan/wan-2.1-i2v",
+        record: "wan-i2v-exported",
+        targets: ", add_k_proj, add_v_proj",
+        pipeline: "WanImageToVideoPipeline",
+        image: Some("wan/pipelines/i2v"),
+        ..WAN
+    },
+    LTX,
+    Kind {
+        record: "ltx-i2v-exported",
+        train: ", first_frame: 0.5",
+        pipeline: "LTXImageToVideoPipeline",
+        image: Some("ltx_video/pipelines/i2v-ltx-0.9.0"),
+        ..LTX
+    },
+];
+
+impl Kind {
+    fn model(&self) -> PathBuf {
+        root().join("tests/fixtures").join(self.checkpoint)
+    }
+
+    /// `--image FILE` with the picture of the recorded pipelines, where the checkpoint starts from one.
+    fn image(&self, folder: &Path) -> Vec<PathBuf> {
+        let Some(record) = self.image else {
+            return Vec::new();
+        };
+        let record = root().join(format!("tests/fixtures/{record}.safetensors"));
+        let image = candle_core::safetensors::load(record, &Device::Cpu).unwrap()["image"].clone();
+        let (height, width, _) = image.dims3().unwrap();
+        let frames = Frames {
+            data: image.flatten_all().unwrap().to_vec1().unwrap(),
+            num_frames: 1,
+            height,
+            width,
+        };
+        let out = folder.join("image");
+        write(&out.join(""), &frames, 1.0).unwrap();
+        vec!["--image".into(), out.join("00000.png")]
+    }
+
+    /// What `vtrain sample` makes under an adapter, as `scripts/check_lora.py` has diffusers make it: the file of its
+    /// latents.
+    fn sample_under(&self, adapter: &Path, folder: &Path) -> PathBuf {
+        let latents = folder.join("latents.safetensors");
+        let [height, width] = self.size;
+        let common = "--dtype f32 --device cpu --num-frames 9 --steps 4 --seed 42";
+        let common = format!("{common} --height {height} --width {width}");
+        let output = Command::new(env!("CARGO_BIN_EXE_vtrain"))
+            .args(["sample", "--prompt", "a red ball", "--negative-prompt", "blue"])
+            .args(common.split(' '))
+            .arg("--model")
+            .arg(self.model())
+            .arg("--lora")
+            .arg(adapter)
+            .args(self.image(folder))
+            .arg("--output")
+            .arg(folder.join("clip.mp4"))
+            .arg("--output-latents")
+            .arg(&latents)
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{}", stderr(&output));
+        latents
+    }
+}
+
+#[test]
+fn diffusers_loads_the_adapter_and_samples_what_vtrain_samples() {
+    let Some(python) = std::env::var_os("VTRAIN_PYTHON") else {
+        println!("skipped: VTRAIN_PYTHON names no Python with diffusers");
+        return;
+    };
+    for kind in KINDS {
+        let run = Run::new("");
+        let data = run.folder.path().join("data");
+        shapes(&data, 4);
+        let text = format!(
+            "output_dir: out\ndevice: cpu\nmodel: {{path: {}, dtype: f32}}\n\
+             datasets: [{{path: {}, buckets: [[17, 64, 96]]}}]\n\
+             lora: {{rank: 4, alpha: 12, init: null, target_modules: [to_q, to_k, to_v, to_out.0{}]}}\ntrain: {{steps: 40{}}}\n\
+             optimizer: {{lr: 0.01}}\nlr_scheduler: {{name: constant}}\n",
+            kind.model().display(),
+            data.display(),
+            kind.targets,
+            kind.train
+        );
+        fs::write(run.file(), text).unwrap();
+        run.train(&[]);
+        let (adapter, folder) = (run.out().join(FINAL), run.folder.path());
+        let latents = kind.sample_under(&adapter, folder);
+        let output = Command::new(&python)
+            .arg(root().join("scripts/check_lora.py"))
+            .arg(kind.model())
+            .arg(&adapter)
+            .args([
+                "--pipeline",
+                kind.pipeline,
+                "--size",
+                &format!("{}x{}", kind.size[0], kind.size[1]),
+            ])
+            .args(kind.image(folder))
+            .arg("--latents")
+            .arg(&latents)
+            .output()
+            .unwrap();
+        println!("{}: {}", kind.checkpoint, String::from_utf8_lossy(&output.stdout));
+        assert!(output.status.success(), "{}: {}", kind.checkpoint, stderr(&output));
+    }
+}
+
+#[test]
+fn under_an_exported_adapter_sampling_is_that_of_diffusers() {
+    for kind in KINDS {
+        let folder = tempfile::tempdir().unwrap();
+        let read = |path: &Path| candle_core::safetensors::load(path, &Device::Cpu).unwrap()["latents"].clone();
+        let adapter = fixture(&format!("{}.safetensors", kind.record));
+        let ours = read(&kind.sample_under(&adapter, folder.path()));
+        let error = relative(&ours, &read(&fixture(&format!("{}_latents.safetensors", kind.record))));
+        println!("{}: latents differ by {error:.1e}", kind.record);
+        assert!(error <= 1e-3, "{}: {error:e}", kind.record);
+    }
+}
