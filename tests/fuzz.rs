@@ -11,7 +11,7 @@ use vtrain::lora::file;
 use vtrain::lora::format::Format;
 use vtrain::lora::inspect::Report;
 use vtrain::lora::resize::resize;
-use vtrain::models::names::FAMILIES;
+use vtrain::models::rooms;
 use vtrain::models::{self, FamilyName};
 use vtrain::nn::Weights;
 use vtrain::rng::Rng;
@@ -263,11 +263,11 @@ fn misspell(header: &[u8], rng: &mut Rng) -> Vec<u8> {
 
 /// All that is done with an adapter file, as far as it comes.
 fn read_adapters(bytes: &[u8], config: &str) -> anyhow::Result<()> {
-    let read = file::from_bytes(bytes, Some(config), FAMILIES)?;
+    let read = file::from_bytes(bytes, Some(config), &rooms::names())?;
     Report::of(&read, |_, _| None)?;
     for format in [Format::Diffusers, Format::ComfyUi, Format::Kohya] {
         let written = read.write(format)?;
-        file::from_bytes(&written, None, FAMILIES)?.check()?;
+        file::from_bytes(&written, None, &rooms::names())?.check()?;
     }
     resize(&read.layers, 1)?;
     Ok(())

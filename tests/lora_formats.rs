@@ -11,10 +11,11 @@ use vtrain::lora::bytes::About;
 use vtrain::lora::file::{self, Read};
 use vtrain::lora::format::Format;
 use vtrain::lora::merge::Folder;
+use vtrain::lora::names::Names;
 use vtrain::lora::resize::resize;
 use vtrain::lora::{comfyui, diffusers};
 use vtrain::models::FamilyName;
-use vtrain::models::names::{self, FAMILIES};
+use vtrain::models::rooms::{self, ROOMS};
 use vtrain::rng::Rng;
 
 fn fixture(name: &str) -> PathBuf {
@@ -25,8 +26,12 @@ fn formats(name: &str) -> PathBuf {
     fixture("lora/formats").join(name)
 }
 
+fn names(family: FamilyName) -> &'static Names {
+    ROOMS.iter().find(|room| room.name == family).unwrap().names
+}
+
 fn read(path: &Path) -> Read {
-    let read = file::read(path, FAMILIES).unwrap();
+    let read = file::read(path, &rooms::names()).unwrap();
     read.check().unwrap();
     read
 }
@@ -110,7 +115,7 @@ fn ranks_and_alphas_of_single_layers_are_those_of_peft() {
             assert!(error < 1e-6, "{name} {layer} {error:e}");
         }
         // Written anew, settings and all, they mean the same.
-        let again = file::from_bytes(&found.write(Format::Diffusers).unwrap(), None, FAMILIES).unwrap();
+        let again = file::from_bytes(&found.write(Format::Diffusers).unwrap(), None, &rooms::names()).unwrap();
         same(&found, &again);
     }
 }
@@ -137,7 +142,7 @@ fn same(ours: &Read, theirs: &Read) {
 
 /// Adapters of rank 4 on layers of a checkpoint.
 fn on_checkpoint(family: FamilyName, transformer: &Path, alpha: f64, wanted: impl Fn(&str) -> bool) -> Read {
-    let names = names::of(family).unwrap();
+    let names = names(family);
     let mut rng = Rng::new(6);
     let mut layers = BTreeMap::new();
     for (name, weight) in effective(transformer, Vec::new()) {
@@ -220,7 +225,7 @@ fn diffusers_loads_the_formats_that_it_knows_to_the_same_adapters() {
             continue;
         };
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/check_lora_formats.py");
-        let name = names::of(family).unwrap().family;
+        let name = names(family).family;
         let output = Command::new(python)
             .arg(script)
             .arg(name)
@@ -235,7 +240,7 @@ fn diffusers_loads_the_formats_that_it_knows_to_the_same_adapters() {
 
 /// Adapters on every layer that a family can have, of two ranks, in several number formats.
 fn made_up(family: FamilyName, dtype: DType, alpha: f64, use_rslora: bool) -> Read {
-    let names = names::of(family).unwrap();
+    let names = names(family);
     let mut rng = Rng::new(5);
     let mut layers = BTreeMap::new();
     for (index, (layer, _)) in names.layers.iter().enumerate() {
@@ -279,8 +284,8 @@ fn round_trips_change_no_bit() {
             let start = made_up(family, dtype, alpha, use_rslora);
             let written = start.write(Format::Diffusers).unwrap();
             for format in [Format::ComfyUi, Format::Kohya] {
-                let read = file::from_bytes(&written, None, FAMILIES).unwrap();
-                let there = file::from_bytes(&read.write(format).unwrap(), None, FAMILIES).unwrap();
+                let read = file::from_bytes(&written, None, &rooms::names()).unwrap();
+                let there = file::from_bytes(&read.write(format).unwrap(), None, &rooms::names()).unwrap();
                 there.check().unwrap();
                 assert_eq!(there.format, format);
                 assert_eq!(there.families, start.families);
@@ -321,7 +326,7 @@ fn without_vtrains_own_notes_a_written_file_means_the_same() {
             let bytes = start.write(format).unwrap();
             let tensors = candle_core::safetensors::load_buffer(&bytes, &Device::Cpu).unwrap();
             let bare = safetensors::serialize(tensors, None).unwrap();
-            let read = file::from_bytes(&bare, None, FAMILIES).unwrap();
+            let read = file::from_bytes(&bare, None, &rooms::names()).unwrap();
             for (layer, adapter) in &read.layers {
                 let error = error(&product(adapter), &product(&start.layers[layer]));
                 assert!(error < 1e-6, "{format:?} {layer} {error:e}");
@@ -371,13 +376,13 @@ fn what_cannot_be_applied_is_told_by_name() {
     ];
     for (name, shape, expected) in cases {
         let bytes = file_of(&[good[0], good[1], (name, shape)]);
-        let read = file::from_bytes(&bytes, None, FAMILIES).unwrap();
+        let read = file::from_bytes(&bytes, None, &rooms::names()).unwrap();
         let message = read.check().unwrap_err().to_string();
         assert!(message.contains(expected), "{name}: {message}");
         assert!(read.write(Format::Kohya).is_err());
     }
     let mixed = file_of(&[good[0], good[1], ("lora_unet_blocks_0_ffn_0.alpha", &[1])]);
-    let message = file::from_bytes(&mixed, None, FAMILIES).unwrap_err().to_string();
+    let message = file::from_bytes(&mixed, None, &rooms::names()).unwrap_err().to_string();
     assert!(message.contains("several formats"), "{message}");
     let message = diffusers::from_bytes(&file_of(&good)).unwrap_err();
     assert!(
@@ -439,7 +444,7 @@ const MODEL: &str = "cogvideox/cogvideox-5b";
 fn adapter_for_model(folder: &Path) -> PathBuf {
     let source = read(&fixture("cogvideox/lora/pytorch_lora_weights.safetensors"));
     let path = folder.join("style.safetensors");
-    let names = names::of(FamilyName::CogVideoX).unwrap();
+    let names = names(FamilyName::CogVideoX);
     std::fs::write(&path, comfyui::write(&source.layers, names, &source.about).unwrap()).unwrap();
     path
 }

@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use crate::lora::adapters::AdapterFile;
 use crate::lora::file;
-use crate::models::names::FAMILIES;
+use crate::models::rooms;
 
 /// `FILE` or `FILE=SCALE`.
 #[derive(Debug, Clone)]
@@ -20,7 +20,7 @@ impl Lora {
     /// # Errors
     /// A file that cannot be read, or not all of which can be applied.
     pub fn read(&self) -> anyhow::Result<AdapterFile> {
-        file::read(&self.path, FAMILIES)?.apply(&self.path, self.scale)
+        file::read(&self.path, &rooms::names())?.apply(&self.path, self.scale)
     }
 }
 

@@ -14,6 +14,11 @@ pub struct Names {
     pub layers: &'static [(&'static str, &'static str)],
 }
 
+/// A layer of one name.
+pub const fn same(name: &'static str) -> (&'static str, &'static str) {
+    (name, name)
+}
+
 impl Names {
     /// Whether a layer of this family is called so in diffusers.
     pub fn has(&self, layer: &str) -> bool {

@@ -16,7 +16,6 @@ pub mod family;
 pub mod hub;
 pub mod ltx_video;
 pub mod modulated;
-pub mod names;
 pub mod places;
 pub mod prompts;
 pub mod rooms;

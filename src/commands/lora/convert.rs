@@ -6,7 +6,7 @@ use crate::commands::{Exit, Failure, OrExit};
 use crate::disk;
 use crate::lora::file;
 use crate::lora::format::Format;
-use crate::models::names::FAMILIES;
+use crate::models::rooms;
 
 /// Write an adapter file in another format; numbers stay as they are
 #[derive(Debug, clap::Args)]
@@ -21,7 +21,7 @@ pub struct Args {
 }
 
 pub fn run(args: Args) -> Result<(), Failure> {
-    let read = file::read(&args.input, FAMILIES).or_exit(Exit::Model)?;
+    let read = file::read(&args.input, &rooms::names()).or_exit(Exit::Model)?;
     let named = |error: anyhow::Error| error.context(args.input.display().to_string());
     let bytes = read.write(args.to).map_err(named).or_exit(Exit::Model)?;
     disk::write_whole(&args.output, &bytes).or_exit(Exit::Training)?;

@@ -7,7 +7,6 @@ use crate::commands::{self, Exit, Failure, OrExit};
 use crate::lora::file::{self, Read};
 use crate::lora::inspect::{Layer, Report};
 use crate::lora::merge::Folder;
-use crate::models::names::FAMILIES;
 use crate::models::rooms;
 
 /// Say what an adapter file is: family, format, ranks, norms, metadata, and what would not apply
@@ -24,7 +23,7 @@ pub struct Args {
 }
 
 pub fn run(args: Args) -> Result<(), Failure> {
-    let read = file::read(&args.file, FAMILIES).or_exit(Exit::Model)?;
+    let read = file::read(&args.file, &rooms::names()).or_exit(Exit::Model)?;
     let transformer = args.model.as_deref().map(open).transpose().or_exit(Exit::Model)?;
     let report = Report::of(&read, |name, layer| {
         let Layer {

@@ -6,7 +6,7 @@ use crate::commands::{self, Exit, Failure, OrExit};
 use crate::disk;
 use crate::lora::file::{self, Read};
 use crate::lora::resize::{Resized, resize};
-use crate::models::names::FAMILIES;
+use crate::models::rooms;
 
 /// Cut adapters to a smaller rank, by their singular values
 #[derive(Debug, clap::Args)]
@@ -22,7 +22,7 @@ pub struct Args {
 
 pub fn run(args: Args) -> Result<(), Failure> {
     let named = |error: anyhow::Error| error.context(args.input.display().to_string());
-    let read = file::read(&args.input, FAMILIES).or_exit(Exit::Model)?;
+    let read = file::read(&args.input, &rooms::names()).or_exit(Exit::Model)?;
     read.check().map_err(named).or_exit(Exit::Model)?;
     let Resized { layers, errors, error } = resize(&read.layers, args.rank).map_err(named).or_exit(Exit::Usage)?;
     let read = Read { layers, ..read };

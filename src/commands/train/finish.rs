@@ -10,7 +10,7 @@ use crate::lora::bytes::About;
 use crate::lora::diffusers::{self, Named};
 use crate::lora::{TargetModules, comfyui, trainable::Pair};
 use crate::models::family::TakesImage;
-use crate::models::{names, rooms};
+use crate::models::rooms;
 use crate::train::checkpoint::ADAPTER;
 use crate::train::model_card::{Facts, Sample, Task};
 
@@ -48,8 +48,7 @@ pub fn write(parts: &Parts, steps: u64) -> anyhow::Result<()> {
 
 /// The same adapters as ComfyUI names them, with what is known of the run.
 fn for_comfyui(parts: &Parts, named: &[Named], facts: &Facts) -> anyhow::Result<Vec<u8>> {
-    let family = rooms::of_checkpoint(parts.family.directory())?.name;
-    let names = names::of(family).context("the family's original names are not known")?;
+    let names = rooms::of_checkpoint(parts.family.directory())?.names;
     let config = &parts.config.lora;
     let adapters = named.iter().map(|Named { layer, a, b }| {
         let adapter = Adapter {
