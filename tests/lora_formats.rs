@@ -281,6 +281,9 @@ fn round_trips_change_no_bit() {
             (DType::F16, 0.5, false),
             (DType::F32, 5.0, true),
         ] {
+            if dtype == DType::F32 && use_rslora && family == FamilyName::LtxVideo {
+                continue; // rounded: see the next test
+            }
             let start = made_up(family, dtype, alpha, use_rslora);
             let written = start.write(Format::Diffusers).unwrap();
             for format in [Format::ComfyUi, Format::Kohya] {
@@ -300,10 +303,37 @@ fn round_trips_change_no_bit() {
     }
 }
 
+/// diffusers refuses files for LTX-Video with an alpha, and without one its scale is 1.
+#[test]
+fn ltx_video_has_no_alpha_in_files_for_comfyui_whatever_the_scale() {
+    for (dtype, alpha) in [(DType::F32, 5.0), (DType::BF16, 3.7)] {
+        let start = made_up(FamilyName::LtxVideo, dtype, alpha, true);
+        let bytes = start.write(Format::ComfyUi).unwrap();
+        let tensors = candle_core::safetensors::load_buffer(&bytes, &Device::Cpu).unwrap();
+        assert!(tensors.keys().all(|name| !name.ends_with(".alpha")));
+        let back = file::from_bytes(&bytes, None, &rooms::names()).unwrap();
+        for (layer, adapter) in &back.layers {
+            let was = &start.layers[layer];
+            let name = format!(
+                "diffusion_model.{}",
+                names(FamilyName::LtxVideo).original(layer).unwrap()
+            );
+            let there = &tensors[&format!("{name}.lora_B.weight")];
+            assert!(error(there, &(wide(&was.b) * was.scale()).unwrap()) < 1e-7, "{layer}");
+            assert_eq!((adapter.b.dtype(), adapter.alpha), (dtype, was.alpha));
+            assert_eq!(values(&adapter.a), values(&was.a));
+            assert!(
+                error(&adapter.b, &was.b) <= if dtype == DType::F32 { 1e-7 } else { 0.0 },
+                "{layer}"
+            );
+        }
+    }
+}
+
 #[test]
 fn a_scale_that_is_no_power_of_two_is_written_as_alpha() {
     let names_in = |alpha: f64| {
-        let start = made_up(FamilyName::LtxVideo, DType::F32, alpha, false);
+        let start = made_up(FamilyName::Wan, DType::F32, alpha, false);
         let bytes = start.write(Format::ComfyUi).unwrap();
         let tensors = candle_core::safetensors::load_buffer(&bytes, &Device::Cpu).unwrap();
         tensors
@@ -313,7 +343,7 @@ fn a_scale_that_is_no_power_of_two_is_written_as_alpha() {
     };
     assert!(names_in(1.0).is_empty()); // 1/2 and 1/4
     let alphas = names_in(3.0);
-    let alpha = &alphas["diffusion_model.adaln_single.linear.alpha"];
+    let alpha = &alphas["diffusion_model.blocks.7.self_attn.q.alpha"];
     assert_eq!(alpha.dims().len(), 0);
     assert_eq!(alpha.to_scalar::<f32>().unwrap(), 3.0);
 }

@@ -1,8 +1,10 @@
 //! The adapter files of ComfyUI: `diffusion_model.<original name>.lora_A.weight`, `.lora_B.weight` and `.alpha`.
 //!
 //! ComfyUI scales by alpha / rank where there is an `alpha`, and by 1 where there is none. diffusers reads these files for
-//! LTX-Video and Wan, but for LTX-Video it takes no `alpha`. So where the scale is a power of two, which is nearly always,
-//! B is multiplied by it, which loses no bit, and no `alpha` is written; the header says so, and reading undoes it.
+//! LTX-Video and Wan, but for LTX-Video it takes no `alpha` ([`Names::alpha_in_diffusers`]). So where the scale is a power of
+//! two, which is nearly always, B is multiplied by it, which loses no bit, and no `alpha` is written; the header says so, and
+//! reading undoes it. By other scales B is multiplied only where `alpha` cannot stand, in f32, which rounds adapters
+//! in f32 once.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -23,15 +25,22 @@ pub const SETTINGS: &str = "vtrain.lora_adapter_metadata";
 /// In a header: B was multiplied by the scale of those settings.
 pub const FOLDED: &str = "vtrain.scale_in_lora_B";
 
+/// The same, and B was A's number format before.
+pub const WIDENED: &str = "f32";
+
 /// Adapters of a family, under its original names.
 ///
 /// # Errors
 /// A layer that the family does not have; a number that is not finite.
 pub fn write(adapters: &BTreeMap<String, Adapter>, names: &Names, about: &About) -> anyhow::Result<Vec<u8>> {
-    let folded: Option<Vec<Tensor>> = adapters.values().map(fold).collect::<Result<_>>()?; // all or none
+    let exactly: Option<Vec<Tensor>> = adapters.values().map(fold_exactly).collect::<Result<_>>()?; // all or none
+    let (folded, how) = match exactly {
+        None if !names.alpha_in_diffusers => (Some(adapters.values().map(fold).collect::<Result<_>>()?), WIDENED),
+        exactly => (exactly, "true"),
+    };
     let mut about = with_settings(adapters, about);
     if folded.is_some() {
-        about.insert(FOLDED.into(), "true".into());
+        about.insert(FOLDED.into(), how.into());
     }
     let mut tensors = Tensors::new();
     for (index, (layer, adapter)) in adapters.iter().enumerate() {
@@ -74,24 +83,26 @@ pub(super) fn alpha(adapter: &Adapter) -> Result<Tensor> {
     Tensor::new(alpha as f32, &Device::Cpu)
 }
 
+/// B times the scale, in f32, which has room for what half precision becomes.
+fn fold(adapter: &Adapter) -> Result<Tensor> {
+    (adapter.b.to_dtype(DType::F64)? * adapter.scale())?.to_dtype(DType::F32)
+}
+
 /// B times the scale, if the way back gives B's own bits.
-fn fold(adapter: &Adapter) -> Result<Option<Tensor>> {
+fn fold_exactly(adapter: &Adapter) -> Result<Option<Tensor>> {
     let scale = adapter.scale();
     if !is_power_of_two(scale) {
         return Ok(None);
     }
     let folded = times(&adapter.b, scale)?;
-    let back = times(&folded, 1.0 / scale)?;
     let values = |tensor: &Tensor| tensor.to_dtype(DType::F64)?.flatten_all()?.to_vec1::<f64>();
+    let back = unfold(&folded, scale)?;
     Ok((values(&back)? == values(&adapter.b)?).then_some(folded))
 }
 
 /// B without the scale that [`fold`] multiplied it by.
-pub(super) fn unfold(b: &Tensor, scale: f64) -> Result<Option<Tensor>> {
-    match is_power_of_two(scale) {
-        true => Ok(Some(times(b, 1.0 / scale)?)),
-        false => Ok(None),
-    }
+pub(super) fn unfold(b: &Tensor, scale: f64) -> Result<Tensor> {
+    times(b, 1.0 / scale)
 }
 
 /// By way of f64, which holds every product with a power of two.

@@ -266,8 +266,8 @@ struct Scales {
     settings: Settings,
     /// What they were before vtrain wrote a format that has no place for them.
     before: Option<Settings>,
-    /// B was multiplied by the scale of `before`.
-    folded: bool,
+    /// How B was multiplied by the scale of `before`, where it was.
+    folded: Option<String>,
 }
 
 impl Scales {
@@ -275,7 +275,7 @@ impl Scales {
     fn take(about: &mut About, format: Format, config: Option<&str>) -> anyhow::Result<Self> {
         about.remove("format");
         let before = about.remove(comfyui::SETTINGS);
-        let folded = about.remove(comfyui::FOLDED).is_some();
+        let folded = about.remove(comfyui::FOLDED);
         let own = about.remove(settings::KEY).map(|text| (settings::KEY, text));
         let own = own.or_else(|| Some(("lora_config", about.remove("lora_config")?)));
         let own = own.or_else(|| Some((CONFIG, config.filter(|_| format == Format::Peft)?.to_string())));
@@ -302,7 +302,11 @@ impl Scales {
             let b_before = match alpha {
                 // The tensor is f32, and the settings are what it was made from.
                 Some(alpha) if (alpha / rank as f64 - factor).abs() <= 1e-6 * factor.abs() => Some(b.clone()),
-                None if self.folded => comfyui::unfold(&b, factor)?,
+                None if factor != 0.0 => match self.folded.as_deref() {
+                    Some(comfyui::WIDENED) => Some(comfyui::unfold(&b, factor)?.to_dtype(a.dtype())?),
+                    Some(_) => Some(comfyui::unfold(&b, factor)?),
+                    None => None,
+                },
                 _ => None,
             };
             if let Some(b) = b_before {

@@ -10,6 +10,8 @@ pub struct Names {
     pub family: &'static str,
     /// For people.
     pub title: &'static str,
+    /// Whether diffusers takes an `alpha` in files for ComfyUI.
+    pub alpha_in_diffusers: bool,
     /// (diffusers, original). `{}` stands for a number, the same in both.
     pub layers: &'static [(&'static str, &'static str)],
 }

@@ -9,6 +9,7 @@ use crate::lora::names::{Names, same};
 pub const NAMES: Names = Names {
     family: "cogvideox",
     title: "CogVideoX",
+    alpha_in_diffusers: true,
     layers: &[
         ("transformer_blocks.{}.attn1.to_q", "blocks.{}.q"),
         ("transformer_blocks.{}.attn1.to_k", "blocks.{}.k"),

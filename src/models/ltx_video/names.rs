@@ -8,6 +8,7 @@ use crate::lora::names::{Names, same};
 pub const NAMES: Names = Names {
     family: "ltx_video",
     title: "LTX-Video",
+    alpha_in_diffusers: false,
     layers: &[
         same("transformer_blocks.{}.attn1.to_q"),
         same("transformer_blocks.{}.attn1.to_k"),

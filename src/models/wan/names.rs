@@ -8,6 +8,7 @@ use crate::lora::names::Names;
 pub const NAMES: Names = Names {
     family: "wan",
     title: "Wan",
+    alpha_in_diffusers: true,
     layers: &[
         ("blocks.{}.attn1.to_q", "blocks.{}.self_attn.q"),
         ("blocks.{}.attn1.to_k", "blocks.{}.self_attn.k"),
