@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use crate::hub;
 use crate::lora::adapters::AdapterFile;
 use crate::lora::file;
 use crate::models::rooms;
@@ -15,12 +16,16 @@ pub struct Lora {
 }
 
 impl Lora {
-    /// Reads the file, which may be of any format.
+    /// Reads the file, which may be of any format; one that is not on disk may be on the Hub.
     ///
     /// # Errors
     /// A file that cannot be read, or not all of which can be applied.
     pub fn read(&self) -> anyhow::Result<AdapterFile> {
-        file::read(&self.path, &rooms::names())?.apply(&self.path, self.scale)
+        let path = match self.path.exists() {
+            true => self.path.clone(),
+            false => hub::fetch::adapter(&self.path.to_string_lossy())?,
+        };
+        file::read(&path, &rooms::names())?.apply(&self.path, self.scale)
     }
 }
 

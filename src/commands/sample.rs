@@ -10,6 +10,7 @@ use super::adapter::Lora;
 use super::{Exit, Failure, OrExit, progress};
 use crate::config::Device;
 use crate::disk;
+use crate::hub;
 use crate::lora::adapters::Adapters;
 use crate::models::{self, Family, FamilyName};
 use crate::nn::weights::Planter;
@@ -95,7 +96,7 @@ pub fn run(args: Args) -> Result<(), Failure> {
     let size = (args.height, args.width);
     // Only the model knows the usual frame rate, but whether a file can be written is known now.
     drop(Writer::create(&args.output, size, args.fps.unwrap_or(1.0)).or_exit(Exit::Usage)?);
-    let directory = models::hub::locate(&args.model, &args.revision).or_exit(Exit::Model)?;
+    let directory = hub::fetch::locate(&args.model, &args.revision).or_exit(Exit::Model)?;
     let family = models::open(&directory, FamilyName::Auto, dtype, &device).or_exit(Exit::Model)?;
     let request = request(&args, start, family.frame_rate()).or_exit(Exit::Usage)?;
     let writer = Writer::create(&args.output, size, request.fps).or_exit(Exit::Usage)?;

@@ -166,6 +166,9 @@ impl<'a> Session<'a> {
         self.parts.metrics.sync()?;
         let snapshot: Snapshot = resume::snapshot(&self.parts, self.counts)?;
         let path = self.parts.checkpoints.save(&snapshot)?;
+        if self.parts.config.checkpoint.comfyui {
+            finish::write_for_comfyui(&self.parts, self.counts.step, &path)?;
+        }
         log::debug!("checkpoint {}", path.display());
         self.saved = Some(self.counts.step);
         Ok(())
