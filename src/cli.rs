@@ -59,6 +59,7 @@ enum Command {
     Bench(commands::bench::Args),
     Sample(Box<commands::sample::Args>),
     Lora(commands::lora::Args),
+    Migrate(commands::migrate::Args),
     Completions(commands::completions::Args),
     Man(commands::man::Args),
 }
@@ -91,6 +92,7 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
         (Some(Command::Bench(args)), _) => commands::bench::run(args),
         (Some(Command::Sample(args)), _) => commands::sample::run(*args),
         (Some(Command::Lora(args)), _) => commands::lora::run(args),
+        (Some(Command::Migrate(args)), _) => commands::migrate::run(args),
         (Some(Command::Completions(args)), _) => commands::completions::run(args, Cli::command()),
         (Some(Command::Man(args)), _) => commands::man::run(args, Cli::command()),
         (None, None) => Err(Failure::usage(anyhow::anyhow!("no command given; see vtrain --help"))),

@@ -31,7 +31,9 @@ pub mod sample;
 pub mod train;
 // 6: a run, as its file describes it
 pub mod config;
-// 7: one verb, one file
+// 7: run files from other trainers' commands
+pub mod migrate;
+// 8: one verb, one file
 pub mod commands;
-// 8: the front door
+// 9: the front door
 pub mod cli;

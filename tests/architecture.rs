@@ -25,9 +25,10 @@ const FLOORS: &[(&str, u8)] = &[
     ("sample", 4),
     ("train", 5), // above `sample`: validation samples
     ("config", 6),
-    ("commands", 7),
-    ("cli", 8),
-    ("main", 9),
+    ("migrate", 7),
+    ("commands", 8),
+    ("cli", 9),
+    ("main", 10),
 ];
 
 /// A family is one small room: lines of code that its folder in src/models may have at most.

@@ -22,6 +22,7 @@ mod lora_formats; // adapter files of several programs, in and out, shrunk and m
 mod ltx_video_dit; // the transformer against diffusers, forwards and backwards
 mod ltx_video_sample; // whole pipelines from a seed, against diffusers
 mod ltx_video_vae; // encode, decode, normalised latents
+mod migrate; // other trainers' commands as run files
 mod ops; // operations with backward passes of their own, against torch and their formulas
 mod optim; // AdamW, clipping, averages, schedules, against torch
 mod precompute; // clips and captions, encoded once

@@ -9,6 +9,7 @@ pub mod completions;
 mod interrupt;
 pub mod lora;
 pub mod man;
+pub mod migrate;
 pub mod precompute;
 pub mod progress;
 pub mod sample;

@@ -100,7 +100,7 @@ pub fn adapter(name: &str) -> anyhow::Result<PathBuf> {
         is_repository(repository) && file.is_none_or(|file| file.ends_with(".safetensors")),
         "{name}: no such file, and no name of a Hub repository (owner/name, or owner/name/file.safetensors)"
     );
-    fetch_adapter(repository, file).with_context(|| format!("{name}, on the Hugging Face Hub"))
+    fetch_adapter(repository, file).with_context(|| format!("{name}: no such file, and on the Hugging Face Hub"))
 }
 
 fn fetch_adapter(repository: &str, file: Option<&str>) -> anyhow::Result<PathBuf> {

@@ -77,8 +77,11 @@ const PAUSES: [Duration; 4] = [
     Duration::from_secs(10),
 ];
 
-/// Connecting, and waiting for an answer's first line.
+/// Connecting, and waiting for an answer.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Sending one file.
+const UPLOAD_PATIENCE: Duration = Duration::from_secs(3600);
 
 /// Of a file's beginning, by which the Hub tells text from data.
 const SAMPLE: usize = 512;
@@ -95,7 +98,9 @@ pub fn push(repo: &str, private: bool, summary: &str, files: &[Upload]) -> anyho
     let config = Agent::config_builder()
         .http_status_as_error(false)
         .timeout_connect(Some(PATIENCE))
-        .timeout_recv_response(Some(PATIENCE));
+        .timeout_send_body(Some(UPLOAD_PATIENCE))
+        .timeout_recv_response(Some(PATIENCE))
+        .timeout_recv_body(Some(PATIENCE));
     let hub = Hub {
         agent: config.build().into(),
         endpoint: endpoint.trim_end_matches('/').into(),
@@ -164,13 +169,24 @@ struct Answer {
 impl Hub {
     fn create(&self, private: bool) -> anyhow::Result<()> {
         let (owner, name) = self.repo.split_once('/').context("a repository is owner/name")?;
-        let body = json!({"type": "model", "name": name, "organization": owner, "private": private});
+        // huggingface_hub sent the first until lately, and sends the second now.
+        let visibility = if private { "private" } else { "public" };
+        let body =
+            json!({"type": "model", "name": name, "organization": owner, "private": private, "visibility": visibility});
         let url = format!("{}/api/repos/create", self.endpoint);
         let answer = self.post(&url, "application/json", body.to_string().as_bytes())?;
-        match answer.status {
-            409 => Ok(()), // it is there
-            _ => self.good(answer).map(drop),
+        let refused = matches!(answer.status, 401..=403 | 409);
+        match self.good(answer) {
+            // It is there, or a token that may write to it alone may not make it.
+            Err(_) if refused && self.exists()? => Ok(()),
+            answer => answer.map(drop),
         }
+    }
+
+    fn exists(&self) -> anyhow::Result<bool> {
+        let url = format!("{}/api/models/{}", self.endpoint, self.repo);
+        let answer = self.again(|| Ok(self.signed(self.agent.get(&url)).call()))?;
+        Ok(answer.status == 200)
     }
 
     fn which_are_large(&self, files: &[Prepared]) -> anyhow::Result<Vec<bool>> {
@@ -199,7 +215,7 @@ impl Hub {
         let answer = self.good(self.post(&url, "application/vnd.git-lfs+json", body.to_string().as_bytes())?)?;
         let told = &answer["objects"][0];
         if let Some(message) = told["error"]["message"].as_str() {
-            bail!("the Hub does not take it: {message}");
+            bail!("the Hub does not take it: {}", self.told(message));
         }
         let actions = &told["actions"];
         if actions["upload"].is_object() {
@@ -249,7 +265,7 @@ impl Hub {
         self.again(|| Ok(self.signed(self.agent.post(url)).content_type(kind).send(body)))
     }
 
-    fn signed(&self, request: RequestBuilder<WithBody>) -> RequestBuilder<WithBody> {
+    fn signed<Kind>(&self, request: RequestBuilder<Kind>) -> RequestBuilder<Kind> {
         request.header("Authorization", format!("Bearer {}", self.token))
     }
 
@@ -271,6 +287,11 @@ impl Hub {
                 _ => return answer.with_context(|| format!("{} does not answer", self.endpoint)),
             }
         }
+    }
+
+    /// What the server says, for people.
+    fn told(&self, text: &str) -> String {
+        text.replace(&self.token, "***").chars().take(200).collect()
     }
 
     /// The JSON of an answer that says yes; null where there is none.

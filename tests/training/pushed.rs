@@ -68,10 +68,12 @@ fn converse(mut stream: TcpStream, own: &str, seen: &Shared) -> Option<()> {
                 key.eq_ignore_ascii_case(name).then(|| value.to_string())
             })
         };
-        let length = header("content-length")
-            .expect("a body of known length")
-            .parse()
-            .unwrap();
+        let length = header("content-length").map(|length| length.parse().unwrap());
+        assert!(
+            head[0].starts_with("GET ") || length.is_some(),
+            "a body of known length"
+        );
+        let length = length.unwrap_or(0);
         let mut body = vec![0; length];
         reader.read_exact(&mut body).ok()?;
         let request = head[0].rsplit_once(' ')?.0.to_string();
@@ -101,6 +103,10 @@ fn respond(request: &str, signed: bool, body: &[u8], own: &str, seen: &mut Seen)
         "POST /api/repos/create" => match seen.repository.replace(sent()) {
             None => (200, json!({"url": "made"})),
             Some(_) => (409, json!({"error": "You already created this model repo"})),
+        },
+        "GET /api/models/somebody/style" => match &seen.repository {
+            Some(_) => (200, json!({"id": "somebody/style"})),
+            None => (404, json!({"error": "Repository not found"})),
         },
         "POST /api/models/somebody/style/preupload/main" => {
             let sent = sent();
@@ -287,7 +293,11 @@ fn a_run_whose_push_fails_is_done_all_the_same_and_says_what_to_do() {
         said.contains("set HF_TOKEN to a token that may write to somebody/style"),
         "{said}"
     );
-    assert_eq!(seen.lock().unwrap().asked.len(), 1, "a refusal is final");
+    assert_eq!(
+        seen.lock().unwrap().asked.len(),
+        2,
+        "a refusal is final, if the repository is not there either"
+    );
     assert!(run.out().join(FINAL).is_file() && run.out().join("README.md").is_file());
     keeps_the_secret(&run, &output);
 }
