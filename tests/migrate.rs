@@ -215,6 +215,31 @@ fn flags_without_a_counterpart_are_comments_that_say_why() {
 }
 
 #[test]
+fn control_flags_compilation_loops_and_downloads_are_told_of() {
+    let name = "wan/control.sh";
+    let migrated = migrated(name);
+    let config = loaded(&migrated);
+    expect(
+        &config,
+        &[
+            ("lora.rank", json!(64)),
+            ("optimizer.lr", json!(2e-5)),
+            ("tracking.tensorboard", json!(false)),
+            ("output_dir", json!(root().join("out/control-2e-5"))),
+        ],
+    );
+    nothing_is_dropped(name, &migrated);
+    for told in [
+        "huggingface-cli download",
+        "text_encoder image_encoder transformer vae",
+        "control-lora",
+        "4e-5",
+    ] {
+        assert!(migrated.yaml.contains(told), "{told}:\n{}", migrated.yaml);
+    }
+}
+
+#[test]
 fn a_family_that_vtrain_does_not_have_is_told() {
     let migrated = migrated("hunyuan/train.sh");
     loaded(&migrated);
