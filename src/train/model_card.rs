@@ -6,6 +6,8 @@
 
 use std::fmt::Write;
 
+use crate::hub::is_repository;
+
 /// What the card tells.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Facts {
@@ -182,16 +184,6 @@ impl Task {
             Task::ImageToVideo => "image-to-video",
         }
     }
-}
-
-/// `owner/name`, as the Hub writes it.
-fn is_repository(name: &str) -> bool {
-    let good = |part: &str| {
-        part.starts_with(|c: char| c.is_ascii_alphanumeric())
-            && part.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
-    };
-    name.split_once('/')
-        .is_some_and(|(owner, name)| good(owner) && good(name))
 }
 
 /// Text without line breaks and other signs that YAML does not print.
