@@ -313,6 +313,25 @@ fn a_script_is_read_and_never_run() {
 }
 
 #[test]
+fn tokens_are_not_written_into_the_run_file() {
+    let script = "huggingface-cli login --token hf_one\nwandb login two_two\nhf download set --token=hf_three --local-dir clips\n\
+                  python train.py --model_name wan --pretrained_model_name_or_path a/b --data_root data \
+                  --hub_token hf_four --tokenizer_id my/words --id_token WORD --id_token STYLE\n";
+    let yaml = finetrainers::migrate(&source("train.sh", script.into())).unwrap().yaml;
+    for secret in ["hf_one", "two_two", "hf_three", "hf_four"] {
+        assert!(!yaml.contains(secret), "{secret}:\n{yaml}");
+    }
+    for open in [
+        "--local-dir clips",
+        "--tokenizer_id my/words",
+        "--id_token WORD",
+        "\"STYLE\"",
+    ] {
+        assert!(yaml.contains(open), "{open}:\n{yaml}");
+    }
+}
+
+#[test]
 fn values_that_are_none_are_told_all_at_once() {
     let folder = tempfile::tempdir().unwrap();
     let script = "python train.py --model_name wan --rank many --lr fast --data_root d\n";

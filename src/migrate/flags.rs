@@ -25,10 +25,32 @@ impl Flag {
     }
 }
 
+/// Whether a flag of this name (or a variable) may hold what nobody should read: `--hub_token`, but not `--tokenizer_id`.
 fn is_secret(name: &str) -> bool {
-    ["token", "api_key", "password", "secret"]
-        .iter()
-        .any(|word| name.to_lowercase().replace('-', "_").contains(word))
+    let name = name.trim_start_matches('-').to_lowercase().replace('-', "_");
+    let words = ["token", "key", "password", "secret"];
+    name != "id_token" && name.split('_').any(|part| words.contains(&part))
+}
+
+/// A command that starts no training, as it would be typed. What may be a secret is left out, and so is all that is said
+/// to a `login`.
+pub fn typed(command: &[String]) -> String {
+    let mut shown: Vec<String> = Vec::new();
+    let mut hide = false;
+    let mut login = false;
+    for word in command {
+        let (name, value) = word
+            .split_once('=')
+            .map_or((word.as_str(), None), |(n, v)| (n, Some(v)));
+        shown.push(match value {
+            _ if hide || login => "(not shown)".into(),
+            Some(_) if is_secret(name) => format!("{name}=(not shown)"),
+            _ => word.clone(),
+        });
+        login |= word == "login";
+        hide = value.is_none() && word.starts_with('-') && is_secret(name);
+    }
+    shown.join(" ")
 }
 
 /// The command that starts a training: flags of the program that launches it, then its own.

@@ -112,7 +112,7 @@ fn command(source: &Source, is_training: fn(&str) -> bool, document: &mut Docume
                 words[0].as_str(),
                 "echo" | "set" | "printf" | "true" | "exit" | "shift" | ":"
             ) => {}
-            None => document.remark(words.join(" "), "is another command of the script, and is not run"),
+            None => document.remark(flags::typed(words), "is another command of the script, and is not run"),
         }
     }
     for remark in &script.remarks {
