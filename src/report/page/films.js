@@ -381,7 +381,7 @@ function showFilms() {
     ["Space", "play or pause"],
     [",", "and"],
     [".", "one frame"],
-    ["← → ↑ ↓", "go about"],
+    ["← → ↑ ↓", "move"],
     ["Home", "base model"],
     ["End", "last step"],
     ["Enter", "large, beside the base model"],

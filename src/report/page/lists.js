@@ -72,10 +72,12 @@ function showClips() {
 // YAML with its keys in colour.
 function yaml(text) {
   const pre = el("pre", { class: "settings", tabindex: 0, "aria-label": "config.yaml" });
+  let part = pre;
   for (const line of text.trimEnd().split("\n")) {
     const [, before, key, rest] = /^(\s*(?:- )?)([\w.-]+:)(.*)$/s.exec(line) ?? [];
-    if (key) pre.append(before, el("b", {}, key), `${rest}\n`);
-    else pre.append(`${line}\n`);
+    if (key && before === "") part = pre.appendChild(el("span", {}));
+    if (key) part.append(before, el("b", {}, key), `${rest}\n`);
+    else part.append(`${line}\n`);
   }
   return pre;
 }

@@ -8,7 +8,7 @@ function summary(run) {
   const losses = smoothed(curves.step, curves.loss, 0.98);
   const facts = [
     ["Step", run.steps ? `${number.format(run.step)} / ${number.format(run.steps)}` : number.format(run.step)],
-    ["Loss, mean of late", digits(last(losses))],
+    ["Recent loss", digits(last(losses))],
     ["Time in steps", curves.step.length > 0 ? span(curves.seconds) : "–"],
     ["Peak memory", bytes(last(curves.peak_memory_bytes))],
     ["Clips", run.clips ? number.format(run.clips.total) : "–"],
