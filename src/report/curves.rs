@@ -24,10 +24,21 @@ pub struct Curves {
     pub lr: Vec<Option<f32>>,
     pub step_seconds: Vec<Option<f32>>,
     pub peak_memory_bytes: Vec<Option<u64>>,
+    /// Of a thinned log, since what is kept of it is not fair.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub means: Option<Means>,
     /// Steps that moved nothing.
     pub skipped: u64,
     /// What all steps took.
     pub seconds: f64,
+}
+
+/// Means over all logged steps since the step before in [`Curves`], that one excluded.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct Means {
+    pub loss: Vec<Option<f32>>,
+    pub grad_norm: Vec<Option<f32>>,
+    pub step_seconds: Vec<Option<f32>>,
 }
 
 /// A line of the log. Keys that are not drawn are passed over.
@@ -68,13 +79,13 @@ impl Curves {
             seconds: lines.iter().filter_map(|line| line.step_seconds).sum(),
             ..Self::default()
         };
-        thinned(&lines, MOST).into_iter().for_each(|line| curves.push(line));
+        let kept = thinned(&lines, MOST);
+        kept.iter().for_each(|place| curves.push(&lines[*place]));
+        curves.means = (kept.len() < lines.len()).then(|| Means::between(&lines, &kept));
         curves
     }
 
     fn push(&mut self, line: &Line) {
-        // Seven digits are more than a chart shows, and shorter to write.
-        let number = |value: Option<f64>| value.map(|value| value as f32).filter(|value| value.is_finite());
         self.step.push(line.step);
         self.loss.push(number(line.loss));
         self.grad_norm.push(number(line.grad_norm));
@@ -84,14 +95,40 @@ impl Curves {
     }
 }
 
-/// At most `most` of the lines, in their order, such that no peak is lost.
-fn thinned(lines: &[Line], most: usize) -> Vec<&Line> {
-    if lines.len() <= most {
-        return lines.iter().collect();
+impl Means {
+    fn between(lines: &[Line], kept: &[usize]) -> Self {
+        let mut means = Self::default();
+        let mut start = 0;
+        for place in kept {
+            let stretch = &lines[start..=*place];
+            means.loss.push(mean(stretch, |line| line.loss));
+            means.grad_norm.push(mean(stretch, |line| line.grad_norm));
+            means.step_seconds.push(mean(stretch, |line| line.step_seconds));
+            start = place + 1;
+        }
+        means
     }
-    let stretch = lines.len().div_ceil((most / A_STRETCH).max(1));
+}
+
+fn mean(lines: &[Line], value: fn(&Line) -> Option<f64>) -> Option<f32> {
+    let known = lines.iter().filter_map(value);
+    let (sum, count) = known.fold((0.0, 0.0), |(sum, count), value| (sum + value, count + 1.0));
+    number((count > 0.0).then_some(sum / count))
+}
+
+/// Seven digits are more than a chart shows, and shorter to write.
+fn number(value: Option<f64>) -> Option<f32> {
+    value.map(|value| value as f32).filter(|value| value.is_finite())
+}
+
+/// The places of at most `most` of the lines, ascending, such that no peak is lost.
+fn thinned(lines: &[Line], most: usize) -> Vec<usize> {
+    if lines.len() <= most {
+        return (0..lines.len()).collect();
+    }
+    let length = lines.len().div_ceil((most / A_STRETCH).max(1));
     let mut kept = Vec::with_capacity(most);
-    for stretch in lines.chunks(stretch) {
+    for (number, stretch) in lines.chunks(length).enumerate() {
         let extreme = |value: fn(&Line) -> Option<f64>, sign: f64| {
             let known = stretch.iter().enumerate().filter_map(|(i, line)| Some((i, value(line)? * sign)));
             known.max_by(|a, b| a.1.total_cmp(&b.1)).map(|(i, _)| i)
@@ -102,7 +139,7 @@ fn thinned(lines: &[Line], most: usize) -> Vec<&Line> {
         places.extend(extreme(|line| line.grad_norm, 1.0));
         places.sort_unstable();
         places.dedup();
-        kept.extend(places.into_iter().map(|i| &stretch[i]));
+        kept.extend(places.into_iter().map(|place| number * length + place));
     }
     kept
 }

@@ -22,11 +22,16 @@ function smoothed(steps, values, decay) {
   });
 }
 
-// From the slider's 0..100 to no memory .. a thousand steps.
-const decayOf = (position) => 1 - 10 ** (-3 * (position / 100));
+// From the slider's 0..100 to no memory .. ten thousand steps.
+const decayOf = (position) => 1 - 10 ** (-4 * (position / 100));
+
+// At first some thirtieth of the longest run.
+const START = Math.round(25 * Math.log10(Math.max(10, Math.max(...runs.map((run) => run.step)) / 30)));
+
+const decayText = (decay) => decay.toFixed(decay > 0.9985 ? 4 : decay > 0.985 ? 3 : 2);
 
 const settings = {
-  decay: decayOf(33),
+  decay: decayOf(START),
   raw: true,
   log: false,
 };
@@ -34,7 +39,9 @@ const settings = {
 function columns(chart) {
   const tables = runs.map(({ curves }) => {
     const raw = curves[chart.key];
-    return chart.smooth ? [curves.step, raw, smoothed(curves.step, raw, settings.decay)] : [curves.step, raw];
+    // What is drawn of a long log are its peaks: their mean is not the log's.
+    const fair = curves.means?.[chart.key] ?? raw;
+    return chart.smooth ? [curves.step, raw, smoothed(curves.step, fair, settings.decay)] : [curves.step, raw];
   });
   return several ? uPlot.join(tables) : tables[0];
 }
@@ -43,7 +50,7 @@ function series(chart) {
   const list = [{}];
   runs.forEach((run, i) => {
     const stroke = () => colour(`--run-${i % 6}`);
-    const common = { stroke, spanGaps: several, points: { show: run.curves.step.length < 3 } };
+    const common = { stroke, points: { show: run.curves.step.length < 3 } };
     const isFaint = chart.smooth && settings.decay > 0;
     list.push({
       ...common,
@@ -66,16 +73,19 @@ function readout(plot, chart, place) {
   const parts = [el("span", {}, "step ", el("b", {}, number.format(xs[at] ?? 0)))];
   runs.forEach((run, i) => {
     const values = {};
+    let from = at;
     plot.series.forEach((line, s) => {
       if (line.run !== i) return;
       // Of several runs not every one has every step.
       let j = at;
-      while (several && j > 0 && (plot.data[s][j] === undefined || plot.data[s][j] === null)) j -= 1;
+      while (several && j > 0 && plot.data[s][j] === undefined) j -= 1;
       values[line.kind] = plot.data[s][j];
+      from = Math.min(from, j);
     });
     const name = several ? [swatch(run), run.label, " "] : [];
     const mean = chart.smooth ? [" mean ", el("b", {}, chart.show(values.smoothed))] : [];
-    parts.push(el("span", {}, name, el("b", {}, chart.show(values.logged)), mean));
+    const earlier = from < at ? ` at ${number.format(xs[from])}` : "";
+    parts.push(el("span", {}, name, el("b", {}, chart.show(values.logged)), mean, earlier));
   });
   place.replaceChildren(...parts);
 }
@@ -156,17 +166,17 @@ function showCurves() {
     return;
   }
   const redraw = () => there.forEach(draw);
-  const shown = el("output", {}, settings.decay.toFixed(2));
+  const shown = el("output", {}, decayText(settings.decay));
   const slider = el("input", {
     type: "range",
     min: 0,
     max: 100,
-    value: 33,
+    value: START,
     id: "smoothing",
     "aria-label": "Smoothing",
     oninput: () => {
       settings.decay = decayOf(Number(slider.value));
-      shown.textContent = settings.decay.toFixed(settings.decay > 0.985 ? 3 : 2);
+      shown.textContent = decayText(settings.decay);
       redraw();
     },
   });

@@ -153,9 +153,15 @@ function release(video) {
 
 const stepName = (step) => (step === 0 ? "base model" : `step ${number.format(step)}`);
 
-// Columns of all runs, and rows by prompt: the n-th row of a prompt in one run stands beside the n-th in another.
-function layOut() {
-  const cols = runs.flatMap((run) => run.grid.steps.map((step, at) => ({ run, step, at, first: at === 0 })));
+// Columns of all runs, run by run or step by step, and rows by prompt: the n-th row of a prompt in one run stands beside
+// the n-th in another.
+function layOut(isByStep) {
+  const cols = runs.flatMap((run) => run.grid.steps.map((step, at) => ({ run, step, at, isByStep })));
+  if (isByStep) cols.sort((a, b) => a.step - b.step);
+  cols.forEach((col, i) => {
+    const before = cols[i - 1];
+    col.first = several && (isByStep ? before?.step !== col.step : before?.run !== col.run);
+  });
   const rows = new Map();
   for (const run of runs) {
     const seen = new Map();
@@ -180,7 +186,7 @@ function cell(row, col) {
   const box = el("div", { class: "film", style: { "aspect-ratio": `${width} / ${height}` } }, source ? "" : "no video");
   const td = el("td", { role: "gridcell", tabindex: -1, "aria-label": source ? label : `${label}: no video` }, box);
   if (col.step === 0) td.classList.add("base");
-  if (col.first && several) td.classList.add("first");
+  if (col.first) td.classList.add("first");
   td.film = source && { source: col.run.base + source, label, box, entry, col, row };
   return td;
 }
@@ -202,6 +208,11 @@ function watch(cells) {
     { rootMargin: "160px", scrollMargin: "160px" },
   );
   cells.forEach((td) => td.film && seen.observe(td));
+  // Ends it, and lets all go.
+  return () => {
+    seen.disconnect();
+    cells.forEach((td) => td.film?.video && release(td.film.video));
+  };
 }
 
 // One film large, beside what the base model of the same run makes of the prompt.
@@ -249,20 +260,26 @@ function table(cols, rows) {
     return el("tr", { role: "row" }, head, cols.map((col) => cell(row, col)));
   });
   const name = (col) => {
-    const marks = [col.step === 0 && "base", col.first && several && "first"].filter(Boolean).join(" ");
+    const marks = [col.step === 0 && "base", col.first && "first"].filter(Boolean).join(" ");
     const text = stepName(col.step);
-    return el("th", { scope: "col", class: marks || null }, text[0].toUpperCase() + text.slice(1));
+    const run = col.isByStep && [swatch(col.run), col.run.label, ", "];
+    return el("th", { scope: "col", class: marks || null }, run, run ? text : text[0].toUpperCase() + text.slice(1));
   };
   const groups = runs.filter((run) => run.grid.steps.length > 0);
   const group = (run) =>
-    el("th", { scope: "colgroup", colspan: run.grid.steps.length, class: "first" }, swatch(run), run.label);
+    el(
+      "th",
+      { scope: "colgroup", colspan: run.grid.steps.length, class: "first" },
+      el("span", { class: "run" }, swatch(run), run.label),
+    );
+  const isGrouped = several && !cols[0].isByStep;
   return el(
     "table",
     { class: several ? "films" : "films pin", role: "grid", "aria-label": "Validation videos" },
     el(
       "thead",
       {},
-      several && el("tr", { class: "runs" }, el("th", { class: "corner" }), groups.map(group)),
+      isGrouped && el("tr", { class: "runs" }, el("th", { class: "corner" }), groups.map(group)),
       el("tr", {}, el("th", { class: "corner", scope: "col" }, "Prompt"), cols.map(name)),
     ),
     el("tbody", {}, body),
@@ -366,7 +383,7 @@ function controls() {
 }
 
 function showFilms() {
-  const { cols, rows } = layOut();
+  const { rows } = layOut(false);
   if (rows.length === 0) {
     const why = "No validation video yet. Prompts stand under validation.prompts in the run file.";
     section("videos", "Videos", [], el("p", { class: "empty" }, why));
@@ -375,8 +392,23 @@ function showFilms() {
   const known = rows.flatMap((row) => [...row.values()]);
   clock.fps = Math.max(...known.map((row) => row.fps ?? 0)) || 8;
   clock.frames = Math.max(...known.map((row) => row.num_frames ?? 1));
-  const grid = table(cols, rows);
-  const frame = el("div", { class: "films-frame" }, grid);
+  const frame = el("div", { class: "films-frame" });
+  const enlarge = enlarger();
+  let leave = () => {};
+  const build = (isByStep) => {
+    leave();
+    const laid = layOut(isByStep);
+    const grid = table(laid.cols, laid.rows);
+    frame.replaceChildren(grid);
+    moveAbout(grid, enlarge);
+    leave = watch([...grid.querySelectorAll("td")]);
+  };
+  const order = el(
+    "select",
+    { "aria-label": "Order of the columns", id: "order", onchange: () => build(order.value === "step") },
+    el("option", { value: "run" }, "Run by run"),
+    el("option", { value: "step" }, "Step by step"),
+  );
   const keys = [
     ["Space", "play or pause"],
     [",", "and"],
@@ -387,9 +419,8 @@ function showFilms() {
     ["Enter", "large, beside the base model"],
   ];
   const told = keys.flatMap(([key, what], i) => [el("kbd", {}, key), ` ${what}${what === "and" ? " " : i < keys.length - 1 ? " · " : ""}`]);
-  section("videos", "Videos", controls(), frame, el("p", { class: "keys" }, told));
-  moveAbout(grid, enlarger());
-  watch([...grid.querySelectorAll("td")]);
+  section("videos", "Videos", [several && order, controls()], frame, el("p", { class: "keys" }, told));
+  build(false);
   window.vtrain.films = clock;
   clock.show();
   clock.tick();

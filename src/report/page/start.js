@@ -5,7 +5,7 @@ const last = (values) => values.findLast((value) => value !== null) ?? null;
 // What a run comes to, in some numbers.
 function summary(run) {
   const { curves } = run;
-  const losses = smoothed(curves.step, curves.loss, 0.98);
+  const losses = smoothed(curves.step, curves.means?.loss ?? curves.loss, 0.98);
   const facts = [
     ["Step", run.steps ? `${number.format(run.step)} / ${number.format(run.steps)}` : number.format(run.step)],
     ["Recent loss", digits(last(losses))],
