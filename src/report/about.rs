@@ -45,7 +45,9 @@ impl About {
         let path = folder.join(FOLDER).join(FILE);
         let bytes = std::fs::read(&path).ok()?;
         let about = serde_json::from_slice(&bytes).with_context(|| path.display().to_string());
-        about.inspect_err(|error| log::warn!("{error:#}; the page goes without it")).ok()
+        about
+            .inspect_err(|error| log::warn!("{error:#}; the page goes without it"))
+            .ok()
     }
 
     /// Leaves it in a run's folder.

@@ -130,7 +130,10 @@ fn thinned(lines: &[Line], most: usize) -> Vec<usize> {
     let mut kept = Vec::with_capacity(most);
     for (number, stretch) in lines.chunks(length).enumerate() {
         let extreme = |value: fn(&Line) -> Option<f64>, sign: f64| {
-            let known = stretch.iter().enumerate().filter_map(|(i, line)| Some((i, value(line)? * sign)));
+            let known = stretch
+                .iter()
+                .enumerate()
+                .filter_map(|(i, line)| Some((i, value(line)? * sign)));
             known.max_by(|a, b| a.1.total_cmp(&b.1)).map(|(i, _)| i)
         };
         let mut places = vec![stretch.len() - 1];

@@ -19,9 +19,14 @@ impl Environment {
             ("processor", processor()),
             ("memory", memory()),
             ("system", Some(system())),
-            ("build", Some(if cfg!(debug_assertions) { "debug" } else { "release" }.to_string())),
+            (
+                "build",
+                Some(if cfg!(debug_assertions) { "debug" } else { "release" }.to_string()),
+            ),
         ];
-        let known = facts.into_iter().filter_map(|(what, value)| Some((what.to_string(), value?)));
+        let known = facts
+            .into_iter()
+            .filter_map(|(what, value)| Some((what.to_string(), value?)));
         Self(known.collect())
     }
 }

@@ -54,7 +54,11 @@ impl Grid {
             let prompt = settings.prompt(&name).unwrap_or_default();
             Row {
                 prompt: match prompt.text.is_empty() {
-                    true => name.trim_start_matches(|c: char| c.is_ascii_digit()).replace('-', " ").trim().into(),
+                    true => name
+                        .trim_start_matches(|c: char| c.is_ascii_digit())
+                        .replace('-', " ")
+                        .trim()
+                        .into(),
                     false => prompt.text,
                 },
                 name,
@@ -75,5 +79,7 @@ impl Grid {
 /// What a folder holds; nothing where there is none.
 fn names(folder: &Path) -> Vec<String> {
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
-    entries.filter_map(|entry| entry.file_name().into_string().ok()).collect()
+    entries
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .collect()
 }

@@ -41,7 +41,9 @@ pub fn write(runs: &[Run], file: &Path) -> anyhow::Result<()> {
 /// The page of these runs, for a folder (absolute): its links start there.
 pub fn html(runs: &[Run], folder: &Path) -> anyhow::Result<String> {
     let names: Vec<&str> = runs.iter().map(|run| run.name.as_str()).collect();
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |now| now.as_secs());
     let data = json!({
         "vtrain": env!("CARGO_PKG_VERSION"),
         "written": now,

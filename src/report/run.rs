@@ -35,13 +35,19 @@ impl Run {
     pub fn read(folder: &Path) -> anyhow::Result<Self> {
         let shown = folder.display();
         ensure!(folder.is_dir(), "{shown}: no such folder; name the output_dir of a run");
-        let is_run = ["config.yaml", "metrics.jsonl"].iter().any(|name| folder.join(name).is_file());
+        let is_run = ["config.yaml", "metrics.jsonl"]
+            .iter()
+            .any(|name| folder.join(name).is_file());
         ensure!(
             is_run,
             "{shown}: is no run, since it has neither config.yaml nor metrics.jsonl; name the output_dir of a run"
         );
-        let folder = folder.canonicalize().with_context(|| format!("{shown}: cannot be read"))?;
-        let name = folder.file_name().map_or("run".into(), |name| name.to_string_lossy().into_owned());
+        let folder = folder
+            .canonicalize()
+            .with_context(|| format!("{shown}: cannot be read"))?;
+        let name = folder
+            .file_name()
+            .map_or("run".into(), |name| name.to_string_lossy().into_owned());
         let settings = Settings::read(&folder);
         let about = About::read(&folder);
         let frame_rate = about.as_ref().map(|about| about.frame_rate).filter(|rate| *rate > 0.0);
@@ -74,7 +80,8 @@ impl Run {
 
 fn with_thumbnails(folder: &Path, mut clips: Vec<Clip>) -> Vec<Clip> {
     for clip in &mut clips {
-        clip.thumbnail.take_if(|name| !folder.join(FOLDER).join(name.as_str()).is_file());
+        clip.thumbnail
+            .take_if(|name| !folder.join(FOLDER).join(name.as_str()).is_file());
     }
     clips
 }

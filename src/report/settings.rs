@@ -58,7 +58,9 @@ impl Settings {
     /// The prompt whose videos are called `name`, such as `00-a-red-ball`.
     pub fn prompt(&self, name: &str) -> Option<Prompt> {
         let prompts = self.tree.get("validation")?.get("prompts")?.as_array()?;
-        let texts = prompts.iter().map(|prompt| prompt.get("prompt").and_then(Value::as_str));
+        let texts = prompts
+            .iter()
+            .map(|prompt| prompt.get("prompt").and_then(Value::as_str));
         let (index, text) = texts
             .enumerate()
             .find_map(|(index, text)| Some((index, text?)).filter(|(_, text)| validate::name(index, text) == name))?;

@@ -71,7 +71,10 @@ fn about(parts: &Parts, steps: u64) -> About {
         candle_core::Device::Metal(_) => "Metal".to_string(),
     };
     let clips = parts.encoded.samples.iter().enumerate().map(|(i, sample)| Clip {
-        name: sample.video.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned()),
+        name: sample
+            .video
+            .file_name()
+            .map_or_else(String::new, |name| name.to_string_lossy().into_owned()),
         caption: sample.caption.clone(),
         bucket: sample.bucket,
         repeats: sample.repeats,

@@ -1,11 +1,14 @@
 // Curves over steps, drawn by uPlot: as logged, and smoothed. Cursor and zoom of all charts go together.
 
+// Memory is read in powers of two.
+const POWERS = Array.from({ length: 50 }, (_, k) => 2 ** k);
+
 const CHARTS = [
   { key: "loss", title: "Loss", smooth: true, log: true, wide: true, show: digits },
   { key: "lr", title: "Learning rate", show: digits },
   { key: "grad_norm", title: "Gradient norm", smooth: true, log: true, show: digits },
   { key: "step_seconds", title: "Step time", smooth: true, show: seconds },
-  { key: "peak_memory_bytes", title: "Peak memory", show: bytes },
+  { key: "peak_memory_bytes", title: "Peak memory", show: bytes, axis: { incrs: POWERS } },
 ];
 
 // The exponential mean with Adam's correction for its start at zero; a gap of n steps counts as n.
@@ -58,7 +61,7 @@ function series(chart) {
       kind: "logged",
       show: settings.raw || !chart.smooth,
       width: isFaint ? 1 : 1.75,
-      alpha: isFaint ? 0.38 : 1,
+      alpha: isFaint ? (run.curves.step.length > 2000 ? 0.22 : 0.38) : 1,
     });
     if (chart.smooth) list.push({ ...common, run: i, kind: "smoothed", width: 2 });
   });
@@ -108,7 +111,7 @@ function draw(chart) {
       scales: { x: { time: false }, y: log ? { distr: 3 } : { range: (_, low, high) => room(chart, low, high) } },
       axes: [
         { ...axis, values: (_, ticks) => ticks.map((tick) => (Number.isInteger(tick) ? number.format(tick) : "")) },
-        { ...axis, size: 66, values: (_, ticks) => ticks.map((tick) => (tick === null ? "" : chart.show(tick))) },
+        { ...axis, size: 66, ...chart.axis, values: (_, ticks) => ticks.map((tick) => (tick === null ? "" : chart.show(tick))) },
       ],
       series: series(chart),
       hooks: { setCursor: [(plot) => readout(plot, chart, place)] },

@@ -218,7 +218,7 @@ function watch(cells) {
 // One film large, beside what the base model of the same run makes of the prompt.
 function enlarger() {
   const prompt = el("p", {});
-  const pair = el("div", { class: "pair" });
+  const pair = el("div", { class: "pair", tabindex: -1, autofocus: true });
   const close = el("button", { type: "button" }, "Close");
   const dialog = el("dialog", { "aria-label": "Video" }, el("div", { class: "head" }, prompt, close), pair);
   let open = [];
