@@ -44,14 +44,15 @@ impl Page {
         }
     }
 
-    /// Writes the page.
-    pub fn write(&mut self) {
+    /// Writes the page. Returns whether it is there.
+    pub fn write(&mut self) -> bool {
         let started = Instant::now();
         let file = self.folder.join(PAGE);
-        if let Err(error) = Run::read(&self.folder).and_then(|run| report::write(&[run], &file)) {
-            log::warn!("the page is not written, training goes on: {error:#}");
-        }
+        let written = Run::read(&self.folder).and_then(|run| report::write(&[run], &file));
         self.next = Instant::now() + BETWEEN.max(started.elapsed() * SHARE);
+        written
+            .inspect_err(|error| log::warn!("the page is not written, training goes on: {error:#}"))
+            .is_ok()
     }
 
     /// Writes the last page of a session; with all pictures where the run is complete.
@@ -59,8 +60,9 @@ impl Page {
         if let Some(thumbnails) = self.thumbnails.take().filter(|_| complete) {
             thumbnails.finish();
         }
-        self.write();
-        log::info!("the page is {}", self.folder.join(PAGE).display());
+        if self.write() {
+            log::info!("the page is {}", self.folder.join(PAGE).display());
+        }
     }
 }
 
