@@ -29,8 +29,9 @@ pub mod models;
 pub mod sample;
 // 5: the loop
 pub mod train;
-// 6: a run, as its file describes it
+// 6: a run, as its file describes it, and as a page shows it
 pub mod config;
+pub mod report;
 // 7: run files from other trainers' commands
 pub mod migrate;
 // 8: one verb, one file

@@ -25,6 +25,7 @@ const FLOORS: &[(&str, u8)] = &[
     ("sample", 4),
     ("train", 5), // above `sample`: validation samples
     ("config", 6),
+    ("report", 6), // above `train`: it reads what training leaves
     ("migrate", 7),
     ("commands", 8),
     ("cli", 9),

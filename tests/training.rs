@@ -5,6 +5,7 @@
 
 mod checkpoints;
 mod exported;
+mod page;
 mod pushed;
 mod run;
 mod trajectory;

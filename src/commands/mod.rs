@@ -12,6 +12,7 @@ pub mod man;
 pub mod migrate;
 pub mod precompute;
 pub mod progress;
+pub mod report;
 pub mod sample;
 pub mod train;
 

@@ -221,7 +221,7 @@ fn markdown(text: &str) -> String {
 }
 
 /// A relative path as a link: what is no letter, digit, `-._~` or `/` as `%XX`.  RFC 3986
-fn address(path: &str) -> String {
+pub fn address(path: &str) -> String {
     let mut link = String::new();
     for byte in path.bytes() {
         match byte {
