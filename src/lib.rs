@@ -10,13 +10,13 @@
 pub mod disk;
 pub mod hub;
 pub mod ops;
-pub mod optim;
 pub mod process;
 pub mod rng;
 pub mod wire;
 // 1: clips, mathematics and layers
 pub mod diffusion;
 pub mod nn;
+pub mod optim;
 pub mod video;
 // 2: data, adapters and encoders
 pub mod data;

@@ -10,10 +10,10 @@ const FLOORS: &[(&str, u8)] = &[
     ("disk", 0),
     ("hub", 0),
     ("dist", 0),
-    ("optim", 0),
     ("process", 0),
     ("rng", 0),
     ("wire", 0),
+    ("optim", 1), // above `ops`: its kernels are launched from there
     ("video", 1), // above `disk`: clips are written
     ("nn", 1),
     ("diffusion", 1),

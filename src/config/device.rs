@@ -4,7 +4,6 @@ use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
 
-use anyhow::Context;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
@@ -18,18 +17,46 @@ pub enum Device {
 }
 
 impl Device {
-    /// The device itself.
+    /// The device itself; `auto` takes the first GPU that can be used, and the CPU where there is none.
     ///
     /// # Errors
     /// A GPU that is not there, or a build without CUDA.
     pub fn open(self) -> anyhow::Result<candle_core::Device> {
         match self {
             Device::Cpu => Ok(candle_core::Device::Cpu),
-            Device::Auto => Ok(candle_core::Device::cuda_if_available(0)?),
-            Device::Cuda(index) => candle_core::Device::new_cuda(index)
-                .with_context(|| format!("cuda:{index} cannot be used; this may be a build without CUDA")),
+            Device::Auto if !cfg!(feature = "cuda") => Ok(candle_core::Device::Cpu),
+            Device::Auto => Ok(gpu(0).unwrap_or_else(|error| {
+                log::info!("no GPU can be used, so this runs on the CPU: {error:#}");
+                candle_core::Device::Cpu
+            })),
+            Device::Cuda(index) => gpu(index),
         }
     }
+}
+
+#[cfg(not(feature = "cuda"))]
+fn gpu(index: usize) -> anyhow::Result<candle_core::Device> {
+    anyhow::bail!("device: cuda:{index} cannot be used: this vtrain was built without CUDA (docs/gpu.md); use cpu or auto")
+}
+
+/// A GPU with one stream for everything, which keeps the memory that it has freed.
+#[cfg(feature = "cuda")]
+fn gpu(index: usize) -> anyhow::Result<candle_core::Device> {
+    use crate::ops::cuda::memory;
+
+    let opened = || {
+        let device = candle_core::Device::new_cuda_with_stream(index)?;
+        let cuda = device.as_cuda_device()?;
+        // SAFETY: there is one stream, on which everything runs in its order.
+        unsafe { cuda.disable_event_tracking() };
+        memory::keep(cuda)?;
+        candle_core::Result::Ok(device)
+    };
+    opened().map_err(|error| {
+        let words = error.to_string();
+        let first = words.lines().next().unwrap_or_default(); // the rest is a backtrace, where one was asked for
+        anyhow::anyhow!("device: cuda:{index} cannot be used: {first}; is there a GPU with its driver? (docs/gpu.md)")
+    })
 }
 
 impl FromStr for Device {

@@ -8,17 +8,21 @@
 //!
 //! Equal torch's `gelu`, `gelu(approximate="tanh")` and `silu`.
 
+#[cfg(feature = "cuda")]
+mod cuda;
+
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
+use super::device::has_kernels;
 use super::slices::{CHUNK, numbers_of, stored, widened};
 use super::tape::{Reads, apply1};
 use super::wide::{exp, tanh, wide};
 
 /// GELU as it is defined, of any shape.
 pub fn gelu_erf(x: &Tensor) -> Result<Tensor> {
-    if !x.device().is_cpu() {
+    if !has_kernels(x) {
         return x.gelu_erf();
     }
     Activation::GeluErf.apply(x)
@@ -26,7 +30,7 @@ pub fn gelu_erf(x: &Tensor) -> Result<Tensor> {
 
 /// GELU in its tanh form, of any shape.
 pub fn gelu_tanh(x: &Tensor) -> Result<Tensor> {
-    if !x.device().is_cpu() {
+    if !has_kernels(x) {
         return x.gelu();
     }
     Activation::GeluTanh.apply(x)
@@ -34,7 +38,7 @@ pub fn gelu_tanh(x: &Tensor) -> Result<Tensor> {
 
 /// SiLU, of any shape.
 pub fn silu(x: &Tensor) -> Result<Tensor> {
-    if !x.device().is_cpu() {
+    if !has_kernels(x) {
         return x.silu();
     }
     Activation::Silu.apply(x)
@@ -78,7 +82,16 @@ impl CustomOp1 for Activation {
         Ok((stored(y, x.dtype())?, layout.shape().clone()))
     }
 
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, x: &candle_core::CudaStorage, layout: &Layout) -> Result<(candle_core::CudaStorage, Shape)> {
+        self.forward_on(x, layout)
+    }
+
     fn bwd(&self, x: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
+        #[cfg(feature = "cuda")]
+        if x.device().is_cuda() {
+            return self.back_on(x, grad).map(Some);
+        }
         let dx = numbers_of([x, &grad.contiguous()?], |[x, grad]| {
             let mut dx = vec![0.0; x.len()];
             let pieces = dx

@@ -10,28 +10,35 @@
 //!
 //! The kernels count in powers of two: scores come as `log2(e) (scale q k^T + mask)`.
 //!
+//! On a GPU cuDNN does this (feature `cudnn`), and kernels of ours what it does not: f32, and cards before Ampere.
+//!
 //! Equals torch's `scaled_dot_product_attention`; where a mask leaves a query no key at all, the output is 0.
 //!
 //! Shapes: B samples, S queries, L keys, H heads, K features a head. Tokens come before heads, as linear layers give them.
 
 mod backward;
+#[cfg(feature = "cuda")]
+mod cuda;
+#[cfg(feature = "cudnn")]
+mod cudnn;
 mod forward;
 mod heads;
 
 use std::sync::{Arc, OnceLock};
 
 use candle_core::backend::BackendStorage;
-use candle_core::{CpuStorage, CustomOp3, D, DType, Layout, Result, Shape, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp3, D, DType, Device, Layout, Result, Shape, Tensor, bail};
 
+use super::device::has_kernels;
 use super::slices::{numbers_of, stored, widened};
-use super::tape::{Costly, Reads, apply3_costly};
+use super::tape::{Costly, Left, Reads, apply3_costly};
 use super::tile::COLUMNS;
 use backward::{Given, Wanted, backward};
 use forward::forward;
 
 /// q (B, S, H, K), k and v (B, L, H, K), `mask` (B or 1, H or 1, S or 1, L) to be added to the scores -> (B, S, H, K).
 ///
-/// On the CPU for f32 and bf16, with sums in f32. No gradient reaches the mask. Without any keys the output is 0.
+/// For f32 and bf16 with sums in f32. No gradient reaches the mask. Without any keys the output is 0.
 ///
 /// # Errors
 /// Shapes or types that do not go together.
@@ -43,7 +50,7 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>) -> R
     if q.elem_count() == 0 || sizes.keys == 0 {
         return q.zeros_like();
     }
-    if !q.device().is_cpu() {
+    if !has_kernels(q) || !sizes.suit(q.device()) {
         return composed(q, k, v, mask);
     }
     let op = Attention {
@@ -133,6 +140,12 @@ impl Sizes {
         Ok(())
     }
 
+    /// Whether a device's kernels know heads of this width.
+    fn suit(&self, device: &Device) -> bool {
+        const WIDEST: usize = 256; // tiled.cu
+        device.is_cpu() || self.width <= WIDEST
+    }
+
     fn scale(&self) -> f32 {
         (self.width as f32).powf(-0.5)
     }
@@ -156,8 +169,11 @@ impl Sizes {
 /// What is added to the scores, with a stride of 0 where it is the same for all.
 #[derive(Debug)]
 struct Mask {
-    /// Times log2(e).
+    /// On the CPU: times log2(e).
     numbers: Vec<f32>,
+    /// On a GPU: the mask as it was given, in f32.
+    #[cfg_attr(not(feature = "cuda"), expect(dead_code))]
+    table: Option<Tensor>,
     /// Of samples, heads and queries; keys follow each other.
     strides: [usize; 3],
 }
@@ -167,7 +183,20 @@ impl Mask {
     fn new(mask: &Tensor) -> Result<Self> {
         let (samples, heads, queries, keys) = mask.dims4()?;
         let stride = |count: usize, stride: usize| if count > 1 { stride } else { 0 };
-        let mut numbers = mask.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
+        let strides = [
+            stride(samples, heads * queries * keys),
+            stride(heads, queries * keys),
+            stride(queries, keys),
+        ];
+        let table = mask.to_dtype(DType::F32)?.contiguous()?;
+        if !mask.device().is_cpu() {
+            return Ok(Self {
+                numbers: Vec::new(),
+                table: Some(table),
+                strides,
+            });
+        }
+        let mut numbers = table.flatten_all()?.to_vec1::<f32>()?;
         for number in &mut numbers {
             // The most negative number, which many use for minus infinity, must not become that: a query without any
             // other key would have none.
@@ -180,11 +209,8 @@ impl Mask {
         }
         Ok(Self {
             numbers,
-            strides: [
-                stride(samples, heads * queries * keys),
-                stride(heads, queries * keys),
-                stride(queries, keys),
-            ],
+            table: None,
+            strides,
         })
     }
 
@@ -200,15 +226,15 @@ struct Attention {
     sizes: Sizes,
     mask: Option<Mask>,
     /// (B, H, S): left by the way forward for the way back.
-    log_sums: OnceLock<Arc<Vec<f32>>>,
+    log_sums: OnceLock<Left>,
 }
 
 impl Costly for Attention {
-    fn left(&self) -> Arc<Vec<f32>> {
-        self.log_sums.get().cloned().unwrap_or_default()
+    fn left(&self) -> Left {
+        self.log_sums.get().cloned().unwrap_or_else(|| Left::Host(Arc::default()))
     }
 
-    fn resume(&self, left: Arc<Vec<f32>>) {
+    fn resume(&self, left: Left) {
         self.log_sums.get_or_init(|| left);
     }
 }
@@ -229,8 +255,23 @@ impl CustomOp3 for Attention {
     ) -> Result<(CpuStorage, Shape)> {
         let (wide_q, k, v) = (widened(q, q_layout)?, widened(k, k_layout)?, widened(v, v_layout)?);
         let (out, log_sums) = forward(&self.sizes, self.mask.as_ref(), &wide_q, &k, &v);
-        self.log_sums.get_or_init(|| Arc::new(log_sums));
+        self.log_sums.get_or_init(|| Left::Host(Arc::new(log_sums)));
         Ok((stored(out, q.dtype())?, q_layout.shape().clone()))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        q: &candle_core::CudaStorage,
+        q_layout: &Layout,
+        k: &candle_core::CudaStorage,
+        k_layout: &Layout,
+        v: &candle_core::CudaStorage,
+        v_layout: &Layout,
+    ) -> Result<(candle_core::CudaStorage, Shape)> {
+        let (out, log_sums) = self.forward_on((q, q_layout), (k, k_layout), (v, v_layout))?;
+        self.log_sums.get_or_init(|| Left::Device(log_sums));
+        Ok((out, q_layout.shape().clone()))
     }
 
     fn bwd(
@@ -241,7 +282,11 @@ impl CustomOp3 for Attention {
         out: &Tensor,
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let Some(log_sums) = self.log_sums.get() else {
+        #[cfg(feature = "cuda")]
+        if let Some(Left::Device(log_sums)) = self.log_sums.get() {
+            return self.back_on([q, k, v], out, log_sums, &grad.contiguous()?);
+        }
+        let Some(Left::Host(log_sums)) = self.log_sums.get() else {
             bail!("attention: the way back without the way forward");
         };
         let wanted = Wanted {

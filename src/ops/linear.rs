@@ -9,14 +9,18 @@
 //!
 //! Letters: N rows (samples and tokens together), I features in, O features out, R the adapter's rank.
 
-use std::sync::OnceLock;
+#[cfg(feature = "cuda")]
+mod cuda;
+
+use std::sync::{Arc, OnceLock};
 
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp1, CustomOp3, Layout, Result, Shape, Storage, Tensor, bail};
 
+use super::device::has_kernels;
 use super::product::{Matrix, product};
 use super::slices::{numbers_of, stored, widen, widened};
-use super::tape::{Reads, apply1, apply3};
+use super::tape::{Left, Reads, apply1, apply3};
 
 /// Numbers of a matrix in bf16 that are f32 at a time.
 const STRIP: usize = 1 << 20;
@@ -46,17 +50,20 @@ struct Sizes {
 }
 
 impl Frozen {
-    /// x (..., I) -> (..., O), on the CPU with sums in f32. Gradients reach x alone.
+    /// x (..., I) -> (..., O), with sums in f32. Gradients reach x alone.
     ///
     /// # Errors
     /// Shapes or types that do not go together.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let sizes = self.sizes(x)?;
-        if !x.device().is_cpu() {
+        if !has_kernels(x) {
             return self.composed(x, &sizes);
         }
+        if sizes.rows == 0 && !x.device().is_cpu() {
+            return Tensor::zeros(sizes.out_shape(x.shape()), x.dtype(), x.device());
+        }
         let layer = Layer {
-            frozen: self.contiguous()?,
+            frozen: self.beside(x)?,
             sizes,
         };
         let reads = Reads {
@@ -66,7 +73,7 @@ impl Frozen {
         apply1(&x.contiguous()?, layer, reads)
     }
 
-    /// x (..., I) -> (..., O), on the CPU with sums in f32. Gradients reach x, A and B, as far as they ask for them.
+    /// x (..., I) -> (..., O), with sums in f32. Gradients reach x, A and B, as far as they ask for them.
     ///
     /// # Errors
     /// Shapes or types that do not go together.
@@ -82,14 +89,14 @@ impl Frozen {
                 b.dims()
             );
         }
-        if !x.device().is_cpu() {
+        if !has_kernels(x) || (sizes.rows == 0 && !x.device().is_cpu()) {
             let rows = x.reshape((sizes.rows, sizes.features))?.to_dtype(a.dtype())?;
             let up = (rows.matmul(&a.t()?)?.matmul(&b.t()?)? * scale)?; // (N, O)
             let y = self.composed(x, &sizes)?;
             return &y + up.to_dtype(x.dtype())?.reshape(y.dims())?;
         }
         let layer = Layer {
-            frozen: self.contiguous()?,
+            frozen: self.beside(x)?,
             sizes,
         };
         let op = Adapted {
@@ -135,10 +142,15 @@ impl Frozen {
         })
     }
 
-    fn contiguous(&self) -> Result<Self> {
+    /// Without gaps; on a GPU, in the type of what it is given.
+    fn beside(&self, x: &Tensor) -> Result<Self> {
+        let ready = |tensor: &Tensor| match x.device().is_cpu() {
+            true => tensor.contiguous(),
+            false => tensor.to_dtype(x.dtype())?.contiguous(),
+        };
         Ok(Self {
-            weight: self.weight.contiguous()?,
-            bias: self.bias.as_ref().map(Tensor::contiguous).transpose()?,
+            weight: ready(&self.weight)?,
+            bias: self.bias.as_ref().map(ready).transpose()?,
         })
     }
 }
@@ -154,7 +166,7 @@ impl Sizes {
     }
 }
 
-/// A frozen layer on the CPU, for so many rows.
+/// A frozen layer, for so many rows.
 struct Layer {
     frozen: Frozen,
     sizes: Sizes,
@@ -236,7 +248,16 @@ impl CustomOp1 for Layer {
         Ok((stored(y, x.dtype())?, self.sizes.out_shape(layout.shape())))
     }
 
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, x: &candle_core::CudaStorage, layout: &Layout) -> Result<(candle_core::CudaStorage, Shape)> {
+        self.forward_on(x, layout)
+    }
+
     fn bwd(&self, x: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
+        #[cfg(feature = "cuda")]
+        if x.device().is_cuda() {
+            return self.back_on(x, &grad.contiguous()?).map(Some);
+        }
         let dx = numbers_of([&grad.contiguous()?], |[dy]| self.back(dy))??;
         like(Some(dx), x)
     }
@@ -246,7 +267,7 @@ struct Adapted {
     layer: Layer,
     scale: f32,
     /// x A^T (N, R): left by the way forward for the way back.
-    low: OnceLock<Vec<f32>>,
+    low: OnceLock<Left>,
 }
 
 /// Gradients of x (N, I), A (R, I) and B (O, R).
@@ -284,8 +305,21 @@ impl CustomOp3 for Adapted {
         product(&mut low, rank, 0.0, 1.0, x_rows, a.t());
         let (low_rows, b) = (Matrix::new(&low, rows, rank), Matrix::new(&b, out_features, rank));
         product(&mut y, out_features, 1.0, self.scale, low_rows, b.t());
-        self.low.get_or_init(|| low);
+        self.low.get_or_init(|| Left::Host(Arc::new(low)));
         Ok((stored(y, x.dtype())?, self.layer.sizes.out_shape(x_layout.shape())))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        x: &candle_core::CudaStorage,
+        x_layout: &Layout,
+        a: &candle_core::CudaStorage,
+        a_layout: &Layout,
+        b: &candle_core::CudaStorage,
+        b_layout: &Layout,
+    ) -> Result<(candle_core::CudaStorage, Shape)> {
+        self.forward_on((x, x_layout), (a, a_layout), (b, b_layout))
     }
 
     fn bwd(
@@ -296,6 +330,10 @@ impl CustomOp3 for Adapted {
         _: &Tensor,
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        #[cfg(feature = "cuda")]
+        if x.device().is_cuda() {
+            return self.back_on([x, a, b], &grad.contiguous()?);
+        }
         let wanted = [x, a, b].map(Tensor::track_op);
         let numbers = [x, a, b, &grad.contiguous()?];
         let gradients = numbers_of(numbers, |[x, a, b, dy]| self.back(wanted, [x, a, b, dy]))??;
@@ -312,7 +350,7 @@ impl Adapted {
             out_features,
             rank,
         } = self.layer.sizes;
-        let Some(low) = self.low.get() else {
+        let Some(Left::Host(low)) = self.low.get() else {
             bail!("a linear layer: the way back without the way forward");
         };
         let mut gradients = Gradients::default();

@@ -2,14 +2,17 @@
 //!
 //! candle differentiates chains of small operations; each would pass over memory several times, compute gradients of
 //! frozen weights, and hold the whole matrix of attention scores. An op here is a plain function of tensors, one place in
-//! the gradient graph, and a kernel for the CPU with sums in f32, for f32 and bf16. On other devices the same functions
-//! compose candle's own operations.
+//! the gradient graph, and kernels for the CPU and for CUDA (feature `cuda`) with sums in f32, for f32 and bf16. On other
+//! devices, and for other types on a GPU, the same functions compose candle's own operations.
 //!
-//! Results do not depend on the number of threads: work is cut into pieces of fixed sizes, and sums run in fixed orders.
+//! On the CPU, results do not depend on the number of threads: work is cut into pieces of fixed sizes, and sums run in fixed orders.
 
 pub mod activation;
 pub mod attention;
 pub mod chain;
+#[cfg(feature = "cuda")]
+pub mod cuda;
+mod device;
 pub mod lanes;
 pub mod linear;
 pub mod norm;

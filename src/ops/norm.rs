@@ -13,11 +13,15 @@
 //!
 //! Shapes: B samples, R rows of a sample, P parts, D features.
 
+#[cfg(feature = "cuda")]
+mod cuda;
+
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp3, D, DType, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
-use super::parts::{check, cut, pieces};
+use super::device::has_kernels;
+use super::parts::{check, cut, pieces, suits};
 use super::slices::{numbers_of, stored, widened};
 use super::tape::{Reads, apply3};
 use super::wide::{LANES, sum, wide};
@@ -54,7 +58,7 @@ impl Norm {
         if x.elem_count() == 0 {
             return Ok(x.clone());
         }
-        if !x.device().is_cpu() {
+        if !has_kernels(x) || !suits(x, &self.parts) {
             return self.composed(x, gain, offset);
         }
         let (gain, offset) = (gain.to_dtype(DType::F32)?, offset.to_dtype(DType::F32)?);
@@ -133,6 +137,19 @@ impl CustomOp3 for NormOp {
         Ok((stored(y, x.dtype())?, x_layout.shape().clone()))
     }
 
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        x: &candle_core::CudaStorage,
+        x_layout: &Layout,
+        gain: &candle_core::CudaStorage,
+        gain_layout: &Layout,
+        offset: &candle_core::CudaStorage,
+        offset_layout: &Layout,
+    ) -> Result<(candle_core::CudaStorage, Shape)> {
+        self.forward_on((x, x_layout), (gain, gain_layout), (offset, offset_layout))
+    }
+
     fn bwd(
         &self,
         x: &Tensor,
@@ -141,6 +158,10 @@ impl CustomOp3 for NormOp {
         _: &Tensor,
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        #[cfg(feature = "cuda")]
+        if x.device().is_cuda() {
+            return self.back_on(x, gain, offset, &grad.contiguous()?);
+        }
         let batch = x.dims()[0];
         let (mut dx, mut tables) = (None, None);
         numbers_of([x, gain, &grad.contiguous()?], |[numbers, gain_numbers, grad]| {

@@ -18,6 +18,12 @@ pub fn check(name: &str, table: &Tensor, batch: usize, parts: &[usize], width: u
     Ok(())
 }
 
+/// Whether a kernel can go by so many parts.
+pub fn suits(x: &Tensor, parts: &[usize]) -> bool {
+    const MOST: usize = 8; // as in kernel.cuh
+    x.device().is_cpu() || parts.len() <= MOST
+}
+
 /// Some rows of one part of one sample.
 #[derive(Debug, Clone, Copy)]
 pub struct Piece {

@@ -6,11 +6,15 @@
 //!
 //! Shapes: B samples, R rows of a sample, P parts, D features.
 
+#[cfg(feature = "cuda")]
+mod cuda;
+
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp3, DType, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
-use super::parts::{check, cut, pieces};
+use super::device::has_kernels;
+use super::parts::{check, cut, pieces, suits};
 use super::slices::{numbers_of, stored, widened};
 use super::tape::{Reads, apply3};
 use super::wide::wide;
@@ -29,7 +33,7 @@ pub fn gated_residual(x: &Tensor, update: &Tensor, gate: &Tensor, parts: &[usize
         return Ok(x.clone());
     }
     let update = update.to_dtype(x.dtype())?;
-    if !x.device().is_cpu() {
+    if !has_kernels(x) || !suits(x, parts) {
         return composed(x, &update, &gate.to_dtype(x.dtype())?, parts);
     }
     let gate = gate.to_dtype(DType::F32)?.contiguous()?;
@@ -93,6 +97,19 @@ impl CustomOp3 for Gated {
         Ok((stored(y, x.dtype())?, x_layout.shape().clone()))
     }
 
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        x: &candle_core::CudaStorage,
+        x_layout: &Layout,
+        update: &candle_core::CudaStorage,
+        update_layout: &Layout,
+        gate: &candle_core::CudaStorage,
+        gate_layout: &Layout,
+    ) -> Result<(candle_core::CudaStorage, Shape)> {
+        self.forward_on((x, x_layout), (update, update_layout), (gate, gate_layout))
+    }
+
     fn bwd(
         &self,
         x: &Tensor,
@@ -101,6 +118,10 @@ impl CustomOp3 for Gated {
         _: &Tensor,
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        #[cfg(feature = "cuda")]
+        if x.device().is_cuda() {
+            return self.back_on(x, update, gate, &grad.contiguous()?);
+        }
         let (batch, _, width) = x.dims3()?;
         let (mut dupdate, mut dgate) = (None, None);
         let contiguous = grad.contiguous()?;

@@ -6,10 +6,14 @@
 //!
 //! Shapes: B samples, S tokens, H heads, K features a head. Tokens come before heads, as linear layers give them.
 
+#[cfg(feature = "cuda")]
+mod cuda;
+
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp1, D, DType, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
+use super::device::has_kernels;
 use super::slices::{numbers_of, stored, widened};
 use super::tape::{Reads, apply1};
 use super::wide::wide;
@@ -66,7 +70,7 @@ impl Turn {
         if x.elem_count() == 0 {
             return Ok(x.clone());
         }
-        if !x.device().is_cpu() {
+        if !has_kernels(x) {
             return self.composed(x);
         }
         let turn = Self {
@@ -149,6 +153,11 @@ impl CustomOp1 for Op {
             });
         })?;
         Ok((stored(y, x.dtype())?, layout.shape().clone()))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, x: &candle_core::CudaStorage, layout: &Layout) -> Result<(candle_core::CudaStorage, Shape)> {
+        self.forward_on(x, layout)
     }
 
     fn bwd(&self, _: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {

@@ -26,7 +26,7 @@ use super::chain::Given;
 pub use apply::{Reads, apply1, apply3, apply3_costly};
 pub use gradients::Gradients;
 use gradients::Source;
-pub use shelf::{Costly, Shelf};
+pub use shelf::{Costly, Left, Shelf};
 
 thread_local! {
     static MODE: RefCell<Mode> = const { RefCell::new(Mode::Candle) };

@@ -8,8 +8,8 @@
 //! p = (1 - lr weight_decay) p - lr / (1 - beta1^t)  m / (sqrt(v) / sqrt(1 - beta2^t) + epsilon)
 //! ```
 //!
-//! f32 variables on the CPU are moved in one pass, in which parameter, gradient and moments are read and written once.
-//! All others go through candle's own operations. Each number depends on its own past only, so the result does not
+//! f32 variables are moved in one pass, in which parameter, gradient and moments are read and written once; on a GPU (feature
+//! `cuda`) all of them in one launch. All others go through candle's own operations. Each number depends on its own past only, so the result does not
 //! depend on the threads.
 
 use candle_core::{Result, Tensor, Var, bail};
@@ -146,6 +146,10 @@ impl AdamW {
         }
         self.step += 1;
         let update = Update::new(&self.config, self.step, scale, lr);
+        #[cfg(feature = "cuda")]
+        if self.vars.iter().all(|var| super::cuda::possible(var)) && !self.vars.is_empty() {
+            return self.step_on(gradients, &update);
+        }
         if self.vars.iter().all(|var| var.device().is_cpu()) {
             let all = self.vars.par_iter().zip(gradients).zip(&mut self.moments);
             all.try_for_each(|((var, gradient), moments)| update.apply(var, gradient, moments))
@@ -153,6 +157,27 @@ impl AdamW {
             let mut all = self.vars.iter().zip(gradients).zip(&mut self.moments);
             all.try_for_each(|((var, gradient), moments)| update.apply(var, gradient, moments))
         }
+    }
+
+    /// The same in one launch.
+    #[cfg(feature = "cuda")]
+    fn step_on(&self, gradients: &[Tensor], update: &Update) -> Result<()> {
+        use super::cuda::{Moved, step};
+        let whole = |gradient: &Tensor| gradient.to_dtype(candle_core::DType::F32)?.contiguous();
+        let gradients = gradients.iter().map(whole).collect::<Result<Vec<_>>>()?;
+        let mut all = Vec::with_capacity(self.vars.len());
+        for ((var, gradient), kept) in self.vars.iter().zip(&gradients).zip(&self.moments) {
+            let Kept::Tensors(Moments { exp_avg, exp_avg_sq }) = kept else {
+                bail!("the moments of a variable on a GPU are elsewhere");
+            };
+            all.push(Moved {
+                var,
+                gradient,
+                exp_avg,
+                exp_avg_sq,
+            });
+        }
+        step(&all, update.on_gpu())
     }
 
     /// A copy of all that moves, apart from the variables.
@@ -207,7 +232,11 @@ impl Kept {
         let here = |moment: &Tensor| moment.to_device(var.device())?.to_dtype(var.dtype());
         let (exp_avg, exp_avg_sq) = (here(&moments.exp_avg)?, here(&moments.exp_avg_sq)?);
         if !in_place::possible(var) {
-            return Ok(Self::Tensors(Moments { exp_avg, exp_avg_sq }));
+            // Of its own, as a GPU's are changed where they lie.
+            return Ok(Self::Tensors(Moments {
+                exp_avg: exp_avg.copy()?,
+                exp_avg_sq: exp_avg_sq.copy()?,
+            }));
         }
         Ok(Self::Plain {
             exp_avg: exp_avg.flatten_all()?.to_vec1()?,
@@ -221,7 +250,10 @@ impl Kept {
                 exp_avg: Tensor::from_slice(exp_avg, var.shape(), var.device())?,
                 exp_avg_sq: Tensor::from_slice(exp_avg_sq, var.shape(), var.device())?,
             }),
-            Self::Tensors(moments) => Ok(moments.clone()), // replaced at each step, never changed
+            Self::Tensors(moments) => Ok(Moments {
+                exp_avg: moments.exp_avg.copy()?,
+                exp_avg_sq: moments.exp_avg_sq.copy()?,
+            }),
         }
     }
 }
@@ -247,6 +279,20 @@ impl Update {
             step_size: lr / (1.0 - config.beta1.powf(step as f64)),
             bias_correction2_sqrt: (1.0 - config.beta2.powf(step as f64)).sqrt(),
             epsilon: config.epsilon,
+        }
+    }
+
+    #[cfg(feature = "cuda")]
+    fn on_gpu(&self) -> super::cuda::Update {
+        super::cuda::Update {
+            scale: self.scale as f32,
+            decay: self.decay as f32,
+            weight1: (1.0 - self.beta1) as f32,
+            beta2: self.beta2 as f32,
+            weight2: (1.0 - self.beta2) as f32,
+            step_size: self.step_size as f32,
+            correction: self.bias_correction2_sqrt as f32,
+            epsilon: self.epsilon as f32,
         }
     }
 

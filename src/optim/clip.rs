@@ -10,6 +10,10 @@ const LANES: usize = 8;
 
 /// The norm of all gradients as one vector: summed in f64 and in a fixed order.
 pub fn global_norm(gradients: &[Tensor]) -> Result<f64> {
+    #[cfg(feature = "cuda")]
+    if gradients.first().is_some_and(|gradient| gradient.device().is_cuda()) {
+        return Ok(super::cuda::square_sum(gradients)?.sqrt());
+    }
     let sums = if gradients.iter().all(|gradient| gradient.device().is_cpu()) {
         gradients.par_iter().map(square_sum).collect::<Result<Vec<f64>>>()?
     } else {

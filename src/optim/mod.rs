@@ -2,6 +2,8 @@
 
 pub mod adamw;
 pub mod clip;
+#[cfg(feature = "cuda")]
+mod cuda;
 pub mod ema;
 mod in_place;
 pub mod lr;

@@ -1,6 +1,9 @@
-//! Memory of this process and of its machine, as Linux tells of it in `/proc` and control groups; elsewhere unknown.
+//! Memory of this process and of its machine, as Linux tells of it in `/proc` and control groups; elsewhere unknown. Of a
+//! GPU, as its driver tells.
 
 use std::path::Path;
+
+use candle_core::Device;
 
 /// In bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,6 +31,24 @@ pub fn free() -> Option<u64> {
         })
         .map(|(limit, used)| limit.saturating_sub(used));
     Some(group.map_or(machine, |group| group.min(machine)))
+}
+
+/// The most bytes that were in use at once where a run computes: of this process, or of the GPU's pool.
+pub fn peak_on(device: &Device) -> Option<u64> {
+    #[cfg(feature = "cuda")]
+    if let Device::Cuda(device) = device {
+        return crate::ops::cuda::memory::peak(device).ok();
+    }
+    device.is_cpu().then(|| resident().map(|memory| memory.peak)).flatten()
+}
+
+/// How many bytes may still be taken where a run computes.
+pub fn free_on(device: &Device) -> Option<u64> {
+    #[cfg(feature = "cuda")]
+    if let Device::Cuda(device) = device {
+        return crate::ops::cuda::memory::free(device).ok();
+    }
+    device.is_cpu().then(free).flatten()
 }
 
 fn read(status: &str) -> Option<Resident> {

@@ -68,9 +68,8 @@ impl Config {
 
     /// What is kept between the passes on this device, with the memory that is free now.
     pub fn keep(&self, device: &Device) -> Keep {
-        let free = device.is_cpu().then(memory::free).flatten();
         match self.gradient_checkpointing {
-            true => self.keep.keep(free),
+            true => self.keep.keep(memory::free_on(device)),
             false => Keep::All,
         }
     }

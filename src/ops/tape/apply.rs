@@ -1,7 +1,7 @@
 //! Running an op, and noting it where its stretch is recorded.
 
 use candle_core::op::BackpropOp;
-use candle_core::{CpuStorage, CustomOp1, CustomOp3, Result, Shape, Storage, Tensor, Var, bail};
+use candle_core::{CustomOp1, CustomOp3, Result, Shape, Storage, Tensor, Var, bail};
 
 use super::gradients::Source;
 use super::shelf::{Costly, Shelved};
@@ -25,10 +25,7 @@ where
     if candle_records() {
         return x.apply_op1(op);
     }
-    let output = {
-        let (storage, layout) = x.storage_and_layout();
-        leaf(op.cpu_fwd(on_cpu(&storage)?, layout)?)
-    };
+    let output = run1(x, &op)?;
     note([x], output, reads, move |[x], output, gradient| {
         Ok(vec![op.bwd(x, output, gradient)?])
     })
@@ -85,22 +82,33 @@ fn take_down() -> Option<Shelved> {
     })
 }
 
-fn run3(inputs: [&Tensor; 3], op: &impl CustomOp3) -> Result<Tensor> {
-    let [(x, x_layout), (y, y_layout), (z, z_layout)] = inputs.map(Tensor::storage_and_layout);
-    let (x, y, z) = (on_cpu(&x)?, on_cpu(&y)?, on_cpu(&z)?);
-    Ok(leaf(op.cpu_fwd(x, x_layout, y, y_layout, z, z_layout)?))
+fn run1(x: &Tensor, op: &impl CustomOp1) -> Result<Tensor> {
+    let (storage, layout) = x.storage_and_layout();
+    match &*storage {
+        Storage::Cpu(x) => op.cpu_fwd(x, layout).map(|(y, shape)| leaf(Storage::Cpu(y), shape)),
+        Storage::Cuda(x) => op.cuda_fwd(x, layout).map(|(y, shape)| leaf(Storage::Cuda(y), shape)),
+        Storage::Metal(_) => bail!("{} has no kernel for Metal", op.name()),
+    }
 }
 
-fn on_cpu(storage: &Storage) -> Result<&CpuStorage> {
-    match storage {
-        Storage::Cpu(storage) => Ok(storage),
-        _ => bail!("an op for the CPU was given a tensor on a device"),
+fn run3(inputs: [&Tensor; 3], op: &impl CustomOp3) -> Result<Tensor> {
+    let [(x, x_layout), (y, y_layout), (z, z_layout)] = inputs.map(Tensor::storage_and_layout);
+    match (&*x, &*y, &*z) {
+        (Storage::Cpu(x), Storage::Cpu(y), Storage::Cpu(z)) => {
+            let (output, shape) = op.cpu_fwd(x, x_layout, y, y_layout, z, z_layout)?;
+            Ok(leaf(Storage::Cpu(output), shape))
+        }
+        (Storage::Cuda(x), Storage::Cuda(y), Storage::Cuda(z)) => {
+            let (output, shape) = op.cuda_fwd(x, x_layout, y, y_layout, z, z_layout)?;
+            Ok(leaf(Storage::Cuda(output), shape))
+        }
+        _ => bail!("{} was given tensors on several devices, or on one that it has no kernel for", op.name()),
     }
 }
 
 /// An op's result, at which candle's graph starts anew.
-fn leaf((storage, shape): (CpuStorage, Shape)) -> Tensor {
-    Tensor::from_storage(Storage::Cpu(storage), shape, BackpropOp::none(), true)
+fn leaf(storage: Storage, shape: Shape) -> Tensor {
+    Tensor::from_storage(storage, shape, BackpropOp::none(), true)
 }
 
 fn note3<C>(inputs: [&Tensor; 3], output: Tensor, op: C, reads: Reads<3>) -> Result<Tensor>

@@ -1,0 +1,296 @@
+//! Ops on a GPU beside the CPU: outputs, and the gradients of all inputs that learn.
+
+use candle_core::{DType, Device, Result, Tensor, Var};
+
+use super::{Row, difference, most, poison};
+use crate::ops::activation::{gelu_erf, gelu_tanh, silu};
+use crate::ops::attention;
+use crate::ops::chain::Given;
+use crate::ops::linear::{Frozen, LowRank};
+use crate::ops::norm::{Kind, Norm};
+use crate::ops::residual::gated_residual;
+use crate::ops::rotary::{Pairs, Turn};
+use crate::ops::tape::record;
+use crate::rng::Rng;
+
+/// An op with the shapes of its inputs.
+pub struct Case {
+    pub name: &'static str,
+    inputs: Vec<Input>,
+    run: Box<dyn Fn(&[Tensor]) -> Result<Tensor>>,
+}
+
+/// A tensor of standard normal numbers, times a factor.
+#[derive(Clone)]
+struct Input {
+    name: &'static str,
+    shape: Vec<usize>,
+    /// Whether a gradient is wanted of it.
+    learns: bool,
+    /// Whether it stays f32: tables and adapters.
+    wide: bool,
+    factor: f64,
+}
+
+fn input(name: &'static str, shape: &[usize]) -> Input {
+    Input {
+        name,
+        shape: shape.to_vec(),
+        learns: true,
+        wide: false,
+        factor: 1.0,
+    }
+}
+
+impl Input {
+    fn frozen(self) -> Self {
+        Self { learns: false, ..self }
+    }
+
+    fn wide(self) -> Self {
+        Self { wide: true, ..self }
+    }
+
+    fn times(self, factor: f64) -> Self {
+        Self { factor, ..self }
+    }
+}
+
+impl Case {
+    fn new(
+        name: &'static str,
+        inputs: impl IntoIterator<Item = Input>,
+        run: impl Fn(&[Tensor]) -> Result<Tensor> + 'static,
+    ) -> Self {
+        Self {
+            name,
+            inputs: inputs.into_iter().collect(),
+            run: Box::new(run),
+        }
+    }
+
+    /// The op on `device` in `dtype` beside the CPU in f32, which is given the very numbers that `dtype` can hold.
+    pub fn compare(&self, device: &Device, dtype: DType, rng: &mut Rng) -> Result<Vec<Row>> {
+        let mut drawn = Vec::new();
+        for input in &self.inputs {
+            let numbers = rng.randn(input.shape.iter().product());
+            let tensor = (Tensor::from_vec(numbers, &input.shape[..], &Device::Cpu)? * input.factor)?;
+            let kept = if input.wide { DType::F32 } else { dtype };
+            drawn.push(tensor.to_dtype(kept)?);
+        }
+        let wide: Vec<Tensor> = drawn.iter().map(|x| x.to_dtype(DType::F32)).collect::<Result<_>>()?;
+        let shape = (self.run)(&wide)?.shape().clone();
+        let gradient = Tensor::from_vec(rng.randn(shape.elem_count()), shape, &Device::Cpu)?.to_dtype(dtype)?;
+        let theirs = self.results(&wide, &gradient.to_dtype(DType::F32)?)?;
+        let there: Vec<Tensor> = drawn.iter().map(|x| x.to_device(device)).collect::<Result<_>>()?;
+        poison(device)?;
+        let ours = self.results(&there, &gradient.to_device(device)?)?;
+        let mut rows = Vec::new();
+        for ((what, ours), (_, theirs)) in ours.iter().zip(&theirs) {
+            rows.push(Row {
+                what: format!("{} {what} {dtype:?}", self.name),
+                error: difference(ours, theirs)?,
+                most: most(dtype),
+            });
+        }
+        Ok(rows)
+    }
+
+    /// The output and the gradients, by name.
+    fn results(&self, inputs: &[Tensor], gradient: &Tensor) -> Result<Vec<(String, Tensor)>> {
+        let mut given = Vec::new();
+        for (input, tensor) in self.inputs.iter().zip(inputs) {
+            given.push(match input.learns {
+                true => Var::from_tensor(tensor)?.into_inner(),
+                false => tensor.clone(),
+            });
+        }
+        let (output, tape) = record(|| (self.run)(&given))?;
+        let mut found = tape.backward(&[Given {
+            output: output.clone(),
+            gradient: gradient.clone(),
+        }])?;
+        let mut all = vec![("y".to_string(), output.detach())];
+        for (input, tensor) in self.inputs.iter().zip(&given).filter(|(input, _)| input.learns) {
+            let Some(gradient) = found.remove(tensor) else {
+                candle_core::bail!("{}: no gradient of {}", self.name, input.name);
+            };
+            all.push((format!("d{}", input.name), gradient));
+        }
+        Ok(all)
+    }
+}
+
+/// Every op, on sizes that fill whole packs and on odd ones.
+pub fn all() -> Vec<Case> {
+    [
+        norms(),
+        residuals(),
+        activations(),
+        rotary(),
+        linear(),
+        attentions(),
+        masked_attentions(),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
+}
+
+fn norms() -> Vec<Case> {
+    let norm = |kind, parts: &[usize]| Norm {
+        kind,
+        eps: 1e-6,
+        parts: parts.to_vec(),
+    };
+    let case = |name, norm: Norm, [batch, samples, width]: [usize; 3]| {
+        let (rows, parts) = (norm.parts.iter().sum(), norm.parts.len());
+        let table = [samples, parts, width];
+        let inputs = [
+            input("x", &[batch, rows, width]),
+            input("gain", &table).wide(),
+            input("offset", &table).wide(),
+        ];
+        Case::new(name, inputs, move |given| norm.forward(&given[0], &given[1], &given[2]))
+    };
+    vec![
+        case("layer norm", norm(Kind::Layer, &[300]), [2, 1, 1920]),
+        case("layer norm by parts", norm(Kind::Layer, &[26, 100]), [2, 2, 256]),
+        case("layer norm odd", norm(Kind::Layer, &[7, 12]), [3, 3, 131]),
+        case("rms norm", norm(Kind::Rms, &[200]), [2, 1, 2048]),
+        case("rms norm odd", norm(Kind::Rms, &[5, 6, 8]), [2, 2, 77]),
+    ]
+}
+
+fn residuals() -> Vec<Case> {
+    let case = |name, parts: &'static [usize], [batch, samples, width]: [usize; 3]| {
+        let rows = parts.iter().sum();
+        let inputs = [
+            input("x", &[batch, rows, width]),
+            input("update", &[batch, rows, width]),
+            input("gate", &[samples, parts.len(), width]).wide(),
+        ];
+        Case::new(name, inputs, move |given| gated_residual(&given[0], &given[1], &given[2], parts))
+    };
+    vec![
+        case("gated residual", &[226, 400], [2, 2, 1920]),
+        case("gated residual odd", &[3, 14], [3, 1, 93]),
+    ]
+}
+
+fn activations() -> Vec<Case> {
+    let shape = [2, 333, 129]; // no whole number of packs
+    let x = || [input("x", &shape).times(2.0)];
+    vec![
+        Case::new("gelu", x(), |given| gelu_erf(&given[0])),
+        Case::new("gelu (tanh)", x(), |given| gelu_tanh(&given[0])),
+        Case::new("silu", x(), |given| silu(&given[0])),
+    ]
+}
+
+fn rotary() -> Vec<Case> {
+    let case = |name, pairs, table: &[usize], first| {
+        let inputs = [
+            input("x", &[2, 40, 6, 64]),
+            input("cos", table).frozen().wide(),
+            input("sin", table).frozen().wide(),
+        ];
+        Case::new(name, inputs, move |given| {
+            let turn = Turn {
+                cos: given[1].clone(),
+                sin: given[2].clone(),
+                pairs,
+                first,
+            };
+            turn.forward(&given[0])
+        })
+    };
+    vec![
+        case("rotary, neighbours", Pairs::Neighbours, &[40, 32], 0),
+        case("rotary, behind text", Pairs::Neighbours, &[33, 32], 7),
+        case("rotary, halves", Pairs::Halves, &[2, 40, 32], 0),
+        case("rotary, by head", Pairs::Neighbours, &[40, 192], 0),
+    ]
+}
+
+fn linear() -> Vec<Case> {
+    let case = |name, [rows, features, out, rank]: [usize; 4], biased: bool| {
+        let small = (features as f64).powf(-0.5);
+        let inputs = [
+            input("x", &[2, rows, features]),
+            input("weight", &[out, features]).frozen().times(small),
+            input("bias", &[out]).frozen(),
+            input("a", &[rank.max(1), features]).wide().times(small),
+            input("b", &[out, rank.max(1)]).wide().times(0.1),
+        ];
+        let adapted = rank > 0;
+        let inputs = inputs.into_iter().map(move |input| Input {
+            learns: input.learns && (adapted || input.name == "x"),
+            ..input
+        });
+        Case::new(name, inputs, move |given| {
+            let layer = Frozen {
+                weight: given[1].clone(),
+                bias: biased.then(|| given[2].clone()),
+            };
+            let adapter = LowRank {
+                a: &given[3],
+                b: &given[4],
+                scale: 0.7,
+            };
+            match adapted {
+                true => layer.forward_with(&given[0], adapter),
+                false => layer.forward(&given[0]),
+            }
+        })
+    };
+    vec![
+        case("linear", [200, 512, 384, 0], true),
+        case("linear without bias", [200, 512, 384, 0], false),
+        case("linear odd", [33, 37, 51, 0], true),
+        case("lora linear", [200, 512, 384, 32], true),
+        case("lora linear odd", [33, 37, 51, 5], false),
+    ]
+}
+
+/// Samples, queries, keys, heads, features a head.
+type Heads = [usize; 5];
+
+fn attentions() -> Vec<Case> {
+    let case = |name, [batch, queries, keys, heads, width]: Heads| {
+        let inputs = [
+            input("q", &[batch, queries, heads, width]),
+            input("k", &[batch, keys, heads, width]),
+            input("v", &[batch, keys, heads, width]),
+        ];
+        Case::new(name, inputs, |given| attention(&given[0], &given[1], &given[2], None))
+    };
+    vec![
+        case("attention 64", [2, 333, 333, 3, 64]),
+        case("attention 128", [1, 300, 300, 2, 128]),
+        case("attention across", [2, 200, 77, 3, 96]),
+        case("attention 256", [1, 70, 90, 1, 256]),
+        case("attention tiled", [2, 45, 61, 3, 12]), // no whole 8 features: never cuDNN's
+    ]
+}
+
+fn masked_attentions() -> Vec<Case> {
+    let case = |name, [batch, queries, keys, heads, width]: Heads| {
+        let inputs = [
+            input("q", &[batch, queries, heads, width]),
+            input("k", &[batch, keys, heads, width]),
+            input("v", &[batch, keys, heads, width]),
+        ];
+        Case::new(name, inputs, move |given| {
+            let length = |sample: usize| keys - (sample + 1) * keys / 4;
+            let hidden = |at: usize| at % keys >= length(at / keys);
+            let mask: Vec<f32> = (0..batch * keys).map(|at| if hidden(at) { f32::NEG_INFINITY } else { 0.0 }).collect();
+            let mask = Tensor::from_vec(mask, (batch, 1, 1, keys), given[0].device())?;
+            attention(&given[0], &given[1], &given[2], Some(&mask))
+        })
+    };
+    vec![
+        case("attention 64, padded keys", [2, 130, 96, 3, 64]),
+        case("attention tiled, padded keys", [2, 45, 61, 3, 12]),
+    ]
+}

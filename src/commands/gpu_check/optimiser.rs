@@ -1,0 +1,55 @@
+//! The optimiser on a GPU beside the CPU: the norm of all gradients, and some steps.
+
+use candle_core::{DType, Device, Result, Tensor, Var};
+
+use super::{Row, difference, most, poison};
+use crate::optim::adamw::{AdamW, Config};
+use crate::optim::clip;
+use crate::rng::Rng;
+
+/// Of variables that fill pieces, and of ones that do not.
+const SHAPES: [[usize; 2]; 4] = [[128, 1920], [1920, 128], [5, 37], [1, 1]];
+
+pub fn compare(device: &Device, rng: &mut Rng) -> Result<Vec<Row>> {
+    let mut draw = |scale: f64| -> Result<Vec<Tensor>> {
+        let one = |[rows, columns]: [usize; 2], rng: &mut Rng| {
+            Tensor::from_vec(rng.randn(rows * columns), (rows, columns), &Device::Cpu)? * scale
+        };
+        SHAPES.into_iter().map(|shape| one(shape, &mut *rng)).collect()
+    };
+    let start = draw(0.1)?;
+    let gradients = [draw(1.0)?, draw(1.0)?, draw(1.0)?];
+    poison(device)?;
+    let (our_norms, ours) = run(&start, &gradients, device)?;
+    let (their_norms, theirs) = run(&start, &gradients, &Device::Cpu)?;
+    let row = |what: String, error: f64| Row {
+        what,
+        error,
+        most: most(DType::F32),
+    };
+    let mut rows = vec![row("norm of all gradients".into(), difference(&our_norms, &their_norms)?)];
+    for ((ours, theirs), shape) in ours.iter().zip(&theirs).zip(SHAPES) {
+        rows.push(row(format!("three steps of AdamW, {shape:?}"), difference(ours, theirs)?));
+    }
+    Ok(rows)
+}
+
+/// The norms before clipping, and where the variables end.
+fn run(start: &[Tensor], gradients: &[Vec<Tensor>], device: &Device) -> Result<(Tensor, Vec<Tensor>)> {
+    let var = |tensor: &Tensor| Var::from_tensor(&tensor.to_device(device)?);
+    let vars: Vec<Var> = start.iter().map(var).collect::<Result<_>>()?;
+    let config = Config {
+        weight_decay: 0.1,
+        ..Config::default()
+    };
+    let mut optimiser = AdamW::new(vars.clone(), &config)?;
+    let mut norms = Vec::new();
+    for gradients in gradients {
+        let here: Vec<Tensor> = gradients.iter().map(|tensor| tensor.to_device(device)).collect::<Result<_>>()?;
+        let norm = clip::global_norm(&here)?;
+        optimiser.step(&here, clip::coefficient(norm, 1.0), 1e-2)?;
+        norms.push(norm);
+    }
+    let norms = Tensor::new(norms, &Device::Cpu)?;
+    Ok((norms, vars.into_iter().map(Var::into_inner).collect()))
+}

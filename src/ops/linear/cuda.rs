@@ -1,0 +1,220 @@
+//! Linear layers on a GPU, by cuBLAS.
+//!
+//! The adapter's two products take the type of what the layer is given; its part is added to the layer's within the second
+//! one. Gradients of A and B come in the adapter's own type.
+
+use candle_core::backend::BackendStorage;
+use candle_core::op::BackpropOp;
+use candle_core::{CudaStorage, DType, Layout, Result, Shape, Storage, Tensor, bail};
+
+use super::{Adapted, Layer, Sizes};
+use crate::ops::cuda::matmul::{Biased, Matrix, Product};
+use crate::ops::cuda::{self, Address};
+use crate::ops::tape::Left;
+
+/// Numbers and how they lie.
+type Stored<'a> = (&'a CudaStorage, &'a Layout);
+
+impl Layer {
+    pub(super) fn forward_on(&self, x: &CudaStorage, layout: &Layout) -> Result<(CudaStorage, Shape)> {
+        let y = self.run_on((x, layout))?;
+        Ok((y, self.sizes.out_shape(layout.shape())))
+    }
+
+    /// y = x W^T + b.
+    fn run_on(&self, x: Stored) -> Result<CudaStorage> {
+        let Sizes {
+            rows,
+            features,
+            out_features,
+            ..
+        } = self.sizes;
+        let (device, dtype) = (x.0.device(), x.0.dtype());
+        let sizes = Product {
+            rows,
+            inner: features,
+            columns: out_features,
+            alpha: 1.0,
+            beta: 0.0,
+            dtype,
+            to: dtype,
+        };
+        let mut y = cuda::fresh(device, rows * out_features, dtype)?;
+        let (weight, weight_layout) = self.frozen.weight.storage_and_layout();
+        let Some(bias) = &self.frozen.bias else {
+            let (x, weight) = (cuda::address(x.0, x.1)?, cuda::address(on_gpu(&weight)?, weight_layout)?);
+            sizes.run(device, Matrix::new(x), Matrix::t(weight), cuda::first(&y)?)?;
+            return Ok(y);
+        };
+        let (bias, bias_layout) = bias.storage_and_layout();
+        let biased = Biased {
+            x,
+            weight: (on_gpu(&weight)?, weight_layout),
+            bias: (on_gpu(&bias)?, bias_layout),
+            sizes,
+        };
+        biased.run(device, &mut y)?;
+        Ok(y)
+    }
+
+    /// dx = dy W, in the shape of x.
+    pub(super) fn back_on(&self, x: &Tensor, grad: &Tensor) -> Result<Tensor> {
+        let device = grad.device().as_cuda_device()?;
+        let dx = cuda::fresh_tensor(device, x.dims(), grad.dtype())?;
+        let product = Product {
+            rows: self.sizes.rows,
+            inner: self.sizes.out_features,
+            columns: self.sizes.features,
+            alpha: 1.0,
+            beta: 0.0,
+            dtype: grad.dtype(),
+            to: grad.dtype(),
+        };
+        let (dy, weight) = (cuda::address_of(grad)?, cuda::address_of(&self.frozen.weight)?);
+        product.run(device, Matrix::new(dy), Matrix::new(weight), cuda::address_of(&dx)?)?;
+        Ok(dx)
+    }
+}
+
+fn on_gpu(storage: &Storage) -> Result<&CudaStorage> {
+    match storage {
+        Storage::Cuda(storage) => Ok(storage),
+        _ => bail!("a linear layer's matrix is on another device than what it is given"),
+    }
+}
+
+impl Adapted {
+    pub(super) fn forward_on(&self, x: Stored, a: Stored, b: Stored) -> Result<(CudaStorage, Shape)> {
+        let Sizes {
+            rows,
+            features,
+            out_features,
+            rank,
+        } = self.layer.sizes;
+        let (device, dtype) = (x.0.device(), x.0.dtype());
+        let y = self.layer.run_on(x)?;
+        let (a, b) = (narrowed(a, dtype)?, narrowed(b, dtype)?);
+        let low = cuda::fresh(device, rows * rank, dtype)?;
+        let plain = Product {
+            rows,
+            inner: features,
+            columns: rank,
+            alpha: 1.0,
+            beta: 0.0,
+            dtype,
+            to: dtype,
+        };
+        let (x_at, low_at) = (cuda::address(x.0, x.1)?, cuda::first(&low)?);
+        plain.run(device, Matrix::new(x_at), Matrix::t(a.at()?), low_at)?;
+        let onto = Product {
+            inner: rank,
+            columns: out_features,
+            alpha: self.scale,
+            beta: 1.0,
+            ..plain
+        };
+        onto.run(device, Matrix::new(low_at), Matrix::t(b.at()?), cuda::first(&y)?)?;
+        let low = Tensor::from_storage(Storage::Cuda(low), (rows, rank), BackpropOp::none(), false);
+        self.low.get_or_init(|| Left::Device(low));
+        Ok((y, self.layer.sizes.out_shape(x.1.shape())))
+    }
+
+    /// The gradients that are wanted of x, A and B.
+    pub(super) fn back_on(
+        &self,
+        [x, a, b]: [&Tensor; 3],
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let Sizes {
+            rows,
+            features,
+            out_features,
+            rank,
+        } = self.layer.sizes;
+        let Some(Left::Device(low)) = self.low.get() else {
+            bail!("a linear layer: the way back without the way forward");
+        };
+        let (device, dtype) = (grad.device().as_cuda_device()?, grad.dtype());
+        let (dy, low) = (cuda::address_of(grad)?, cuda::address_of(low)?);
+        let mut found = (None, None, None);
+        if b.track_op() {
+            let db = cuda::fresh_tensor(device, (out_features, rank), b.dtype())?;
+            let product = Product {
+                rows: out_features,
+                inner: rows,
+                columns: rank,
+                alpha: self.scale,
+                beta: 0.0,
+                dtype,
+                to: b.dtype(),
+            };
+            product.run(device, Matrix::t(dy), Matrix::new(low), cuda::address_of(&db)?)?; // s dy^T (x A^T)
+            found.2 = Some(db);
+        }
+        if !x.track_op() && !a.track_op() {
+            return Ok(found);
+        }
+        let down = cuda::fresh_tensor(device, (rows, rank), dtype)?;
+        let product = Product {
+            rows,
+            inner: out_features,
+            columns: rank,
+            alpha: self.scale,
+            beta: 0.0,
+            dtype,
+            to: dtype,
+        };
+        let (b, down_at) = (b.to_dtype(dtype)?, cuda::address_of(&down)?);
+        product.run(device, Matrix::new(dy), Matrix::new(cuda::address_of(&b)?), down_at)?; // s dy B
+        if a.track_op() {
+            let da = cuda::fresh_tensor(device, (rank, features), a.dtype())?;
+            let product = Product {
+                rows: rank,
+                inner: rows,
+                columns: features,
+                alpha: 1.0,
+                to: a.dtype(),
+                ..product
+            };
+            product.run(device, Matrix::t(down_at), Matrix::new(cuda::address_of(x)?), cuda::address_of(&da)?)?;
+            found.1 = Some(da);
+        }
+        if x.track_op() {
+            let dx = self.layer.back_on(x, grad)?;
+            let onto = Product {
+                inner: rank,
+                columns: features,
+                alpha: 1.0,
+                beta: 1.0,
+                ..product
+            };
+            let a = a.to_dtype(dtype)?;
+            onto.run(device, Matrix::new(down_at), Matrix::new(cuda::address_of(&a)?), cuda::address_of(&dx)?)?;
+            found.0 = Some(dx);
+        }
+        Ok(found)
+    }
+}
+
+/// An adapter's matrix in the type of a product.
+enum Narrowed<'a> {
+    Own(Stored<'a>),
+    Made(CudaStorage),
+}
+
+fn narrowed(matrix: Stored<'_>, dtype: DType) -> Result<Narrowed<'_>> {
+    let (storage, layout) = matrix;
+    match storage.dtype() == dtype {
+        true => Ok(Narrowed::Own(matrix)),
+        false => storage.to_dtype(layout, dtype).map(Narrowed::Made),
+    }
+}
+
+impl Narrowed<'_> {
+    fn at(&self) -> Result<Address> {
+        match self {
+            Self::Own((storage, layout)) => cuda::address(storage, layout),
+            Self::Made(storage) => cuda::first(storage),
+        }
+    }
+}
