@@ -1,15 +1,18 @@
 //! `vtrain bench`: what a training step costs on this machine, on made-up clips of a run's bucket.
 
+mod clock;
+
+use std::cell::RefCell;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
-use std::time::Instant;
 
 use anyhow::Context;
 use candle_core::{DType, Device, Tensor, Var};
 use serde::Serialize;
 
 use super::{Exit, Failure, OrExit};
+use clock::Mark;
 use crate::config::RunConfig;
 use crate::data::Bucket;
 use crate::diffusion::objective;
@@ -148,12 +151,12 @@ fn measure(args: &Args, config: &RunConfig, bucket: Bucket, device: &Device) -> 
     let mut splits = Vec::new();
     for _ in 0..=args.steps {
         splits.push(match args.forward {
-            true => forward(&bare)?,
+            true => forward(&bare, device)?,
             false => step(&bare, config, &vars, &mut optimizer, keep)?,
         });
     }
     splits.remove(0); // the first one warms up
-    let peak_memory_bytes = memory::resident().map(|memory| memory.peak); // before the product below takes any
+    let peak_memory_bytes = memory::peak_on(device); // before the product below takes any
     let work = bare.work;
     Ok(Measured {
         bucket,
@@ -171,32 +174,39 @@ fn measure(args: &Args, config: &RunConfig, bucket: Bucket, device: &Device) -> 
 
 /// A training step as `train` makes it.
 fn step(bare: &Bare, config: &RunConfig, vars: &[Var], optimizer: &mut AdamW, keep: Keep) -> anyhow::Result<Split> {
-    let started = Instant::now();
-    let loss = |prediction: &Tensor| objective::loss(prediction, &bare.target, None);
+    let device = bare.target.device();
+    let started = Mark::now(device)?;
+    let lost = RefCell::new(None);
+    let loss = |prediction: &Tensor| {
+        let loss = objective::loss(prediction, &bare.target, None)?;
+        lost.replace(Some(Mark::now(device)?));
+        Ok(loss)
+    };
     let passed = forward_backward(&*bare.denoiser, &bare.input, &loss, vars, keep)?;
     let gradients: Option<Vec<Tensor>> = passed.gradients.into_iter().collect();
     let gradients = gradients.context("an adapter without a gradient")?;
-    let norm = clip::global_norm(&gradients)?; // waits for a GPU
-    let both = started.elapsed();
+    let norm = clip::global_norm(&gradients)?;
+    let back = Mark::now(device)?;
     optimizer.step(
         &gradients,
         clip::coefficient(norm, config.train.max_grad_norm),
         config.optimizer.lr,
     )?;
+    let done = Mark::now(device)?;
+    let lost = lost.into_inner().context("a step without a loss")?;
     Ok(Split {
-        forward: passed.forward.as_secs_f64(),
-        backward: (both - passed.forward).as_secs_f64(),
-        optimizer: (started.elapsed() - both).as_secs_f64(),
+        forward: lost.since(&started)?,
+        backward: back.since(&lost)?,
+        optimizer: done.since(&back)?,
     })
 }
 
 /// A sampling step without guidance.
-fn forward(bare: &Bare) -> anyhow::Result<Split> {
-    let started = Instant::now();
-    let prediction = bare.denoiser.forward(&bare.input)?;
-    prediction.to_dtype(DType::F32)?.sum_all()?.to_scalar::<f32>()?; // waits for a GPU
+fn forward(bare: &Bare, device: &Device) -> anyhow::Result<Split> {
+    let started = Mark::now(device)?;
+    drop(bare.denoiser.forward(&bare.input)?);
     Ok(Split {
-        forward: started.elapsed().as_secs_f64(),
+        forward: Mark::now(device)?.since(&started)?,
         backward: 0.0,
         optimizer: 0.0,
     })
@@ -204,17 +214,16 @@ fn forward(bare: &Bare) -> anyhow::Result<Split> {
 
 /// The fastest of some products of square matrices, in operations a second.
 fn best_product(dtype: DType, device: &Device) -> anyhow::Result<f64> {
-    const SIDE: usize = 1536;
     const TIMES: usize = 8;
-    let a = Tensor::randn(0f32, 1.0, (SIDE, SIDE), device)?.to_dtype(dtype)?;
+    let side = if device.is_cpu() { 1536 } else { 8192 };
+    let a = Tensor::randn(0f32, 1.0, (side, side), device)?.to_dtype(dtype)?;
     let mut best = f64::INFINITY;
     for _ in 0..TIMES {
-        let started = Instant::now();
-        let product = a.matmul(&a)?;
-        product.get(0)?.to_dtype(DType::F32)?.sum_all()?.to_scalar::<f32>()?; // waits for a GPU
-        best = best.min(started.elapsed().as_secs_f64());
+        let started = Mark::now(device)?;
+        drop(a.matmul(&a)?);
+        best = best.min(Mark::now(device)?.since(&started)?);
     }
-    Ok(2.0 * (SIDE as f64).powi(3) / best)
+    Ok(2.0 * (side as f64).powi(3) / best)
 }
 
 fn median(values: impl Iterator<Item = f64>) -> f64 {

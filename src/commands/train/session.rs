@@ -167,7 +167,7 @@ impl<'a> Session<'a> {
             lr,
             step_seconds: started.elapsed().as_secs_f64(),
             samples_seen: self.counts.samples_seen,
-            peak_memory_bytes: memory::resident().map(|memory| memory.peak),
+            peak_memory_bytes: memory::peak_on(&self.parts.trainer.source.device),
             skipped: outcome.skipped.is_some().then_some(self.counts.skipped),
         }
     }

@@ -168,7 +168,7 @@ impl Biased<'_> {
         let y = y.as_cuda_slice_mut::<T>()?;
         with_lt(device, |lt| {
             // SAFETY: the matrices have these sizes, row by row; what cuBLASLt sees are the transposes.
-            unsafe { lt.matmul(config, &weight, &x, y, Some(&bias), None) }.w()
+            unsafe { lt.matmul(config, &weight, &x, y, Some(&bias), None) }.map_err(candle_core::Error::wrap)
         })
     }
 }
@@ -191,7 +191,8 @@ fn with_lt<T>(device: &CudaDevice, run: impl FnOnce(&CudaBlasLT) -> Result<T>) -
     let lt = match known {
         Some(lt) => lt,
         None => {
-            let lt: &'static CudaBlasLT = Box::leak(Box::new(CudaBlasLT::new(device.cuda_stream()).w()?));
+            let started = CudaBlasLT::new(device.cuda_stream()).map_err(candle_core::Error::wrap)?;
+            let lt: &'static CudaBlasLT = Box::leak(Box::new(started));
             STARTED.with_borrow_mut(|started| started.push((device.id(), lt)));
             lt
         }
