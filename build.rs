@@ -54,14 +54,22 @@ mod cuda {
         let to = out.join(name).with_extension("ptx");
         let nvcc = nvcc();
         let status = Command::new(&nvcc)
-            .args(["--ptx", "--std=c++17", "-O3", &format!("--gpu-architecture=compute_{}", card())])
+            .args([
+                "--ptx",
+                "--std=c++17",
+                "-O3",
+                &format!("--gpu-architecture=compute_{}", card()),
+            ])
             .arg("-o")
             .args([&to, source])
             .status();
         match status {
             Ok(status) if status.success() => {}
             Ok(status) => panic!("{}: {} gave up, {status}", source.display(), nvcc.display()),
-            Err(error) => panic!("{} cannot be run ({error}); set CUDA_HOME to a CUDA toolkit", nvcc.display()),
+            Err(error) => panic!(
+                "{} cannot be run ({error}); set CUDA_HOME to a CUDA toolkit",
+                nvcc.display()
+            ),
         }
     }
 
@@ -77,7 +85,10 @@ mod cuda {
     fn card() -> u32 {
         let named = env::var("CUDA_COMPUTE_CAP").ok();
         let digits = named.as_deref().map(|named| named.replace('.', ""));
-        digits.and_then(|digits| digits.trim_end_matches('a').parse().ok()).unwrap_or(OLDEST).min(OLDEST)
+        digits
+            .and_then(|digits| digits.trim_end_matches('a').parse().ok())
+            .unwrap_or(OLDEST)
+            .min(OLDEST)
     }
 }
 
@@ -92,13 +103,21 @@ mod cudnn {
     pub fn build() {
         println!("cargo:rerun-if-changed={SHIM}");
         let mut build = cc::Build::new();
-        build.cpp(true).std("c++17").file(SHIM).define("NV_CUDNN_FRONTEND_USE_DYNAMIC_LOADING", None);
+        build
+            .cpp(true)
+            .std("c++17")
+            .file(SHIM)
+            .define("NV_CUDNN_FRONTEND_USE_DYNAMIC_LOADING", None);
         build.warnings(false).opt_level(1); // the headers are large, and the time is spent in cuDNN
         for variable in ["CUDNN_FRONTEND_INCLUDE", "CUDNN_INCLUDE", "CUDA_HOME", "CUDA_PATH"] {
             println!("cargo:rerun-if-env-changed={variable}");
             let Some(folder) = env::var_os(variable) else { continue };
             let folder = Path::new(&folder);
-            build.include(if variable.ends_with("INCLUDE") { folder.into() } else { folder.join("include") });
+            build.include(if variable.ends_with("INCLUDE") {
+                folder.into()
+            } else {
+                folder.join("include")
+            });
         }
         build.compile("vtrain_cudnn_shim");
     }

@@ -12,7 +12,6 @@ use candle_core::{DType, Device, Tensor, Var};
 use serde::Serialize;
 
 use super::{Exit, Failure, OrExit};
-use clock::Mark;
 use crate::config::RunConfig;
 use crate::data::Bucket;
 use crate::diffusion::objective;
@@ -27,6 +26,7 @@ use crate::optim::clip;
 use crate::rng::Rng;
 use crate::train::memory;
 use crate::train::segments::{Keep, forward_backward};
+use clock::Mark;
 
 /// Measure a training step: time, where it goes, memory
 #[derive(Debug, clap::Args)]

@@ -36,7 +36,9 @@ impl Device {
 
 #[cfg(not(feature = "cuda"))]
 fn gpu(index: usize) -> anyhow::Result<candle_core::Device> {
-    anyhow::bail!("device: cuda:{index} cannot be used: this vtrain was built without CUDA (docs/gpu.md); use cpu or auto")
+    anyhow::bail!(
+        "device: cuda:{index} cannot be used: this vtrain was built without CUDA (docs/gpu.md); use cpu or auto"
+    )
 }
 
 /// A GPU with one stream for everything, which keeps the memory that it has freed.

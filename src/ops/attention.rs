@@ -231,7 +231,10 @@ struct Attention {
 
 impl Costly for Attention {
     fn left(&self) -> Left {
-        self.log_sums.get().cloned().unwrap_or_else(|| Left::Host(Arc::default()))
+        self.log_sums
+            .get()
+            .cloned()
+            .unwrap_or_else(|| Left::Host(Arc::default()))
     }
 
     fn resume(&self, left: Left) {

@@ -47,11 +47,7 @@ impl CustomOp1 for Due {
     }
 
     #[cfg(feature = "cuda")]
-    fn cuda_fwd(
-        &self,
-        output: &candle_core::CudaStorage,
-        _: &Layout,
-    ) -> Result<(candle_core::CudaStorage, Shape)> {
+    fn cuda_fwd(&self, output: &candle_core::CudaStorage, _: &Layout) -> Result<(candle_core::CudaStorage, Shape)> {
         use candle_core::backend::BackendDevice;
         let scalar = Shape::from(());
         Ok((output.device().zeros_impl(&scalar, output.dtype())?, scalar))

@@ -57,7 +57,9 @@ pub fn step(all: &[Moved], update: Update) -> Result<()> {
 
 /// The sum of the squares of all numbers, in f64 and in a fixed order.
 pub fn square_sum(gradients: &[Tensor]) -> Result<f64> {
-    let gradients = gradients.iter().map(|gradient| gradient.to_dtype(DType::F32)?.contiguous());
+    let gradients = gradients
+        .iter()
+        .map(|gradient| gradient.to_dtype(DType::F32)?.contiguous());
     let gradients = gradients.collect::<Result<Vec<Tensor>>>()?;
     let table = Table::new(&gradients.iter().map(|gradient| [gradient]).collect::<Vec<_>>())?;
     let sums = cuda::fresh_tensor(gradients[0].device().as_cuda_device()?, table.pieces, DType::F64)?;
@@ -123,6 +125,8 @@ impl Table {
         };
         let table = self.numbers.device_ptr(self.numbers.stream()).0;
         let count = self.count as i32;
-        call(&table, &count, &|arguments| KERNELS.launch(&self.device, kernel, grid, arguments))
+        call(&table, &count, &|arguments| {
+            KERNELS.launch(&self.device, kernel, grid, arguments)
+        })
     }
 }

@@ -170,7 +170,9 @@ fn residuals() -> Vec<Case> {
             input("update", &[batch, rows, width]),
             input("gate", &[samples, parts.len(), width]).wide(),
         ];
-        Case::new(name, inputs, move |given| gated_residual(&given[0], &given[1], &given[2], parts))
+        Case::new(name, inputs, move |given| {
+            gated_residual(&given[0], &given[1], &given[2], parts)
+        })
     };
     vec![
         case("gated residual", &[226, 400], [2, 2, 1920]),
@@ -284,7 +286,9 @@ fn masked_attentions() -> Vec<Case> {
         Case::new(name, inputs, move |given| {
             let length = |sample: usize| keys - (sample + 1) * keys / 4;
             let hidden = |at: usize| at % keys >= length(at / keys);
-            let mask: Vec<f32> = (0..batch * keys).map(|at| if hidden(at) { f32::NEG_INFINITY } else { 0.0 }).collect();
+            let mask: Vec<f32> = (0..batch * keys)
+                .map(|at| if hidden(at) { f32::NEG_INFINITY } else { 0.0 })
+                .collect();
             let mask = Tensor::from_vec(mask, (batch, 1, 1, keys), given[0].device())?;
             attention(&given[0], &given[1], &given[2], Some(&mask))
         })

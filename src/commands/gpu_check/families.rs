@@ -20,15 +20,24 @@ use crate::rng::Rng;
 use crate::train::segments::{Keep, Policy, forward_backward};
 
 const STEPS: usize = 20;
-const BUCKET: [usize; 3] = [9, 64, 64];
+const BUCKET: [usize; 3] = [17, 96, 128];
 
 /// The prediction, and the furthest of 20 losses.
 pub fn compare(folder: &Path, device: &Device, dtype: DType) -> anyhow::Result<Vec<Row>> {
     let (their_prediction, theirs) = train(folder, &Device::Cpu, DType::F32)?;
     let (our_prediction, ours) = train(folder, device, dtype)?;
-    let name = folder.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
-    let furthest = ours.iter().zip(&theirs).map(|(ours, theirs)| (ours - theirs).abs() / theirs.abs());
-    let (prediction, losses) = if dtype == DType::F32 { (1e-4, 1e-3) } else { (3e-2, 2e-2) };
+    let name = folder
+        .file_name()
+        .map_or_else(String::new, |name| name.to_string_lossy().into_owned());
+    let furthest = ours
+        .iter()
+        .zip(&theirs)
+        .map(|(ours, theirs)| (ours - theirs).abs() / theirs.abs());
+    let (prediction, losses) = if dtype == DType::F32 {
+        (1e-4, 1e-3)
+    } else {
+        (3e-2, 2e-2)
+    };
     Ok(vec![
         Row {
             what: format!("{name} prediction {dtype:?}"),
@@ -38,7 +47,10 @@ pub fn compare(folder: &Path, device: &Device, dtype: DType) -> anyhow::Result<V
         Row {
             what: format!("{name} {STEPS} training losses {dtype:?}"),
             // `max` would lose what is no number.
-            error: furthest.fold(0.0, |most, error| if error > most || error.is_nan() { error } else { most }),
+            error: furthest.fold(
+                0.0,
+                |most, error| if error > most || error.is_nan() { error } else { most },
+            ),
             most: losses,
         },
     ])

@@ -27,9 +27,15 @@ pub fn compare(device: &Device, rng: &mut Rng) -> Result<Vec<Row>> {
         error,
         most: most(DType::F32),
     };
-    let mut rows = vec![row("norm of all gradients".into(), difference(&our_norms, &their_norms)?)];
+    let mut rows = vec![row(
+        "norm of all gradients".into(),
+        difference(&our_norms, &their_norms)?,
+    )];
     for ((ours, theirs), shape) in ours.iter().zip(&theirs).zip(SHAPES) {
-        rows.push(row(format!("three steps of AdamW, {shape:?}"), difference(ours, theirs)?));
+        rows.push(row(
+            format!("three steps of AdamW, {shape:?}"),
+            difference(ours, theirs)?,
+        ));
     }
     Ok(rows)
 }
@@ -45,7 +51,10 @@ fn run(start: &[Tensor], gradients: &[Vec<Tensor>], device: &Device) -> Result<(
     let mut optimiser = AdamW::new(vars.clone(), &config)?;
     let mut norms = Vec::new();
     for gradients in gradients {
-        let here: Vec<Tensor> = gradients.iter().map(|tensor| tensor.to_device(device)).collect::<Result<_>>()?;
+        let here: Vec<Tensor> = gradients
+            .iter()
+            .map(|tensor| tensor.to_device(device))
+            .collect::<Result<_>>()?;
         let norm = clip::global_norm(&here)?;
         optimiser.step(&here, clip::coefficient(norm, 1.0), 1e-2)?;
         norms.push(norm);

@@ -145,7 +145,13 @@ impl Attention {
         let Written { dq, dk, dv } = written;
         let sums = cuda::fresh_tensor(device, (batch, heads, queries), DType::F32)?;
         let (along, mask, passed) = (cuda::address_of(&sums)?, self.mask_at()?, self.passed());
-        self.tiled(device, "attention_along", dtype, [queries, 0], &[&out, &grad, &along, &passed])?;
+        self.tiled(
+            device,
+            "attention_along",
+            dtype,
+            [queries, 0],
+            &[&out, &grad, &along, &passed],
+        )?;
         let arguments: [&dyn Argument; 9] = [&q, &k, &v, &mask, &grad, &log_sums, &along, &dq, &passed];
         self.tiled(device, "attention_back_queries", dtype, [queries, 4], &arguments)?;
         let arguments: [&dyn Argument; 10] = [&q, &k, &v, &mask, &grad, &log_sums, &along, &dk, &dv, &passed];

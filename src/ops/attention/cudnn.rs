@@ -169,13 +169,7 @@ pub(super) fn back(
     run(device, sizes, mask, dtype, operands)
 }
 
-fn run(
-    device: &CudaDevice,
-    sizes: &Sizes,
-    mask: Option<&Mask>,
-    dtype: DType,
-    mut operands: Operands,
-) -> Result<bool> {
+fn run(device: &CudaDevice, sizes: &Sizes, mask: Option<&Mask>, dtype: DType, mut operands: Operands) -> Result<bool> {
     if dtype != DType::BF16 || !sizes.width.is_multiple_of(8) {
         return Ok(false);
     }
@@ -254,7 +248,14 @@ fn plan(device: &CudaDevice, shape: &Shape) -> Option<Plan> {
     let (mut plan, mut workspace) = (null_mut(), 0);
     // SAFETY: the shim reads a shape and writes a plan and a number.
     let built = asked(|error, size| unsafe {
-        vtrain_cudnn_plan(handle, &raw const *shape, &raw mut plan, &raw mut workspace, error, size)
+        vtrain_cudnn_plan(
+            handle,
+            &raw const *shape,
+            &raw mut plan,
+            &raw mut workspace,
+            error,
+            size,
+        )
     });
     let plan = match built {
         Ok(()) => Some(Plan {
@@ -311,7 +312,11 @@ fn bias(sizes: &Sizes, mask: &Mask) -> Result<Option<Rc<Tensor>>> {
     }
     // Minus infinity less itself is no number: a finite one leaves as little.
     let finite = table.clamp(-1e30f32, 1e30f32)?.to_dtype(DType::BF16)?;
-    let bias = Rc::new(finite.broadcast_as((samples, heads, sizes.queries, keys))?.contiguous()?);
+    let bias = Rc::new(
+        finite
+            .broadcast_as((samples, heads, sizes.queries, keys))?
+            .contiguous()?,
+    );
     KNOWN.with_borrow_mut(|known| {
         known.bias = Some(Ready {
             from: table.clone(),

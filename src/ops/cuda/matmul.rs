@@ -173,9 +173,7 @@ impl Biased<'_> {
     }
 }
 
-fn view<'a, T: CudaDType>(
-    (storage, layout): (&'a CudaStorage, &Layout),
-) -> Result<cudarc::driver::CudaView<'a, T>> {
+fn view<'a, T: CudaDType>((storage, layout): (&'a CudaStorage, &Layout)) -> Result<cudarc::driver::CudaView<'a, T>> {
     let Some((start, end)) = layout.contiguous_offsets() else {
         bail!("a product was given a matrix with gaps, {layout:?}");
     };

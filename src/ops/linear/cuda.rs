@@ -42,7 +42,10 @@ impl Layer {
         let mut y = cuda::fresh(device, rows * out_features, dtype)?;
         let (weight, weight_layout) = self.frozen.weight.storage_and_layout();
         let Some(bias) = &self.frozen.bias else {
-            let (x, weight) = (cuda::address(x.0, x.1)?, cuda::address(on_gpu(&weight)?, weight_layout)?);
+            let (x, weight) = (
+                cuda::address(x.0, x.1)?,
+                cuda::address(on_gpu(&weight)?, weight_layout)?,
+            );
             sizes.run(device, Matrix::new(x), Matrix::t(weight), cuda::first(&y)?)?;
             return Ok(y);
         };
@@ -176,7 +179,12 @@ impl Adapted {
                 to: a.dtype(),
                 ..product
             };
-            product.run(device, Matrix::t(down_at), Matrix::new(cuda::address_of(x)?), cuda::address_of(&da)?)?;
+            product.run(
+                device,
+                Matrix::t(down_at),
+                Matrix::new(cuda::address_of(x)?),
+                cuda::address_of(&da)?,
+            )?;
             found.1 = Some(da);
         }
         if x.track_op() {
@@ -189,7 +197,12 @@ impl Adapted {
                 ..product
             };
             let a = a.to_dtype(dtype)?;
-            onto.run(device, Matrix::new(down_at), Matrix::new(cuda::address_of(&a)?), cuda::address_of(&dx)?)?;
+            onto.run(
+                device,
+                Matrix::new(down_at),
+                Matrix::new(cuda::address_of(&a)?),
+                cuda::address_of(&dx)?,
+            )?;
             found.0 = Some(dx);
         }
         Ok(found)

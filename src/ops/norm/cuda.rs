@@ -97,7 +97,11 @@ impl NormOp {
         let (batch, parts, rows) = (x.dim(0)?, self.norm.parts.len(), x.elem_count() / width);
         let (layer, eps) = self.form_on();
         let moments = cuda::fresh_tensor(device, (rows, 2), DType::F32)?;
-        let [x, grad, moments_at] = [cuda::address_of(x)?, cuda::address_of(grad)?, cuda::address_of(&moments)?];
+        let [x, grad, moments_at] = [
+            cuda::address_of(x)?,
+            cuda::address_of(grad)?,
+            cuda::address_of(&moments)?,
+        ];
         KERNELS.launch(
             device,
             &named("norm_moments", dtype)?,

@@ -46,7 +46,10 @@ impl Gated {
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         let dx = x.track_op().then(|| grad.clone());
         let dupdate = update.track_op().then(|| self.back_to_update(gate, grad)).transpose()?;
-        let dgate = gate.track_op().then(|| self.back_to_gate(update, gate, grad)).transpose()?;
+        let dgate = gate
+            .track_op()
+            .then(|| self.back_to_gate(update, gate, grad))
+            .transpose()?;
         Ok((dx, dupdate, dgate))
     }
 

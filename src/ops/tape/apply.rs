@@ -102,7 +102,10 @@ fn run3(inputs: [&Tensor; 3], op: &impl CustomOp3) -> Result<Tensor> {
             let (output, shape) = op.cuda_fwd(x, x_layout, y, y_layout, z, z_layout)?;
             Ok(leaf(Storage::Cuda(output), shape))
         }
-        _ => bail!("{} was given tensors on several devices, or on one that it has no kernel for", op.name()),
+        _ => bail!(
+            "{} was given tensors on several devices, or on one that it has no kernel for",
+            op.name()
+        ),
     }
 }
 

@@ -1,0 +1,90 @@
+//! The kernels compile for every card that docs/gpu.md names, and a build without CUDA says so.
+//!
+//! What they compute is checked on a GPU, by scripts/gpu_check.sh.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// A100; RTX 40 and L40; H100.
+const CARDS: [&str; 3] = ["sm_80", "sm_89", "sm_90"];
+
+/// The compiler that build.rs takes, where there is one.
+fn nvcc() -> Option<PathBuf> {
+    let home = std::env::var_os("CUDA_HOME").or_else(|| std::env::var_os("CUDA_PATH"));
+    let named = std::env::var_os("NVCC").map(PathBuf::from);
+    let nvcc = named.or_else(|| home.map(|home| Path::new(&home).join("bin/nvcc")));
+    let nvcc = nvcc.unwrap_or_else(|| "nvcc".into());
+    Command::new(&nvcc).arg("--version").output().is_ok().then_some(nvcc)
+}
+
+fn kernels(folder: &Path, found: &mut Vec<PathBuf>) {
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            kernels(&path, found);
+        } else if path.extension().is_some_and(|extension| extension == "cu") {
+            found.push(path);
+        }
+    }
+}
+
+#[test]
+fn kernels_are_built_by_build_rs_and_compile_for_every_card() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut sources = Vec::new();
+    kernels(&root.join("src"), &mut sources);
+    assert!(sources.len() >= 7, "{sources:?}");
+    let build = std::fs::read_to_string(root.join("build.rs")).unwrap();
+    for source in &sources {
+        let name = source.strip_prefix(root).unwrap().to_str().unwrap();
+        assert!(
+            build.contains(&format!("\"{name}\"")),
+            "build.rs does not compile {name}"
+        );
+    }
+    let Some(nvcc) = nvcc() else {
+        println!("skipped: there is no nvcc here (CUDA_HOME names none)");
+        return;
+    };
+    let folder = tempfile::tempdir().unwrap();
+    for source in &sources {
+        for card in CARDS {
+            let to = folder.path().join("kernels.cubin");
+            let output = Command::new(&nvcc)
+                .args([
+                    "--cubin",
+                    "--std=c++17",
+                    "-O3",
+                    &format!("--gpu-architecture={card}"),
+                    "-o",
+                ])
+                .args([&to, source])
+                .output()
+                .unwrap();
+            let said = String::from_utf8_lossy(&output.stderr);
+            assert!(output.status.success(), "{} for {card}: {said}", source.display());
+            assert!(std::fs::metadata(&to).unwrap().len() > 0);
+        }
+    }
+}
+
+#[cfg(not(feature = "cuda"))]
+#[test]
+fn a_build_without_cuda_says_so_in_one_line() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = folder.path().join("run.yaml");
+    std::fs::write(
+        &run,
+        "device: cuda:1\nmodel: {path: nowhere}\ndatasets: [{path: nowhere}]\n",
+    )
+    .unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_vtrain"))
+        .args(["bench", "--config"])
+        .arg(&run)
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    assert_eq!(said.lines().count(), 1, "{said}");
+    assert!(said.contains("cuda:1") && said.contains("built without CUDA"), "{said}");
+}
