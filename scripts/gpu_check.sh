@@ -4,8 +4,9 @@
 #   scripts/gpu_check.sh --pack BINARY FOLDER   where vtrain was built: everything to carry, into FOLDER
 #   FOLDER/gpu_check.sh                         where the GPU is: one table, in less than ten minutes
 #
-# The folder holds the stripped binary, FFmpeg's libraries and what they need, and the tiny checkpoints of the tests. CUDA's
-# own libraries are looked for where wheels and toolkits put them. Its exit code is 1 where a line of the table says FAIL.
+# The folder holds this script and an archive, which it unpacks there (with tar and xz): the stripped binary, FFmpeg's
+# libraries and what they need, and the tiny checkpoints of the tests. CUDA's own libraries are looked for where wheels and
+# toolkits put them. Its exit code is 1 where a line of the table says FAIL.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 
@@ -13,20 +14,22 @@ here=$(cd "$(dirname "$0")" && pwd)
 their_own='^(ld-linux.*|libc|libm|libdl|libpthread|librt|libgcc_s|libstdc\+\+|libcuda|libcudart|libcublas|libcublasLt|libcurand|libcudnn.*|libnccl|libnvrtc.*|linux-vdso)\.so'
 
 pack() {
-    local binary=$1 folder=$2 family
-    mkdir -p "$folder/lib" "$folder/tiny"
+    local binary=$1 to=$2 folder family
+    folder=$(mktemp -d)
+    mkdir -p "$folder/lib" "$folder/tiny" "$to"
     strip -o "$folder/vtrain" "$binary"
     ldd "$binary" | awk '$2 == "=>" && $3 ~ /^\// { print $3 }' | while read -r library; do
         [[ $(basename "$library") =~ $their_own ]] && continue
         cp -L "$library" "$folder/lib/"
     done
-    chmod u+w "$folder"/lib/*
-    strip --strip-unneeded "$folder"/lib/* 2>/dev/null || true
     for family in cogvideox/cogvideox-2b cogvideox/cogvideox-5b ltx_video/ltx-0.9.0 wan/wan-2.1-t2v; do
         cp -r "$here/../tests/fixtures/$family" "$folder/tiny/"
     done
-    cp "$0" "$folder/gpu_check.sh"
-    echo "To carry: $(du -sm "$folder" | cut -f1) MB in $folder, of which vtrain is $(du -m "$folder/vtrain" | cut -f1)"
+    XZ_OPT=-9 tar -C "$folder" -cJf "$to/vtrain.tar.xz" vtrain lib tiny
+    cp "$0" "$to/gpu_check.sh"
+    echo "To carry: $(du -sm "$to" | cut -f1) MB in $to; unpacked $(du -sm "$folder" | cut -f1) MB," \
+        "of which vtrain is $(du -m "$folder/vtrain" | cut -f1)"
+    rm -rf "$folder"
 }
 
 if [[ ${1:-} == --pack ]]; then
@@ -35,9 +38,13 @@ if [[ ${1:-} == --pack ]]; then
     exit
 fi
 
-# CUDA's libraries: of the wheels that PyTorch installs, of a toolkit, and of containers.
+[[ -x $here/vtrain ]] || tar -C "$here" -xJf "$here/vtrain.tar.xz"
+
+# CUDA's libraries: of the wheels that PyTorch installs, of a toolkit; the driver's in containers, where the loader knows none.
 wheels=$(python3 -c 'import nvidia; print(list(nvidia.__path__)[0])' 2>/dev/null || true)
-for folder in ${wheels:+"$wheels"/*/lib} /usr/local/cuda/lib64 /usr/local/nvidia/lib64 /usr/local/cuda/compat; do
+drivers=(/usr/local/nvidia/lib64 /usr/local/cuda/compat)
+if ldconfig -p | grep -q 'libcuda\.so\.1'; then drivers=(); fi
+for folder in ${wheels:+"$wheels"/*/lib} /usr/local/cuda/lib64 "${drivers[@]}"; do
     [[ -d $folder ]] && LD_LIBRARY_PATH="${LD_LIBRARY_PATH:+$LD_LIBRARY_PATH:}$folder"
 done
 export LD_LIBRARY_PATH="${LD_LIBRARY_PATH:+$LD_LIBRARY_PATH:}$here/lib"
