@@ -17,8 +17,11 @@ use crate::rng::Rng;
 pub struct Case {
     pub name: &'static str,
     inputs: Vec<Input>,
-    run: Box<dyn Fn(&[Tensor]) -> Result<Tensor>>,
+    run: Box<Run>,
 }
+
+/// From the inputs to the output.
+type Run = dyn Fn(&[Tensor]) -> Result<Tensor>;
 
 /// A tensor of standard normal numbers, times a factor.
 #[derive(Clone)]
