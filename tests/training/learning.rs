@@ -115,4 +115,12 @@ fn the_quickstart_teaches_an_effect_and_objects_keep_their_colours() {
     assert!(after.gone >= 0.6, "with the adapter only {:.2} is gone", after.gone);
     let plain = see(folder, "", Some(&adapter));
     assert!(plain.right >= 0.9, "only {:.2} have the asked colour", plain.right);
+    if let Some(python) = std::env::var_os("VTRAIN_PYTHON") {
+        let mut check = Command::new(python);
+        check
+            .arg(root().join("scripts/check_videos.py"))
+            .arg(env!("CARGO_BIN_EXE_vtrain"));
+        check.arg(root().join("datasets/tiny-world")).arg(&adapter);
+        assert!(check.status().unwrap().success(), "diffusers makes other videos");
+    }
 }
