@@ -83,7 +83,7 @@ fn see(folder: &Path, token: &str, lora: Option<&Path>) -> Seen {
             assert!(command.status().unwrap().success());
             let mut files: Vec<_> = fs::read_dir(&out).unwrap().map(|file| file.unwrap().path()).collect();
             files.sort();
-            let pixels = |file: &Path| coloured(Clip::open(file).unwrap().decode(&[0]).unwrap().data);
+            let pixels = |file: &Path| coloured(&Clip::open(file).unwrap().decode(&[0]).unwrap().data);
             let (first, last) = (pixels(&files[0]), pixels(&files[8]));
             let count = |names: &[&str]| names.iter().filter(|&&name| name == asked).count() as f64;
             gone += (1.0 - count(&last) / count(&first).max(1.0)).max(0.0);
