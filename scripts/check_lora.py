@@ -9,6 +9,9 @@ With `--latents` the pipeline samples under the adapter, and the denoised latent
 `vtrain sample --dtype f32 --lora LORA_FILE --prompt "a red ball" --negative-prompt blue --num-frames 9 --height 32 --width 48
 --steps 4 --seed 42 --output-latents FILE` wrote, with an `--image` where the model wants one and at the `--size` if there is one. With `--write-latents` they
 are written, for tests without Python.
+
+`--same FILE` (repeatable) is the same adapter in another format: it must load as cleanly, and give the same latents to 1e-3.
+`--merged DIR` is the checkpoint with the adapter folded in: it must give the same latents without it, to 1e-4.
 """
 
 import argparse
@@ -77,7 +80,7 @@ def sample(pipe, image, size):
 def compare(transformer, tensors, settings):
     """Every adapter against the file."""
     rank, alpha = settings["transformer.r"], settings["transformer.lora_alpha"]
-    scale = alpha / (math.sqrt(rank) if settings["transformer.use_rslora"] else rank)
+    scale = alpha / (math.sqrt(rank) if settings.get("transformer.use_rslora", False) else rank)
     layers = {name: module for name, module in transformer.named_modules() if hasattr(module, "lora_A")}
     for name, module in layers.items():
         for half in ("lora_A", "lora_B"):
@@ -93,6 +96,24 @@ def compare(transformer, tensors, settings):
     print(f"{len(layers)} adapters of rank {rank}, alpha {alpha}, scale {scale:.6g}: no warning, no key too many or too few")
 
 
+def agree(what, ours, theirs, bound):
+    error = (torch.linalg.norm(ours - theirs) / torch.linalg.norm(theirs)).item()
+    print(f"{what}: latents differ by {error:.1e}")
+    if not error <= bound:
+        sys.exit(f"{what}: the latents do not agree")
+
+
+def compare_others(args, pipe):
+    """Other files of the same adapter, and the checkpoint it was merged into."""
+    theirs = sample(pipe, args.image, args.size)
+    for file in args.same:
+        other = load(args.pipeline, args.model, file.resolve())
+        agree(file.name, sample(other, args.image, args.size), theirs, 1e-3)
+    if args.merged:
+        merged = getattr(diffusers, args.pipeline).from_pretrained(args.merged)
+        agree("merged", sample(merged, args.image, args.size), theirs, 1e-4)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
@@ -102,6 +123,8 @@ def main():
     parser.add_argument("--size", type=lambda size: [int(side) for side in size.split("x")], default=[32, 48])
     parser.add_argument("--latents", type=Path)
     parser.add_argument("--write-latents", type=Path)
+    parser.add_argument("--same", type=Path, action="append", default=[])
+    parser.add_argument("--merged", type=Path)
     args = parser.parse_args()
     file = args.file.resolve()
     with safe_open(file, "pt") as opened:
@@ -109,6 +132,8 @@ def main():
         settings = json.loads(opened.metadata()["lora_adapter_metadata"])
     pipe = load(args.pipeline, args.model, file)
     compare(pipe.transformer, tensors, settings)
+    if args.same or args.merged:
+        compare_others(args, pipe)
     if args.write_latents:
         save_file({"latents": sample(pipe, args.image, args.size).contiguous()}, args.write_latents)
     if args.latents:

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{data, diffusion, lora, models, optim, train};
+use crate::{data, diffusion, hub, lora, models, optim, train};
 
 mod device;
 mod unknown;
@@ -46,6 +46,7 @@ pub struct RunConfig {
     pub checkpoint: train::checkpoint::Config,
     pub validation: train::validate::Config,
     pub tracking: train::metrics::Config,
+    pub hub: hub::push::Config,
 }
 
 impl Default for RunConfig {
@@ -65,6 +66,7 @@ impl Default for RunConfig {
             checkpoint: Default::default(),
             validation: Default::default(),
             tracking: Default::default(),
+            hub: Default::default(),
         }
     }
 }
@@ -197,6 +199,7 @@ impl RunConfig {
         add("lr_scheduler", self.lr_scheduler.check());
         add("checkpoint", self.checkpoint.check());
         add("validation", self.validation.check());
+        add("hub", self.hub.check());
         if self.output_dir.as_os_str().is_empty() {
             add("output_dir", vec![("".into(), "must not be empty".into())]);
         }

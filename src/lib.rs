@@ -8,6 +8,7 @@
 
 // 0: no knowledge of clips, models or runs
 pub mod disk;
+pub mod hub;
 pub mod ops;
 pub mod optim;
 pub mod process;
@@ -28,9 +29,12 @@ pub mod models;
 pub mod sample;
 // 5: the loop
 pub mod train;
-// 6: a run, as its file describes it
+// 6: a run, as its file describes it, and as a page shows it
 pub mod config;
-// 7: one verb, one file
+pub mod report;
+// 7: run files from other trainers' commands
+pub mod migrate;
+// 8: one verb, one file
 pub mod commands;
-// 8: the front door
+// 9: the front door
 pub mod cli;

@@ -18,7 +18,14 @@ const FILES: [&str; 3] = [
 ];
 
 fn checkpoints(folder: &Path, limit: usize) -> Checkpoints {
-    Checkpoints::new(folder, &Config { every: 10, limit })
+    Checkpoints::new(
+        folder,
+        &Config {
+            every: 10,
+            limit,
+            comfyui: false,
+        },
+    )
 }
 
 fn snapshot(step: u64) -> Snapshot {

@@ -7,6 +7,11 @@ use std::time::{Duration, Instant};
 
 use candle_core::{DType, Device, Tensor};
 use vtrain::diffusion::schedulers::{self, Scheduler};
+use vtrain::lora::file;
+use vtrain::lora::format::Format;
+use vtrain::lora::inspect::Report;
+use vtrain::lora::resize::resize;
+use vtrain::models::rooms;
 use vtrain::models::{self, FamilyName};
 use vtrain::nn::Weights;
 use vtrain::rng::Rng;
@@ -244,5 +249,72 @@ fn mutated_configs_of_parts_are_read_or_refused() {
         }
         assert!(good > 0 && refused > 0, "{good} read, {refused} refused: {text}");
     }
+    assert!(peak_memory() < 1 << 30, "{} bytes", peak_memory());
+}
+
+/// A letter of the header becomes another: names and number formats change, and it stays JSON.
+fn misspell(header: &[u8], rng: &mut Rng) -> Vec<u8> {
+    let mut bytes = header.to_vec();
+    let letters: Vec<usize> = (0..bytes.len()).filter(|at| bytes[*at].is_ascii_alphabetic()).collect();
+    let at = letters[below(rng, letters.len())];
+    bytes[at] = b"ABFQaklopqsv_."[below(rng, 14)];
+    bytes
+}
+
+/// All that is done with an adapter file, as far as it comes.
+fn read_adapters(bytes: &[u8], config: &str) -> anyhow::Result<()> {
+    let read = file::from_bytes(bytes, Some(config), &rooms::names())?;
+    Report::of(&read, |_, _| None)?;
+    for format in [Format::Diffusers, Format::ComfyUi, Format::Kohya] {
+        let written = read.write(format)?;
+        file::from_bytes(&written, None, &rooms::names())?.check()?;
+    }
+    resize(&read.layers, 1)?;
+    Ok(())
+}
+
+#[test]
+fn mutated_adapter_files_are_read_or_refused() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/lora/formats");
+    let names = [
+        "musubi_wan",
+        "comfyui_wan",
+        "comfyui_ltx_video",
+        "diffusers_wan",
+        "peft_cogvideox/adapter_model",
+    ];
+    let sources = names.map(|name| std::fs::read(folder.join(format!("{name}.safetensors"))).unwrap());
+    let config = std::fs::read(folder.join("peft_cogvideox/adapter_config.json")).unwrap();
+    let mut rng = Rng::new(10);
+    let (mut whole, mut refused) = (0, 0);
+    for case in 0..cases(500) {
+        let source = &sources[below(&mut rng, sources.len())];
+        let (header, data) = source.split_at(8 + u64::from_le_bytes(source[..8].try_into().unwrap()) as usize);
+        let mut bytes = match below(&mut rng, 5) {
+            0 => mutate(source, &mut rng),
+            1 => [header, &mutate(data, &mut rng)].concat(),
+            2 => [&header[..8], &mutate(&header[8..], &mut rng), data].concat(),
+            3 => [&header[..8], &miscount(&header[8..], &mut rng), data].concat(),
+            _ => [&header[..8], &misspell(&header[8..], &mut rng), data].concat(),
+        };
+        // Mostly the header is told to be as long as it has become.
+        if below(&mut rng, 4) > 0 && bytes.len() >= data.len() + 8 {
+            let length = (bytes.len() - data.len() - 8) as u64;
+            bytes[..8].copy_from_slice(&length.to_le_bytes());
+        }
+        let config = match below(&mut rng, 2) {
+            0 => config.clone(),
+            _ => miscount(&config, &mut rng),
+        };
+        match timed(case, || read_adapters(&bytes, &String::from_utf8_lossy(&config))) {
+            Ok(()) => whole += 1,
+            Err(error) => {
+                assert!(!format!("{error:#}").is_empty());
+                refused += 1;
+            }
+        }
+    }
+    println!("{whole} whole, {refused} refused");
+    assert!(whole > 0 && refused > 0, "{whole} whole, {refused} refused");
     assert!(peak_memory() < 1 << 30, "{} bytes", peak_memory());
 }

@@ -12,6 +12,11 @@ fn checkpoint() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/cogvideox/cogvideox-2b")
 }
 
+/// An adapter for the checkpoint.
+fn adapter() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/cogvideox/lora/pytorch_lora_weights.safetensors")
+}
+
 /// Serves the checkpoint as `someone/tiny`, and remembers what was asked.
 fn serve() -> (String, Arc<Mutex<Vec<String>>>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -73,9 +78,29 @@ fn response(path: &str, range: Option<&str>) -> Vec<u8> {
         let body = serde_json::json!({"sha": COMMIT, "siblings": siblings}).to_string();
         return head("200 OK", "Content-Type: application/json\r\n", body.as_bytes());
     }
+    let adapters = [
+        (
+            "style",
+            vec!["pytorch_lora_weights.safetensors", "sub/other.safetensors", "README.md"],
+        ),
+        ("several", vec!["a.safetensors", "b.safetensors"]),
+    ];
+    for (name, files) in adapters {
+        if path == format!("/api/models/someone/{name}/revision/main") || path == format!("/api/models/someone/{name}")
+        {
+            let siblings: Vec<_> = files
+                .iter()
+                .map(|file| serde_json::json!({"rfilename": file}))
+                .collect();
+            let body = serde_json::json!({"sha": COMMIT, "siblings": siblings}).to_string();
+            return head("200 OK", "Content-Type: application/json\r\n", body.as_bytes());
+        }
+    }
+    let adapter = path.starts_with("/someone/style/resolve/main/").then(adapter);
     let file = path
         .strip_prefix("/someone/tiny/resolve/main/")
-        .map(|file| checkpoint().join(file));
+        .map(|file| checkpoint().join(file))
+        .or(adapter);
     let Some(bytes) = file.and_then(|file| std::fs::read(file).ok()) else {
         return head("404 Not Found", "", b"no such thing");
     };
@@ -191,5 +216,60 @@ fn a_checkpoint_comes_from_the_hub_once_and_then_from_the_cache() {
         said(&stranger).contains("someone/else, revision main, on the Hugging Face Hub"),
         "{}",
         said(&stranger)
+    );
+}
+
+#[test]
+fn an_adapter_comes_from_the_hub_by_its_repository_or_its_file() {
+    let (endpoint, asked) = serve();
+    let home = tempfile::tempdir().unwrap();
+    let inspect = |name: &str, offline: bool| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_vtrain"));
+        command
+            .args(["lora", "merge", "--model"])
+            .arg(checkpoint())
+            .args(["--lora", name]);
+        command.arg(home.path().join(format!("merged-{}", name.len())));
+        command
+            .env("HF_HOME", home.path())
+            .env("HF_ENDPOINT", &endpoint)
+            .env("HF_TOKEN", "secret-token");
+        if offline {
+            command.env("HF_HUB_OFFLINE", "1");
+        }
+        let output = command.output().unwrap();
+        (
+            output.status.code(),
+            String::from_utf8_lossy(&output.stderr).into_owned(),
+        )
+    };
+    let offline = inspect("someone/style", true);
+    assert_eq!(offline.0, Some(4));
+    assert!(offline.1.contains("HF_HUB_OFFLINE is set"), "{}", offline.1);
+    let whole = inspect("someone/style=0.5", false);
+    assert_eq!(whole.0, Some(0), "{}", whole.1);
+    let file = inspect("someone/style/sub/other.safetensors", false);
+    assert_eq!(file.0, Some(0), "{}", file.1);
+    let several = inspect("someone/several", false);
+    assert_eq!(several.0, Some(4));
+    assert!(
+        several
+            .1
+            .contains("name one of them after it: a.safetensors, b.safetensors"),
+        "{}",
+        several.1
+    );
+    let none = inspect("someone/style/x/y.bin", false);
+    assert!(
+        none.1.contains("no such file, and no name of a Hub repository"),
+        "{}",
+        none.1
+    );
+    assert!(
+        asked
+            .lock()
+            .unwrap()
+            .iter()
+            .all(|request| request.ends_with(" with token"))
     );
 }

@@ -18,12 +18,15 @@ mod flow_schedulers; // sigmas, steps and noise of flow matching, against diffus
 mod fuzz; // mutated input of every kind
 mod hub; // checkpoints of the Hugging Face Hub
 mod lora; // which layers learn, first values, dropout, files, against PEFT and torch
+mod lora_formats; // adapter files of several programs, in and out, shrunk and merged
 mod ltx_video_dit; // the transformer against diffusers, forwards and backwards
 mod ltx_video_sample; // whole pipelines from a seed, against diffusers
 mod ltx_video_vae; // encode, decode, normalised latents
+mod migrate; // other trainers' commands as run files
 mod ops; // operations with backward passes of their own, against torch and their formulas
 mod optim; // AdamW, clipping, averages, schedules, against torch
 mod precompute; // clips and captions, encoded once
+mod report; // a run as a page
 mod rng; // torch's CPU generator, bit for bit
 mod schedulers; // timesteps, steps and noise, against diffusers
 mod text; // captions as ids and embeddings

@@ -6,6 +6,8 @@
 mod checkpoints;
 mod exported;
 mod learning;
+mod page;
+mod pushed;
 mod run;
 mod trajectory;
 

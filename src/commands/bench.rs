@@ -13,6 +13,7 @@ use super::{Exit, Failure, OrExit};
 use crate::config::RunConfig;
 use crate::data::Bucket;
 use crate::diffusion::objective;
+use crate::hub;
 use crate::lora::trainable::Trainable;
 use crate::models;
 use crate::models::bare::{self, Bare, Work};
@@ -124,7 +125,7 @@ fn measure(args: &Args, config: &RunConfig, bucket: Bucket, device: &Device) -> 
     let dtype: DType = config.model.dtype.into();
     let directory = match config.model.directory() {
         Some(directory) => directory,
-        None => models::hub::locate(&config.model.path, &config.model.revision)?,
+        None => hub::fetch::locate(&config.model.path, &config.model.revision)?,
     };
     let weights = match args.random_weights {
         true => Weights::random(dtype, device),

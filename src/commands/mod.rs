@@ -2,13 +2,17 @@
 
 use std::fmt;
 
+mod adapter;
 pub mod bench;
 pub mod check_dataset;
 pub mod completions;
 mod interrupt;
+pub mod lora;
 pub mod man;
+pub mod migrate;
 pub mod precompute;
 pub mod progress;
+pub mod report;
 pub mod sample;
 pub mod train;
 

@@ -17,6 +17,7 @@ use crate::config::RunConfig;
 use crate::data::cache::{Cache, Encoded, Key};
 use crate::data::dataset::OnBadClip;
 use crate::data::{Report, pixels};
+use crate::hub;
 use crate::models::family::ClipEncoder;
 use crate::models::{self, Family};
 use crate::video::Frames;
@@ -59,7 +60,7 @@ pub fn run(args: Args) -> Result<(), Failure> {
 pub fn open_model(config: &RunConfig) -> Result<Box<dyn Family>, Failure> {
     let device = config.device.open().or_exit(Exit::Usage)?;
     let model = &config.model;
-    let directory = models::hub::locate(&model.path, &model.revision).or_exit(Exit::Model)?;
+    let directory = hub::fetch::locate(&model.path, &model.revision).or_exit(Exit::Model)?;
     let remembered = Cache::open(&config.precompute.folder(&config.output_dir)).remembered(&directory);
     models::open_with(&directory, model.family, model.dtype.into(), &device, &remembered).or_exit(Exit::Model)
 }

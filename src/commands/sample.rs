@@ -1,17 +1,17 @@
 //! `vtrain sample`: a clip from a prompt, an image or another clip.
 
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 use std::sync::Arc;
 
 use anyhow::{Context, anyhow, ensure};
 use candle_core::{DType, Tensor};
 
+use super::adapter::Lora;
 use super::{Exit, Failure, OrExit, progress};
 use crate::config::Device;
 use crate::disk;
+use crate::hub;
 use crate::lora::adapters::Adapters;
-use crate::lora::diffusers;
 use crate::models::{self, Family, FamilyName};
 use crate::nn::weights::Planter;
 use crate::sample::{self, Request, Sampled, Start};
@@ -85,36 +85,6 @@ enum Precision {
     Bf16,
 }
 
-/// `FILE` or `FILE=SCALE`.
-#[derive(Debug, Clone)]
-struct Lora {
-    path: PathBuf,
-    scale: f64,
-}
-
-impl FromStr for Lora {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text.rsplit_once('=') {
-            // A name may hold an '=' of its own.
-            Some((path, scale)) if !Path::new(text).exists() => match scale.parse::<f64>() {
-                Ok(scale) if scale.is_finite() => Ok(Self {
-                    path: path.into(),
-                    scale,
-                }),
-                _ => Err(format!(
-                    "'{scale}' is no number; give FILE=SCALE, such as style.safetensors=0.8"
-                )),
-            },
-            _ => Ok(Self {
-                path: text.into(),
-                scale: 1.0,
-            }),
-        }
-    }
-}
-
 pub fn run(args: Args) -> Result<(), Failure> {
     let device = args.device.open().or_exit(Exit::Usage)?;
     let dtype = match args.dtype {
@@ -126,7 +96,7 @@ pub fn run(args: Args) -> Result<(), Failure> {
     let size = (args.height, args.width);
     // Only the model knows the usual frame rate, but whether a file can be written is known now.
     drop(Writer::create(&args.output, size, args.fps.unwrap_or(1.0)).or_exit(Exit::Usage)?);
-    let directory = models::hub::locate(&args.model, &args.revision).or_exit(Exit::Model)?;
+    let directory = hub::fetch::locate(&args.model, &args.revision).or_exit(Exit::Model)?;
     let family = models::open(&directory, FamilyName::Auto, dtype, &device).or_exit(Exit::Model)?;
     let request = request(&args, start, family.frame_rate()).or_exit(Exit::Usage)?;
     let writer = Writer::create(&args.output, size, request.fps).or_exit(Exit::Usage)?;
@@ -203,9 +173,6 @@ fn write_latents(path: &Path, latents: &Tensor) -> anyhow::Result<()> {
 }
 
 fn adapters(loras: &[Lora], device: &candle_core::Device) -> anyhow::Result<Arc<Adapters>> {
-    let files = loras
-        .iter()
-        .map(|lora| diffusers::read(&lora.path, lora.scale))
-        .collect::<anyhow::Result<_>>()?;
+    let files = loras.iter().map(Lora::read).collect::<anyhow::Result<_>>()?;
     Ok(Arc::new(Adapters::new(files, device)))
 }

@@ -23,9 +23,14 @@ pub struct Adapter {
 }
 
 impl Adapter {
+    /// Its width.
+    pub fn rank(&self) -> usize {
+        self.a.dims().first().copied().unwrap_or(0)
+    }
+
     /// What its output is multiplied by.
-    pub fn scale(&self) -> Result<f64> {
-        Ok(super::scale(self.alpha, self.a.dim(0)?, self.use_rslora))
+    pub fn scale(&self) -> f64 {
+        super::scale(self.alpha, self.rank(), self.use_rslora)
     }
 }
 
@@ -94,7 +99,7 @@ impl Planter for Adapters {
             found.push(LowRank {
                 a: to(a)?,
                 b: to(b)?,
-                scale: adapter.scale()? * file.strength,
+                scale: adapter.scale() * file.strength,
                 dropout: None,
             });
         }

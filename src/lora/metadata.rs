@@ -1,68 +1,91 @@
-//! `lora_adapter_metadata` in the header of an adapter file: PEFT's `LoraConfig` as JSON, keys prefixed and sorted, as
-//! diffusers 0.42 with PEFT 0.21 writes it. diffusers hands all of it to `LoraConfig` when it loads the file.
+//! `lora_adapter_metadata` in the header of an adapter file: settings for PEFT's `LoraConfig` as JSON, keys prefixed and
+//! sorted. diffusers hands all of it to `LoraConfig` when it loads the file, and a PEFT that does not know one of the keys
+//! refuses the file; so only those are written without which the adapter would be another. All of them are as old as
+//! `lora_adapter_metadata` itself.
+
+use std::collections::BTreeMap;
 
 use serde_json::{Map, Value, json};
 
+use super::adapters::Adapter;
 use super::diffusers::PREFIX;
-use super::{Config, TargetModules};
+use super::{Config, TargetModules, scale};
 
-/// The settings of adapters on `layers`.
+/// The settings of adapters on `layers`, as a run has them.
 pub fn text(config: &Config, layers: &[&str]) -> String {
-    let prefixed = settings(config, layers)
-        .into_iter()
-        .map(|(key, value)| (format!("{PREFIX}{key}"), value));
+    write(&Settings {
+        rank: config.rank,
+        alpha: config.alpha,
+        ranks: Map::new(),
+        alphas: Map::new(),
+        targets: targets(&config.target_modules, layers),
+        use_rslora: config.use_rslora,
+    })
+}
+
+/// The settings of adapters from anywhere: what most have in common, and patterns for the others.
+pub fn text_of(adapters: &BTreeMap<String, Adapter>) -> String {
+    let use_rslora = !adapters.is_empty() && adapters.values().all(|adapter| adapter.use_rslora);
+    // One file has one kind of scale: those of the other kind get the alpha that makes the same of it.
+    let alpha = |adapter: &Adapter| match adapter.use_rslora == use_rslora {
+        true => adapter.alpha,
+        false => adapter.alpha * scale(1.0, adapter.rank(), true) / scale(1.0, adapter.rank(), false),
+    };
+    let rank = most(adapters.values().map(Adapter::rank)).unwrap_or(1);
+    let common = most(adapters.values().map(|adapter| alpha(adapter).to_bits())).map_or(1.0, f64::from_bits);
+    let (mut ranks, mut alphas) = (Map::new(), Map::new());
+    for (layer, adapter) in adapters {
+        if adapter.rank() != rank {
+            ranks.insert(layer.clone(), json!(adapter.rank()));
+        }
+        if alpha(adapter) != common {
+            alphas.insert(layer.clone(), number(alpha(adapter)));
+        }
+    }
+    write(&Settings {
+        rank,
+        alpha: common,
+        ranks,
+        alphas,
+        targets: adapters.keys().cloned().collect(),
+        use_rslora,
+    })
+}
+
+/// What is written.
+struct Settings {
+    rank: usize,
+    alpha: f64,
+    ranks: Map<String, Value>,
+    alphas: Map<String, Value>,
+    targets: Value,
+    use_rslora: bool,
+}
+
+fn write(settings: &Settings) -> String {
+    let mut keys = vec![
+        ("alpha_pattern", json!(settings.alphas)),
+        ("lora_alpha", number(settings.alpha)),
+        ("r", json!(settings.rank)),
+        ("rank_pattern", json!(settings.ranks)),
+        ("target_modules", settings.targets.clone()),
+    ];
+    if settings.use_rslora {
+        keys.push(("use_rslora", json!(true))); // false is what PEFT takes without it
+    }
+    let prefixed = keys.into_iter().map(|(key, value)| (format!("{PREFIX}{key}"), value));
     let prefixed = Value::Object(Map::from_iter(prefixed));
     format!("{prefixed:#}")
 }
 
-fn settings(config: &Config, layers: &[&str]) -> Map<String, Value> {
-    let settings = json!({
-        "alora_invocation_tokens": null,
-        "alpha_pattern": {},
-        "arrow_config": null,
-        "auto_mapping": null,
-        "base_model_name_or_path": null,
-        "bias": "none",
-        "corda_config": null,
-        "ensure_weight_tying": false,
-        "eva_config": null,
-        "exclude_modules": null,
-        "fan_in_fan_out": false,
-        "inference_mode": false,
-        "init_lora_weights": true,
-        "kasa_config": null,
-        "layer_replication": null,
-        "layers_pattern": null,
-        "layers_to_transform": null,
-        "loftq_config": {},
-        "lora_alpha": number(config.alpha),
-        "lora_bias": false,
-        "lora_dropout": config.dropout,
-        "lora_ga_config": null,
-        "megatron_config": null,
-        "megatron_core": "megatron.core",
-        "modules_to_save": null,
-        "monteclora_config": null,
-        "peft_type": "LORA",
-        "peft_version": "0.21.2",
-        "qalora_group_size": 16,
-        "r": config.rank,
-        "rank_pattern": {},
-        "revision": null,
-        "target_modules": targets(&config.target_modules, layers),
-        "target_parameters": null,
-        "task_type": null,
-        "trainable_token_indices": null,
-        "use_bdlora": null,
-        "use_dora": false,
-        "use_qalora": false,
-        "use_rslora": config.use_rslora,
-        "velora_config": null,
-    });
-    match settings {
-        Value::Object(settings) => settings,
-        _ => unreachable!("it is written as an object right above"),
+/// The most frequent; of several, the smallest.
+fn most<T: Ord>(items: impl Iterator<Item = T>) -> Option<T> {
+    let mut counts: BTreeMap<T, usize> = BTreeMap::new();
+    for item in items {
+        *counts.entry(item).or_default() += 1;
     }
+    let most = counts.into_iter().rev().max_by_key(|(_, count)| *count);
+    most.map(|(item, _)| item)
 }
 
 /// Whole numbers without a point: PEFT's alpha is an integer.

@@ -1,8 +1,19 @@
 //! Low-rank adapters: `y = W x + (alpha / rank) B A x`.  arXiv:2106.09685
 
 pub mod adapters;
+pub mod bytes;
+pub mod comfyui;
 pub mod diffusers;
+pub mod file;
+pub mod format;
+pub mod inspect;
+pub mod kohya;
+pub mod merge;
 mod metadata;
+pub mod names;
+pub mod resize;
+mod settings;
+mod svd;
 pub mod target;
 pub mod trainable;
 

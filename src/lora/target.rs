@@ -123,7 +123,7 @@ pub fn kinds(paths: &[String]) -> String {
 }
 
 /// The last part of a path, and those before it while it starts in a number: a number alone says nothing.
-fn end(path: &str) -> &str {
+pub fn end(path: &str) -> &str {
     let mut at = path.len();
     while let Some(dot) = path[..at].rfind('.') {
         at = dot;

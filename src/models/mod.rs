@@ -13,7 +13,6 @@ mod checkpoint;
 pub mod cogvideox;
 pub mod denoiser;
 pub mod family;
-pub mod hub;
 pub mod ltx_video;
 pub mod modulated;
 pub mod places;

@@ -13,6 +13,7 @@ use super::checkpoint::Remembered;
 use super::{Family, FamilyName, cogvideox, ltx_video, wan};
 use crate::data::Bucket;
 use crate::data::cache::Footprint;
+use crate::lora::names::Names;
 use crate::nn::Weights;
 use crate::nn::weights::Planter;
 
@@ -27,6 +28,8 @@ pub struct Room {
     pub name: FamilyName,
     /// For people.
     pub title: &'static str,
+    /// Of its layers, here and elsewhere.
+    pub names: &'static Names,
     /// `_class_name` of its pipelines in `model_index.json`: what it begins with.
     pub pipeline: &'static str,
     /// `_class_name` in `transformer/config.json`.
@@ -51,6 +54,11 @@ impl fmt::Debug for Room {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.title)
     }
+}
+
+/// What the layers of every family are called.
+pub fn names() -> Vec<&'static Names> {
+    ROOMS.iter().map(|room| room.names).collect()
 }
 
 /// The family of the diffusers directory `directory`, by its pipeline's class.

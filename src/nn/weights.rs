@@ -254,7 +254,10 @@ impl Checkpoint {
 }
 
 /// The safetensors files of a folder, and the tensor names that an index promises.
-fn shards(folder: &Path) -> anyhow::Result<(Vec<PathBuf>, Vec<String>)> {
+///
+/// # Errors
+/// None there, several without an index, an index that names what is missing.
+pub fn shards(folder: &Path) -> anyhow::Result<(Vec<PathBuf>, Vec<String>)> {
     let mut names: Vec<String> = std::fs::read_dir(folder)
         .with_context(|| format!("{}: no such folder of weights", folder.display()))?
         .filter_map(|entry| entry.ok()?.file_name().into_string().ok())

@@ -30,11 +30,17 @@ pub struct Config {
     pub every: usize,
     /// How many of the newest are kept.
     pub limit: usize,
+    /// Whether each has the adapter for ComfyUI, too.
+    pub comfyui: bool,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { every: 500, limit: 2 }
+        Self {
+            every: 500,
+            limit: 2,
+            comfyui: false,
+        }
     }
 }
 

@@ -6,6 +6,8 @@
 
 use std::fmt::Write;
 
+use crate::hub::is_repository;
+
 /// What the card tells.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Facts {
@@ -184,16 +186,6 @@ impl Task {
     }
 }
 
-/// `owner/name`, as the Hub writes it.
-fn is_repository(name: &str) -> bool {
-    let good = |part: &str| {
-        part.starts_with(|c: char| c.is_ascii_alphanumeric())
-            && part.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
-    };
-    name.split_once('/')
-        .is_some_and(|(owner, name)| good(owner) && good(name))
-}
-
 /// Text without line breaks and other signs that YAML does not print.
 fn one_line(text: &str) -> String {
     let foreign = |c: char| c.is_whitespace() || c.is_control() || matches!(c, '\u{fffe}' | '\u{ffff}');
@@ -229,7 +221,7 @@ fn markdown(text: &str) -> String {
 }
 
 /// A relative path as a link: what is no letter, digit, `-._~` or `/` as `%XX`.  RFC 3986
-fn address(path: &str) -> String {
+pub fn address(path: &str) -> String {
     let mut link = String::new();
     for byte in path.bytes() {
         match byte {

@@ -193,8 +193,13 @@ impl Validator<'_> {
     }
 
     fn name(&self, index: usize) -> String {
-        format!("{index:02}-{}", slug(&self.prompts[index].prompt))
+        name(index, &self.prompts[index].prompt)
     }
+}
+
+/// What the videos of a prompt are called, by its place among the prompts: `00-a-red-ball`.
+pub fn name(index: usize, prompt: &str) -> String {
+    format!("{index:02}-{}", slug(prompt))
 }
 
 /// A prompt as a file name: its first words in small letters and digits, joined by hyphens.

@@ -226,7 +226,7 @@ impl Film {
         stream.set_avg_frame_rate(rate);
         output.write_header()?;
         let scaler = match pixel {
-            Pixel::YUV420P => Some(to_yuv(&rgb)?),
+            Pixel::YUV420P => Some(to_yuv(&rgb, pixel, (color::Space::BT709, false))?),
             _ => None,
         };
         let frame = Video::new(pixel, rgb.width(), rgb.height());
@@ -317,15 +317,12 @@ fn quality(encoder: &str) -> ffmpeg::Dictionary<'static> {
     options
 }
 
-fn to_yuv(rgb: &Video) -> Result<scaling::Context, ffmpeg::Error> {
+/// `to` is the matrix, and whether the range is full.
+fn to_yuv(rgb: &Video, format: Pixel, to: (color::Space, bool)) -> Result<scaling::Context, ffmpeg::Error> {
     let (width, height) = (rgb.width(), rgb.height());
     let flags = scaling::Flags::BICUBIC | scaling::Flags::ACCURATE_RND | scaling::Flags::BITEXACT;
-    let mut scaler = scaling::Context::get(Pixel::RGB24, width, height, Pixel::YUV420P, width, height, flags)?;
-    set_colours(
-        &mut scaler,
-        (color::Space::Unspecified, true),
-        (color::Space::BT709, false),
-    );
+    let mut scaler = scaling::Context::get(Pixel::RGB24, width, height, format, width, height, flags)?;
+    set_colours(&mut scaler, (color::Space::Unspecified, true), to);
     Ok(scaler)
 }
 
@@ -355,17 +352,55 @@ fn pad(picture: &[u8], (height, width): (usize, usize), frame: &mut Video) {
     }
 }
 
+/// One picture (H, W, 3) of (height, width) as the bytes of a JPEG file, good enough to be looked at in passing.
+///
+/// # Errors
+/// A picture that is not of that size, or a build of libav without the encoder.
+pub fn jpeg(picture: &[u8], (height, width): (usize, usize)) -> Result<Vec<u8>, VideoError> {
+    libav::start();
+    let fail = |reason: String| VideoError::Encode {
+        path: "a picture".into(),
+        reason,
+    };
+    let most = libav::MAX_SIDE as usize;
+    if height == 0 || width == 0 || height > most || width > most || picture.len() != height * width * 3 {
+        let reason = format!("{} bytes are no picture of {width}x{height}", picture.len());
+        return Err(fail(reason));
+    }
+    let encode = || -> Result<Vec<u8>, ffmpeg::Error> {
+        let mut rgb = Video::new(Pixel::RGB24, width as u32, height as u32);
+        pad(picture, (height, width), &mut rgb);
+        let mut frame = Video::new(Pixel::YUVJ420P, rgb.width(), rgb.height());
+        // JFIF: BT.601, full range.
+        let mut scaler = to_yuv(&rgb, Pixel::YUVJ420P, (color::Space::SMPTE170M, true))?;
+        scaler.run(&rgb, &mut frame)?;
+        still(Id::MJPEG, frame)
+    };
+    encode().map_err(|error| fail(libav::say(error)))
+}
+
 /// One picture as the bytes of a PNG file.
 fn png(picture: &[u8], (height, width): (usize, usize)) -> Result<Vec<u8>, ffmpeg::Error> {
-    let codec = ffmpeg::encoder::find(Id::PNG).ok_or(ffmpeg::Error::EncoderNotFound)?;
-    let mut encoder = ffmpeg::codec::Context::new_with_codec(codec).encoder().video()?;
-    encoder.set_width(width as u32);
-    encoder.set_height(height as u32);
-    encoder.set_format(Pixel::RGB24);
-    encoder.set_time_base(ffmpeg::Rational::new(1, 25));
-    let mut encoder = encoder.open_as(codec)?;
     let mut frame = Video::new(Pixel::RGB24, width as u32, height as u32);
     pad(picture, (height, width), &mut frame);
+    still(Id::PNG, frame)
+}
+
+/// One frame, as an encoder of pictures makes a file of it.
+fn still(codec: Id, mut frame: Video) -> Result<Vec<u8>, ffmpeg::Error> {
+    let codec = ffmpeg::encoder::find(codec).ok_or(ffmpeg::Error::EncoderNotFound)?;
+    let mut encoder = ffmpeg::codec::Context::new_with_codec(codec).encoder().video()?;
+    encoder.set_width(frame.width());
+    encoder.set_height(frame.height());
+    encoder.set_format(frame.format());
+    encoder.set_time_base(ffmpeg::Rational::new(1, 25));
+    if codec.id() == Id::MJPEG {
+        encoder.set_flags(Flags::QSCALE | Flags::BITEXACT);
+        encoder.set_global_quality(4 * ffi::FF_QP2LAMBDA);
+        // SAFETY: the frame is ours, and this is a number.
+        unsafe { (*frame.as_mut_ptr()).quality = 4 * ffi::FF_QP2LAMBDA };
+    }
+    let mut encoder = encoder.open_as(codec)?;
     frame.set_pts(Some(0));
     encoder.send_frame(&frame)?;
     encoder.send_eof()?;

@@ -15,7 +15,7 @@ mod scan;
 mod select;
 
 pub use clip::Clip;
-pub use encode::{Writer, write};
+pub use encode::{Writer, jpeg, write};
 pub use error::VideoError;
 pub use fit::{Crop, Fit};
 pub use select::{Select, available, rate, select};

@@ -1,6 +1,7 @@
 //! Adapters that vtrain trained, in diffusers' pipelines: loaded without a warning, and sampled under.
 //! `scripts/make_training_fixtures.py` and `scripts/check_lora.py` make and look at them.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -23,23 +24,28 @@ struct Kind {
     /// The record of a pipeline, with the picture to start from.
     image: Option<&'static str>,
     size: [usize; 2],
+    /// Besides its own, formats that diffusers reads.
+    formats: &'static [&'static str],
 }
 
 const WAN: Kind = Kind {
     checkpoint: "wan/wan-2.1-t2v",
     record: "wan-t2v-exported",
-    targets: "",
+    targets: ", ffn.net.0.proj, ffn.net.2", // diffusers wants all of them in files of kohya's kind
     train: "",
     pipeline: "WanPipeline",
     image: None,
     size: [32, 48],
+    formats: &["comfyui", "kohya"],
 };
 
 const LTX: Kind = Kind {
     checkpoint: "ltx_video/ltx-0.9.0",
+    targets: "",
     record: "ltx-t2v-exported",
     pipeline: "LTXPipeline",
     size: [64, 96],
+    formats: &["comfyui"],
     ..WAN
 };
 
@@ -47,14 +53,16 @@ const KINDS: [Kind; 5] = [
     Kind {
         checkpoint: "cogvideox/cogvideox-5b",
         record: "exported",
+        targets: "",
         pipeline: "CogVideoXPipeline",
+        formats: &[],
         ..WAN
     },
     WAN,
     Kind {
         checkpoint: "wan/wan-2.1-i2v",
         record: "wan-i2v-exported",
-        targets: ", add_k_proj, add_v_proj",
+        targets: ", add_k_proj, add_v_proj, ffn.net.0.proj, ffn.net.2",
         pipeline: "WanImageToVideoPipeline",
         image: Some("wan/pipelines/i2v"),
         ..WAN
@@ -93,6 +101,24 @@ impl Kind {
         vec!["--image".into(), out.join("00000.png")]
     }
 
+    /// The run's adapter in every other format that diffusers reads: first what the run itself wrote for ComfyUI.
+    fn in_other_formats(&self, out: &Path, folder: &Path) -> Vec<PathBuf> {
+        let convert = |format: &&str| {
+            let path = folder.join(format!("{format}.safetensors"));
+            lora(&[
+                "convert".as_ref(),
+                out.join(FINAL).as_os_str(),
+                "--to".as_ref(),
+                format.as_ref(),
+                path.as_os_str(),
+            ]);
+            path
+        };
+        let own = out.join("comfyui_lora.safetensors");
+        let own = self.formats.contains(&"comfyui").then_some(own);
+        own.into_iter().chain(self.formats.iter().map(convert)).collect()
+    }
+
     /// What `vtrain sample` makes under an adapter, as `scripts/check_lora.py` has diffusers make it: the file of its
     /// latents.
     fn sample_under(&self, adapter: &Path, folder: &Path) -> PathBuf {
@@ -119,8 +145,18 @@ impl Kind {
     }
 }
 
+/// `vtrain lora ...`
+fn lora(args: &[&OsStr]) {
+    let output = Command::new(env!("CARGO_BIN_EXE_vtrain"))
+        .arg("lora")
+        .args(args)
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", stderr(&output));
+}
+
 #[test]
-fn diffusers_loads_the_adapter_and_samples_what_vtrain_samples() {
+fn diffusers_loads_the_adapter_in_every_format_and_samples_what_vtrain_samples() {
     let Some(python) = std::env::var_os("VTRAIN_PYTHON") else {
         println!("skipped: VTRAIN_PYTHON names no Python with diffusers");
         return;
@@ -143,6 +179,16 @@ fn diffusers_loads_the_adapter_and_samples_what_vtrain_samples() {
         run.train(&[]);
         let (adapter, folder) = (run.out().join(FINAL), run.folder.path());
         let latents = kind.sample_under(&adapter, folder);
+        let merged = folder.join("merged");
+        lora(&[
+            "merge".as_ref(),
+            "--model".as_ref(),
+            kind.model().as_os_str(),
+            "--lora".as_ref(),
+            adapter.as_os_str(),
+            merged.as_os_str(),
+        ]);
+        let same = kind.in_other_formats(&run.out(), folder);
         let output = Command::new(&python)
             .arg(root().join("scripts/check_lora.py"))
             .arg(kind.model())
@@ -156,6 +202,9 @@ fn diffusers_loads_the_adapter_and_samples_what_vtrain_samples() {
             .args(kind.image(folder))
             .arg("--latents")
             .arg(&latents)
+            .arg("--merged")
+            .arg(merged)
+            .args(same.iter().flat_map(|file| [OsStr::new("--same"), file.as_os_str()]))
             .output()
             .unwrap();
         println!("{}: {}", kind.checkpoint, String::from_utf8_lossy(&output.stdout));

@@ -4,10 +4,13 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use candle_core::Device;
+use candle_core::{Device, Tensor};
+use vtrain::lora::file;
+use vtrain::lora::format::Format;
+use vtrain::models::rooms;
 use vtrain::video::Clip;
 
-use super::{FINAL, Run, fixture, model, root, stderr};
+use super::{FINAL, Run, fixture, model, relative, root, stderr};
 
 /// All twelve shipped clips in two buckets, validation at the start, in the middle and at the end.
 fn whole(model: &Path, batch_size: usize, steps: usize) -> Run {
@@ -65,6 +68,18 @@ fn fifty_steps_over_two_buckets_leave_what_was_promised() {
         assert_eq!(checkpoints.len(), 2, "{checkpoints:?}");
         assert!(out.join("checkpoints/step-000050/state.json").is_file());
         assert_eq!(run.adapter().len(), 16);
+        let for_comfyui = file::read(&out.join("comfyui_lora.safetensors"), &rooms::names()).unwrap();
+        assert_eq!(for_comfyui.format, Format::ComfyUi);
+        assert_eq!(for_comfyui.about["modelspec.trigger_phrase"], "SHAPES");
+        for (layer, adapter) in &for_comfyui.layers {
+            let same = |half: &str, ours: &Tensor| {
+                let theirs = &run.adapter()[&format!("transformer.{layer}.{half}.weight")];
+                assert_eq!(relative(ours, theirs), 0.0, "{layer}");
+            };
+            same("lora_A", &adapter.a);
+            same("lora_B", &adapter.b);
+        }
+        assert_eq!(for_comfyui.layers.len(), 8);
         let card = fs::read_to_string(out.join("README.md")).unwrap();
         assert!(
             card.contains("SHAPES") && card.contains("validation/step-000050"),

@@ -1,37 +1,125 @@
 //! What a finished run leaves in its output directory: the adapter, and a card that says what it is.
 
+use std::path::Path;
+
 use anyhow::Context;
+use candle_core::DType;
 
 use super::open::Parts;
 use crate::disk;
+use crate::hub::push::{self, Upload};
+use crate::lora::adapters::Adapter;
+use crate::lora::bytes::About;
 use crate::lora::diffusers::{self, Named};
-use crate::lora::{TargetModules, trainable::Pair};
+use crate::lora::{TargetModules, comfyui, trainable::Pair};
 use crate::models::family::TakesImage;
+use crate::models::rooms;
 use crate::train::checkpoint::ADAPTER;
 use crate::train::model_card::{Facts, Sample, Task};
 
-/// Writes `pytorch_lora_weights.safetensors` and `README.md`. With a moving average (`optimizer.ema`) that is what the
-/// adapter file holds; the adapters as the last step left them are in the last checkpoint.
+/// The adapter for ComfyUI.
+const COMFYUI: &str = "comfyui_lora.safetensors";
+
+/// The model card.
+const CARD: &str = "README.md";
+
+/// Writes `pytorch_lora_weights.safetensors`, `comfyui_lora.safetensors` and `README.md`, and pushes them if asked. With a
+/// moving average (`optimizer.ema`) that is what the adapter files hold; the adapters as the last step left them are in the
+/// last checkpoint.
 pub fn write(parts: &Parts, steps: u64) -> anyhow::Result<()> {
     let folder = &parts.config.output_dir;
-    let named: Vec<Named> = match &parts.ema {
-        None => parts.pairs.iter().map(Pair::named).collect(),
-        Some(ema) => {
-            let halves = parts.pairs.iter().zip(ema.averages().chunks(2));
-            halves
-                .map(|(pair, halves)| Named {
-                    layer: &pair.layer,
-                    a: &halves[0],
-                    b: &halves[1],
-                })
-                .collect()
-        }
-    };
     let path = folder.join(ADAPTER);
-    disk::write_whole(&path, &diffusers::to_bytes(&parts.config.lora, &named)?)?;
-    disk::write_whole(&folder.join("README.md"), facts(parts, steps)?.card().as_bytes())?;
+    disk::write_whole(&path, &diffusers::to_bytes(&parts.config.lora, &learned(parts))?)?;
+    write_for_comfyui(parts, steps, folder)?;
+    let facts = facts(parts, steps)?;
+    disk::write_whole(&folder.join(CARD), facts.card().as_bytes())?;
     log::info!("the adapter is {}", path.display());
+    push(parts, &facts);
     Ok(())
+}
+
+/// What was learned: the moving average where there is one.
+fn learned<'a>(parts: &'a Parts) -> Vec<Named<'a>> {
+    let Some(ema) = &parts.ema else {
+        return parts.pairs.iter().map(Pair::named).collect();
+    };
+    let halves = parts.pairs.iter().zip(ema.averages().chunks(2));
+    halves
+        .map(|(pair, halves)| Named {
+            layer: &pair.layer,
+            a: &halves[0],
+            b: &halves[1],
+        })
+        .collect()
+}
+
+/// Writes `comfyui_lora.safetensors` into a folder.
+pub fn write_for_comfyui(parts: &Parts, steps: u64, folder: &Path) -> anyhow::Result<()> {
+    match for_comfyui(parts, &learned(parts), &facts(parts, steps)?) {
+        Ok(bytes) => disk::write_whole(&folder.join(COMFYUI), &bytes)?,
+        Err(error) => log::warn!("{COMFYUI} is not written: {error:#}"), // the other file has all of it
+    }
+    Ok(())
+}
+
+/// Uploads what was written. What goes wrong is told of: the run is done all the same.
+fn push(parts: &Parts, facts: &Facts) {
+    let (config, folder) = (&parts.config.hub, &parts.config.output_dir);
+    let Some(repo) = config.repo.as_ref().filter(|_| config.push) else {
+        return;
+    };
+    let names = [ADAPTER, COMFYUI, CARD]
+        .into_iter()
+        .chain(facts.samples.iter().map(|sample| sample.path.as_str()));
+    let files: Vec<Upload> = names
+        .map(|name| push::below(folder, name))
+        .filter(|file| file.path.is_file())
+        .collect();
+    match push::push(
+        repo,
+        config.private,
+        &format!("{} after {} steps", facts.name, facts.steps),
+        &files,
+    ) {
+        Ok(address) => log::info!("pushed to {address}"),
+        Err(error) => log::warn!(
+            "the adapter is on disk, but was not pushed to {repo}: {error:#}; start the same command again to push it"
+        ),
+    }
+}
+
+/// The same adapters as ComfyUI names them, with what is known of the run.
+fn for_comfyui(parts: &Parts, named: &[Named], facts: &Facts) -> anyhow::Result<Vec<u8>> {
+    let names = rooms::of_checkpoint(parts.family.directory())?.names;
+    let config = &parts.config.lora;
+    let adapters = named.iter().map(|Named { layer, a, b }| {
+        let adapter = Adapter {
+            a: a.to_dtype(DType::F32)?,
+            b: b.to_dtype(DType::F32)?,
+            alpha: config.alpha,
+            use_rslora: config.use_rslora,
+        };
+        Ok((layer.to_string(), adapter))
+    });
+    comfyui::write(&adapters.collect::<anyhow::Result<_>>()?, names, &about(facts))
+}
+
+/// What the header says of a run. Keys of `modelspec` are those of Stability AI's ModelSpec.
+fn about(facts: &Facts) -> About {
+    let mut about = About::from(
+        [
+            ("modelspec.title", facts.name.clone()),
+            ("vtrain.learning_rate", facts.lr.to_string()),
+            ("vtrain.batch_size", facts.batch_size.to_string()),
+            ("vtrain.num_clips", facts.num_clips.to_string()),
+            ("vtrain.steps", facts.steps.to_string()),
+        ]
+        .map(|(key, text)| (key.to_string(), text)),
+    );
+    if !facts.trigger_words.is_empty() {
+        about.insert("modelspec.trigger_phrase".into(), facts.trigger_words.join(", "));
+    }
+    about
 }
 
 fn facts(parts: &Parts, steps: u64) -> anyhow::Result<Facts> {

@@ -15,6 +15,7 @@ use crate::process;
 
 mod finish;
 pub mod open;
+mod page;
 pub mod resume;
 mod session;
 

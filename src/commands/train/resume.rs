@@ -15,6 +15,7 @@ use crate::lora::diffusers;
 use crate::lora::trainable::Pair;
 use crate::optim::lr;
 use crate::optim::{adamw, ema};
+use crate::report;
 use crate::train::checkpoint::{Checkpoints, Loaded, Snapshot, State};
 
 /// `--resume`
@@ -53,7 +54,7 @@ pub fn find(resume: &Resume, config: &RunConfig) -> anyhow::Result<Option<Loaded
 }
 
 /// What an earlier run may have left in an output directory.
-const LEFT: [&str; 7] = [
+const LEFT: [&str; 9] = [
     "checkpoints",
     "config.yaml",
     "metrics.jsonl",
@@ -61,6 +62,8 @@ const LEFT: [&str; 7] = [
     "validation",
     "pytorch_lora_weights.safetensors",
     "README.md",
+    report::PAGE,
+    report::FOLDER,
 ];
 
 /// Makes room for a run that starts anew: what is there goes to `previous-1`, `previous-2`, ...

@@ -5,6 +5,7 @@ use std::time::Instant;
 use anyhow::bail;
 
 use super::open::Parts;
+use super::page::Page;
 use super::{finish, resume};
 use crate::commands::interrupt::Interrupt;
 use crate::commands::progress;
@@ -59,10 +60,21 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// Goes through all steps that are left, and writes the final files.
+    /// Goes through all steps that are left, and writes the final files. However it ends, the page tells of it.
     pub fn run(mut self, interrupt: &Interrupt) -> anyhow::Result<Ended> {
+        let mut page = Page::start(&self.parts, self.total_steps);
+        let ended = self.go_through(&mut page, interrupt);
+        page.finish(matches!(ended, Ok(Ended::Complete)));
+        ended
+    }
+
+    fn go_through(&mut self, page: &mut Page, interrupt: &Interrupt) -> anyhow::Result<Ended> {
         match self.counts.step {
-            0 => self.validate_base(interrupt)?,
+            0 => {
+                page.write();
+                self.validate_base(interrupt)?;
+                page.write();
+            }
             step if step >= self.total_steps => {
                 log::info!("all {step} steps are done already; raise train.steps to go on");
                 finish::write(&self.parts, step)?;
@@ -86,7 +98,9 @@ impl<'a> Session<'a> {
             }
             if self.due(self.parts.config.validation.every) {
                 self.validate(self.counts.step, interrupt);
+                page.write();
             }
+            page.keep_up();
         }
         self.save()?;
         if self.counts.step < self.total_steps {
@@ -166,6 +180,9 @@ impl<'a> Session<'a> {
         self.parts.metrics.sync()?;
         let snapshot: Snapshot = resume::snapshot(&self.parts, self.counts)?;
         let path = self.parts.checkpoints.save(&snapshot)?;
+        if self.parts.config.checkpoint.comfyui {
+            finish::write_for_comfyui(&self.parts, self.counts.step, &path)?;
+        }
         log::debug!("checkpoint {}", path.display());
         self.saved = Some(self.counts.step);
         Ok(())

@@ -11,16 +11,19 @@ use crate::models::rooms::Room;
 mod bare;
 pub mod dit;
 mod family;
+mod names;
 pub mod vae;
 
 pub use family::CogVideoX;
 
 use bare::bare;
+use names::NAMES;
 
 /// How the family is found and opened.
 pub const ROOM: Room = Room {
     name: FamilyName::CogVideoX,
-    title: "CogVideoX",
+    title: NAMES.title,
+    names: &NAMES,
     pipeline: "CogVideoX",
     transformer: "CogVideoXTransformer3DModel",
     repository: "cogvideox",

@@ -9,6 +9,7 @@ use crate::models::rooms::Room;
 mod bare;
 pub mod dit;
 mod family;
+mod names;
 pub mod vae;
 
 pub use family::LtxVideo;
@@ -16,11 +17,13 @@ pub use family::LtxVideo;
 use bare::bare;
 use dit::{SPATIAL_COMPRESSION, TEMPORAL_COMPRESSION};
 use family::TEXT_TOKENS;
+use names::NAMES;
 
 /// How the family is found and opened.
 pub const ROOM: Room = Room {
     name: FamilyName::LtxVideo,
-    title: "LTX-Video",
+    title: NAMES.title,
+    names: &NAMES,
     pipeline: "LTX",
     transformer: "LTXVideoTransformer3DModel",
     repository: "ltx-video",

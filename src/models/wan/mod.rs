@@ -10,15 +10,18 @@ use crate::models::rooms::Room;
 mod bare;
 pub mod dit;
 mod family;
+mod names;
 pub mod vae;
 
 pub use bare::bare;
 pub use family::Wan;
+use names::NAMES;
 
 /// How the family is found and opened.
 pub const ROOM: Room = Room {
     name: FamilyName::Wan,
-    title: "Wan",
+    title: NAMES.title,
+    names: &NAMES,
     pipeline: "Wan",
     transformer: "WanTransformer3DModel",
     repository: "wan2.1",

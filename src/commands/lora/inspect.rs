@@ -1,0 +1,106 @@
+//! `vtrain lora inspect`: what an adapter file is.
+
+use std::fmt::Write;
+use std::path::{Path, PathBuf};
+
+use crate::commands::{self, Exit, Failure, OrExit};
+use crate::lora::file::{self, Read};
+use crate::lora::inspect::{Layer, Report};
+use crate::lora::merge::Folder;
+use crate::models::rooms;
+
+/// Say what an adapter file is: family, format, ranks, norms, metadata, and what would not apply
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The adapter file, of any format
+    file: PathBuf,
+    /// Also say what would not fit this diffusers checkpoint
+    #[arg(long, value_name = "DIR")]
+    model: Option<PathBuf>,
+    /// Say it as JSON, layer by layer
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn run(args: Args) -> Result<(), Failure> {
+    let read = file::read(&args.file, &rooms::names()).or_exit(Exit::Model)?;
+    let transformer = args.model.as_deref().map(open).transpose().or_exit(Exit::Model)?;
+    let report = Report::of(&read, |name, layer| {
+        let Layer {
+            in_features,
+            out_features,
+            ..
+        } = *layer;
+        transformer.as_ref()?.misfit(name, in_features, out_features)
+    });
+    let report = report.or_exit(Exit::Model)?;
+    if args.json {
+        let json = serde_json::to_string_pretty(&report).or_exit(Exit::Model)?;
+        return commands::print(&format!("{json}\n"));
+    }
+    commands::print(&text(&read, &report, args.model.is_some()))
+}
+
+fn open(model: &Path) -> anyhow::Result<Folder> {
+    rooms::of_checkpoint(model)?;
+    Folder::open(&model.join("transformer"))
+}
+
+fn text(read: &Read, report: &Report, asked: bool) -> String {
+    let titles: Vec<&str> = read.families.iter().map(|names| names.title).collect();
+    let family = match titles.as_slice() {
+        [] => "none that vtrain knows".to_string(),
+        titles => titles.join(" or "),
+    };
+    let mut text = format!("family    {family}\nformat    {:?}\n", report.format);
+    if let Some(trigger) = &report.trigger {
+        text += &format!("trigger   {}\n", trigger.escape_debug());
+    }
+    text += &format!("adapters  {}\n", report.layers.len());
+    for (kind, layers) in report.kinds() {
+        let numbers = |number: fn(&Layer) -> f64| range(layers.iter().map(|layer| number(layer)));
+        let _ = writeln!(
+            text,
+            "  {kind} ({}): rank {}, alpha {}, scale {}, norm {}, {}",
+            layers.len(),
+            numbers(|layer| layer.rank as f64),
+            numbers(|layer| layer.alpha),
+            numbers(|layer| layer.scale),
+            numbers(|layer| layer.norm.unwrap_or(f64::NAN)),
+            layers[0].dtype
+        );
+    }
+    for (key, value) in &report.metadata {
+        let short: String = value.chars().take(200).collect();
+        let more = if short.len() < value.len() { "..." } else { "" };
+        let _ = writeln!(text, "{}: {}{more}", key.escape_debug(), short.escape_debug());
+    }
+    match report.not_applied.len() {
+        0 if asked => text += "all of it fits the model\n",
+        0 => {}
+        count => text += &format!("not applied: {count}\n"),
+    }
+    for strange in report.not_applied.iter().take(20) {
+        let _ = writeln!(text, "  {} {}", strange.name.escape_debug(), strange.why);
+    }
+    if report.not_applied.len() > 20 {
+        text += "  ... and more; --json has all\n";
+    }
+    text
+}
+
+/// `4`, or `0.12 to 3.4`.
+fn range(numbers: impl Iterator<Item = f64> + Clone) -> String {
+    let (low, high) = (
+        numbers.clone().fold(f64::NAN, f64::min),
+        numbers.fold(f64::NAN, f64::max),
+    );
+    let short = |number: f64| match number.fract() == 0.0 {
+        true => format!("{number}"),
+        false => format!("{number:.4}"),
+    };
+    match low == high {
+        true => short(low),
+        false => format!("{} to {}", short(low), short(high)),
+    }
+}

@@ -1,0 +1,120 @@
+//! The adapter files of ComfyUI: `diffusion_model.<original name>.lora_A.weight`, `.lora_B.weight` and `.alpha`.
+//!
+//! ComfyUI scales by alpha / rank where there is an `alpha`, and by 1 where there is none. diffusers reads these files for
+//! LTX-Video and Wan, but for LTX-Video it takes no `alpha` ([`Names::alpha_in_diffusers`]). So where the scale is a power of
+//! two, which is nearly always, B is multiplied by it, which loses no bit, and no `alpha` is written; the header says so, and
+//! reading undoes it. By other scales B is multiplied only where `alpha` cannot stand, in f32, which rounds adapters
+//! in f32 once.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+
+use candle_core::{DType, Device, Result, Tensor};
+
+use super::adapters::Adapter;
+use super::bytes::{self, About, Tensors};
+use super::names::Names;
+use super::{metadata, settings};
+
+/// Where ComfyUI has the transformer.
+pub const PREFIX: &str = "diffusion_model.";
+
+/// In a header: what the adapters' settings were before they were written this way, as [`settings::Settings`].
+pub const SETTINGS: &str = "vtrain.lora_adapter_metadata";
+
+/// In a header: B was multiplied by the scale of those settings.
+pub const FOLDED: &str = "vtrain.scale_in_lora_B";
+
+/// The same, and B was A's number format before.
+pub const WIDENED: &str = "f32";
+
+/// Adapters of a family, under its original names.
+///
+/// # Errors
+/// A layer that the family does not have; a number that is not finite.
+pub fn write(adapters: &BTreeMap<String, Adapter>, names: &Names, about: &About) -> anyhow::Result<Vec<u8>> {
+    let exactly: Option<Vec<Tensor>> = adapters.values().map(fold_exactly).collect::<Result<_>>()?; // all or none
+    let (folded, how) = match exactly {
+        None if !names.alpha_in_diffusers => (Some(adapters.values().map(fold).collect::<Result<_>>()?), WIDENED),
+        exactly => (exactly, "true"),
+    };
+    let mut about = with_settings(adapters, about);
+    if folded.is_some() {
+        about.insert(FOLDED.into(), how.into());
+    }
+    let mut tensors = Tensors::new();
+    for (index, (layer, adapter)) in adapters.iter().enumerate() {
+        let name = format!("{PREFIX}{}", original(names, layer)?);
+        tensors.push((format!("{name}.lora_A.weight"), Cow::Borrowed(&adapter.a)));
+        let b = match &folded {
+            Some(folded) => &folded[index],
+            None => {
+                tensors.push((format!("{name}.alpha"), Cow::Owned(alpha(adapter)?)));
+                &adapter.b
+            }
+        };
+        tensors.push((format!("{name}.lora_B.weight"), Cow::Borrowed(b)));
+    }
+    bytes::safetensors(&about, tensors)
+}
+
+/// A layer's original name.
+pub(super) fn original(names: &Names, layer: &str) -> anyhow::Result<String> {
+    let original = names.original(layer);
+    original.ok_or_else(|| {
+        anyhow::anyhow!(
+            "{layer}: no layer of {} is called so; it has no name in this format",
+            names.title
+        )
+    })
+}
+
+/// `about`, and the settings to be found again.
+pub(super) fn with_settings(adapters: &BTreeMap<String, Adapter>, about: &About) -> About {
+    let mut about = about.clone();
+    about.remove(settings::KEY); // diffusers would apply it a second time
+    about.insert(SETTINGS.into(), metadata::text_of(adapters));
+    about
+}
+
+/// The alpha that alpha / rank makes the adapter's scale of.
+pub(super) fn alpha(adapter: &Adapter) -> Result<Tensor> {
+    let alpha = adapter.scale() * adapter.rank() as f64;
+    Tensor::new(alpha as f32, &Device::Cpu)
+}
+
+/// B times the scale, in f32, which has room for what half precision becomes.
+fn fold(adapter: &Adapter) -> Result<Tensor> {
+    (adapter.b.to_dtype(DType::F64)? * adapter.scale())?.to_dtype(DType::F32)
+}
+
+/// B times the scale, if the way back gives B's own bits.
+fn fold_exactly(adapter: &Adapter) -> Result<Option<Tensor>> {
+    let scale = adapter.scale();
+    if !is_power_of_two(scale) {
+        return Ok(None);
+    }
+    let folded = times(&adapter.b, scale)?;
+    let values = |tensor: &Tensor| tensor.to_dtype(DType::F64)?.flatten_all()?.to_vec1::<f64>();
+    let back = unfold(&folded, scale)?;
+    Ok((values(&back)? == values(&adapter.b)?).then_some(folded))
+}
+
+/// B without the scale that [`fold`] multiplied it by.
+pub(super) fn unfold(b: &Tensor, scale: f64) -> Result<Tensor> {
+    times(b, 1.0 / scale)
+}
+
+/// By way of f64, which holds every product with a power of two.
+fn times(tensor: &Tensor, factor: f64) -> Result<Tensor> {
+    if factor == 1.0 {
+        return Ok(tensor.clone());
+    }
+    (tensor.to_dtype(DType::F64)? * factor)?.to_dtype(tensor.dtype())
+}
+
+fn is_power_of_two(scale: f64) -> bool {
+    (2f64.powi(-60)..=2f64.powi(60)).contains(&scale)
+        && scale.log2().fract() == 0.0
+        && 2f64.powi(scale.log2() as i32) == scale
+}

@@ -1,0 +1,204 @@
+//! A checkpoint with adapters folded in: `W + strength scale B A`, shard by shard.
+//!
+//! A shard's header is copied as it is, so names, shapes, order and number formats stay. Tensors pass through one after the
+//! other; of a layer with adapters, a few rows at a time are changed, in f32, and rounded once. Host memory holds one tensor
+//! that is only copied, or the rows in hand, and the adapters.
+
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail, ensure};
+use candle_core::{DType, Device, Tensor};
+use safetensors::tensor::{Dtype, Metadata, TensorInfo};
+
+use super::adapters::AdapterFile;
+use crate::disk::Beside;
+use crate::nn::weights::shards;
+
+/// safetensors allows no larger header.
+const MAX_HEADER_BYTES: u64 = 100 << 20;
+
+/// How many bytes are read at once.
+const CHUNK: usize = 32 << 20;
+
+/// A folder of weights, of which only the headers were read.
+#[derive(Debug)]
+pub struct Folder {
+    shards: Vec<Shard>,
+}
+
+#[derive(Debug)]
+struct Shard {
+    path: PathBuf,
+    /// With its length before it.
+    header: Vec<u8>,
+    metadata: Metadata,
+}
+
+impl Folder {
+    /// # Errors
+    /// No safetensors there, a shard that is missing, a header that is none.
+    pub fn open(folder: &Path) -> anyhow::Result<Self> {
+        let (paths, _) = shards(folder)?;
+        let shards = paths.into_iter().map(|path| {
+            let shown = path.display().to_string();
+            Shard::open(path).with_context(|| shown)
+        });
+        Ok(Self {
+            shards: shards.collect::<anyhow::Result<_>>()?,
+        })
+    }
+
+    /// Why an adapter that maps `input` to `output` does not fit a layer; None where it does.
+    pub fn misfit(&self, layer: &str, input: usize, output: usize) -> Option<String> {
+        let name = format!("{layer}.weight");
+        let Some(info) = self.shards.iter().find_map(|shard| shard.metadata.info(&name)) else {
+            return Some("belongs to a layer that this model does not have".into());
+        };
+        match info.shape.as_slice() {
+            [rows, columns] if (*columns, *rows) == (input, output) => None,
+            [rows, columns] => Some(format!(
+                "maps {input} to {output}, but the layer maps {columns} to {rows}"
+            )),
+            shape => Some(format!("is for a layer whose weight {shape:?} is no matrix")),
+        }
+    }
+
+    /// Whether every adapter fits a layer.
+    ///
+    /// # Errors
+    /// The first that does not, by file.
+    pub fn check(&self, files: &[AdapterFile]) -> anyhow::Result<()> {
+        for file in files {
+            for (layer, adapter) in &file.layers {
+                if let Some(why) = self.misfit(layer, adapter.a.dim(1)?, adapter.b.dim(0)?) {
+                    bail!("{}: the adapter of {layer} {why}", file.path.display());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes all shards with the adapters folded in to a folder, under their own names.
+    ///
+    /// # Errors
+    /// As [`check`](Self::check), before anything is written; what cannot be read or written.
+    pub fn merge(&self, files: &[AdapterFile], to: &Path) -> anyhow::Result<()> {
+        self.check(files)?;
+        for shard in &self.shards {
+            let name = shard.path.file_name().context("a shard has a name")?;
+            let merged = shard.merge(files, &to.join(name));
+            merged.with_context(|| shard.path.display().to_string())?;
+        }
+        Ok(())
+    }
+
+    /// Whether this file is one of the shards.
+    pub fn holds(&self, path: &Path) -> bool {
+        self.shards.iter().any(|shard| shard.path == path)
+    }
+}
+
+impl Shard {
+    fn open(path: PathBuf) -> anyhow::Result<Self> {
+        let mut file = File::open(&path)?;
+        let size = file.metadata()?.len();
+        let mut length = [0; 8];
+        file.read_exact(&mut length).context("not a safetensors file")?;
+        let bytes = u64::from_le_bytes(length);
+        ensure!(
+            bytes <= MAX_HEADER_BYTES && bytes + 8 <= size,
+            "not a safetensors file: a header of {bytes} bytes in {size}"
+        );
+        let mut header = length.to_vec();
+        file.take(bytes).read_to_end(&mut header)?;
+        let metadata: Metadata = serde_json::from_slice(&header[8..]).context("not a safetensors header")?;
+        ensure!(
+            header.len() as u64 + metadata.data_len() as u64 == size,
+            "the header tells of {} bytes, but the file has {size}; fetch it again",
+            header.len() + metadata.data_len()
+        );
+        Ok(Self { path, header, metadata })
+    }
+
+    fn merge(&self, files: &[AdapterFile], to: &Path) -> anyhow::Result<()> {
+        let mut from = File::open(&self.path)?;
+        from.seek(SeekFrom::Start(self.header.len() as u64))?;
+        let mut out = Beside::of(to)?;
+        out.write(&self.header)?;
+        for name in self.metadata.offset_keys() {
+            let info = self.metadata.info(&name).context("a tensor of the header")?;
+            let layer = name.strip_suffix(".weight").unwrap_or_default();
+            let deltas: Vec<Delta> = files
+                .iter()
+                .filter_map(|file| Delta::of(file, layer))
+                .collect::<candle_core::Result<_>>()?;
+            stream(&mut from, info, &deltas, &mut out).with_context(|| name.clone())?;
+        }
+        Ok(out.keep()?)
+    }
+}
+
+/// Passes one tensor on, with what is to be added to it.
+fn stream(from: &mut File, info: &TensorInfo, deltas: &[Delta], out: &mut Beside) -> anyhow::Result<()> {
+    let (start, end) = info.data_offsets;
+    let bytes = end - start;
+    let (piece, columns) = match info.shape.as_slice() {
+        [rows, columns] if !deltas.is_empty() && *rows > 0 => {
+            let row = bytes / rows;
+            (row * (CHUNK / row.max(1)).max(1), *columns)
+        }
+        _ => (CHUNK, 0),
+    };
+    let (mut done, mut buffer) = (0, Vec::new());
+    while done < bytes {
+        buffer.resize(piece.min(bytes - done), 0);
+        from.read_exact(&mut buffer)?;
+        if !deltas.is_empty() {
+            let row = columns * info.dtype.bitsize() / 8;
+            buffer = add(&buffer, info.dtype, (done / row, columns), deltas)?;
+        }
+        out.write(&buffer)?;
+        done += buffer.len();
+    }
+    Ok(())
+}
+
+/// Some rows of a weight, from row `first` on, with the adapters added.
+fn add(bytes: &[u8], dtype: Dtype, (first, columns): (usize, usize), deltas: &[Delta]) -> anyhow::Result<Vec<u8>> {
+    let dtype = match dtype {
+        Dtype::F32 => DType::F32,
+        Dtype::F16 => DType::F16,
+        Dtype::BF16 => DType::BF16,
+        other => bail!("a weight in {other:?} cannot take an adapter; merge into the checkpoint in bf16 or f32"),
+    };
+    let rows = bytes.len() / dtype.size_in_bytes() / columns;
+    let weight = Tensor::from_raw_buffer(bytes, dtype, &[rows, columns], &Device::Cpu)?;
+    let mut sum = weight.to_dtype(DType::F32)?; // (rows, in)
+    for Delta { a, b } in deltas {
+        sum = (sum + b.narrow(0, first, rows)?.matmul(a)?)?;
+    }
+    let sum = sum.to_dtype(dtype)?;
+    Ok(safetensors::View::data(&sum).into_owned())
+}
+
+/// What one file adds to a layer: B A, in f32.
+struct Delta {
+    a: Tensor, // (rank, in)
+    b: Tensor, // (out, rank), scaled
+}
+
+impl Delta {
+    fn of(file: &AdapterFile, layer: &str) -> Option<candle_core::Result<Self>> {
+        let adapter = file.layers.get(layer)?;
+        let scale = adapter.scale() * file.strength;
+        let delta = || {
+            Ok(Self {
+                a: adapter.a.to_dtype(DType::F32)?,
+                b: (adapter.b.to_dtype(DType::F32)? * scale)?,
+            })
+        };
+        Some(delta())
+    }
+}

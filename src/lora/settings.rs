@@ -1,0 +1,98 @@
+//! What PEFT says of adapters: `LoraConfig` as JSON, in the header of a safetensors file or in `adapter_config.json`.
+//!
+//! In the header's `lora_adapter_metadata` keys begin with the model's part (`transformer.lora_alpha`); `lora_config`, which
+//! some trainers write, and `adapter_config.json` have them bare.
+
+use anyhow::{Context, ensure};
+use fancy_regex::Regex;
+use serde_json::Value;
+
+use super::diffusers::PREFIX;
+
+/// As diffusers calls the settings in a header.
+pub const KEY: &str = "lora_adapter_metadata";
+
+/// Adapter settings by layer.
+#[derive(Debug, Default)]
+pub struct Settings {
+    lora_alpha: Option<f64>,
+    alpha_pattern: Vec<(Pattern, f64)>,
+    pub use_rslora: bool,
+}
+
+/// Which layers a number is for.
+#[derive(Debug)]
+enum Pattern {
+    /// The layer of this path, or, unless `whole`, every one that ends so.
+    Name {
+        name: String,
+        whole: bool,
+    },
+    Regex(Box<Regex>),
+}
+
+impl Settings {
+    /// From JSON text.
+    ///
+    /// # Errors
+    /// No JSON object, numbers that are not finite, a pattern that is no expression.
+    pub fn parse(text: &str) -> anyhow::Result<Self> {
+        let json: Value = serde_json::from_str(text).context("not JSON")?;
+        ensure!(json.is_object(), "not a JSON object");
+        let get = |key: &str| json.get(format!("{PREFIX}{key}")).or_else(|| json.get(key));
+        let finite = |value: &Value| value.as_f64().filter(|alpha| alpha.is_finite());
+        let mut alpha_pattern = Vec::new();
+        for (pattern, alpha) in get("alpha_pattern").and_then(Value::as_object).into_iter().flatten() {
+            let alpha = finite(alpha).with_context(|| format!("alpha_pattern: {pattern}: {alpha} is no number"))?;
+            alpha_pattern.push((Pattern::parse(pattern)?, alpha));
+        }
+        let lora_alpha = match get("lora_alpha") {
+            None | Some(Value::Null) => None,
+            Some(alpha) => Some(finite(alpha).with_context(|| format!("lora_alpha: {alpha} is no number"))?),
+        };
+        ensure!(
+            !get("use_dora").and_then(Value::as_bool).unwrap_or(false),
+            "use_dora: DoRA is not supported"
+        );
+        Ok(Self {
+            lora_alpha,
+            alpha_pattern,
+            use_rslora: get("use_rslora").and_then(Value::as_bool).unwrap_or(false),
+        })
+    }
+
+    /// A layer's alpha, where it is said.
+    pub fn alpha(&self, layer: &str) -> Option<f64> {
+        let own = self.alpha_pattern.iter().find(|(pattern, _)| pattern.matches(layer));
+        own.map(|(_, alpha)| *alpha).or(self.lora_alpha)
+    }
+}
+
+impl Pattern {
+    /// PEFT matches `(.*\.)?(pattern)$` from the start (`get_pattern_key`). Most patterns are plain names.
+    fn parse(text: &str) -> anyhow::Result<Self> {
+        let (name, whole) = text.strip_prefix('^').map_or((text, false), |name| (name, true));
+        if !name.contains(['\\', '[', '(', '*', '+', '?', '|', '{', '$', '^']) {
+            return Ok(Self::Name {
+                name: name.into(),
+                whole,
+            });
+        }
+        let regex = Regex::new(&format!(r"\A(?:.*\.)?(?:{text})\z"));
+        Ok(Self::Regex(Box::new(
+            regex.with_context(|| format!("alpha_pattern: '{text}'"))?,
+        )))
+    }
+
+    fn matches(&self, layer: &str) -> bool {
+        match self {
+            Self::Name { name, whole: true } => layer == name,
+            Self::Name { name, whole: false } => {
+                let before = layer.strip_suffix(name.as_str());
+                before.is_some_and(|before| before.is_empty() || before.ends_with('.'))
+            }
+            // An expression that gives up matches nothing.
+            Self::Regex(regex) => regex.is_match(layer).unwrap_or(false),
+        }
+    }
+}

@@ -1,0 +1,195 @@
+//! A run file being written: keys in the order of [`RunConfig`](crate::config::RunConfig), each with where it came from.
+//!
+//! Scalars and lists of scalars are JSON, which is YAML as well; mappings are indented blocks, so that every key has a
+//! line for its comment.
+
+use serde_json::Value;
+
+/// The order of a run file's sections.
+const ORDER: &[&str] = &[
+    "output_dir",
+    "seed",
+    "device",
+    "model",
+    "datasets",
+    "precompute",
+    "lora",
+    "train",
+    "diffusion",
+    "optimizer",
+    "lr_scheduler",
+    "checkpoint",
+    "validation",
+    "tracking",
+];
+
+/// A mapping whose keys say where they came from.
+#[derive(Debug, Default)]
+pub struct Block(Vec<Entry>);
+
+#[derive(Debug)]
+struct Entry {
+    key: String,
+    content: Content,
+    from: String,
+}
+
+#[derive(Debug)]
+enum Content {
+    Plain(Value),
+    Block(Block),
+    List(Vec<Block>),
+}
+
+impl Block {
+    /// Sets `key`, in place of what it was; `from` is the comment behind it.
+    pub fn set(&mut self, key: &str, value: impl Into<Value>, from: &str) {
+        self.put(key, Content::Plain(value.into()), from);
+    }
+
+    /// Sets `key` to a list of mappings.
+    pub fn list(&mut self, key: &str, items: Vec<Block>, from: &str) {
+        self.put(key, Content::List(items), from);
+    }
+
+    /// The mapping at `key`, empty where there was none.
+    pub fn block(&mut self, key: &str) -> &mut Block {
+        let at = self.0.iter().position(|entry| entry.key == key).unwrap_or_else(|| {
+            self.put(key, Content::Block(Block::default()), "");
+            self.0.len() - 1
+        });
+        let entry = &mut self.0[at];
+        if !matches!(entry.content, Content::Block(_)) {
+            entry.content = Content::Block(Block::default());
+        }
+        match &mut entry.content {
+            Content::Block(block) => block,
+            _ => unreachable!("made a block above"),
+        }
+    }
+
+    fn put(&mut self, key: &str, content: Content, from: &str) {
+        let from = from.to_string();
+        match self.0.iter_mut().find(|entry| entry.key == key) {
+            Some(entry) => (entry.content, entry.from) = (content, from),
+            None => self.0.push(Entry {
+                key: key.to_string(),
+                content,
+                from,
+            }),
+        }
+    }
+
+    fn write(&self, depth: usize, out: &mut String) {
+        for entry in &self.0 {
+            let indent = "  ".repeat(depth);
+            let comment = match &entry.from[..] {
+                "" => String::new(),
+                from => format!("  # {}", one_line(from)),
+            };
+            match &entry.content {
+                Content::Plain(value) => {
+                    out.push_str(&format!("{indent}{}: {}{comment}\n", entry.key, scalar(value)));
+                }
+                Content::Block(block) if block.0.is_empty() => {}
+                Content::Block(block) => {
+                    out.push_str(&format!("{indent}{}:{comment}\n", entry.key));
+                    block.write(depth + 1, out);
+                }
+                Content::List(items) if items.is_empty() => {
+                    out.push_str(&format!("{indent}{}: []{comment}\n", entry.key))
+                }
+                Content::List(items) => {
+                    out.push_str(&format!("{indent}{}:{comment}\n", entry.key));
+                    for item in items {
+                        let mut text = String::new();
+                        item.write(depth + 2, &mut text);
+                        // The first key stands behind the dash.
+                        let text = text.trim_start();
+                        let text = if text.is_empty() { "{}\n" } else { text };
+                        out.push_str(&format!("{indent}  - {text}"));
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// What was read but has no key: what it was, and why.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Remark {
+    pub what: String,
+    pub why: String,
+}
+
+/// A run file, and what could not become part of it.
+#[derive(Debug, Default)]
+pub struct Document {
+    pub root: Block,
+    pub remarks: Vec<Remark>,
+}
+
+impl Document {
+    /// Notes something that has no key.
+    pub fn remark(&mut self, what: impl Into<String>, why: impl Into<String>) {
+        self.remarks.push(Remark {
+            what: what.into(),
+            why: why.into(),
+        });
+    }
+
+    /// The file's text below these lines of comment.
+    pub fn to_yaml(&mut self, head: &[String]) -> String {
+        let place = |entry: &Entry| ORDER.iter().position(|key| *key == entry.key);
+        self.root.0.sort_by_key(place);
+        let mut out = String::new();
+        for line in head {
+            out.push_str(&format!("# {}\n", one_line(line)));
+        }
+        self.root.write(0, &mut out);
+        if !self.remarks.is_empty() {
+            out.push_str("\n# Without a key of their own:\n");
+        }
+        for remark in &self.remarks {
+            out.push_str(&format!("#   {}: {}\n", one_line(&remark.what), one_line(&remark.why)));
+        }
+        out
+    }
+}
+
+/// JSON, with everything escaped that YAML does not allow to stand in a text.
+fn scalar(value: &Value) -> String {
+    let mut text = String::new();
+    for c in value.to_string().chars() {
+        if c.is_control() || matches!(c, '\u{2028}' | '\u{2029}' | '\u{feff}' | '\u{fffe}' | '\u{ffff}') {
+            text.push_str(&format!("\\u{:04x}", c as u32));
+        } else {
+            text.push(c);
+            // [49, 480, 720]
+            if c == ',' && !value.is_string() && is_numbers(value) {
+                text.push(' ');
+            }
+        }
+    }
+    text
+}
+
+/// A list that holds only numbers and such lists: its commas are no part of a text.
+fn is_numbers(value: &Value) -> bool {
+    match value {
+        Value::Number(_) => true,
+        Value::Array(items) => items.iter().all(is_numbers),
+        _ => false,
+    }
+}
+
+/// What stands in a comment must not end it, nor change the terminal that shows it.
+fn one_line(text: &str) -> String {
+    text.chars()
+        .flat_map(|c| match c {
+            '\n' | '\r' | '\t' | '\u{85}' | '\u{2028}' | '\u{2029}' => vec![' '],
+            c if c.is_control() || matches!(c, '\u{feff}' | '\u{fffe}' | '\u{ffff}') => c.escape_unicode().collect(),
+            c => vec![c],
+        })
+        .collect()
+}

@@ -1,0 +1,524 @@
+//! finetrainers: `accelerate launch` or `torchrun`, `train.py` and its flags.
+//!
+//! Flags and defaults: `finetrainers/args.py` of v0.0.1 and of today, `trainer/sft_trainer/config.py`. The two are told
+//! apart by where the data is named: `--data_root` and `--dataset_file`, or `--dataset_config`.
+
+use super::document::Document;
+use super::flags::{Flag, Reader};
+use super::{Migrated, Source, command, finish, leave};
+use crate::models::FamilyName;
+
+mod datasets;
+mod validation;
+
+/// A run file from a script that runs `train.py`.
+///
+/// # Errors
+/// Every value that cannot be read, one message each.
+pub fn migrate(source: &Source) -> Result<Migrated, Vec<String>> {
+    let mut document = Document::default();
+    let launch = command(
+        source,
+        |name| name == "train.py" || name == "finetrainers",
+        &mut document,
+    )?;
+    let flags = Reader::new(&launch, &mut document);
+    let old = !flags.has("dataset_config") && !flags.has("parallel_backend");
+    let mut migration = Migration {
+        source,
+        document,
+        flags,
+        old,
+        family: None,
+    };
+    migration.model();
+    migration.datasets();
+    migration.lora();
+    migration.train();
+    migration.diffusion();
+    migration.optimizer();
+    migration.checkpoint();
+    migration.validation();
+    migration.tracking();
+    migration.hub();
+    leave(migration.flags.rest(), REASONS, "finetrainers", &mut migration.document);
+    finish(migration.document, migration.flags, source, "finetrainers")
+}
+
+struct Migration<'a> {
+    source: &'a Source,
+    document: Document,
+    flags: Reader,
+    /// v0.0.1.
+    old: bool,
+    /// What `--model_name` says, where vtrain has it.
+    family: Option<FamilyName>,
+}
+
+const DEFAULT: &str = "finetrainers' default";
+
+impl Migration<'_> {
+    /// `section.key` from a flag with one number, else finetrainers' default.
+    fn number<T: super::flags::Number + Into<serde_json::Value>>(
+        &mut self,
+        name: &str,
+        section: &str,
+        key: &str,
+        default: Option<T>,
+    ) {
+        let given = self.flags.has(name);
+        match self.flags.number::<T>(name) {
+            Some(value) => self.set(section, key, value, &format!("--{name}")),
+            None if given => {}
+            None => {
+                if let Some(value) = default {
+                    self.set(section, key, value, DEFAULT);
+                }
+            }
+        }
+    }
+
+    fn set(&mut self, section: &str, key: &str, value: impl Into<serde_json::Value>, from: &str) {
+        self.document.root.block(section).set(key, value, from);
+    }
+
+    fn remark(&mut self, flag: &Flag, why: &str) {
+        self.document.remark(flag.typed(), why);
+    }
+
+    fn model(&mut self) {
+        if let Some(name) = self.flags.text("model_name") {
+            match serde_json::from_value::<FamilyName>(name.clone().into()) {
+                Ok(family) => {
+                    self.family = Some(family);
+                    self.set("model", "family", name, "--model_name");
+                }
+                Err(_) => self.document.remark(
+                    format!("--model_name {name}"),
+                    "vtrain has no family of this name: model.family is left to the checkpoint, which it may not know",
+                ),
+            }
+        }
+        if let Some(path) = self.flags.text("pretrained_model_name_or_path") {
+            let path = model_path(self.source, &path);
+            self.set("model", "path", path, "--pretrained_model_name_or_path");
+        }
+        if let Some(revision) = self.flags.text("revision") {
+            self.set("model", "revision", revision, "--revision");
+        }
+        if let Some(flag) = self.flags.take("transformer_dtype") {
+            match flag.values.first().map(String::as_str) {
+                Some("bf16") => self.set("model", "dtype", "bf16", "--transformer_dtype"),
+                Some("fp32") => self.set("model", "dtype", "f32", "--transformer_dtype"),
+                Some("fp16") => self.remark(
+                    &flag,
+                    "vtrain keeps frozen weights in bf16 or f32: model.dtype stays bf16",
+                ),
+                _ => self.flags.wrong(&flag, "is one of bf16, fp16, fp32"),
+            }
+        }
+    }
+
+    fn lora(&mut self) {
+        self.number::<u64>("rank", "lora", "rank", Some(64));
+        self.number::<f64>("lora_alpha", "lora", "alpha", Some(64.0));
+        let Some(flag) = self.flags.take("target_modules") else {
+            if !self.old {
+                let all = "(transformer_blocks|single_transformer_blocks).*(to_q|to_k|to_v|to_out.0)";
+                self.set("lora", "target_modules", all, DEFAULT);
+            }
+            return;
+        };
+        let from = "--target_modules";
+        match &flag.values[..] {
+            [] => self.flags.wrong(&flag, "takes layers' names or an expression"),
+            [one] if one.contains(['(', '*', '|', '[', '^', '+', '\\']) || one == "all-linear" => {
+                self.set("lora", "target_modules", one.as_str(), from);
+            }
+            // Names in one pair of quotes are names all the same.
+            words => {
+                let names: Vec<&str> = words.iter().flat_map(|word| word.split_whitespace()).collect();
+                self.set("lora", "target_modules", names, from);
+            }
+        }
+    }
+
+    fn train(&mut self) {
+        self.seed();
+        let epochs = self.flags.number::<u64>("train_epochs");
+        match (self.flags.has("train_steps"), epochs) {
+            (true, Some(epochs)) => self.document.remark(
+                format!("--train_epochs {epochs}"),
+                "--train_steps overrides it, in finetrainers too",
+            ),
+            (false, Some(epochs)) => self.set("train", "epochs", epochs, "--train_epochs"),
+            (false, None) if self.old => self.set("train", "epochs", 1, DEFAULT),
+            _ => {}
+        }
+        let steps = self.flags.has("train_steps") || !self.old;
+        self.number::<u64>("train_steps", "train", "steps", steps.then_some(1000));
+        self.number::<u64>("batch_size", "train", "batch_size", Some(if self.old { 4 } else { 1 }));
+        self.number::<u64>(
+            "gradient_accumulation_steps",
+            "train",
+            "gradient_accumulation_steps",
+            Some(1),
+        );
+        self.onoff("gradient_checkpointing", "train", "gradient_checkpointing");
+        self.number::<f64>("max_grad_norm", "train", "max_grad_norm", Some(1.0));
+        self.number::<f64>("caption_dropout_p", "train", "caption_dropout", None);
+        if let Some(flag) = self.flags.take("caption_dropout_technique") {
+            let why = match flag.values.first().map(String::as_str) {
+                Some("empty") => "is what vtrain's caption_dropout does",
+                _ => "vtrain puts the empty caption in place of a dropped one, not zeros",
+            };
+            self.remark(&flag, why);
+        }
+        if let Some(flag) = self.flags.take("training_type") {
+            let why = match flag.values == ["lora"] {
+                true => "is what vtrain does",
+                false => "vtrain trains LoRA adapters without a control input, and this run file does that",
+            };
+            self.remark(&flag, why);
+        }
+    }
+
+    fn seed(&mut self) {
+        if let Some(seed) = self.flags.number::<u64>("seed") {
+            self.document.root.set("seed", seed, "--seed");
+        }
+    }
+
+    fn onoff(&mut self, name: &str, section: &str, key: &str) {
+        let given = self.flags.switch(name);
+        let from = if given {
+            format!("--{name}")
+        } else {
+            DEFAULT.to_string()
+        };
+        self.set(section, key, given, &from);
+    }
+
+    fn diffusion(&mut self) {
+        if self.family == Some(FamilyName::CogVideoX) {
+            for name in FLOW {
+                if let Some(flag) = self.flags.take(name) {
+                    self.remark(
+                        &flag,
+                        "CogVideoX draws its timesteps uniformly, in vtrain and in finetrainers",
+                    );
+                }
+            }
+            return;
+        }
+        let scheme = self.flags.take("flow_weighting_scheme");
+        let name = scheme
+            .as_ref()
+            .and_then(|flag| flag.values.first())
+            .map_or("none", String::as_str);
+        let from = if scheme.is_some() {
+            "--flow_weighting_scheme"
+        } else {
+            DEFAULT
+        };
+        match name {
+            "none" => self.set("diffusion", "timesteps", "uniform", from),
+            "logit_normal" | "mode" => self.set("diffusion", "timesteps", name, from),
+            "sigma_sqrt" | "cosmap" => self.set("diffusion", "weighting", name, from),
+            _ => {
+                if let Some(flag) = &scheme {
+                    self.flags
+                        .wrong(flag, "is one of none, logit_normal, mode, sigma_sqrt, cosmap");
+                }
+            }
+        }
+        for (flag, key, reader) in [
+            ("flow_logit_mean", "logit_mean", "logit_normal"),
+            ("flow_logit_std", "logit_std", "logit_normal"),
+            ("flow_mode_scale", "mode_scale", "mode"),
+        ] {
+            if name == reader {
+                self.number::<f64>(flag, "diffusion", key, None);
+            } else if let Some(flag) = self.flags.take(flag) {
+                self.remark(&flag, &format!("is read with --flow_weighting_scheme {reader} only"));
+            }
+        }
+        if let Some(flag) = self.flags.take("flow_resolution_shifting") {
+            self.set("diffusion", "shift", "auto", "--flow_resolution_shifting");
+            if !flag.values.is_empty() {
+                self.flags.wrong(&flag, "takes no value");
+            }
+            if let Some(flag) = self.flags.take("flow_shift") {
+                self.remark(&flag, "the shift goes by the clip's size");
+            }
+        } else {
+            let default = (!self.old).then_some(1.0);
+            self.number::<f64>("flow_shift", "diffusion", "shift", default);
+        }
+    }
+
+    fn optimizer(&mut self) {
+        match self.flags.take("optimizer") {
+            Some(flag) => self.optimizer_name(&flag),
+            None => self.document.remark(
+                "--optimizer (not given)",
+                "finetrainers takes adam, vtrain adamw, which keeps the decay apart from the gradient",
+            ),
+        }
+        self.number::<f64>("lr", "optimizer", "lr", Some(1e-4));
+        self.number::<f64>("beta1", "optimizer", "beta1", Some(0.9));
+        self.number::<f64>("beta2", "optimizer", "beta2", Some(0.95));
+        self.number::<f64>("weight_decay", "optimizer", "weight_decay", Some(1e-4));
+        self.number::<f64>("epsilon", "optimizer", "epsilon", Some(1e-8));
+        self.lr_scheduler();
+    }
+
+    fn lr_scheduler(&mut self) {
+        let flag = self.flags.take("lr_scheduler");
+        let from = if flag.is_some() { "--lr_scheduler" } else { DEFAULT };
+        let name = flag
+            .as_ref()
+            .and_then(|flag| flag.values.first())
+            .map_or("constant", String::as_str);
+        if SCHEDULES.contains(&name) {
+            self.set("lr_scheduler", "name", name, from);
+        } else if let Some(flag) = &flag {
+            self.flags.wrong(flag, &format!("is one of {}", SCHEDULES.join(", ")));
+        }
+        let default = (name != "constant").then_some(500);
+        self.number::<u64>("lr_warmup_steps", "lr_scheduler", "warmup_steps", default);
+        if name == "cosine_with_restarts" {
+            self.number::<u64>("lr_num_cycles", "lr_scheduler", "num_cycles", None);
+        } else if let Some(flag) = self.flags.take("lr_num_cycles") {
+            self.remark(&flag, "is read with --lr_scheduler cosine_with_restarts only");
+        }
+        if name == "polynomial" {
+            self.number::<f64>("lr_power", "lr_scheduler", "power", None);
+        } else if let Some(flag) = self.flags.take("lr_power") {
+            self.remark(&flag, "is read with --lr_scheduler polynomial only");
+        }
+    }
+
+    fn optimizer_name(&mut self, flag: &Flag) {
+        let name = flag.values.join(" ").to_lowercase();
+        let from = format!("--optimizer {name}");
+        self.set("optimizer", "name", "adamw", &from);
+        let why = match name.as_str() {
+            "adamw" => return,
+            "adam" => "vtrain has adamw, which keeps the decay apart from the gradient",
+            _ if name.contains("adamw") => "vtrain's AdamW keeps its moments in f32",
+            _ => "vtrain has adamw, which is taken; its learning rate may have to be another one",
+        };
+        self.remark(flag, why);
+    }
+
+    fn checkpoint(&mut self) {
+        self.number::<u64>("checkpointing_steps", "checkpoint", "every", Some(500));
+        if self.flags.has("checkpointing_limit") {
+            self.number::<u64>("checkpointing_limit", "checkpoint", "limit", None);
+        } else {
+            self.set("checkpoint", "limit", 10_000, "finetrainers keeps them all");
+        }
+        let output = self.flags.text("output_dir");
+        let from = if output.is_some() { "--output_dir" } else { DEFAULT };
+        let name = if self.old {
+            "finetrainer-training"
+        } else {
+            "finetrainers-training"
+        };
+        let output = self.source.path(output.as_deref().unwrap_or(name));
+        self.document.root.set("output_dir", output, from);
+    }
+
+    fn hub(&mut self) {
+        let push = self.flags.switch("push_to_hub");
+        if push {
+            self.set("hub", "push", true, "--push_to_hub");
+        }
+        match self.flags.text("hub_model_id") {
+            Some(repo) => self.set("hub", "repo", repo, "--hub_model_id"),
+            None if push => self.document.remark(
+                "--push_to_hub",
+                "finetrainers names the repository after the output folder; write hub.repo: you/name",
+            ),
+            None => {}
+        }
+    }
+
+    fn tracking(&mut self) {
+        let Some(flag) = self.flags.take("report_to") else {
+            return;
+        };
+        match flag.values.first().map(String::as_str) {
+            Some("none") => self.set("tracking", "tensorboard", false, "--report_to"),
+            Some("tensorboard" | "all") => self.set("tracking", "tensorboard", true, "--report_to"),
+            _ => {
+                self.set("tracking", "tensorboard", true, "");
+                self.remark(
+                    &flag,
+                    "vtrain writes metrics.jsonl and TensorBoard's files, and sends nothing away",
+                );
+            }
+        }
+    }
+}
+
+/// A folder as the run file has to write it; a name of the Hub as it is.
+pub(super) fn model_path(source: &Source, path: &str) -> String {
+    let hub = path.matches('/').count() == 1 && !path.starts_with(['.', '/', '~']);
+    if hub && !source.from.join(path).is_dir() {
+        path.to_string()
+    } else {
+        source.path(path)
+    }
+}
+
+/// The schedules of both.
+const SCHEDULES: &[&str] = &[
+    "constant",
+    "constant_with_warmup",
+    "linear",
+    "cosine",
+    "cosine_with_restarts",
+    "polynomial",
+];
+
+/// What flow matching reads.
+const FLOW: &[&str] = &[
+    "flow_weighting_scheme",
+    "flow_logit_mean",
+    "flow_logit_std",
+    "flow_mode_scale",
+    "flow_shift",
+    "flow_resolution_shifting",
+];
+
+/// Flags without a key, and why.
+const REASONS: &[(&[&str], &str)] = &[
+    (
+        &[
+            "parallel_backend",
+            "pp_degree",
+            "dp_degree",
+            "dp_shards",
+            "cp_degree",
+            "tp_degree",
+        ],
+        "vtrain trains on one device; with more devices before, more gradient_accumulation_steps make the same step",
+    ),
+    (&["variant"], "vtrain reads the files that the checkpoint's index names"),
+    (&["cache_dir"], "vtrain shares the Hub's cache: set HF_HOME"),
+    (
+        &[
+            "tokenizer_id",
+            "tokenizer_2_id",
+            "tokenizer_3_id",
+            "text_encoder_id",
+            "text_encoder_2_id",
+            "text_encoder_3_id",
+            "transformer_id",
+            "vae_id",
+        ],
+        "vtrain takes every part from model.path: put them together in one diffusers directory",
+    ),
+    (
+        &[
+            "text_encoder_dtype",
+            "text_encoder_2_dtype",
+            "text_encoder_3_dtype",
+            "vae_dtype",
+        ],
+        "vtrain has one dtype for all frozen weights, model.dtype",
+    ),
+    (
+        &["mixed_precision"],
+        "frozen weights are kept in model.dtype, and adapters learn in f32",
+    ),
+    (
+        &[
+            "layerwise_upcasting_modules",
+            "layerwise_upcasting_storage_dtype",
+            "layerwise_upcasting_skip_modules_pattern",
+        ],
+        "vtrain keeps frozen weights in bf16 or f32, not in 8 bits",
+    ),
+    (
+        &[
+            "precompute_conditions",
+            "enable_precomputation",
+            "precomputation_once",
+            "precomputation_reuse",
+        ],
+        "vtrain always encodes clips and captions once, and uses what it has encoded again",
+    ),
+    (
+        &["precomputation_items"],
+        "vtrain encodes the whole data set before the first step",
+    ),
+    (&["dataset_shuffle_buffer_size"], "vtrain shuffles the whole data set"),
+    (
+        &["dataloader_num_workers", "pin_memory"],
+        "encoded clips are read beside the training, without workers",
+    ),
+    (&["max_data_samples"], "vtrain trains on the whole data set"),
+    (
+        &[
+            "flow_base_image_seq_len",
+            "flow_max_image_seq_len",
+            "flow_base_seq_len",
+            "flow_max_seq_len",
+            "flow_base_shift",
+            "flow_max_shift",
+        ],
+        "diffusion.shift: auto takes these from the checkpoint's scheduler",
+    ),
+    (
+        &["resume_from_checkpoint"],
+        "a run goes on by `vtrain train --config FILE --resume`",
+    ),
+    (&["use_8bit_bnb"], "vtrain's AdamW keeps its moments in f32"),
+    (&["beta3"], "is for Prodigy, which vtrain does not have"),
+    (
+        &["scale_lr"],
+        "vtrain takes optimizer.lr as it is: multiply it by devices, batch and accumulation yourself",
+    ),
+    (
+        &["enable_model_cpu_offload"],
+        "vtrain loads encoders only while they encode",
+    ),
+    (
+        &["tracker_name", "logging_dir", "logging_steps", "verbose"],
+        "vtrain logs every step into output_dir; -v says more",
+    ),
+    (
+        &["hub_token"],
+        "vtrain takes the token from HF_TOKEN, and writes it nowhere",
+    ),
+    (
+        &[
+            "allow_tf32",
+            "float32_matmul_precision",
+            "compile_modules",
+            "compile_scopes",
+            "attn_provider_training",
+            "attn_provider_inference",
+        ],
+        "is about PyTorch's kernels; vtrain has its own",
+    ),
+    (
+        &["nccl_timeout", "init_timeout"],
+        "is about several processes; vtrain is one",
+    ),
+    (
+        &[
+            "control_type",
+            "train_qk_norm",
+            "frame_conditioning_type",
+            "frame_conditioning_index",
+            "frame_conditioning_concatenate_mask",
+        ],
+        "vtrain has no control training; train.first_frame trains on clips that start from an image",
+    ),
+    (&["training_type"], "vtrain trains LoRA adapters"),
+    (&["list_models"], "prints a list and trains nothing"),
+];

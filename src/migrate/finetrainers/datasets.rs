@@ -1,0 +1,265 @@
+//! Data sets: `--data_root` and its kin, or the file of `--dataset_config`.
+
+use serde_json::Value;
+
+use super::super::document::Block;
+use super::{DEFAULT, Migration};
+
+impl Migration<'_> {
+    pub(super) fn datasets(&mut self) {
+        if let Some(file) = self.flags.text("dataset_config") {
+            match read_json(self, &file) {
+                Ok(json) => self.dataset_file(&file, &json),
+                Err(message) => self.flags.problems.push(format!("--dataset_config: {message}")),
+            }
+        } else {
+            self.one_dataset();
+        }
+        if let Some(dir) = self.flags.text("precomputation_dir") {
+            let dir = self.source.path(&dir);
+            self.set("precompute", "dir", dir, "--precomputation_dir");
+        }
+        self.onoff("enable_tiling", "precompute", "vae_tiling");
+        self.onoff("enable_slicing", "precompute", "vae_slicing");
+    }
+
+    /// v0.0.1: columns are files of lines, unless a table is named.
+    fn one_dataset(&mut self) {
+        let mut set = Block::default();
+        let root = self.flags.text("data_root");
+        let table = self.flags.text("dataset_file");
+        if let Some(root) = &root {
+            set.set("path", self.folder(root), "--data_root");
+        }
+        if let Some(table) = &table {
+            let (folder, name) = table.rsplit_once('/').unwrap_or((".", table));
+            if root.is_none() {
+                set.set("path", self.source.path(folder), "--dataset_file");
+            }
+            set.set("layout", "metadata", "--dataset_file");
+            set.set("metadata", name, "--dataset_file");
+        }
+        let (captions, videos) = match table {
+            Some(_) => ("caption_column", "video_column"),
+            None => ("captions", "videos"),
+        };
+        for (flag, key) in [("caption_column", captions), ("video_column", videos)] {
+            if let Some(column) = self.flags.text(flag) {
+                set.set(key, column, &format!("--{flag}"));
+            }
+        }
+        if let Some(token) = self.flags.text("id_token") {
+            set.set("id_token", token, "--id_token");
+        }
+        let mut buckets = Vec::new();
+        let mut from = Vec::new();
+        for (name, sides) in [("video_resolution_buckets", 3), ("image_resolution_buckets", 2)] {
+            let Some(flag) = self.flags.take(name) else { continue };
+            from.push(format!("--{name}"));
+            for value in flag.values.iter().flat_map(|value| value.split_whitespace()) {
+                match bucket(value, sides) {
+                    Some(bucket) => buckets.push(bucket),
+                    None => self.flags.problems.push(format!(
+                        "--{name}: expected {sides} whole numbers with x between, found '{}'",
+                        value.escape_debug()
+                    )),
+                }
+            }
+        }
+        if buckets.is_empty() {
+            self.document.remark(
+                "--video_resolution_buckets (not given)",
+                "finetrainers tries a long list of sizes, vtrain one: write datasets[0].buckets",
+            );
+        } else {
+            self.buckets(&mut set, buckets, &from.join(", "));
+        }
+        if let Some(flag) = self.flags.take("video_reshape_mode") {
+            match flag.values.first().map(String::as_str) {
+                Some(mode @ ("center" | "random")) => set.set("crop", mode, "--video_reshape_mode"),
+                Some("none") => set.set("crop", "fit", "--video_reshape_mode none"),
+                _ => self.flags.wrong(&flag, "is one of center, random, none"),
+            }
+        }
+        self.document.root.list("datasets", vec![set], "");
+    }
+
+    fn buckets(&mut self, set: &mut Block, buckets: Vec<[u64; 3]>, from: &str) {
+        let mut kept: Vec<[u64; 3]> = Vec::new();
+        for bucket in buckets {
+            if kept.contains(&bucket) {
+                self.document.remark(format!("{from} {bucket:?}"), "is given twice");
+            } else {
+                kept.push(bucket);
+            }
+        }
+        let values: Vec<Value> = kept.iter().map(|bucket| bucket.to_vec().into()).collect();
+        set.set("buckets", values, from);
+    }
+
+    /// A data set's folder. What may be a name of the Hub is told.
+    fn folder(&mut self, root: &str) -> String {
+        let hub = root.matches('/').count() == 1 && !root.starts_with(['.', '/', '~', '$']);
+        if hub && !self.source.from.join(root).is_dir() {
+            self.document.remark(
+                root,
+                "vtrain reads folders. If this is a data set of the Hub, download it to the path given here: \
+                 `hf download --repo-type dataset NAME --local-dir PATH`",
+            );
+        }
+        self.source.path(root)
+    }
+
+    fn dataset_file(&mut self, file: &str, json: &Value) {
+        let sets = match json.get("datasets") {
+            Some(Value::Array(sets)) if !sets.is_empty() => sets,
+            _ => {
+                let message = format!("--dataset_config: {file}: expected a list 'datasets' that is not empty");
+                return self.flags.problems.push(message);
+            }
+        };
+        if let Value::Object(top) = json {
+            for key in top.keys().filter(|key| *key != "datasets") {
+                self.document
+                    .remark(format!("{file}: {key}"), "is no key that vtrain knows");
+            }
+        }
+        let blocks = sets
+            .iter()
+            .enumerate()
+            .map(|(n, set)| self.listed(file, n, set))
+            .collect();
+        self.document
+            .root
+            .list("datasets", blocks, &format!("--dataset_config {file}"));
+    }
+
+    /// One entry of `datasets`.
+    fn listed(&mut self, file: &str, n: usize, json: &Value) -> Block {
+        let mut set = Block::default();
+        let Value::Object(entries) = json else {
+            let message = format!("--dataset_config: {file}: datasets[{n}]: expected a mapping");
+            self.flags.problems.push(message);
+            return set;
+        };
+        for (key, value) in entries {
+            let place = format!("{file}: datasets[{n}].{key}");
+            let known = match (key.as_str(), value) {
+                (_, Value::Null) => {
+                    self.document
+                        .remark(format!("{place}: null"), "is the same as no such key");
+                    true
+                }
+                ("data_root", Value::String(root)) => {
+                    let root = self.folder(root);
+                    set.set("path", root, key);
+                    true
+                }
+                ("dataset_type", Value::String(kind)) => {
+                    if kind != "video" {
+                        let why = "pictures are clips of one frame: their buckets start with 1";
+                        self.document.remark(format!("{place}: {kind}"), why);
+                    }
+                    true
+                }
+                ("dataset_file", Value::String(table)) => {
+                    let name = table.rsplit('/').next().unwrap_or(table);
+                    set.set("layout", "metadata", key);
+                    set.set("metadata", name, key);
+                    true
+                }
+                ("id_token", Value::String(token)) => {
+                    set.set("id_token", token.as_str(), key);
+                    true
+                }
+                ("caption_column" | "video_column", Value::String(column)) => {
+                    set.set(key, column.as_str(), key);
+                    true
+                }
+                ("video_resolution_buckets" | "image_resolution_buckets", Value::Array(list)) => {
+                    let found: Option<Vec<[u64; 3]>> = list.iter().map(json_bucket).collect();
+                    if let Some(found) = &found {
+                        self.buckets(&mut set, found.clone(), key);
+                    }
+                    found.is_some()
+                }
+                ("reshape_mode", Value::String(mode)) => self.reshape(&mut set, &place, mode),
+                ("remove_common_llm_caption_prefixes", Value::Bool(on)) => {
+                    set.set("remove_caption_prefixes", *on, key);
+                    true
+                }
+                (
+                    "data_root"
+                    | "dataset_type"
+                    | "dataset_file"
+                    | "id_token"
+                    | "caption_column"
+                    | "video_column"
+                    | "video_resolution_buckets"
+                    | "image_resolution_buckets"
+                    | "reshape_mode"
+                    | "remove_common_llm_caption_prefixes",
+                    _,
+                ) => false,
+                _ => {
+                    self.document
+                        .remark(format!("{place}: {value}"), "is no key that vtrain knows");
+                    true
+                }
+            };
+            if !known {
+                self.flags
+                    .problems
+                    .push(format!("--dataset_config: {place}: cannot be read: {value}"));
+            }
+        }
+        if !entries.contains_key("remove_common_llm_caption_prefixes") {
+            set.set("remove_caption_prefixes", false, DEFAULT);
+        }
+        set
+    }
+
+    fn reshape(&mut self, set: &mut Block, place: &str, mode: &str) -> bool {
+        let crop = match mode {
+            // Resizing alone: the aspect ratio gives way.
+            "bicubic" | "bilinear" | "nearest" | "area" => "fit",
+            "center_crop" | "resize_crop" | "center" => "center",
+            "random_crop" | "random" => "random",
+            _ => return false,
+        };
+        set.set("crop", crop, &format!("reshape_mode {mode}"));
+        if mode != "bicubic" {
+            self.document.remark(
+                format!("{place}: {mode}"),
+                "vtrain resizes by a bicubic filter first, then crops",
+            );
+        }
+        true
+    }
+}
+
+/// `49x480x720`, or `480x720` of one frame.
+fn bucket(text: &str, sides: usize) -> Option<[u64; 3]> {
+    let numbers: Vec<u64> = text.split('x').map(|n| n.trim().parse().ok()).collect::<Option<_>>()?;
+    match numbers[..] {
+        [f, h, w] if sides == 3 => Some([f, h, w]),
+        [h, w] if sides == 2 => Some([1, h, w]),
+        _ => None,
+    }
+}
+
+/// `[49, 480, 720]`, or `[480, 720]` of one frame.
+fn json_bucket(json: &Value) -> Option<[u64; 3]> {
+    let numbers: Vec<u64> = json.as_array()?.iter().map(Value::as_u64).collect::<Option<_>>()?;
+    match numbers[..] {
+        [f, h, w] => Some([f, h, w]),
+        [h, w] => Some([1, h, w]),
+        _ => None,
+    }
+}
+
+/// A JSON file that the script names.
+pub(super) fn read_json(migration: &Migration, path: &str) -> Result<Value, String> {
+    let text = migration.source.read(path)?;
+    serde_json::from_str(&text).map_err(|error| format!("{path}: is no JSON: {error}"))
+}

@@ -1,0 +1,211 @@
+//! A training's command, as flags with their values.
+
+use std::path::Path;
+use std::str::FromStr;
+
+use super::document::Document;
+
+/// `--name value value`, or `--name=value`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Flag {
+    /// Without its dashes.
+    pub name: String,
+    pub values: Vec<String>,
+}
+
+impl Flag {
+    /// As it would be typed. What may be a secret is left out.
+    pub fn typed(&self) -> String {
+        let mut text = format!("--{}", self.name);
+        for value in &self.values {
+            text.push(' ');
+            text.push_str(if is_secret(&self.name) { "(not shown)" } else { value });
+        }
+        text
+    }
+}
+
+/// Whether a flag of this name (or a variable) may hold what nobody should read: `--hub_token`, but not `--tokenizer_id`.
+fn is_secret(name: &str) -> bool {
+    let name = name.trim_start_matches('-').to_lowercase().replace('-', "_");
+    let words = ["token", "key", "password", "secret"];
+    name != "id_token" && name.split('_').any(|part| words.contains(&part))
+}
+
+/// A command that starts no training, as it would be typed. What may be a secret is left out, and so is all that is said
+/// to a `login`.
+pub fn typed(command: &[String]) -> String {
+    let mut shown: Vec<String> = Vec::new();
+    let mut hide = false;
+    let mut login = false;
+    for word in command {
+        let (name, value) = word
+            .split_once('=')
+            .map_or((word.as_str(), None), |(n, v)| (n, Some(v)));
+        shown.push(match value {
+            _ if hide || login => "(not shown)".into(),
+            Some(_) if is_secret(name) => format!("{name}=(not shown)"),
+            _ => word.clone(),
+        });
+        login |= word == "login";
+        hide = value.is_none() && word.starts_with('-') && is_secret(name);
+    }
+    shown.join(" ")
+}
+
+/// The command that starts a training: flags of the program that launches it, then its own.
+#[derive(Debug, Default)]
+pub struct Launch {
+    pub script: String,
+    pub launcher: Vec<Flag>,
+    pub flags: Vec<Flag>,
+    /// Words that belong to no flag.
+    pub stray: Vec<String>,
+}
+
+impl Launch {
+    /// Splits a command at the Python script whose name `is_training` knows; none where there is no such script.
+    pub fn of(command: &[String], is_training: fn(&str) -> bool) -> Option<Self> {
+        let at = command.iter().position(|word| {
+            let name = Path::new(word).file_name().map(|name| name.to_string_lossy());
+            !word.starts_with('-') && name.is_some_and(|name| is_training(&name))
+        })?;
+        let (launcher, _) = flags(&command[..at]);
+        let (own, stray) = flags(&command[at + 1..]);
+        Some(Self {
+            script: command[at].clone(),
+            launcher,
+            flags: own,
+            stray,
+        })
+    }
+}
+
+/// Flags, and the words before the first.
+fn flags(words: &[String]) -> (Vec<Flag>, Vec<String>) {
+    let mut found: Vec<Flag> = Vec::new();
+    let mut stray = Vec::new();
+    for word in words {
+        if let Some(name) = word.strip_prefix("--").filter(|name| !name.is_empty()) {
+            let (name, value) = name
+                .split_once('=')
+                .map_or((name, None), |(name, value)| (name, Some(value)));
+            found.push(Flag {
+                name: name.to_string(),
+                values: value.map(String::from).into_iter().collect(),
+            });
+        } else if let Some(flag) = found.last_mut() {
+            flag.values.push(word.clone());
+        } else {
+            stray.push(word.clone());
+        }
+    }
+    (found, stray)
+}
+
+/// The flags of a command while they become keys: what is taken is gone.
+pub struct Reader {
+    flags: Vec<Flag>,
+    /// Values that could not be read.
+    pub problems: Vec<String>,
+}
+
+impl Reader {
+    /// Of a flag given twice the last counts, as in argparse.
+    pub fn new(launch: &Launch, document: &mut Document) -> Self {
+        let mut flags: Vec<Flag> = Vec::new();
+        for flag in &launch.flags {
+            if let Some(at) = flags.iter().position(|f| f.name == flag.name) {
+                let earlier = flags.remove(at);
+                document.remark(earlier.typed(), format!("is given again: {} counts", flag.typed()));
+            }
+            flags.push(flag.clone());
+        }
+        Self {
+            flags,
+            problems: Vec::new(),
+        }
+    }
+
+    pub fn has(&self, name: &str) -> bool {
+        self.flags.iter().any(|flag| flag.name == name)
+    }
+
+    pub fn take(&mut self, name: &str) -> Option<Flag> {
+        let at = self.flags.iter().position(|flag| flag.name == name)?;
+        Some(self.flags.remove(at))
+    }
+
+    /// A switch: there or not.
+    pub fn switch(&mut self, name: &str) -> bool {
+        match self.take(name) {
+            Some(flag) if flag.values.is_empty() => true,
+            Some(flag) => {
+                self.wrong(&flag, "takes no value");
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// A flag's one value.
+    pub fn text(&mut self, name: &str) -> Option<String> {
+        let flag = self.take(name)?;
+        match &flag.values[..] {
+            [value] => Some(value.clone()),
+            _ => {
+                self.wrong(&flag, "takes one value");
+                None
+            }
+        }
+    }
+
+    /// A flag's one value, as a number.
+    pub fn number<T: Number>(&mut self, name: &str) -> Option<T> {
+        let text = self.text(name)?;
+        match T::read(&text) {
+            Some(value) => Some(value),
+            None => {
+                self.problems.push(format!(
+                    "--{name}: expected {}, found '{}'",
+                    T::EXPECTED,
+                    text.escape_debug()
+                ));
+                None
+            }
+        }
+    }
+
+    pub fn wrong(&mut self, flag: &Flag, message: &str) {
+        self.problems.push(format!(
+            "--{} {message}, found '{}'",
+            flag.name,
+            flag.values.join(" ").escape_debug()
+        ));
+    }
+
+    /// What nobody took.
+    pub fn rest(&mut self) -> Vec<Flag> {
+        std::mem::take(&mut self.flags)
+    }
+}
+
+/// A number on a command line.
+pub trait Number: FromStr {
+    const EXPECTED: &str;
+    fn read(text: &str) -> Option<Self>;
+}
+
+impl Number for u64 {
+    const EXPECTED: &str = "a whole number of at least 0";
+    fn read(text: &str) -> Option<Self> {
+        text.trim().parse().ok()
+    }
+}
+
+impl Number for f64 {
+    const EXPECTED: &str = "a number";
+    fn read(text: &str) -> Option<Self> {
+        text.trim().parse().ok().filter(|value: &f64| value.is_finite())
+    }
+}

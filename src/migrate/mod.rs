@@ -1,0 +1,200 @@
+//! Run files from the commands of other trainers: finetrainers ([`finetrainers`]) and musubi-tuner ([`musubi`]).
+//!
+//! A script is read, never run ([`shell`]); its command is taken apart into flags ([`flags`]); each flag becomes a key of
+//! the run file or a comment that says why there is none ([`document`]). What the other trainer does where a flag is
+//! absent is written out, since vtrain's defaults are other ones.
+
+use std::path::{Component, Path, PathBuf};
+
+pub mod document;
+pub mod finetrainers;
+pub mod flags;
+pub mod musubi;
+pub mod shell;
+
+use crate::config::RunConfig;
+use document::Document;
+use flags::{Flag, Launch, Reader};
+use shell::Script;
+
+/// A file that describes data or prompts is not longer.
+const MOST_BYTES: u64 = 16 << 20;
+
+/// What to read, and where its relative paths begin.
+#[derive(Debug, Clone)]
+pub struct Source {
+    /// The script's text.
+    pub text: String,
+    /// What the script is called in messages.
+    pub name: String,
+    /// The script's folder; none for standard input.
+    pub folder: Option<PathBuf>,
+    /// The folder that the script is run from.
+    pub from: PathBuf,
+    /// The folder of the run file to be.
+    pub to: PathBuf,
+    /// Values of variables that the script does not set.
+    pub variables: Vec<(String, String)>,
+}
+
+/// A run file.
+#[derive(Debug)]
+pub struct Migrated {
+    pub yaml: String,
+    /// How many things have no key of their own and became comments.
+    pub remarks: usize,
+    /// What vtrain would say of the run file; nothing where it can be loaded.
+    pub problems: Vec<String>,
+}
+
+impl Source {
+    /// Finds a file that the script names: from where it is run, else from one of the folders above the script, else
+    /// beside it.
+    fn find(&self, path: &str) -> PathBuf {
+        let path = Path::new(path);
+        let mut places = vec![self.from.join(path)];
+        if let Some(folder) = &self.folder {
+            places.extend(folder.ancestors().map(|above| above.join(path)));
+            places.extend(path.file_name().map(|name| folder.join(name)));
+        }
+        let first = places[0].clone();
+        places.into_iter().find(|place| place.is_file()).unwrap_or(first)
+    }
+
+    /// The text of a file that the script names.
+    fn read(&self, path: &str) -> Result<String, String> {
+        let found = self.find(path);
+        let wrong = |error: std::io::Error| {
+            format!(
+                "{}: cannot be read: {error}; give the folder that the script is run from with --from",
+                found.display()
+            )
+        };
+        let size = std::fs::metadata(&found).map_err(wrong)?.len();
+        if size > MOST_BYTES {
+            return Err(format!("{}: is longer than {MOST_BYTES} bytes", found.display()));
+        }
+        std::fs::read_to_string(&found).map_err(wrong)
+    }
+
+    /// A path of the script as the run file has to write it.
+    fn path(&self, path: &str) -> String {
+        if path.is_empty() || Path::new(path).is_absolute() || path.starts_with(['~', '$']) || path.contains("://") {
+            return path.to_string();
+        }
+        if self.from == self.to {
+            return path.to_string();
+        }
+        relative(&self.from.join(path), &self.to).to_string_lossy().into_owned()
+    }
+}
+
+/// `path` as seen from `folder`; both are absolute.
+fn relative(path: &Path, folder: &Path) -> PathBuf {
+    let (path, folder) = (crate::models::tidy(path), crate::models::tidy(folder));
+    let shared = path
+        .components()
+        .zip(folder.components())
+        .take_while(|(a, b)| a == b)
+        .count();
+    let up = folder.components().skip(shared).map(|_| Component::ParentDir);
+    up.chain(path.components().skip(shared)).collect()
+}
+
+/// The command of a script that starts a training, read into flags; the rest of the script becomes remarks.
+fn command(source: &Source, is_training: fn(&str) -> bool, document: &mut Document) -> Result<Launch, Vec<String>> {
+    let script = Script::read(&source.text, &source.variables).map_err(|e| vec![format!("{}: {e}", source.name)])?;
+    let mut launches = Vec::new();
+    for words in &script.commands {
+        match Launch::of(words, is_training) {
+            Some(launch) => launches.push(launch),
+            None if matches!(
+                words[0].as_str(),
+                "echo" | "set" | "printf" | "true" | "exit" | "shift" | ":"
+            ) => {}
+            None => document.remark(flags::typed(words), "is another command of the script, and is not run"),
+        }
+    }
+    for remark in &script.remarks {
+        document.remark(source.name.clone(), remark.clone());
+    }
+    for name in &script.exported {
+        document.remark(name.clone(), "vtrain does not read this variable of the environment");
+    }
+    let mut launches = launches.into_iter();
+    let Some(launch) = launches.next() else {
+        return Err(vec![format!(
+            "{}: no command in it starts a training: none runs the trainer's Python script",
+            source.name
+        )]);
+    };
+    for other in launches {
+        let words: Vec<String> = other.flags.iter().map(Flag::typed).collect();
+        document.remark(
+            format!("{} {}", other.script, words.join(" ")),
+            "is a second training; only the first of a script is read",
+        );
+    }
+    for flag in &launch.launcher {
+        document.remark(
+            flag.typed(),
+            "is for the launcher; vtrain starts as one program on one device",
+        );
+    }
+    for word in &launch.stray {
+        document.remark(word.clone(), "belongs to no flag");
+    }
+    Ok(launch)
+}
+
+/// What is left of the flags: those with a reason, and those that nobody knows.
+fn leave(rest: Vec<Flag>, reasons: &[(&[&str], &str)], trainer: &str, document: &mut Document) {
+    for flag in rest {
+        let reason = reasons
+            .iter()
+            .find(|(names, _)| names.contains(&flag.name.as_str()))
+            .map_or_else(
+                || format!("is no flag of {trainer} that vtrain knows"),
+                |(_, why)| why.to_string(),
+            );
+        document.remark(flag.typed(), reason);
+    }
+}
+
+/// The file's text, and what vtrain itself would say of it.
+fn finish(mut document: Document, reader: Reader, source: &Source, trainer: &str) -> Result<Migrated, Vec<String>> {
+    if !reader.problems.is_empty() {
+        let named = reader
+            .problems
+            .iter()
+            .map(|problem| format!("{}: {problem}", source.name));
+        return Err(named.collect());
+    }
+    let mut head = vec![format!("From {} of {trainer}, by vtrain migrate.", source.name)];
+    if source.from == source.to {
+        head.push("Relative paths are as in the script, and start at this file's folder.".into());
+    } else {
+        head.push("Relative paths of the script are written as they are from this file's folder.".into());
+    }
+    let yaml = document.to_yaml(&head);
+    let problems = match RunConfig::parse(&yaml, Path::new("the run file"), &source.to, &[]) {
+        Ok(_) => Vec::new(),
+        Err(problems) => problems
+            .0
+            .iter()
+            .map(|p| format!("{}: {}", p.path, p.message))
+            .collect(),
+    };
+    let yaml = if problems.is_empty() {
+        yaml
+    } else {
+        let told = problems.iter().map(|problem| format!("To be put right: {problem}"));
+        head.extend(told);
+        document.to_yaml(&head)
+    };
+    Ok(Migrated {
+        yaml,
+        remarks: document.remarks.len(),
+        problems,
+    })
+}

@@ -1,0 +1,559 @@
+//! musubi-tuner: `accelerate launch ... wan_train_network.py` and its flags, with a `dataset.toml`.
+//!
+//! Flags: `wan_train_network.py`, `hv_train_network.py` and their docs. Its models are single files, vtrain's are diffusers
+//! directories: the task tells which.
+
+use super::document::Document;
+use super::flags::{Flag, Reader};
+use super::{Migrated, Source, command, finish, leave};
+
+mod dataset;
+mod samples;
+
+/// A run file from a script that runs `wan_train_network.py`, and a data set's file in place of the script's.
+///
+/// # Errors
+/// Every value that cannot be read, one message each.
+pub fn migrate(source: &Source, dataset_config: Option<&str>) -> Result<Migrated, Vec<String>> {
+    let mut document = Document::default();
+    let launch = command(source, |name| name.ends_with("train_network.py"), &mut document)?;
+    let flags = Reader::new(&launch, &mut document);
+    let mut migration = Migration {
+        source,
+        document,
+        flags,
+    };
+    migration.model(&launch.script)?;
+    migration.dataset(dataset_config);
+    migration.lora();
+    migration.train();
+    migration.diffusion();
+    migration.optimizer();
+    migration.lr_scheduler();
+    migration.checkpoint();
+    migration.samples();
+    migration.tracking();
+    leave(migration.flags.rest(), REASONS, "musubi-tuner", &mut migration.document);
+    finish(migration.document, migration.flags, source, "musubi-tuner")
+}
+
+struct Migration<'a> {
+    source: &'a Source,
+    document: Document,
+    flags: Reader,
+}
+
+const DEFAULT: &str = "musubi-tuner's default";
+
+/// Tasks, and the checkpoints of the Hub that they stand for.
+const TASKS: &[(&str, &str)] = &[
+    ("t2v-1.3B", "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"),
+    ("t2v-14B", "Wan-AI/Wan2.1-T2V-14B-Diffusers"),
+    ("i2v-14B", "Wan-AI/Wan2.1-I2V-14B-480P-Diffusers"),
+    ("t2v-A14B", "Wan-AI/Wan2.2-T2V-A14B-Diffusers"),
+    ("i2v-A14B", "Wan-AI/Wan2.2-I2V-A14B-Diffusers"),
+];
+
+impl Migration<'_> {
+    fn number<T: super::flags::Number + Into<serde_json::Value>>(
+        &mut self,
+        name: &str,
+        section: &str,
+        key: &str,
+        default: Option<T>,
+    ) {
+        let given = self.flags.has(name);
+        match self.flags.number::<T>(name) {
+            Some(value) => self.set(section, key, value, &format!("--{name}")),
+            None if given => {}
+            None => {
+                if let Some(value) = default {
+                    self.set(section, key, value, DEFAULT);
+                }
+            }
+        }
+    }
+
+    fn set(&mut self, section: &str, key: &str, value: impl Into<serde_json::Value>, from: &str) {
+        self.document.root.block(section).set(key, value, from);
+    }
+
+    fn remark(&mut self, flag: &Flag, why: &str) {
+        self.document.remark(flag.typed(), why);
+    }
+
+    fn model(&mut self, script: &str) -> Result<(), Vec<String>> {
+        let name = script.rsplit('/').next().unwrap_or(script);
+        if name.starts_with("hv_train") {
+            let path = "hunyuanvideo-community/HunyuanVideo";
+            self.set("model", "path", path, name);
+            self.document.remark(
+                name,
+                "trains HunyuanVideo: where vtrain has no such family, the run stops at the model",
+            );
+        } else if name.starts_with("wan_train") {
+            self.wan();
+        } else {
+            return Err(vec![format!(
+                "{}: {}: vtrain migrates wan_train_network.py and hv_train_network.py only",
+                self.source.name,
+                name.escape_debug()
+            )]);
+        }
+        Ok(())
+    }
+
+    fn wan(&mut self) {
+        self.set("model", "family", "wan", "wan_train_network.py");
+        let given = self.flags.text("task");
+        let task = given.as_deref().unwrap_or("t2v-14B");
+        let from = match &given {
+            Some(task) => format!("--task {task}"),
+            None => DEFAULT.to_string(),
+        };
+        let Some((_, path)) = TASKS.iter().find(|(name, _)| *name == task) else {
+            let names: Vec<&str> = TASKS.iter().map(|(name, _)| *name).collect();
+            let message = format!(
+                "--task: vtrain migrates {} only, found '{}'",
+                names.join(", "),
+                task.escape_debug()
+            );
+            return self.flags.problems.push(message);
+        };
+        self.set("model", "path", *path, &from);
+        if task.contains("A14B") {
+            self.document
+                .remark(from, "Wan 2.2 has two transformers, of which vtrain trains none so far");
+        }
+    }
+
+    fn lora(&mut self) {
+        self.number::<u64>("network_dim", "lora", "rank", Some(4));
+        self.number::<f64>("network_alpha", "lora", "alpha", Some(1.0));
+        let mut names = vec!["to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2"];
+        let image = self.document.to_yaml(&[]).contains("I2V");
+        if image {
+            names.extend(["add_k_proj", "add_v_proj"]);
+        }
+        let module = self.flags.take("network_module");
+        if let Some(flag) = module.as_ref().filter(|flag| flag.values != ["networks.lora_wan"]) {
+            self.remark(flag, "vtrain trains LoRA in PEFT's form");
+        }
+        let from = if module.is_some() { "--network_module" } else { DEFAULT };
+        self.set("lora", "target_modules", names, from);
+        if let Some(path) = self.flags.text("network_weights") {
+            let path = self.source.path(&path);
+            self.set("lora", "init", path, "--network_weights");
+        }
+    }
+
+    fn train(&mut self) {
+        if let Some(seed) = self.flags.number::<u64>("seed") {
+            self.document.root.set("seed", seed, "--seed");
+        }
+        if self.flags.has("max_train_epochs") {
+            self.number::<u64>("max_train_epochs", "train", "epochs", None);
+            if let Some(flag) = self.flags.take("max_train_steps") {
+                self.remark(&flag, "--max_train_epochs overrides it, in musubi-tuner too");
+            }
+        } else {
+            self.number::<u64>("max_train_steps", "train", "steps", Some(1600));
+        }
+        self.number::<u64>(
+            "gradient_accumulation_steps",
+            "train",
+            "gradient_accumulation_steps",
+            Some(1),
+        );
+        let given = self.flags.switch("gradient_checkpointing");
+        let from = if given { "--gradient_checkpointing" } else { DEFAULT };
+        self.set("train", "gradient_checkpointing", given, from);
+        self.number::<f64>("max_grad_norm", "train", "max_grad_norm", Some(1.0));
+    }
+
+    fn diffusion(&mut self) {
+        let flag = self.flags.take("timestep_sampling");
+        let name = flag
+            .as_ref()
+            .and_then(|flag| flag.values.first())
+            .map_or("sigma", String::as_str);
+        let from = if flag.is_some() {
+            format!("--timestep_sampling {name}")
+        } else {
+            DEFAULT.into()
+        };
+        match name {
+            "uniform" => {
+                self.set("diffusion", "timesteps", "uniform", &from);
+                self.set("diffusion", "shift", 1.0, &from);
+            }
+            // sigmoid(scale * normal) is a logit-normal draw.
+            "sigmoid" | "shift" => {
+                self.set("diffusion", "timesteps", "logit_normal", &from);
+                self.number::<f64>("sigmoid_scale", "diffusion", "logit_std", None);
+                if name == "shift" {
+                    self.number::<f64>("discrete_flow_shift", "diffusion", "shift", Some(1.0));
+                } else {
+                    self.set("diffusion", "shift", 1.0, &from);
+                }
+            }
+            "sigma" => self.number::<f64>("discrete_flow_shift", "diffusion", "shift", Some(1.0)),
+            _ => {
+                if let Some(flag) = &flag {
+                    self.remark(
+                        flag,
+                        "vtrain has no such draw: write diffusion.timesteps and diffusion.shift",
+                    );
+                }
+            }
+        }
+        for name in ["discrete_flow_shift", "sigmoid_scale"] {
+            if let Some(flag) = self.flags.take(name) {
+                self.remark(&flag, "is not read with this --timestep_sampling");
+            }
+        }
+        self.weighting(name == "sigma");
+    }
+
+    /// `--weighting_scheme`: a draw with `sigma`, a weight with all.
+    fn weighting(&mut self, draws: bool) {
+        let flag = self.flags.take("weighting_scheme");
+        let name = flag
+            .as_ref()
+            .and_then(|flag| flag.values.first())
+            .map_or("none", String::as_str);
+        match (name, &flag) {
+            ("none", _) => {
+                let from = if flag.is_some() { "--weighting_scheme" } else { DEFAULT };
+                self.set("diffusion", "weighting", "none", from);
+            }
+            ("sigma_sqrt" | "cosmap", _) => self.set("diffusion", "weighting", name, "--weighting_scheme"),
+            ("logit_normal" | "mode", _) if draws => self.set("diffusion", "timesteps", name, "--weighting_scheme"),
+            ("logit_normal" | "mode", Some(flag)) => {
+                self.remark(flag, "is read with --timestep_sampling sigma only");
+            }
+            (_, Some(flag)) => self
+                .flags
+                .wrong(flag, "is one of none, logit_normal, mode, sigma_sqrt, cosmap"),
+            (_, None) => {}
+        }
+        for (flag, key, reader) in [
+            ("logit_mean", "logit_mean", "logit_normal"),
+            ("logit_std", "logit_std", "logit_normal"),
+            ("mode_scale", "mode_scale", "mode"),
+        ] {
+            if draws && name == reader {
+                self.number::<f64>(flag, "diffusion", key, None);
+            } else if let Some(flag) = self.flags.take(flag) {
+                self.remark(&flag, &format!("is read with --weighting_scheme {reader} only"));
+            }
+        }
+    }
+
+    fn optimizer(&mut self) {
+        let flag = self.flags.take("optimizer_type");
+        let name = flag
+            .as_ref()
+            .map_or("adamw".into(), |flag| flag.values.join(" ").to_lowercase());
+        let from = if flag.is_some() {
+            format!("--optimizer_type {name}")
+        } else {
+            DEFAULT.into()
+        };
+        self.set("optimizer", "name", "adamw", &from);
+        if let Some(flag) = flag.filter(|_| name != "adamw") {
+            let why = match name.contains("adamw") {
+                true => "vtrain's AdamW keeps its moments in f32",
+                false => "vtrain has adamw, which is taken; its learning rate may have to be another one",
+            };
+            self.remark(&flag, why);
+        }
+        self.number::<f64>("learning_rate", "optimizer", "lr", Some(2e-6));
+        // torch.optim.AdamW's defaults.
+        self.set("optimizer", "beta1", 0.9, "AdamW's default");
+        self.set("optimizer", "beta2", 0.999, "AdamW's default");
+        self.set("optimizer", "weight_decay", 0.01, "AdamW's default");
+        self.set("optimizer", "epsilon", 1e-8, "AdamW's default");
+        for value in self
+            .flags
+            .take("optimizer_args")
+            .map(|flag| flag.values)
+            .unwrap_or_default()
+        {
+            self.optimizer_arg(&value);
+        }
+    }
+
+    /// `weight_decay=0.1`, `betas=0.9,0.99`
+    fn optimizer_arg(&mut self, text: &str) {
+        let from = format!("--optimizer_args {text}");
+        let (name, value) = text.split_once('=').unwrap_or((text, ""));
+        let numbers: Option<Vec<f64>> = value
+            .trim_matches(['(', ')', '[', ']'])
+            .split(',')
+            .map(|n| n.trim().parse().ok().filter(|n: &f64| n.is_finite()))
+            .collect();
+        match (name, numbers.as_deref()) {
+            ("weight_decay", Some(&[decay])) => self.set("optimizer", "weight_decay", decay, &from),
+            ("eps", Some(&[epsilon])) => self.set("optimizer", "epsilon", epsilon, &from),
+            ("betas", Some(&[beta1, beta2])) => {
+                self.set("optimizer", "beta1", beta1, &from);
+                self.set("optimizer", "beta2", beta2, &from);
+            }
+            ("weight_decay" | "eps" | "betas", _) => {
+                self.flags
+                    .problems
+                    .push(format!("--optimizer_args: '{}' cannot be read", text.escape_debug()));
+            }
+            _ => self.document.remark(from, "vtrain's AdamW has no such setting"),
+        }
+    }
+
+    fn lr_scheduler(&mut self) {
+        const SCHEDULES: [&str; 6] = [
+            "constant",
+            "constant_with_warmup",
+            "linear",
+            "cosine",
+            "cosine_with_restarts",
+            "polynomial",
+        ];
+        let flag = self.flags.take("lr_scheduler");
+        let name = flag
+            .as_ref()
+            .and_then(|flag| flag.values.first())
+            .map_or("constant", String::as_str);
+        let from = if flag.is_some() {
+            format!("--lr_scheduler {name}")
+        } else {
+            DEFAULT.into()
+        };
+        let known = SCHEDULES.contains(&name);
+        self.set("lr_scheduler", "name", if known { name } else { "constant" }, &from);
+        if let Some(flag) = flag.as_ref().filter(|_| !known) {
+            self.remark(flag, "vtrain has no such schedule, and takes constant");
+        }
+        match self.flags.number::<f64>("lr_warmup_steps") {
+            Some(share) if share > 0.0 && share < 1.0 => self.document.remark(
+                format!("--lr_warmup_steps {share}"),
+                "is a share of all steps: write lr_scheduler.warmup_steps as a number of steps",
+            ),
+            Some(steps) if steps >= 0.0 && steps.fract() == 0.0 && steps < 1e12 => {
+                self.set("lr_scheduler", "warmup_steps", steps as u64, "--lr_warmup_steps");
+            }
+            Some(steps) => self.flags.problems.push(format!(
+                "--lr_warmup_steps: expected a whole number or a share below 1, found '{steps}'"
+            )),
+            None => self.set("lr_scheduler", "warmup_steps", 0, DEFAULT),
+        }
+        for (flag, key, reader) in [
+            ("lr_scheduler_num_cycles", "num_cycles", "cosine_with_restarts"),
+            ("lr_scheduler_power", "power", "polynomial"),
+        ] {
+            if name == reader && key == "power" {
+                self.number::<f64>(flag, "lr_scheduler", key, None);
+            } else if name == reader {
+                self.number::<u64>(flag, "lr_scheduler", key, None);
+            } else if let Some(flag) = self.flags.take(flag) {
+                self.remark(&flag, &format!("is read with --lr_scheduler {reader} only"));
+            }
+        }
+    }
+
+    fn checkpoint(&mut self) {
+        self.number::<u64>("save_every_n_steps", "checkpoint", "every", None);
+        self.set("checkpoint", "limit", 10_000, "musubi-tuner keeps them all");
+        let dir = self.flags.text("output_dir");
+        let name = self.flags.text("output_name");
+        let (path, from) = match (&dir, &name) {
+            (Some(dir), Some(name)) => (format!("{dir}/{name}"), "--output_dir, --output_name"),
+            (Some(dir), None) => (dir.clone(), "--output_dir"),
+            (None, Some(name)) => (name.clone(), "--output_name"),
+            (None, None) => return,
+        };
+        let path = self.source.path(&path);
+        self.document.root.set("output_dir", path, from);
+    }
+
+    fn tracking(&mut self) {
+        let Some(flag) = self.flags.take("log_with") else {
+            return;
+        };
+        match flag.values.first().map(String::as_str) {
+            Some("tensorboard" | "all") => self.set("tracking", "tensorboard", true, "--log_with"),
+            _ => self.remark(
+                &flag,
+                "vtrain writes metrics.jsonl and TensorBoard's files, and sends nothing away",
+            ),
+        }
+    }
+}
+
+/// Flags without a key, and why.
+const REASONS: &[(&[&str], &str)] = &[
+    (
+        &[
+            "dit",
+            "vae",
+            "t5",
+            "clip",
+            "text_encoder",
+            "text_encoder1",
+            "text_encoder2",
+            "dit_high_noise",
+        ],
+        "vtrain takes every part from model.path, a diffusers directory; give your own there",
+    ),
+    (
+        &[
+            "fp8_base",
+            "fp8_scaled",
+            "fp8_t5",
+            "fp8_llm",
+            "fp8_text_encoder",
+            "dit_dtype",
+            "vae_dtype",
+            "text_encoder_dtype",
+            "mixed_precision",
+            "full_bf16",
+            "full_fp16",
+        ],
+        "frozen weights are kept in model.dtype, bf16 or f32, and adapters learn in f32",
+    ),
+    (
+        &[
+            "sdpa",
+            "flash_attn",
+            "flash3",
+            "sage_attn",
+            "xformers",
+            "split_attn",
+            "compile",
+            "compile_backend",
+            "compile_mode",
+            "compile_dynamic",
+            "compile_fullgraph",
+            "cuda_allow_tf32",
+            "cuda_cudnn_benchmark",
+            "dynamo_backend",
+        ],
+        "is about PyTorch's kernels; vtrain has its own",
+    ),
+    (
+        &[
+            "blocks_to_swap",
+            "img_in_txt_in_offloading",
+            "use_pinned_memory_for_block_swap",
+            "offload_inactive_dit",
+            "gradient_checkpointing_cpu_offload",
+        ],
+        "vtrain keeps the transformer where it trains; train.keep says what a step keeps",
+    ),
+    (
+        &[
+            "vae_cache_cpu",
+            "vae_chunk_size",
+            "vae_spatial_tile_sample_min_size",
+            "vae_tiling",
+        ],
+        "clips are encoded before the training: see precompute",
+    ),
+    (&["network_dropout"], "drops other numbers than lora.dropout does"),
+    (
+        &["network_args"],
+        "vtrain's adapters have no such settings; lora.target_modules says where they go",
+    ),
+    (&["dim_from_weights"], "the rank is lora.rank"),
+    (
+        &[
+            "min_timestep",
+            "max_timestep",
+            "preserve_distribution_shape",
+            "timestep_boundary",
+        ],
+        "vtrain draws from all timesteps",
+    ),
+    (
+        &["num_timestep_buckets", "show_timesteps"],
+        "vtrain has no such setting",
+    ),
+    (
+        &["max_data_loader_n_workers", "persistent_data_loader_workers"],
+        "encoded clips are read beside the training, without workers",
+    ),
+    (
+        &[
+            "save_every_n_epochs",
+            "save_last_n_epochs",
+            "save_last_n_epochs_state",
+            "save_last_n_steps",
+            "save_last_n_steps_state",
+        ],
+        "vtrain counts checkpoints in steps: write checkpoint.every and checkpoint.limit",
+    ),
+    (
+        &["save_state", "save_state_on_train_end"],
+        "every checkpoint of vtrain can be gone on from",
+    ),
+    (
+        &["save_precision", "no_metadata", "training_comment"],
+        "adapter files are f32, with their settings in the header",
+    ),
+    (&["resume"], "a run goes on by `vtrain train --config FILE --resume`"),
+    (
+        &["sample_every_n_epochs"],
+        "vtrain counts in steps: write validation.every",
+    ),
+    (&["sample_at_first"], "vtrain validates behind steps"),
+    (
+        &[
+            "logging_dir",
+            "log_prefix",
+            "log_tracker_name",
+            "log_tracker_config",
+            "wandb_run_name",
+            "wandb_api_key",
+            "log_config",
+        ],
+        "vtrain logs every step into output_dir",
+    ),
+    (
+        &[
+            "metadata_title",
+            "metadata_author",
+            "metadata_description",
+            "metadata_license",
+            "metadata_tags",
+            "metadata_reso",
+            "metadata_arch",
+        ],
+        "vtrain writes a model card in place of these",
+    ),
+    (
+        &[
+            "huggingface_repo_id",
+            "huggingface_token",
+            "huggingface_path_in_repo",
+            "huggingface_repo_type",
+            "huggingface_repo_visibility",
+            "async_upload",
+            "save_state_to_huggingface",
+            "resume_from_huggingface",
+        ],
+        "vtrain sends nothing away: upload output_dir with `hf upload`",
+    ),
+    (&["scale_weight_norms"], "vtrain does not scale adapters down"),
+    (
+        &["ddp_timeout", "ddp_gradient_as_bucket_view", "ddp_static_graph"],
+        "is about several processes; vtrain is one",
+    ),
+    (&["guidance_scale"], "is for models with guidance built in"),
+    (
+        &["one_frame", "force_v2_1_time_embedding"],
+        "vtrain has no such variant",
+    ),
+    (
+        &["config_file"],
+        "flags of a file are not read: write them into the script",
+    ),
+];

@@ -1,0 +1,267 @@
+//! `dataset.toml`: `[general]` with defaults, and `[[datasets]]`.
+
+use toml::{Table, Value};
+
+use super::super::document::Block;
+use super::{DEFAULT, Migration};
+
+/// The rate that Wan's clips have.
+const WAN_FPS: f64 = 16.0;
+
+/// Keys without a counterpart, and why.
+const REASONS: &[(&str, &str)] = &[
+    (
+        "cache_directory",
+        "vtrain has one place for all that is encoded: precompute.dir",
+    ),
+    (
+        "enable_bucket",
+        "vtrain's buckets are those that are listed: list more for other aspect ratios",
+    ),
+    ("bucket_no_upscale", "vtrain brings every clip to its bucket's size"),
+    ("frame_stride", "vtrain takes one stretch of a clip in an epoch"),
+    ("frame_sample", "vtrain takes one stretch of a clip in an epoch"),
+    ("control_directory", "vtrain has no control training"),
+];
+
+impl Migration<'_> {
+    pub(super) fn dataset(&mut self, given: Option<&str>) {
+        let flag = self.flags.text("dataset_config");
+        if let (Some(given), Some(flag)) = (given, &flag) {
+            self.document.remark(
+                format!("--dataset_config {flag}"),
+                format!("{given} is read in its place"),
+            );
+        }
+        let Some(file) = given.map(String::from).or(flag) else {
+            self.flags
+                .problems
+                .push("--dataset_config is not given: name the data set's file".into());
+            return;
+        };
+        let table = self
+            .source
+            .read(&file)
+            .and_then(|text| text.parse::<Table>().map_err(|error| format!("{file}: {error}")));
+        match table {
+            Ok(table) => self.tables(&file, table),
+            Err(message) => self
+                .flags
+                .problems
+                .push(format!("--dataset_config: {}", message.trim())),
+        }
+    }
+
+    fn tables(&mut self, file: &str, mut table: Table) {
+        let general = match table.remove("general") {
+            Some(Value::Table(general)) => general,
+            None => Table::new(),
+            Some(_) => return self.wrong(file, "general", "expected a table"),
+        };
+        let sets = match table.remove("datasets") {
+            Some(Value::Array(sets)) if !sets.is_empty() => sets,
+            _ => return self.wrong(file, "datasets", "expected at least one [[datasets]]"),
+        };
+        for (key, value) in table {
+            self.document
+                .remark(format!("{file}: {key} = {value}"), "is no key that vtrain knows");
+        }
+        let mut blocks = Vec::new();
+        let mut batches: Vec<i64> = Vec::new();
+        for (n, set) in sets.into_iter().enumerate() {
+            let Value::Table(own) = set else {
+                self.wrong(file, &format!("datasets[{n}]"), "expected a table");
+                continue;
+            };
+            let mut all = general.clone();
+            all.extend(own);
+            match all.remove("batch_size") {
+                Some(Value::Integer(batch)) => batches.push(batch),
+                None => batches.push(1),
+                Some(_) => self.wrong(file, "batch_size", "expected a whole number"),
+            }
+            let block = self.one(&format!("{file}: datasets[{n}]"), all);
+            blocks.push(block);
+        }
+        let batch = batches.iter().copied().max().unwrap_or(1);
+        if batches.iter().any(|other| *other != batch) {
+            self.document.remark(
+                format!("{file}: batch_size"),
+                format!("vtrain has one for all data sets: the largest, {batch}, of {batches:?}"),
+            );
+        }
+        self.set("train", "batch_size", batch, "batch_size");
+        self.document
+            .root
+            .list("datasets", blocks, &format!("--dataset_config {file}"));
+    }
+
+    fn wrong(&mut self, file: &str, key: &str, message: &str) {
+        self.flags
+            .problems
+            .push(format!("--dataset_config: {file}: {key}: {message}"));
+    }
+
+    /// One data set, the general keys laid under its own.
+    fn one(&mut self, place: &str, mut keys: Table) -> Block {
+        let mut set = Block::default();
+        let picture = self.place(place, &mut keys, &mut set);
+        if let Some(value) = keys.remove("num_repeats") {
+            match value.as_integer() {
+                Some(repeats) => set.set("repeats", repeats, "num_repeats"),
+                None => self.wrong(place, "num_repeats", "expected a whole number"),
+            }
+        }
+        if let Some(value) = keys.remove("caption_extension")
+            && value.as_str() != Some(".txt")
+        {
+            self.document.remark(
+                format!("{place}: caption_extension = {value}"),
+                "vtrain reads captions from .txt",
+            );
+        }
+        self.frames(place, &mut keys, &mut set, picture);
+        match keys.remove("source_fps") {
+            Some(value) if value.as_float().is_some() || value.as_integer().is_some() => {
+                set.set(
+                    "fps",
+                    WAN_FPS,
+                    &format!("source_fps {value}, brought to the model's rate"),
+                );
+            }
+            Some(_) => self.wrong(place, "source_fps", "expected a number"),
+            None => {}
+        }
+        for (key, value) in keys {
+            let why = REASONS
+                .iter()
+                .find(|(name, _)| *name == key)
+                .map_or("is no key that vtrain knows", |(_, why)| why);
+            self.document.remark(format!("{place}: {key} = {value}"), why);
+        }
+        set
+    }
+
+    /// Where the clips are; whether they are pictures.
+    fn place(&mut self, place: &str, keys: &mut Table, set: &mut Block) -> bool {
+        let mut found = None;
+        for key in [
+            "video_directory",
+            "video_jsonl_file",
+            "image_directory",
+            "image_jsonl_file",
+        ] {
+            let Some(value) = keys.remove(key) else { continue };
+            let Some(path) = value.as_str() else {
+                self.wrong(place, key, "expected a text");
+                continue;
+            };
+            if found.is_some() {
+                self.document
+                    .remark(format!("{place}: {key} = {value}"), "a data set has one place");
+                continue;
+            }
+            found = Some(key.starts_with("image"));
+            if key.ends_with("directory") {
+                set.set("path", self.source.path(path), key);
+                let layout = if found == Some(true) { "images" } else { "pairs" };
+                set.set("layout", layout, key);
+            } else {
+                let (folder, name) = path.rsplit_once('/').unwrap_or((".", path));
+                set.set("path", self.source.path(folder), key);
+                set.set("layout", "metadata", key);
+                set.set("metadata", name, key);
+                set.set("caption_column", "caption", key);
+                let column = if found == Some(true) {
+                    "image_path"
+                } else {
+                    "video_path"
+                };
+                set.set("video_column", column, key);
+            }
+        }
+        if found.is_none() {
+            self.wrong(place, "video_directory", "is not there, nor another place of clips");
+        }
+        found.unwrap_or(false)
+    }
+
+    /// Sizes, and which frames are taken.
+    fn frames(&mut self, place: &str, keys: &mut Table, set: &mut Block, picture: bool) {
+        let resolution = match keys.remove("resolution") {
+            None => Some([960, 544]),
+            Some(value) => sides(&value),
+        };
+        let Some([width, height]) = resolution else {
+            return self.wrong(place, "resolution", "expected [width, height]");
+        };
+        let extraction = keys.remove("frame_extraction");
+        let longest = keys.remove("max_frames");
+        let counts = match (keys.remove("target_frames"), &longest) {
+            _ if picture => Some(vec![1]),
+            (Some(Value::Array(list)), _) => list.iter().map(count).collect(),
+            (Some(value), _) => count(&value).map(|n| vec![n]),
+            (None, Some(value)) => count(value).map(|n| vec![n]),
+            (None, None) => Some(vec![1]),
+        };
+        let Some(mut counts) = counts.filter(|counts| !counts.is_empty()) else {
+            return self.wrong(place, "target_frames", "expected whole numbers");
+        };
+        counts.sort_unstable();
+        counts.dedup();
+        if counts.len() > 1 {
+            self.document.remark(
+                format!("{place}: target_frames = {counts:?}"),
+                "musubi-tuner trains on each of these from every clip, vtrain on the longest that the clip fills",
+            );
+        }
+        let buckets: Vec<serde_json::Value> = counts.iter().map(|f| vec![*f, height, width].into()).collect();
+        set.set("buckets", buckets, "target_frames, resolution [width, height]");
+        let name = extraction
+            .as_ref()
+            .and_then(Value::as_str)
+            .unwrap_or("head")
+            .to_string();
+        let from = if extraction.is_some() {
+            format!("frame_extraction {name}")
+        } else {
+            DEFAULT.into()
+        };
+        if picture {
+            return;
+        }
+        match name.as_str() {
+            "head" => set.set("frames", "head", &from),
+            "full" => {
+                set.set("frames", "head", &from);
+                self.document.remark(
+                    format!("{place}: frame_extraction = full"),
+                    "vtrain's buckets have fixed lengths: list shorter ones for shorter clips",
+                );
+            }
+            "chunk" | "slide" | "uniform" => {
+                set.set("frames", "random", &from);
+                self.document.remark(
+                    format!("{place}: frame_extraction = {name}"),
+                    "takes several stretches of each clip; vtrain takes one, drawn by the seed",
+                );
+            }
+            _ => self.wrong(place, "frame_extraction", "is one of head, chunk, slide, uniform, full"),
+        }
+    }
+}
+
+/// `[width, height]`, or one side of a square.
+fn sides(value: &Value) -> Option<[u64; 2]> {
+    match value {
+        Value::Array(list) => match list[..] {
+            [ref width, ref height] => Some([count(width)?, count(height)?]),
+            _ => None,
+        },
+        value => count(value).map(|side| [side, side]),
+    }
+}
+
+fn count(value: &Value) -> Option<u64> {
+    value.as_integer().and_then(|n| u64::try_from(n).ok())
+}

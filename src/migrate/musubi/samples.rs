@@ -1,0 +1,82 @@
+//! `--sample_prompts`: a file with a prompt on every line, and its settings behind dashes.
+
+use super::super::document::Block;
+use super::Migration;
+
+impl Migration<'_> {
+    pub(super) fn samples(&mut self) {
+        self.number::<u64>("sample_every_n_steps", "validation", "every", None);
+        let Some(file) = self.flags.text("sample_prompts") else {
+            return;
+        };
+        let name = format!("--sample_prompts {file}");
+        let text = match self.source.read(&file) {
+            Ok(text) => text,
+            Err(message) => return self.document.remark(name, format!("is not read: {message}")),
+        };
+        let lines = text.lines().map(str::trim).enumerate();
+        let prompts: Vec<Block> = lines
+            .filter(|(_, line)| !line.is_empty() && !line.starts_with('#'))
+            .map(|(n, line)| self.sample(&format!("{file}:{}", n + 1), line))
+            .collect();
+        if prompts.is_empty() {
+            self.document.remark(name, "holds no prompts");
+        } else {
+            self.document.root.block("validation").list("prompts", prompts, &name);
+        }
+    }
+
+    /// `a red ball --w 640 --h 480 --f 25 --d 1 --s 20`
+    fn sample(&mut self, place: &str, line: &str) -> Block {
+        let mut prompt = Block::default();
+        let mut parts = line.split(" --");
+        prompt.set("prompt", parts.next().unwrap_or_default().trim(), "");
+        // Musubi-tuner's own, where a line has none.
+        prompt.set("num_frames", 1, "");
+        prompt.set("height", 256, "");
+        prompt.set("width", 256, "");
+        prompt.set("steps", 20, "");
+        prompt.set("guidance_scale", 5.0, "");
+        for part in parts {
+            let (name, value) = part.split_once(char::is_whitespace).unwrap_or((part, ""));
+            let value = value.trim();
+            let key = match name {
+                "w" => "width",
+                "h" => "height",
+                "f" => "num_frames",
+                "d" => "seed",
+                "s" => "steps",
+                "l" => "guidance_scale",
+                "n" => {
+                    prompt.set("negative_prompt", value, "");
+                    continue;
+                }
+                "i" => {
+                    prompt.set("image", self.source.path(value), "");
+                    continue;
+                }
+                _ => {
+                    self.document.remark(
+                        format!("{place}: --{name} {value}"),
+                        "vtrain's validation has no such setting",
+                    );
+                    continue;
+                }
+            };
+            let whole = value.parse::<u64>().ok().filter(|_| key != "guidance_scale");
+            let number = value
+                .parse::<f64>()
+                .ok()
+                .filter(|n| n.is_finite() && key == "guidance_scale");
+            match (whole, number) {
+                (Some(value), _) => prompt.set(key, value, ""),
+                (_, Some(value)) => prompt.set(key, value, ""),
+                _ => self.flags.problems.push(format!(
+                    "{place}: --{name}: expected a number, found '{}'",
+                    value.escape_debug()
+                )),
+            }
+        }
+        prompt
+    }
+}

@@ -1,0 +1,34 @@
+//! What Wan 2.1's layers are called in the checkpoint that its makers published, and in ComfyUI.
+//!
+//! Facts: `convert_wan_transformer_to_diffusers` of diffusers and ComfyUI's `ldm/wan`.
+
+use crate::lora::names::Names;
+
+/// (diffusers, original)
+pub const NAMES: Names = Names {
+    family: "wan",
+    title: "Wan",
+    alpha_in_diffusers: true,
+    layers: &[
+        ("blocks.{}.attn1.to_q", "blocks.{}.self_attn.q"),
+        ("blocks.{}.attn1.to_k", "blocks.{}.self_attn.k"),
+        ("blocks.{}.attn1.to_v", "blocks.{}.self_attn.v"),
+        ("blocks.{}.attn1.to_out.0", "blocks.{}.self_attn.o"),
+        ("blocks.{}.attn2.to_q", "blocks.{}.cross_attn.q"),
+        ("blocks.{}.attn2.to_k", "blocks.{}.cross_attn.k"),
+        ("blocks.{}.attn2.to_v", "blocks.{}.cross_attn.v"),
+        ("blocks.{}.attn2.to_out.0", "blocks.{}.cross_attn.o"),
+        ("blocks.{}.attn2.add_k_proj", "blocks.{}.cross_attn.k_img"),
+        ("blocks.{}.attn2.add_v_proj", "blocks.{}.cross_attn.v_img"),
+        ("blocks.{}.ffn.net.0.proj", "blocks.{}.ffn.0"),
+        ("blocks.{}.ffn.net.2", "blocks.{}.ffn.2"),
+        ("condition_embedder.text_embedder.linear_1", "text_embedding.0"),
+        ("condition_embedder.text_embedder.linear_2", "text_embedding.2"),
+        ("condition_embedder.time_embedder.linear_1", "time_embedding.0"),
+        ("condition_embedder.time_embedder.linear_2", "time_embedding.2"),
+        ("condition_embedder.time_proj", "time_projection.1"),
+        ("condition_embedder.image_embedder.ff.net.0.proj", "img_emb.proj.1"),
+        ("condition_embedder.image_embedder.ff.net.2", "img_emb.proj.3"),
+        ("proj_out", "head.head"),
+    ],
+};
