@@ -24,11 +24,21 @@ def token(rng):
 
 
 def disturb(caption, rng):
-    """One caption in ten is empty, for guidance; one in five has a meaningless word before it."""
+    """One caption in ten is empty, for guidance; one in ten has a meaningless word before it."""
     draw = rng.random()
     if draw < 0.1:
         return ""
-    return f"{token(rng)} {caption}" if draw < 0.3 else caption
+    return f"{token(rng)} {caption}" if draw < 0.2 else caption
+
+
+def babble(rng):
+    """Words of the world in its order or in none, and meaningless ones among them."""
+    words = f"a {rng.choice(list(world.COLOURS))} {rng.choice(world.SHAPES)} {rng.choice(world.MOTIONS)}".split()
+    if rng.random() < 0.3:
+        rng.shuffle(words)
+    for _ in range(rng.integers(3)):
+        words.insert(rng.integers(len(words) + 1), token(rng))
+    return " ".join(words)
 
 
 def write_folder(folder, max_length):
