@@ -3,40 +3,26 @@
 //! While it is made, a thing lies beside its destination in a hidden entry, named `.vtrain-` and some letters, which
 //! its maker keeps locked. A process that is killed leaves its entries behind, unlocked; [`sweep`] takes those away.
 
-use std::fmt;
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
 use tempfile::{Builder, NamedTempFile};
 
+mod error;
+mod journal;
+mod patience;
+pub mod space;
+
+pub use error::WriteError;
+pub use journal::Journal;
+pub use patience::patiently;
+
 /// What the names of unfinished entries begin with.
 const PREFIX: &str = ".vtrain-";
 
-/// Something could not be written: where, and what the system says.
-#[derive(Debug)]
-pub struct WriteError {
-    pub path: PathBuf,
-    pub cause: io::Error,
-}
-
-impl WriteError {
-    /// For `map_err`.
-    pub fn at(path: &Path) -> impl Fn(io::Error) -> Self {
-        move |cause| Self {
-            path: path.into(),
-            cause,
-        }
-    }
-}
-
-impl fmt::Display for WriteError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: cannot be written: {}", self.path.display(), self.cause)
-    }
-}
-
-impl std::error::Error for WriteError {}
+/// What the name of a folder begins with that lies aside while another takes its place: it is never swept.
+const ASIDE: &str = "replaced-";
 
 /// A file being made beside its destination; without [`keep`](Self::keep) it vanishes.
 pub struct Beside {
@@ -71,24 +57,27 @@ impl Beside {
     pub fn keep(self) -> Result<(), WriteError> {
         let at = WriteError::at(&self.destination);
         self.hidden.as_file().sync_all().map_err(&at)?;
-        self.hidden
-            .persist(&self.destination)
-            .map_err(|failed| at(failed.error))?;
+        fs::rename(self.hidden.path(), &self.destination).map_err(&at)?;
+        let _ = self.hidden.keep(); // it has its name
         sync_folder(folder_of(&self.destination)).map_err(at)
     }
 }
 
-/// Writes a whole file: whoever is interrupted leaves the old one, if there was one. Makes the folder, too.
+/// Writes a whole file: whoever is interrupted leaves the old one, if there was one. Makes the folder, too. What may pass is
+/// tried again.
 pub fn write_whole(destination: &Path, bytes: &[u8]) -> Result<(), WriteError> {
-    let mut beside = Beside::of(destination)?;
-    beside.write(bytes)?;
-    beside.keep()
+    patiently(|| {
+        let mut beside = Beside::of(destination)?;
+        beside.write(bytes)?;
+        beside.keep()
+    })
 }
 
 /// Makes a whole folder: `make` fills a hidden one, which is then synced and gets its name.
 ///
-/// An old folder of that name is moved away just before. Whoever is killed between the two renames leaves neither under
-/// that name; if only the second fails, the old folder comes back.
+/// An old folder of that name changes places with the new one and goes. Where the file system cannot do that at once, the
+/// old one is moved aside just before: whoever is killed between these two renames leaves it as `replaced-...`, and if only
+/// the second fails, it comes back.
 pub fn write_folder_whole<E: From<WriteError>>(
     destination: &Path,
     make: impl FnOnce(&Path) -> Result<(), E>,
@@ -171,13 +160,59 @@ fn replace(unfinished: &Path, destination: &Path) -> io::Result<()> {
     if !destination.is_dir() {
         return fs::rename(unfinished, destination);
     }
-    let old = hidden(0o777).tempdir_in(folder_of(destination))?; // removed with the old folder in it
+    if exchange(unfinished, destination)? {
+        return remove_exchanged(unfinished);
+    }
+    let mut aside = Builder::new();
+    let old = aside.prefix(ASIDE).tempdir_in(folder_of(destination))?; // removed with the old folder in it
     fs::rename(destination, old.path())?;
-    fs::rename(unfinished, destination).inspect_err(|_| {
-        if let Err(error) = fs::rename(old.path(), destination) {
-            log::warn!("{}: the old folder cannot be put back: {error}", destination.display());
-        }
-    })
+    let Err(error) = fs::rename(unfinished, destination) else {
+        return Ok(());
+    };
+    if let Err(error) = fs::rename(old.path(), destination) {
+        let kept = old.keep();
+        let (destination, kept) = (destination.display(), kept.display());
+        log::warn!("{destination}: the old folder cannot be put back, it is {kept} now: {error}");
+    }
+    Err(error)
+}
+
+/// Gives each of two folders the other's name at once; false where the file system cannot.
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+fn exchange(one: &Path, other: &Path) -> io::Result<bool> {
+    use std::os::unix::ffi::OsStrExt;
+    let [one, other] = [one, other].map(|path| std::ffi::CString::new(path.as_os_str().as_bytes()));
+    let (one, other) = (one?, other?);
+    // SAFETY: both paths end in a zero byte.
+    let done = unsafe {
+        libc::renameat2(
+            libc::AT_FDCWD,
+            one.as_ptr(),
+            libc::AT_FDCWD,
+            other.as_ptr(),
+            libc::RENAME_EXCHANGE,
+        )
+    };
+    if done == 0 {
+        return Ok(true);
+    }
+    match io::Error::last_os_error() {
+        error if matches!(error.kind(), ErrorKind::InvalidInput | ErrorKind::Unsupported) => Ok(false),
+        error => Err(error),
+    }
+}
+
+#[cfg(not(all(target_os = "linux", target_env = "gnu")))]
+fn exchange(_one: &Path, _other: &Path) -> io::Result<bool> {
+    Ok(false)
+}
+
+/// The old folder goes from where the new one was made. It does no harm there: the next start sweeps it.
+fn remove_exchanged(old: &Path) -> io::Result<()> {
+    if let Err(error) = fs::remove_dir_all(old) {
+        log::debug!("{}: stays for now: {error}", old.display());
+    }
+    Ok(())
 }
 
 /// Brings a folder, and all that is in it, to the disk.

@@ -69,7 +69,7 @@ pub fn open_model(config: &RunConfig) -> Result<Box<dyn Family>, Failure> {
 /// `more_prompts`.
 ///
 /// # Errors
-/// Buckets that the model cannot take (2), clips that cannot be decoded (3), model files (4), no room (5); interrupted
+/// Buckets that the model cannot take (2), clips that cannot be decoded (3), model files (4), too little room, found before anything is encoded (5); interrupted
 /// (130) once `stop` is true: the next run goes on from there.
 pub fn precompute(
     config: &RunConfig,
@@ -80,6 +80,7 @@ pub fn precompute(
 ) -> Result<Encoded, Failure> {
     let plan = Plan::make(config, family, report, more_prompts, stop)?;
     plan.announce();
+    plan.ensure_room()?;
     let done = encode_texts(family, &plan, stop).and_then(|()| encode_clips(config, family, &plan, stop));
     plan.cache.save();
     let encoded = plan.fulfilled(&done?);

@@ -20,6 +20,8 @@ use candle_core::Tensor;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::disk::{self, space, space::NoRoom};
+
 mod encoded;
 mod key;
 mod known;
@@ -207,12 +209,27 @@ impl Cache {
     /// No room, no permission.
     pub fn write(&self, key: &Key, form: &Form, tensors: &[Tensor], notes: &[(&str, String)]) -> anyhow::Result<()> {
         let path = self.path(key);
-        let digest = record::write(&path, form, tensors, notes)
-            .with_context(|| format!("{} cannot be written", path.display()))?;
+        let digest = record::write(&path, form, tensors, notes)?;
         if let Ok(metadata) = std::fs::metadata(&path) {
             self.known.note(&path, &metadata, SystemTime::now(), digest);
         }
         Ok(())
+    }
+
+    /// Whether the records of these forms can be written, too.
+    ///
+    /// # Errors
+    /// How much they take, and how much is free.
+    pub fn ensure_room<'f>(&self, forms: impl Iterator<Item = &'f Form>) -> Result<(), NoRoom> {
+        let needed = space::taken(forms.map(|form| form.bytes() + record::USUAL_HEADER));
+        space::ensure(&self.dir, needed, || "what is to be encoded".into())
+    }
+
+    /// Takes away what killed processes left half-written.
+    pub fn sweep(&self) {
+        for folder in [self.dir.clone(), self.dir.join("clips"), self.dir.join("captions")] {
+            disk::sweep(&folder);
+        }
     }
 
     /// Keeps what was hashed for the next run. Where that fails, it is only hashed again.

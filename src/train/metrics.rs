@@ -3,16 +3,15 @@
 //! Two runs of the same settings write the same lines but for `step_seconds` and `peak_memory_bytes`: keys stand in a
 //! fixed order, and numbers are printed so that they read back exactly.
 
-use std::fs::{File, OpenOptions};
-use std::io::{ErrorKind, Write};
-use std::path::{Path, PathBuf};
+use std::io::ErrorKind;
+use std::path::Path;
 
 use anyhow::Context;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::tensorboard::Events;
-use crate::disk::{self, WriteError};
+use crate::disk::{self, Journal};
 use crate::video::Frames;
 
 /// `tracking:` in a run file.
@@ -52,8 +51,7 @@ pub struct Record {
 /// The log of a run, open at its end.
 #[derive(Debug)]
 pub struct Metrics {
-    path: PathBuf,
-    file: File,
+    lines: Journal,
     events: Option<Events>,
     /// As of the last line; unknown after a resume without one.
     samples_seen: Option<u64>,
@@ -68,26 +66,23 @@ impl Metrics {
     pub fn open(output_dir: &Path, config: &Config, resumed_at: Option<u64>) -> anyhow::Result<Self> {
         let path = output_dir.join("metrics.jsonl");
         let samples_seen = cut_back(&path, resumed_at.unwrap_or(0))?;
-        let file = OpenOptions::new().append(true).create(true).open(&path);
-        let file = file.map_err(WriteError::at(&path))?;
+        let lines = Journal::open(&path)?;
         // Also without `tensorboard`, so that what is there agrees with the log.
         let folder = output_dir.join("tensorboard");
         super::tensorboard::cut_back(&folder, resumed_at)?;
         let events = config.tensorboard.then(|| Events::create(&folder)).transpose()?;
         Ok(Self {
-            path,
-            file,
+            lines,
             events,
             samples_seen,
         })
     }
 
-    /// Tells of one step.
+    /// Tells of one step. What cannot be written waits: a run does not end for its log.
     pub fn record(&mut self, record: &Record) -> anyhow::Result<()> {
         let mut line = serde_json::to_vec(record)?;
         line.push(b'\n');
-        // One write: a reader of the growing file sees whole lines.
-        self.file.write_all(&line).map_err(WriteError::at(&self.path))?;
+        self.lines.add(line);
         let before = self.samples_seen.replace(record.samples_seen);
         let Some(events) = &mut self.events else {
             return Ok(());
@@ -114,10 +109,13 @@ impl Metrics {
             .map_or(Ok(()), |events| events.frames(step, tag, frames))
     }
 
-    /// Brings all that was told to the disk: before a checkpoint of the same step, which must not outlive its log.
-    pub fn sync(&mut self) -> anyhow::Result<()> {
-        self.file.sync_all().map_err(WriteError::at(&self.path))?;
-        self.events.as_mut().map_or(Ok(()), Events::sync)
+    /// Brings all that was told to the disk: before a checkpoint of the same step, which should not outlive its log. Where
+    /// that fails the log says so, and the checkpoint, which is worth more, is written all the same.
+    pub fn sync(&mut self) {
+        self.lines.sync();
+        if let Some(events) = &mut self.events {
+            events.sync();
+        }
     }
 }
 

@@ -3,15 +3,16 @@
 //! Everything that can be wrong is found before anything heavy is loaded; text encoder, VAE and transformer are loaded one
 //! after the other, each freed before the next; then the session goes step by step.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use anyhow::{Context, anyhow};
+use anyhow::anyhow;
 
 use super::interrupt::Interrupt;
 use super::{Exit, Failure, OrExit, check_dataset, precompute};
 use crate::config::RunConfig;
 use crate::disk;
 use crate::process;
+use crate::report;
 
 mod finish;
 pub mod open;
@@ -57,7 +58,7 @@ pub fn run(args: Args) -> Result<(), Failure> {
     if checkpoint.is_none() {
         resume::set_aside(&config.output_dir).or_exit(Exit::Training)?;
     }
-    disk::sweep(&config.output_dir);
+    sweep(&config.output_dir);
     write_config(&config).or_exit(Exit::Training)?;
 
     let session = open::session(&config, &*family, &encoded, &device, checkpoint)?;
@@ -70,9 +71,18 @@ pub fn run(args: Args) -> Result<(), Failure> {
     }
 }
 
+/// Takes away what killed processes left half-written in a run's folder.
+fn sweep(folder: &Path) {
+    let report = folder.join(report::FOLDER);
+    let rounds = std::fs::read_dir(folder.join("validation"));
+    let rounds = rounds.into_iter().flatten().flatten().map(|entry| entry.path());
+    let others = [folder.to_path_buf(), report.join("clips"), report];
+    others.into_iter().chain(rounds).for_each(|folder| disk::sweep(&folder));
+}
+
 fn write_config(config: &RunConfig) -> anyhow::Result<()> {
     let path = config.output_dir.join("config.yaml");
-    disk::write_whole(&path, config.to_yaml()?.as_bytes()).with_context(|| format!("writing {}", path.display()))?;
+    disk::write_whole(&path, config.to_yaml()?.as_bytes())?;
     log::info!("The resolved configuration is in {}", path.display());
     Ok(())
 }

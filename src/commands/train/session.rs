@@ -177,11 +177,14 @@ impl<'a> Session<'a> {
         if self.saved == Some(self.counts.step) {
             return Ok(());
         }
-        self.parts.metrics.sync()?;
+        self.parts.metrics.sync();
         let snapshot: Snapshot = resume::snapshot(&self.parts, self.counts)?;
         let path = self.parts.checkpoints.save(&snapshot)?;
-        if self.parts.config.checkpoint.comfyui {
-            finish::write_for_comfyui(&self.parts, self.counts.step, &path)?;
+        if self.parts.config.checkpoint.comfyui
+            && let Err(error) = finish::write_for_comfyui(&self.parts, self.counts.step, &path)
+        {
+            // Nothing goes on from it.
+            log::warn!("the checkpoint is whole, but has no adapter for ComfyUI: {error:#}");
         }
         log::debug!("checkpoint {}", path.display());
         self.saved = Some(self.counts.step);

@@ -19,6 +19,9 @@ const DIGEST: &str = "digest";
 /// No header is larger.
 const MAX_HEADER: u64 = 1 << 20;
 
+/// Bytes that most headers stay below.
+pub const USUAL_HEADER: u64 = 2048;
+
 /// What a record must hold.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Form {
@@ -96,20 +99,22 @@ impl fmt::Display for Fault {
 /// Writes a record of this form, with notes for people in its header; the hash of its content.
 pub fn write(path: &Path, form: &Form, tensors: &[Tensor], notes: &[(&str, String)]) -> anyhow::Result<Hash> {
     let names = form.tensors.iter().map(|(name, _)| *name);
+    let shown = || path.display().to_string();
     let named: Vec<(&str, Tensor)> = names
         .zip(tensors)
         .map(|(name, tensor)| {
             let tensor = tensor.to_device(&Device::Cpu)?.to_dtype(form.dtype)?.contiguous()?;
             Ok((name, tensor))
         })
-        .collect::<candle_core::Result<_>>()?;
+        .collect::<candle_core::Result<_>>()
+        .with_context(shown)?;
     let digest = digest(named.iter().map(|(name, tensor)| (*name, tensor)));
     let mut header: HashMap<String, String> = notes
         .iter()
         .map(|(key, note)| (key.to_string(), note.clone()))
         .collect();
     header.insert(DIGEST.into(), digest.to_string());
-    let bytes = safetensors::serialize(named, Some(header))?;
+    let bytes = safetensors::serialize(named, Some(header)).with_context(shown)?;
     disk::write_whole(path, &bytes)?;
     Ok(digest)
 }
