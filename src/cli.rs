@@ -36,7 +36,7 @@ Exit codes:
     2  usage or configuration
     3  data set
     4  model files
-    5  training or output failed
+    5  training or output failed, or too little disk or memory
   130  interrupted
 
 Results go to standard output; messages and progress to standard error.";

@@ -12,9 +12,11 @@ use std::sync::{Arc, Mutex};
 use anyhow::{Context, bail, ensure};
 use candle_core::safetensors::MmapedSafetensors;
 use candle_core::{DType, Device, Error, Result, Shape, Tensor};
+use indicatif::BinaryBytes;
 
 use super::linear::LowRank;
 use super::made_up;
+use crate::process::memory::{self, TooLittle};
 
 /// A shard index larger than this is no index.
 const MAX_INDEX_BYTES: u64 = 64 << 20;
@@ -122,6 +124,30 @@ impl Weights {
         }
     }
 
+    /// Whether main memory has room for all of these tensors but those whose names begin with one of `ignored`. On another
+    /// device they only pass through.
+    ///
+    /// # Errors
+    /// [`TooLittle`]: what they take, what is free, and which number format would fit.
+    pub fn ensure_memory(&self, ignored: &[&str]) -> std::result::Result<(), TooLittle> {
+        let (Source::Checkpoint(checkpoint), true) = (&self.source, self.device.is_cpu()) else {
+            return Ok(());
+        };
+        let numbers = checkpoint.numbers(ignored);
+        let bytes = |dtype: DType| numbers.saturating_mul(dtype.size_in_bytes() as u64);
+        let needed = bytes(self.dtype);
+        match memory::free() {
+            Some(free) if free.bytes < needed => Err(TooLittle {
+                what: format!("{} as {}", checkpoint.folder.display(), self.dtype.as_str()),
+                needed,
+                free,
+                instead: (bytes(DType::BF16) < free.bytes.min(needed))
+                    .then(|| format!("model.dtype: bf16 takes {}, which fits", BinaryBytes(bytes(DType::BF16)))),
+            }),
+            _ => Ok(()),
+        }
+    }
+
     /// Reads the tensor `name`, which must have this shape.
     pub fn get(&self, shape: impl Into<Shape>, name: &str) -> Result<Tensor> {
         let (path, shape) = (self.path(name), shape.into());
@@ -217,6 +243,14 @@ impl Checkpoint {
             tensors,
             unread,
         })
+    }
+
+    /// How many numbers it holds, without tensors whose names begin with one of `ignored`.
+    fn numbers(&self, ignored: &[&str]) -> u64 {
+        let tensors = self.files.iter().flat_map(|(_, file)| file.tensors());
+        let wanted = tensors.filter(|(name, _)| !ignored.iter().any(|prefix| name.starts_with(prefix)));
+        let sizes = wanted.map(|(_, view)| view.shape().iter().fold(1, |all: u64, &side| all.saturating_mul(side as u64)));
+        sizes.fold(0, u64::saturating_add)
     }
 
     fn read(&self, name: &str, shape: &Shape, dtype: DType, device: &Device) -> Result<Tensor> {

@@ -20,7 +20,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::difference;
-use crate::disk::{self, WriteError, space};
+use crate::disk::space::{self, NoRoom};
+use crate::disk::{self, WriteError};
 
 /// `checkpoint:` in a run file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -141,7 +142,7 @@ impl Checkpoints {
         let step = snapshot.state.step;
         let path = self.folder.join(format!("step-{step:06}"));
         let files = snapshot.files()?;
-        self.ensure_room(space::taken(files.iter().map(|(_, bytes)| bytes.len() as u64)), step)?;
+        self.ensure_room(&files).with_context(|| self.what_is_lost(step))?;
         disk::patiently(|| {
             disk::write_folder_whole(&path, |unfinished| {
                 for (name, bytes) in &files {
@@ -156,15 +157,20 @@ impl Checkpoints {
         Ok(path)
     }
 
-    /// Whether a checkpoint of so many bytes can be written. Where the room is short, those that rotation has left behind
-    /// go first; the newest `limit` that can be read stay in any case.
-    fn ensure_room(&self, bytes: u64, step: u64) -> anyhow::Result<()> {
-        let needed = bytes.saturating_add(ROOM_FOR_FOLDER);
-        let ensure = || space::ensure(&self.folder, needed, || "the checkpoint".into());
-        if ensure().is_err() {
+    /// Whether the next checkpoint will find room, one like this: asked before a step is spent on it.
+    pub fn foresee(&self, snapshot: &Snapshot) -> anyhow::Result<()> {
+        Ok(self.ensure_room(&snapshot.files()?)?)
+    }
+
+    /// Whether a checkpoint of these files can be written. Where the room is short, those that rotation has left behind go
+    /// first; the newest `limit` that can be read stay in any case.
+    fn ensure_room(&self, files: &[(&str, Vec<u8>)]) -> Result<(), NoRoom> {
+        let needed = space::taken(files.iter().map(|(_, bytes)| bytes.len() as u64)) + ROOM_FOR_FOLDER;
+        let ensure = || space::ensure(&self.folder, needed, || "a checkpoint".into());
+        ensure().or_else(|_| {
             self.remove_useless();
-        }
-        ensure().with_context(|| self.what_is_lost(step))
+            ensure()
+        })
     }
 
     /// Removes the checkpoints that are damaged, and those before the newest `limit` that are not.

@@ -2,7 +2,6 @@
 
 pub mod checkpoint;
 pub mod difference;
-pub mod memory;
 pub mod metrics;
 pub mod micro_batch;
 pub mod model_card;

@@ -4,7 +4,7 @@ use candle_core::Device;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::memory;
+use crate::process::memory;
 use super::segments::{Keep, Policy};
 
 /// Long enough for a style from a few dozen clips.
@@ -68,7 +68,7 @@ impl Config {
 
     /// What is kept between the passes on this device, with the memory that is free now.
     pub fn keep(&self, device: &Device) -> Keep {
-        let free = device.is_cpu().then(memory::free).flatten();
+        let free = device.is_cpu().then(memory::free).flatten().map(|free| free.bytes);
         match self.gradient_checkpointing {
             true => self.keep.keep(free),
             false => Keep::All,

@@ -8,6 +8,7 @@
  *   FAULT_ERRNO   what they fail with, as a number
  *   FAULT_LOG     a file, not below the folder, to which each counted call adds a line: number, name, path, what became of it
  *   FAULT_FREE    bytes that statvfs says are free below the folder
+ *   FAULT_FROM    from which call on it says so
  *
  * A write that fails with ENOSPC writes half of its bytes at its first attempt where it has several, as a disk does that
  * fills up.
@@ -235,7 +236,8 @@ int rmdir(const char *path) {
         int done = next(path, stat); \
         char whole[PATH_MAX]; \
         resolve(AT_FDCWD, path, whole); \
-        if (done == 0 && env("FAULT_FREE") && is_under(whole)) { \
+        long from = env("FAULT_FROM") ? atol(env("FAULT_FROM")) : 0; \
+        if (done == 0 && env("FAULT_FREE") && is_under(whole) && counted >= from) { \
             stat->f_frsize = 1; \
             stat->f_bavail = strtoull(env("FAULT_FREE"), NULL, 10); \
         } \

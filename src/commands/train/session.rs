@@ -9,8 +9,8 @@ use super::page::Page;
 use super::{finish, resume};
 use crate::commands::interrupt::Interrupt;
 use crate::commands::progress;
+use crate::process::memory;
 use crate::train::checkpoint::Snapshot;
-use crate::train::memory;
 use crate::train::metrics::Record;
 use crate::train::progress::Progress;
 use crate::train::step::{Outcome, Seen};
@@ -82,6 +82,7 @@ impl<'a> Session<'a> {
             }
             _ => {}
         }
+        self.parts.checkpoints.foresee(&resume::snapshot(&self.parts, self.counts)?)?;
         let mut progress = Progress::new(self.total_steps);
         let mut line = progress::Line::new();
         while self.counts.step < self.total_steps && !interrupt.asked() {

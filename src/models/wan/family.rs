@@ -134,6 +134,7 @@ impl Wan {
     fn vision(&self, config: &clip::Config) -> anyhow::Result<Vision> {
         let folder = part(&self.directory, "image_encoder")?;
         let weights = Weights::open(&folder, self.dtype, &self.device)?;
+        weights.ensure_memory(&[])?;
         Ok(Vision {
             preprocessor: Preprocessor::load(&part(&self.directory, "image_processor")?)?,
             encoder: ClipVision::new(config, weights).with_context(|| folder.display().to_string())?,

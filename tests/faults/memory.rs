@@ -1,0 +1,131 @@
+//! Too little memory is told before anything is loaded, where it can be known.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output};
+
+use vtrain::process::memory::{self, Free, Limit};
+
+use super::{Run, assert_failed, model, stderr};
+
+/// A copy of the tiny checkpoint whose transformer has one more tensor, of so many bytes, that are a hole in the file.
+fn with_hole(folder: &Path, bytes: u64) {
+    fn copy(from: &Path, to: &Path) {
+        fs::create_dir_all(to).unwrap();
+        for entry in fs::read_dir(from).unwrap() {
+            let (from, to) = (entry.as_ref().unwrap().path(), to.join(entry.unwrap().file_name()));
+            match from.is_dir() {
+                true => copy(&from, &to),
+                false => drop(fs::copy(from, to).unwrap()),
+            }
+        }
+    }
+    copy(&model(), folder);
+    let transformer = folder.join("transformer");
+    for entry in fs::read_dir(&transformer).unwrap() {
+        let path = entry.unwrap().path();
+        if path.to_string_lossy().contains("safetensors") {
+            fs::remove_file(path).unwrap();
+        }
+    }
+    let header = format!(
+        "{{\"hole\":{{\"dtype\":\"BF16\",\"shape\":[{}],\"data_offsets\":[0,{bytes}]}}}}",
+        bytes / 2
+    );
+    let file = transformer.join("diffusion_pytorch_model.safetensors");
+    let start = [&(header.len() as u64).to_le_bytes(), header.as_bytes()].concat();
+    fs::write(&file, &start).unwrap();
+    let file = fs::OpenOptions::new().write(true).open(file).unwrap();
+    file.set_len(start.len() as u64 + bytes).unwrap();
+}
+
+/// `vtrain bench` on such a checkpoint, in an address space of so many KiB.
+fn bench(bytes: u64, limit: Option<u64>) -> Output {
+    let run = Run::new();
+    let model = run.folder.path().join("model");
+    with_hole(&model, bytes);
+    let mut shell = Command::new("sh");
+    let limit = limit.map_or("unlimited".to_string(), |kib| kib.to_string());
+    shell.args(["-c", "ulimit -v \"$2\"; exec \"$0\" bench --config \"$1\" --set \"model.path=$3\""]);
+    shell.arg(env!("CARGO_BIN_EXE_vtrain")).arg(run.file()).arg(limit).arg(model);
+    shell.output().unwrap()
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn weights_that_the_machine_cannot_hold_are_refused_before_they_are_read() {
+    // Written as bf16; as f32 it is twice that.
+    let output = bench(4 << 40, None);
+    let words = ["transformer as f32 takes 8.00 TiB", "can be had: the ", "more is needed"];
+    assert_failed(&output, &words);
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn weights_that_fit_in_another_format_are_refused_with_that() {
+    // 2 GiB of file are mapped, and so many would have to be taken for bf16.
+    let output = bench(2 << 30, Some(7 << 20));
+    let said = stderr(&output);
+    if said.contains("the machine has no more") || said.contains("control group") {
+        println!("skipped: this machine is too small: {said}");
+        return;
+    }
+    let words = ["transformer as f32 takes 4.00 GiB", "ulimit -v allows no more", "model.dtype: bf16 takes 2.00 GiB, which fits"];
+    assert_failed(&output, &words);
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_run_that_gets_no_memory_says_so_and_ends_with_the_exit_code_for_it() {
+    let run = Run::new();
+    run.train();
+    fs::remove_dir_all(run.out().join("checkpoints")).unwrap();
+    let mut told = 0;
+    // The program alone takes some hundred MiB of addresses.
+    for mib in [150, 250, 350, 450, 550, 700, 900] {
+        let mut shell = Command::new("sh");
+        shell.args(["-c", "ulimit -v $2; RAYON_NUM_THREADS=1 exec \"$0\" --config \"$1\" --resume never"]);
+        shell.arg(env!("CARGO_BIN_EXE_vtrain")).arg(run.file());
+        let output = shell.arg((mib << 10).to_string()).output().unwrap();
+        let said = stderr(&output);
+        println!("{mib} MiB: {:?} {}", output.status.code(), said.lines().last().unwrap_or_default());
+        told += usize::from(said.contains("memory"));
+    }
+    println!("{told} told of memory");
+}
+
+#[test]
+fn what_is_free_is_the_tightest_of_machine_groups_and_address_space() {
+    let root = tempfile::tempdir().unwrap();
+    let write = |path: &str, text: &str| {
+        let path = root.path().join(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+    };
+    let free = |address_space| memory::free_in(root.path(), address_space);
+    let is = |mib: u64, limit| Some(Free { bytes: mib << 20, limit });
+    let mib = |n: u64| (n << 20).to_string();
+    assert_eq!(free(None), None);
+    write("proc/meminfo", "MemTotal: 16777216 kB\nMemAvailable: 8388608 kB\nSwapFree: 1048576 kB\n");
+    assert_eq!(free(None), is(9 << 10, Limit::Machine));
+
+    // Version 2, the limit on a group around ours; pages of files go when they must.
+    write("proc/self/cgroup", "0::/batch/job\n");
+    write("sys/fs/cgroup/batch/job/memory.max", "max\n");
+    write("sys/fs/cgroup/batch/job/memory.current", &mib(700));
+    write("sys/fs/cgroup/batch/memory.max", &mib(1000));
+    write("sys/fs/cgroup/batch/memory.current", &mib(800));
+    write("sys/fs/cgroup/batch/memory.stat", &format!("anon 1\ninactive_file {}\nactive_file {}\n", mib(200), mib(100)));
+    assert_eq!(free(None), is(500, Limit::ControlGroup));
+
+    // Version 1, in a container that sees its group as the root.
+    write("proc/self/cgroup", "9:name=systemd:/\n4:cpu,memory:/docker/abc\n0::/\n");
+    write("sys/fs/cgroup/memory/memory.limit_in_bytes", &mib(600));
+    write("sys/fs/cgroup/memory/memory.usage_in_bytes", &mib(500));
+    assert_eq!(free(None), is(100, Limit::ControlGroup));
+
+    write("proc/self/status", "VmSize: 1048576 kB\n");
+    assert_eq!(free(Some(1060 << 20)), is(36, Limit::AddressSpace));
+    assert_eq!(free(Some(1 << 20)), is(0, Limit::AddressSpace));
+    assert_eq!(free(Some(9 << 30)), is(100, Limit::ControlGroup));
+}
