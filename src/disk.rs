@@ -3,7 +3,7 @@
 //! While it is made, a thing lies beside its destination in a hidden entry, named `.vtrain-` and some letters, which
 //! its maker keeps locked. A process that is killed leaves its entries behind, unlocked; [`sweep`] takes those away.
 
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
@@ -35,7 +35,8 @@ impl Beside {
     pub fn of(destination: &Path) -> Result<Self, WriteError> {
         let folder = folder_of(destination);
         fs::create_dir_all(folder).map_err(WriteError::at(folder))?;
-        let hidden = hidden(0o666).tempfile_in(folder).map_err(WriteError::at(destination))?;
+        let hidden = Builder::new().prefix(PREFIX).make_in(folder, new_file);
+        let hidden = hidden.map_err(WriteError::at(destination))?;
         lock(hidden.as_file());
         Ok(Self {
             destination: destination.into(),
@@ -50,7 +51,9 @@ impl Beside {
 
     /// Adds bytes at its end.
     pub fn write(&mut self, bytes: &[u8]) -> Result<(), WriteError> {
-        self.hidden.write_all(bytes).map_err(WriteError::at(&self.destination))
+        // The file itself: tempfile's own errors no longer say their number.
+        let file = self.hidden.as_file_mut();
+        file.write_all(bytes).map_err(WriteError::at(&self.destination))
     }
 
     /// Syncs it and gives it its name; what had that name is replaced.
@@ -85,14 +88,26 @@ pub fn write_folder_whole<E: From<WriteError>>(
     let at = WriteError::at(destination);
     let parent = folder_of(destination);
     fs::create_dir_all(parent).map_err(WriteError::at(parent))?;
-    let unfinished = hidden(0o777).tempdir_in(parent).map_err(&at)?;
+    let unfinished = HiddenFolder::create(parent, PREFIX).map_err(&at)?;
     let _locked = lock_folder(unfinished.path());
     make(unfinished.path())?;
     sync_tree(unfinished.path()).map_err(&at)?;
     replace(unfinished.path(), destination).map_err(&at)?;
-    let _ = unfinished.keep(); // it is at its destination
     sync_folder(parent).map_err(at)?;
     Ok(())
+}
+
+/// Removes a whole folder: whoever is interrupted leaves all of it or nothing, under its name.
+///
+/// # Errors
+/// The folder is as it was.
+pub fn remove_folder_whole(folder: &Path) -> io::Result<()> {
+    let name = folder.file_name().unwrap_or_default().to_string_lossy();
+    let hidden = HiddenFolder(folder_of(folder).join(format!("{PREFIX}{name}")));
+    if hidden.path().exists() {
+        fs::remove_dir_all(hidden.path())?; // left by an interrupted run
+    }
+    fs::rename(folder, hidden.path()) // and there it goes
 }
 
 /// Takes away what killed processes left unfinished in `folder`. What a living process is making stays.
@@ -132,15 +147,41 @@ fn folder_of(path: &Path) -> &Path {
         .unwrap_or(Path::new("."))
 }
 
-/// Names and permissions of unfinished entries: `mode` as far as the user's umask allows, as of any new file.
-fn hidden(mode: u32) -> Builder<'static, 'static> {
-    let mut builder = Builder::new();
-    builder.prefix(PREFIX);
-    #[cfg(unix)]
-    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(mode));
-    #[cfg(not(unix))]
-    let _ = mode;
-    builder
+/// As any new file, but one that was not there.
+fn new_file(path: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).write(true).create_new(true).open(path)
+}
+
+/// A folder that goes with all that is in it, unless it has got another name.
+struct HiddenFolder(PathBuf);
+
+impl HiddenFolder {
+    fn create(parent: &Path, prefix: &str) -> io::Result<Self> {
+        let made = Builder::new()
+            .prefix(prefix)
+            .make_in(parent, |path| fs::create_dir(path))?;
+        Ok(Self(made.into_temp_path().keep()?))
+    }
+
+    fn path(&self) -> &Path {
+        &self.0
+    }
+
+    /// Lets it stay.
+    fn keep(mut self) -> PathBuf {
+        std::mem::take(&mut self.0)
+    }
+}
+
+impl Drop for HiddenFolder {
+    fn drop(&mut self) {
+        match fs::remove_dir_all(&self.0) {
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                log::debug!("{}: stays for now: {error}", self.0.display()); // the next start sweeps it
+            }
+            _ => {}
+        }
+    }
 }
 
 /// Keeps an entry from being swept. Where the file system knows no locks, nothing is swept either.
@@ -161,10 +202,9 @@ fn replace(unfinished: &Path, destination: &Path) -> io::Result<()> {
         return fs::rename(unfinished, destination);
     }
     if exchange(unfinished, destination)? {
-        return remove_exchanged(unfinished);
+        return Ok(()); // the old folder is removed where the new one was made
     }
-    let mut aside = Builder::new();
-    let old = aside.prefix(ASIDE).tempdir_in(folder_of(destination))?; // removed with the old folder in it
+    let old = HiddenFolder::create(folder_of(destination), ASIDE)?; // removed with the old folder in it
     fs::rename(destination, old.path())?;
     let Err(error) = fs::rename(unfinished, destination) else {
         return Ok(());
@@ -205,14 +245,6 @@ fn exchange(one: &Path, other: &Path) -> io::Result<bool> {
 #[cfg(not(all(target_os = "linux", target_env = "gnu")))]
 fn exchange(_one: &Path, _other: &Path) -> io::Result<bool> {
     Ok(false)
-}
-
-/// The old folder goes from where the new one was made. It does no harm there: the next start sweeps it.
-fn remove_exchanged(old: &Path) -> io::Result<()> {
-    if let Err(error) = fs::remove_dir_all(old) {
-        log::debug!("{}: stays for now: {error}", old.display());
-    }
-    Ok(())
 }
 
 /// Brings a folder, and all that is in it, to the disk.

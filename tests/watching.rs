@@ -302,7 +302,7 @@ fn without_tensorboard_there_are_no_events_and_old_ones_are_cut_all_the_same() {
     let mut metrics = Metrics::open(folder.path(), &without, None).unwrap();
     metrics.record(&record(1)).unwrap();
     metrics.show(1, "clip", &clip()).unwrap();
-    metrics.sync().unwrap();
+    metrics.sync();
     assert!(!folder.path().join("tensorboard").exists());
     run(folder.path(), Some(1), 9);
     drop(Metrics::open(folder.path(), &without, Some(4)).unwrap());

@@ -29,6 +29,9 @@ use plan::{ClipPlan, Plan};
 /// Decoded clips that wait to be encoded.
 const AHEAD: usize = 2;
 
+/// Said where it ends early.
+const KEPT: &str = "what is encoded is kept, and the same command goes on from there";
+
 /// Encode the clips and captions of a run once, for training to read
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -110,7 +113,7 @@ fn encode_texts(family: &dyn Family, plan: &Plan, stop: &AtomicBool) -> Result<(
             .or_exit(Exit::Model)?;
         let notes = [("caption", shortened(text))];
         let written = plan.cache.write(key, &plan.text_form, &tensors, &notes);
-        written.or_exit(Exit::Training)?;
+        written.context(KEPT).or_exit(Exit::Training)?;
         count.step();
     }
     count.finish();
@@ -189,7 +192,7 @@ fn encode_clip(encoder: &dyn ClipEncoder, plan: &Plan, clip: &ClipPlan, frames: 
     let tensors = encode().with_context(|| name.clone()).or_exit(Exit::Model)?;
     let notes = [("clip", shortened(name)), ("bucket", clip.sample.bucket.to_string())];
     let written = plan.cache.write(&clip.key, &clip.form, &tensors, &notes);
-    written.or_exit(Exit::Training)
+    written.context(KEPT).or_exit(Exit::Training)
 }
 
 /// What stands alone in each batch.

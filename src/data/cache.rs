@@ -235,7 +235,7 @@ impl Cache {
     /// Keeps what was hashed for the next run. Where that fails, it is only hashed again.
     pub fn save(&self) {
         if let Err(error) = self.known.save() {
-            log::warn!("{}: {error}; everything is hashed anew next time", self.dir.display());
+            log::warn!("{error:#} (everything is hashed anew next time)");
         }
     }
 }

@@ -44,8 +44,8 @@ impl std::error::Error for WriteError {}
 /// What the user can do about it.
 fn advice(cause: &io::Error) -> Option<&'static str> {
     match cause.kind() {
-        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => Some("make room there and start the same command again"),
-        ErrorKind::FileTooLarge => Some("raise the limit on file sizes (ulimit -f) and start the same command again"),
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => Some("make room there"),
+        ErrorKind::FileTooLarge => Some("raise the limit on file sizes (ulimit -f)"),
         ErrorKind::ReadOnlyFilesystem | ErrorKind::PermissionDenied => {
             Some("name a place that may be written, or change who may write to it")
         }
@@ -55,7 +55,7 @@ fn advice(cause: &io::Error) -> Option<&'static str> {
     }
 }
 
-const FAULT: &str = "the disk, or the way to it, has a fault: see to that and start the same command again";
+const FAULT: &str = "the disk, or the way to it, has a fault";
 
 /// EIO, which has no kind of its own.
 fn is_fault(cause: &io::Error) -> bool {

@@ -23,7 +23,7 @@ impl fmt::Display for NoRoom {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{}: too little room: {} takes {}, and {} are free; make room there and start the same command again",
+            "{}: too little room: {} takes {}, and {} are free; make room there",
             self.folder.display(),
             self.what,
             BinaryBytes(self.needed),

@@ -57,10 +57,18 @@ impl fmt::Display for TooLittle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (needed, free) = (BinaryBytes(self.needed), BinaryBytes(self.free.bytes));
         let Self { what, instead, .. } = self;
-        write!(f, "too little memory: {what} takes {needed}, and {free} can be had: {}", self.free.limit)?;
+        write!(
+            f,
+            "too little memory: {what} takes {needed}, and {free} can be had: {}",
+            self.free.limit
+        )?;
         match instead {
             Some(instead) => write!(f, "; {instead}"),
-            None => write!(f, "; at least {} more is needed", BinaryBytes(self.needed - self.free.bytes)),
+            None => write!(
+                f,
+                "; at least {} more is needed",
+                BinaryBytes(self.needed - self.free.bytes)
+            ),
         }
     }
 }
@@ -143,7 +151,9 @@ impl Files {
         let (limit, used) = (number(self.limit)?, number(self.used)?);
         let stat = text("memory.stat").unwrap_or_default();
         let pages = self.pages.iter().filter_map(|key| {
-            let line = stat.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' '))?;
+            let line = stat
+                .lines()
+                .find_map(|line| line.strip_prefix(key)?.strip_prefix(' '))?;
             line.trim().parse::<u64>().ok()
         });
         Some(limit.saturating_sub(used.saturating_sub(pages.sum())))

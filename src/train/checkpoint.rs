@@ -189,7 +189,9 @@ impl Checkpoints {
     fn what_is_lost(&self, step: u64) -> String {
         let newest = self.list().unwrap_or_default().into_keys().rfind(|&saved| saved < step);
         match newest {
-            Some(newest) => format!("step {step} is not saved, and the run goes on from step {newest} when it is started again"),
+            Some(newest) => {
+                format!("step {step} is not saved, and the run goes on from step {newest} when it is started again")
+            }
             None => format!("step {step} is not saved, and there is no checkpoint before it"),
         }
     }
@@ -245,7 +247,7 @@ impl Checkpoints {
 }
 
 fn remove(path: &Path) {
-    if let Err(error) = std::fs::remove_dir_all(path) {
+    if let Err(error) = disk::remove_folder_whole(path) {
         log::warn!("{}: the old checkpoint cannot be removed: {error}", path.display());
     }
 }

@@ -4,8 +4,8 @@ use candle_core::Device;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::process::memory;
 use super::segments::{Keep, Policy};
+use crate::process::memory;
 
 /// Long enough for a style from a few dozen clips.
 const DEFAULT_STEPS: usize = 1200;

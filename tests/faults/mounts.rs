@@ -26,7 +26,12 @@ fn mounted(run: &Run, mount: &str, script: &str) -> Option<Output> {
             return None;
         }
     }
-    Some(shell(&format!("set -e; {mount}; vtrain() {{ \"$BIN\" --config \"$RUN\"; }}; {script}")).unwrap())
+    Some(
+        shell(&format!(
+            "set -e; {mount}; vtrain() {{ \"$BIN\" --config \"$RUN\"; }}; {script}"
+        ))
+        .unwrap(),
+    )
 }
 
 #[test]
@@ -47,7 +52,10 @@ fn a_small_disk_that_fills_up_keeps_what_was_good_and_the_run_goes_on_once_there
         };
         let said = stderr(&output);
         let (before, after) = said.split_once("---\n").expect(&said);
-        assert!(!said.contains("panicked") && !said.contains("damaged"), "{size} KiB: {said}");
+        assert!(
+            !said.contains("panicked") && !said.contains("damaged"),
+            "{size} KiB: {said}"
+        );
         match output.status.code() {
             Some(0) => assert!(!before.contains("error: "), "{size} KiB: {said}"),
             code => {
@@ -57,10 +65,20 @@ fn a_small_disk_that_fills_up_keeps_what_was_good_and_the_run_goes_on_once_there
         }
         let steps = fs::read_to_string(kept.with_extension("steps")).unwrap();
         if let Some(newest) = steps.lines().filter(|name| name.starts_with("step-")).max() {
-            assert!(after.contains(&format!("checkpoints/{newest}, after step")), "{size} KiB: {said}");
+            assert!(
+                after.contains(&format!("checkpoints/{newest}, after step")),
+                "{size} KiB: {said}"
+            );
         }
-        println!("{size} KiB: exit code {:?}, checkpoints {:?}", output.status.code(), steps.lines().collect::<Vec<_>>());
-        assert!(fs::read(&kept).unwrap() == straight().adapter, "{size} KiB: the adapters differ");
+        println!(
+            "{size} KiB: exit code {:?}, checkpoints {:?}",
+            output.status.code(),
+            steps.lines().collect::<Vec<_>>()
+        );
+        assert!(
+            fs::read(&kept).unwrap() == straight().adapter,
+            "{size} KiB: the adapters differ"
+        );
         let lines = fs::read_to_string(kept.with_extension("jsonl")).unwrap();
         assert_eq!(lines.lines().count(), 3, "{size} KiB: {lines}");
     }
@@ -82,6 +100,17 @@ fn a_limit_on_file_sizes_ends_a_run_in_words() {
     let run = Run::new();
     let mut shell = Command::new("sh");
     shell.args(["-c", "ulimit -f 8; exec \"$0\" --config \"$1\""]);
-    let output = shell.arg(env!("CARGO_BIN_EXE_vtrain")).arg(run.file()).output().unwrap();
-    assert_failed(&output, &["captions/", "cannot be written: File too large", "raise the limit on file sizes (ulimit -f)"]);
+    let output = shell
+        .arg(env!("CARGO_BIN_EXE_vtrain"))
+        .arg(run.file())
+        .output()
+        .unwrap();
+    assert_failed(
+        &output,
+        &[
+            "captions/",
+            "cannot be written: File too large",
+            "raise the limit on file sizes (ulimit -f)",
+        ],
+    );
 }

@@ -5,7 +5,9 @@ use std::sync::Mutex;
 
 use rayon::prelude::*;
 
-use super::{Call, EACCES, EIO, ENOSPC, EROFS, FAILED, Fault, Run, assert_failed, assert_recovers, shim, stderr, straight};
+use super::{
+    Call, EACCES, EIO, ENOSPC, EROFS, FAILED, Fault, Run, assert_failed, assert_recovers, shim, stderr, straight,
+};
 
 /// Calls that are tried by default, of each sort of fault.
 const SAMPLE: usize = 40;
@@ -56,8 +58,8 @@ fn suffer(fault: &Fault) -> bool {
     if ended {
         let place = run.out();
         let advice = match fault.errno {
-            ENOSPC => "make room there and start the same command again",
-            EIO => "has a fault: see to that and start the same command again",
+            ENOSPC => "make room there",
+            EIO => "has a fault",
             _ => "name a place that may be written",
         };
         assert_failed(&output, &[place.to_str().unwrap(), "cannot be written", advice]);
@@ -107,7 +109,11 @@ fn a_call_that_fails_once_ends_a_run_in_words_or_not_at_all_and_costs_nothing() 
     let at = chosen(calls, SAMPLE);
     let faults = match all() {
         true => at.iter().flat_map(|&at| [fault(at, ENOSPC), fault(at, EIO)]).collect(),
-        false => at.iter().enumerate().map(|(i, &at)| fault(at, [ENOSPC, EIO][i % 2])).collect(),
+        false => at
+            .iter()
+            .enumerate()
+            .map(|(i, &at)| fault(at, [ENOSPC, EIO][i % 2]))
+            .collect(),
     };
     suffer_all("once", faults);
 }
@@ -125,13 +131,18 @@ fn a_disk_that_is_full_or_broken_from_some_call_on_leaves_what_was_good() {
         free: None,
     };
     let at = chosen(&straight().calls, SAMPLE / 4);
-    let faults = match all() {
+    let faults: Vec<Fault> = match all() {
         true => at.iter().flat_map(|&at| [fault(at, true), fault(at, false)]).collect(),
         false => at.iter().enumerate().map(|(i, &at)| fault(at, i % 2 == 0)).collect(),
     };
     // The last calls are none that take room.
-    let last = straight().calls.iter().rposition(|call| TAKES_ROOM.contains(&call.name)).unwrap() + 1;
-    let faults: Vec<Fault> = faults.into_iter().filter(|fault| fault.at <= last).collect();
+    let last = straight()
+        .calls
+        .iter()
+        .rposition(|call| TAKES_ROOM.contains(&call.name))
+        .unwrap()
+        + 1;
+    let faults: Vec<_> = faults.into_iter().filter(|fault| fault.at <= last).collect();
     suffer_all("for good", faults);
 }
 
@@ -149,7 +160,10 @@ fn where_nothing_may_be_written_a_run_ends_before_it_begins() {
             ..Fault::default()
         };
         let (output, _) = run.under(&fault, run.command());
-        assert_failed(&output, &[run.out().to_str().unwrap(), "name a place that may be written"]);
+        assert_failed(
+            &output,
+            &[run.out().to_str().unwrap(), "name a place that may be written"],
+        );
         assert_recovers(&run, "read-only");
     }
 }

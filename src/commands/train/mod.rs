@@ -55,10 +55,10 @@ pub fn run(args: Args) -> Result<(), Failure> {
     open::check(&config, &*family).or_exit(Exit::Usage)?;
     let encoded = precompute::precompute(&config, &*family, &report, &[], interrupt.flag())?;
     process::release(); // the encoders' memory; the transformer comes next
+    sweep(&config.output_dir);
     if checkpoint.is_none() {
         resume::set_aside(&config.output_dir).or_exit(Exit::Training)?;
     }
-    sweep(&config.output_dir);
     write_config(&config).or_exit(Exit::Training)?;
 
     let session = open::session(&config, &*family, &encoded, &device, checkpoint)?;
@@ -74,10 +74,16 @@ pub fn run(args: Args) -> Result<(), Failure> {
 /// Takes away what killed processes left half-written in a run's folder.
 fn sweep(folder: &Path) {
     let report = folder.join(report::FOLDER);
-    let rounds = std::fs::read_dir(folder.join("validation"));
-    let rounds = rounds.into_iter().flatten().flatten().map(|entry| entry.path());
-    let others = [folder.to_path_buf(), report.join("clips"), report];
-    others.into_iter().chain(rounds).for_each(|folder| disk::sweep(&folder));
+    let single = [folder.to_path_buf(), report.join("clips"), report];
+    // A folder a step, each.
+    let steps = ["validation", "checkpoints"].map(|name| std::fs::read_dir(folder.join(name)));
+    let steps = steps
+        .into_iter()
+        .flatten()
+        .flatten()
+        .flatten()
+        .map(|entry| entry.path());
+    single.into_iter().chain(steps).for_each(|folder| disk::sweep(&folder));
 }
 
 fn write_config(config: &RunConfig) -> anyhow::Result<()> {

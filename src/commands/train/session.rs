@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use anyhow::bail;
+use anyhow::{Context, bail};
 
 use super::open::Parts;
 use super::page::Page;
@@ -15,6 +15,9 @@ use crate::train::metrics::Record;
 use crate::train::progress::Progress;
 use crate::train::step::{Outcome, Seen};
 use crate::video::Frames;
+
+/// Said where the last files cannot be written.
+const SAVED: &str = "all steps are done and saved, and the same command writes what is missing";
 
 /// So many steps without a finite loss, one after the other, end a run.
 const MOST_SKIPPED: usize = 3;
@@ -77,12 +80,14 @@ impl<'a> Session<'a> {
             }
             step if step >= self.total_steps => {
                 log::info!("all {step} steps are done already; raise train.steps to go on");
-                finish::write(&self.parts, step)?;
+                finish::write(&self.parts, step).context(SAVED)?;
                 return Ok(Ended::Complete);
             }
             _ => {}
         }
-        self.parts.checkpoints.foresee(&resume::snapshot(&self.parts, self.counts)?)?;
+        self.parts
+            .checkpoints
+            .foresee(&resume::snapshot(&self.parts, self.counts)?)?;
         let mut progress = Progress::new(self.total_steps);
         let mut line = progress::Line::new();
         while self.counts.step < self.total_steps && !interrupt.asked() {
@@ -110,7 +115,7 @@ impl<'a> Session<'a> {
         if !self.due(self.parts.config.validation.every) {
             self.validate(self.counts.step, interrupt);
         }
-        finish::write(&self.parts, self.total_steps)?;
+        finish::write(&self.parts, self.total_steps).context(SAVED)?;
         Ok(Ended::Complete)
     }
 

@@ -155,7 +155,7 @@ impl Known {
     }
 
     /// Writes what is new, beside what others have written meanwhile.
-    pub fn save(&self) -> io::Result<()> {
+    pub fn save(&self) -> anyhow::Result<()> {
         let mut ours = self.memo();
         if !ours.changed {
             return Ok(());
@@ -163,7 +163,7 @@ impl Known {
         let mut all = read(&self.path).unwrap_or_default();
         all.files.append(&mut ours.files.clone());
         all.parts.append(&mut ours.parts.clone());
-        disk::write_whole(&self.path, &serde_json::to_vec(&all)?).map_err(io::Error::other)?;
+        disk::write_whole(&self.path, &serde_json::to_vec(&all)?)?;
         ours.changed = false;
         Ok(())
     }
