@@ -41,6 +41,8 @@ struct Fault {
     /// Of those, calls of these names only, between commas.
     only: &'static str,
     errno: i32,
+    /// Only what is below this part of the run's output; thumbnails can be had in no other way.
+    below: &'static str,
     /// Bytes that the disk says are free, from call `at` on.
     free: Option<u64>,
 }
@@ -145,8 +147,8 @@ impl Run {
         let set = |value: bool| if value { "1" } else { "" };
         command
             .env("LD_PRELOAD", shim().expect("asked before"))
-            .env("FAULT_UNDER", self.out())
-            .env("FAULT_BUT", "/report/clips")
+            .env("FAULT_UNDER", self.out().join(fault.below))
+            .env("FAULT_BUT", if fault.below.is_empty() { "/report/clips" } else { "" })
             .env("FAULT_LOG", &log)
             .env("FAULT_ERRNO", fault.errno.to_string())
             .env("FAULT_STAYS", set(fault.stays))
@@ -166,7 +168,7 @@ impl Run {
         let mut fields = line.splitn(4, ' ').skip(1);
         let mut next = || fields.next().unwrap().to_string();
         let (name, fate, path) = (next(), next(), next());
-        let below = path.strip_prefix(self.out().to_str().unwrap()).unwrap();
+        let below = path.strip_prefix(self.out().to_str().unwrap()).unwrap_or(&path);
         let parts = below.split('/').map(|part| match part {
             hidden if hidden.starts_with(".vtrain-") => ".vtrain-",
             events if events.starts_with("events.out") => "events",

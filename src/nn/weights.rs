@@ -136,7 +136,7 @@ impl Weights {
         let numbers = checkpoint.numbers(ignored);
         let bytes = |dtype: DType| numbers.saturating_mul(dtype.size_in_bytes() as u64);
         let needed = bytes(self.dtype);
-        match memory::free() {
+        match memory::most() {
             Some(free) if free.bytes < needed => Err(TooLittle {
                 what: format!("{} as {}", checkpoint.folder.display(), self.dtype.as_str()),
                 needed,
@@ -303,7 +303,7 @@ impl Checkpoint {
 
 /// Whether files of so many bytes in all can be mapped.
 fn ensure_addresses(folder: &Path, needed: u64) -> std::result::Result<(), TooLittle> {
-    match memory::free() {
+    match memory::most() {
         Some(free) if free.limit == Limit::AddressSpace && free.bytes < needed => Err(TooLittle {
             what: format!("{}, which is mapped,", folder.display()),
             needed,

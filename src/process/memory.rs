@@ -24,7 +24,7 @@ pub struct Free {
 /// What limits a process's memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Limit {
-    /// What the machine has, swap included.
+    /// What the machine has.
     Machine,
     /// The limit of a control group: of a container or a batch system's job.
     ControlGroup,
@@ -80,16 +80,22 @@ pub fn resident() -> Option<Resident> {
     read(&std::fs::read_to_string("/proc/self/status").ok()?)
 }
 
-/// How much this process may still take, where the system tells.
+/// How much this process may still take at a good pace, where the system tells: swap does not count.
 pub fn free() -> Option<Free> {
-    free_in(Path::new("/"), address_space_limit())
+    free_in(Path::new("/"), address_space_limit(), false)
 }
 
-/// As [`free`], from the `proc` and `sys` below `root` and a limit on the process's address space.
-pub fn free_in(root: &Path, address_space: Option<u64>) -> Option<Free> {
+/// How much this process may take at all, where the system tells: with swap.
+pub fn most() -> Option<Free> {
+    free_in(Path::new("/"), address_space_limit(), true)
+}
+
+/// As [`free`] or, with `swap`, [`most`], from the `proc` and `sys` below `root` and a limit on the process's address space.
+pub fn free_in(root: &Path, address_space: Option<u64>, swap: bool) -> Option<Free> {
     let text = |path: &str| std::fs::read_to_string(root.join(path)).ok();
     let meminfo = text("proc/meminfo")?;
-    let machine = line(&meminfo, "MemAvailable:")? + line(&meminfo, "SwapFree:").unwrap_or(0);
+    let swap = swap.then(|| line(&meminfo, "SwapFree:")).flatten();
+    let machine = line(&meminfo, "MemAvailable:")?.saturating_add(swap.unwrap_or(0));
     let groups = text("proc/self/cgroup").unwrap_or_default();
     let group = groups.lines().filter_map(|line| left_in(root, line)).min();
     let used = text("proc/self/status").and_then(|status| line(&status, "VmSize:"));

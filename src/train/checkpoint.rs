@@ -139,13 +139,20 @@ impl Checkpoints {
     /// Too little room, found before anything is written; a file that cannot be written, by path. All checkpoints that a
     /// run could go on from are then as they were.
     pub fn save(&self, snapshot: &Snapshot) -> anyhow::Result<PathBuf> {
+        self.save_with(snapshot, &[])
+    }
+
+    /// As [`save`](Self::save), with more files in the folder, by name.
+    pub fn save_with(&self, snapshot: &Snapshot, more: &[(&str, Vec<u8>)]) -> anyhow::Result<PathBuf> {
         let step = snapshot.state.step;
         let path = self.folder.join(format!("step-{step:06}"));
         let files = snapshot.files()?;
-        self.ensure_room(&files).with_context(|| self.what_is_lost(step))?;
+        let sizes = files.iter().chain(more).map(|(_, bytes)| bytes.len() as u64);
+        self.ensure_room(space::taken(sizes))
+            .with_context(|| self.what_is_lost(step))?;
         disk::patiently(|| {
             disk::write_folder_whole(&path, |unfinished| {
-                for (name, bytes) in &files {
+                for (name, bytes) in files.iter().chain(more) {
                     // The user knows the folder by the name that it is going to have.
                     std::fs::write(unfinished.join(name), bytes).map_err(WriteError::at(&path.join(name)))?;
                 }
@@ -159,13 +166,15 @@ impl Checkpoints {
 
     /// Whether the next checkpoint will find room, one like this: asked before a step is spent on it.
     pub fn foresee(&self, snapshot: &Snapshot) -> anyhow::Result<()> {
-        Ok(self.ensure_room(&snapshot.files()?)?)
+        let files = snapshot.files()?;
+        let sizes = files.iter().map(|(_, bytes)| bytes.len() as u64);
+        Ok(self.ensure_room(space::taken(sizes))?)
     }
 
-    /// Whether a checkpoint of these files can be written. Where the room is short, those that rotation has left behind go
+    /// Whether a checkpoint of so many bytes can be written. Where the room is short, those that rotation has left behind go
     /// first; the newest `limit` that can be read stay in any case.
-    fn ensure_room(&self, files: &[(&str, Vec<u8>)]) -> Result<(), NoRoom> {
-        let needed = space::taken(files.iter().map(|(_, bytes)| bytes.len() as u64)) + ROOM_FOR_FOLDER;
+    fn ensure_room(&self, bytes: u64) -> Result<(), NoRoom> {
+        let needed = bytes.saturating_add(ROOM_FOR_FOLDER);
         let ensure = || space::ensure(&self.folder, needed, || "a checkpoint".into());
         ensure().or_else(|_| {
             self.remove_useless();

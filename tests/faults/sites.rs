@@ -1,12 +1,13 @@
 //! Every call that writes, failing: once, or for good from there on.
 
 use std::collections::HashSet;
+use std::process::Command;
 use std::sync::Mutex;
 
 use rayon::prelude::*;
 
 use super::{
-    Call, EACCES, EIO, ENOSPC, EROFS, FAILED, Fault, Run, assert_failed, assert_recovers, shim, stderr, straight,
+    Call, EACCES, EIO, ENOSPC, EROFS, FAILED, FINAL, Fault, Run, assert_failed, assert_recovers, shim, stderr, straight,
 };
 
 /// Calls that are tried by default, of each sort of fault.
@@ -128,7 +129,7 @@ fn a_disk_that_is_full_or_broken_from_some_call_on_leaves_what_was_good() {
         stays: true,
         only: if full { TAKES_ROOM } else { "" },
         errno: if full { ENOSPC } else { EIO },
-        free: None,
+        ..Fault::default()
     };
     let at = chosen(&straight().calls, SAMPLE / 4);
     let faults: Vec<Fault> = match all() {
@@ -165,5 +166,67 @@ fn where_nothing_may_be_written_a_run_ends_before_it_begins() {
             &[run.out().to_str().unwrap(), "name a place that may be written"],
         );
         assert_recovers(&run, "read-only");
+    }
+}
+
+#[test]
+fn pictures_and_pages_and_videos_that_cannot_be_written_end_no_run() {
+    if shim().is_none() {
+        return;
+    }
+    for below in ["report", "index.html", "validation", "tensorboard", "metrics.jsonl"] {
+        // The logs are opened, and then the disk is full.
+        let only = if ["tensorboard", "metrics.jsonl"].contains(&below) {
+            ",write,fsync,"
+        } else {
+            ""
+        };
+        let run = Run::new();
+        let fault = Fault {
+            at: 1,
+            stays: true,
+            only,
+            errno: ENOSPC,
+            below,
+            free: None,
+        };
+        let (output, calls) = run.under(&fault, run.command());
+        let said = stderr(&output);
+        assert_eq!(output.status.code(), Some(0), "{below}: {said}");
+        assert!(calls.iter().any(|call| call.failed), "{below}");
+        assert!(said.matches("warning: ").count() >= 1, "{below}: {said}");
+        assert!(run.adapter() == straight().adapter, "{below}: the adapters differ");
+        assert_eq!(run.checkpoints(), [2, 3]);
+    }
+}
+
+#[test]
+fn a_file_that_is_converted_onto_a_full_disk_leaves_the_old_one() {
+    if shim().is_none() {
+        return;
+    }
+    let run = Run::new();
+    run.train();
+    let made = run.out().join("made.safetensors");
+    let convert = || {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_vtrain"));
+        command.args(["lora", "convert", "--to", "comfyui"]);
+        command.arg(run.out().join(FINAL)).arg(&made);
+        command
+    };
+    let (output, calls) = run.under(&Fault::default(), convert());
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    std::fs::write(&made, b"old").unwrap();
+    for at in 1..=calls.len() {
+        let fault = Fault {
+            at,
+            stays: true,
+            errno: ENOSPC,
+            ..Fault::default()
+        };
+        let (output, _) = run.under(&fault, convert());
+        assert_failed(&output, &[run.out().to_str().unwrap(), "make room there"]);
+        let renamed = calls[..at - 1].iter().any(|call| call.name == "rename");
+        assert_eq!(std::fs::read(&made).unwrap() == b"old", !renamed, "call {at}");
     }
 }

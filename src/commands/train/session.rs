@@ -185,13 +185,11 @@ impl<'a> Session<'a> {
         }
         self.parts.metrics.sync();
         let snapshot: Snapshot = resume::snapshot(&self.parts, self.counts)?;
-        let path = self.parts.checkpoints.save(&snapshot)?;
-        if self.parts.config.checkpoint.comfyui
-            && let Err(error) = finish::write_for_comfyui(&self.parts, self.counts.step, &path)
-        {
-            // Nothing goes on from it.
-            log::warn!("the checkpoint is whole, but has no adapter for ComfyUI: {error:#}");
-        }
+        let more = match self.parts.config.checkpoint.comfyui {
+            true => finish::file_for_comfyui(&self.parts, self.counts.step)?,
+            false => None,
+        };
+        let path = self.parts.checkpoints.save_with(&snapshot, more.as_slice())?;
         log::debug!("checkpoint {}", path.display());
         self.saved = Some(self.counts.step);
         Ok(())
