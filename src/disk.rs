@@ -76,6 +76,26 @@ impl Beside {
             .map_err(|failed| at(failed.error))?;
         sync_folder(folder_of(&self.destination)).map_err(at)
     }
+
+    /// Syncs it and gives it its name, unless that is taken: then it comes back.
+    pub fn keep_new(self) -> Result<Option<Self>, WriteError> {
+        let Self { destination, hidden } = self;
+        hidden.as_file().sync_all().map_err(WriteError::at(&destination))?;
+        match hidden.persist_noclobber(&destination) {
+            Ok(_) => {
+                let synced = sync_folder(folder_of(&destination));
+                synced.map_err(WriteError::at(&destination)).map(|()| None)
+            }
+            Err(failed) => {
+                let (taken, hidden) = (failed.error.kind() == ErrorKind::AlreadyExists, failed.file);
+                let beside = Self { destination, hidden };
+                match taken {
+                    true => Ok(Some(beside)),
+                    false => beside.keep().map(|()| None), // this file system has no such rename
+                }
+            }
+        }
+    }
 }
 
 /// Writes a whole file: whoever is interrupted leaves the old one, if there was one. Makes the folder, too.
@@ -104,6 +124,14 @@ pub fn write_folder_whole<E: From<WriteError>>(
     let _ = unfinished.keep(); // it is at its destination
     sync_folder(parent).map_err(at)?;
     Ok(())
+}
+
+/// Removes a whole folder: first its name, then what is in it, so that nobody ever finds half of it under its name.
+pub fn remove_folder_whole(folder: &Path) -> io::Result<()> {
+    let old = hidden(0o777).tempdir_in(folder_of(folder))?;
+    let _locked = lock_folder(old.path());
+    fs::rename(folder, old.path().join("old"))?;
+    old.close()
 }
 
 /// Takes away what killed processes left unfinished in `folder`. What a living process is making stays.

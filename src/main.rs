@@ -4,5 +4,5 @@ use std::process::ExitCode;
 
 fn main() -> ExitCode {
     vtrain::process::set_up();
-    vtrain::cli::run(std::env::args_os())
+    vtrain::process::panics::guarded(|| vtrain::cli::run(std::env::args_os()))
 }

@@ -1,5 +1,7 @@
 //! What is set for the whole process: how freed memory is dealt with, and how candle's threads wait.
 
+pub mod panics;
+
 /// candle's own threads spin this often for the next operation before they sleep.
 const SPINS: (&str, &str) = ("CANDLE_BARRIER_POOL_SPIN_LIMIT", "1");
 

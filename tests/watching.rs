@@ -91,7 +91,7 @@ fn records(file: &Path) -> (Vec<Vec<u8>>, usize) {
 }
 
 /// The steps told under each tag, file after file.
-fn told(folder: &Path) -> BTreeMap<String, Vec<i64>> {
+pub fn told(folder: &Path) -> BTreeMap<String, Vec<i64>> {
     let mut told: BTreeMap<String, Vec<i64>> = BTreeMap::new();
     for file in event_files(folder) {
         let (records, torn) = records(&file);

@@ -135,10 +135,15 @@ impl Checkpoints {
     /// # Errors
     /// A file that cannot be written, by path. All older checkpoints are then as they were.
     pub fn save(&self, snapshot: &Snapshot) -> anyhow::Result<PathBuf> {
+        self.save_with(snapshot, &[])
+    }
+
+    /// As [`save`](Self::save), with more files in the folder, by name.
+    pub fn save_with(&self, snapshot: &Snapshot, more: &[(&str, Vec<u8>)]) -> anyhow::Result<PathBuf> {
         let path = self.folder.join(format!("step-{:06}", snapshot.state.step));
         let files = snapshot.files()?;
         disk::write_folder_whole(&path, |unfinished| {
-            for (name, bytes) in &files {
+            for (name, bytes) in files.iter().chain(more) {
                 // The user knows the folder by the name that it is going to have.
                 std::fs::write(unfinished.join(name), bytes).map_err(WriteError::at(&path.join(name)))?;
             }
@@ -193,7 +198,7 @@ impl Checkpoints {
         let there = self.list().unwrap_or_default();
         let older = there.range(..=saved).rev().skip(self.limit);
         for (_, path) in older.chain(there.range(saved.saturating_add(1)..)) {
-            if let Err(error) = std::fs::remove_dir_all(path) {
+            if let Err(error) = disk::remove_folder_whole(path) {
                 log::warn!("{}: the old checkpoint cannot be removed: {error}", path.display());
             }
         }
