@@ -64,6 +64,21 @@ impl Beside {
         let _ = self.hidden.keep(); // it has its name
         sync_folder(folder_of(&self.destination)).map_err(at)
     }
+
+    /// Syncs it and gives it its name, unless that is taken: then it comes back.
+    pub fn keep_new(self) -> Result<Option<Self>, WriteError> {
+        self.hidden
+            .as_file()
+            .sync_all()
+            .map_err(WriteError::at(&self.destination))?;
+        match fs::hard_link(self.hidden.path(), &self.destination) {
+            Ok(()) => {} // the other name goes with `hidden`
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => return Ok(Some(self)),
+            Err(_) => return self.keep().map(|()| None), // this file system has no links
+        }
+        let synced = sync_folder(folder_of(&self.destination));
+        synced.map_err(WriteError::at(&self.destination)).map(|()| None)
+    }
 }
 
 /// Writes a whole file: whoever is interrupted leaves the old one, if there was one. Makes the folder, too. What may pass is

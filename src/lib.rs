@@ -9,6 +9,7 @@
 // 0: no knowledge of clips, models or runs
 pub mod disk;
 pub mod hub;
+pub mod lock;
 pub mod ops;
 pub mod optim;
 pub mod process;

@@ -7,5 +7,5 @@ static ALLOCATOR: vtrain::process::allocator::Telling = vtrain::process::allocat
 
 fn main() -> ExitCode {
     vtrain::process::set_up();
-    vtrain::cli::run(std::env::args_os())
+    vtrain::process::panics::guarded(|| vtrain::cli::run(std::env::args_os()))
 }

@@ -2,6 +2,7 @@
 
 pub mod allocator;
 pub mod memory;
+pub mod panics;
 
 /// candle's own threads spin this often for the next operation before they sleep.
 const SPINS: (&str, &str) = ("CANDLE_BARRIER_POOL_SPIN_LIMIT", "1");

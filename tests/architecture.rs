@@ -9,6 +9,7 @@ const FLOORS: &[(&str, u8)] = &[
     ("ops", 0),
     ("disk", 0),
     ("hub", 0),
+    ("lock", 0),
     ("dist", 0),
     ("optim", 0),
     ("process", 0),

@@ -9,6 +9,7 @@ mod cogvideox_sample; // whole pipelines from a seed, against diffusers
 mod cogvideox_vae; // encode, decode, tiles
 mod config; // run files
 mod conv3d; // the convolution under the autoencoders
+mod crash; // killed, doubled, signalled, left alone for long
 mod data; // layouts, captions, buckets, order
 mod disk; // written whole or not at all
 mod dit_answers; // what the transformers' tests share

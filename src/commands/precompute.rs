@@ -102,6 +102,10 @@ fn encode_texts(family: &dyn Family, plan: &Plan, stop: &AtomicBool) -> Result<(
     let mut count = progress::Count::start("captions", plan.missing_texts.len());
     for (text, key) in plan.missing_texts() {
         go_on(stop)?;
+        if plan.cache.has_come(key, &plan.text_form) {
+            count.step();
+            continue;
+        }
         let encode = || -> anyhow::Result<Vec<Tensor>> {
             let embedded = conditioner.embed(text)?;
             let tensors = all_of(embedded.tensors())?;
@@ -148,6 +152,7 @@ fn encode_clips(
         for (clip, decoded) in receive {
             go_on(stop)?;
             match decoded {
+                Ok(_) if plan.cache.has_come(&clip.key, &clip.form) => {}
                 Ok(frames) => {
                     let encoder = match &mut encoder {
                         Some(encoder) => encoder,

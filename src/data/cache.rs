@@ -188,6 +188,12 @@ impl Cache {
         }
     }
 
+    /// Whether a record that was missing has come from another process meanwhile.
+    pub fn has_come(&self, key: &Key, form: &Form) -> bool {
+        let path = self.path(key);
+        path.exists() && record::read(&path, form).is_ok()
+    }
+
     /// A record's tensors, in the order of its form.
     ///
     /// # Errors

@@ -11,6 +11,7 @@ use super::interrupt::Interrupt;
 use super::{Exit, Failure, OrExit, check_dataset, precompute};
 use crate::config::RunConfig;
 use crate::disk;
+use crate::lock::Lock;
 use crate::process;
 use crate::report;
 
@@ -45,6 +46,7 @@ pub fn run(args: Args) -> Result<(), Failure> {
     let report = check_dataset::survey(&config.datasets, false);
     check_dataset::tell(&report);
     check_dataset::judge(&report)?;
+    let _lock = Lock::take(&config.output_dir).or_exit(Exit::Training)?;
     if args.dry_run {
         return write_config(&config).or_exit(Exit::Training);
     }

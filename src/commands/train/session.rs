@@ -80,10 +80,11 @@ impl<'a> Session<'a> {
             }
             step if step >= self.total_steps => {
                 log::info!("all {step} steps are done already; raise train.steps to go on");
+                self.make_up(interrupt);
                 finish::write(&self.parts, step).context(SAVED)?;
                 return Ok(Ended::Complete);
             }
-            _ => {}
+            _ => self.make_up(interrupt),
         }
         self.parts
             .checkpoints
@@ -212,13 +213,31 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
-    /// Makes the validation videos. What goes wrong is told of, and training goes on.
+    /// Makes the validation videos that a run which ended right behind its checkpoint still owes of that step.
+    fn make_up(&mut self, interrupt: &Interrupt) {
+        let step = self.counts.step;
+        if step == self.total_steps || self.due(self.parts.config.validation.every) {
+            let validator = &self.parts.validator;
+            let owed = (0..validator.prompts.len()).filter(|&index| !validator.path(index, step).exists());
+            let owed = owed.collect::<Vec<_>>();
+            self.show(&owed, step, interrupt);
+        }
+    }
+
+    /// Makes the validation videos of all prompts.
     fn validate(&mut self, step: u64, interrupt: &Interrupt) {
+        let all: Vec<usize> = (0..self.parts.validator.prompts.len()).collect();
+        self.show(&all, step, interrupt);
+    }
+
+    /// Makes the validation videos of these prompts. What goes wrong is told of, and training goes on.
+    fn show(&mut self, prompts: &[usize], step: u64, interrupt: &Interrupt) {
         let parts = &mut self.parts;
-        for (index, prompt) in parts.validator.prompts.iter().enumerate() {
+        for &index in prompts {
             if interrupt.asked() {
                 return;
             }
+            let prompt = &parts.validator.prompts[index];
             let bar = progress::bar("validation", prompt.steps);
             let on = progress::on(&bar);
             let shown = parts

@@ -12,7 +12,7 @@ use candle_core::{DType, Device, Tensor};
 use safetensors::SafeTensors;
 use safetensors::tensor::View;
 
-use crate::disk;
+use crate::disk::{self, Beside};
 
 /// The key of the digest in the header.
 const DIGEST: &str = "digest";
@@ -96,7 +96,8 @@ impl fmt::Display for Fault {
     }
 }
 
-/// Writes a record of this form, with notes for people in its header; the hash of its content.
+/// Writes a record of this form, with notes for people in its header; the hash of its content. A whole record that is
+/// there already stays: another process may have been quicker, and somebody may be reading it.
 pub fn write(path: &Path, form: &Form, tensors: &[Tensor], notes: &[(&str, String)]) -> anyhow::Result<Hash> {
     let names = form.tensors.iter().map(|(name, _)| *name);
     let shown = || path.display().to_string();
@@ -115,8 +116,18 @@ pub fn write(path: &Path, form: &Form, tensors: &[Tensor], notes: &[(&str, Strin
         .collect();
     header.insert(DIGEST.into(), digest.to_string());
     let bytes = safetensors::serialize(named, Some(header)).with_context(shown)?;
-    disk::write_whole(path, &bytes)?;
-    Ok(digest)
+    disk::patiently(|| {
+        let mut beside = Beside::of(path)?;
+        beside.write(&bytes)?;
+        let Some(beside) = beside.keep_new()? else {
+            return Ok(digest);
+        };
+        match read(path, form) {
+            Ok((_, digest)) => Ok(digest),
+            Err(_) => beside.keep().map(|()| digest),
+        }
+    })
+    .map_err(anyhow::Error::from)
 }
 
 /// Reads a record that must be of this form; its tensors in the form's order, and the digest they were written with.
