@@ -145,9 +145,13 @@ impl Run {
         let log = self.folder.path().join("calls");
         let _ = fs::remove_file(&log);
         let set = |value: bool| if value { "1" } else { "" };
+        let below = match fault.below {
+            "" => self.out(),
+            part => self.out().join(part),
+        };
         command
             .env("LD_PRELOAD", shim().expect("asked before"))
-            .env("FAULT_UNDER", self.out().join(fault.below))
+            .env("FAULT_UNDER", below)
             .env("FAULT_BUT", if fault.below.is_empty() { "/report/clips" } else { "" })
             .env("FAULT_LOG", &log)
             .env("FAULT_ERRNO", fault.errno.to_string())
