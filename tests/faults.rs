@@ -293,7 +293,8 @@ fn assert_recovers(run: &Run, told: &str) {
     let straight = straight();
     assert!(run.adapter() == straight.adapter, "{told}: the adapters differ");
     assert_eq!(run.metrics(), straight.metrics, "{told}");
-    assert_eq!(run.checkpoints(), [2, 3], "{told}");
+    // One that could not be removed goes with the next rotation.
+    assert!(run.checkpoints().ends_with(&[2, 3]), "{told}");
     assert_eq!(run.leftovers(), Vec::<PathBuf>::new(), "{told}");
     let events = crate::watching::told(&run.out());
     assert_eq!(events["loss"], [1, 2, 3], "{told}");
