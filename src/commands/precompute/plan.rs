@@ -110,10 +110,10 @@ impl<'a> Plan<'a> {
 
     /// Whether all that is missing fits on the disk. What killed processes left half-written goes before that.
     pub fn ensure_room(&self) -> Result<(), Failure> {
+        self.cache.sweep();
         if self.missing_clips.is_empty() && self.missing_texts.is_empty() {
             return Ok(());
         }
-        self.cache.sweep();
         let texts = self.missing_texts.iter().map(|_| &self.text_form);
         let forms = self.missing_clips().map(|clip| &clip.form).chain(texts);
         self.cache.ensure_room(forms).or_exit(Exit::Training)
