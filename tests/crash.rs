@@ -138,6 +138,16 @@ fn signal(child: &Child, name: &str) {
     assert!(Command::new("kill").args([name, &id]).status().unwrap().success());
 }
 
+/// A record of the cache with its header in order: its notes are written in any.
+fn record(path: &Path) -> Vec<u8> {
+    let bytes = fs::read(path).unwrap();
+    let (length, rest) = bytes.split_at(8);
+    let (header, data) = rest.split_at(u64::from_le_bytes(length.try_into().unwrap()) as usize);
+    let mut header: serde_json::Value = serde_json::from_slice(header).unwrap();
+    header.sort_all_objects();
+    [header.to_string().as_bytes(), data].concat()
+}
+
 /// Every file below a folder, by its path there; hidden ones too.
 fn files_below(folder: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::Child;
 use std::time::{Duration, Instant};
 
-use super::{ADAPTER, Run, files_below};
+use super::{ADAPTER, Run, files_below, record};
 
 const STEPS: usize = 12;
 const OWN: &str = "lora: {rank: 2, alpha: 4, dropout: 0.1}\n\
@@ -155,9 +155,13 @@ fn kept(run: &Run) -> BTreeMap<String, Vec<u8>> {
             ]
             .iter()
             .any(|folder| name.starts_with(folder));
-        // Settings have the folder's path; files for ComfyUI may tell of the day.
+        // `state.json` holds checksums of itself and of the others, which were compared in reading it.
         if compared && !name.ends_with("state.json") {
-            kept.insert(name, fs::read(&path).unwrap());
+            let bytes = match name.starts_with("precomputed/") {
+                true => record(&path),
+                false => fs::read(&path).unwrap(),
+            };
+            kept.insert(name, bytes);
         }
     }
     kept

@@ -5,24 +5,24 @@ use std::time::Duration;
 
 use super::{Run, signal, wait_at_most, wait_for};
 
-/// Steps of 200 micro-batches: long enough for a second signal within one.
+/// Three steps of 60 micro-batches: long enough for a second signal within one.
 fn long_steps() -> Run {
     Run::new(
-        "train: {steps: 2, gradient_accumulation_steps: 200}\nlora: {rank: 2, alpha: 2}\n\
+        "train: {steps: 3, gradient_accumulation_steps: 60}\nlora: {rank: 2, alpha: 2}\n\
          checkpoint: {every: 1, limit: 3}\n",
     )
 }
 
 #[test]
 fn one_signal_saves_the_step_and_a_second_ends_at_once_without_harm() {
+    let straight = long_steps();
+    straight.finish();
     for name in ["-INT", "-TERM"] {
-        let straight = long_steps();
-        straight.finish();
-
         let run = long_steps();
         let mut child = run.start();
         let first = run.out().join("checkpoints/step-000001");
         wait_for("the first checkpoint", || first.exists() && run.lines() == 1);
+        std::thread::sleep(Duration::from_millis(100)); // well into the second step
         signal(&child, name);
         std::thread::sleep(Duration::from_millis(50));
         assert!(

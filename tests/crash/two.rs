@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use vtrain::lock::{Holder, Lock};
 
-use super::{Run, files_below, said, wait_for};
+use super::{Run, files_below, record, said, wait_for};
 
 const LONG: &str = "train: {steps: 100000}\nlora: {rank: 2, alpha: 2}\ncheckpoint: {every: 5}\n";
 
@@ -111,7 +111,7 @@ fn two_precomputes_at_once_fill_one_cache_as_one_would_and_write_no_record_twice
         let cache = run.out().join("precomputed");
         let records = writings(&cache).into_keys();
         records
-            .map(|path| (path.strip_prefix(&cache).unwrap().into(), fs::read(&path).unwrap()))
+            .map(|path| (path.strip_prefix(&cache).unwrap().into(), record(&path)))
             .collect()
     };
     let expected = contents(&alone);
