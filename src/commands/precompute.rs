@@ -79,6 +79,7 @@ pub fn precompute(
     stop: &AtomicBool,
 ) -> Result<Encoded, Failure> {
     let plan = Plan::make(config, family, report, more_prompts, stop)?;
+    plan.cache.sweep();
     plan.announce();
     let done = encode_texts(family, &plan, stop).and_then(|()| encode_clips(config, family, &plan, stop));
     plan.cache.save();

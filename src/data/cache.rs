@@ -20,6 +20,8 @@ use candle_core::Tensor;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::disk;
+
 mod encoded;
 mod key;
 mod known;
@@ -111,6 +113,13 @@ impl Cache {
         Self {
             dir: dir.into(),
             known: Known::open(dir.join("known.json")),
+        }
+    }
+
+    /// Takes away what killed processes left half-written.
+    pub fn sweep(&self) {
+        for folder in [self.dir.clone(), self.dir.join("clips"), self.dir.join("captions")] {
+            disk::sweep(&folder);
         }
     }
 

@@ -3,7 +3,7 @@
 //! Everything that can be wrong is found before anything heavy is loaded; text encoder, VAE and transformer are loaded one
 //! after the other, each freed before the next; then the session goes step by step.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow};
 
@@ -13,6 +13,7 @@ use crate::config::RunConfig;
 use crate::disk;
 use crate::lock::Lock;
 use crate::process;
+use crate::report;
 
 mod finish;
 pub mod open;
@@ -59,7 +60,7 @@ pub fn run(args: Args) -> Result<(), Failure> {
     if checkpoint.is_none() {
         resume::set_aside(&config.output_dir).or_exit(Exit::Training)?;
     }
-    disk::sweep(&config.output_dir);
+    sweep(&config.output_dir);
     write_config(&config).or_exit(Exit::Training)?;
 
     let session = open::session(&config, &*family, &encoded, &device, checkpoint)?;
@@ -69,6 +70,18 @@ pub fn run(args: Args) -> Result<(), Failure> {
             exit: Exit::Interrupted,
             error: anyhow!("interrupted; step {step} is saved, and the same command goes on from there"),
         }),
+    }
+}
+
+/// Takes away what a killed run left half-written; its checkpoints' folder is seen to by [`resume::find`].
+fn sweep(output_dir: &Path) {
+    disk::sweep(output_dir);
+    let page = output_dir.join(report::FOLDER);
+    disk::sweep(&page);
+    disk::sweep(&page.join("clips"));
+    let rounds = std::fs::read_dir(output_dir.join("validation"));
+    for round in rounds.into_iter().flatten().flatten() {
+        disk::sweep(&round.path());
     }
 }
 
