@@ -9,14 +9,14 @@
 // 0: no knowledge of clips, models or runs
 pub mod disk;
 pub mod hub;
-pub mod lock;
 pub mod ops;
 pub mod optim;
 pub mod process;
 pub mod rng;
 pub mod wire;
-// 1: clips, mathematics and layers
+// 1: clips, mathematics, layers and locks
 pub mod diffusion;
+pub mod lock;
 pub mod nn;
 pub mod video;
 // 2: data, adapters and encoders

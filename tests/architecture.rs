@@ -9,12 +9,12 @@ const FLOORS: &[(&str, u8)] = &[
     ("ops", 0),
     ("disk", 0),
     ("hub", 0),
-    ("lock", 0),
     ("dist", 0),
     ("optim", 0),
     ("process", 0),
     ("rng", 0),
     ("wire", 0),
+    ("lock", 1),  // above `disk`: errors of writing
     ("video", 1), // above `disk`: clips are written
     ("nn", 1),
     ("diffusion", 1),

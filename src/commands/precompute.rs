@@ -82,6 +82,7 @@ pub fn precompute(
     stop: &AtomicBool,
 ) -> Result<Encoded, Failure> {
     let plan = Plan::make(config, family, report, more_prompts, stop)?;
+    plan.cache.sweep();
     plan.announce();
     plan.ensure_room()?;
     let done = encode_texts(family, &plan, stop).and_then(|()| encode_clips(config, family, &plan, stop));

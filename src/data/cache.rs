@@ -116,6 +116,13 @@ impl Cache {
         }
     }
 
+    /// Takes away what killed processes left half-written.
+    pub fn sweep(&self) {
+        for folder in [self.dir.clone(), self.dir.join("clips"), self.dir.join("captions")] {
+            disk::sweep(&folder);
+        }
+    }
+
     pub fn dir(&self) -> &Path {
         &self.dir
     }
