@@ -16,6 +16,7 @@ use super::format::{self, Format, Part};
 use super::names::{self, Names};
 use super::settings::{self, Settings};
 use super::{comfyui, diffusers, kohya, scale};
+use crate::finite;
 
 /// PEFT's settings beside its adapter file.
 const CONFIG: &str = "adapter_config.json";
@@ -236,6 +237,9 @@ impl Parts {
                 tensor.dims()
             );
             ensure!(tensor.dtype().is_float(), "has a {half} of {:?}", tensor.dtype());
+            if let Some(first) = finite::first(tensor)? {
+                bail!("has a {half} that holds {first}");
+            }
         }
         let rank = a.dim(0)?;
         ensure!(

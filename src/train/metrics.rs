@@ -11,6 +11,7 @@ use anyhow::Context;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::spikes;
 use super::tensorboard::Events;
 use crate::disk::{self, WriteError};
 use crate::video::Frames;
@@ -57,6 +58,8 @@ pub struct Metrics {
     events: Option<Events>,
     /// As of the last line; unknown after a resume without one.
     samples_seen: Option<u64>,
+    /// Of the last steps before a resume, null where one was not finite.
+    losses: Vec<Option<f64>>,
 }
 
 impl Metrics {
@@ -67,7 +70,7 @@ impl Metrics {
     /// A log that cannot be read or written, by file.
     pub fn open(output_dir: &Path, config: &Config, resumed_at: Option<u64>) -> anyhow::Result<Self> {
         let path = output_dir.join("metrics.jsonl");
-        let samples_seen = cut_back(&path, resumed_at.unwrap_or(0))?;
+        let Past { samples_seen, losses } = cut_back(&path, resumed_at.unwrap_or(0))?;
         let file = OpenOptions::new().append(true).create(true).open(&path);
         let file = file.map_err(WriteError::at(&path))?;
         // Also without `tensorboard`, so that what is there agrees with the log.
@@ -79,7 +82,13 @@ impl Metrics {
             file,
             events,
             samples_seen,
+            losses,
         })
+    }
+
+    /// Losses of the last steps before this session, in their order; none where one was not finite.
+    pub fn losses(&self) -> &[Option<f64>] {
+        &self.losses
     }
 
     /// Tells of one step.
@@ -125,11 +134,20 @@ impl Metrics {
 #[derive(Deserialize)]
 struct Told {
     step: u64,
+    loss: Option<f64>,
     samples_seen: Option<u64>,
 }
 
-/// Takes out what is past `step`, torn, or told a second time; returns the samples seen by the end of what stays.
-fn cut_back(path: &Path, step: u64) -> anyhow::Result<Option<u64>> {
+/// What a log tells of the steps that stay.
+#[derive(Default)]
+struct Past {
+    /// By their end, where that is told.
+    samples_seen: Option<u64>,
+    losses: Vec<Option<f64>>,
+}
+
+/// Takes out what is past `step`, torn, or told a second time; returns what stays, as far as it is needed.
+fn cut_back(path: &Path, step: u64) -> anyhow::Result<Past> {
     let old = match std::fs::read(path) {
         Ok(old) => old,
         Err(error) if error.kind() == ErrorKind::NotFound => Vec::new(),
@@ -137,12 +155,14 @@ fn cut_back(path: &Path, step: u64) -> anyhow::Result<Option<u64>> {
     };
     let mut kept = Vec::with_capacity(old.len());
     let (mut last, mut seen, mut torn) = (0, Some(0), 0);
+    let mut losses = Vec::new();
     for line in old.split_inclusive(|byte| *byte == b'\n') {
         let whole = line.ends_with(b"\n");
         match serde_json::from_slice::<Told>(line) {
             Ok(told) if whole && (last + 1..=step).contains(&told.step) => {
                 kept.extend_from_slice(line);
                 (last, seen) = (told.step, told.samples_seen);
+                losses.push(told.loss);
             }
             Ok(_) if whole => {}
             _ => torn += usize::from(step > 0),
@@ -159,7 +179,11 @@ fn cut_back(path: &Path, step: u64) -> anyhow::Result<Option<u64>> {
         log::warn!(
             "{shown}: ends at step {last}, before the checkpoint of step {step}; the steps between are not told"
         );
-        return Ok(None);
+        seen = None;
     }
-    Ok(seen)
+    losses.drain(..losses.len().saturating_sub(spikes::WINDOW));
+    Ok(Past {
+        samples_seen: seen,
+        losses,
+    })
 }

@@ -10,7 +10,7 @@ use super::VideoError;
 use super::clip::Clip;
 use super::convert::Converter;
 use super::fit::{Fit, Fitter};
-use super::libav::{self, MAX_PIXELS};
+use super::libav::{self, Deadline, MAX_PIXELS};
 use super::scan::video_stream;
 
 /// Frames that it is cheaper to decode than to seek over.
@@ -19,6 +19,7 @@ const WORTH_A_SEEK: usize = 8;
 /// A clip being decoded.
 pub struct Decoding<'a> {
     clip: &'a Clip,
+    deadline: Deadline,
     input: Input,
     decoder: ffmpeg::decoder::Video,
     packet: ffmpeg::Packet,
@@ -30,14 +31,15 @@ pub struct Decoding<'a> {
 
 impl<'a> Decoding<'a> {
     /// At the start of the clip.
-    pub fn of(clip: &'a Clip) -> Result<Self, VideoError> {
-        let mut input = libav::open(clip.path())?;
+    pub fn of(clip: &'a Clip, deadline: Deadline) -> Result<Self, VideoError> {
+        let mut input = libav::open(clip.path(), deadline)?;
         let decoder = open_decoder(&mut input).map_err(|error| VideoError::Unreadable {
             path: clip.path().into(),
             reason: libav::say(error),
         })?;
         Ok(Self {
             clip,
+            deadline,
             input,
             decoder,
             packet: ffmpeg::Packet::empty(),
@@ -125,12 +127,12 @@ impl<'a> Decoding<'a> {
                     break;
                 }
             }
-            if !sought {
+            if !sought || self.deadline.passed() {
                 return Err(self.failed(index));
             }
             // Sought too far, as some containers' indices lead: decode from the start.
             let complaint = self.complaint.take();
-            *self = Self::of(self.clip)?;
+            *self = Self::of(self.clip, self.deadline)?;
             self.complaint = complaint;
             sought = false;
         }
@@ -148,9 +150,9 @@ impl<'a> Decoding<'a> {
         done
     }
 
-    /// The next frame in display order; false at the end.
+    /// The next frame in display order; false at the end, and when time is up.
     fn next(&mut self, picture: &mut Video) -> bool {
-        loop {
+        while !self.deadline.passed() {
             match self.decoder.receive_frame(picture) {
                 Ok(()) => return true,
                 Err(ffmpeg::Error::Eof) => return false,
@@ -159,11 +161,13 @@ impl<'a> Decoding<'a> {
                 Err(_) => self.feed(),
             }
         }
+        false
     }
 
     /// Sends one packet, or the end.
     fn feed(&mut self) {
         loop {
+            // Once the time is up, reading is an error.
             if self.packet.read(&mut self.input).is_err() {
                 // That there are all packets was seen when the clip was opened.
                 let _ = self.decoder.send_eof();
@@ -188,6 +192,9 @@ impl<'a> Decoding<'a> {
     }
 
     fn failed(&self, frame: usize) -> VideoError {
+        if self.deadline.passed() {
+            return self.deadline.error(self.clip.path());
+        }
         self.broken(
             frame,
             self.complaint
