@@ -58,44 +58,36 @@ pub fn check(name: &str, tensor: &Tensor) -> anyhow::Result<()> {
 
 /// The first number of a tensor on any device that is none.
 pub fn first(tensor: &Tensor) -> Result<Option<NotFinite>> {
-    let dtype = tensor.dtype();
-    if !dtype.is_float() {
-        return Ok(None);
+    match tensor.dtype() {
+        dtype @ (DType::F64 | DType::F32 | DType::F16 | DType::BF16) => Ok(first_in(&tensor.data(), dtype)),
+        _ => Ok(None),
     }
-    Ok(first_in(&tensor.data(), dtype))
 }
 
 /// The first number that is none among those that these bytes are, little-endian; none in formats of whole numbers.
 pub fn first_in(bytes: &[u8], dtype: DType) -> Option<NotFinite> {
-    let found = |place: Option<usize>, value: fn(&[u8]) -> f64, width: usize| {
-        let place = place?;
-        let value = value(&bytes[place * width..(place + 1) * width]);
-        Some(NotFinite { place, value })
-    };
     match dtype {
-        DType::F64 => found(search(bytes, |b: [u8; 8]| f64::from_le_bytes(b).is_finite()), |b| {
-            b.try_into().map_or(f64::NAN, f64::from_le_bytes)
-        }, 8),
-        DType::F32 => found(search(bytes, |b: [u8; 4]| f32::from_le_bytes(b).is_finite()), |b| {
-            b.try_into().map_or(f64::NAN, |b| f32::from_le_bytes(b).into())
-        }, 4),
-        DType::F16 => found(search(bytes, |b: [u8; 2]| f16::from_le_bytes(b).is_finite()), |b| {
-            b.try_into().map_or(f64::NAN, |b| f16::from_le_bytes(b).into())
-        }, 2),
-        DType::BF16 => found(search(bytes, |b: [u8; 2]| bf16::from_le_bytes(b).is_finite()), |b| {
-            b.try_into().map_or(f64::NAN, |b| bf16::from_le_bytes(b).into())
-        }, 2),
+        DType::F64 => search(bytes, |b| f64::from_le_bytes(b).is_finite(), f64::from_le_bytes),
+        DType::F32 => search(bytes, |b| f32::from_le_bytes(b).is_finite(), |b| f32::from_le_bytes(b).into()),
+        DType::F16 => search(bytes, |b| f16::from_le_bytes(b).is_finite(), |b| f16::from_le_bytes(b).into()),
+        DType::BF16 => search(bytes, |b| bf16::from_le_bytes(b).is_finite(), |b| bf16::from_le_bytes(b).into()),
         _ => None,
     }
 }
 
-/// The place of the first number of `N` bytes that is not finite.
-fn search<const N: usize>(bytes: &[u8], is_finite: impl Fn([u8; N]) -> bool) -> Option<usize> {
+/// The first number of `N` bytes that is not finite.
+fn search<const N: usize>(
+    bytes: &[u8],
+    is_finite: impl Fn([u8; N]) -> bool,
+    value: impl Fn([u8; N]) -> f64,
+) -> Option<NotFinite> {
     let (numbers, _) = bytes.as_chunks::<N>();
-    let is_finite = |number: &[u8; N]| is_finite(*number);
-    // Without a way out in between, a stretch is looked at many numbers at once.
-    let bad = |stretch: &[[u8; N]]| !stretch.iter().fold(true, |all, number| all & is_finite(number));
-    let stretch = numbers.chunks(STRETCH).position(bad)?;
-    let within = numbers[stretch * STRETCH..].iter().position(|number| !is_finite(number))?;
-    Some(stretch * STRETCH + within)
+    // Without a way out in between, many numbers are looked at at once.
+    let bad = |stretch: &[[u8; N]]| !stretch.iter().fold(true, |all, number| all & is_finite(*number));
+    let start = numbers.chunks(STRETCH).position(bad)? * STRETCH;
+    let place = start + numbers[start..].iter().position(|number| !is_finite(*number))?;
+    Some(NotFinite {
+        place,
+        value: value(numbers[place]),
+    })
 }

@@ -12,6 +12,7 @@ mod conv3d; // the convolution under the autoencoders
 mod data; // layouts, captions, buckets, order
 mod disk; // written whole or not at all
 mod dit_answers; // what the transformers' tests share
+mod finite; // NaN and the infinities, found in stored tensors
 mod flow_family; // micro-batches, records and sampling of a family of flow matching, made up
 mod flow_objective; // what flow matching trains on, against torch
 mod flow_schedulers; // sigmas, steps and noise of flow matching, against diffusers

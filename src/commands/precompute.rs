@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::sync_channel;
 
 use anyhow::{Context, anyhow};
-use candle_core::{DType, Tensor};
+use candle_core::Tensor;
 use serde_json::json;
 
 use super::{Exit, Failure, OrExit, check_dataset, progress};

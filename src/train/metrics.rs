@@ -139,7 +139,6 @@ struct Told {
 }
 
 /// What a log tells of the steps that stay.
-#[derive(Default)]
 struct Past {
     /// By their end, where that is told.
     samples_seen: Option<u64>,

@@ -4,8 +4,6 @@
 //! through in its order, and the first thing that holds NaN or an infinity is the origin: adapters, then the input, then
 //! stem, blocks and head; on the way back the gradients, from the last layer to the first.
 
-use std::fmt;
-
 use candle_core::{Result, Tensor};
 
 use crate::finite;
@@ -76,23 +74,12 @@ impl Origin {
         match self {
             Self::Adapter(place) => format!("the adapters are not finite any more, first {}", adapter(*place)),
             Self::Input(part) => format!("{part} are not finite"),
+            Self::Stem => "it begins in what embeds the input, before the first block".into(),
+            Self::Block(index, count) => format!("it begins in block {index} (of 0 to {})", count - 1),
+            Self::Head => "it begins behind the last block".into(),
+            Self::Loss => "the prediction is finite, and its error is not".into(),
             Self::Gradient(place) => format!("on the way back it begins in the gradient of {}", adapter(*place)),
-            other => other.to_string(),
-        }
-    }
-}
-
-impl fmt::Display for Origin {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Adapter(place) => write!(f, "adapter {place}"),
-            Self::Input(part) => write!(f, "{part}"),
-            Self::Stem => write!(f, "it begins in what embeds the input, before the first block"),
-            Self::Block(index, count) => write!(f, "it begins in block {index} (of 0 to {})", count - 1),
-            Self::Head => write!(f, "it begins behind the last block"),
-            Self::Loss => write!(f, "the prediction is finite, and its error is not"),
-            Self::Gradient(place) => write!(f, "gradient {place}"),
-            Self::Norm => write!(f, "every gradient is finite, and their norm is not"),
+            Self::Norm => "every gradient is finite, and their norm is not".into(),
         }
     }
 }

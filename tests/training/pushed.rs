@@ -21,13 +21,13 @@ pub struct Seen {
     pub asked: Vec<String>,
     /// Those whose token was not ours, or that had it and should not.
     pub unsigned: Vec<String>,
-    repository: Option<Value>,
+    pub repository: Option<Value>,
     /// By SHA-256.
-    large: BTreeMap<String, Vec<u8>>,
+    pub large: BTreeMap<String, Vec<u8>>,
     /// Lines of the commits.
-    commits: Vec<Vec<Value>>,
+    pub commits: Vec<Vec<Value>>,
     /// So many answers are 503 before the first other one.
-    busy: usize,
+    pub busy: usize,
     /// Every answer is this one.
     pub refuses: Option<u16>,
 }
