@@ -13,10 +13,11 @@ fn the_first_number_that_is_none_is_found_in_every_format() {
                 let mut numbers: Vec<f64> = (0..10_000).map(|i| f64::from(i) / 7.0 - 700.0).collect();
                 numbers[place] = bad;
                 numbers[9999] = bad;
-                let tensor = Tensor::new(numbers, &Device::Cpu).unwrap().to_dtype(dtype).unwrap();
+                let tensor = Tensor::from_vec(numbers, 10_000, &Device::Cpu).unwrap();
+                let tensor = tensor.to_dtype(dtype).unwrap();
                 let found = first(&tensor).unwrap().unwrap();
                 assert_eq!(found.place, place, "{dtype:?} {bad}");
-                assert!(found.value == bad || found.value.is_nan() && bad.is_nan(), "{dtype:?}: {found}");
+                assert!(found.value == bad || (found.value.is_nan() && bad.is_nan()), "{dtype:?}: {found}");
             }
         }
     }

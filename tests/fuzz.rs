@@ -42,25 +42,25 @@ macro_rules! formats {
 }
 
 formats! {
-    run_files_are_read_or_refused_by_name 200 runs::run_files;
+    run_files_are_read_or_refused_by_name 240 runs::run_files;
     pipelines_indices_are_read_or_refused_by_name 80 models::indices;
-    configs_of_transformers_are_read_or_refused_by_name 160 models::transformers;
-    configs_of_autoencoders_are_read_or_refused_by_name 120 models::autoencoders;
-    configs_of_text_encoders_are_read_or_refused_by_name 80 models::text_encoders;
-    configs_of_image_encoders_are_read_or_refused_by_name 60 models::image_encoders;
-    configs_of_schedulers_are_read_or_refused_by_name 140 models::schedulers;
-    weights_and_their_indices_are_read_or_refused_by_name 160 models::weights;
+    configs_of_transformers_are_read_or_refused_by_name 100 models::transformers;
+    configs_of_autoencoders_are_read_or_refused_by_name 80 models::autoencoders;
+    configs_of_text_encoders_are_read_or_refused_by_name 60 models::text_encoders;
+    configs_of_image_encoders_are_read_or_refused_by_name 40 models::image_encoders;
+    configs_of_schedulers_are_read_or_refused_by_name 160 models::schedulers;
+    weights_and_their_indices_are_read_or_refused_by_name 100 models::weights;
     tokenizers_are_read_or_refused_by_name 180 models::tokenizers;
-    adapter_files_are_read_or_refused_by_name 180 models::adapters;
-    captions_line_by_line_are_read_or_refused_by_name 60 datasets::lines;
-    captions_beside_clips_are_read_or_refused_by_name 40 datasets::pairs;
-    tables_of_text_are_read_or_refused_by_name 120 datasets::tables;
-    tables_of_parquet_are_read_or_refused_by_name 60 datasets::parquet;
+    adapter_files_are_read_or_refused_by_name 200 models::adapters;
+    captions_line_by_line_are_read_or_refused_by_name 80 datasets::lines;
+    captions_beside_clips_are_read_or_refused_by_name 60 datasets::pairs;
+    tables_of_text_are_read_or_refused_by_name 140 datasets::tables;
+    tables_of_parquet_are_read_or_refused_by_name 80 datasets::parquet;
     media_are_read_or_refused_by_name 160 media::all;
-    records_of_the_cache_are_read_or_refused_by_name 40 runs::cache;
+    records_of_the_cache_are_read_or_refused_by_name 60 runs::cache;
     checkpoints_of_runs_are_resumed_or_refused_by_name 40 runs::checkpoints;
     logs_of_runs_are_read_or_refused_by_name 40 runs::logs;
-    scripts_of_other_trainers_are_read_or_refused_by_name 80 scripts::all;
+    scripts_of_other_trainers_are_read_or_refused_by_name 100 scripts::all;
 }
 
 #[test]

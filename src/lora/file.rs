@@ -21,8 +21,11 @@ use crate::finite;
 /// PEFT's settings beside its adapter file.
 const CONFIG: &str = "adapter_config.json";
 
-/// No settings and no adapter are larger.
+/// No settings are larger.
 const MAX_CONFIG_BYTES: u64 = 16 << 20;
+
+/// No adapter is larger; a model's weights are.
+const MAX_BYTES: u64 = 8 << 30;
 
 /// What was found in an adapter file.
 #[derive(Debug)]
@@ -51,6 +54,12 @@ pub struct Strange {
 /// As [`from_bytes`], with the file's name.
 pub fn read(path: &Path, families: &[&'static Names]) -> anyhow::Result<Read> {
     let shown = || path.display().to_string();
+    let size = std::fs::metadata(path).with_context(shown)?.len();
+    ensure!(
+        size <= MAX_BYTES,
+        "{}: {size} bytes are too many for an adapter; is it the model itself?",
+        path.display()
+    );
     let bytes = std::fs::read(path).with_context(shown)?;
     let config = path.with_file_name(CONFIG);
     let config = match std::fs::metadata(&config) {

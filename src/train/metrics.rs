@@ -58,8 +58,16 @@ pub struct Metrics {
     events: Option<Events>,
     /// As of the last line; unknown after a resume without one.
     samples_seen: Option<u64>,
-    /// Of the last steps before a resume, null where one was not finite.
-    losses: Vec<Option<f64>>,
+    past: Past,
+}
+
+/// What a log tells of the steps before a resume.
+#[derive(Debug, Default)]
+pub struct Past {
+    /// Finite losses of the last steps, in their order.
+    pub losses: Vec<f64>,
+    /// Steps at its end that moved nothing.
+    pub skipped_in_a_row: usize,
 }
 
 impl Metrics {
@@ -70,7 +78,7 @@ impl Metrics {
     /// A log that cannot be read or written, by file.
     pub fn open(output_dir: &Path, config: &Config, resumed_at: Option<u64>) -> anyhow::Result<Self> {
         let path = output_dir.join("metrics.jsonl");
-        let Past { samples_seen, losses } = cut_back(&path, resumed_at.unwrap_or(0))?;
+        let (samples_seen, past) = cut_back(&path, resumed_at.unwrap_or(0))?;
         let file = OpenOptions::new().append(true).create(true).open(&path);
         let file = file.map_err(WriteError::at(&path))?;
         // Also without `tensorboard`, so that what is there agrees with the log.
@@ -82,13 +90,13 @@ impl Metrics {
             file,
             events,
             samples_seen,
-            losses,
+            past,
         })
     }
 
-    /// Losses of the last steps before this session, in their order; none where one was not finite.
-    pub fn losses(&self) -> &[Option<f64>] {
-        &self.losses
+    /// What the log told when it was opened.
+    pub fn past(&self) -> &Past {
+        &self.past
     }
 
     /// Tells of one step.
@@ -136,17 +144,12 @@ struct Told {
     step: u64,
     loss: Option<f64>,
     samples_seen: Option<u64>,
+    skipped: Option<u64>,
 }
 
-/// What a log tells of the steps that stay.
-struct Past {
-    /// By their end, where that is told.
-    samples_seen: Option<u64>,
-    losses: Vec<Option<f64>>,
-}
-
-/// Takes out what is past `step`, torn, or told a second time; returns what stays, as far as it is needed.
-fn cut_back(path: &Path, step: u64) -> anyhow::Result<Past> {
+/// Takes out what is past `step`, torn, or told a second time; returns the samples seen by the end of what stays, and what
+/// else is needed of it.
+fn cut_back(path: &Path, step: u64) -> anyhow::Result<(Option<u64>, Past)> {
     let old = match std::fs::read(path) {
         Ok(old) => old,
         Err(error) if error.kind() == ErrorKind::NotFound => Vec::new(),
@@ -154,14 +157,15 @@ fn cut_back(path: &Path, step: u64) -> anyhow::Result<Past> {
     };
     let mut kept = Vec::with_capacity(old.len());
     let (mut last, mut seen, mut torn) = (0, Some(0), 0);
-    let mut losses = Vec::new();
+    let mut past = Past::default();
     for line in old.split_inclusive(|byte| *byte == b'\n') {
         let whole = line.ends_with(b"\n");
         match serde_json::from_slice::<Told>(line) {
             Ok(told) if whole && (last + 1..=step).contains(&told.step) => {
                 kept.extend_from_slice(line);
                 (last, seen) = (told.step, told.samples_seen);
-                losses.push(told.loss);
+                past.losses.extend(told.loss);
+                past.skipped_in_a_row = told.skipped.map_or(0, |_| past.skipped_in_a_row + 1);
             }
             Ok(_) if whole => {}
             _ => torn += usize::from(step > 0),
@@ -180,9 +184,6 @@ fn cut_back(path: &Path, step: u64) -> anyhow::Result<Past> {
         );
         seen = None;
     }
-    losses.drain(..losses.len().saturating_sub(spikes::WINDOW));
-    Ok(Past {
-        samples_seen: seen,
-        losses,
-    })
+    past.losses.drain(..past.losses.len().saturating_sub(spikes::WINDOW));
+    Ok((seen, past))
 }

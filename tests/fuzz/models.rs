@@ -138,6 +138,14 @@ pub fn tokenizers() -> Corpus {
 /// What a run does with the part of a checkpoint that a file belongs to.
 fn use_part(folder: &Path, file: &Path) -> anyhow::Result<()> {
     let checkpoint = folder.join(file.iter().next().unwrap());
+    let config = models::Config {
+        path: checkpoint.display().to_string(),
+        ..models::Config::default()
+    };
+    if let Some(footprint) = config.footprint() {
+        footprint.latent_bytes(FRAMES, HEIGHT, WIDTH);
+        footprint.caption_bytes(4);
+    }
     let family = models::open(&checkpoint, FamilyName::Auto, DType::F32, &Device::Cpu)?;
     // A size that these settings cannot make is the request's fault, and none of the file.
     if family.canvas(FRAMES, HEIGHT, WIDTH).is_err() {

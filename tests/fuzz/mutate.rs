@@ -141,8 +141,9 @@ pub fn json(original: &[u8], rng: &mut Rng) -> Vec<u8> {
         (4, _) => json!(true),
         (5, value) => json!([value.clone(), value]),
         (6, Value::Object(mut map)) => {
-            let key = map.keys().nth(below(rng, map.len().max(1))).cloned();
-            key.map(|key| map.remove(&key));
+            if let Some(key) = map.keys().nth(below(rng, map.len().max(1))).cloned() {
+                map.remove(&key);
+            }
             Value::Object(map)
         }
         (7, Value::Array(mut list)) => {

@@ -53,14 +53,12 @@ pub struct Counts {
 impl<'a> Session<'a> {
     /// A session that starts, or goes on, at `counts`.
     pub fn new(parts: Parts<'a>, counts: Counts, total_steps: u64) -> Self {
-        let losses = parts.metrics.losses();
-        let skipped_in_a_row = losses.iter().rev().take_while(|loss| loss.is_none()).count();
-        let spikes = Spikes::new(parts.config.train.loss_spike, losses.iter().flatten().copied());
+        let past = parts.metrics.past();
         Self {
             counts,
             total_steps,
-            skipped_in_a_row,
-            spikes,
+            skipped_in_a_row: past.skipped_in_a_row,
+            spikes: Spikes::new(parts.config.train.loss_spike, past.losses.iter().copied()),
             parts,
             saved: (counts.step > 0).then_some(counts.step),
         }
