@@ -68,9 +68,21 @@ pub fn first(tensor: &Tensor) -> Result<Option<NotFinite>> {
 pub fn first_in(bytes: &[u8], dtype: DType) -> Option<NotFinite> {
     match dtype {
         DType::F64 => search(bytes, |b| f64::from_le_bytes(b).is_finite(), f64::from_le_bytes),
-        DType::F32 => search(bytes, |b| f32::from_le_bytes(b).is_finite(), |b| f32::from_le_bytes(b).into()),
-        DType::F16 => search(bytes, |b| f16::from_le_bytes(b).is_finite(), |b| f16::from_le_bytes(b).into()),
-        DType::BF16 => search(bytes, |b| bf16::from_le_bytes(b).is_finite(), |b| bf16::from_le_bytes(b).into()),
+        DType::F32 => search(
+            bytes,
+            |b| f32::from_le_bytes(b).is_finite(),
+            |b| f32::from_le_bytes(b).into(),
+        ),
+        DType::F16 => search(
+            bytes,
+            |b| f16::from_le_bytes(b).is_finite(),
+            |b| f16::from_le_bytes(b).into(),
+        ),
+        DType::BF16 => search(
+            bytes,
+            |b| bf16::from_le_bytes(b).is_finite(),
+            |b| bf16::from_le_bytes(b).into(),
+        ),
         _ => None,
     }
 }

@@ -3,8 +3,8 @@
 mod captions; // prefixes and the identifying token
 mod config; // values that cannot work, and the schema
 mod faults; // what is wrong with a data set, said by file and line
-mod links; // and dots, and what they lead to
 mod layouts; // every layout, found by looking
+mod links; // and dots, and what they lead to
 mod order; // batches by seed and epoch
 mod surveys; // buckets, crops, totals, loading
 

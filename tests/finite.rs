@@ -17,7 +17,10 @@ fn the_first_number_that_is_none_is_found_in_every_format() {
                 let tensor = tensor.to_dtype(dtype).unwrap();
                 let found = first(&tensor).unwrap().unwrap();
                 assert_eq!(found.place, place, "{dtype:?} {bad}");
-                assert!(found.value == bad || (found.value.is_nan() && bad.is_nan()), "{dtype:?}: {found}");
+                assert!(
+                    found.value == bad || (found.value.is_nan() && bad.is_nan()),
+                    "{dtype:?}: {found}"
+                );
             }
         }
     }

@@ -120,14 +120,19 @@ fn run(format: &'static str, share: usize, corpus: Corpus) {
         read.unwrap_or_else(|error| panic!("{}: what is not spoiled is read: {error:#}", file.display()));
     }
     let only: Option<usize> = std::env::var("VTRAIN_FUZZ_CASE").ok().and_then(|n| n.parse().ok());
-    let seed = format.bytes().fold(0u64, |seed, byte| seed.wrapping_mul(31).wrapping_add(byte.into()));
+    let seed = format
+        .bytes()
+        .fold(0u64, |seed, byte| seed.wrapping_mul(31).wrapping_add(byte.into()));
     let watch = Watch::new();
     let (mut read, mut refused, mut slowest, mut wrong) = (0, 0, Duration::ZERO, Vec::new());
     for case in 0..cases(share) {
         if only.is_some_and(|only| only != case) {
             continue;
         }
-        let (file, original) = (&corpus.files[case % corpus.files.len()], &originals[case % corpus.files.len()]);
+        let (file, original) = (
+            &corpus.files[case % corpus.files.len()],
+            &originals[case % corpus.files.len()],
+        );
         let path = corpus.folder.path().join(file);
         let mut rng = Rng::new(seed.wrapping_add(case as u64));
         std::fs::write(&path, mutate::spoil(&file.to_string_lossy(), original, &mut rng)).unwrap();
@@ -156,7 +161,11 @@ fn run(format: &'static str, share: usize, corpus: Corpus) {
             let name = file.file_name().unwrap().to_string_lossy();
             let left = std::env::temp_dir().join(format!("vtrain-fuzz-{format}-{case}-{name}"));
             let _ = std::fs::copy(&path, &left);
-            wrong.push(format!("case {case}: {}: {what} (left in {})", file.display(), left.display()));
+            wrong.push(format!(
+                "case {case}: {}: {what} (left in {})",
+                file.display(),
+                left.display()
+            ));
         }
         std::fs::write(&path, original).unwrap();
         if wrong.len() == 20 {
@@ -173,7 +182,10 @@ fn run(format: &'static str, share: usize, corpus: Corpus) {
     assert!(wrong.is_empty(), "{format}:\n{}", wrong.join("\n"));
     if only.is_none() {
         let both = read > 0 && (refused > 0 || corpus.forgiving);
-        assert!(both, "{read} read, {refused} refused: the files are spoiled too little or too much");
+        assert!(
+            both,
+            "{read} read, {refused} refused: the files are spoiled too little or too much"
+        );
     }
 }
 

@@ -46,7 +46,11 @@ impl Clip {
             },
         })?;
         if !metadata.is_file() {
-            let what = if metadata.is_dir() { "a folder" } else { "no ordinary file" };
+            let what = if metadata.is_dir() {
+                "a folder"
+            } else {
+                "no ordinary file"
+            };
             return Err(VideoError::Unreadable {
                 path: path.into(),
                 reason: format!("it is {what}"),
@@ -150,7 +154,11 @@ impl Clip {
         };
         let mut data = vec![0; size];
         if size > 0 {
-            Decoding::of(self, Deadline::after(longest))?.fitted(wanted, fit, data.chunks_exact_mut(fit.frame_bytes()))?;
+            Decoding::of(self, Deadline::after(longest))?.fitted(
+                wanted,
+                fit,
+                data.chunks_exact_mut(fit.frame_bytes()),
+            )?;
         }
         Ok(Frames {
             data,

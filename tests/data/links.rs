@@ -32,18 +32,33 @@ fn leads_out(set: &Set, config: Config, place: &str) {
     let listing = manifest::read(&config);
     let refused = set.refusals(&listing);
     let named = |said: &&String| said.contains("leads out of the data set's folder, to ") && said.contains(place);
-    assert_eq!(refused.iter().filter(named).count(), refused.len(), "{place}: {refused:#?}");
+    assert_eq!(
+        refused.iter().filter(named).count(),
+        refused.len(),
+        "{place}: {refused:#?}"
+    );
     assert!(!refused.is_empty(), "{place}: {listing:?}");
     assert!(
-        listing.items.iter().flatten().all(|entry| !entry.caption.contains("secret")),
+        listing
+            .items
+            .iter()
+            .flatten()
+            .all(|entry| !entry.caption.contains("secret")),
         "{place}: {listing:?}"
     );
     let followed = manifest::read(&Config {
         follow_links: true,
         ..config
     });
-    let left: Vec<String> = set.refusals(&followed).into_iter().filter(|said| said.contains("leads out")).collect();
-    assert!(left.is_empty() && followed.items.iter().any(Result::is_ok), "{place}: {followed:?}");
+    let left: Vec<String> = set
+        .refusals(&followed)
+        .into_iter()
+        .filter(|said| said.contains("leads out"))
+        .collect();
+    assert!(
+        left.is_empty() && followed.items.iter().any(Result::is_ok),
+        "{place}: {followed:?}"
+    );
 }
 
 /// The three ways out: a link, dots, a whole path.
@@ -53,7 +68,11 @@ fn ways(set: &Set, outside: &Set, name: &str) -> [String; 3] {
         symlink(outside.path().join(name), set.path().join(&link)).unwrap();
     }
     let folder = outside.path().file_name().unwrap().to_str().unwrap();
-    [link, format!("../{folder}/{name}"), outside.path().join(name).display().to_string()]
+    [
+        link,
+        format!("../{folder}/{name}"),
+        outside.path().join(name).display().to_string(),
+    ]
 }
 
 #[test]
@@ -63,8 +82,18 @@ fn clips_that_manifests_of_every_kind_name() {
         ("videos.txt", "", "\n", ""),
         ("metadata.csv", "file_name,text\n", ",A.\n", ",A.\n"),
         ("metadata.tsv", "file_name\ttext\n", "\tA.\n", "\tA.\n"),
-        ("metadata.jsonl", "{\"video\": \"", "\", \"text\": \"A.\"}\n{\"video\": \"", "\", \"text\": \"A.\"}\n"),
-        ("metadata.json", "[{\"video\": \"", "\", \"text\": \"A.\"}, {\"video\": \"", "\", \"text\": \"A.\"}]"),
+        (
+            "metadata.jsonl",
+            "{\"video\": \"",
+            "\", \"text\": \"A.\"}\n{\"video\": \"",
+            "\", \"text\": \"A.\"}\n",
+        ),
+        (
+            "metadata.json",
+            "[{\"video\": \"",
+            "\", \"text\": \"A.\"}, {\"video\": \"",
+            "\", \"text\": \"A.\"}]",
+        ),
         ("metadata.json", "{\"", "\": \"A.\", \"", "\": \"A.\"}"),
     ] {
         let set = inside();
@@ -80,13 +109,20 @@ fn clips_that_manifests_of_every_kind_name() {
 #[test]
 fn clips_that_parquet_names() {
     let outside = outside();
-    let set = Set::new().file("metadata.parquet", fs::read(format!("{FIXTURES}/plain.parquet")).unwrap());
+    let set = Set::new().file(
+        "metadata.parquet",
+        fs::read(format!("{FIXTURES}/plain.parquet")).unwrap(),
+    );
     for name in ["a.y4m", "c.y4m"] {
         symlink(outside.path().join(name), set.path().join(name)).unwrap();
     }
     let listing = manifest::read(&set.config());
     let refused = set.refusals(&listing);
-    assert_eq!(refused.iter().filter(|said| said.contains("leads out")).count(), 2, "{refused:?}");
+    assert_eq!(
+        refused.iter().filter(|said| said.contains("leads out")).count(),
+        2,
+        "{refused:?}"
+    );
     assert!(listing.items.iter().all(Result::is_err), "{listing:?}");
 }
 
@@ -135,7 +171,10 @@ fn captions_clips_and_images_that_lie_beside_each_other() {
     symlink(outside.path().join("a.y4m"), set.path().join("out.y4m")).unwrap();
     leads_out(&set, set.config(), "out.y4m");
 
-    let set = Set::new().file("in.png", bmp(48, 32)).file("in.txt", "In.").file("out.txt", "Out.");
+    let set = Set::new()
+        .file("in.png", bmp(48, 32))
+        .file("in.txt", "In.")
+        .file("out.txt", "Out.");
     symlink(outside.path().join("a.png"), set.path().join("out.png")).unwrap();
     let config = Config {
         layout: Layout::Images,

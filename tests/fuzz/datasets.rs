@@ -34,14 +34,18 @@ fn data_set(files: &[(&str, &[u8])], spoiled: &[&str]) -> Corpus {
 
 fn is_table(file: &Path) -> bool {
     let ending = file.extension().unwrap_or_default();
-    ["csv", "tsv", "jsonl", "json", "parquet"].iter().any(|known| ending == *known)
+    ["csv", "tsv", "jsonl", "json", "parquet"]
+        .iter()
+        .any(|known| ending == *known)
 }
 
 /// What cannot be used, line by line. A clip without a caption is in the parquet files from the start.
 fn judge(config: &Config) -> anyhow::Result<()> {
     let report = survey(std::slice::from_ref(config), false, &|_, _| {});
     let refused: Vec<String> = report.refused.iter().map(ToString::to_string).collect();
-    let unexpected = refused.iter().filter(|said| !said.contains("parquet:2: b.y4m: the caption is empty"));
+    let unexpected = refused
+        .iter()
+        .filter(|said| !said.contains("parquet:2: b.y4m: the caption is empty"));
     anyhow::ensure!(unexpected.count() == 0, refused.join("\n"));
     Ok(())
 }
@@ -65,11 +69,23 @@ pub fn pairs() -> Corpus {
 
 pub fn tables() -> Corpus {
     let files: [(&str, &[u8]); 6] = [
-        ("one.csv", b"file_name,text\na.y4m,\"A red, round ball\"\nb.y4m,\"Two\nlines\"\nc.y4m,Snow\n"),
+        (
+            "one.csv",
+            b"file_name,text\na.y4m,\"A red, round ball\"\nb.y4m,\"Two\nlines\"\nc.y4m,Snow\n",
+        ),
         ("two.tsv", b"video\tcaption\na.y4m\tA ball\nb.y4m\tA \"cube\"\n"),
-        ("three.jsonl", b"{\"video\": \"a.y4m\", \"text\": \"A.\"}\n\n{\"text\": \"B\", \"video\": \"b.y4m\"}\n"),
-        ("four.json", b"[\n {\"video\": \"a.y4m\", \"text\": \"A\"},\n {\"video\": \"b.y4m\",\n \"text\": \"B\"}]"),
-        ("five.json", b"{\"a.y4m\": \"A\",\n \"b.y4m\": {\"text\": \"B\", \"fps\": 8}}"),
+        (
+            "three.jsonl",
+            b"{\"video\": \"a.y4m\", \"text\": \"A.\"}\n\n{\"text\": \"B\", \"video\": \"b.y4m\"}\n",
+        ),
+        (
+            "four.json",
+            b"[\n {\"video\": \"a.y4m\", \"text\": \"A\"},\n {\"video\": \"b.y4m\",\n \"text\": \"B\"}]",
+        ),
+        (
+            "five.json",
+            b"{\"a.y4m\": \"A\",\n \"b.y4m\": {\"text\": \"B\", \"fps\": 8}}",
+        ),
         ("six.csv", b"path;prompt;frames\na.y4m;A;9\nb.y4m;B;9\n"),
     ];
     data_set(&files, &files.map(|(name, _)| name))
@@ -77,7 +93,10 @@ pub fn tables() -> Corpus {
 
 pub fn parquet() -> Corpus {
     let read = |name: &str| std::fs::read(shipped("tests/fixtures/data").join(name)).unwrap();
-    let files = [("plain.parquet", read("plain.parquet")), ("zstd.parquet", read("zstd.parquet"))];
+    let files = [
+        ("plain.parquet", read("plain.parquet")),
+        ("zstd.parquet", read("zstd.parquet")),
+    ];
     let files = [0, 1].map(|n| (files[n].0, files[n].1.as_slice()));
     data_set(&files, &["plain.parquet", "zstd.parquet"])
 }

@@ -1,8 +1,11 @@
 //! Checkpoints of the three families, file by file, as far as a run uses each; adapter files in every format.
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+use base64::prelude::{BASE64_STANDARD, Engine};
 use candle_core::{DType, Device, Tensor};
+use serde_json::{Value, json};
 use tempfile::TempDir;
 use vtrain::lora::file;
 use vtrain::lora::format::Format;
@@ -14,6 +17,7 @@ use vtrain::models::{self, Family, FamilyName, rooms};
 use vtrain::rng::Rng;
 use vtrain::sample::{Prepared, Request, Start};
 use vtrain::text::TextTokenizer;
+use vtrain::wire::{self, Message};
 
 use super::{Corpus, copy, files, shipped};
 use crate::text::small_sentencepiece;
@@ -114,18 +118,29 @@ pub fn tokenizers() -> Corpus {
         let checkpoint = file.iter().next().unwrap();
         ["cogvideox-2b", "wan-2.1-t2v"].iter().any(|name| checkpoint == *name)
     });
-    for (n, bytes) in [small_sentencepiece(false, false), small_sentencepiece(true, true)].iter().enumerate() {
+    for (n, bytes) in [small_sentencepiece(false, false), small_sentencepiece(true, true)]
+        .iter()
+        .enumerate()
+    {
         let file = PathBuf::from(format!("small-{n}/tokenizer/spiece.model"));
         let path = corpus.folder.path().join(&file);
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
         std::fs::write(path, bytes).unwrap();
-        std::fs::write(corpus.folder.path().join(file.with_file_name("tokenizer_config.json")), r#"{"extra_ids": 0}"#)
-            .unwrap();
+        std::fs::write(
+            corpus.folder.path().join(file.with_file_name("tokenizer_config.json")),
+            r#"{"extra_ids": 0}"#,
+        )
+        .unwrap();
         corpus.files.push(file);
     }
+    corpus.files.push(with_rules(corpus.folder.path()));
     corpus.read = Box::new(|folder, file| {
         let tokenizer = TextTokenizer::open(&folder.join(file).with_file_name(""))?;
-        for text in ["A red ball \u{fb01}n\u{e9}  \u{ff21}cab </s> <extra_id_3> \u{1f3ac}", "", "cab  ab a"] {
+        for text in [
+            "A red ball \u{fb01}n\u{e9}  \u{ff21}cab </s> <extra_id_3> \u{1f3ac}",
+            "",
+            "cab  ab a",
+        ] {
             tokenizer.encode(text)?;
             let encoding = tokenizer.encode_padded(text, 16)?;
             anyhow::ensure!(encoding.ids.len() == 16 && encoding.mask.len() == 16);
@@ -133,6 +148,31 @@ pub fn tokenizers() -> Corpus {
         Ok(())
     });
     corpus
+}
+
+/// A `tokenizer.json` that normalises by the rules of a model of SentencePiece, as the published one of Wan does.
+fn with_rules(folder: &Path) -> PathBuf {
+    let model = std::fs::read(folder.join("cogvideox-2b/tokenizer/spiece.model")).unwrap();
+    // normalizer_spec and its precompiled_charsmap, sentencepiece_model.proto
+    let spec = field(&model, 0..model.len(), 3);
+    let rules = BASE64_STANDARD.encode(&model[field(&model, spec, 2)]);
+    let from = folder.join("wan-2.1-t2v/tokenizer");
+    let mut json: Value = serde_json::from_slice(&std::fs::read(from.join("tokenizer.json")).unwrap()).unwrap();
+    json["normalizer"] = json!({"type": "Precompiled", "precompiled_charsmap": rules});
+    let file = PathBuf::from("with-rules/tokenizer/tokenizer.json");
+    let path = folder.join(&file);
+    copy(&from, path.parent().unwrap());
+    std::fs::write(path, json.to_string()).unwrap();
+    file
+}
+
+fn field(bytes: &[u8], span: Range<usize>, number: u64) -> Range<usize> {
+    let mut fields = Message::new(bytes, span).map(Result::unwrap);
+    let found = fields.find_map(|field| match field.value {
+        wire::Value::Bytes(span) if field.number == number => Some(span),
+        _ => None,
+    });
+    found.unwrap_or_else(|| panic!("no field {number}"))
 }
 
 /// What a run does with the part of a checkpoint that a file belongs to.

@@ -93,7 +93,10 @@ fn overstate(original: &[u8], rng: &mut Rng) -> Vec<u8> {
     let mut bytes = original.to_vec();
     if let Some(at) = one_of(&bytes, u8::is_ascii_digit, rng) {
         let is_number = |byte: &u8| byte.is_ascii_digit() || *byte == b'.';
-        let start = bytes[..at].iter().rposition(|byte| !is_number(byte)).map_or(0, |at| at + 1);
+        let start = bytes[..at]
+            .iter()
+            .rposition(|byte| !is_number(byte))
+            .map_or(0, |at| at + 1);
         let length = bytes[at..].iter().position(|byte| !is_number(byte));
         let end = length.map_or(bytes.len(), |length| at + length);
         bytes.splice(start..end, EXTREME[below(rng, EXTREME.len())].bytes());

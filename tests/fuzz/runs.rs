@@ -28,10 +28,15 @@ pub fn run_files() -> Corpus {
     let folder = TempDir::new().unwrap();
     copy(&shipped("configs"), folder.path());
     copy(&shipped("tests/fixtures/training"), &folder.path().join("tests"));
-    let spoiled = files(folder.path(), |path| path.extension().is_some_and(|ending| ending == "yaml"));
+    let spoiled = files(folder.path(), |path| {
+        path.extension().is_some_and(|ending| ending == "yaml")
+    });
     Corpus::new(folder, spoiled, |folder, file| {
         RunConfig::load(&folder.join(file), &[]).map(drop).map_err(|problems| {
-            let all = problems.0.iter().all(|problem| problem.place.contains(file.to_str().unwrap()));
+            let all = problems
+                .0
+                .iter()
+                .all(|problem| problem.place.contains(file.to_str().unwrap()));
             assert!(!problems.0.is_empty() && all, "{problems}");
             anyhow!(problems)
         })
@@ -86,13 +91,19 @@ impl Trained {
 }
 
 const CHECKPOINT: &str = "checkpoints/step-000002";
-const FILES: [&str; 3] = ["state.json", "optimizer.safetensors", "pytorch_lora_weights.safetensors"];
+const FILES: [&str; 3] = [
+    "state.json",
+    "optimizer.safetensors",
+    "pytorch_lora_weights.safetensors",
+];
 
 /// What a run resumes from. Half of what is spoiled has checksums that are right.
 pub fn checkpoints() -> Corpus {
     let folder = TempDir::new().unwrap();
     let trained = Trained::new(folder.path());
-    let spoiled = FILES.map(|name| PathBuf::from("out").join(CHECKPOINT).join(name)).to_vec();
+    let spoiled = FILES
+        .map(|name| PathBuf::from("out").join(CHECKPOINT).join(name))
+        .to_vec();
     let original: BTreeMap<PathBuf, Vec<u8>> = spoiled
         .iter()
         .map(|file| (file.clone(), std::fs::read(folder.path().join(file)).unwrap()))
@@ -172,7 +183,14 @@ pub fn cache() -> Corpus {
     let records = [(Key::caption("a", &coder), clip), (Key::caption("b", &coder), caption)];
     let cache = Cache::open(folder.path());
     for (key, form) in &records {
-        cache.write(key, form, &of(form), &[("bucket", Bucket::from([9, 32, 48]).to_string())]).unwrap();
+        cache
+            .write(
+                key,
+                form,
+                &of(form),
+                &[("bucket", Bucket::from([9, 32, 48]).to_string())],
+            )
+            .unwrap();
     }
     cache.save();
     let spoiled = files(folder.path(), |_| true);

@@ -9,8 +9,13 @@ use super::{Corpus, copy, files, shipped};
 
 pub fn all() -> Corpus {
     let folder = TempDir::new().unwrap();
-    copy(&shipped("tests/fixtures/migrate"), &folder.path().join("tests/fixtures/migrate"));
-    let spoiled = files(folder.path(), |path| !path.starts_with("tests/fixtures/migrate/hunyuan"));
+    copy(
+        &shipped("tests/fixtures/migrate"),
+        &folder.path().join("tests/fixtures/migrate"),
+    );
+    let spoiled = files(folder.path(), |path| {
+        !path.starts_with("tests/fixtures/migrate/hunyuan")
+    });
     let mut corpus = Corpus::new(folder, spoiled, migrate);
     // Values of the files that a script names are told by script and key.
     corpus.or_names = |file| Some(script(file).to_string_lossy().into_owned());
@@ -40,5 +45,7 @@ fn migrate(folder: &Path, file: &Path) -> anyhow::Result<()> {
         true => musubi::migrate(&source, None),
         false => finetrainers::migrate(&source),
     };
-    migrated.map(drop).map_err(|problems| anyhow::anyhow!(problems.join("\n")))
+    migrated
+        .map(drop)
+        .map_err(|problems| anyhow::anyhow!(problems.join("\n")))
 }

@@ -74,12 +74,18 @@ fn a_weight_that_is_not_finite_is_named_by_file_and_tensor_at_the_first_step() {
     let name = tensor(&folder, "transformer_blocks.1.attn1.to_v.weight");
     let file = poison(&folder, &name);
     let said = ends(&run, 5, &[]);
-    assert!(said.contains("step 1: the loss is not finite: it begins in block 1 (of 0 to 1)"), "{said}");
+    assert!(
+        said.contains("step 1: the loss is not finite: it begins in block 1 (of 0 to 1)"),
+        "{said}"
+    );
     assert!(
         said.contains(&file) && said.contains(&format!("the tensor {name} holds NaN at place 0")),
         "{said}"
     );
-    assert!(said.contains("videos/") && said.contains("fetch the file again"), "{said}");
+    assert!(
+        said.contains("videos/") && said.contains("fetch the file again"),
+        "{said}"
+    );
     assert!(!run.out().join(FINAL).exists());
 }
 
@@ -94,7 +100,12 @@ fn a_weight_of_an_encoder_that_is_not_finite_is_named_with_the_clip_or_the_capti
         let name = tensor(&folder, ending);
         let file = poison(&folder, &name);
         let said = ends(&run, 4, &[]);
-        for expected in [&file, &format!("the tensor {name} holds NaN at place 0"), "fetch it again", what] {
+        for expected in [
+            &file,
+            &format!("the tensor {name} holds NaN at place 0"),
+            "fetch it again",
+            what,
+        ] {
             assert!(said.contains(expected), "{expected}: {said}");
         }
         let of_what = if part == "vae" { "videos/" } else { "the caption " };
@@ -134,7 +145,10 @@ fn data(path: &Path) -> Vec<u8> {
 
 fn records(run: &Run, kind: &str) -> Vec<PathBuf> {
     let folder = run.out().join("precomputed").join(kind);
-    let mut records: Vec<_> = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    let mut records: Vec<_> = fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .collect();
     records.sort();
     records
 }
@@ -148,9 +162,15 @@ fn records_that_are_not_finite_are_named_and_made_anew() {
     poison_record(&clip, "mean");
     poison_record(&caption, "embeds");
     let said = ends(&run, 0, &["--resume", "never"]);
-    for (path, what) in [(&clip, "its mean holds NaN at place 0"), (&caption, "its embeds holds NaN at place 0")] {
+    for (path, what) in [
+        (&clip, "its mean holds NaN at place 0"),
+        (&caption, "its embeds holds NaN at place 0"),
+    ] {
         let line = said.lines().find(|line| line.contains(path.to_str().unwrap()));
-        assert!(line.is_some_and(|line| line.contains(what) && line.contains("made anew")), "{said}");
+        assert!(
+            line.is_some_and(|line| line.contains(what) && line.contains("made anew")),
+            "{said}"
+        );
     }
     for (path, original) in [&clip, &caption].into_iter().zip(originals) {
         assert!(data(path) == original, "{}", path.display());
@@ -163,10 +183,20 @@ fn a_loss_that_is_not_finite_is_left_out_or_ends_the_run_as_the_run_file_says() 
     let large = ["--set", "optimizer.lr=1e30"];
     let three = run(6);
     let said = ends(&three, 5, &large);
-    assert!(said.contains("step 2 is left out") && said.contains("step 3 is left out"), "{said}");
+    assert!(
+        said.contains("step 2 is left out") && said.contains("step 3 is left out"),
+        "{said}"
+    );
     assert!(said.contains("step 4: for the 3rd time in a row"), "{said}");
-    assert!(said.contains("it begins in") && said.contains("videos/") && said.contains("timestep ["), "{said}");
-    assert_eq!(said.matches("looking for weights").count(), 1, "all weights are read once: {said}");
+    assert!(
+        said.contains("it begins in") && said.contains("videos/") && said.contains("timestep ["),
+        "{said}"
+    );
+    assert_eq!(
+        said.matches("looking for weights").count(),
+        1,
+        "all weights are read once: {said}"
+    );
     assert_eq!(three.metrics().len(), 3);
     assert_eq!(three.metrics()[2]["skipped"], 2);
     assert!(!three.out().join(FINAL).exists());
@@ -177,7 +207,10 @@ fn a_loss_that_is_not_finite_is_left_out_or_ends_the_run_as_the_run_file_says() 
 
     let stop = run(6);
     let said = ends(&stop, 5, &[&large[..], &["--set", "train.on_nonfinite=stop"]].concat());
-    assert!(said.contains("step 2: ") && said.contains("train.on_nonfinite is stop"), "{said}");
+    assert!(
+        said.contains("step 2: ") && said.contains("train.on_nonfinite is stop"),
+        "{said}"
+    );
 }
 
 #[test]
@@ -198,7 +231,11 @@ fn adapters_that_are_not_finite_end_the_run_and_no_file_is_written() {
     // In f32 this learning rate is infinite.
     let large = ["--set", "optimizer.lr=1e39", "--set", "checkpoint.every=1", "--resume"];
     let checkpoint = run.out().join("checkpoints/step-000001");
-    let said = ends(&run, 5, &[&large[..], &["never", "--set", "checkpoint.every=5"]].concat());
+    let said = ends(
+        &run,
+        5,
+        &[&large[..], &["never", "--set", "checkpoint.every=5"]].concat(),
+    );
     assert!(said.contains("the adapters are not finite any more, first "), "{said}");
     assert!(said.contains("lora_"), "{said}");
     assert!(!checkpoint.exists() && !run.out().join(FINAL).exists());
@@ -231,7 +268,9 @@ fn a_resumed_run_tells_of_the_same_losses_that_stand_out() {
     let told = |said: &str| -> Vec<String> {
         let lines = said.lines().filter_map(|line| line.split_once("the loss is"));
         let step = |before: &str| before.split("step ").last().unwrap().trim_end_matches(": ").to_string();
-        lines.map(|(before, after)| format!("{}{after}", step(before))).collect()
+        lines
+            .map(|(before, after)| format!("{}{after}", step(before)))
+            .collect()
     };
     let sensitive = ["--set", "train.loss_spike=1.05"];
     let whole = run(60);
@@ -239,7 +278,11 @@ fn a_resumed_run_tells_of_the_same_losses_that_stand_out() {
     assert!(at_once.len() > 2, "{at_once:?}");
     assert!(at_once[0].contains("times the median of the steps before: loss ") && at_once[0].contains("videos/"));
     let parts = run(60);
-    let first = told(&ends(&parts, 0, &[&sensitive[..], &["--set", "train.steps=37"]].concat()));
+    let first = told(&ends(
+        &parts,
+        0,
+        &[&sensitive[..], &["--set", "train.steps=37"]].concat(),
+    ));
     let second = told(&ends(&parts, 0, &sensitive));
     let without_folder = |run: &Run, told: &[String]| -> Vec<String> {
         let folder = run.folder.path().to_str().unwrap();

@@ -89,10 +89,22 @@ fn no_file_and_no_line_of_a_run_and_its_failed_push_has_the_token() {
         assert!(said.contains("was not pushed to somebody/style"), "{said}");
         {
             let seen = seen.lock().unwrap();
-            assert!(!seen.asked.is_empty() && seen.unsigned.is_empty(), "the server was given it: {:?}", seen.asked);
+            assert!(
+                !seen.asked.is_empty() && seen.unsigned.is_empty(),
+                "the server was given it: {:?}",
+                seen.asked
+            );
         }
         let out = run.out();
-        for name in ["config.yaml", "README.md", "index.html", "metrics.jsonl", "tensorboard", "precomputed", FINAL] {
+        for name in [
+            "config.yaml",
+            "README.md",
+            "index.html",
+            "metrics.jsonl",
+            "tensorboard",
+            "precomputed",
+            FINAL,
+        ] {
             assert!(out.join(name).exists(), "{name}");
         }
         let files = keeps_it(&run, &output);
@@ -114,7 +126,10 @@ fn no_line_of_a_download_that_fails_has_the_token() {
             let output = asks(&mut run.command(&[LOUD]), &run, &endpoint, by_file);
             let said = String::from_utf8_lossy(&output.stderr).into_owned();
             assert_eq!(output.status.code(), Some(4), "{said}");
-            assert!(said.contains("somebody/style, revision main, on the Hugging Face Hub"), "{said}");
+            assert!(
+                said.contains("somebody/style, revision main, on the Hugging Face Hub"),
+                "{said}"
+            );
             assert!(!seen.lock().unwrap().asked.is_empty());
             keeps_it(&run, &output);
         }
@@ -139,7 +154,12 @@ fn a_token_that_is_none_is_not_shown() {
         .env_remove("HF_HUB_OFFLINE")
         .output()
         .unwrap();
-    assert_eq!(output.status.code(), Some(4), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(
+        output.status.code(),
+        Some(4),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     keeps_it(&run, &output);
     assert!(!Path::new(&run.out()).join("config.yaml").exists());
 }

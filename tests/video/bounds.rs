@@ -34,7 +34,13 @@ fn claims(width: u32, height: u32) -> Vec<(&'static str, Vec<u8>)> {
     y4m.resize(y4m.len() + 4096, 9);
     let mut ppm = format!("P6\n{width} {height}\n255\n").into_bytes();
     ppm.resize(ppm.len() + 4096, 9);
-    vec![("a.bmp", bmp), ("a.png", png), ("a.gif", gif), ("a.y4m", y4m), ("a.ppm", ppm)]
+    vec![
+        ("a.bmp", bmp),
+        ("a.png", png),
+        ("a.gif", gif),
+        ("a.y4m", y4m),
+        ("a.ppm", ppm),
+    ]
 }
 
 #[test]
@@ -46,7 +52,11 @@ fn a_file_that_claims_to_be_enormous_is_refused_by_name_without_the_memory() {
             let started = Instant::now();
             let error = Clip::open(&path).unwrap_err();
             assert!(error.to_string().contains(name), "{width}x{height}: {error}");
-            assert!(started.elapsed() < Duration::from_secs(10), "{name}: {:?}", started.elapsed());
+            assert!(
+                started.elapsed() < Duration::from_secs(10),
+                "{name}: {:?}",
+                started.elapsed()
+            );
         }
     }
     assert!(peak_memory() < 1 << 30, "{} bytes", peak_memory());
@@ -82,7 +92,10 @@ fn a_clip_of_more_frames_than_anyone_films_is_refused() {
     let path = file(&folder, "a.y4m", &bytes);
     let error = Clip::open(&path).unwrap_err();
     assert!(matches!(error, VideoError::TooLarge { .. }), "{error}");
-    assert!(error.to_string().contains("a.y4m: has more than 2160000 frames"), "{error}");
+    assert!(
+        error.to_string().contains("a.y4m: has more than 2160000 frames"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -91,13 +104,20 @@ fn opening_and_decoding_end_when_their_time_is_up() {
         let path = fixtures().join(name);
         let late = |error: VideoError| {
             assert!(matches!(error, VideoError::TooLarge { .. }), "{error}");
-            assert!(error.to_string().contains(name) && error.to_string().contains("takes more than"), "{error}");
+            assert!(
+                error.to_string().contains(name) && error.to_string().contains("takes more than"),
+                "{error}"
+            );
         };
         late(Clip::open_within(&path, Duration::ZERO).unwrap_err());
         let clip = Clip::open(&path).unwrap();
         let last = clip.num_frames() - 1;
-        late(clip.decode_within(&[last], &Fit::squash((8, 8)), Duration::ZERO).unwrap_err());
-        clip.decode_within(&[last], &Fit::squash((8, 8)), Duration::from_secs(60)).unwrap();
+        late(
+            clip.decode_within(&[last], &Fit::squash((8, 8)), Duration::ZERO)
+                .unwrap_err(),
+        );
+        clip.decode_within(&[last], &Fit::squash((8, 8)), Duration::from_secs(60))
+            .unwrap();
     }
 }
 
@@ -108,8 +128,14 @@ fn playlists_do_not_lead_to_other_files() {
     for (name, text) in [
         ("a.mp4", "ffconcat version 1.0\nfile other.mkv\n"),
         ("round.mp4", "ffconcat version 1.0\nfile round.mp4\n"),
-        ("b.mkv", "#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXTINF:1.5,\nother.mkv\n#EXT-X-ENDLIST\n"),
-        ("b.m3u8", "#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXTINF:1.5,\nother.mkv\n#EXT-X-ENDLIST\n"),
+        (
+            "b.mkv",
+            "#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXTINF:1.5,\nother.mkv\n#EXT-X-ENDLIST\n",
+        ),
+        (
+            "b.m3u8",
+            "#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXTINF:1.5,\nother.mkv\n#EXT-X-ENDLIST\n",
+        ),
         (
             "c.mp4",
             "<?xml version=\"1.0\"?>\n<MPD xmlns=\"urn:mpeg:dash:schema:mpd:2011\" type=\"static\" \
@@ -118,7 +144,10 @@ fn playlists_do_not_lead_to_other_files() {
         ),
     ] {
         let error = Clip::open(&file(&folder, name, text.as_bytes())).unwrap_err();
-        assert!(matches!(error, VideoError::Unreadable { .. }) && error.to_string().contains(name), "{error}");
+        assert!(
+            matches!(error, VideoError::Unreadable { .. }) && error.to_string().contains(name),
+            "{error}"
+        );
     }
 }
 
