@@ -7,7 +7,6 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
-use vtrain::rng::Rng;
 use vtrain::video::{Clip, Crop, Fit, Frames, Select, VideoError, Writer, available, select, write};
 
 fn fixtures() -> PathBuf {

@@ -16,6 +16,9 @@ use super::scan::video_stream;
 /// Frames that it is cheaper to decode than to seek over.
 const WORTH_A_SEEK: usize = 8;
 
+/// Bytes of a frame, from which on a single thread decodes.
+const LARGE_FRAME: i64 = 64 << 20;
+
 /// A clip being decoded.
 pub struct Decoding<'a> {
     clip: &'a Clip,
@@ -33,7 +36,7 @@ impl<'a> Decoding<'a> {
     /// At the start of the clip.
     pub fn of(clip: &'a Clip, deadline: Deadline) -> Result<Self, VideoError> {
         let mut input = libav::open(clip.path(), deadline)?;
-        let decoder = open_decoder(&mut input).map_err(|error| VideoError::Unreadable {
+        let decoder = open_decoder(&mut input, clip.is_image()).map_err(|error| VideoError::Unreadable {
             path: clip.path().into(),
             reason: libav::say(error),
         })?;
@@ -169,8 +172,11 @@ impl<'a> Decoding<'a> {
         loop {
             // Once the time is up, reading is an error.
             if self.packet.read(&mut self.input).is_err() {
-                // That there are all packets was seen when the clip was opened.
-                let _ = self.decoder.send_eof();
+                // That there are all packets was seen when the clip was opened. Where nothing is held back, asking for it
+                // is of no use, and FFmpeg 5.1 aborts on some damaged WebP when it is asked.
+                if holds_back(&self.decoder) {
+                    let _ = self.decoder.send_eof();
+                }
                 self.drained = true;
                 return;
             }
@@ -204,13 +210,30 @@ impl<'a> Decoding<'a> {
     }
 }
 
-fn open_decoder(input: &mut Input) -> Result<ffmpeg::decoder::Video, ffmpeg::Error> {
+/// Whether a decoder may give frames after the last packet: by its nature, or since threads work on them.
+fn holds_back(decoder: &ffmpeg::decoder::Video) -> bool {
+    // SAFETY: the decoder is open, so it has a codec, and the fields are plain numbers.
+    unsafe {
+        let context = decoder.as_ptr();
+        let delays = (*(*context).codec).capabilities as u32 & ffi::AV_CODEC_CAP_DELAY != 0;
+        delays || (*context).active_thread_type & ffi::FF_THREAD_FRAME as i32 != 0
+    }
+}
+
+fn open_decoder(input: &mut Input, is_image: bool) -> Result<ffmpeg::decoder::Video, ffmpeg::Error> {
     let stream = video_stream(input).ok_or(ffmpeg::Error::StreamNotFound)?;
     let index = stream.index();
     let mut context = ffmpeg::codec::Context::from_parameters(stream.parameters())?;
     context.set_time_base(stream.time_base());
-    // Where several clips are decoded at once, the threads are all taken.
-    let count = if rayon::current_thread_index().is_some() { 1 } else { 0 };
+    // Where several clips are decoded at once, the threads are all taken. Each holds frames of its own.
+    // SAFETY: the context is ours, and the fields are plain numbers.
+    let (width, height) = unsafe { ((*context.as_ptr()).width, (*context.as_ptr()).height) };
+    let frame = i64::from(width.max(1)) * i64::from(height.max(1)) * 3;
+    let count = match rayon::current_thread_index() {
+        Some(_) => 1,
+        None if is_image || frame > LARGE_FRAME => 1,
+        None => 0,
+    };
     context.set_threading(threading::Config {
         count,
         ..threading::Config::kind(threading::Type::Frame)

@@ -201,7 +201,7 @@ fn use_part(folder: &Path, file: &Path) -> anyhow::Result<()> {
         }
         "scheduler" => {
             let scheduler = family.scheduler()?;
-            for (steps, strength) in [(1, 1.0), (7, 0.8)] {
+            for (steps, strength) in [(5, 1.0), (7, 0.8)] {
                 let mut run = scheduler.start_from(steps, strength, Some(1234))?;
                 let mut sample = Tensor::ones((1, 2), DType::F32, &Device::Cpu)?;
                 while run.timestep().is_some() {
@@ -261,8 +261,7 @@ fn code(family: &dyn Family) -> anyhow::Result<()> {
     family.latents(&posterior.mode())?;
     let canvas = family.canvas(FRAMES, HEIGHT, WIDTH)?;
     let latents = Tensor::zeros(&canvas.shape, DType::F32, &Device::Cpu)?;
-    let shown = latents.narrow(canvas.layout.frames(), canvas.padding, canvas.frames() - canvas.padding)?;
-    family.decode(&shown, &canvas, &mut Rng::new(0), &mut |_| Ok(()))
+    family.decode(&latents, &canvas, &mut Rng::new(0), &mut |_| Ok(()))
 }
 
 /// Adapter files in the formats of diffusers, PEFT, ComfyUI, kohya and musubi-tuner.

@@ -4,7 +4,6 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
-use vtrain::rng::Rng;
 use vtrain::text::sentencepiece::SentencePiece;
 use vtrain::text::{Encoding, TextTokenizer};
 

@@ -257,7 +257,7 @@ fn a_loss_stands_out_from_the_median_of_those_before() {
     assert_eq!(spikes.add(f64::NAN), None);
     let mut window = Spikes::new(Some(3.0), vec![1.0; 20]);
     assert_eq!(window.add(4.0), Some(1.0));
-    (0..100).for_each(|_| drop(window.add(4.0)));
+    (0..100).for_each(|_| _ = window.add(4.0));
     assert_eq!(window.add(11.0), None, "older losses are forgotten");
     assert_eq!(window.add(12.5), Some(4.0));
     assert_eq!(Spikes::new(None, vec![1.0; 20]).add(1e9), None);
