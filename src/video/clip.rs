@@ -59,7 +59,10 @@ impl Clip {
         if metadata.len() == 0 {
             return Err(VideoError::Empty { path: path.into() });
         }
-        let mut input = libav::open(path, deadline).map_err(|error| without_index(path).unwrap_or(error))?;
+        let mut input = libav::open(path, deadline).map_err(|error| match error {
+            VideoError::Unreadable { .. } => without_index(path).unwrap_or(error),
+            other => other,
+        })?;
         let stream = video_stream(&input).ok_or_else(|| VideoError::NoVideo { path: path.into() })?;
         let turn = Turn::of(&stream);
         let codec = stream.parameters().id().name().to_string();
