@@ -171,7 +171,7 @@ impl<'a> Decoding<'a> {
     fn feed(&mut self) {
         loop {
             // Once the time is up, reading is an error.
-            if self.packet.read(&mut self.input).is_err() {
+            if libav::read(&mut self.packet, &mut self.input).is_err() {
                 // That there are all packets was seen when the clip was opened. Where nothing is held back, asking for it
                 // is of no use, and FFmpeg 5.1 aborts on some damaged WebP when it is asked.
                 if holds_back(&self.decoder) {
@@ -216,7 +216,7 @@ fn holds_back(decoder: &ffmpeg::decoder::Video) -> bool {
     unsafe {
         let context = decoder.as_ptr();
         let delays = (*(*context).codec).capabilities as u32 & ffi::AV_CODEC_CAP_DELAY != 0;
-        delays || (*context).active_thread_type & ffi::FF_THREAD_FRAME as i32 != 0
+        delays || (*context).active_thread_type & ffi::FF_THREAD_FRAME != 0
     }
 }
 

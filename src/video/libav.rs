@@ -95,6 +95,12 @@ pub fn open(path: &Path, deadline: Deadline) -> Result<Input, VideoError> {
     })
 }
 
+/// Reads the next packet into `packet`. What it held is let go first: libav itself would leave it behind, in nobody's hands.
+pub fn read(packet: &mut ffmpeg::Packet, input: &mut Input) -> Result<(), ffmpeg::Error> {
+    *packet = ffmpeg::Packet::empty();
+    packet.read(input)
+}
+
 /// libav's error in words.
 pub fn say(error: ffmpeg::Error) -> String {
     match error {

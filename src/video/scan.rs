@@ -10,7 +10,7 @@ use ffmpeg::media::Type;
 use ffmpeg_next as ffmpeg;
 
 use super::VideoError;
-use super::libav::Deadline;
+use super::libav::{self, Deadline};
 
 /// More packets than any clip to train on has (a day at 25 fps).
 const MAX_PACKETS: usize = 25 * 60 * 60 * 24;
@@ -52,7 +52,7 @@ impl Scan {
             if deadline.passed() {
                 return Err(deadline.error(path));
             }
-            match packet.read(input) {
+            match libav::read(&mut packet, input) {
                 Ok(()) => {}
                 Err(ffmpeg::Error::Eof) => break,
                 Err(_) if shown.is_empty() => break,

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
+use vtrain::train::memory::resident;
 use vtrain::video::{Clip, Fit, VideoError};
 
 use super::fixtures;
@@ -149,6 +150,22 @@ fn playlists_do_not_lead_to_other_files() {
             "{error}"
         );
     }
+}
+
+#[test]
+fn what_was_read_of_a_clip_is_let_go() {
+    let folder = TempDir::new().unwrap();
+    let mut bytes = b"YUV4MPEG2 W1024 H1024 F25:1 Ip A1:1 C420jpeg\n".to_vec();
+    let frame = [b"FRAME\n".to_vec(), vec![99; 1024 * 1024 * 3 / 2]].concat();
+    bytes.extend(frame.repeat(20)); // 30 MB
+    let path = file(&folder, "a.y4m", &bytes);
+    let before = resident().unwrap().now;
+    for _ in 0..20 {
+        let clip = Clip::open(&path).unwrap();
+        clip.decode_fitted(&[0, 19], &Fit::squash((8, 8))).unwrap();
+    }
+    let grown = resident().unwrap().now.saturating_sub(before);
+    assert!(grown < 300 << 20, "{grown} bytes more for having read 1.2 GB");
 }
 
 /// Reading a pipe would wait for a writer.
