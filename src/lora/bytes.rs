@@ -6,7 +6,7 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{bail, ensure};
 use candle_core::{DType, Tensor};
 use safetensors::View;
 use serde_json::{Map, Value, json};
@@ -39,7 +39,9 @@ pub fn safetensors(about: &About, mut tensors: Tensors) -> anyhow::Result<Vec<u8
             DType::BF16 => "BF16",
             other => bail!("{name}: adapters in {other:?} cannot be written"),
         };
-        finite::check(name, tensor).context("an adapter that is not finite is not written")?;
+        if let Some(first) = finite::first(tensor)? {
+            bail!("{name} holds {first}; an adapter that is not finite is not written");
+        }
         let start = data.len();
         let tensor = tensor.to_device(&candle_core::Device::Cpu)?;
         data.extend_from_slice(&tensor.data());
