@@ -8,6 +8,7 @@
 
 // 0: no knowledge of clips, models or runs
 pub mod disk;
+pub mod finite;
 pub mod hub;
 pub mod ops;
 pub mod optim;

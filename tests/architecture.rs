@@ -8,6 +8,7 @@ use std::path::Path;
 const FLOORS: &[(&str, u8)] = &[
     ("ops", 0),
     ("disk", 0),
+    ("finite", 0),
     ("hub", 0),
     ("dist", 0),
     ("optim", 0),

@@ -5,9 +5,11 @@
 
 mod checkpoints;
 mod exported;
+mod numbers;
 mod page;
 mod pushed;
 mod run;
+mod secrets;
 mod trajectory;
 
 use std::collections::HashMap;

@@ -90,14 +90,19 @@ impl Footprint {
     pub fn latent_bytes(&self, num_frames: usize, height: usize, width: usize) -> u64 {
         let frames = num_frames.saturating_sub(1).div_ceil(self.temporal_compression.max(1)) + 1;
         let scale = self.spatial_compression.max(1);
-        let pixels = height.div_ceil(scale) * width.div_ceil(scale);
-        (2 * self.latent_channels * frames * pixels * size_of::<f32>()) as u64
+        let (rows, columns) = (height.div_ceil(scale), width.div_ceil(scale));
+        product([2, self.latent_channels, frames, rows, columns, size_of::<f32>()])
     }
 
     /// Bytes of one caption's embedding at `bytes_per_value`.
     pub fn caption_bytes(&self, bytes_per_value: usize) -> u64 {
-        (self.text_tokens * self.text_width * bytes_per_value) as u64
+        product([self.text_tokens, self.text_width, bytes_per_value])
     }
+}
+
+/// The sizes are those of a checkpoint's configs, whatever these say.
+fn product(sizes: impl IntoIterator<Item = usize>) -> u64 {
+    sizes.into_iter().fold(1, |all, size| all.saturating_mul(size as u64))
 }
 
 /// A folder of records.

@@ -16,6 +16,7 @@ use indicatif::BinaryBytes;
 
 use super::linear::LowRank;
 use super::made_up;
+use crate::finite;
 use crate::process::memory::{self, Limit, TooLittle};
 
 /// A shard index larger than this is no index.
@@ -335,6 +336,26 @@ unsafe fn unload(bytes: &[u8]) {
 
 #[cfg(not(target_os = "linux"))]
 unsafe fn unload(_bytes: &[u8]) {}
+
+/// The first tensor in `folder` that is not finite, by file, name and place; none where all are. It reads all of them: for
+/// when a result is not finite, and nobody knows why.
+///
+/// # Errors
+/// As [`Weights::open`].
+pub fn not_finite(folder: &Path) -> anyhow::Result<Option<String>> {
+    let checkpoint = Checkpoint::open(folder)?;
+    for (path, file) in &checkpoint.files {
+        for (name, view) in file.tensors() {
+            let Ok(dtype) = DType::try_from(view.dtype()) else {
+                continue; // in a format that nothing here reads
+            };
+            if let Some(first) = finite::first_in(view.data(), dtype) {
+                return Ok(Some(format!("{}: the tensor {name} holds {first}", path.display())));
+            }
+        }
+    }
+    Ok(None)
+}
 
 /// The safetensors files of a folder, and the tensor names that an index promises.
 ///

@@ -10,6 +10,7 @@ use anyhow::Context;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::spikes;
 use super::tensorboard::Events;
 use crate::disk::{self, Journal};
 use crate::video::Frames;
@@ -55,6 +56,16 @@ pub struct Metrics {
     events: Option<Events>,
     /// As of the last line; unknown after a resume without one.
     samples_seen: Option<u64>,
+    past: Past,
+}
+
+/// What a log tells of the steps before a resume.
+#[derive(Debug, Default)]
+pub struct Past {
+    /// Finite losses of the last steps, in their order.
+    pub losses: Vec<f64>,
+    /// Steps at its end that moved nothing.
+    pub skipped_in_a_row: usize,
 }
 
 impl Metrics {
@@ -65,7 +76,7 @@ impl Metrics {
     /// A log that cannot be read or written, by file.
     pub fn open(output_dir: &Path, config: &Config, resumed_at: Option<u64>) -> anyhow::Result<Self> {
         let path = output_dir.join("metrics.jsonl");
-        let samples_seen = cut_back(&path, resumed_at.unwrap_or(0))?;
+        let (samples_seen, past) = cut_back(&path, resumed_at.unwrap_or(0))?;
         let lines = Journal::open(&path)?;
         // Also without `tensorboard`, so that what is there agrees with the log.
         let folder = output_dir.join("tensorboard");
@@ -75,7 +86,13 @@ impl Metrics {
             lines,
             events,
             samples_seen,
+            past,
         })
+    }
+
+    /// What the log told when it was opened.
+    pub fn past(&self) -> &Past {
+        &self.past
     }
 
     /// Tells of one step. What cannot be written waits: a run does not end for its log.
@@ -123,11 +140,14 @@ impl Metrics {
 #[derive(Deserialize)]
 struct Told {
     step: u64,
+    loss: Option<f64>,
     samples_seen: Option<u64>,
+    skipped: Option<u64>,
 }
 
-/// Takes out what is past `step`, torn, or told a second time; returns the samples seen by the end of what stays.
-fn cut_back(path: &Path, step: u64) -> anyhow::Result<Option<u64>> {
+/// Takes out what is past `step`, torn, or told a second time; returns the samples seen by the end of what stays, and what
+/// else is needed of it.
+fn cut_back(path: &Path, step: u64) -> anyhow::Result<(Option<u64>, Past)> {
     let old = match std::fs::read(path) {
         Ok(old) => old,
         Err(error) if error.kind() == ErrorKind::NotFound => Vec::new(),
@@ -135,12 +155,15 @@ fn cut_back(path: &Path, step: u64) -> anyhow::Result<Option<u64>> {
     };
     let mut kept = Vec::with_capacity(old.len());
     let (mut last, mut seen, mut torn) = (0, Some(0), 0);
+    let mut past = Past::default();
     for line in old.split_inclusive(|byte| *byte == b'\n') {
         let whole = line.ends_with(b"\n");
         match serde_json::from_slice::<Told>(line) {
             Ok(told) if whole && (last + 1..=step).contains(&told.step) => {
                 kept.extend_from_slice(line);
                 (last, seen) = (told.step, told.samples_seen);
+                past.losses.extend(told.loss);
+                past.skipped_in_a_row = told.skipped.map_or(0, |_| past.skipped_in_a_row + 1);
             }
             Ok(_) if whole => {}
             _ => torn += usize::from(step > 0),
@@ -157,7 +180,8 @@ fn cut_back(path: &Path, step: u64) -> anyhow::Result<Option<u64>> {
         log::warn!(
             "{shown}: ends at step {last}, before the checkpoint of step {step}; the steps between are not told"
         );
-        return Ok(None);
+        seen = None;
     }
-    Ok(seen)
+    past.losses.drain(..past.losses.len().saturating_sub(spikes::WINDOW));
+    Ok((seen, past))
 }

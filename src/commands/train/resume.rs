@@ -12,6 +12,7 @@ use super::open::Parts;
 use super::session::Counts;
 use crate::config::RunConfig;
 use crate::disk::WriteError;
+use crate::finite;
 use crate::lora::diffusers;
 use crate::lora::trainable::Pair;
 use crate::optim::lr;
@@ -140,6 +141,9 @@ pub fn snapshot(parts: &Parts, counts: Counts) -> anyhow::Result<Snapshot> {
             UPDATES.into(),
             Tensor::new(&[updates as i64], &candle_core::Device::Cpu)?,
         );
+    }
+    for (name, tensor) in &optimizer {
+        finite::check(name, tensor).context("the optimiser is not finite; no checkpoint is written")?;
     }
     Ok(Snapshot {
         adapter: diffusers::to_bytes(&config.lora, &named)?,

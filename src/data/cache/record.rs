@@ -13,6 +13,7 @@ use safetensors::SafeTensors;
 use safetensors::tensor::View;
 
 use crate::disk::{self, Beside};
+use crate::finite;
 
 /// The key of the digest in the header.
 const DIGEST: &str = "digest";
@@ -57,7 +58,8 @@ impl Form {
     /// Whether these are its tensors, in order, and no others.
     ///
     /// # Errors
-    /// A shape that the record must not have: parts of the checkpoint do not go together.
+    /// A shape that the record must not have: parts of the checkpoint do not go together. A number that is none
+    /// ([`finite::Held`]).
     pub fn check(&self, tensors: &[Tensor]) -> anyhow::Result<()> {
         anyhow::ensure!(
             tensors.len() == self.tensors.len(),
@@ -71,6 +73,7 @@ impl Form {
                 "its {name} is {:?}, where the transformer takes {shape:?}: the model's parts do not belong together",
                 tensor.dims()
             );
+            finite::check(&format!("its {name}"), tensor)?;
         }
         Ok(())
     }
@@ -168,6 +171,12 @@ fn parse(bytes: &[u8], form: &Form) -> anyhow::Result<(Vec<Tensor>, Hash)> {
     }
     let found = digest(views.iter().map(|(name, view)| (*name, view)));
     anyhow::ensure!(found == written, "its content is not what was written");
+    // What was written elsewhere, or before this was looked at.
+    for (name, view) in &views {
+        if let Some(first) = finite::first_in(view.data(), form.dtype) {
+            anyhow::bail!("its {name} holds {first}");
+        }
+    }
     let tensors = views.iter().map(|(_, view)| view.load(&Device::Cpu));
     Ok((tensors.collect::<candle_core::Result<_>>()?, found))
 }

@@ -330,9 +330,13 @@ impl ClipEncoder for Clips {
         let clip = Tensor::cat(&[image.unsqueeze(2)?, rest], 2)?; // (B, 3, T, H, W)
         let pixels = (0..batch).map(|i| vision.preprocessor.of_tensor(&image.narrow(0, i, 1)?));
         let pixels = Tensor::cat(&pixels.collect::<anyhow::Result<Vec<_>>>()?, 0)?;
+        let tokens = vision
+            .encoder
+            .forward(&pixels)
+            .context("image_encoder/config.json and image_processor/preprocessor_config.json do not belong together")?;
         Ok(vec![
-            self.vae.encode(&clip)?.mode(),   // (B, C, F, h, w)
-            vision.encoder.forward(&pixels)?, // (B, tokens, width)
+            self.vae.encode(&clip)?.mode(), // (B, C, F, h, w)
+            tokens,                         // (B, tokens, width)
         ])
     }
 }
