@@ -5,6 +5,7 @@
 
 mod checkpoints;
 mod exported;
+mod learning;
 mod numbers;
 mod page;
 mod pushed;

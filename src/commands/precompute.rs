@@ -74,8 +74,8 @@ pub fn open_model(config: &RunConfig) -> Result<Box<dyn Family>, Failure> {
 /// `more_prompts`.
 ///
 /// # Errors
-/// Buckets that the model cannot take (2), clips that cannot be decoded (3), model files (4), too little room, found before anything is encoded (5); interrupted
-/// (130) once `stop` is true: the next run goes on from there.
+/// Buckets that the model cannot take (2), clips that cannot be decoded (3), model files (4), too little room, found
+/// before anything is encoded (5); interrupted (130) once `stop` is true: the next run goes on from there.
 pub fn precompute(
     config: &RunConfig,
     family: &dyn Family,
@@ -84,7 +84,7 @@ pub fn precompute(
     stop: &AtomicBool,
 ) -> Result<Encoded, Failure> {
     let plan = Plan::make(config, family, report, more_prompts, stop)?;
-    plan.cache.sweep();
+    plan.cache.sweep(); // before room is asked for
     plan.announce();
     plan.ensure_room()?;
     let done = encode_texts(family, &plan, stop).and_then(|()| encode_clips(config, family, &plan, stop));
@@ -205,9 +205,7 @@ fn encode_clip(encoder: &dyn ClipEncoder, clip: &ClipPlan, frames: Frames) -> an
 fn keep_clip(plan: &Plan, clip: &ClipPlan, tensors: &[Tensor]) -> anyhow::Result<()> {
     let name = &clip.sample.found.entry.name;
     let notes = [("clip", shortened(name)), ("bucket", clip.sample.bucket.to_string())];
-    plan.cache
-        .write(&clip.key, &clip.form, tensors, &notes)
-        .context(KEPT)
+    plan.cache.write(&clip.key, &clip.form, tensors, &notes).context(KEPT)
 }
 
 /// Says of an encoding that is not finite which weight is to blame, where one is.

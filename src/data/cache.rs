@@ -243,13 +243,6 @@ impl Cache {
         space::ensure(&self.dir, needed, || "what is to be encoded".into())
     }
 
-    /// Takes away what killed processes left half-written.
-    pub fn sweep(&self) {
-        for folder in [self.dir.clone(), self.dir.join("clips"), self.dir.join("captions")] {
-            disk::sweep(&folder);
-        }
-    }
-
     /// Keeps what was hashed for the next run. Where that fails, it is only hashed again.
     pub fn save(&self) {
         if let Err(error) = self.known.save() {

@@ -108,9 +108,8 @@ impl<'a> Plan<'a> {
         );
     }
 
-    /// Whether all that is missing fits on the disk. What killed processes left half-written goes before that.
+    /// Whether all that is missing fits on the disk.
     pub fn ensure_room(&self) -> Result<(), Failure> {
-        self.cache.sweep();
         if self.missing_clips.is_empty() && self.missing_texts.is_empty() {
             return Ok(());
         }
