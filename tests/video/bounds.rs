@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
-use vtrain::train::memory::resident;
+use vtrain::process::memory::resident;
 use vtrain::video::{Clip, Fit, VideoError};
 
 use super::fixtures;
