@@ -8,13 +8,15 @@
 
 // 0: no knowledge of clips, models or runs
 pub mod disk;
+pub mod finite;
 pub mod hub;
 pub mod ops;
 pub mod process;
 pub mod rng;
 pub mod wire;
-// 1: clips, mathematics and layers
+// 1: clips, mathematics, layers and locks
 pub mod diffusion;
+pub mod lock;
 pub mod nn;
 pub mod optim;
 pub mod video;

@@ -8,12 +8,14 @@ use std::path::Path;
 const FLOORS: &[(&str, u8)] = &[
     ("ops", 0),
     ("disk", 0),
+    ("finite", 0),
     ("hub", 0),
     ("dist", 0),
     ("process", 0),
     ("rng", 0),
     ("wire", 0),
     ("optim", 1), // above `ops`: its kernels are launched from there
+    ("lock", 1),  // above `disk`: errors of writing
     ("video", 1), // above `disk`: clips are written
     ("nn", 1),
     ("diffusion", 1),

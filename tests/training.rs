@@ -6,9 +6,11 @@
 mod checkpoints;
 mod exported;
 mod learning;
+mod numbers;
 mod page;
 mod pushed;
 mod run;
+mod secrets;
 mod trajectory;
 
 use std::collections::HashMap;

@@ -134,6 +134,7 @@ fn measure(args: &Args, config: &RunConfig, bucket: Bucket, device: &Device) -> 
         true => Weights::random(dtype, device),
         false => Weights::open(&directory.join("transformer"), dtype, device)?,
     };
+    weights.ensure_memory(&[])?;
     let trainable = Arc::new(Trainable::new(&config.lora, Rng::new(config.seed), device)?);
     let planter = (!args.forward).then(|| trainable.clone() as Arc<dyn Planter>);
     let batch_size = config.train.batch_size;
@@ -156,7 +157,7 @@ fn measure(args: &Args, config: &RunConfig, bucket: Bucket, device: &Device) -> 
         });
     }
     splits.remove(0); // the first one warms up
-    let peak_memory_bytes = memory::peak_on(device); // before the product below takes any
+    let peak_memory_bytes = memory::peak(device); // before the product below takes any
     let work = bare.work;
     Ok(Measured {
         bucket,

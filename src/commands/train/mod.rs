@@ -3,15 +3,17 @@
 //! Everything that can be wrong is found before anything heavy is loaded; text encoder, VAE and transformer are loaded one
 //! after the other, each freed before the next; then the session goes step by step.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use anyhow::{Context, anyhow};
+use anyhow::anyhow;
 
 use super::interrupt::Interrupt;
 use super::{Exit, Failure, OrExit, check_dataset, precompute};
 use crate::config::RunConfig;
 use crate::disk;
+use crate::lock::Lock;
 use crate::process;
+use crate::report;
 
 mod finish;
 pub mod open;
@@ -44,6 +46,7 @@ pub fn run(args: Args) -> Result<(), Failure> {
     let report = check_dataset::survey(&config.datasets, false);
     check_dataset::tell(&report);
     check_dataset::judge(&report)?;
+    let _lock = Lock::take(&config.output_dir).or_exit(Exit::Training)?;
     if args.dry_run {
         return write_config(&config).or_exit(Exit::Training);
     }
@@ -54,10 +57,10 @@ pub fn run(args: Args) -> Result<(), Failure> {
     open::check(&config, &*family).or_exit(Exit::Usage)?;
     let encoded = precompute::precompute(&config, &*family, &report, &[], interrupt.flag())?;
     process::release(); // the encoders' memory; the transformer comes next
+    sweep(&config.output_dir);
     if checkpoint.is_none() {
         resume::set_aside(&config.output_dir).or_exit(Exit::Training)?;
     }
-    disk::sweep(&config.output_dir);
     write_config(&config).or_exit(Exit::Training)?;
 
     let session = open::session(&config, &*family, &encoded, &device, checkpoint)?;
@@ -70,9 +73,24 @@ pub fn run(args: Args) -> Result<(), Failure> {
     }
 }
 
+/// Takes away what killed processes left half-written in a run's folder.
+fn sweep(folder: &Path) {
+    let report = folder.join(report::FOLDER);
+    let single = [folder.to_path_buf(), report.join("clips"), report];
+    // A folder a step, each.
+    let steps = ["validation", "checkpoints"].map(|name| std::fs::read_dir(folder.join(name)));
+    let steps = steps
+        .into_iter()
+        .flatten()
+        .flatten()
+        .flatten()
+        .map(|entry| entry.path());
+    single.into_iter().chain(steps).for_each(|folder| disk::sweep(&folder));
+}
+
 fn write_config(config: &RunConfig) -> anyhow::Result<()> {
     let path = config.output_dir.join("config.yaml");
-    disk::write_whole(&path, config.to_yaml()?.as_bytes()).with_context(|| format!("writing {}", path.display()))?;
+    disk::write_whole(&path, config.to_yaml()?.as_bytes())?;
     log::info!("The resolved configuration is in {}", path.display());
     Ok(())
 }

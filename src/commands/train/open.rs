@@ -51,6 +51,13 @@ impl Parts<'_> {
         let sample = self.encoded.samples.get(sample);
         sample.map_or_else(String::new, |sample| sample.video.display().to_string())
     }
+
+    /// A matrix of the adapters, by its place among the variables.
+    pub fn adapter(&self, place: usize) -> String {
+        let half = ["lora_A", "lora_B"][place % 2];
+        let pair = self.pairs.get(place / 2);
+        pair.map_or_else(String::new, |pair| format!("{}.{half}", pair.layer))
+    }
 }
 
 /// Loads the transformer and puts the run where it starts.
