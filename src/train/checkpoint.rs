@@ -245,13 +245,21 @@ impl Checkpoints {
         Ok(found)
     }
 
-    /// A checkpoint too many does no harm: one that cannot be removed is told of and no more.
+    /// Leaves the newest `limit` up to this one, and none behind it, which are of another course.
     fn rotate(&self, saved: u64) {
+        self.remove_older(saved);
+        let there = self.list().unwrap_or_default();
+        there
+            .range(saved.saturating_add(1)..)
+            .for_each(|(_, path)| remove(path));
+    }
+
+    /// Removes those that have fallen out of the newest `limit` up to this one: also what a run that was killed before it
+    /// came to that has left. A checkpoint too many does no harm: one that cannot be removed is told of and no more.
+    pub fn remove_older(&self, saved: u64) {
         let there = self.list().unwrap_or_default();
         let older = there.range(..=saved).rev().skip(self.limit);
-        for (_, path) in older.chain(there.range(saved.saturating_add(1)..)) {
-            remove(path);
-        }
+        older.for_each(|(_, path)| remove(path));
     }
 }
 

@@ -200,3 +200,21 @@ fn a_damaged_checkpoint_is_told_of_and_the_one_before_is_taken() {
     assert!(stderr(&output).contains("after step 5"), "{}", stderr(&output));
     assert_equal(&run, &straight);
 }
+
+#[test]
+fn what_a_run_killed_before_its_last_rotation_left_goes_and_nothing_that_is_newer() {
+    let run = twenty("");
+    run.train(&["--set", "train.steps=10"]);
+    let step = |step: u32| run.out().join(format!("checkpoints/step-{step:06}"));
+    let copy = |from: u32, to: u32| {
+        fs::create_dir(step(to)).unwrap();
+        for file in fs::read_dir(step(from)).unwrap().map(|file| file.unwrap()) {
+            fs::copy(file.path(), step(to).join(file.file_name())).unwrap();
+        }
+    };
+    copy(5, 3); // before the newest two
+    copy(10, 11); // not of this course: the run goes on from step 10
+    let older = step(10);
+    run.train(&["--set", "train.steps=10", "--resume", older.to_str().unwrap()]);
+    assert_eq!([3, 5, 10, 11].map(|at| step(at).exists()), [false, true, true, true]);
+}

@@ -85,6 +85,7 @@ impl<'a> Session<'a> {
             step if step >= self.total_steps => {
                 log::info!("all {step} steps are done already; raise train.steps to go on");
                 self.make_up(interrupt);
+                self.parts.checkpoints.remove_older(step);
                 finish::write(&self.parts, step).context(SAVED)?;
                 return Ok(Ended::Complete);
             }
