@@ -15,3 +15,12 @@ if cargo nextest --version >/dev/null 2>&1; then
 else
     cargo test --locked
 fi
+
+# Several processes, where there is an MPI to build against and to start them with.
+if command -v mpicc >/dev/null && command -v mpirun >/dev/null; then
+    say "Lints and tests of several processes (feature mpi)"
+    cargo clippy --locked --all-targets --features mpi -- -D warnings
+    cargo test --locked --features mpi dist::
+else
+    say "No mpicc and mpirun: runs on several processes are not tested"
+fi

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{data, diffusion, hub, lora, models, optim, train};
+use crate::{data, diffusion, dist, hub, lora, models, optim, train};
 
 mod device;
 mod unknown;
@@ -47,6 +47,7 @@ pub struct RunConfig {
     pub validation: train::validate::Config,
     pub tracking: train::metrics::Config,
     pub hub: hub::push::Config,
+    pub dist: dist::Config,
 }
 
 impl Default for RunConfig {
@@ -67,6 +68,7 @@ impl Default for RunConfig {
             validation: Default::default(),
             tracking: Default::default(),
             hub: Default::default(),
+            dist: Default::default(),
         }
     }
 }
@@ -200,6 +202,7 @@ impl RunConfig {
         add("checkpoint", self.checkpoint.check());
         add("validation", self.validation.check());
         add("hub", self.hub.check());
+        add("dist", self.dist.check());
         if self.output_dir.as_os_str().is_empty() {
             add("output_dir", vec![("".into(), "must not be empty".into())]);
         }

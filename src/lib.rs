@@ -8,7 +8,9 @@
 
 // 0: no knowledge of clips, models or runs
 pub mod disk;
+pub mod dist;
 pub mod hub;
+pub mod launch;
 pub mod ops;
 pub mod optim;
 pub mod process;

@@ -10,6 +10,7 @@ const FLOORS: &[(&str, u8)] = &[
     ("disk", 0),
     ("hub", 0),
     ("dist", 0),
+    ("launch", 0),
     ("optim", 0),
     ("process", 0),
     ("rng", 0),

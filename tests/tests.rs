@@ -11,6 +11,7 @@ mod config; // run files
 mod conv3d; // the convolution under the autoencoders
 mod data; // layouts, captions, buckets, order
 mod disk; // written whole or not at all
+mod dist; // runs on several processes
 mod dit_answers; // what the transformers' tests share
 mod flow_family; // micro-batches, records and sampling of a family of flow matching, made up
 mod flow_objective; // what flow matching trains on, against torch

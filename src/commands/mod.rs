@@ -2,22 +2,26 @@
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
 mod adapter;
 pub mod bench;
 pub mod check_dataset;
 pub mod completions;
 mod interrupt;
+pub mod launch;
 pub mod lora;
 pub mod man;
 pub mod migrate;
 pub mod precompute;
 pub mod progress;
+pub mod ranks;
 pub mod report;
 pub mod sample;
 pub mod train;
 
 /// What the program's exit code says.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Exit {
     /// The command line or the configuration is wrong.
     Usage = 2,

@@ -2,6 +2,7 @@
 //!
 //! Captions come first; the text encoder is gone before the VAE loads. Clips are decoded a few ahead of the one that is
 //! being encoded. What is in the cache is neither decoded nor encoded, and where nothing is missing nothing is loaded.
+//! Ranks share out what is missing, and fill one cache.
 
 use std::collections::HashSet;
 use std::path::PathBuf;
@@ -12,17 +13,19 @@ use anyhow::{Context, anyhow, ensure};
 use candle_core::{DType, Tensor};
 use serde_json::json;
 
-use super::{Exit, Failure, OrExit, check_dataset, progress};
+use super::{Exit, Failure, OrExit, check_dataset, progress, ranks};
 use crate::config::RunConfig;
 use crate::data::cache::{Cache, Encoded, Key};
 use crate::data::dataset::OnBadClip;
 use crate::data::{Report, pixels};
+use crate::dist::Communicator;
 use crate::hub;
-use crate::models::family::ClipEncoder;
+use crate::models::family::{ClipEncoder, Conditioner};
 use crate::models::{self, Family};
 use crate::video::Frames;
 
 mod plan;
+mod rounds;
 
 use plan::{ClipPlan, Plan};
 
@@ -45,15 +48,25 @@ pub struct Args {
 
 pub fn run(args: Args) -> Result<(), Failure> {
     let config = RunConfig::load(&args.config, &args.set).or_exit(Exit::Usage)?;
-    let report = check_dataset::survey(&config.datasets, false);
-    check_dataset::tell(&report);
-    check_dataset::judge(&report)?;
-    let family = open_model(&config)?;
-    let encoded = precompute(&config, &*family, &report, &[], &AtomicBool::new(false))?;
-    if args.json {
-        print_json(&encoded)?;
+    ranks::together(config, |config, ranks| {
+        let report = survey(config, ranks)?;
+        let family = open_model(config)?;
+        let encoded = precompute(config, &*family, &report, &[], &AtomicBool::new(false), ranks)?;
+        if args.json && ranks.is_first() {
+            print_json(&encoded)?;
+        }
+        Ok(())
+    })
+}
+
+/// What a run trains on. Every rank looks for itself, and rank 0 tells what is wrong.
+pub fn survey(config: &RunConfig, ranks: &dyn Communicator) -> Result<Report, Failure> {
+    if ranks.is_first() {
+        return check_dataset::judged(&config.datasets);
     }
-    Ok(())
+    let report = check_dataset::survey(&config.datasets, false);
+    check_dataset::judge(&report).map_err(|failure| ranks::shared(ranks, failure))?;
+    Ok(report)
 }
 
 /// The model of a run. Parts that only encode may be gone, where the run's cache has seen them.
@@ -77,10 +90,12 @@ pub fn precompute(
     report: &Report,
     more_prompts: &[&str],
     stop: &AtomicBool,
+    ranks: &dyn Communicator,
 ) -> Result<Encoded, Failure> {
-    let plan = Plan::make(config, family, report, more_prompts, stop)?;
+    let plan = Plan::make_together(ranks, || Plan::make(config, family, report, more_prompts, stop))?;
     plan.announce();
-    let done = encode_texts(family, &plan, stop).and_then(|()| encode_clips(config, family, &plan, stop));
+    let done = encode_texts(family, &plan, stop, ranks);
+    let done = done.and_then(|()| encode_clips(config, family, &plan, stop, ranks));
     plan.cache.save();
     let encoded = plan.fulfilled(&done?);
     if encoded.samples.is_empty() {
@@ -89,29 +104,38 @@ pub fn precompute(
     Ok(encoded)
 }
 
-fn encode_texts(family: &dyn Family, plan: &Plan, stop: &AtomicBool) -> Result<(), Failure> {
+fn encode_texts(family: &dyn Family, plan: &Plan, stop: &AtomicBool, ranks: &dyn Communicator) -> Result<(), Failure> {
     if plan.missing_texts.is_empty() {
         return Ok(());
     }
-    log::info!("loading the text encoder");
-    let conditioner = family.conditioner().or_exit(Exit::Model)?;
-    let mut count = progress::Count::start("captions", plan.missing_texts.len());
-    for (text, key) in plan.missing_texts() {
+    let missing: Vec<&(String, Key)> = plan.missing_texts().collect();
+    let mut conditioner: Option<Box<dyn Conditioner>> = None;
+    let mut count = progress::Count::start("captions", missing.len());
+    let encode = |place: usize| -> Result<rounds::Encoded, Failure> {
         go_on(stop)?;
-        let encode = || -> anyhow::Result<Vec<Tensor>> {
+        let conditioner = match &mut conditioner {
+            Some(conditioner) => conditioner,
+            none => {
+                log::info!("loading the text encoder");
+                none.insert(family.conditioner().or_exit(Exit::Model)?)
+            }
+        };
+        let (text, key) = missing[place];
+        let embed = || -> anyhow::Result<Vec<Tensor>> {
             let embedded = conditioner.embed(text)?;
             let tensors = all_of(embedded.tensors())?;
             plan.text_form.check(&tensors)?;
             Ok(tensors)
         };
-        let tensors = encode()
+        let tensors = embed()
             .with_context(|| format!("the caption {text:?}"))
             .or_exit(Exit::Model)?;
         let notes = [("caption", shortened(text))];
         let written = plan.cache.write(key, &plan.text_form, &tensors, &notes);
         written.or_exit(Exit::Training)?;
-        count.step();
-    }
+        Ok(rounds::Encoded::Done)
+    };
+    rounds::go_round(ranks, missing.len(), encode, |_, _| count.step())?;
     count.finish();
     Ok(())
 }
@@ -123,42 +147,59 @@ fn encode_clips(
     family: &dyn Family,
     plan: &Plan,
     stop: &AtomicBool,
+    ranks: &dyn Communicator,
 ) -> Result<HashSet<Key>, Failure> {
     let mut lost = HashSet::new();
     if plan.missing_clips.is_empty() {
         return Ok(lost);
     }
-    let mut count = progress::Count::start("clips", plan.missing_clips.len());
+    let missing: Vec<&ClipPlan> = plan.missing_clips().collect();
+    let share = rounds::share(ranks, missing.len()).map(|place| missing[place]);
+    let mut count = progress::Count::start("clips", missing.len());
     std::thread::scope(|scope| {
         let (send, receive) = sync_channel(AHEAD);
+        let share: Vec<&ClipPlan> = share.collect();
         scope.spawn(move || {
-            for clip in plan.missing_clips() {
+            for clip in share {
                 let decoded = clip.cut.decode(clip.sample);
                 // Nobody listens any more where encoding has failed or was stopped.
-                if stop.load(Ordering::Relaxed) || send.send((clip, decoded)).is_err() {
+                if stop.load(Ordering::Relaxed) || send.send(decoded).is_err() {
                     break;
                 }
             }
         });
         let mut encoder: Option<Box<dyn ClipEncoder>> = None;
-        for (clip, decoded) in receive {
+        let encode = |place: usize| -> Result<rounds::Encoded, Failure> {
             go_on(stop)?;
-            match decoded {
+            let clip = missing[place];
+            // Without one, it was stopped just now.
+            match receive.recv().map_err(|_| interrupted())? {
                 Ok(frames) => {
                     let encoder = match &mut encoder {
                         Some(encoder) => encoder,
                         none => none.insert(load_encoder(config, family)?),
                     };
                     encode_clip(&**encoder, plan, clip, frames)?;
+                    Ok(rounds::Encoded::Done)
                 }
                 Err(error) if config.datasets[clip.sample.dataset].on_bad_clip == OnBadClip::Skip => {
-                    log::warn!("skipped: {error}");
-                    lost.insert(clip.key);
+                    Ok(rounds::Encoded::Skipped(error.to_string()))
                 }
-                Err(error) => return Err(error).or_exit(Exit::Data),
+                Err(error) => Err(error).or_exit(Exit::Data),
+            }
+        };
+        let heard = |place: usize, encoded: rounds::Encoded| {
+            if let rounds::Encoded::Skipped(why) = encoded {
+                lost.insert(missing[place].key);
+                if ranks.is_first() {
+                    log::warn!("skipped: {why}");
+                }
             }
             count.step();
-        }
+        };
+        let done = rounds::go_round(ranks, missing.len(), encode, heard);
+        drop(receive); // whoever still decodes may stop
+        done?;
         go_on(stop)?;
         count.finish();
         Ok(lost)
@@ -188,7 +229,9 @@ fn encode_clip(encoder: &dyn ClipEncoder, plan: &Plan, clip: &ClipPlan, frames: 
     let tensors = encode().with_context(|| name.clone()).or_exit(Exit::Model)?;
     let notes = [("clip", shortened(name)), ("bucket", clip.sample.bucket.to_string())];
     let written = plan.cache.write(&clip.key, &clip.form, &tensors, &notes);
-    written.or_exit(Exit::Training)
+    written.or_exit(Exit::Training)?;
+    log::debug!("encoded {name}");
+    Ok(())
 }
 
 /// What stands alone in each batch.

@@ -32,6 +32,17 @@ impl Device {
     }
 }
 
+impl Device {
+    /// The device of one of several processes on a machine, by its number there: each has a GPU of its own. One that is
+    /// named by number is left to all of them.
+    pub fn of_rank(self, local_rank: usize) -> Device {
+        match self {
+            Device::Auto if local_rank > 0 && candle_core::utils::cuda_is_available() => Device::Cuda(local_rank),
+            device => device,
+        }
+    }
+}
+
 impl FromStr for Device {
     type Err = String;
 

@@ -75,6 +75,7 @@ pub struct State {
     /// Processes that train together.
     pub world_size: usize,
     pub batch_size: usize,
+    /// On each of them.
     pub gradient_accumulation_steps: usize,
     /// The settings that change what is learned, as in a run file.
     pub run: Value,
@@ -276,6 +277,11 @@ impl Loaded {
     pub fn fits(&self, run: &Value, fingerprints: &BTreeMap<String, String>) -> anyhow::Result<()> {
         let state = &self.snapshot.state;
         let mut different = difference::list(&state.run, &read_back(run)?);
+        for line in &mut different {
+            if line.starts_with("train.gradient_accumulation_steps") {
+                line.push_str(" (counted over all ranks)");
+            }
+        }
         for (what, print) in fingerprints {
             match state.fingerprints.get(what) {
                 Some(then) if then == print => {}

@@ -11,4 +11,5 @@ pub mod recipe;
 pub mod segments;
 pub mod step;
 pub mod tensorboard;
+pub mod together;
 pub mod validate;

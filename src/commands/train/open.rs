@@ -6,14 +6,16 @@ use std::sync::Arc;
 
 use anyhow::ensure;
 use candle_core::{Device, Var};
+use serde_json::json;
 
 use super::resume;
 use super::session::{Counts, Session};
-use crate::commands::{Exit, Failure, OrExit};
+use crate::commands::{Exit, Failure, OrExit, ranks};
 use crate::config::RunConfig;
 use crate::data::Order;
 use crate::data::cache::Encoded;
 use crate::diffusion::objective::Objective;
+use crate::dist::Communicator;
 use crate::lora::trainable::{Pair, Trainable};
 use crate::models::Family;
 use crate::models::family::TakesImage;
@@ -33,13 +35,15 @@ const INIT: u64 = 0x5eed_1a0a;
 /// All that a session works with.
 pub struct Parts<'a> {
     pub config: &'a RunConfig,
+    pub ranks: &'a dyn Communicator,
     pub encoded: &'a Encoded,
     pub family: &'a dyn Family,
     pub trainer: Trainer<'a>,
     pub pairs: Vec<Pair>,
     pub ema: Option<Ema>,
     pub validator: Validator<'a>,
-    pub metrics: Metrics,
+    /// Of rank 0 alone.
+    pub metrics: Option<Metrics>,
     pub checkpoints: Checkpoints,
     /// Of the transformer and of the encoded data.
     pub fingerprints: BTreeMap<String, String>,
@@ -60,15 +64,25 @@ pub fn session<'a>(
     encoded: &'a Encoded,
     device: &Device,
     checkpoint: Option<Loaded>,
+    ranks: &'a dyn Communicator,
 ) -> Result<Session<'a>, Failure> {
-    let fingerprints = fingerprints(family, encoded).or_exit(Exit::Model)?;
-    let (trainer, pairs) = trainer(config, family, encoded, device).or_exit(Exit::Model)?;
+    let run = json!([
+        resume::settings(config, ranks.world_size()),
+        encoded.fingerprint().to_string()
+    ]);
+    ranks::agree(ranks, "settings and data", blake3::hash(run.to_string().as_bytes()))?;
+    let fingerprints = fingerprints(family, encoded, ranks).or_exit(Exit::Model)?;
+    let (trainer, pairs) = trainer(config, family, encoded, device, ranks).or_exit(Exit::Model)?;
     let vars = trainer.vars.clone();
     let ema = config.optimizer.ema.map(|decay| Ema::new(vars, decay)).transpose();
-    let total_steps = config.train.total_steps(trainer.source.order.batches_per_epoch()) as u64;
+    let total_steps = config
+        .train
+        .total_steps(trainer.source.order.batches_per_epoch(), ranks.world_size()) as u64;
     let resumed_at = checkpoint.as_ref().map(|checkpoint| checkpoint.snapshot.state.step);
+    let metrics = || Metrics::open(&config.output_dir, &config.tracking, resumed_at).or_exit(Exit::Training);
     let mut parts = Parts {
         config,
+        ranks,
         encoded,
         family,
         trainer,
@@ -82,7 +96,7 @@ pub fn session<'a>(
             dtype: config.model.dtype.into(),
             device: device.clone(),
         },
-        metrics: Metrics::open(&config.output_dir, &config.tracking, resumed_at).or_exit(Exit::Training)?,
+        metrics: ranks.is_first().then(metrics).transpose()?,
         checkpoints: Checkpoints::new(&config.output_dir, &config.checkpoint),
         fingerprints,
     };
@@ -120,6 +134,7 @@ pub fn trainer<'a>(
     family: &'a dyn Family,
     encoded: &'a Encoded,
     device: &Device,
+    ranks: &'a dyn Communicator,
 ) -> anyhow::Result<(Trainer<'a>, Vec<Pair>)> {
     let init = Rng::new(config.seed.wrapping_add(INIT));
     let trainable = Arc::new(Trainable::new(&config.lora, init, device)?);
@@ -142,6 +157,7 @@ pub fn trainer<'a>(
             seed: config.seed,
             device: device.clone(),
         },
+        ranks,
         denoiser,
         optimizer: AdamW::new(vars.clone(), &config.optimizer)?,
         vars,
@@ -153,13 +169,20 @@ pub fn trainer<'a>(
     Ok((trainer, pairs))
 }
 
-/// What the checkpoint's numbers depend on besides the settings.
-fn fingerprints(family: &dyn Family, encoded: &Encoded) -> anyhow::Result<BTreeMap<String, String>> {
-    let transformer = encoded
-        .cache
-        .fingerprint(family.directory(), &["transformer", "scheduler"])?;
-    Ok(BTreeMap::from([
-        ("transformer".to_string(), transformer.to_string()),
-        ("data".to_string(), encoded.fingerprint().to_string()),
-    ]))
+/// What the checkpoint's numbers depend on besides the settings. Rank 0 reads the transformer for all.
+fn fingerprints(
+    family: &dyn Family,
+    encoded: &Encoded,
+    ranks: &dyn Communicator,
+) -> anyhow::Result<BTreeMap<String, String>> {
+    let mut fingerprints = BTreeMap::new();
+    if ranks.is_first() {
+        let parts = ["transformer", "scheduler"];
+        let transformer = encoded.cache.fingerprint(family.directory(), &parts)?;
+        fingerprints.insert("transformer".to_string(), transformer.to_string());
+        fingerprints.insert("data".to_string(), encoded.fingerprint().to_string());
+    }
+    Ok(serde_json::from_slice(
+        &ranks.broadcast(serde_json::to_vec(&fingerprints)?)?,
+    )?)
 }

@@ -2,18 +2,22 @@
 
 use std::time::Instant;
 
-use anyhow::bail;
+use anyhow::{bail, ensure};
+use candle_core::DType;
 
 use super::open::Parts;
 use super::page::Page;
 use super::{finish, resume};
 use crate::commands::interrupt::Interrupt;
 use crate::commands::progress;
+use crate::dist::ToldByFirst;
 use crate::train::checkpoint::Snapshot;
 use crate::train::memory;
 use crate::train::metrics::Record;
 use crate::train::progress::Progress;
 use crate::train::step::{Outcome, Seen};
+use crate::train::together;
+use crate::train::validate::Shown;
 use crate::video::Frames;
 
 /// So many steps without a finite loss, one after the other, end a run.
@@ -62,55 +66,81 @@ impl<'a> Session<'a> {
 
     /// Goes through all steps that are left, and writes the final files. However it ends, the page tells of it.
     pub fn run(mut self, interrupt: &Interrupt) -> anyhow::Result<Ended> {
-        let mut page = Page::start(&self.parts, self.total_steps);
+        let first = self.parts.ranks.is_first();
+        let mut page = first.then(|| Page::start(&self.parts, self.total_steps));
         let ended = self.go_through(&mut page, interrupt);
-        page.finish(matches!(ended, Ok(Ended::Complete)));
+        if let Some(page) = page {
+            page.finish(matches!(ended, Ok(Ended::Complete)));
+        }
         ended
     }
 
-    fn go_through(&mut self, page: &mut Page, interrupt: &Interrupt) -> anyhow::Result<Ended> {
+    fn go_through(&mut self, page: &mut Option<Page>, interrupt: &Interrupt) -> anyhow::Result<Ended> {
         match self.counts.step {
             0 => {
-                page.write();
+                write(page);
                 self.validate_base(interrupt)?;
-                page.write();
+                write(page);
             }
             step if step >= self.total_steps => {
                 log::info!("all {step} steps are done already; raise train.steps to go on");
-                finish::write(&self.parts, step)?;
+                self.finish(step)?;
                 return Ok(Ended::Complete);
             }
             _ => {}
         }
         let mut progress = Progress::new(self.total_steps);
         let mut line = progress::Line::new();
-        while self.counts.step < self.total_steps && !interrupt.asked() {
-            let started = Instant::now();
+        while self.counts.step < self.total_steps && !self.parts.ranks.any(interrupt.asked())? {
+            let (started, before) = (Instant::now(), self.parts.ranks.traffic());
             let lr = self.learning_rate();
             let outcome = self.parts.trainer.step(self.counts.step, lr)?;
             self.account(&outcome)?;
-            let record = self.record(&outcome, lr, started);
-            self.parts.metrics.record(&record)?;
-            line.tell(progress.line(&record), self.counts.step == self.total_steps);
+            if let Some(metrics) = &mut self.parts.metrics {
+                let traffic = self.parts.ranks.traffic() - before;
+                let record = Record {
+                    step: self.counts.step,
+                    loss: outcome.loss,
+                    grad_norm: outcome.grad_norm,
+                    lr,
+                    step_seconds: started.elapsed().as_secs_f64(),
+                    samples_seen: self.counts.samples_seen,
+                    peak_memory_bytes: memory::resident().map(|memory| memory.peak),
+                    skipped: outcome.skipped.is_some().then_some(self.counts.skipped),
+                    communication: (self.parts.ranks.world_size() > 1).then(|| traffic.into()),
+                };
+                metrics.record(&record)?;
+                line.tell(progress.line(&record), self.counts.step == self.total_steps);
+            }
 
             if self.due(self.parts.config.checkpoint.every) {
                 self.save()?;
             }
             if self.due(self.parts.config.validation.every) {
-                self.validate(self.counts.step, interrupt);
-                page.write();
+                self.validate(self.counts.step, interrupt)?;
+                write(page);
             }
-            page.keep_up();
+            if let Some(page) = page {
+                page.keep_up();
+            }
         }
         self.save()?;
         if self.counts.step < self.total_steps {
             return Ok(Ended::Interrupted(self.counts.step));
         }
         if !self.due(self.parts.config.validation.every) {
-            self.validate(self.counts.step, interrupt);
+            self.validate(self.counts.step, interrupt)?;
         }
-        finish::write(&self.parts, self.total_steps)?;
+        self.finish(self.total_steps)?;
         Ok(Ended::Complete)
+    }
+
+    /// Writes what a finished run leaves.
+    fn finish(&self, steps: u64) -> anyhow::Result<()> {
+        match self.parts.ranks.is_first() {
+            true => finish::write(&self.parts, steps),
+            false => Ok(()),
+        }
     }
 
     /// Whether something that comes every so many steps comes now.
@@ -144,10 +174,14 @@ impl<'a> Session<'a> {
             .join("; ");
         let step = self.counts.step;
         if self.skipped_in_a_row == MOST_SKIPPED {
+            ensure!(self.parts.ranks.is_first(), ToldByFirst);
             bail!(
                 "step {step}: for the {MOST_SKIPPED}rd time in a row the loss or its gradients are not finite: {what}. \
                  The adapters are as they were before; a lower optimizer.lr, or model.dtype: f32, may help"
             );
+        }
+        if !self.parts.ranks.is_first() {
+            return Ok(());
         }
         log::warn!("step {step} is left out, since the loss or its gradients are not finite: {what}");
         Ok(())
@@ -159,25 +193,17 @@ impl<'a> Session<'a> {
         format!("loss {} on {clips} at timestep {:?}", seen.loss, seen.timesteps)
     }
 
-    fn record(&self, outcome: &Outcome, lr: f64, started: Instant) -> Record {
-        Record {
-            step: self.counts.step,
-            loss: outcome.loss,
-            grad_norm: outcome.grad_norm,
-            lr,
-            step_seconds: started.elapsed().as_secs_f64(),
-            samples_seen: self.counts.samples_seen,
-            peak_memory_bytes: memory::resident().map(|memory| memory.peak),
-            skipped: outcome.skipped.is_some().then_some(self.counts.skipped),
-        }
-    }
-
     /// A checkpoint of the step that was just done, unless there is one. Its log is on the disk before it.
     fn save(&mut self) -> anyhow::Result<()> {
         if self.saved == Some(self.counts.step) {
             return Ok(());
         }
-        self.parts.metrics.sync()?;
+        self.compare_ranks()?;
+        let Some(metrics) = &mut self.parts.metrics else {
+            self.saved = Some(self.counts.step); // by rank 0
+            return Ok(());
+        };
+        metrics.sync()?;
         let snapshot: Snapshot = resume::snapshot(&self.parts, self.counts)?;
         let path = self.parts.checkpoints.save(&snapshot)?;
         if self.parts.config.checkpoint.comfyui {
@@ -185,6 +211,29 @@ impl<'a> Session<'a> {
         }
         log::debug!("checkpoint {}", path.display());
         self.saved = Some(self.counts.step);
+        Ok(())
+    }
+
+    /// Every rank moves its own adapters by the same gradients. Should they part all the same, as processors of several
+    /// kinds may round, that is told.
+    fn compare_ranks(&self) -> anyhow::Result<()> {
+        let ranks = self.parts.ranks;
+        if ranks.world_size() == 1 {
+            return Ok(());
+        }
+        let mut hasher = blake3::Hasher::new();
+        for var in &self.parts.trainer.vars {
+            let numbers = var.as_tensor().to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
+            for number in numbers {
+                hasher.update(&number.to_le_bytes());
+            }
+        }
+        let each = ranks.all_gather(hasher.finalize().as_bytes())?;
+        let others: Vec<usize> = (0..each.len()).filter(|&rank| each[rank] != each[0]).collect();
+        if ranks.is_first() && !others.is_empty() {
+            let step = self.counts.step;
+            log::warn!("step {step}: the adapters of ranks {others:?} are no longer those of rank 0, which are saved");
+        }
         Ok(())
     }
 
@@ -198,44 +247,73 @@ impl<'a> Session<'a> {
         for pair in &self.parts.pairs {
             pair.b.set(&pair.b.zeros_like()?)?;
         }
-        self.validate(0, interrupt);
+        self.validate(0, interrupt)?;
         for (pair, b) in self.parts.pairs.iter().zip(learnt) {
             pair.b.set(&b)?;
         }
         Ok(())
     }
 
-    /// Makes the validation videos. What goes wrong is told of, and training goes on.
-    fn validate(&mut self, step: u64, interrupt: &Interrupt) {
-        let parts = &mut self.parts;
-        for (index, prompt) in parts.validator.prompts.iter().enumerate() {
-            if interrupt.asked() {
-                return;
-            }
-            let bar = progress::bar("validation", prompt.steps);
-            let on = progress::on(&bar);
-            let shown = parts
-                .validator
-                .show(index, step, &*parts.trainer.denoiser, &|done, of| {
-                    on(done, of);
-                    interrupt.check()
-                });
-            bar.finish_and_clear();
-            let shown = shown.and_then(|shown| {
-                log::info!("validation video {}", shown.path.display());
-                let frames = Frames {
-                    data: shown.frame,
-                    num_frames: 1,
-                    height: shown.height,
-                    width: shown.width,
-                };
-                parts.metrics.show(step, &format!("validation/{}", shown.name), &frames)
-            });
-            match shown {
-                Err(_) if interrupt.asked() => {}
-                Err(error) => log::warn!("validation of {:?} failed, training goes on: {error:#}", prompt.prompt),
-                Ok(()) => {}
+    /// Makes the validation videos, each rank one at a time. What goes wrong is told of, and training goes on.
+    ///
+    /// # Errors
+    /// Ranks that did not come.
+    fn validate(&mut self, step: u64, interrupt: &Interrupt) -> anyhow::Result<()> {
+        let ranks = self.parts.ranks;
+        let count = self.parts.validator.prompts.len();
+        for first in (0..count).step_by(ranks.world_size()) {
+            let index = first + ranks.rank();
+            let shown = (index < count && !interrupt.asked()).then(|| self.show(index, step, interrupt));
+            for (index, shown) in (first..).zip(together::gather_shown(ranks, shown)?) {
+                match shown {
+                    Some(shown) if ranks.is_first() => self.tell(index, step, shown, interrupt),
+                    _ => {}
+                }
             }
         }
+        Ok(())
+    }
+
+    /// Makes one validation video.
+    fn show(&self, index: usize, step: u64, interrupt: &Interrupt) -> anyhow::Result<Shown> {
+        let Parts { validator, trainer, .. } = &self.parts;
+        let bar = progress::bar("validation", validator.prompts[index].steps);
+        let on = progress::on(&bar);
+        let shown = validator.show(index, step, &*trainer.denoiser, &|done, of| {
+            on(done, of);
+            interrupt.check()
+        });
+        bar.finish_and_clear();
+        shown
+    }
+
+    /// Tells of a validation video.
+    fn tell(&mut self, index: usize, step: u64, shown: anyhow::Result<Shown>, interrupt: &Interrupt) {
+        let told = shown.and_then(|shown| {
+            log::info!("validation video {}", shown.path.display());
+            let frames = Frames {
+                data: shown.frame,
+                num_frames: 1,
+                height: shown.height,
+                width: shown.width,
+            };
+            match &mut self.parts.metrics {
+                Some(metrics) => metrics.show(step, &format!("validation/{}", shown.name), &frames),
+                None => Ok(()),
+            }
+        });
+        let prompt = &self.parts.validator.prompts[index].prompt;
+        match told {
+            Err(_) if interrupt.asked() => {}
+            Err(error) => log::warn!("validation of {prompt:?} failed, training goes on: {error:#}"),
+            Ok(()) => {}
+        }
+    }
+}
+
+/// Writes the page, where it is this rank's to write.
+fn write(page: &mut Option<Page>) {
+    if let Some(page) = page {
+        page.write();
     }
 }
