@@ -14,8 +14,8 @@ use vtrain::diffusion::objective;
 use vtrain::lora::{self, trainable::Trainable};
 use vtrain::models::denoiser::Input;
 use vtrain::models::{self, FamilyName};
+use vtrain::process::memory;
 use vtrain::rng::Rng;
-use vtrain::train::memory;
 use vtrain::train::segments::{Policy, forward_backward};
 
 /// Latent frames, rows and columns of a clip of 17 x 256 x 384; with 226 text tokens 2,146 in all.

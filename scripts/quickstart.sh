@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# From a fresh checkout to a trained adapter: installs the system packages that are missing, builds, and trains a tiny
-# CogVideoX on the clips that ship with vtrain. Training takes some seconds.
+# From a fresh checkout to a trained adapter: installs the system packages that are missing, builds, and teaches a tiny
+# pretrained CogVideoX an effect with the clips that ship with vtrain. Training takes less than a minute.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/system.sh
@@ -10,13 +10,13 @@ say "Building (the first time takes some minutes)"
 cargo build --release --locked
 vtrain=${CARGO_TARGET_DIR:-target}/release/vtrain
 
-say "The clips: vtrain check-dataset --config configs/cogvideox/tiny.yaml"
-"$vtrain" check-dataset --config configs/cogvideox/tiny.yaml
+say "The clips: vtrain check-dataset --config configs/cogvideox/quickstart.yaml"
+"$vtrain" check-dataset --config configs/cogvideox/quickstart.yaml
 
-say "Training: vtrain --config configs/cogvideox/tiny.yaml"
-"$vtrain" --config configs/cogvideox/tiny.yaml
+say "Training: vtrain --config configs/cogvideox/quickstart.yaml"
+"$vtrain" --config configs/cogvideox/quickstart.yaml
 
-say "Done. Everything is in runs/tiny: the adapter, its log, and validation videos before and after"
-ls runs/tiny runs/tiny/validation/*
-echo "The tiny model has random weights, so its videos show noise. Next: your own clips and a real model,"
-echo "starting from configs/cogvideox/lora.yaml."
+say "Done. Everything is in runs/quickstart: the adapter, its log, and validation videos before and after"
+ls runs/quickstart runs/quickstart/validation/*
+echo "Next: your own clips and a real model, starting from configs/cogvideox/lora.yaml."
+echo runs/quickstart/index.html

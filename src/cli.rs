@@ -36,7 +36,8 @@ Exit codes:
     2  usage or configuration
     3  data set
     4  model files
-    5  training or output failed
+    5  training or output failed, too little disk or memory, or another run is at work in output_dir
+   70  a bug in vtrain
   130  interrupted
 
 Results go to standard output; messages and progress to standard error.";

@@ -3,40 +3,26 @@
 //! While it is made, a thing lies beside its destination in a hidden entry, named `.vtrain-` and some letters, which
 //! its maker keeps locked. A process that is killed leaves its entries behind, unlocked; [`sweep`] takes those away.
 
-use std::fmt;
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
 use tempfile::{Builder, NamedTempFile};
 
+mod error;
+mod journal;
+mod patience;
+pub mod space;
+
+pub use error::WriteError;
+pub use journal::Journal;
+pub use patience::patiently;
+
 /// What the names of unfinished entries begin with.
 const PREFIX: &str = ".vtrain-";
 
-/// Something could not be written: where, and what the system says.
-#[derive(Debug)]
-pub struct WriteError {
-    pub path: PathBuf,
-    pub cause: io::Error,
-}
-
-impl WriteError {
-    /// For `map_err`.
-    pub fn at(path: &Path) -> impl Fn(io::Error) -> Self {
-        move |cause| Self {
-            path: path.into(),
-            cause,
-        }
-    }
-}
-
-impl fmt::Display for WriteError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: cannot be written: {}", self.path.display(), self.cause)
-    }
-}
-
-impl std::error::Error for WriteError {}
+/// What the name of a folder begins with that lies aside while another takes its place: it is never swept.
+const ASIDE: &str = "replaced-";
 
 /// A file being made beside its destination; without [`keep`](Self::keep) it vanishes.
 pub struct Beside {
@@ -49,7 +35,8 @@ impl Beside {
     pub fn of(destination: &Path) -> Result<Self, WriteError> {
         let folder = folder_of(destination);
         fs::create_dir_all(folder).map_err(WriteError::at(folder))?;
-        let hidden = hidden(0o666).tempfile_in(folder).map_err(WriteError::at(destination))?;
+        let hidden = Builder::new().prefix(PREFIX).make_in(folder, new_file);
+        let hidden = hidden.map_err(WriteError::at(destination))?;
         lock(hidden.as_file());
         Ok(Self {
             destination: destination.into(),
@@ -64,31 +51,51 @@ impl Beside {
 
     /// Adds bytes at its end.
     pub fn write(&mut self, bytes: &[u8]) -> Result<(), WriteError> {
-        self.hidden.write_all(bytes).map_err(WriteError::at(&self.destination))
+        // The file itself: tempfile's own errors no longer say their number.
+        let file = self.hidden.as_file_mut();
+        file.write_all(bytes).map_err(WriteError::at(&self.destination))
     }
 
     /// Syncs it and gives it its name; what had that name is replaced.
     pub fn keep(self) -> Result<(), WriteError> {
         let at = WriteError::at(&self.destination);
         self.hidden.as_file().sync_all().map_err(&at)?;
-        self.hidden
-            .persist(&self.destination)
-            .map_err(|failed| at(failed.error))?;
+        fs::rename(self.hidden.path(), &self.destination).map_err(&at)?;
+        let _ = self.hidden.keep(); // it has its name
         sync_folder(folder_of(&self.destination)).map_err(at)
+    }
+
+    /// Syncs it and gives it its name, unless that is taken: then it comes back.
+    pub fn keep_new(self) -> Result<Option<Self>, WriteError> {
+        self.hidden
+            .as_file()
+            .sync_all()
+            .map_err(WriteError::at(&self.destination))?;
+        match fs::hard_link(self.hidden.path(), &self.destination) {
+            Ok(()) => {} // the other name goes with `hidden`
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => return Ok(Some(self)),
+            Err(_) => return self.keep().map(|()| None), // this file system has no links
+        }
+        let synced = sync_folder(folder_of(&self.destination));
+        synced.map_err(WriteError::at(&self.destination)).map(|()| None)
     }
 }
 
-/// Writes a whole file: whoever is interrupted leaves the old one, if there was one. Makes the folder, too.
+/// Writes a whole file: whoever is interrupted leaves the old one, if there was one. Makes the folder, too. What may pass is
+/// tried again.
 pub fn write_whole(destination: &Path, bytes: &[u8]) -> Result<(), WriteError> {
-    let mut beside = Beside::of(destination)?;
-    beside.write(bytes)?;
-    beside.keep()
+    patiently(|| {
+        let mut beside = Beside::of(destination)?;
+        beside.write(bytes)?;
+        beside.keep()
+    })
 }
 
 /// Makes a whole folder: `make` fills a hidden one, which is then synced and gets its name.
 ///
-/// An old folder of that name is moved away just before. Whoever is killed between the two renames leaves neither under
-/// that name; if only the second fails, the old folder comes back.
+/// An old folder of that name changes places with the new one and goes. Where the file system cannot do that at once, the
+/// old one is moved aside just before: whoever is killed between these two renames leaves it as `replaced-...`, and if only
+/// the second fails, it comes back.
 pub fn write_folder_whole<E: From<WriteError>>(
     destination: &Path,
     make: impl FnOnce(&Path) -> Result<(), E>,
@@ -96,14 +103,26 @@ pub fn write_folder_whole<E: From<WriteError>>(
     let at = WriteError::at(destination);
     let parent = folder_of(destination);
     fs::create_dir_all(parent).map_err(WriteError::at(parent))?;
-    let unfinished = hidden(0o777).tempdir_in(parent).map_err(&at)?;
+    let unfinished = HiddenFolder::create(parent, PREFIX).map_err(&at)?;
     let _locked = lock_folder(unfinished.path());
     make(unfinished.path())?;
     sync_tree(unfinished.path()).map_err(&at)?;
     replace(unfinished.path(), destination).map_err(&at)?;
-    let _ = unfinished.keep(); // it is at its destination
     sync_folder(parent).map_err(at)?;
     Ok(())
+}
+
+/// Removes a whole folder: whoever is interrupted leaves all of it or nothing, under its name.
+///
+/// # Errors
+/// The folder is as it was.
+pub fn remove_folder_whole(folder: &Path) -> io::Result<()> {
+    let name = folder.file_name().unwrap_or_default().to_string_lossy();
+    let hidden = HiddenFolder(folder_of(folder).join(format!("{PREFIX}{name}")));
+    if hidden.path().exists() {
+        fs::remove_dir_all(hidden.path())?; // left by an interrupted run
+    }
+    fs::rename(folder, hidden.path()) // and there it goes
 }
 
 /// Takes away what killed processes left unfinished in `folder`. What a living process is making stays.
@@ -143,15 +162,41 @@ fn folder_of(path: &Path) -> &Path {
         .unwrap_or(Path::new("."))
 }
 
-/// Names and permissions of unfinished entries: `mode` as far as the user's umask allows, as of any new file.
-fn hidden(mode: u32) -> Builder<'static, 'static> {
-    let mut builder = Builder::new();
-    builder.prefix(PREFIX);
-    #[cfg(unix)]
-    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(mode));
-    #[cfg(not(unix))]
-    let _ = mode;
-    builder
+/// As any new file, but one that was not there.
+fn new_file(path: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).write(true).create_new(true).open(path)
+}
+
+/// A folder that goes with all that is in it, unless it has got another name.
+struct HiddenFolder(PathBuf);
+
+impl HiddenFolder {
+    fn create(parent: &Path, prefix: &str) -> io::Result<Self> {
+        let made = Builder::new()
+            .prefix(prefix)
+            .make_in(parent, |path| fs::create_dir(path))?;
+        Ok(Self(made.into_temp_path().keep()?))
+    }
+
+    fn path(&self) -> &Path {
+        &self.0
+    }
+
+    /// Lets it stay.
+    fn keep(mut self) -> PathBuf {
+        std::mem::take(&mut self.0)
+    }
+}
+
+impl Drop for HiddenFolder {
+    fn drop(&mut self) {
+        match fs::remove_dir_all(&self.0) {
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                log::debug!("{}: stays for now: {error}", self.0.display()); // the next start sweeps it
+            }
+            _ => {}
+        }
+    }
 }
 
 /// Keeps an entry from being swept. Where the file system knows no locks, nothing is swept either.
@@ -171,13 +216,50 @@ fn replace(unfinished: &Path, destination: &Path) -> io::Result<()> {
     if !destination.is_dir() {
         return fs::rename(unfinished, destination);
     }
-    let old = hidden(0o777).tempdir_in(folder_of(destination))?; // removed with the old folder in it
+    if exchange(unfinished, destination)? {
+        return Ok(()); // the old folder is removed where the new one was made
+    }
+    let old = HiddenFolder::create(folder_of(destination), ASIDE)?; // removed with the old folder in it
     fs::rename(destination, old.path())?;
-    fs::rename(unfinished, destination).inspect_err(|_| {
-        if let Err(error) = fs::rename(old.path(), destination) {
-            log::warn!("{}: the old folder cannot be put back: {error}", destination.display());
-        }
-    })
+    let Err(error) = fs::rename(unfinished, destination) else {
+        return Ok(());
+    };
+    if let Err(error) = fs::rename(old.path(), destination) {
+        let kept = old.keep();
+        let (destination, kept) = (destination.display(), kept.display());
+        log::warn!("{destination}: the old folder cannot be put back, it is {kept} now: {error}");
+    }
+    Err(error)
+}
+
+/// Gives each of two folders the other's name at once; false where the file system cannot.
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+fn exchange(one: &Path, other: &Path) -> io::Result<bool> {
+    use std::os::unix::ffi::OsStrExt;
+    let [one, other] = [one, other].map(|path| std::ffi::CString::new(path.as_os_str().as_bytes()));
+    let (one, other) = (one?, other?);
+    // SAFETY: both paths end in a zero byte.
+    let done = unsafe {
+        libc::renameat2(
+            libc::AT_FDCWD,
+            one.as_ptr(),
+            libc::AT_FDCWD,
+            other.as_ptr(),
+            libc::RENAME_EXCHANGE,
+        )
+    };
+    if done == 0 {
+        return Ok(true);
+    }
+    match io::Error::last_os_error() {
+        error if matches!(error.kind(), ErrorKind::InvalidInput | ErrorKind::Unsupported) => Ok(false),
+        error => Err(error),
+    }
+}
+
+#[cfg(not(all(target_os = "linux", target_env = "gnu")))]
+fn exchange(_one: &Path, _other: &Path) -> io::Result<bool> {
+    Ok(false)
 }
 
 /// Brings a folder, and all that is in it, to the disk.

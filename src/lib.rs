@@ -9,6 +9,7 @@
 // 0: no knowledge of clips, models or runs
 pub mod disk;
 pub mod dist;
+pub mod finite;
 pub mod hub;
 pub mod launch;
 pub mod ops;
@@ -16,8 +17,9 @@ pub mod optim;
 pub mod process;
 pub mod rng;
 pub mod wire;
-// 1: clips, mathematics and layers
+// 1: clips, mathematics, layers and locks
 pub mod diffusion;
+pub mod lock;
 pub mod nn;
 pub mod video;
 // 2: data, adapters and encoders

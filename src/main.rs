@@ -2,7 +2,10 @@
 
 use std::process::ExitCode;
 
+#[global_allocator]
+static ALLOCATOR: vtrain::process::allocator::Telling = vtrain::process::allocator::Telling;
+
 fn main() -> ExitCode {
     vtrain::process::set_up();
-    vtrain::cli::run(std::env::args_os())
+    vtrain::process::panics::guarded(|| vtrain::cli::run(std::env::args_os()))
 }

@@ -1,5 +1,9 @@
 //! What is set for the whole process: how freed memory is dealt with, and how candle's threads wait.
 
+pub mod allocator;
+pub mod memory;
+pub mod panics;
+
 /// candle's own threads spin this often for the next operation before they sleep.
 const SPINS: (&str, &str) = ("CANDLE_BARRIER_POOL_SPIN_LIMIT", "1");
 
@@ -17,6 +21,12 @@ pub fn set_up() {
     unsafe {
         libc::mallopt(libc::M_MMAP_THRESHOLD, i32::MAX);
         libc::mallopt(libc::M_TRIM_THRESHOLD, i32::MAX);
+    }
+    #[cfg(unix)]
+    // SAFETY: nothing is called back.
+    unsafe {
+        // A file that grows beyond `ulimit -f` is an error like others, not a signal that ends the process.
+        libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
     }
     let (name, value) = SPINS;
     if std::env::var_os(name).is_none() {

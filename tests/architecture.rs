@@ -8,6 +8,7 @@ use std::path::Path;
 const FLOORS: &[(&str, u8)] = &[
     ("ops", 0),
     ("disk", 0),
+    ("finite", 0),
     ("hub", 0),
     ("dist", 0),
     ("launch", 0),
@@ -15,6 +16,7 @@ const FLOORS: &[(&str, u8)] = &[
     ("process", 0),
     ("rng", 0),
     ("wire", 0),
+    ("lock", 1),  // above `disk`: errors of writing
     ("video", 1), // above `disk`: clips are written
     ("nn", 1),
     ("diffusion", 1),

@@ -4,6 +4,7 @@ mod captions; // prefixes and the identifying token
 mod config; // values that cannot work, and the schema
 mod faults; // what is wrong with a data set, said by file and line
 mod layouts; // every layout, found by looking
+mod links; // and dots, and what they lead to
 mod order; // batches by seed and epoch
 mod surveys; // buckets, crops, totals, loading
 
@@ -92,7 +93,7 @@ fn bucket(frames: usize, height: usize, width: usize) -> Bucket {
 }
 
 /// An uncompressed clip: a video format that is written by hand in a few lines.
-fn y4m(width: usize, height: usize, frames: usize, fps: usize) -> Vec<u8> {
+pub fn y4m(width: usize, height: usize, frames: usize, fps: usize) -> Vec<u8> {
     let mut bytes = format!("YUV4MPEG2 W{width} H{height} F{fps}:1 Ip A1:1 C420jpeg\n").into_bytes();
     for n in 0..frames {
         bytes.extend(b"FRAME\n");

@@ -9,10 +9,13 @@ mod cogvideox_sample; // whole pipelines from a seed, against diffusers
 mod cogvideox_vae; // encode, decode, tiles
 mod config; // run files
 mod conv3d; // the convolution under the autoencoders
+mod crash; // killed, doubled, signalled, left alone for long
 mod data; // layouts, captions, buckets, order
 mod disk; // written whole or not at all
 mod dist; // runs on several processes
 mod dit_answers; // what the transformers' tests share
+mod faults; // disks and memory that fail
+mod finite; // NaN and the infinities, found in stored tensors
 mod flow_family; // micro-batches, records and sampling of a family of flow matching, made up
 mod flow_objective; // what flow matching trains on, against torch
 mod flow_schedulers; // sigmas, steps and noise of flow matching, against diffusers

@@ -4,3 +4,5 @@ mod embeddings;
 mod projection;
 mod tokens;
 mod wan;
+
+pub use tokens::small as small_sentencepiece;

@@ -5,9 +5,12 @@
 
 mod checkpoints;
 mod exported;
+mod learning;
+mod numbers;
 mod page;
 mod pushed;
 mod run;
+mod secrets;
 mod trajectory;
 
 use std::collections::HashMap;

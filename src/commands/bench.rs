@@ -21,8 +21,8 @@ use crate::nn::Weights;
 use crate::nn::weights::Planter;
 use crate::optim::adamw::AdamW;
 use crate::optim::clip;
+use crate::process::memory;
 use crate::rng::Rng;
-use crate::train::memory;
 use crate::train::segments::{Keep, forward_backward};
 
 /// Measure a training step: time, where it goes, memory
@@ -131,6 +131,7 @@ fn measure(args: &Args, config: &RunConfig, bucket: Bucket, device: &Device) -> 
         true => Weights::random(dtype, device),
         false => Weights::open(&directory.join("transformer"), dtype, device)?,
     };
+    weights.ensure_memory(&[])?;
     let trainable = Arc::new(Trainable::new(&config.lora, Rng::new(config.seed), device)?);
     let planter = (!args.forward).then(|| trainable.clone() as Arc<dyn Planter>);
     let batch_size = config.train.batch_size;

@@ -220,12 +220,12 @@ impl Cache {
         let buckets = report.samples.iter().map(|sample| sample.bucket);
         let latent_bytes = buckets
             .map(|b| footprint.latent_bytes(b.frames, b.height, b.width))
-            .sum();
-        let caption_bytes = captions.len() as u64 * footprint.caption_bytes(width);
+            .fold(0, u64::saturating_add);
+        let caption_bytes = footprint.caption_bytes(width).saturating_mul(captions.len() as u64);
         Some(Self {
             latent_bytes,
             caption_bytes,
-            total_bytes: latent_bytes + caption_bytes,
+            total_bytes: latent_bytes.saturating_add(caption_bytes),
         })
     }
 }

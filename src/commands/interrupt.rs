@@ -8,6 +8,8 @@ use anyhow::{Context, bail};
 use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::flag;
 
+use super::Exit;
+
 /// Whether somebody wants the run to end.
 #[derive(Debug, Clone)]
 pub struct Interrupt(Arc<AtomicBool>);
@@ -17,8 +19,10 @@ impl Interrupt {
     pub fn catch() -> anyhow::Result<Self> {
         let asked = Arc::new(AtomicBool::new(false));
         for signal in [SIGINT, SIGTERM] {
-            // In this order: the second signal finds the flag set and ends the process as if nobody listened.
-            flag::register_conditional_default(signal, asked.clone()).context("listening for signals")?;
+            // In this order: the second signal finds the flag set and ends the process there and then. What was being
+            // written lies beside its destination, and the next run sweeps it away.
+            flag::register_conditional_shutdown(signal, Exit::Interrupted as i32, asked.clone())
+                .context("listening for signals")?;
             flag::register(signal, asked.clone()).context("listening for signals")?;
         }
         flag::register(SIGUSR1, asked.clone()).context("listening for signals")?;

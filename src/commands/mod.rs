@@ -4,6 +4,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::process::memory::TooLittle;
+
 mod adapter;
 pub mod bench;
 pub mod check_dataset;
@@ -29,7 +31,7 @@ pub enum Exit {
     Data = 3,
     /// The model's files are missing or broken.
     Model = 4,
-    /// Training, or writing what it made, failed.
+    /// Training, or writing what it made, failed; or there was too little room on the disk or in memory for it.
     Training = 5,
     /// Ctrl-C or SIGTERM; what was done is kept.
     Interrupted = 130,
@@ -64,9 +66,14 @@ pub trait OrExit<T> {
 
 impl<T, E: Into<anyhow::Error>> OrExit<T> for Result<T, E> {
     fn or_exit(self, exit: Exit) -> Result<T, Failure> {
-        self.map_err(|error| Failure {
-            exit,
-            error: error.into(),
+        self.map_err(|error| {
+            let error = error.into();
+            // A machine that is too small is no fault of the files that were being read.
+            let exit = match error.chain().any(|cause| cause.is::<TooLittle>()) {
+                true => Exit::Training,
+                false => exit,
+            };
+            Failure { exit, error }
         })
     }
 }

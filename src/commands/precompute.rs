@@ -9,8 +9,8 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::sync_channel;
 
-use anyhow::{Context, anyhow, ensure};
-use candle_core::{DType, Tensor};
+use anyhow::{Context, anyhow};
+use candle_core::Tensor;
 use serde_json::json;
 
 use super::{Exit, Failure, OrExit, check_dataset, progress, ranks};
@@ -19,9 +19,11 @@ use crate::data::cache::{Cache, Encoded, Key};
 use crate::data::dataset::OnBadClip;
 use crate::data::{Report, pixels};
 use crate::dist::Communicator;
+use crate::finite;
 use crate::hub;
 use crate::models::family::{ClipEncoder, Conditioner};
 use crate::models::{self, Family};
+use crate::nn::weights;
 use crate::video::Frames;
 
 mod plan;
@@ -31,6 +33,9 @@ use plan::{ClipPlan, Plan};
 
 /// Decoded clips that wait to be encoded.
 const AHEAD: usize = 2;
+
+/// Said where it ends early.
+const KEPT: &str = "what is encoded is kept, and the same command goes on from there";
 
 /// Encode the clips and captions of a run once, for training to read
 #[derive(Debug, clap::Args)]
@@ -82,8 +87,8 @@ pub fn open_model(config: &RunConfig) -> Result<Box<dyn Family>, Failure> {
 /// `more_prompts`.
 ///
 /// # Errors
-/// Buckets that the model cannot take (2), clips that cannot be decoded (3), model files (4), no room (5); interrupted
-/// (130) once `stop` is true: the next run goes on from there.
+/// Buckets that the model cannot take (2), clips that cannot be decoded (3), model files (4), too little room, found
+/// before anything is encoded (5); interrupted (130) once `stop` is true: the next run goes on from there.
 pub fn precompute(
     config: &RunConfig,
     family: &dyn Family,
@@ -94,6 +99,10 @@ pub fn precompute(
 ) -> Result<Encoded, Failure> {
     let plan = Plan::make_together(ranks, || Plan::make(config, family, report, more_prompts, stop))?;
     plan.announce();
+    if ranks.is_first() {
+        plan.cache.sweep(); // before room is asked for
+        plan.ensure_room()?;
+    }
     let done = encode_texts(family, &plan, stop, ranks);
     let done = done.and_then(|()| encode_clips(config, family, &plan, stop, ranks));
     plan.cache.save();
@@ -113,6 +122,10 @@ fn encode_texts(family: &dyn Family, plan: &Plan, stop: &AtomicBool, ranks: &dyn
     let mut count = progress::Count::start("captions", missing.len());
     let encode = |place: usize| -> Result<rounds::Encoded, Failure> {
         go_on(stop)?;
+        let (text, key) = missing[place];
+        if plan.cache.has_come(key, &plan.text_form) {
+            return Ok(rounds::Encoded::Done);
+        }
         let conditioner = match &mut conditioner {
             Some(conditioner) => conditioner,
             none => {
@@ -120,7 +133,6 @@ fn encode_texts(family: &dyn Family, plan: &Plan, stop: &AtomicBool, ranks: &dyn
                 none.insert(family.conditioner().or_exit(Exit::Model)?)
             }
         };
-        let (text, key) = missing[place];
         let embed = || -> anyhow::Result<Vec<Tensor>> {
             let embedded = conditioner.embed(text)?;
             let tensors = all_of(embedded.tensors())?;
@@ -129,10 +141,11 @@ fn encode_texts(family: &dyn Family, plan: &Plan, stop: &AtomicBool, ranks: &dyn
         };
         let tensors = embed()
             .with_context(|| format!("the caption {text:?}"))
+            .map_err(|error| explained(error, family, family.conditioner_parts()))
             .or_exit(Exit::Model)?;
         let notes = [("caption", shortened(text))];
         let written = plan.cache.write(key, &plan.text_form, &tensors, &notes);
-        written.or_exit(Exit::Training)?;
+        written.context(KEPT).or_exit(Exit::Training)?;
         Ok(rounds::Encoded::Done)
     };
     rounds::go_round(ranks, missing.len(), encode, |_, _| count.step())?;
@@ -174,12 +187,15 @@ fn encode_clips(
             let clip = missing[place];
             // Without one, it was stopped just now.
             match receive.recv().map_err(|_| interrupted())? {
+                Ok(_) if plan.cache.has_come(&clip.key, &clip.form) => Ok(rounds::Encoded::Done),
                 Ok(frames) => {
                     let encoder = match &mut encoder {
                         Some(encoder) => encoder,
                         none => none.insert(load_encoder(config, family)?),
                     };
-                    encode_clip(&**encoder, plan, clip, frames)?;
+                    let encoded = encode_clip(&**encoder, clip, frames);
+                    let encoded = encoded.map_err(|error| explained(error, family, family.encoder_parts()));
+                    keep_clip(plan, clip, &encoded.or_exit(Exit::Model)?).or_exit(Exit::Training)?;
                     Ok(rounds::Encoded::Done)
                 }
                 Err(error) if config.datasets[clip.sample.dataset].on_bad_clip == OnBadClip::Skip => {
@@ -212,9 +228,8 @@ fn load_encoder(config: &RunConfig, family: &dyn Family) -> Result<Box<dyn ClipE
     family.clip_encoder(tiling, slicing).or_exit(Exit::Model)
 }
 
-/// Encodes the frames of a clip and writes its record.
-fn encode_clip(encoder: &dyn ClipEncoder, plan: &Plan, clip: &ClipPlan, frames: Frames) -> Result<(), Failure> {
-    let name = &clip.sample.found.entry.name;
+/// What the record of a clip is to hold.
+fn encode_clip(encoder: &dyn ClipEncoder, clip: &ClipPlan, frames: Frames) -> anyhow::Result<Vec<Tensor>> {
     let encode = || -> anyhow::Result<Vec<Tensor>> {
         let pixels = pixels::tensor(frames)?; // (1, 3, T, H, W)
         let whole = encoder.encode(&pixels)?;
@@ -226,28 +241,33 @@ fn encode_clip(encoder: &dyn ClipEncoder, plan: &Plan, clip: &ClipPlan, frames: 
         clip.form.check(&tensors)?;
         Ok(tensors)
     };
-    let tensors = encode().with_context(|| name.clone()).or_exit(Exit::Model)?;
+    encode().with_context(|| clip.sample.found.entry.name.clone())
+}
+
+fn keep_clip(plan: &Plan, clip: &ClipPlan, tensors: &[Tensor]) -> anyhow::Result<()> {
+    let name = &clip.sample.found.entry.name;
     let notes = [("clip", shortened(name)), ("bucket", clip.sample.bucket.to_string())];
-    let written = plan.cache.write(&clip.key, &clip.form, &tensors, &notes);
-    written.or_exit(Exit::Training)?;
-    log::debug!("encoded {name}");
-    Ok(())
+    plan.cache.write(&clip.key, &clip.form, tensors, &notes).context(KEPT)
+}
+
+/// Says of an encoding that is not finite which weight is to blame, where one is.
+fn explained(error: anyhow::Error, family: &dyn Family, parts: &[&str]) -> anyhow::Error {
+    if !error.is::<finite::Held>() {
+        return error;
+    }
+    let damage = parts.iter().find_map(|part| {
+        let folder = family.directory().join(part);
+        weights::not_finite(&folder).ok().flatten() // a part without weights has none that are damaged
+    });
+    match damage {
+        Some(damage) => error.context(format!("{damage}; the file is damaged, fetch it again")),
+        None => error.context("an encoding is not finite; try model.dtype: f32"),
+    }
 }
 
 /// What stands alone in each batch.
 fn all_of<'a>(batches: impl IntoIterator<Item = &'a Tensor>) -> anyhow::Result<Vec<Tensor>> {
-    batches.into_iter().map(one_of).collect()
-}
-
-/// What stands alone in a batch, if training could do anything with it.
-fn one_of(batch: &Tensor) -> anyhow::Result<Tensor> {
-    let one = batch.squeeze(0)?;
-    let values = one.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
-    ensure!(
-        values.iter().all(|value| value.is_finite()),
-        "its encoding is not finite; the model's files may be damaged, or try model.dtype: f32"
-    );
-    Ok(one)
+    batches.into_iter().map(|batch| Ok(batch.squeeze(0)?)).collect()
 }
 
 fn go_on(stop: &AtomicBool) -> Result<(), Failure> {

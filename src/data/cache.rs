@@ -20,6 +20,8 @@ use candle_core::Tensor;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::disk::{self, space, space::NoRoom};
+
 mod encoded;
 mod key;
 mod known;
@@ -88,14 +90,19 @@ impl Footprint {
     pub fn latent_bytes(&self, num_frames: usize, height: usize, width: usize) -> u64 {
         let frames = num_frames.saturating_sub(1).div_ceil(self.temporal_compression.max(1)) + 1;
         let scale = self.spatial_compression.max(1);
-        let pixels = height.div_ceil(scale) * width.div_ceil(scale);
-        (2 * self.latent_channels * frames * pixels * size_of::<f32>()) as u64
+        let (rows, columns) = (height.div_ceil(scale), width.div_ceil(scale));
+        product([2, self.latent_channels, frames, rows, columns, size_of::<f32>()])
     }
 
     /// Bytes of one caption's embedding at `bytes_per_value`.
     pub fn caption_bytes(&self, bytes_per_value: usize) -> u64 {
-        (self.text_tokens * self.text_width * bytes_per_value) as u64
+        product([self.text_tokens, self.text_width, bytes_per_value])
     }
+}
+
+/// The sizes are those of a checkpoint's configs, whatever these say.
+fn product(sizes: impl IntoIterator<Item = usize>) -> u64 {
+    sizes.into_iter().fold(1, |all, size| all.saturating_mul(size as u64))
 }
 
 /// A folder of records.
@@ -111,6 +118,13 @@ impl Cache {
         Self {
             dir: dir.into(),
             known: Known::open(dir.join("known.json")),
+        }
+    }
+
+    /// Takes away what killed processes left half-written.
+    pub fn sweep(&self) {
+        for folder in [self.dir.clone(), self.dir.join("clips"), self.dir.join("captions")] {
+            disk::sweep(&folder);
         }
     }
 
@@ -186,6 +200,12 @@ impl Cache {
         }
     }
 
+    /// Whether a record that was missing has come from another process meanwhile.
+    pub fn has_come(&self, key: &Key, form: &Form) -> bool {
+        let path = self.path(key);
+        path.exists() && record::read(&path, form).is_ok()
+    }
+
     /// A record's tensors, in the order of its form.
     ///
     /// # Errors
@@ -207,18 +227,26 @@ impl Cache {
     /// No room, no permission.
     pub fn write(&self, key: &Key, form: &Form, tensors: &[Tensor], notes: &[(&str, String)]) -> anyhow::Result<()> {
         let path = self.path(key);
-        let digest = record::write(&path, form, tensors, notes)
-            .with_context(|| format!("{} cannot be written", path.display()))?;
+        let digest = record::write(&path, form, tensors, notes)?;
         if let Ok(metadata) = std::fs::metadata(&path) {
             self.known.note(&path, &metadata, SystemTime::now(), digest);
         }
         Ok(())
     }
 
+    /// Whether the records of these forms can be written, too.
+    ///
+    /// # Errors
+    /// How much they take, and how much is free.
+    pub fn ensure_room<'f>(&self, forms: impl Iterator<Item = &'f Form>) -> Result<(), NoRoom> {
+        let needed = space::taken(forms.map(|form| form.bytes() + record::USUAL_HEADER));
+        space::ensure(&self.dir, needed, || "what is to be encoded".into())
+    }
+
     /// Keeps what was hashed for the next run. Where that fails, it is only hashed again.
     pub fn save(&self) {
         if let Err(error) = self.known.save() {
-            log::warn!("{}: {error}; everything is hashed anew next time", self.dir.display());
+            log::warn!("{error:#} (everything is hashed anew next time)");
         }
     }
 }

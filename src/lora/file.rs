@@ -16,12 +16,16 @@ use super::format::{self, Format, Part};
 use super::names::{self, Names};
 use super::settings::{self, Settings};
 use super::{comfyui, diffusers, kohya, scale};
+use crate::finite;
 
 /// PEFT's settings beside its adapter file.
 const CONFIG: &str = "adapter_config.json";
 
-/// No settings and no adapter are larger.
+/// No settings are larger.
 const MAX_CONFIG_BYTES: u64 = 16 << 20;
+
+/// No adapter is larger; a model's weights are.
+const MAX_BYTES: u64 = 8 << 30;
 
 /// What was found in an adapter file.
 #[derive(Debug)]
@@ -50,6 +54,12 @@ pub struct Strange {
 /// As [`from_bytes`], with the file's name.
 pub fn read(path: &Path, families: &[&'static Names]) -> anyhow::Result<Read> {
     let shown = || path.display().to_string();
+    let size = std::fs::metadata(path).with_context(shown)?.len();
+    ensure!(
+        size <= MAX_BYTES,
+        "{}: {size} bytes are too many for an adapter; is it the model itself?",
+        path.display()
+    );
     let bytes = std::fs::read(path).with_context(shown)?;
     let config = path.with_file_name(CONFIG);
     let config = match std::fs::metadata(&config) {
@@ -236,6 +246,9 @@ impl Parts {
                 tensor.dims()
             );
             ensure!(tensor.dtype().is_float(), "has a {half} of {:?}", tensor.dtype());
+            if let Some(first) = finite::first(tensor)? {
+                bail!("has a {half} that holds {first}");
+            }
         }
         let rank = a.dim(0)?;
         ensure!(

@@ -14,6 +14,7 @@ use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 
 use super::adapters::AdapterFile;
 use crate::disk::Beside;
+use crate::finite;
 use crate::nn::weights::shards;
 
 /// safetensors allows no larger header.
@@ -180,6 +181,12 @@ fn add(bytes: &[u8], dtype: Dtype, (first, columns): (usize, usize), deltas: &[D
         sum = (sum + b.narrow(0, first, rows)?.matmul(a)?)?;
     }
     let sum = sum.to_dtype(dtype)?;
+    // Rows that were finite stay so: what is written may replace a good file.
+    if let Some(found) = finite::first(&sum)?
+        && finite::first(&weight)?.is_none()
+    {
+        bail!("with the adapters it would hold {found}; take a lower strength");
+    }
     Ok(safetensors::View::data(&sum).into_owned())
 }
 

@@ -51,6 +51,7 @@ impl Prompts {
         let folder = part(directory, "text_encoder")?;
         let config = t5::Config::load(&folder.join("config.json"))?;
         let weights = Weights::open(&folder, dtype, device)?;
+        weights.ensure_memory(&[])?;
         Ok(Box::new(Self {
             tokenizer,
             encoder: t5::T5Encoder::new(&config, weights).with_context(|| folder.display().to_string())?,

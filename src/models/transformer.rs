@@ -66,7 +66,9 @@ impl<N: Network> Transformer<N> {
         planter: Option<Arc<dyn Planter>>,
     ) -> anyhow::Result<Self> {
         let config = config::read(folder)?; // says more than the weights, where both are wrong
-        Self::build(folder, config, Weights::open(folder, dtype, device)?, planter)
+        let weights = Weights::open(folder, dtype, device)?;
+        weights.ensure_memory(&[])?;
+        Self::build(folder, config, weights, planter)
     }
 
     /// As [`load`](Self::load), with weights from somewhere else.

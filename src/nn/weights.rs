@@ -12,9 +12,12 @@ use std::sync::{Arc, Mutex};
 use anyhow::{Context, bail, ensure};
 use candle_core::safetensors::MmapedSafetensors;
 use candle_core::{DType, Device, Error, Result, Shape, Tensor};
+use indicatif::BinaryBytes;
 
 use super::linear::LowRank;
 use super::made_up;
+use crate::finite;
+use crate::process::memory::{self, Limit, TooLittle};
 
 /// A shard index larger than this is no index.
 const MAX_INDEX_BYTES: u64 = 64 << 20;
@@ -122,6 +125,34 @@ impl Weights {
         }
     }
 
+    /// Whether main memory has room for all of these tensors but those whose names begin with one of `ignored`. On another
+    /// device they only pass through.
+    ///
+    /// # Errors
+    /// [`TooLittle`]: what they take, what is free, and which number format would fit.
+    pub fn ensure_memory(&self, ignored: &[&str]) -> std::result::Result<(), TooLittle> {
+        let (Source::Checkpoint(checkpoint), true) = (&self.source, self.device.is_cpu()) else {
+            return Ok(());
+        };
+        let numbers = checkpoint.numbers(ignored);
+        let bytes = |dtype: DType| numbers.saturating_mul(dtype.size_in_bytes() as u64);
+        let needed = bytes(self.dtype);
+        match memory::most() {
+            Some(free) if free.bytes < needed => Err(TooLittle {
+                what: format!("{} as {}", checkpoint.folder.display(), self.dtype.as_str()),
+                needed,
+                free,
+                instead: (bytes(DType::BF16) < free.bytes.min(needed)).then(|| {
+                    format!(
+                        "model.dtype: bf16 takes {}, which fits",
+                        BinaryBytes(bytes(DType::BF16))
+                    )
+                }),
+            }),
+            _ => Ok(()),
+        }
+    }
+
     /// Reads the tensor `name`, which must have this shape.
     pub fn get(&self, shape: impl Into<Shape>, name: &str) -> Result<Tensor> {
         let (path, shape) = (self.path(name), shape.into());
@@ -191,6 +222,10 @@ impl Weights {
 impl Checkpoint {
     fn open(folder: &Path) -> anyhow::Result<Self> {
         let (paths, promised) = shards(folder)?;
+        let sizes = paths
+            .iter()
+            .filter_map(|path| Some(std::fs::metadata(path).ok()?.len()));
+        ensure_addresses(folder, sizes.sum())?;
         let mut files = Vec::new();
         let mut tensors = BTreeMap::new();
         for path in paths {
@@ -219,6 +254,18 @@ impl Checkpoint {
         })
     }
 
+    /// How many numbers it holds, without tensors whose names begin with one of `ignored`.
+    fn numbers(&self, ignored: &[&str]) -> u64 {
+        let tensors = self.files.iter().flat_map(|(_, file)| file.tensors());
+        let wanted = tensors.filter(|(name, _)| !ignored.iter().any(|prefix| name.starts_with(prefix)));
+        let sizes = wanted.map(|(_, view)| {
+            view.shape()
+                .iter()
+                .fold(1, |all: u64, &side| all.saturating_mul(side as u64))
+        });
+        sizes.fold(0, u64::saturating_add)
+    }
+
     fn read(&self, name: &str, shape: &Shape, dtype: DType, device: &Device) -> Result<Tensor> {
         let Some(file) = self.tensors.get(name) else {
             let near = self.tensors.keys().max_by(|a, b| {
@@ -245,12 +292,69 @@ impl Checkpoint {
             .load(name, device)
             .and_then(|tensor| tensor.to_dtype(dtype))
             .map_err(|error| Error::Msg(format!("{}: reading the tensor {name}: {error}", path.display())))?;
+        // SAFETY: these bytes are a file's, mapped and never written.
+        unsafe { unload(view.data()) };
         self.unread
             .lock()
             .unwrap_or_else(|poisoned| poisoned.into_inner())
             .remove(name);
         Ok(tensor)
     }
+}
+
+/// Whether files of so many bytes in all can be mapped.
+fn ensure_addresses(folder: &Path, needed: u64) -> std::result::Result<(), TooLittle> {
+    match memory::most() {
+        Some(free) if free.limit == Limit::AddressSpace && free.bytes < needed => Err(TooLittle {
+            what: format!("{}, which is mapped,", folder.display()),
+            needed,
+            free,
+            instead: None,
+        }),
+        _ => Ok(()),
+    }
+}
+
+/// Says that mapped bytes were read and need not stay in memory: left alone, a process that reads a checkpoint comes to
+/// hold all of it beside what it makes of it. They are read again if they are looked at again.
+///
+/// # Safety
+/// `bytes` lie in a map of a file that nobody writes to.
+#[cfg(target_os = "linux")]
+unsafe fn unload(bytes: &[u8]) {
+    // SAFETY: asks for a number.
+    let page = usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(4096);
+    // Pages that are others', too, stay.
+    let start = bytes.as_ptr().align_offset(page);
+    let length = bytes.len().saturating_sub(start) / page * page;
+    if length > 0 {
+        let pages = bytes[start..start + length].as_ptr();
+        // SAFETY: by the caller's promise the pages are filled from the file when they are needed again.
+        unsafe { libc::madvise(pages.cast_mut().cast(), length, libc::MADV_DONTNEED) };
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+unsafe fn unload(_bytes: &[u8]) {}
+
+/// The first tensor in `folder` that is not finite, by file, name and place; none where all are. It reads all of them: for
+/// when a result is not finite, and nobody knows why.
+///
+/// # Errors
+/// As [`Weights::open`].
+pub fn not_finite(folder: &Path) -> anyhow::Result<Option<String>> {
+    let checkpoint = Checkpoint::open(folder)?;
+    for (path, file) in &checkpoint.files {
+        for (name, view) in file.tensors() {
+            let Ok(dtype) = DType::try_from(view.dtype()) else {
+                continue; // in a format that nothing here reads
+            };
+            if let Some(first) = finite::first_in(view.data(), dtype) {
+                return Ok(Some(format!("{}: the tensor {name} holds {first}", path.display())));
+            }
+        }
+    }
+    Ok(None)
 }
 
 /// The safetensors files of a folder, and the tensor names that an index promises.

@@ -12,6 +12,9 @@ use crate::disk;
 
 const FILE: &str = "about.json";
 
+/// A list of clips is not longer.
+const MAX_BYTES: u64 = 256 << 20;
+
 /// What training knows when it starts.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
@@ -43,7 +46,8 @@ impl About {
     /// Of the run in a folder; `None` where training left nothing of the kind, or something unknown.
     pub fn read(folder: &Path) -> Option<Self> {
         let path = folder.join(FOLDER).join(FILE);
-        let bytes = std::fs::read(&path).ok()?;
+        let size = std::fs::metadata(&path).ok()?.len();
+        let bytes = (size <= MAX_BYTES).then(|| std::fs::read(&path).ok()).flatten()?;
         let about = serde_json::from_slice(&bytes).with_context(|| path.display().to_string());
         about
             .inspect_err(|error| log::warn!("{error:#}; the page goes without it"))

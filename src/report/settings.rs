@@ -8,6 +8,9 @@ use serde_json::Value;
 
 use crate::train::validate;
 
+/// Settings that are longer are none.
+const MAX_BYTES: u64 = 1 << 20;
+
 /// What is known of a run's settings.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct Settings {
@@ -34,7 +37,11 @@ pub struct Prompt {
 impl Settings {
     /// Of the run in a folder; nothing is known where there is no file, or one that is no YAML.
     pub fn read(folder: &Path) -> Self {
-        let text = std::fs::read(folder.join("config.yaml")).unwrap_or_default();
+        let path = folder.join("config.yaml");
+        let text = match std::fs::metadata(&path) {
+            Ok(found) if found.len() <= MAX_BYTES => std::fs::read(&path).unwrap_or_default(),
+            _ => Vec::new(),
+        };
         Self::parse(String::from_utf8_lossy(&text).into_owned())
     }
 

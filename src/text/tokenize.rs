@@ -3,13 +3,16 @@
 //! With a `tokenizer.json` the `tokenizers` crate does what it says; with a `spiece.model` alone, as in the T5 folders of
 //! CogVideoX, LTX-Video and Mochi, [`SentencePiece`] and [`SpecialTokens`] do what transformers' T5Tokenizer does.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow, bail, ensure};
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
 use tokenizers::{PostProcessor, TruncationDirection};
 
 use super::sentencepiece::SentencePiece;
 use super::special::{Part, SideFiles, SpecialTokens};
+use crate::process::panics;
 
 /// The largest published tokenizer.json has some 35 MB.
 const MAX_JSON_BYTES: u64 = 256 << 20;
@@ -24,7 +27,14 @@ pub struct TextTokenizer {
 #[derive(Debug)]
 enum Engine {
     Pieces(SentencePiece, SpecialTokens),
-    Json(Box<tokenizers::Tokenizer>),
+    Json(Json),
+}
+
+/// What the `tokenizers` crate made of a file.
+#[derive(Debug)]
+struct Json {
+    path: PathBuf,
+    tokenizer: Box<tokenizers::Tokenizer>,
 }
 
 /// A caption at a fixed length.
@@ -65,7 +75,9 @@ impl TextTokenizer {
         let read = || {
             let size = std::fs::metadata(path)?.len();
             ensure!(size <= MAX_JSON_BYTES, "{size} bytes are too many for a tokenizer");
-            tokenizers::Tokenizer::from_file(path).map_err(|error| anyhow!(error))
+            let text = std::fs::read_to_string(path)?;
+            check_charsmap(&text)?;
+            guarded(|| tokenizers::Tokenizer::from_bytes(&text).map_err(|error| anyhow!(error)))
         };
         let mut tokenizer = read().with_context(|| format!("{}: not a usable tokenizer", path.display()))?;
         let padding = tokenizer.get_padding().map(|padding| padding.pad_id);
@@ -82,7 +94,10 @@ impl TextTokenizer {
         // Lengths are the caller's affair.
         tokenizer.with_padding(None);
         tokenizer.with_truncation(None).map_err(|error| anyhow!(error))?;
-        let engine = Engine::Json(Box::new(tokenizer));
+        let engine = Engine::Json(Json {
+            path: path.into(),
+            tokenizer: Box::new(tokenizer),
+        });
         Ok(Self { engine, pad })
     }
 
@@ -121,16 +136,53 @@ impl TextTokenizer {
                 ids.push(special.end);
                 Ok((ids, truncated))
             }
-            Engine::Json(tokenizer) => {
-                let around = tokenizer.get_post_processor().map_or(0, |p| p.added_tokens(false));
-                let room = room(around)?;
-                let mut encoding = tokenizer.encode(text, false).map_err(|error| anyhow!(error))?;
-                let truncated = encoding.len().saturating_sub(room);
-                encoding.truncate(room, 0, TruncationDirection::Right);
-                let encoding = tokenizer.post_process(encoding, None, true);
-                let encoding = encoding.map_err(|error| anyhow!(error))?;
-                Ok((encoding.get_ids().to_vec(), truncated))
+            Engine::Json(json) => {
+                let encoded = guarded(|| json.encode_within(text, room));
+                encoded.with_context(|| json.path.display().to_string())
             }
         }
     }
+}
+
+impl Json {
+    /// As the tokenizer's own, with what has room beside so many added tokens.
+    fn encode_within(
+        &self,
+        text: &str,
+        room: impl Fn(usize) -> anyhow::Result<usize>,
+    ) -> anyhow::Result<(Vec<u32>, usize)> {
+        let tokenizer = &self.tokenizer;
+        let around = tokenizer.get_post_processor().map_or(0, |p| p.added_tokens(false));
+        let room = room(around)?;
+        let mut encoding = tokenizer.encode(text, false).map_err(|error| anyhow!(error))?;
+        let truncated = encoding.len().saturating_sub(room);
+        encoding.truncate(room, 0, TruncationDirection::Right);
+        let encoding = tokenizer.post_process(encoding, None, true);
+        let encoding = encoding.map_err(|error| anyhow!(error))?;
+        Ok((encoding.get_ids().to_vec(), truncated))
+    }
+}
+
+/// The crate checks most of a file, but panics on some that are damaged.
+fn guarded<T>(work: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<T> {
+    panics::contained(work)
+        .unwrap_or_else(|| Err(anyhow!("it is damaged; download the model's tokenizer folder again")))
+}
+
+/// The crate makes room for as many rules of normalisation as the file claims, whatever it holds.
+fn check_charsmap(json: &str) -> anyhow::Result<()> {
+    for (at, key) in json.match_indices("\"precompiled_charsmap\"") {
+        let value = json[at + key.len()..].trim_start_matches([' ', '\t', '\r', '\n', ':']);
+        let value = value.strip_prefix('"').unwrap_or_default();
+        let value = &value[..value.find('"').unwrap_or(value.len())];
+        let head = value.get(..8).and_then(|head| BASE64_STANDARD.decode(head).ok());
+        if let Some([a, b, c, d, ..]) = head.as_deref() {
+            let size = u32::from_le_bytes([*a, *b, *c, *d]) as usize;
+            ensure!(
+                size <= value.len(),
+                "precompiled_charsmap says that its trie has {size} bytes, and is shorter"
+            );
+        }
+    }
+    Ok(())
 }

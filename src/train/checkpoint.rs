@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::difference;
+use crate::disk::space::{self, NoRoom};
 use crate::disk::{self, WriteError};
 
 /// `checkpoint:` in a run file.
@@ -59,6 +60,8 @@ impl Config {
 pub const ADAPTER: &str = "pytorch_lora_weights.safetensors";
 const OPTIMIZER: &str = "optimizer.safetensors";
 const STATE: &str = "state.json";
+/// Bytes that the folder itself may take.
+const ROOM_FOR_FOLDER: u64 = 16 << 10;
 /// Of `state.json`. A version that changes what is written counts this up.
 const FORMAT: u32 = 1;
 
@@ -134,19 +137,73 @@ impl Checkpoints {
     /// and none of them may be taken for its newest.
     ///
     /// # Errors
-    /// A file that cannot be written, by path. All older checkpoints are then as they were.
+    /// Too little room, found before anything is written; a file that cannot be written, by path. All checkpoints that a
+    /// run could go on from are then as they were.
     pub fn save(&self, snapshot: &Snapshot) -> anyhow::Result<PathBuf> {
-        let path = self.folder.join(format!("step-{:06}", snapshot.state.step));
+        self.save_with(snapshot, &[])
+    }
+
+    /// As [`save`](Self::save), with more files in the folder, by name.
+    pub fn save_with(&self, snapshot: &Snapshot, more: &[(&str, Vec<u8>)]) -> anyhow::Result<PathBuf> {
+        let step = snapshot.state.step;
+        let path = self.folder.join(format!("step-{step:06}"));
         let files = snapshot.files()?;
-        disk::write_folder_whole(&path, |unfinished| {
-            for (name, bytes) in &files {
-                // The user knows the folder by the name that it is going to have.
-                std::fs::write(unfinished.join(name), bytes).map_err(WriteError::at(&path.join(name)))?;
-            }
-            anyhow::Ok(())
-        })?;
-        self.rotate(snapshot.state.step);
+        let sizes = files.iter().chain(more).map(|(_, bytes)| bytes.len() as u64);
+        self.ensure_room(space::taken(sizes))
+            .with_context(|| self.what_is_lost(step))?;
+        disk::patiently(|| {
+            disk::write_folder_whole(&path, |unfinished| {
+                for (name, bytes) in files.iter().chain(more) {
+                    // The user knows the folder by the name that it is going to have.
+                    std::fs::write(unfinished.join(name), bytes).map_err(WriteError::at(&path.join(name)))?;
+                }
+                Ok(())
+            })
+        })
+        .with_context(|| self.what_is_lost(step))?;
+        self.rotate(step);
         Ok(path)
+    }
+
+    /// Whether the next checkpoint will find room, one like this: asked before a step is spent on it.
+    pub fn foresee(&self, snapshot: &Snapshot) -> anyhow::Result<()> {
+        let files = snapshot.files()?;
+        let sizes = files.iter().map(|(_, bytes)| bytes.len() as u64);
+        Ok(self.ensure_room(space::taken(sizes))?)
+    }
+
+    /// Whether a checkpoint of so many bytes can be written. Where the room is short, those that rotation has left behind go
+    /// first; the newest `limit` that can be read stay in any case.
+    fn ensure_room(&self, bytes: u64) -> Result<(), NoRoom> {
+        let needed = bytes.saturating_add(ROOM_FOR_FOLDER);
+        let ensure = || space::ensure(&self.folder, needed, || "a checkpoint".into());
+        ensure().or_else(|_| {
+            self.remove_useless();
+            ensure()
+        })
+    }
+
+    /// Removes the checkpoints that are damaged, and those before the newest `limit` that are not.
+    fn remove_useless(&self) {
+        let mut good = 0;
+        for path in self.list().unwrap_or_default().values().rev() {
+            if good < self.limit && Loaded::read(path).is_ok() {
+                good += 1;
+            } else {
+                remove(path);
+            }
+        }
+    }
+
+    /// What a user should know whose run cannot save.
+    fn what_is_lost(&self, step: u64) -> String {
+        let newest = self.list().unwrap_or_default().into_keys().rfind(|&saved| saved < step);
+        match newest {
+            Some(newest) => {
+                format!("step {step} is not saved, and the run goes on from step {newest} when it is started again")
+            }
+            None => format!("step {step} is not saved, and there is no checkpoint before it"),
+        }
     }
 
     /// The newest checkpoint that is whole; `None` where there are none at all.
@@ -194,10 +251,14 @@ impl Checkpoints {
         let there = self.list().unwrap_or_default();
         let older = there.range(..=saved).rev().skip(self.limit);
         for (_, path) in older.chain(there.range(saved.saturating_add(1)..)) {
-            if let Err(error) = std::fs::remove_dir_all(path) {
-                log::warn!("{}: the old checkpoint cannot be removed: {error}", path.display());
-            }
+            remove(path);
         }
+    }
+}
+
+fn remove(path: &Path) {
+    if let Err(error) = disk::remove_folder_whole(path) {
+        log::warn!("{}: the old checkpoint cannot be removed: {error}", path.display());
     }
 }
 

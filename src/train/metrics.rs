@@ -3,16 +3,16 @@
 //! Two runs of the same settings write the same lines but for `step_seconds` and `peak_memory_bytes`: keys stand in a
 //! fixed order, and numbers are printed so that they read back exactly.
 
-use std::fs::{File, OpenOptions};
-use std::io::{ErrorKind, Write};
-use std::path::{Path, PathBuf};
+use std::io::ErrorKind;
+use std::path::Path;
 
 use anyhow::Context;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::spikes;
 use super::tensorboard::Events;
-use crate::disk::{self, WriteError};
+use crate::disk::{self, Journal};
 use crate::dist::Traffic;
 use crate::video::Frames;
 
@@ -77,11 +77,20 @@ impl From<Traffic> for Communication {
 /// The log of a run, open at its end.
 #[derive(Debug)]
 pub struct Metrics {
-    path: PathBuf,
-    file: File,
+    lines: Journal,
     events: Option<Events>,
     /// As of the last line; unknown after a resume without one.
     samples_seen: Option<u64>,
+    past: Past,
+}
+
+/// What a log tells of the steps before a resume.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub struct Past {
+    /// Finite losses of the last steps, in their order.
+    pub losses: Vec<f64>,
+    /// Steps at its end that moved nothing.
+    pub skipped_in_a_row: usize,
 }
 
 impl Metrics {
@@ -92,27 +101,30 @@ impl Metrics {
     /// A log that cannot be read or written, by file.
     pub fn open(output_dir: &Path, config: &Config, resumed_at: Option<u64>) -> anyhow::Result<Self> {
         let path = output_dir.join("metrics.jsonl");
-        let samples_seen = cut_back(&path, resumed_at.unwrap_or(0))?;
-        let file = OpenOptions::new().append(true).create(true).open(&path);
-        let file = file.map_err(WriteError::at(&path))?;
+        let (samples_seen, past) = cut_back(&path, resumed_at.unwrap_or(0))?;
+        let lines = Journal::open(&path)?;
         // Also without `tensorboard`, so that what is there agrees with the log.
         let folder = output_dir.join("tensorboard");
         super::tensorboard::cut_back(&folder, resumed_at)?;
         let events = config.tensorboard.then(|| Events::create(&folder)).transpose()?;
         Ok(Self {
-            path,
-            file,
+            lines,
             events,
             samples_seen,
+            past,
         })
     }
 
-    /// Tells of one step.
+    /// What the log told when it was opened.
+    pub fn past(&self) -> &Past {
+        &self.past
+    }
+
+    /// Tells of one step. What cannot be written waits: a run does not end for its log.
     pub fn record(&mut self, record: &Record) -> anyhow::Result<()> {
         let mut line = serde_json::to_vec(record)?;
         line.push(b'\n');
-        // One write: a reader of the growing file sees whole lines.
-        self.file.write_all(&line).map_err(WriteError::at(&self.path))?;
+        self.lines.add(line);
         let before = self.samples_seen.replace(record.samples_seen);
         let Some(events) = &mut self.events else {
             return Ok(());
@@ -143,10 +155,13 @@ impl Metrics {
             .map_or(Ok(()), |events| events.frames(step, tag, frames))
     }
 
-    /// Brings all that was told to the disk: before a checkpoint of the same step, which must not outlive its log.
-    pub fn sync(&mut self) -> anyhow::Result<()> {
-        self.file.sync_all().map_err(WriteError::at(&self.path))?;
-        self.events.as_mut().map_or(Ok(()), Events::sync)
+    /// Brings all that was told to the disk: before a checkpoint of the same step, which should not outlive its log. Where
+    /// that fails the log says so, and the checkpoint, which is worth more, is written all the same.
+    pub fn sync(&mut self) {
+        self.lines.sync();
+        if let Some(events) = &mut self.events {
+            events.sync();
+        }
     }
 }
 
@@ -154,11 +169,14 @@ impl Metrics {
 #[derive(Deserialize)]
 struct Told {
     step: u64,
+    loss: Option<f64>,
     samples_seen: Option<u64>,
+    skipped: Option<u64>,
 }
 
-/// Takes out what is past `step`, torn, or told a second time; returns the samples seen by the end of what stays.
-fn cut_back(path: &Path, step: u64) -> anyhow::Result<Option<u64>> {
+/// Takes out what is past `step`, torn, or told a second time; returns the samples seen by the end of what stays, and what
+/// else is needed of it.
+fn cut_back(path: &Path, step: u64) -> anyhow::Result<(Option<u64>, Past)> {
     let old = match std::fs::read(path) {
         Ok(old) => old,
         Err(error) if error.kind() == ErrorKind::NotFound => Vec::new(),
@@ -166,12 +184,15 @@ fn cut_back(path: &Path, step: u64) -> anyhow::Result<Option<u64>> {
     };
     let mut kept = Vec::with_capacity(old.len());
     let (mut last, mut seen, mut torn) = (0, Some(0), 0);
+    let mut past = Past::default();
     for line in old.split_inclusive(|byte| *byte == b'\n') {
         let whole = line.ends_with(b"\n");
         match serde_json::from_slice::<Told>(line) {
             Ok(told) if whole && (last + 1..=step).contains(&told.step) => {
                 kept.extend_from_slice(line);
                 (last, seen) = (told.step, told.samples_seen);
+                past.losses.extend(told.loss);
+                past.skipped_in_a_row = told.skipped.map_or(0, |_| past.skipped_in_a_row + 1);
             }
             Ok(_) if whole => {}
             _ => torn += usize::from(step > 0),
@@ -188,7 +209,8 @@ fn cut_back(path: &Path, step: u64) -> anyhow::Result<Option<u64>> {
         log::warn!(
             "{shown}: ends at step {last}, before the checkpoint of step {step}; the steps between are not told"
         );
-        return Ok(None);
+        seen = None;
     }
-    Ok(seen)
+    past.losses.drain(..past.losses.len().saturating_sub(spikes::WINDOW));
+    Ok((seen, past))
 }

@@ -4,8 +4,8 @@ use candle_core::Device;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::memory;
 use super::segments::{Keep, Policy};
+use crate::process::memory;
 
 /// Long enough for a style from a few dozen clips.
 const DEFAULT_STEPS: usize = 1200;
@@ -35,6 +35,23 @@ pub struct Config {
     /// Share of clips whose first latent frame is given clean, so that the rest is learnt from it: image to video on
     /// checkpoints that start from text or from an image. Those that always start from an image do so without this.
     pub first_frame: f64,
+    /// What becomes of a step whose loss or gradients are not finite.
+    pub on_nonfinite: OnNonfinite,
+    /// With `on_nonfinite: skip`: so many such steps in a row end the run all the same.
+    pub max_nonfinite: usize,
+    /// A loss of more than so many times the median of the hundred before is told of, with its clips. null: none is.
+    pub loss_spike: Option<f64>,
+}
+
+/// What becomes of a step whose loss or gradients are not finite.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum OnNonfinite {
+    /// It is left out, and the run goes on.
+    #[default]
+    Skip,
+    /// It ends the run.
+    Stop,
 }
 
 impl Default for Config {
@@ -49,6 +66,9 @@ impl Default for Config {
             max_grad_norm: 1.0,
             caption_dropout: 0.0,
             first_frame: 0.0,
+            on_nonfinite: OnNonfinite::Skip,
+            max_nonfinite: 3,
+            loss_spike: Some(10.0),
         }
     }
 }
@@ -68,7 +88,7 @@ impl Config {
 
     /// What is kept between the passes on this device, with the memory that is free now.
     pub fn keep(&self, device: &Device) -> Keep {
-        let free = device.is_cpu().then(memory::free).flatten();
+        let free = device.is_cpu().then(memory::free).flatten().map(|free| free.bytes);
         match self.gradient_checkpointing {
             true => self.keep.keep(free),
             false => Keep::All,
@@ -82,6 +102,7 @@ impl Config {
             ("epochs", self.epochs),
             ("batch_size", Some(self.batch_size)),
             ("gradient_accumulation_steps", Some(self.gradient_accumulation_steps)),
+            ("max_nonfinite", Some(self.max_nonfinite)),
         ];
         let mut wrong: Vec<_> = counts
             .into_iter()
@@ -105,6 +126,9 @@ impl Config {
                 "max_grad_norm".into(),
                 format!("must be above 0, got {}", self.max_grad_norm),
             ));
+        }
+        if let Some(factor) = self.loss_spike.filter(|factor| !(*factor > 1.0 && factor.is_finite())) {
+            wrong.push(("loss_spike".into(), format!("must be above 1, or null, got {factor}")));
         }
         let shares = [
             ("caption_dropout", self.caption_dropout),

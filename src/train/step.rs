@@ -4,6 +4,7 @@ use anyhow::Context;
 use candle_core::{Result, Tensor, Var};
 
 use super::micro_batch::{MicroBatch, Source};
+use super::origin::{self, Origin};
 use super::segments::{Keep, Passed, forward_backward};
 use super::together;
 use crate::diffusion::objective;
@@ -37,9 +38,17 @@ pub struct Outcome {
     pub loss: f64,
     /// Global norm before clipping.
     pub grad_norm: f64,
-    pub samples: usize,
-    /// Of a step that was left out because loss or gradients are not finite: what it trained on.
-    pub skipped: Option<Vec<Seen>>,
+    /// What it trained on, a micro-batch each.
+    pub seen: Vec<Seen>,
+    /// Of a step that moved nothing, since its loss or gradients are not finite: where that begins.
+    pub fault: Option<Origin>,
+}
+
+impl Outcome {
+    /// Clips that were shown.
+    pub fn samples(&self) -> usize {
+        self.seen.iter().map(|seen| seen.samples.len()).sum()
+    }
 }
 
 /// What a micro-batch showed the network.
@@ -85,17 +94,37 @@ impl Trainer<'_> {
 
         let loss = seen.iter().map(|seen| seen.loss).sum::<f64>() / seen.len() as f64;
         let grad_norm = clip::global_norm(&gradients)?;
-        let finite = loss.is_finite() && grad_norm.is_finite();
-        if finite {
-            let scale = clip::coefficient(grad_norm, self.max_grad_norm);
-            self.optimizer.step(&gradients, scale, lr)?;
-        }
+        let fault = match loss.is_finite() && grad_norm.is_finite() {
+            true => {
+                let scale = clip::coefficient(grad_norm, self.max_grad_norm);
+                self.optimizer.step(&gradients, scale, lr)?;
+                None
+            }
+            false => Some(self.origin(step, &seen, &gradients)?),
+        };
         Ok(Outcome {
             loss,
             grad_norm,
-            samples: seen.iter().map(|seen| seen.samples.len()).sum(),
-            skipped: (!finite).then_some(seen),
+            seen,
+            fault,
         })
+    }
+
+    /// Where it begins that this step is not finite. The micro-batch at fault is drawn and run once more, as it was, by every
+    /// rank: `seen` and `gradients` are of all.
+    fn origin(&mut self, step: u64, seen: &[Seen], gradients: &[Tensor]) -> anyhow::Result<Origin> {
+        if let Some(place) = origin::first(self.vars.iter().map(Var::as_tensor))? {
+            return Ok(Origin::Adapter(place));
+        }
+        let Some(m) = seen.iter().position(|seen| !seen.loss.is_finite()) else {
+            return Ok(Origin::of_gradients(gradients)?);
+        };
+        let micro_batches = self.accumulation * self.ranks.world_size() as u64;
+        let micro_batch = self.source.micro_batch(step * micro_batches + m as u64)?;
+        self.dropout.set(Some(micro_batch.seed));
+        let origin = Origin::of_loss(&*self.denoiser, &micro_batch.input);
+        self.dropout.set(None);
+        Ok(origin?)
     }
 
     /// Loss and gradients of one micro-batch.

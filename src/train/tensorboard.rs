@@ -5,15 +5,15 @@
 //! is the step, 5 a summary: scalars or a picture.
 //!
 //! The events are `tensorboard-rs`'s, and so are the records. Its `SummaryWriter` is not used: it writes from a thread
-//! of its own that panics when the disk is full, and its file names collide within a second. Here a record is one write
-//! whose errors are returned.
+//! of its own that panics when the disk is full, and its file names collide within a second. Here a record is one write, and
+//! one that fails waits.
 //!
 //! Every start of a run begins a file. A resumed run first takes what is past its step out of the files that are there
 //! ([`cut_back`]): events lie in the order of their steps, so each file is cut at its first record past that step, or
 //! at the record that a killed process left torn.
 
 use std::fs::{File, OpenOptions};
-use std::io::{BufReader, ErrorKind, Read, Write};
+use std::io::{BufReader, ErrorKind, Read};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -25,7 +25,7 @@ use tensorboard_rs::masked_crc32c::masked_crc32c;
 use tensorboard_rs::record_writer::RecordWriter;
 use tensorboard_rs::summary;
 
-use crate::disk::WriteError;
+use crate::disk::{Journal, WriteError};
 use crate::video::Frames;
 use crate::wire::{Message, Value};
 
@@ -37,8 +37,7 @@ const SHOWN: usize = 4;
 /// An event file, open at its end.
 #[derive(Debug)]
 pub struct Events {
-    path: PathBuf,
-    file: File,
+    records: Journal,
 }
 
 impl Events {
@@ -47,16 +46,15 @@ impl Events {
         std::fs::create_dir_all(folder).map_err(WriteError::at(folder))?;
         let newest = event_files(folder)?.iter().filter_map(|path| second_of(path)).max();
         let mut second = (now() as u64).max(newest.map_or(0, |second| second.saturating_add(1)));
-        let (path, file) = loop {
-            let path = folder.join(format!("{PREFIX}{second:010}.vtrain"));
-            match OpenOptions::new().append(true).create_new(true).open(&path) {
-                Ok(file) => break (path, file),
+        let records = loop {
+            match Journal::create(&folder.join(format!("{PREFIX}{second:010}.vtrain"))) {
+                Ok(records) => break records,
                 // Another process was quicker.
-                Err(error) if error.kind() == ErrorKind::AlreadyExists => second += 1,
-                Err(error) => return Err(WriteError::at(&path)(error).into()),
+                Err(error) if error.cause.kind() == ErrorKind::AlreadyExists => second += 1,
+                Err(error) => return Err(error.into()),
             }
         };
-        let mut events = Self { path, file };
+        let mut events = Self { records };
         let mut version = Event::new();
         version.set_file_version("brain.Event:2".into());
         events.add(version)?;
@@ -88,9 +86,9 @@ impl Events {
         self.summary(step, all)
     }
 
-    /// Brings all events to the disk.
-    pub fn sync(&mut self) -> anyhow::Result<()> {
-        Ok(self.file.sync_all().map_err(WriteError::at(&self.path))?)
+    /// Brings all events to the disk, as far as that is possible.
+    pub fn sync(&mut self) {
+        self.records.sync();
     }
 
     fn summary(&mut self, step: u64, summary: Summary) -> anyhow::Result<()> {
@@ -104,7 +102,8 @@ impl Events {
         event.set_wall_time(now());
         let mut record = Vec::new();
         RecordWriter::new(&mut record).write(&event.write_to_bytes()?)?;
-        Ok(self.file.write_all(&record).map_err(WriteError::at(&self.path))?)
+        self.records.add(record);
+        Ok(())
     }
 }
 

@@ -1,13 +1,14 @@
 //! A clip on disk: what it is, before and while its frames are taken.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use ffmpeg_next as ffmpeg;
 
 use super::convert::Turn;
 use super::decode::Decoding;
 use super::fit::Fit;
-use super::libav::{self, MAX_PIXELS, MAX_SIDE};
+use super::libav::{self, Deadline, LONGEST, MAX_PIXELS, MAX_SIDE};
 use super::scan::{Scan, video_stream};
 use super::{Frames, VideoError};
 
@@ -31,6 +32,12 @@ impl Clip {
     /// # Errors
     /// Whatever keeps the clip from being used, in one sentence: see [`VideoError`].
     pub fn open(path: &Path) -> Result<Self, VideoError> {
+        Self::open_within(path, LONGEST)
+    }
+
+    /// As [`open`](Self::open), which must not take longer than this.
+    pub fn open_within(path: &Path, longest: Duration) -> Result<Self, VideoError> {
+        let deadline = Deadline::after(longest);
         let metadata = std::fs::metadata(path).map_err(|error| match error.kind() {
             std::io::ErrorKind::NotFound => VideoError::Missing { path: path.into() },
             _ => VideoError::Unreadable {
@@ -38,22 +45,30 @@ impl Clip {
                 reason: error.to_string(),
             },
         })?;
-        if metadata.is_dir() {
+        if !metadata.is_file() {
+            let what = if metadata.is_dir() {
+                "a folder"
+            } else {
+                "no ordinary file"
+            };
             return Err(VideoError::Unreadable {
                 path: path.into(),
-                reason: "it is a folder".into(),
+                reason: format!("it is {what}"),
             });
         }
         if metadata.len() == 0 {
             return Err(VideoError::Empty { path: path.into() });
         }
-        let mut input = libav::open(path).map_err(|error| without_index(path).unwrap_or(error))?;
+        let mut input = libav::open(path, deadline).map_err(|error| match error {
+            VideoError::Unreadable { .. } => without_index(path).unwrap_or(error),
+            other => other,
+        })?;
         let stream = video_stream(&input).ok_or_else(|| VideoError::NoVideo { path: path.into() })?;
         let turn = Turn::of(&stream);
         let codec = stream.parameters().id().name().to_string();
         check_size(&stream, path)?;
         let is_image = input.format().name().ends_with("_pipe") || input.format().name() == "image2";
-        let scan = Scan::of(&mut input, path)?;
+        let scan = Scan::of(&mut input, path, deadline)?;
         let timestamps = scan.seconds();
         let mut clip = Self {
             path: path.into(),
@@ -65,7 +80,7 @@ impl Clip {
             height: 0,
             width: 0,
         };
-        let (height, width) = Decoding::of(&clip)?.first_size()?;
+        let (height, width) = Decoding::of(&clip, deadline)?.first_size()?;
         (clip.height, clip.width) = turn.size((height, width));
         Ok(clip)
     }
@@ -119,6 +134,11 @@ impl Clip {
 
     /// The frames of these indices, each fitted as it comes: memory is the result and one frame more.
     pub fn decode_fitted(&self, wanted: &[usize], fit: &Fit) -> Result<Frames, VideoError> {
+        self.decode_within(wanted, fit, LONGEST)
+    }
+
+    /// As [`decode_fitted`](Self::decode_fitted), which must not take longer than this.
+    pub fn decode_within(&self, wanted: &[usize], fit: &Fit, longest: Duration) -> Result<Frames, VideoError> {
         let size = fit
             .frame_bytes()
             .checked_mul(wanted.len())
@@ -137,7 +157,11 @@ impl Clip {
         };
         let mut data = vec![0; size];
         if size > 0 {
-            Decoding::of(self)?.fitted(wanted, fit, data.chunks_exact_mut(fit.frame_bytes()))?;
+            Decoding::of(self, Deadline::after(longest))?.fitted(
+                wanted,
+                fit,
+                data.chunks_exact_mut(fit.frame_bytes()),
+            )?;
         }
         Ok(Frames {
             data,

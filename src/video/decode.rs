@@ -10,15 +10,19 @@ use super::VideoError;
 use super::clip::Clip;
 use super::convert::Converter;
 use super::fit::{Fit, Fitter};
-use super::libav::{self, MAX_PIXELS};
+use super::libav::{self, Deadline, MAX_PIXELS};
 use super::scan::video_stream;
 
 /// Frames that it is cheaper to decode than to seek over.
 const WORTH_A_SEEK: usize = 8;
 
+/// Bytes of a frame, from which on a single thread decodes.
+const LARGE_FRAME: i64 = 64 << 20;
+
 /// A clip being decoded.
 pub struct Decoding<'a> {
     clip: &'a Clip,
+    deadline: Deadline,
     input: Input,
     decoder: ffmpeg::decoder::Video,
     packet: ffmpeg::Packet,
@@ -30,14 +34,15 @@ pub struct Decoding<'a> {
 
 impl<'a> Decoding<'a> {
     /// At the start of the clip.
-    pub fn of(clip: &'a Clip) -> Result<Self, VideoError> {
-        let mut input = libav::open(clip.path())?;
-        let decoder = open_decoder(&mut input).map_err(|error| VideoError::Unreadable {
+    pub fn of(clip: &'a Clip, deadline: Deadline) -> Result<Self, VideoError> {
+        let mut input = libav::open(clip.path(), deadline)?;
+        let decoder = open_decoder(&mut input, clip.is_image()).map_err(|error| VideoError::Unreadable {
             path: clip.path().into(),
             reason: libav::say(error),
         })?;
         Ok(Self {
             clip,
+            deadline,
             input,
             decoder,
             packet: ffmpeg::Packet::empty(),
@@ -125,12 +130,12 @@ impl<'a> Decoding<'a> {
                     break;
                 }
             }
-            if !sought {
+            if !sought || self.deadline.passed() {
                 return Err(self.failed(index));
             }
             // Sought too far, as some containers' indices lead: decode from the start.
             let complaint = self.complaint.take();
-            *self = Self::of(self.clip)?;
+            *self = Self::of(self.clip, self.deadline)?;
             self.complaint = complaint;
             sought = false;
         }
@@ -148,9 +153,9 @@ impl<'a> Decoding<'a> {
         done
     }
 
-    /// The next frame in display order; false at the end.
+    /// The next frame in display order; false at the end, and when time is up.
     fn next(&mut self, picture: &mut Video) -> bool {
-        loop {
+        while !self.deadline.passed() {
             match self.decoder.receive_frame(picture) {
                 Ok(()) => return true,
                 Err(ffmpeg::Error::Eof) => return false,
@@ -159,14 +164,19 @@ impl<'a> Decoding<'a> {
                 Err(_) => self.feed(),
             }
         }
+        false
     }
 
     /// Sends one packet, or the end.
     fn feed(&mut self) {
         loop {
-            if self.packet.read(&mut self.input).is_err() {
-                // That there are all packets was seen when the clip was opened.
-                let _ = self.decoder.send_eof();
+            // Once the time is up, reading is an error.
+            if libav::read(&mut self.packet, &mut self.input).is_err() {
+                // That there are all packets was seen when the clip was opened. Where nothing is held back, asking for it
+                // is of no use, and FFmpeg 5.1 aborts on some damaged WebP when it is asked.
+                if holds_back(&self.decoder) {
+                    let _ = self.decoder.send_eof();
+                }
                 self.drained = true;
                 return;
             }
@@ -188,6 +198,9 @@ impl<'a> Decoding<'a> {
     }
 
     fn failed(&self, frame: usize) -> VideoError {
+        if self.deadline.passed() {
+            return self.deadline.error(self.clip.path());
+        }
         self.broken(
             frame,
             self.complaint
@@ -197,13 +210,30 @@ impl<'a> Decoding<'a> {
     }
 }
 
-fn open_decoder(input: &mut Input) -> Result<ffmpeg::decoder::Video, ffmpeg::Error> {
+/// Whether a decoder may give frames after the last packet: by its nature, or since threads work on them.
+fn holds_back(decoder: &ffmpeg::decoder::Video) -> bool {
+    // SAFETY: the decoder is open, so it has a codec, and the fields are plain numbers.
+    unsafe {
+        let context = decoder.as_ptr();
+        let delays = (*(*context).codec).capabilities as u32 & ffi::AV_CODEC_CAP_DELAY != 0;
+        delays || (*context).active_thread_type & ffi::FF_THREAD_FRAME != 0
+    }
+}
+
+fn open_decoder(input: &mut Input, is_image: bool) -> Result<ffmpeg::decoder::Video, ffmpeg::Error> {
     let stream = video_stream(input).ok_or(ffmpeg::Error::StreamNotFound)?;
     let index = stream.index();
     let mut context = ffmpeg::codec::Context::from_parameters(stream.parameters())?;
     context.set_time_base(stream.time_base());
-    // Where several clips are decoded at once, the threads are all taken.
-    let count = if rayon::current_thread_index().is_some() { 1 } else { 0 };
+    // Where several clips are decoded at once, the threads are all taken. Each holds frames of its own.
+    // SAFETY: the context is ours, and the fields are plain numbers.
+    let (width, height) = unsafe { ((*context.as_ptr()).width, (*context.as_ptr()).height) };
+    let frame = i64::from(width.max(1)) * i64::from(height.max(1)) * 3;
+    let count = match rayon::current_thread_index() {
+        Some(_) => 1,
+        None if is_image || frame > LARGE_FRAME => 1,
+        None => 0,
+    };
     context.set_threading(threading::Config {
         count,
         ..threading::Config::kind(threading::Type::Frame)

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::Once;
+use std::time::{Duration, Instant};
 
 use ffmpeg::ffi;
 use ffmpeg::format::context::Input;
@@ -18,6 +19,44 @@ pub const MAX_SIDE: u32 = 16_384;
 /// The largest single block that libav may allocate: a frame of `MAX_PIXELS` in 16-bit RGBA.
 const MAX_BLOCK: usize = (MAX_PIXELS as usize) * 8;
 
+/// The longest that one look at a file, or one decoding of it, may take.
+pub const LONGEST: Duration = Duration::from_secs(30 * 60);
+
+/// The containers that are opened: those of the endings that data sets have, and of sound, to say that there is no video.
+/// Playlists (`concat`, `hls`, `dash`) are none of them, since they lead to other files, or round in circles.
+const CONTAINERS: &str = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,mpegvideo,m4v,asf,flv,ogg,gif,apng,\
+                          yuv4mpegpipe,mxf,h264,hevc,ivf,obu,nut,dv,image2,png_pipe,jpeg_pipe,webp_pipe,webp,bmp_pipe,\
+                          tiff_pipe,ppm_pipe,pgm_pipe,pam_pipe,pbm_pipe,jpegxl_pipe,wav,mp3,aac,flac,aiff,ac3,eac3";
+
+/// When a look at a file has taken too long.
+#[derive(Debug, Clone, Copy)]
+pub struct Deadline {
+    at: Instant,
+    whole: Duration,
+}
+
+impl Deadline {
+    /// So long from now.
+    pub fn after(whole: Duration) -> Self {
+        Self {
+            at: Instant::now() + whole,
+            whole,
+        }
+    }
+
+    pub fn passed(self) -> bool {
+        Instant::now() >= self.at
+    }
+
+    /// What is to be said once it has.
+    pub fn error(self, path: &Path) -> VideoError {
+        VideoError::TooLarge {
+            path: path.into(),
+            reason: format!("takes more than {:?} to read; cut it into shorter clips", self.whole),
+        }
+    }
+}
+
 static START: Once = Once::new();
 
 /// Starts libav: quiet, and with a bound on what it allocates at once.
@@ -32,7 +71,7 @@ pub fn start() {
 }
 
 /// Opens a file to read. Nothing but files is reached, whatever a playlist in it says.
-pub fn open(path: &Path) -> Result<Input, VideoError> {
+pub fn open(path: &Path, deadline: Deadline) -> Result<Input, VideoError> {
     start();
     let Some(name) = path.to_str() else {
         let reason = "its name is not UTF-8; rename it".to_string();
@@ -43,11 +82,23 @@ pub fn open(path: &Path) -> Result<Input, VideoError> {
     };
     let mut options = ffmpeg::Dictionary::new();
     options.set("protocol_whitelist", "file");
+    options.set("format_whitelist", CONTAINERS);
     options.set("pattern_type", "none"); // a % in the name of an image is a %
-    ffmpeg::format::input_with_dictionary(&format!("file:{name}"), options).map_err(|error| VideoError::Unreadable {
-        path: path.into(),
-        reason: say(error),
+    let late = move || deadline.passed();
+    let opened = ffmpeg::format::input_with_interrupt_and_dictionary(&format!("file:{name}"), late, options);
+    opened.map_err(|error| match deadline.passed() {
+        true => deadline.error(path),
+        false => VideoError::Unreadable {
+            path: path.into(),
+            reason: say(error),
+        },
     })
+}
+
+/// Reads the next packet into `packet`. What it held is let go first: libav itself would leave it behind, in nobody's hands.
+pub fn read(packet: &mut ffmpeg::Packet, input: &mut Input) -> Result<(), ffmpeg::Error> {
+    *packet = ffmpeg::Packet::empty();
+    packet.read(input)
 }
 
 /// libav's error in words.

@@ -10,6 +10,7 @@ use ffmpeg::media::Type;
 use ffmpeg_next as ffmpeg;
 
 use super::VideoError;
+use super::libav::{self, Deadline};
 
 /// More packets than any clip to train on has (a day at 25 fps).
 const MAX_PACKETS: usize = 25 * 60 * 60 * 24;
@@ -38,7 +39,7 @@ pub fn video_stream(input: &Input) -> Option<ffmpeg::Stream<'_>> {
 
 impl Scan {
     /// Reads every packet of `input`.
-    pub fn of(input: &mut Input, path: &Path) -> Result<Self, VideoError> {
+    pub fn of(input: &mut Input, path: &Path, deadline: Deadline) -> Result<Self, VideoError> {
         let stream = video_stream(input).ok_or_else(|| VideoError::NoVideo { path: path.into() })?;
         let (index, time_base) = (stream.index(), f64::from(stream.time_base()));
         let rates = [f64::from(stream.avg_frame_rate()), f64::from(stream.rate())];
@@ -48,7 +49,10 @@ impl Scan {
         let mut packets = 0; // of this stream, shown or not
         let mut packet = ffmpeg::Packet::empty();
         loop {
-            match packet.read(input) {
+            if deadline.passed() {
+                return Err(deadline.error(path));
+            }
+            match libav::read(&mut packet, input) {
                 Ok(()) => {}
                 Err(ffmpeg::Error::Eof) => break,
                 Err(_) if shown.is_empty() => break,

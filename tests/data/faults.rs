@@ -370,6 +370,11 @@ fn tables_that_cannot_be_used_at_all_say_why() {
             "metadata.csv: no column with the captions; found video, words; ",
         ),
         ("metadata.csv", "", "metadata.csv: the file has zero bytes"),
+        (
+            "metadata.csv",
+            "video,text\n",
+            "metadata.csv: malformed: there is no row in it that can be read",
+        ),
         ("metadata.parquet", "PAR1 no more", "metadata.parquet: cannot be read: "),
     ] {
         assert_starts(&refusals(&Set::new().file(name, table)), &[wanted]);

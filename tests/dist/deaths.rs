@@ -18,16 +18,16 @@ fn start(run: &Run, options: &[&str], more: &[&str]) -> Child {
 /// As random as the clock.
 fn below(limit: usize) -> usize {
     let now = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap();
-    (now.subsec_nanos() / 1000) as usize % limit
+    now.subsec_micros() as usize % limit
 }
 
-/// `VTRAIN_KILLS=50 cargo test --features mpi killing` for the whole bar.
+/// `VTRAIN_RANK_KILLS=50 cargo test --features mpi killing` for the whole bar.
 #[test]
 fn killing_any_rank_at_any_time_ends_all_and_a_restart_finishes_the_run() {
     if !has_mpi() {
         return;
     }
-    let kills = std::env::var("VTRAIN_KILLS").map_or(3, |text| text.parse().unwrap());
+    let kills = std::env::var("VTRAIN_RANK_KILLS").map_or(3, |text| text.parse().unwrap());
     let straight = Run::training(STEPS, 2);
     straight.train(RANKS, 1, &[]);
     let mut slowest = Duration::ZERO;

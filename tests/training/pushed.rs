@@ -12,29 +12,29 @@ use serde_json::{Value, json};
 
 use super::{FINAL, Run, model, shapes, stderr};
 
-const TOKEN: &str = "hf_secretsecretsecret";
+pub const TOKEN: &str = "hf_secretsecretsecret";
 
 /// What a server was asked and given.
 #[derive(Default)]
-struct Seen {
+pub struct Seen {
     /// `POST /path`, in order.
-    asked: Vec<String>,
+    pub asked: Vec<String>,
     /// Those whose token was not ours, or that had it and should not.
-    unsigned: Vec<String>,
-    repository: Option<Value>,
+    pub unsigned: Vec<String>,
+    pub repository: Option<Value>,
     /// By SHA-256.
-    large: BTreeMap<String, Vec<u8>>,
+    pub large: BTreeMap<String, Vec<u8>>,
     /// Lines of the commits.
-    commits: Vec<Vec<Value>>,
+    pub commits: Vec<Vec<Value>>,
     /// So many answers are 503 before the first other one.
-    busy: usize,
+    pub busy: usize,
     /// Every answer is this one.
-    refuses: Option<u16>,
+    pub refuses: Option<u16>,
 }
 
-type Shared = Arc<Mutex<Seen>>;
+pub type Shared = Arc<Mutex<Seen>>;
 
-fn serve(seen: Seen) -> (String, Shared) {
+pub fn serve(seen: Seen) -> (String, Shared) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = format!("http://{}", listener.local_addr().unwrap());
     let seen = Arc::new(Mutex::new(seen));

@@ -139,6 +139,16 @@ impl<'a> Plan<'a> {
         );
     }
 
+    /// Whether all that is missing fits on the disk.
+    pub fn ensure_room(&self) -> Result<(), Failure> {
+        if self.missing_clips.is_empty() && self.missing_texts.is_empty() {
+            return Ok(());
+        }
+        let texts = self.missing_texts.iter().map(|_| &self.text_form);
+        let forms = self.missing_clips().map(|clip| &clip.form).chain(texts);
+        self.cache.ensure_room(forms).or_exit(Exit::Training)
+    }
+
     pub fn missing_clips(&self) -> impl Iterator<Item = &ClipPlan<'a>> {
         self.missing_clips.iter().map(|&place| &self.clips[place])
     }

@@ -1,7 +1,5 @@
 //! What a finished run leaves in its output directory: the adapter, and a card that says what it is.
 
-use std::path::Path;
-
 use anyhow::Context;
 use candle_core::DType;
 
@@ -30,7 +28,9 @@ pub fn write(parts: &Parts, steps: u64) -> anyhow::Result<()> {
     let folder = &parts.config.output_dir;
     let path = folder.join(ADAPTER);
     disk::write_whole(&path, &diffusers::to_bytes(&parts.config.lora, &learned(parts))?)?;
-    write_for_comfyui(parts, steps, folder)?;
+    if let Some((name, bytes)) = file_for_comfyui(parts, steps)? {
+        disk::write_whole(&folder.join(name), &bytes)?;
+    }
     let facts = facts(parts, steps)?;
     disk::write_whole(&folder.join(CARD), facts.card().as_bytes())?;
     log::info!("the adapter is {}", path.display());
@@ -53,13 +53,15 @@ fn learned<'a>(parts: &'a Parts) -> Vec<Named<'a>> {
         .collect()
 }
 
-/// Writes `comfyui_lora.safetensors` into a folder.
-pub fn write_for_comfyui(parts: &Parts, steps: u64, folder: &Path) -> anyhow::Result<()> {
+/// `comfyui_lora.safetensors`: its name and bytes.
+pub fn file_for_comfyui(parts: &Parts, steps: u64) -> anyhow::Result<Option<(&'static str, Vec<u8>)>> {
     match for_comfyui(parts, &learned(parts), &facts(parts, steps)?) {
-        Ok(bytes) => disk::write_whole(&folder.join(COMFYUI), &bytes)?,
-        Err(error) => log::warn!("{COMFYUI} is not written: {error:#}"), // the other file has all of it
+        Ok(bytes) => Ok(Some((COMFYUI, bytes))),
+        Err(error) => {
+            log::warn!("{COMFYUI} is not written: {error:#}"); // the other file has all of it
+            Ok(None)
+        }
     }
-    Ok(())
 }
 
 /// Uploads what was written. What goes wrong is told of: the run is done all the same.

@@ -3,22 +3,26 @@
 //! Everything that can be wrong is found before anything heavy is loaded; text encoder, VAE and transformer are loaded one
 //! after the other, each freed before the next; then the session goes step by step.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use anyhow::{Context, anyhow};
+use anyhow::anyhow;
 
 use super::interrupt::Interrupt;
 use super::{Exit, Failure, OrExit, check_dataset, precompute, ranks};
 use crate::config::RunConfig;
 use crate::disk;
 use crate::dist::Communicator;
+use crate::lock::Lock;
 use crate::process;
+use crate::report;
 
 mod finish;
+mod judge;
 pub mod open;
 mod page;
 pub mod resume;
 mod session;
+mod videos;
 
 use resume::Resume;
 use session::Ended;
@@ -44,6 +48,7 @@ pub fn run(args: Args) -> Result<(), Failure> {
     let config = RunConfig::load(&args.config, &args.set).or_exit(Exit::Usage)?;
     if args.dry_run {
         check_dataset::judged(&config.datasets)?;
+        let _lock = Lock::take(&config.output_dir).or_exit(Exit::Training)?;
         return write_config(&config).or_exit(Exit::Training);
     }
     ranks::together(config, |config, ranks| train(&args, config, ranks))
@@ -51,6 +56,8 @@ pub fn run(args: Args) -> Result<(), Failure> {
 
 fn train(args: &Args, config: &RunConfig, ranks: &dyn Communicator) -> Result<(), Failure> {
     let report = precompute::survey(config, ranks)?;
+    let lock = || Lock::take(&config.output_dir).or_exit(Exit::Training);
+    let _lock = ranks.is_first().then(lock).transpose()?;
     let interrupt = Interrupt::catch().or_exit(Exit::Training)?;
     let checkpoint = resume::find(&args.resume, config, ranks).or_exit(Exit::Usage)?;
     let device = config.device.open().or_exit(Exit::Usage)?;
@@ -59,10 +66,10 @@ fn train(args: &Args, config: &RunConfig, ranks: &dyn Communicator) -> Result<()
     let encoded = precompute::precompute(config, &*family, &report, &[], interrupt.flag(), ranks)?;
     process::release(); // the encoders' memory; the transformer comes next
     if ranks.is_first() {
+        sweep(&config.output_dir);
         if checkpoint.is_none() {
             resume::set_aside(&config.output_dir).or_exit(Exit::Training)?;
         }
-        disk::sweep(&config.output_dir);
         write_config(config).or_exit(Exit::Training)?;
     }
 
@@ -82,9 +89,24 @@ fn train(args: &Args, config: &RunConfig, ranks: &dyn Communicator) -> Result<()
     }
 }
 
+/// Takes away what killed processes left half-written in a run's folder.
+fn sweep(folder: &Path) {
+    let report = folder.join(report::FOLDER);
+    let single = [folder.to_path_buf(), report.join("clips"), report];
+    // A folder a step, each.
+    let steps = ["validation", "checkpoints"].map(|name| std::fs::read_dir(folder.join(name)));
+    let steps = steps
+        .into_iter()
+        .flatten()
+        .flatten()
+        .flatten()
+        .map(|entry| entry.path());
+    single.into_iter().chain(steps).for_each(|folder| disk::sweep(&folder));
+}
+
 fn write_config(config: &RunConfig) -> anyhow::Result<()> {
     let path = config.output_dir.join("config.yaml");
-    disk::write_whole(&path, config.to_yaml()?.as_bytes()).with_context(|| format!("writing {}", path.display()))?;
+    disk::write_whole(&path, config.to_yaml()?.as_bytes())?;
     log::info!("The resolved configuration is in {}", path.display());
     Ok(())
 }

@@ -23,7 +23,7 @@ use crate::optim::adamw::AdamW;
 use crate::optim::ema::Ema;
 use crate::rng::Rng;
 use crate::train::checkpoint::{Checkpoints, Loaded};
-use crate::train::metrics::Metrics;
+use crate::train::metrics::{Metrics, Past};
 use crate::train::micro_batch::Source;
 use crate::train::step::Trainer;
 use crate::train::validate::Validator;
@@ -54,6 +54,13 @@ impl Parts<'_> {
     pub fn name(&self, sample: usize) -> String {
         let sample = self.encoded.samples.get(sample);
         sample.map_or_else(String::new, |sample| sample.video.display().to_string())
+    }
+
+    /// A matrix of the adapters, by its place among the variables.
+    pub fn adapter(&self, place: usize) -> String {
+        let half = ["lora_A", "lora_B"][place % 2];
+        let pair = self.pairs.get(place / 2);
+        pair.map_or_else(String::new, |pair| format!("{}.{half}", pair.layer))
     }
 }
 
@@ -104,7 +111,17 @@ pub fn session<'a>(
         Some(checkpoint) => resume::restore(&mut parts, checkpoint).or_exit(Exit::Usage)?,
         None => Counts::default(),
     };
-    Ok(Session::new(parts, counts, total_steps))
+    let past = past(&parts).or_exit(Exit::Training)?;
+    Ok(Session::new(parts, counts, total_steps, past))
+}
+
+/// What the log tells of the steps before: rank 0 has it.
+fn past(parts: &Parts) -> anyhow::Result<Past> {
+    let empty = Past::default();
+    let past = parts.metrics.as_ref().map_or(&empty, Metrics::past);
+    Ok(serde_json::from_slice(
+        &parts.ranks.broadcast(serde_json::to_vec(past)?)?,
+    )?)
 }
 
 /// Whether the settings are for such a model: asked before anything heavy is loaded.

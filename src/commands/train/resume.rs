@@ -11,7 +11,9 @@ use serde_json::{Value, json};
 use super::open::Parts;
 use super::session::Counts;
 use crate::config::RunConfig;
+use crate::disk::WriteError;
 use crate::dist::Communicator;
+use crate::finite;
 use crate::lora::diffusers;
 use crate::lora::trainable::Pair;
 use crate::optim::lr;
@@ -71,13 +73,14 @@ fn newest(config: &RunConfig, ranks: &dyn Communicator) -> anyhow::Result<Option
 }
 
 /// What an earlier run may have left in an output directory.
-const LEFT: [&str; 9] = [
+const LEFT: [&str; 10] = [
     "checkpoints",
     "config.yaml",
     "metrics.jsonl",
     "tensorboard",
     "validation",
     "pytorch_lora_weights.safetensors",
+    "comfyui_lora.safetensors",
     "README.md",
     report::PAGE,
     report::FOLDER,
@@ -93,10 +96,10 @@ pub fn set_aside(output_dir: &Path) -> anyhow::Result<()> {
         .map(|n| output_dir.join(format!("previous-{n}")))
         .find(|path| !path.exists());
     let aside = aside.context("no number is free for the earlier run's folder")?;
-    std::fs::create_dir_all(&aside).with_context(|| aside.display().to_string())?;
+    std::fs::create_dir_all(&aside).map_err(WriteError::at(&aside))?;
     for name in there {
         let from = output_dir.join(name);
-        std::fs::rename(&from, aside.join(name)).with_context(|| from.display().to_string())?;
+        std::fs::rename(&from, aside.join(name)).map_err(WriteError::at(&aside.join(name)))?;
     }
     log::info!("what an earlier run left is now in {}", aside.display());
     Ok(())
@@ -156,6 +159,9 @@ pub fn snapshot(parts: &Parts, counts: Counts) -> anyhow::Result<Snapshot> {
             UPDATES.into(),
             Tensor::new(&[updates as i64], &candle_core::Device::Cpu)?,
         );
+    }
+    for (name, tensor) in &optimizer {
+        finite::check(name, tensor).context("the optimiser is not finite; no checkpoint is written")?;
     }
     Ok(Snapshot {
         adapter: diffusers::to_bytes(&config.lora, &named)?,

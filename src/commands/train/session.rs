@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use anyhow::{bail, ensure};
+use anyhow::Context;
 use candle_core::DType;
 
 use super::open::Parts;
@@ -10,18 +10,16 @@ use super::page::Page;
 use super::{finish, resume};
 use crate::commands::interrupt::Interrupt;
 use crate::commands::progress;
-use crate::dist::ToldByFirst;
+use crate::dist::Traffic;
+use crate::process::memory;
 use crate::train::checkpoint::Snapshot;
-use crate::train::memory;
-use crate::train::metrics::Record;
+use crate::train::metrics::{Past, Record};
 use crate::train::progress::Progress;
-use crate::train::step::{Outcome, Seen};
-use crate::train::together;
-use crate::train::validate::Shown;
-use crate::video::Frames;
+use crate::train::spikes::Spikes;
+use crate::train::step::Outcome;
 
-/// So many steps without a finite loss, one after the other, end a run.
-const MOST_SKIPPED: usize = 3;
+/// Said where the last files cannot be written.
+const SAVED: &str = "all steps are done and saved, and the same command writes what is missing";
 
 /// How a session ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,11 +31,12 @@ pub enum Ended {
 
 /// A run on its way.
 pub struct Session<'a> {
-    parts: Parts<'a>,
-    counts: Counts,
-    total_steps: u64,
+    pub(super) parts: Parts<'a>,
+    pub(super) counts: Counts,
+    pub(super) total_steps: u64,
     /// Steps without a finite loss since the last good one.
-    skipped_in_a_row: usize,
+    pub(super) skipped_in_a_row: usize,
+    pub(super) spikes: Spikes,
     /// The step of the newest checkpoint.
     saved: Option<u64>,
 }
@@ -53,13 +52,14 @@ pub struct Counts {
 }
 
 impl<'a> Session<'a> {
-    /// A session that starts, or goes on, at `counts`.
-    pub fn new(parts: Parts<'a>, counts: Counts, total_steps: u64) -> Self {
+    /// A session that starts, or goes on, at `counts`, behind what the log tells of the past.
+    pub fn new(parts: Parts<'a>, counts: Counts, total_steps: u64, past: Past) -> Self {
         Self {
-            parts,
             counts,
             total_steps,
-            skipped_in_a_row: 0,
+            skipped_in_a_row: past.skipped_in_a_row,
+            spikes: Spikes::new(parts.config.train.loss_spike, past.losses),
+            parts,
             saved: (counts.step > 0).then_some(counts.step),
         }
     }
@@ -84,11 +84,13 @@ impl<'a> Session<'a> {
             }
             step if step >= self.total_steps => {
                 log::info!("all {step} steps are done already; raise train.steps to go on");
+                self.make_up(interrupt)?;
                 self.finish(step)?;
                 return Ok(Ended::Complete);
             }
-            _ => {}
+            _ => self.make_up(interrupt)?,
         }
+        self.foresee()?;
         let mut progress = Progress::new(self.total_steps);
         let mut line = progress::Line::new();
         while self.counts.step < self.total_steps && !self.parts.ranks.any(interrupt.asked())? {
@@ -96,19 +98,8 @@ impl<'a> Session<'a> {
             let lr = self.learning_rate();
             let outcome = self.parts.trainer.step(self.counts.step, lr)?;
             self.account(&outcome)?;
+            let record = self.record(&outcome, lr, started, before);
             if let Some(metrics) = &mut self.parts.metrics {
-                let traffic = self.parts.ranks.traffic() - before;
-                let record = Record {
-                    step: self.counts.step,
-                    loss: outcome.loss,
-                    grad_norm: outcome.grad_norm,
-                    lr,
-                    step_seconds: started.elapsed().as_secs_f64(),
-                    samples_seen: self.counts.samples_seen,
-                    peak_memory_bytes: memory::resident().map(|memory| memory.peak),
-                    skipped: outcome.skipped.is_some().then_some(self.counts.skipped),
-                    communication: (self.parts.ranks.world_size() > 1).then(|| traffic.into()),
-                };
                 metrics.record(&record)?;
                 line.tell(progress.line(&record), self.counts.step == self.total_steps);
             }
@@ -138,13 +129,13 @@ impl<'a> Session<'a> {
     /// Writes what a finished run leaves.
     fn finish(&self, steps: u64) -> anyhow::Result<()> {
         match self.parts.ranks.is_first() {
-            true => finish::write(&self.parts, steps),
+            true => finish::write(&self.parts, steps).context(SAVED),
             false => Ok(()),
         }
     }
 
     /// Whether something that comes every so many steps comes now.
-    fn due(&self, every: usize) -> bool {
+    pub(super) fn due(&self, every: usize) -> bool {
         self.counts.step.is_multiple_of(every as u64)
     }
 
@@ -154,43 +145,31 @@ impl<'a> Session<'a> {
         config.lr_scheduler.at(config.optimizer.lr, step, total)
     }
 
-    /// Counts a step. One without a finite loss is said aloud; three in a row end the run.
-    fn account(&mut self, outcome: &Outcome) -> anyhow::Result<()> {
-        self.counts.step += 1;
-        self.counts.samples_seen += outcome.samples as u64;
-        let Some(seen) = &outcome.skipped else {
-            self.skipped_in_a_row = 0;
-            if let Some(ema) = &mut self.parts.ema {
-                ema.update()?;
-            }
-            return Ok(());
-        };
-        self.counts.skipped += 1;
-        self.skipped_in_a_row += 1;
-        let what = seen
-            .iter()
-            .map(|seen| self.in_words(seen))
-            .collect::<Vec<_>>()
-            .join("; ");
-        let step = self.counts.step;
-        if self.skipped_in_a_row == MOST_SKIPPED {
-            ensure!(self.parts.ranks.is_first(), ToldByFirst);
-            bail!(
-                "step {step}: for the {MOST_SKIPPED}rd time in a row the loss or its gradients are not finite: {what}. \
-                 The adapters are as they were before; a lower optimizer.lr, or model.dtype: f32, may help"
-            );
+    /// The step that was just done, for the log; `before` is what was sent before it.
+    fn record(&self, outcome: &Outcome, lr: f64, started: Instant, before: Traffic) -> Record {
+        let ranks = self.parts.ranks;
+        Record {
+            step: self.counts.step,
+            loss: outcome.loss,
+            grad_norm: outcome.grad_norm,
+            lr,
+            step_seconds: started.elapsed().as_secs_f64(),
+            samples_seen: self.counts.samples_seen,
+            peak_memory_bytes: memory::resident().map(|memory| memory.peak),
+            skipped: outcome.fault.is_some().then_some(self.counts.skipped),
+            communication: (ranks.world_size() > 1).then(|| (ranks.traffic() - before).into()),
         }
-        if !self.parts.ranks.is_first() {
-            return Ok(());
-        }
-        log::warn!("step {step} is left out, since the loss or its gradients are not finite: {what}");
-        Ok(())
     }
 
-    fn in_words(&self, seen: &Seen) -> String {
-        let clips = seen.samples.iter().map(|sample| self.parts.name(*sample));
-        let clips = clips.collect::<Vec<_>>().join(", ");
-        format!("loss {} on {clips} at timestep {:?}", seen.loss, seen.timesteps)
+    /// Whether there will be room for the next checkpoint.
+    fn foresee(&self) -> anyhow::Result<()> {
+        match self.parts.ranks.is_first() {
+            true => self
+                .parts
+                .checkpoints
+                .foresee(&resume::snapshot(&self.parts, self.counts)?),
+            false => Ok(()),
+        }
     }
 
     /// A checkpoint of the step that was just done, unless there is one. Its log is on the disk before it.
@@ -199,18 +178,18 @@ impl<'a> Session<'a> {
             return Ok(());
         }
         self.compare_ranks()?;
-        let Some(metrics) = &mut self.parts.metrics else {
-            self.saved = Some(self.counts.step); // by rank 0
-            return Ok(());
-        };
-        metrics.sync()?;
-        let snapshot: Snapshot = resume::snapshot(&self.parts, self.counts)?;
-        let path = self.parts.checkpoints.save(&snapshot)?;
-        if self.parts.config.checkpoint.comfyui {
-            finish::write_for_comfyui(&self.parts, self.counts.step, &path)?;
-        }
-        log::debug!("checkpoint {}", path.display());
         self.saved = Some(self.counts.step);
+        let Some(metrics) = &mut self.parts.metrics else {
+            return Ok(()); // rank 0 saves
+        };
+        metrics.sync();
+        let snapshot: Snapshot = resume::snapshot(&self.parts, self.counts)?;
+        let more = match self.parts.config.checkpoint.comfyui {
+            true => finish::file_for_comfyui(&self.parts, self.counts.step)?,
+            false => None,
+        };
+        let path = self.parts.checkpoints.save_with(&snapshot, more.as_slice())?;
+        log::debug!("checkpoint {}", path.display());
         Ok(())
     }
 
@@ -235,79 +214,6 @@ impl<'a> Session<'a> {
             log::warn!("step {step}: the adapters of ranks {others:?} are no longer those of rank 0, which are saved");
         }
         Ok(())
-    }
-
-    /// What the base model makes of the prompts: the adapters are out of the way meanwhile.
-    fn validate_base(&mut self, interrupt: &Interrupt) -> anyhow::Result<()> {
-        if self.parts.validator.prompts.is_empty() {
-            return Ok(());
-        }
-        let learnt = self.parts.pairs.iter().map(|pair| pair.b.as_tensor().copy());
-        let learnt = learnt.collect::<candle_core::Result<Vec<_>>>()?;
-        for pair in &self.parts.pairs {
-            pair.b.set(&pair.b.zeros_like()?)?;
-        }
-        self.validate(0, interrupt)?;
-        for (pair, b) in self.parts.pairs.iter().zip(learnt) {
-            pair.b.set(&b)?;
-        }
-        Ok(())
-    }
-
-    /// Makes the validation videos, each rank one at a time. What goes wrong is told of, and training goes on.
-    ///
-    /// # Errors
-    /// Ranks that did not come.
-    fn validate(&mut self, step: u64, interrupt: &Interrupt) -> anyhow::Result<()> {
-        let ranks = self.parts.ranks;
-        let count = self.parts.validator.prompts.len();
-        for first in (0..count).step_by(ranks.world_size()) {
-            let index = first + ranks.rank();
-            let shown = (index < count && !interrupt.asked()).then(|| self.show(index, step, interrupt));
-            for (index, shown) in (first..).zip(together::gather_shown(ranks, shown)?) {
-                match shown {
-                    Some(shown) if ranks.is_first() => self.tell(index, step, shown, interrupt),
-                    _ => {}
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Makes one validation video.
-    fn show(&self, index: usize, step: u64, interrupt: &Interrupt) -> anyhow::Result<Shown> {
-        let Parts { validator, trainer, .. } = &self.parts;
-        let bar = progress::bar("validation", validator.prompts[index].steps);
-        let on = progress::on(&bar);
-        let shown = validator.show(index, step, &*trainer.denoiser, &|done, of| {
-            on(done, of);
-            interrupt.check()
-        });
-        bar.finish_and_clear();
-        shown
-    }
-
-    /// Tells of a validation video.
-    fn tell(&mut self, index: usize, step: u64, shown: anyhow::Result<Shown>, interrupt: &Interrupt) {
-        let told = shown.and_then(|shown| {
-            log::info!("validation video {}", shown.path.display());
-            let frames = Frames {
-                data: shown.frame,
-                num_frames: 1,
-                height: shown.height,
-                width: shown.width,
-            };
-            match &mut self.parts.metrics {
-                Some(metrics) => metrics.show(step, &format!("validation/{}", shown.name), &frames),
-                None => Ok(()),
-            }
-        });
-        let prompt = &self.parts.validator.prompts[index].prompt;
-        match told {
-            Err(_) if interrupt.asked() => {}
-            Err(error) => log::warn!("validation of {prompt:?} failed, training goes on: {error:#}"),
-            Ok(()) => {}
-        }
     }
 }
 

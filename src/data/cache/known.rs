@@ -4,7 +4,7 @@
 //! hashing might leave all three as they were, so a hash counts only where the change lay some time before it.
 
 use std::collections::BTreeMap;
-use std::fs::Metadata;
+use std::fs::{File, Metadata};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard};
@@ -78,7 +78,7 @@ impl Known {
         }
         let (started, before) = (SystemTime::now(), std::fs::metadata(path)?);
         let mut hasher = Hasher::new();
-        hasher.update_reader(std::fs::File::open(path)?)?;
+        hasher.update_reader(File::open(path)?)?;
         let hash = hasher.finalize();
         self.note(path, &before, started, hash);
         Ok(hash)
@@ -155,17 +155,26 @@ impl Known {
     }
 
     /// Writes what is new, beside what others have written meanwhile.
-    pub fn save(&self) -> io::Result<()> {
+    pub fn save(&self) -> anyhow::Result<()> {
         let mut ours = self.memo();
         if !ours.changed {
             return Ok(());
         }
+        let _alone = self.alone();
         let mut all = read(&self.path).unwrap_or_default();
         all.files.append(&mut ours.files.clone());
         all.parts.append(&mut ours.parts.clone());
-        disk::write_whole(&self.path, &serde_json::to_vec(&all)?).map_err(io::Error::other)?;
+        disk::write_whole(&self.path, &serde_json::to_vec(&all)?)?;
         ours.changed = false;
         Ok(())
+    }
+
+    /// Keeps other processes from writing between our reading and writing, where the file system knows locks.
+    fn alone(&self) -> Option<File> {
+        let folder = self.path.parent()?;
+        std::fs::create_dir_all(folder).ok()?;
+        let folder = File::open(folder).ok()?;
+        folder.lock().ok().map(|()| folder)
     }
 
     fn memo(&self) -> MutexGuard<'_, Memo> {

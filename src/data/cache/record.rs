@@ -12,12 +12,16 @@ use candle_core::{DType, Device, Tensor};
 use safetensors::SafeTensors;
 use safetensors::tensor::View;
 
-use crate::disk;
+use crate::disk::{self, Beside};
+use crate::finite;
 
 /// The key of the digest in the header.
 const DIGEST: &str = "digest";
 /// No header is larger.
 const MAX_HEADER: u64 = 1 << 20;
+
+/// Bytes that most headers stay below.
+pub const USUAL_HEADER: u64 = 2048;
 
 /// What a record must hold.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,7 +58,8 @@ impl Form {
     /// Whether these are its tensors, in order, and no others.
     ///
     /// # Errors
-    /// A shape that the record must not have: parts of the checkpoint do not go together.
+    /// A shape that the record must not have: parts of the checkpoint do not go together. A number that is none
+    /// ([`finite::Held`]).
     pub fn check(&self, tensors: &[Tensor]) -> anyhow::Result<()> {
         anyhow::ensure!(
             tensors.len() == self.tensors.len(),
@@ -68,6 +73,7 @@ impl Form {
                 "its {name} is {:?}, where the transformer takes {shape:?}: the model's parts do not belong together",
                 tensor.dims()
             );
+            finite::check(&format!("its {name}"), tensor)?;
         }
         Ok(())
     }
@@ -93,25 +99,38 @@ impl fmt::Display for Fault {
     }
 }
 
-/// Writes a record of this form, with notes for people in its header; the hash of its content.
+/// Writes a record of this form, with notes for people in its header; the hash of its content. A whole record that is
+/// there already stays: another process may have been quicker, and somebody may be reading it.
 pub fn write(path: &Path, form: &Form, tensors: &[Tensor], notes: &[(&str, String)]) -> anyhow::Result<Hash> {
     let names = form.tensors.iter().map(|(name, _)| *name);
+    let shown = || path.display().to_string();
     let named: Vec<(&str, Tensor)> = names
         .zip(tensors)
         .map(|(name, tensor)| {
             let tensor = tensor.to_device(&Device::Cpu)?.to_dtype(form.dtype)?.contiguous()?;
             Ok((name, tensor))
         })
-        .collect::<candle_core::Result<_>>()?;
+        .collect::<candle_core::Result<_>>()
+        .with_context(shown)?;
     let digest = digest(named.iter().map(|(name, tensor)| (*name, tensor)));
     let mut header: HashMap<String, String> = notes
         .iter()
         .map(|(key, note)| (key.to_string(), note.clone()))
         .collect();
     header.insert(DIGEST.into(), digest.to_string());
-    let bytes = safetensors::serialize(named, Some(header))?;
-    disk::write_whole(path, &bytes)?;
-    Ok(digest)
+    let bytes = safetensors::serialize(named, Some(header)).with_context(shown)?;
+    disk::patiently(|| {
+        let mut beside = Beside::of(path)?;
+        beside.write(&bytes)?;
+        let Some(beside) = beside.keep_new()? else {
+            return Ok(digest);
+        };
+        match read(path, form) {
+            Ok((_, digest)) => Ok(digest),
+            Err(_) => beside.keep().map(|()| digest),
+        }
+    })
+    .map_err(anyhow::Error::from)
 }
 
 /// Reads a record that must be of this form; its tensors in the form's order, and the digest they were written with.
@@ -152,6 +171,12 @@ fn parse(bytes: &[u8], form: &Form) -> anyhow::Result<(Vec<Tensor>, Hash)> {
     }
     let found = digest(views.iter().map(|(name, view)| (*name, view)));
     anyhow::ensure!(found == written, "its content is not what was written");
+    // What was written elsewhere, or before this was looked at.
+    for (name, view) in &views {
+        if let Some(first) = finite::first_in(view.data(), form.dtype) {
+            anyhow::bail!("its {name} holds {first}");
+        }
+    }
     let tensors = views.iter().map(|(_, view)| view.load(&Device::Cpu));
     Ok((tensors.collect::<candle_core::Result<_>>()?, found))
 }

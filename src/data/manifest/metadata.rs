@@ -106,14 +106,17 @@ impl Rows {
             };
             vec![Refusal::of_data_set(source, fault.reason)]
         })?;
-        if table.columns.is_empty() && table.unread.is_empty() {
-            let none = Reason::BadRow {
+        let none = || {
+            refuse(Reason::BadRow {
                 error: "there is no row in it that can be read".into(),
-            };
-            return Err([faults(&table, &shown), vec![refuse(none)]].concat());
+            })
+        };
+        if table.columns.is_empty() && table.unread.is_empty() {
+            return Err([faults(&table, &shown), vec![none()]].concat());
         }
         let named = |note| format!("{}: {note}", name.display());
         match (Column::Clip.find(&table, config), Column::Caption.find(&table, config)) {
+            (Ok(_), Ok(_)) if table.rows.is_empty() => Err(vec![none()]), // cut off behind its header
             (Ok(clip), Ok(caption)) => {
                 listing
                     .notes

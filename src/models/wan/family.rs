@@ -134,6 +134,7 @@ impl Wan {
     fn vision(&self, config: &clip::Config) -> anyhow::Result<Vision> {
         let folder = part(&self.directory, "image_encoder")?;
         let weights = Weights::open(&folder, self.dtype, &self.device)?;
+        weights.ensure_memory(&[])?;
         Ok(Vision {
             preprocessor: Preprocessor::load(&part(&self.directory, "image_processor")?)?,
             encoder: ClipVision::new(config, weights).with_context(|| folder.display().to_string())?,
@@ -329,9 +330,13 @@ impl ClipEncoder for Clips {
         let clip = Tensor::cat(&[image.unsqueeze(2)?, rest], 2)?; // (B, 3, T, H, W)
         let pixels = (0..batch).map(|i| vision.preprocessor.of_tensor(&image.narrow(0, i, 1)?));
         let pixels = Tensor::cat(&pixels.collect::<anyhow::Result<Vec<_>>>()?, 0)?;
+        let tokens = vision
+            .encoder
+            .forward(&pixels)
+            .context("image_encoder/config.json and image_processor/preprocessor_config.json do not belong together")?;
         Ok(vec![
-            self.vae.encode(&clip)?.mode(),   // (B, C, F, h, w)
-            vision.encoder.forward(&pixels)?, // (B, tokens, width)
+            self.vae.encode(&clip)?.mode(), // (B, C, F, h, w)
+            tokens,                         // (B, tokens, width)
         ])
     }
 }

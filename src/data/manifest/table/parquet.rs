@@ -1,7 +1,6 @@
 //! Parquet: only the wanted columns of text are read, however much the others hold.
 
 use std::fs::File;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
 use parquet::basic::{Repetition, Type as Physical};
@@ -12,14 +11,15 @@ use parquet::schema::types::Type;
 
 use super::super::super::reason::Reason;
 use super::{Cell, Fault, Row, Table};
+use crate::process::panics;
 
 pub(super) fn read(path: &Path, wanted: &dyn Fn(&str) -> bool) -> Result<Table, Fault> {
     let unreadable = |error: String| Fault::from(Reason::UnreadableFile { error });
     let file = File::open(path).map_err(|e| unreadable(e.to_string()))?;
     // The reader checks most of a file, but panics on some that are damaged.
-    match catch_unwind(AssertUnwindSafe(|| table(file, wanted))) {
-        Ok(table) => table.map_err(|e| unreadable(e.to_string())),
-        Err(_) => Err(unreadable("damaged parquet; write it again".into())),
+    match panics::contained(|| table(file, wanted)) {
+        Some(table) => table.map_err(|e| unreadable(e.to_string())),
+        None => Err(unreadable("damaged parquet; write it again".into())),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
@@ -11,6 +11,9 @@ pub mod flow_match_euler;
 pub mod unipc;
 
 pub use ddpm::{BetaSchedule, Prediction, Spacing};
+
+/// No config is larger.
+const MAX_BYTES: u64 = 1 << 20;
 
 /// The settings of a scheduler, by `_class_name`.
 #[derive(Debug, Clone)]
@@ -52,8 +55,12 @@ impl Config {
     /// No such file, an unknown class, key or value, a setting that makes no sense: by file and key.
     pub fn load(folder: &Path) -> anyhow::Result<Self> {
         let path = folder.join("scheduler_config.json");
-        let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
-        Self::parse(&text).with_context(|| path.display().to_string())
+        let read = || {
+            let size = std::fs::metadata(&path)?.len();
+            ensure!(size <= MAX_BYTES, "{size} bytes are too many for a config");
+            Self::parse(&std::fs::read_to_string(&path)?)
+        };
+        read().with_context(|| path.display().to_string())
     }
 
     /// The settings that the text of a `scheduler_config.json` holds.

@@ -60,6 +60,7 @@ impl Vae {
     pub fn load_half(folder: &Path, half: Half, dtype: DType, device: &Device) -> anyhow::Result<Self> {
         let config = Config::read(folder)?;
         let weights = Weights::open(folder, dtype, device)?;
+        weights.ensure_memory(half.unused())?;
         let (encodes, decodes) = (half != Half::Decoder, half != Half::Encoder);
         let point = |wanted: bool, channels: usize, name: &str| {
             wanted

@@ -53,6 +53,7 @@ impl Vae {
         let device = device.clone();
         let place = Place { dtype, device };
         let weights = Weights::open(folder, place.computed_in(), &place.device)?;
+        weights.ensure_memory(half.unused())?;
         let statistics = Statistics::new(config.latent_channels, config.scaling_factor, &weights)
             .with_context(|| format!("{}: how latents are normalised", folder.display()))?;
         let encoder = half.encoder(|| Coder::encoder(&config, weights.pp("encoder")))?;

@@ -53,6 +53,7 @@ impl Vae {
     pub fn load_half(folder: &Path, half: Half, dtype: DType, device: &Device) -> anyhow::Result<Self> {
         let config = Config::read(folder)?;
         let weights = Weights::open(folder, dtype, device)?;
+        weights.ensure_memory(half.unused())?;
         let point = |channels, name| Conv3d::pointwise(channels, channels, weights.pp(name));
         let (inner, latents) = (2 * config.z_dim, config.z_dim);
         let encoder = half.encoder(|| {
