@@ -247,7 +247,9 @@ fn encode_clip(encoder: &dyn ClipEncoder, clip: &ClipPlan, frames: Frames) -> an
 fn keep_clip(plan: &Plan, clip: &ClipPlan, tensors: &[Tensor]) -> anyhow::Result<()> {
     let name = &clip.sample.found.entry.name;
     let notes = [("clip", shortened(name)), ("bucket", clip.sample.bucket.to_string())];
-    plan.cache.write(&clip.key, &clip.form, tensors, &notes).context(KEPT)
+    plan.cache.write(&clip.key, &clip.form, tensors, &notes).context(KEPT)?;
+    log::debug!("encoded {name}");
+    Ok(())
 }
 
 /// Says of an encoding that is not finite which weight is to blame, where one is.
