@@ -13,6 +13,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::{data, diffusion, dist, hub, lora, models, optim, train};
 
+use crate::models::Sharding;
+use crate::train::segments::Policy;
+
 mod device;
 mod unknown;
 pub mod yaml;
@@ -203,6 +206,12 @@ impl RunConfig {
         add("validation", self.validation.check());
         add("hub", self.hub.check());
         add("dist", self.dist.check());
+        let keeps_all = !self.train.gradient_checkpointing || self.train.keep == Policy::All;
+        if self.model.sharding == Sharding::Full && keeps_all {
+            let message = "full needs train.gradient_checkpointing, and a train.keep other than all: what is kept for the \
+                           way back would hold every block whole";
+            add("model", vec![("sharding".into(), message.into())]);
+        }
         if self.output_dir.as_os_str().is_empty() {
             add("output_dir", vec![("".into(), "must not be empty".into())]);
         }

@@ -7,6 +7,7 @@
 //! and whoever started the ranks then ends the others.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::bail;
@@ -84,6 +85,11 @@ pub trait Communicator {
     /// What was sent and how long it took since the start.
     fn traffic(&self) -> Traffic;
 
+    /// For those who share numbers out; none where there is nobody to share them with.
+    fn sharing(&self) -> Option<Arc<dyn Gather>> {
+        None
+    }
+
     /// Takes leave of the others. A rank that fails must not: it just ends.
     fn finish(&self);
 
@@ -99,6 +105,22 @@ pub trait Communicator {
         }
         Ok(self.all_gather(&[u8::from(yes)])?.concat().contains(&1))
     }
+}
+
+/// Puts numbers together of which each rank has a part. As with all calls, ranks begin in the same order.
+pub trait Gather: Send + Sync {
+    fn rank(&self) -> usize;
+
+    fn world_size(&self) -> usize;
+
+    /// Begins to put the ranks' parts together: (n) each, on the CPU or a GPU, of one floating-point type.
+    fn begin(&self, part: &Tensor) -> anyhow::Result<Box<dyn Gathering>>;
+}
+
+/// Numbers that are on their way.
+pub trait Gathering: Send {
+    /// Waits for them: (N n), by rank, on the CPU.
+    fn end(self: Box<Self>) -> anyhow::Result<Tensor>;
 }
 
 /// What communication cost one rank.

@@ -10,17 +10,24 @@
 use std::cell::Cell;
 use std::ffi::{c_int, c_void};
 use std::mem::{ManuallyDrop, MaybeUninit, forget};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::ThreadId;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device, Tensor};
 use mpi::Threading;
 use mpi::environment::Universe;
 use mpi::ffi;
 use mpi::topology::{Communicator as _, SimpleCommunicator};
 use mpi::traits::AsRaw;
 
-use super::{Communicator, Place, Traffic};
+use super::{Communicator, Gather, Gathering, Place, Traffic};
+
+mod numbers;
+
+use numbers::Numbers;
 
 /// How long the others have to say that they are here.
 const GRACE: Duration = Duration::from_secs(2);
@@ -41,18 +48,30 @@ const HERE: c_int = 1;
 pub struct Mpi {
     /// MPI ends with it: only in [`finish`](Communicator::finish), since it waits for all ranks.
     universe: Cell<Option<ManuallyDrop<Universe>>>,
+    world: Arc<World>,
+    local_rank: usize,
+}
+
+/// All that calls need.
+struct World {
+    /// MPI may be called on it alone.
+    thread: ThreadId,
     /// For collectives. Communicators go when MPI ends: to free one is a collective of its own.
     world: ManuallyDrop<SimpleCommunicator>,
     /// For those who wait.
     waiting_room: ManuallyDrop<SimpleCommunicator>,
     rank: usize,
     world_size: usize,
-    local_rank: usize,
     timeout: Duration,
     /// Calls so far: where the ranks meet next.
-    place: Cell<u64>,
-    traffic: Cell<Traffic>,
+    place: AtomicU64,
+    traffic: Mutex<Traffic>,
 }
+
+// SAFETY: MPI's handles are used by the thread that made them alone: every call begins in `next_place` or `here`, which
+// refuse others.
+unsafe impl Send for World {}
+unsafe impl Sync for World {}
 
 /// What MPI does in the background, and the buffers that it does it to.
 struct Going<B> {
@@ -76,30 +95,58 @@ impl Mpi {
             place.world_size
         );
         let (world, waiting_room) = (ManuallyDrop::new(all.duplicate()), ManuallyDrop::new(all.duplicate()));
-        Ok(Self {
-            universe: Cell::new(Some(universe)),
+        let world = World {
+            thread: std::thread::current().id(),
             world,
             waiting_room,
             rank,
             world_size,
-            local_rank: place.local_rank,
             timeout,
-            place: Cell::new(0),
-            traffic: Cell::new(Traffic::default()),
+            place: AtomicU64::new(0),
+            traffic: Mutex::default(),
+        };
+        Ok(Self {
+            universe: Cell::new(Some(universe)),
+            world: Arc::new(world),
+            local_rank: place.local_rank,
         })
+    }
+}
+
+impl World {
+    /// Whether MPI may be called here.
+    fn here(&self) -> anyhow::Result<()> {
+        let here = std::thread::current().id() == self.thread;
+        ensure!(here, "MPI was called on another thread than the one that started it");
+        Ok(())
+    }
+
+    /// The number of a call that begins now, as all ranks count.
+    fn next_place(&self) -> anyhow::Result<u64> {
+        self.here()?;
+        Ok(self.place.fetch_add(1, Ordering::Relaxed) + 1)
     }
 
     /// Waits until all ranks have made this call; `what` names it.
     fn meet(&self, what: &str) -> anyhow::Result<()> {
-        let started = Instant::now();
-        let place = self.place.get() + 1;
-        self.place.set(place);
-        let comm = self.world.as_raw();
+        let place = self.next_place()?;
+        let (started, comm) = (Instant::now(), self.world.as_raw());
         // SAFETY: a barrier has no buffers.
         let mut barrier = start((), |_, request| unsafe { ffi::MPI_Ibarrier(comm, request) })?;
+        self.wait(&mut barrier, place, what)?;
+        self.count(0, Duration::ZERO, started.elapsed());
+        Ok(())
+    }
+
+    /// Waits for what is done once all ranks have come to `place`.
+    ///
+    /// # Errors
+    /// Those who did not come, by number.
+    fn wait<B>(&self, going: &mut Going<B>, place: u64, what: &str) -> anyhow::Result<()> {
+        let started = Instant::now();
         let mut roll = Roll::new(self, place);
         let (mut listened, mut deadline, mut asked) = (started, started + self.timeout, false);
-        while !barrier.is_done()? {
+        while !going.is_done()? {
             let waited = started.elapsed();
             if listened.elapsed() > LISTEN {
                 roll.listen()?;
@@ -115,7 +162,6 @@ impl Mpi {
             }
             pause(waited);
         }
-        self.count(0, Duration::ZERO, started.elapsed());
         Ok(())
     }
 
@@ -162,11 +208,10 @@ impl Mpi {
     }
 
     fn count(&self, bytes: usize, moving: Duration, waiting: Duration) {
-        let mut traffic = self.traffic.get();
+        let mut traffic = self.traffic.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         traffic.bytes += bytes as u64;
         traffic.moving += moving;
         traffic.waiting += waiting;
-        self.traffic.set(traffic);
     }
 
     /// The sum of all ranks' numbers.
@@ -218,11 +263,11 @@ impl Mpi {
 
 impl Communicator for Mpi {
     fn rank(&self) -> usize {
-        self.rank
+        self.world.rank
     }
 
     fn world_size(&self) -> usize {
-        self.world_size
+        self.world.world_size
     }
 
     fn local_rank(&self) -> usize {
@@ -235,12 +280,12 @@ impl Communicator for Mpi {
             "a sum of {:?} over ranks",
             numbers.dtype()
         );
-        self.meet("the sum over all ranks")?;
+        self.world.meet("the sum over all ranks")?;
         let length = numbers.dims1()?;
         let mut sums = Vec::new();
         for from in (0..length).step_by(MOST) {
             let part = numbers.narrow(0, from, MOST.min(length - from))?;
-            sums.push(self.sum(part.to_vec1()?)?);
+            sums.push(self.world.sum(part.to_vec1()?)?);
         }
         let sum = match sums.len() {
             1 => sums.remove(0),
@@ -250,9 +295,9 @@ impl Communicator for Mpi {
     }
 
     fn all_gather(&self, bytes: &[u8]) -> anyhow::Result<Vec<Vec<u8>>> {
-        self.meet("the exchange between all ranks")?;
-        let lengths = self.lengths(bytes.len())?;
-        let all = self.gather(bytes.to_vec(), &lengths)?;
+        self.world.meet("the exchange between all ranks")?;
+        let lengths = self.world.lengths(bytes.len())?;
+        let all = self.world.gather(bytes.to_vec(), &lengths)?;
         let mut rest = &all[..];
         let mut each = Vec::new();
         for length in lengths {
@@ -264,28 +309,99 @@ impl Communicator for Mpi {
     }
 
     fn broadcast(&self, bytes: Vec<u8>) -> anyhow::Result<Vec<u8>> {
-        self.meet("the message of rank 0")?;
-        let length = self.lengths(bytes.len())?[0];
+        self.world.meet("the message of rank 0")?;
+        let length = self.world.lengths(bytes.len())?[0];
         let mut bytes = bytes;
         bytes.resize(length, 0);
-        let (count, comm) = (int(length)?, self.world.as_raw());
+        let (count, comm) = (int(length)?, self.world.world.as_raw());
         // SAFETY: every rank's buffer has the length that rank 0 told, and lives until MPI is done.
         let begin = |bytes: &mut Vec<u8>, request: *mut ffi::MPI_Request| unsafe {
             ffi::MPI_Ibcast(bytes.as_mut_ptr().cast(), count, ffi::RSMPI_UINT8_T, 0, comm, request)
         };
-        self.carry("the message of rank 0", length, bytes, begin)
+        self.world.carry("the message of rank 0", length, bytes, begin)
     }
 
     fn barrier(&self) -> anyhow::Result<()> {
-        self.meet("a common point")
+        self.world.meet("a common point")
     }
 
     fn traffic(&self) -> Traffic {
-        self.traffic.get()
+        *self
+            .world
+            .traffic
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    fn sharing(&self) -> Option<Arc<dyn Gather>> {
+        Some(Arc::new(Sharing(self.world.clone())))
     }
 
     fn finish(&self) {
         drop(self.universe.take().map(ManuallyDrop::into_inner));
+    }
+}
+
+/// For those who share numbers out.
+struct Sharing(Arc<World>);
+
+impl Gather for Sharing {
+    fn rank(&self) -> usize {
+        self.0.rank
+    }
+
+    fn world_size(&self) -> usize {
+        self.0.world_size
+    }
+
+    fn begin(&self, part: &Tensor) -> anyhow::Result<Box<dyn Gathering>> {
+        let place = self.0.next_place()?;
+        let part = part.to_device(&Device::Cpu)?.contiguous()?;
+        let each = part.elem_count() * part.dtype().size_in_bytes();
+        let (from, count, comm) = (numbers::address(&part)?, int(each)?, self.0.world.as_raw());
+        let all = Numbers::zeros(part.dtype(), part.elem_count() * self.0.world_size)?;
+        // SAFETY: the part is never written, `all` has room for one of each rank, and both stay where they are until MPI is
+        // done with them.
+        let begin = |(_, all): &mut (Tensor, Numbers), request: *mut ffi::MPI_Request| unsafe {
+            let (to, byte) = (all.address(), ffi::RSMPI_UINT8_T);
+            ffi::MPI_Iallgather(from, count, byte, to, count, byte, comm, request)
+        };
+        let going = start((part, all), begin)?;
+        self.0.count(each, Duration::ZERO, Duration::ZERO);
+        Ok(Box::new(Shared {
+            world: self.0.clone(),
+            place,
+            going: Some(going),
+        }))
+    }
+}
+
+/// Numbers that are on their way.
+struct Shared {
+    world: Arc<World>,
+    place: u64,
+    going: Option<Going<(Tensor, Numbers)>>,
+}
+
+// SAFETY: the request is asked by the thread that began it alone (`World::here`), and dropping it asks nothing.
+unsafe impl Send for Shared {}
+
+impl Gathering for Shared {
+    fn end(mut self: Box<Self>) -> anyhow::Result<Tensor> {
+        self.world.here()?;
+        let (world, started, place) = (self.world.clone(), Instant::now(), self.place);
+        let going = self.going.as_mut().context("these numbers have come before")?;
+        world.wait(going, place, "the exchange of weights between all ranks")?;
+        world.count(0, started.elapsed(), Duration::ZERO);
+        let done = self.going.take().context("these numbers have come before")?;
+        done.buffers.1.into_tensor()
+    }
+}
+
+impl Drop for Shared {
+    /// What MPI still writes to stays.
+    fn drop(&mut self) {
+        forget(self.going.take());
     }
 }
 
@@ -298,10 +414,10 @@ struct Roll<'a> {
 }
 
 impl<'a> Roll<'a> {
-    fn new(mpi: &'a Mpi, place: u64) -> Self {
-        let own: Vec<bool> = (0..mpi.world_size).map(|rank| rank == mpi.rank).collect();
+    fn new(world: &'a World, place: u64) -> Self {
+        let own: Vec<bool> = (0..world.world_size).map(|rank| rank == world.rank).collect();
         Self {
-            room: &mpi.waiting_room,
+            room: &world.waiting_room,
             place,
             came: own.clone(),
             told: own,

@@ -58,6 +58,51 @@ fn two_ranks_are_one_that_accumulates_two_and_four_are_two_that_do() {
     assert!(alone.metrics()[0].get("communication_bytes").is_none());
 }
 
+#[test]
+fn a_base_that_is_shared_out_gives_the_same_adapter_and_the_same_videos() {
+    if !has_mpi() {
+        return;
+    }
+    let prompt = "validation.prompts=[{prompt: a ball, num_frames: 9, height: 32, width: 48, steps: 2, \
+                  guidance_scale: 3.0}]";
+    let run = |ranks: usize, more: &[&str]| {
+        let run = Run::training(STEPS, 3);
+        let more = [&["--set", prompt], more].concat();
+        let output = run.train(ranks, 6 / ranks, &more);
+        let video = fs::read(run.path("out/validation/step-000006/00-a-ball.mp4")).unwrap();
+        (run, stderr(&output), video)
+    };
+    let shared = ["--set", "model.sharding=full"];
+    let (whole, said, video) = run(3, &[]);
+    assert!(!said.contains("shared out"), "{said}");
+    // Three parts do not come out even.
+    for ranks in [2, 3] {
+        let (run, said, again) = run(ranks, &shared);
+        assert!(said.contains(&format!("shared out over {ranks} ranks")), "{said}");
+        assert_same(&format!("{ranks} ranks that share the base out"), &run, &whole);
+        assert!(ranks != 3 || again == video, "the videos differ");
+        let each = |run: &Run| run.column("communication_bytes").iter().sum::<f64>();
+        assert!(each(&run) > each(&whole), "blocks travel, too");
+    }
+    let (alone, said, _) = run(1, &shared);
+    assert!(!said.contains("shared out"), "{said}");
+    assert_same("one rank that has nobody to share with", &alone, &whole);
+}
+
+#[test]
+fn a_base_that_is_shared_out_keeps_no_block_for_the_way_back() {
+    let run = Run::training(1, 1);
+    for more in ["train.keep=all", "train.gradient_checkpointing=false"] {
+        let output = super::finish(run.vtrain(&[], &["--set", "model.sharding=full", "--set", more]));
+        assert_eq!(output.status.code(), Some(2));
+        assert!(
+            stderr(&output).contains("model.sharding: full needs"),
+            "{}",
+            stderr(&output)
+        );
+    }
+}
+
 fn list(folder: &Path, names: &mut Vec<String>) {
     for entry in fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();

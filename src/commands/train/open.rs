@@ -17,8 +17,9 @@ use crate::data::cache::Encoded;
 use crate::diffusion::objective::Objective;
 use crate::dist::Communicator;
 use crate::lora::trainable::{Pair, Trainable};
-use crate::models::Family;
 use crate::models::family::TakesImage;
+use crate::models::{Family, Sharding};
+use crate::nn::shards::Residency;
 use crate::optim::adamw::AdamW;
 use crate::optim::ema::Ema;
 use crate::rng::Rng;
@@ -50,6 +51,11 @@ pub struct Parts<'a> {
 }
 
 impl Parts<'_> {
+    /// Whether ranks share the transformer's blocks out, and run them in step.
+    pub fn shares_blocks(&self) -> bool {
+        residency(self.config, self.ranks).ranks() > 1
+    }
+
     /// A clip, by its place among the samples.
     pub fn name(&self, sample: usize) -> String {
         let sample = self.encoded.samples.get(sample);
@@ -154,7 +160,9 @@ pub fn trainer<'a>(
     ranks: &'a dyn Communicator,
 ) -> anyhow::Result<(Trainer<'a>, Vec<Pair>)> {
     let init = Rng::new(config.seed.wrapping_add(INIT));
-    let trainable = Arc::new(Trainable::new(&config.lora, init, device)?);
+    let residency = residency(config, ranks);
+    let sharing = residency.ranks() > 1;
+    let trainable = Arc::new(Trainable::new(&config.lora, init, device)?.with_residency(residency));
     let denoiser = family.denoiser(Some(trainable.clone()))?;
     let pairs = trainable.finish()?;
     let vars: Vec<Var> = pairs.iter().flat_map(|pair| [pair.a.clone(), pair.b.clone()]).collect();
@@ -179,11 +187,23 @@ pub fn trainer<'a>(
         optimizer: AdamW::new(vars.clone(), &config.optimizer)?,
         vars,
         dropout: trainable.dropout(),
-        keep: recipe.keep(device),
+        keep: if sharing {
+            recipe.keep(device).without_blocks()
+        } else {
+            recipe.keep(device)
+        },
         accumulation: recipe.gradient_accumulation_steps as u64,
         max_grad_norm: recipe.max_grad_norm,
     };
     Ok((trainer, pairs))
+}
+
+/// How the transformer's blocks live.
+pub fn residency(config: &RunConfig, ranks: &dyn Communicator) -> Residency {
+    match (config.model.sharding, ranks.sharing()) {
+        (Sharding::Full, Some(ranks)) => Residency::Shared(ranks),
+        _ => Residency::Whole,
+    }
 }
 
 /// What the checkpoint's numbers depend on besides the settings. Rank 0 reads the transformer for all.

@@ -1,10 +1,13 @@
 //! Validation videos: made by all ranks, each one at a time, and told of by rank 0. What goes wrong is a warning, and
 //! training goes on.
 
+use anyhow::bail;
+
 use super::open::Parts;
 use super::session::Session;
 use crate::commands::interrupt::Interrupt;
 use crate::commands::progress;
+use crate::sample::Sampled;
 use crate::train::together;
 use crate::train::validate::Shown;
 use crate::video::Frames;
@@ -52,6 +55,9 @@ impl Session<'_> {
 
     fn show_all(&mut self, prompts: &[usize], step: u64, interrupt: &Interrupt) -> anyhow::Result<()> {
         let ranks = self.parts.ranks;
+        if self.parts.shares_blocks() {
+            return self.show_in_step(prompts, step, interrupt);
+        }
         for round in prompts.chunks(ranks.world_size()) {
             let own = round.get(ranks.rank()).filter(|_| !interrupt.asked());
             let shown = own.map(|&index| self.show(index, step, interrupt));
@@ -65,17 +71,43 @@ impl Session<'_> {
         Ok(())
     }
 
+    /// The same where ranks share blocks out: all denoise every prompt together, and rank 0 alone decodes.
+    fn show_in_step(&mut self, prompts: &[usize], step: u64, interrupt: &Interrupt) -> anyhow::Result<()> {
+        let ranks = self.parts.ranks;
+        for &index in prompts {
+            if ranks.any(interrupt.asked())? {
+                return Ok(());
+            }
+            let goes_on = || match ranks.any(interrupt.asked())? {
+                true => bail!("interrupted"),
+                false => Ok(()),
+            };
+            let sampled = self.denoise(index, &goes_on);
+            if ranks.is_first() {
+                let shown = sampled.and_then(|sampled| self.parts.validator.write(index, step, &sampled));
+                self.tell(index, step, shown, interrupt);
+            }
+        }
+        Ok(())
+    }
+
     /// Makes one validation video.
     fn show(&self, index: usize, step: u64, interrupt: &Interrupt) -> anyhow::Result<Shown> {
+        let sampled = self.denoise(index, &|| interrupt.check())?;
+        self.parts.validator.write(index, step, &sampled)
+    }
+
+    /// `goes_on` is asked behind every step.
+    fn denoise(&self, index: usize, goes_on: &dyn Fn() -> anyhow::Result<()>) -> anyhow::Result<Sampled> {
         let Parts { validator, trainer, .. } = &self.parts;
         let bar = progress::bar("validation", validator.prompts[index].steps);
         let on = progress::on(&bar);
-        let shown = validator.show(index, step, &*trainer.denoiser, &|done, of| {
+        let sampled = validator.denoise(index, &*trainer.denoiser, &|done, of| {
             on(done, of);
-            interrupt.check()
+            goes_on()
         });
         bar.finish_and_clear();
-        shown
+        sampled
     }
 
     /// Tells of a validation video.
