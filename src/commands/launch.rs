@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::time::SystemTime;
 
 use anyhow::{anyhow, ensure};
 use clap::ValueEnum;
@@ -88,7 +89,7 @@ pub fn run(args: Args) -> Result<(), Failure> {
     let job = job(&args).or_exit(Exit::Usage)?;
     let starter = starter(&args, &job).or_exit(Exit::Usage)?;
     let asked = Asked::catch().or_exit(Exit::Training)?;
-    let mut job = job;
+    let (mut job, began) = (job, SystemTime::now());
     for restarts in 0.. {
         let folder = args.log_dir.as_ref();
         let folder = folder.map(|dir| dir.join(&args.rdzv_id).join(format!("attempt-{restarts}")));
@@ -105,7 +106,7 @@ pub fn run(args: Args) -> Result<(), Failure> {
             End::Died(death) if restarts < args.max_restarts && may_pass(&death) => {
                 let (next, most) = (restarts + 1, args.max_restarts);
                 log::warn!("{death}; all ranks start again from the newest checkpoint (restart {next} of {most})");
-                job.args = resuming(&args.args);
+                job.restarted_since = Some(began);
             }
             End::Died(death) => return Err(failure(&death)),
         }
@@ -133,6 +134,7 @@ fn job(args: &Args) -> anyhow::Result<Job> {
         node_rank: args.node_rank,
         master_addr: args.master_addr.clone(),
         master_port: args.master_port,
+        restarted_since: None,
     })
 }
 
@@ -171,20 +173,6 @@ fn starter(args: &Args, job: &Job) -> anyhow::Result<Starter> {
 fn may_pass(death: &Death) -> bool {
     let mistakes = [Exit::Usage, Exit::Data, Exit::Model];
     !mistakes.iter().any(|exit| death.how == How::Exit(*exit as i32))
-}
-
-/// The same arguments, without a wish to start anew.
-fn resuming(args: &[String]) -> Vec<String> {
-    let mut kept = Vec::new();
-    let mut rest = args.iter();
-    while let Some(arg) = rest.next() {
-        match arg.as_str() {
-            "--resume" => drop(rest.next()),
-            arg if arg.starts_with("--resume=") => {}
-            _ => kept.push(arg.clone()),
-        }
-    }
-    kept
 }
 
 fn failure(death: &Death) -> Failure {

@@ -64,14 +64,20 @@ pub fn run(args: Args) -> Result<(), Failure> {
     })
 }
 
-/// What a run trains on. Every rank looks for itself, and rank 0 tells what is wrong.
+/// What a run trains on. Every rank looks for itself, and rank 0 tells what is wrong; others what is wrong for them alone.
 pub fn survey(config: &RunConfig, ranks: &dyn Communicator) -> Result<Report, Failure> {
-    if ranks.is_first() {
-        return check_dataset::judged(&config.datasets);
-    }
-    let report = check_dataset::survey(&config.datasets, false);
-    check_dataset::judge(&report).map_err(|failure| ranks::shared(ranks, failure))?;
-    Ok(report)
+    let judged = match ranks.is_first() {
+        true => check_dataset::judged(&config.datasets),
+        false => {
+            let report = check_dataset::survey(&config.datasets, false);
+            check_dataset::judge(&report).map(|()| report)
+        }
+    };
+    let fails = ranks.all_gather(&[u8::from(judged.is_err())]).or_exit(Exit::Training)?;
+    judged.map_err(|failure| match fails[0] == [1] {
+        true => ranks::shared(ranks, failure),
+        false => failure,
+    })
 }
 
 /// The model of a run. Parts that only encode may be gone, where the run's cache has seen them.

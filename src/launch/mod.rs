@@ -10,7 +10,8 @@
 
 use std::fmt;
 use std::path::PathBuf;
-use std::process::ExitStatus;
+use std::process::{Command, ExitStatus};
+use std::time::{Duration, SystemTime};
 
 pub mod gpus;
 pub mod lines;
@@ -23,6 +24,15 @@ use signals::Asked;
 
 /// Tells ranks that somebody puts their names to their lines.
 const WATCHED: &str = "VTRAIN_LAUNCHED";
+
+/// Tells ranks that were started again when the first attempt began, in seconds since 1970.
+const RESTARTED: &str = "VTRAIN_RESTARTED";
+
+/// Where `vtrain launch` started this process again after a death: when it started the first attempt.
+pub fn restarted_since() -> Option<SystemTime> {
+    let since = std::env::var(RESTARTED).ok()?.parse().ok()?;
+    SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(since))
+}
 
 /// Whether this process was started by `vtrain launch`.
 pub fn is_watched() -> bool {
@@ -47,11 +57,23 @@ pub struct Job {
     pub node_rank: usize,
     pub master_addr: String,
     pub master_port: u16,
+    /// When the first attempt began, of a later one.
+    pub restarted_since: Option<SystemTime>,
 }
 
 impl Job {
     pub fn world_size(&self) -> usize {
         self.nproc_per_node * self.nnodes
+    }
+
+    /// What every rank finds in its environment, whoever starts it.
+    fn tell(&self, command: &mut Command) {
+        command.env(WATCHED, "1");
+        if let Some(since) = self.restarted_since {
+            let since = since.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+            command.env(RESTARTED, since.as_secs().to_string());
+        }
+        processes::share_cores(command, self.nproc_per_node);
     }
 }
 

@@ -11,9 +11,9 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 
 use super::lines::{self, Line, Lines, Stream};
-use super::processes::{die_with_us, share_cores};
+use super::processes::die_with_us;
 use super::signals::{self, Asked};
-use super::{Death, End, How, Job, WATCHED};
+use super::{Death, End, How, Job};
 
 /// How often mpirun is looked at.
 const LOOK: Duration = Duration::from_millis(50);
@@ -66,6 +66,16 @@ impl Dialect {
         }
         options.extend(["-np".into(), job.world_size().to_string()]);
         options
+    }
+
+    /// Options by which ranks on other machines get the variables that were set for `command`. Hydra passes all on.
+    fn passing_on(self, command: &Command) -> Vec<String> {
+        let set = command.get_envs();
+        let set = set.filter_map(|(name, value)| Some(format!("{}={}", name.to_str()?, value?.to_str()?)));
+        match self {
+            Self::OpenMpi => set.flat_map(|variable| ["-x".into(), variable]).collect(),
+            Self::Hydra => Vec::new(),
+        }
     }
 
     /// Whose line this is.
@@ -147,13 +157,14 @@ pub fn death<'a>(said: impl Iterator<Item = &'a str>, how: How) -> Death {
 pub fn attempt(job: &Job, mut lines: Lines, asked: &Asked) -> anyhow::Result<End> {
     let dialect = Dialect::of_mpirun()?;
     let mut command = Command::new("mpirun");
-    command.args(dialect.options(job)).arg(&job.program).args(&job.args);
+    job.tell(&mut command);
+    let told = dialect.passing_on(&command);
+    command.args(dialect.options(job)).args(told);
+    command.arg(&job.program).args(&job.args);
     command
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
-    command.env(WATCHED, "1");
-    share_cores(&mut command, job.nproc_per_node);
     command.process_group(0); // Ctrl-C comes to us: mpirun would kill the ranks, and they are to save what they have
     die_with_us(&mut command);
     let mut child = command.spawn().context("mpirun cannot be started")?;

@@ -9,7 +9,7 @@ use anyhow::Context;
 
 use super::lines::{self, Line, Lines, Stream};
 use super::signals::{self, Asked};
-use super::{Death, End, How, Job, WATCHED};
+use super::{Death, End, How, Job};
 
 /// How often ranks are looked at.
 const LOOK: Duration = Duration::from_millis(50);
@@ -111,11 +111,10 @@ fn start(job: &Job, local: usize, send: &Sender<Line>) -> anyhow::Result<Rank> {
         ("WORLD_SIZE", job.world_size()),
         ("LOCAL_WORLD_SIZE", job.nproc_per_node),
         ("MASTER_PORT", job.master_port.into()),
-        (WATCHED, 1),
     ];
     command.envs(numbers.map(|(name, number)| (name, number.to_string())));
     command.env("MASTER_ADDR", &job.master_addr);
-    share_cores(&mut command, job.nproc_per_node);
+    job.tell(&mut command);
     command.process_group(0); // Ctrl-C comes to us, and we pass it on
     die_with_us(&mut command);
     let started = command.spawn();

@@ -289,6 +289,11 @@ impl Snapshot {
 }
 
 impl Loaded {
+    /// When it was written; none where the file system does not tell.
+    pub fn written(&self) -> Option<SystemTime> {
+        std::fs::metadata(self.path.join(STATE)).ok()?.modified().ok()
+    }
+
     /// Reads a checkpoint folder.
     ///
     /// # Errors

@@ -36,7 +36,8 @@ fn killing_any_rank_at_any_time_ends_all_and_a_restart_finishes_the_run() {
         let restarted = kill % 3 == 0;
         let run = Run::training(STEPS, 2);
         let options: &[&str] = if restarted { &["--max-restarts", "1"] } else { &[] };
-        let mut child = start(&run, options, &[]);
+        // A restart goes on from what the run saved, also where the run was to start anew.
+        let mut child = start(&run, options, if restarted { &["--resume", "never"] } else { &[] });
         run.wait_for_step(step, &mut child);
         std::thread::sleep(Duration::from_millis(below(30) as u64));
         signal(run.process_of(rank).expect("the rank runs"), "-KILL");
@@ -49,6 +50,7 @@ fn killing_any_rank_at_any_time_ends_all_and_a_restart_finishes_the_run() {
         if restarted {
             assert_eq!(output.status.code(), Some(0), "{said}");
             assert!(said.contains("restart 1 of 1"), "{said}");
+            assert!(step < 3 || said.contains("going on from"), "{said}");
             assert_same(
                 &format!("rank {rank} killed after step {step}, restarted"),
                 &run,

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::time::SystemTime;
 
 use anyhow::{Context, ensure};
 use candle_core::Tensor;
@@ -14,6 +15,7 @@ use crate::config::RunConfig;
 use crate::disk::WriteError;
 use crate::dist::Communicator;
 use crate::finite;
+use crate::launch;
 use crate::lora::diffusers;
 use crate::lora::trainable::Pair;
 use crate::optim::lr;
@@ -44,13 +46,18 @@ impl FromStr for Resume {
 }
 
 /// The checkpoint to go on from: rank 0 finds it, and all read it. `never` moves what an earlier run left aside, so that
-/// nothing of it is lost.
+/// nothing of it is lost. A run that was started again after a death goes on from what it saved itself, whatever it was
+/// asked to start from.
 pub fn find(resume: &Resume, config: &RunConfig, ranks: &dyn Communicator) -> anyhow::Result<Option<Loaded>> {
-    let found = match resume {
-        Resume::Auto if ranks.world_size() > 1 => newest(config, ranks)?,
-        Resume::Auto => Checkpoints::new(&config.output_dir, &config.checkpoint).newest()?,
-        Resume::From(path) => Some(Loaded::read(path)?),
-        Resume::Never => None,
+    let own = match launch::restarted_since() {
+        Some(since) if *resume != Resume::Auto => newest(config, ranks, Some(since))?,
+        _ => None,
+    };
+    let found = match (own, resume) {
+        (Some(own), _) => Some(own),
+        (None, Resume::Auto) => newest(config, ranks, None)?,
+        (None, Resume::From(path)) => Some(Loaded::read(path)?),
+        (None, Resume::Never) => None,
     };
     if let Some(checkpoint) = &found {
         checkpoint.fits(&settings(config, ranks.world_size()), &BTreeMap::new())?;
@@ -58,11 +65,16 @@ pub fn find(resume: &Resume, config: &RunConfig, ranks: &dyn Communicator) -> an
     Ok(found)
 }
 
-/// The newest whole checkpoint that rank 0 finds.
-fn newest(config: &RunConfig, ranks: &dyn Communicator) -> anyhow::Result<Option<Loaded>> {
+/// The newest whole checkpoint that rank 0 finds, unless it was written before `since`.
+fn newest(
+    config: &RunConfig,
+    ranks: &dyn Communicator,
+    since: Option<SystemTime>,
+) -> anyhow::Result<Option<Loaded>> {
     let mut found = None;
     if ranks.is_first() {
         found = Checkpoints::new(&config.output_dir, &config.checkpoint).newest()?;
+        found = found.filter(|checkpoint| since.is_none_or(|since| checkpoint.written() >= Some(since)));
     }
     let path = found.as_ref().map(|checkpoint| checkpoint.path.as_path());
     let path: Option<PathBuf> = serde_json::from_slice(&ranks.broadcast(serde_json::to_vec(&path)?)?)?;
