@@ -35,12 +35,14 @@ impl Beside {
     pub fn of(destination: &Path) -> Result<Self, WriteError> {
         let folder = folder_of(destination);
         fs::create_dir_all(folder).map_err(WriteError::at(folder))?;
-        let hidden = Builder::new().prefix(PREFIX).make_in(folder, new_file);
-        let hidden = hidden.map_err(WriteError::at(destination))?;
-        lock(hidden.as_file());
+        let hidden = unswept(|| {
+            let hidden = Builder::new().prefix(PREFIX).make_in(folder, new_file)?;
+            lock(hidden.as_file());
+            Ok((is_there(hidden.path()), hidden))
+        });
         Ok(Self {
             destination: destination.into(),
-            hidden,
+            hidden: hidden.map_err(WriteError::at(destination))?,
         })
     }
 
@@ -103,8 +105,12 @@ pub fn write_folder_whole<E: From<WriteError>>(
     let at = WriteError::at(destination);
     let parent = folder_of(destination);
     fs::create_dir_all(parent).map_err(WriteError::at(parent))?;
-    let unfinished = HiddenFolder::create(parent, PREFIX).map_err(&at)?;
-    let _locked = lock_folder(unfinished.path());
+    let unfinished = unswept(|| {
+        let unfinished = HiddenFolder::create(parent, PREFIX)?;
+        let locked = lock_folder(unfinished.path());
+        Ok((is_there(unfinished.path()), (unfinished, locked)))
+    });
+    let (unfinished, _locked) = unfinished.map_err(&at)?;
     make(unfinished.path())?;
     sync_tree(unfinished.path()).map_err(&at)?;
     replace(unfinished.path(), destination).map_err(&at)?;
@@ -138,11 +144,12 @@ pub fn sweep(folder: &Path) {
         let Some(kind) = kind.ok().filter(|kind| ours && (kind.is_file() || kind.is_dir())) else {
             continue;
         };
-        let free = File::open(&path).is_ok_and(|file| file.try_lock().is_ok());
-        if !free {
+        // Held until it is gone: who comes to lock it then sees that it is.
+        let free = File::open(&path).ok().filter(|file| file.try_lock().is_ok());
+        let Some(_held) = free else {
             log::debug!("{}: is being written by another process", path.display());
             continue;
-        }
+        };
         let removed = match kind.is_dir() {
             true => fs::remove_dir_all(&path),
             false => fs::remove_file(&path),
@@ -197,6 +204,19 @@ impl Drop for HiddenFolder {
             _ => {}
         }
     }
+}
+
+/// Makes an entry and locks it, which may find it swept in between: then once more. `make` says whether it is still there.
+fn unswept<T>(mut make: impl FnMut() -> io::Result<(bool, T)>) -> io::Result<T> {
+    loop {
+        if let (true, made) = make()? {
+            return Ok(made);
+        }
+    }
+}
+
+fn is_there(path: &Path) -> bool {
+    path.try_exists().unwrap_or(true) // what cannot be asked is not gone
 }
 
 /// Keeps an entry from being swept. Where the file system knows no locks, nothing is swept either.

@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use vtrain::disk::{self, Beside, WriteError};
@@ -150,6 +151,30 @@ fn sweeping_takes_what_was_abandoned_and_nothing_else() {
     in_use.keep().unwrap();
     assert_eq!(names(folder.path()), [".hidden", "film.mp4", "seen", "z"]);
     disk::sweep(&at("no such folder"));
+}
+
+#[test]
+fn what_is_being_written_is_not_swept_however_often_others_sweep() {
+    let folder = tempfile::tempdir().unwrap();
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                disk::sweep(folder.path());
+            }
+        });
+        let written = (0..500).try_for_each(|i| {
+            disk::write_whole(&folder.path().join(format!("file-{i}")), b"whole")?;
+            let fill = |unfinished: &Path| {
+                let file = unfinished.join("file");
+                fs::write(&file, b"whole").map_err(WriteError::at(&file))
+            };
+            disk::write_folder_whole(&folder.path().join(format!("folder-{i}")), fill)
+        });
+        done.store(true, Ordering::Relaxed);
+        written.unwrap();
+    });
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1000);
 }
 
 #[test]
