@@ -71,14 +71,11 @@ impl Log for Stderr {
         } else {
             ("", "")
         };
+        // In one piece: lines of several processes do not mix, and mpirun puts a rank's name before each piece.
+        let line = format!("{}{on}{word}{off}{}\n", self.rank, record.args());
         progress::above(|| {
             // A closed standard error leaves nobody to tell.
-            let _ = writeln!(
-                std::io::stderr().lock(),
-                "{}{on}{word}{off}{}",
-                self.rank,
-                record.args()
-            );
+            let _ = std::io::stderr().lock().write_all(line.as_bytes());
         });
     }
 

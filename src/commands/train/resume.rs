@@ -66,11 +66,7 @@ pub fn find(resume: &Resume, config: &RunConfig, ranks: &dyn Communicator) -> an
 }
 
 /// The newest whole checkpoint that rank 0 finds, unless it was written before `since`.
-fn newest(
-    config: &RunConfig,
-    ranks: &dyn Communicator,
-    since: Option<SystemTime>,
-) -> anyhow::Result<Option<Loaded>> {
+fn newest(config: &RunConfig, ranks: &dyn Communicator, since: Option<SystemTime>) -> anyhow::Result<Option<Loaded>> {
     let mut found = None;
     if ranks.is_first() {
         found = Checkpoints::new(&config.output_dir, &config.checkpoint).newest()?;
