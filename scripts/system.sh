@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Installs the system packages that vtrain is built with, where they are missing: FFmpeg's libraries and headers, clang
-# (for the bindings), pkg-config and a C compiler. Sourced by quickstart.sh and test.sh; does nothing when all is there.
+# (for the bindings), pkg-config and a C compiler; for the tests also MPI. Sourced by quickstart.sh and test.sh; does nothing
+# when all is there.
 
 say() { printf '\033[1m==> %s\033[0m\n' "$*" >&2; }
 
@@ -46,4 +47,21 @@ install_system_packages() {
         say "Rust is missing: install it from https://rustup.rs (1.89 or newer) and run this again."
         exit 1
     fi
+}
+
+# For runs on several processes, which are tested too: an MPI with headers, mpicc and mpirun. Says whether it is there.
+install_mpi() {
+    command -v mpicc >/dev/null && command -v mpirun >/dev/null && return
+    if command -v apt-get >/dev/null; then
+        local sudo=
+        [ "$(id -u)" = 0 ] || sudo=sudo
+        say "Installing Open MPI with apt"
+        $sudo apt-get update -q >&2
+        $sudo env DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends \
+            libopenmpi-dev openmpi-bin openssh-client >&2
+    elif command -v brew >/dev/null; then
+        say "Installing Open MPI with brew"
+        brew install open-mpi >&2
+    fi
+    command -v mpicc >/dev/null && command -v mpirun >/dev/null
 }

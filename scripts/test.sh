@@ -5,10 +5,19 @@ cd "$(dirname "$0")/.."
 source scripts/system.sh
 install_system_packages
 
+# Runs on several processes are built and tested where there is an MPI; nothing else needs one.
+features=()
+if install_mpi; then
+    features=(--features mpi)
+else
+    say "No mpicc and mpirun: runs on several processes are not tested"
+fi
+
 say "Formatting"
 cargo fmt --check
 say "Lints"
-cargo clippy --locked --all-targets -- -D warnings
+cargo clippy --locked --lib --bins -- -D warnings
+cargo clippy --locked --all-targets "${features[@]}" -- -D warnings
 # With a CUDA toolkit at hand, what is built with it as well; nothing here runs on a GPU (docs/gpu.md).
 if [ -x "${CUDA_HOME:-/usr/local/cuda}/bin/nvcc" ]; then
     say "Lints with CUDA"
@@ -16,7 +25,7 @@ if [ -x "${CUDA_HOME:-/usr/local/cuda}/bin/nvcc" ]; then
 fi
 say "Tests"
 if cargo nextest --version >/dev/null 2>&1; then
-    cargo nextest run --locked
+    cargo nextest run --locked "${features[@]}"
 else
-    cargo test --locked
+    cargo test --locked "${features[@]}"
 fi

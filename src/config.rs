@@ -11,7 +11,10 @@ use std::path::{Path, PathBuf};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{data, diffusion, hub, lora, models, optim, train};
+use crate::{data, diffusion, dist, hub, lora, models, optim, train};
+
+use crate::models::Sharding;
+use crate::train::segments::Policy;
 
 mod device;
 mod unknown;
@@ -47,6 +50,7 @@ pub struct RunConfig {
     pub validation: train::validate::Config,
     pub tracking: train::metrics::Config,
     pub hub: hub::push::Config,
+    pub dist: dist::Config,
 }
 
 impl Default for RunConfig {
@@ -67,6 +71,7 @@ impl Default for RunConfig {
             validation: Default::default(),
             tracking: Default::default(),
             hub: Default::default(),
+            dist: Default::default(),
         }
     }
 }
@@ -200,6 +205,13 @@ impl RunConfig {
         add("checkpoint", self.checkpoint.check());
         add("validation", self.validation.check());
         add("hub", self.hub.check());
+        add("dist", self.dist.check());
+        let keeps_all = !self.train.gradient_checkpointing || self.train.keep == Policy::All;
+        if self.model.sharding == Sharding::Full && keeps_all {
+            let message = "full needs train.gradient_checkpointing, and a train.keep other than all: what is kept for the \
+                           way back would hold every block whole";
+            add("model", vec![("sharding".into(), message.into())]);
+        }
         if self.output_dir.as_os_str().is_empty() {
             add("output_dir", vec![("".into(), "must not be empty".into())]);
         }

@@ -8,8 +8,10 @@
 
 // 0: no knowledge of clips, models or runs
 pub mod disk;
+pub mod dist;
 pub mod finite;
 pub mod hub;
+pub mod launch;
 pub mod ops;
 pub mod process;
 pub mod rng;

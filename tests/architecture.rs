@@ -11,6 +11,7 @@ const FLOORS: &[(&str, u8)] = &[
     ("finite", 0),
     ("hub", 0),
     ("dist", 0),
+    ("launch", 0),
     ("process", 0),
     ("rng", 0),
     ("wire", 0),

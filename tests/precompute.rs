@@ -16,6 +16,7 @@ use vtrain::config::RunConfig;
 use vtrain::data::cache::{Cache, Encoded};
 use vtrain::data::loader::load;
 use vtrain::data::{pixels, survey};
+use vtrain::dist::Single;
 use vtrain::models::cogvideox::vae::Vae;
 use vtrain::models::family::ImageCondition;
 use vtrain::rng::Rng;
@@ -96,7 +97,7 @@ impl Run {
             inner: open_model(&config).unwrap(),
             counts: counts.clone(),
         };
-        let encoded = precompute(&config, &family, &report, &[], &counts.stop);
+        let encoded = precompute(&config, &family, &report, &[], &counts.stop, &Single);
         assert_eq!(counts.alive.get(), 0, "what was loaded is freed");
         (encoded, counts)
     }
@@ -420,7 +421,7 @@ fn a_clip_that_breaks_after_the_survey_stops_the_run_or_is_left_out() {
         let report = survey(&config.datasets, false, &|_, _| {});
         fs::write(run.path("data/sun_rises.mp4"), "no clip any more").unwrap();
         let family = open_model(&config).unwrap();
-        let encoded = precompute(&config, &*family, &report, &[], &Counts::default().stop);
+        let encoded = precompute(&config, &*family, &report, &[], &Counts::default().stop, &Single);
         match (skip, encoded) {
             (true, Ok(encoded)) => {
                 let names: Vec<_> = encoded.samples.iter().map(|sample| sample.caption.as_str()).collect();

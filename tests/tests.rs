@@ -13,6 +13,7 @@ mod crash; // killed, doubled, signalled, left alone for long
 mod cuda; // kernels compile for every card; a build without CUDA says so
 mod data; // layouts, captions, buckets, order
 mod disk; // written whole or not at all
+mod dist; // runs on several processes
 mod dit_answers; // what the transformers' tests share
 mod faults; // disks and memory that fail
 mod finite; // NaN and the infinities, found in stored tensors

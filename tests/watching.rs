@@ -27,6 +27,7 @@ fn record(step: u64) -> Record {
         samples_seen: 4 * step,
         peak_memory_bytes: Some(1 << 30),
         skipped: None,
+        communication: None,
     }
 }
 

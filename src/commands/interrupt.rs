@@ -1,10 +1,11 @@
-//! Ctrl-C and SIGTERM: asked once, a run ends at the next good place; asked twice, at once.
+//! Ctrl-C and SIGTERM: asked once, a run ends at the next good place; asked twice, at once. SIGUSR1 asks, too: mpirun passes
+//! it on to all ranks, where it would end them upon the others, and Slurm sends it before a job's time is up.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, bail};
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::flag;
 
 use super::Exit;
@@ -24,6 +25,7 @@ impl Interrupt {
                 .context("listening for signals")?;
             flag::register(signal, asked.clone()).context("listening for signals")?;
         }
+        flag::register(SIGUSR1, asked.clone()).context("listening for signals")?;
         Ok(Self(asked))
     }
 

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
 use crate::process::memory::TooLittle;
 
 mod adapter;
@@ -11,17 +13,19 @@ pub mod completions;
 #[cfg(feature = "cuda")]
 pub mod gpu_check;
 mod interrupt;
+pub mod launch;
 pub mod lora;
 pub mod man;
 pub mod migrate;
 pub mod precompute;
 pub mod progress;
+pub mod ranks;
 pub mod report;
 pub mod sample;
 pub mod train;
 
 /// What the program's exit code says.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Exit {
     /// The command line or the configuration is wrong.
     Usage = 2,

@@ -2,6 +2,7 @@
 //!
 //! Captions come first; the text encoder is gone before the VAE loads. Clips are decoded a few ahead of the one that is
 //! being encoded. What is in the cache is neither decoded nor encoded, and where nothing is missing nothing is loaded.
+//! Ranks share out what is missing, and fill one cache.
 
 use std::collections::HashSet;
 use std::path::PathBuf;
@@ -12,19 +13,21 @@ use anyhow::{Context, anyhow};
 use candle_core::Tensor;
 use serde_json::json;
 
-use super::{Exit, Failure, OrExit, check_dataset, progress};
+use super::{Exit, Failure, OrExit, check_dataset, progress, ranks};
 use crate::config::RunConfig;
 use crate::data::cache::{Cache, Encoded, Key};
 use crate::data::dataset::OnBadClip;
 use crate::data::{Report, pixels};
+use crate::dist::Communicator;
 use crate::finite;
 use crate::hub;
-use crate::models::family::ClipEncoder;
+use crate::models::family::{ClipEncoder, Conditioner};
 use crate::models::{self, Family};
 use crate::nn::weights;
 use crate::video::Frames;
 
 mod plan;
+mod rounds;
 
 use plan::{ClipPlan, Plan};
 
@@ -50,15 +53,31 @@ pub struct Args {
 
 pub fn run(args: Args) -> Result<(), Failure> {
     let config = RunConfig::load(&args.config, &args.set).or_exit(Exit::Usage)?;
-    let report = check_dataset::survey(&config.datasets, false);
-    check_dataset::tell(&report);
-    check_dataset::judge(&report)?;
-    let family = open_model(&config)?;
-    let encoded = precompute(&config, &*family, &report, &[], &AtomicBool::new(false))?;
-    if args.json {
-        print_json(&encoded)?;
-    }
-    Ok(())
+    ranks::together(config, |config, ranks| {
+        let report = survey(config, ranks)?;
+        let family = open_model(config)?;
+        let encoded = precompute(config, &*family, &report, &[], &AtomicBool::new(false), ranks)?;
+        if args.json && ranks.is_first() {
+            print_json(&encoded)?;
+        }
+        Ok(())
+    })
+}
+
+/// What a run trains on. Every rank looks for itself, and rank 0 tells what is wrong; others what is wrong for them alone.
+pub fn survey(config: &RunConfig, ranks: &dyn Communicator) -> Result<Report, Failure> {
+    let judged = match ranks.is_first() {
+        true => check_dataset::judged(&config.datasets),
+        false => {
+            let report = check_dataset::survey(&config.datasets, false);
+            check_dataset::judge(&report).map(|()| report)
+        }
+    };
+    let fails = ranks.all_gather(&[u8::from(judged.is_err())]).or_exit(Exit::Training)?;
+    judged.map_err(|failure| match fails[0] == [1] {
+        true => ranks::shared(ranks, failure),
+        false => failure,
+    })
 }
 
 /// The model of a run. Parts that only encode may be gone, where the run's cache has seen them.
@@ -82,12 +101,16 @@ pub fn precompute(
     report: &Report,
     more_prompts: &[&str],
     stop: &AtomicBool,
+    ranks: &dyn Communicator,
 ) -> Result<Encoded, Failure> {
-    let plan = Plan::make(config, family, report, more_prompts, stop)?;
-    plan.cache.sweep(); // before room is asked for
+    let plan = Plan::make_together(ranks, || Plan::make(config, family, report, more_prompts, stop))?;
     plan.announce();
-    plan.ensure_room()?;
-    let done = encode_texts(family, &plan, stop).and_then(|()| encode_clips(config, family, &plan, stop));
+    if ranks.is_first() {
+        plan.cache.sweep(); // before room is asked for
+        plan.ensure_room()?;
+    }
+    let done = encode_texts(family, &plan, stop, ranks);
+    let done = done.and_then(|()| encode_clips(config, family, &plan, stop, ranks));
     plan.cache.save();
     let encoded = plan.fulfilled(&done?);
     if encoded.samples.is_empty() {
@@ -96,34 +119,42 @@ pub fn precompute(
     Ok(encoded)
 }
 
-fn encode_texts(family: &dyn Family, plan: &Plan, stop: &AtomicBool) -> Result<(), Failure> {
+fn encode_texts(family: &dyn Family, plan: &Plan, stop: &AtomicBool, ranks: &dyn Communicator) -> Result<(), Failure> {
     if plan.missing_texts.is_empty() {
         return Ok(());
     }
-    log::info!("loading the text encoder");
-    let conditioner = family.conditioner().or_exit(Exit::Model)?;
-    let mut count = progress::Count::start("captions", plan.missing_texts.len());
-    for (text, key) in plan.missing_texts() {
+    let missing: Vec<&(String, Key)> = plan.missing_texts().collect();
+    let mut conditioner: Option<Box<dyn Conditioner>> = None;
+    let mut count = progress::Count::start("captions", missing.len());
+    let encode = |place: usize| -> Result<rounds::Encoded, Failure> {
         go_on(stop)?;
+        let (text, key) = missing[place];
         if plan.cache.has_come(key, &plan.text_form) {
-            count.step();
-            continue;
+            return Ok(rounds::Encoded::Done);
         }
-        let encode = || -> anyhow::Result<Vec<Tensor>> {
+        let conditioner = match &mut conditioner {
+            Some(conditioner) => conditioner,
+            none => {
+                log::info!("loading the text encoder");
+                none.insert(family.conditioner().or_exit(Exit::Model)?)
+            }
+        };
+        let embed = || -> anyhow::Result<Vec<Tensor>> {
             let embedded = conditioner.embed(text)?;
             let tensors = all_of(embedded.tensors())?;
             plan.text_form.check(&tensors)?;
             Ok(tensors)
         };
-        let tensors = encode()
+        let tensors = embed()
             .with_context(|| format!("the caption {text:?}"))
             .map_err(|error| explained(error, family, family.conditioner_parts()))
             .or_exit(Exit::Model)?;
         let notes = [("caption", shortened(text))];
         let written = plan.cache.write(key, &plan.text_form, &tensors, &notes);
         written.context(KEPT).or_exit(Exit::Training)?;
-        count.step();
-    }
+        Ok(rounds::Encoded::Done)
+    };
+    rounds::go_round(ranks, missing.len(), encode, |_, _| count.step())?;
     count.finish();
     Ok(())
 }
@@ -135,28 +166,34 @@ fn encode_clips(
     family: &dyn Family,
     plan: &Plan,
     stop: &AtomicBool,
+    ranks: &dyn Communicator,
 ) -> Result<HashSet<Key>, Failure> {
     let mut lost = HashSet::new();
     if plan.missing_clips.is_empty() {
         return Ok(lost);
     }
-    let mut count = progress::Count::start("clips", plan.missing_clips.len());
+    let missing: Vec<&ClipPlan> = plan.missing_clips().collect();
+    let share = rounds::share(ranks, missing.len()).map(|place| missing[place]);
+    let mut count = progress::Count::start("clips", missing.len());
     std::thread::scope(|scope| {
         let (send, receive) = sync_channel(AHEAD);
+        let share: Vec<&ClipPlan> = share.collect();
         scope.spawn(move || {
-            for clip in plan.missing_clips() {
+            for clip in share {
                 let decoded = clip.cut.decode(clip.sample);
                 // Nobody listens any more where encoding has failed or was stopped.
-                if stop.load(Ordering::Relaxed) || send.send((clip, decoded)).is_err() {
+                if stop.load(Ordering::Relaxed) || send.send(decoded).is_err() {
                     break;
                 }
             }
         });
         let mut encoder: Option<Box<dyn ClipEncoder>> = None;
-        for (clip, decoded) in receive {
+        let encode = |place: usize| -> Result<rounds::Encoded, Failure> {
             go_on(stop)?;
-            match decoded {
-                Ok(_) if plan.cache.has_come(&clip.key, &clip.form) => {}
+            let clip = missing[place];
+            // Without one, it was stopped just now.
+            match receive.recv().map_err(|_| interrupted())? {
+                Ok(_) if plan.cache.has_come(&clip.key, &clip.form) => Ok(rounds::Encoded::Done),
                 Ok(frames) => {
                     let encoder = match &mut encoder {
                         Some(encoder) => encoder,
@@ -165,15 +202,26 @@ fn encode_clips(
                     let encoded = encode_clip(&**encoder, clip, frames);
                     let encoded = encoded.map_err(|error| explained(error, family, family.encoder_parts()));
                     keep_clip(plan, clip, &encoded.or_exit(Exit::Model)?).or_exit(Exit::Training)?;
+                    Ok(rounds::Encoded::Done)
                 }
                 Err(error) if config.datasets[clip.sample.dataset].on_bad_clip == OnBadClip::Skip => {
-                    log::warn!("skipped: {error}");
-                    lost.insert(clip.key);
+                    Ok(rounds::Encoded::Skipped(error.to_string()))
                 }
-                Err(error) => return Err(error).or_exit(Exit::Data),
+                Err(error) => Err(error).or_exit(Exit::Data),
+            }
+        };
+        let heard = |place: usize, encoded: rounds::Encoded| {
+            if let rounds::Encoded::Skipped(why) = encoded {
+                lost.insert(missing[place].key);
+                if ranks.is_first() {
+                    log::warn!("skipped: {why}");
+                }
             }
             count.step();
-        }
+        };
+        let done = rounds::go_round(ranks, missing.len(), encode, heard);
+        drop(receive); // whoever still decodes may stop
+        done?;
         go_on(stop)?;
         count.finish();
         Ok(lost)
@@ -205,7 +253,9 @@ fn encode_clip(encoder: &dyn ClipEncoder, clip: &ClipPlan, frames: Frames) -> an
 fn keep_clip(plan: &Plan, clip: &ClipPlan, tensors: &[Tensor]) -> anyhow::Result<()> {
     let name = &clip.sample.found.entry.name;
     let notes = [("clip", shortened(name)), ("bucket", clip.sample.bucket.to_string())];
-    plan.cache.write(&clip.key, &clip.form, tensors, &notes).context(KEPT)
+    plan.cache.write(&clip.key, &clip.form, tensors, &notes).context(KEPT)?;
+    log::debug!("encoded {name}");
+    Ok(())
 }
 
 /// Says of an encoding that is not finite which weight is to blame, where one is.

@@ -32,6 +32,27 @@ impl Device {
             Device::Cuda(index) => gpu(index),
         }
     }
+
+    /// The device of one of several processes on a machine, by its number there: each has a GPU of its own, also where the
+    /// first is named. Where each sees one GPU alone, as under some batch systems, that is its own.
+    pub fn of_rank(self, local_rank: usize) -> Device {
+        match self {
+            Device::Auto | Device::Cuda(0) if local_rank > 0 && count() > 0 => Device::Cuda(local_rank % count()),
+            device => device,
+        }
+    }
+}
+
+/// How many GPUs this process sees.
+#[cfg(not(feature = "cuda"))]
+fn count() -> usize {
+    0
+}
+
+#[cfg(feature = "cuda")]
+fn count() -> usize {
+    let count = cudarc::driver::CudaContext::device_count();
+    count.ok().and_then(|count| count.try_into().ok()).unwrap_or(0)
 }
 
 #[cfg(not(feature = "cuda"))]

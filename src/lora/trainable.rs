@@ -17,6 +17,7 @@ use super::target::{self, Matcher};
 use super::{Config, diffusers};
 use crate::nn::dropout::{Dropout, Seed};
 use crate::nn::linear::LowRank;
+use crate::nn::shards::Residency;
 use crate::nn::weights::Planter;
 use crate::rng::Rng;
 
@@ -48,6 +49,7 @@ pub struct Trainable {
     init: Option<AdapterFile>,
     device: Device,
     dropout: Seed,
+    residency: Residency,
     planted: Mutex<Planted>,
 }
 
@@ -79,12 +81,19 @@ impl Trainable {
             init,
             device: device.clone(),
             dropout: Seed::default(),
+            residency: Residency::Whole,
             planted: Mutex::new(Planted {
                 rng,
                 seen: Vec::new(),
                 pairs: Vec::new(),
             }),
         })
+    }
+
+    /// The same, on a model whose frozen blocks live so.
+    pub fn with_residency(mut self, residency: Residency) -> Self {
+        self.residency = residency;
+        self
     }
 
     /// The seed of the adapters' dropout. Unset, as it is at first, nothing is dropped.
@@ -182,6 +191,10 @@ impl Planter for Trainable {
         };
         planted.pairs.push(pair);
         Ok(vec![adapter])
+    }
+
+    fn residency(&self) -> Residency {
+        self.residency.clone()
     }
 }
 

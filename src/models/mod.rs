@@ -39,6 +39,8 @@ pub struct Config {
     pub revision: String,
     /// What the frozen weights are kept in.
     pub dtype: Dtype,
+    /// Whether several processes that train together share out the frozen weights.
+    pub sharding: Sharding,
 }
 
 impl Default for Config {
@@ -48,6 +50,7 @@ impl Default for Config {
             path: String::new(),
             revision: "main".into(),
             dtype: Dtype::Bf16,
+            sharding: Sharding::None,
         }
     }
 }
@@ -117,6 +120,17 @@ impl From<Dtype> for DType {
             Dtype::Bf16 => Self::BF16,
         }
     }
+}
+
+/// Where the transformer's frozen weights are, with several processes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Sharding {
+    /// All on each.
+    #[default]
+    None,
+    /// Each keeps its part of every block, and has whole blocks only while they run: for models larger than one GPU.
+    Full,
 }
 
 /// The families, by their names in run files; `rooms` says what is behind them.

@@ -5,9 +5,11 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use candle_core::{DType, Device, Error, Result, Tensor};
+use indicatif::BinaryBytes;
 
 use super::denoiser::{Denoiser, Input, State};
 use super::places::Places;
+use crate::nn::shards::Shards;
 use crate::nn::weights::Planter;
 use crate::nn::{Weights, config};
 
@@ -43,7 +45,14 @@ pub trait Block: Send + Sync {
 
 /// Builds `count` blocks, whose weights are numbered.
 pub fn blocks<B>(count: usize, weights: Weights, block: impl Fn(Weights) -> Result<B>) -> Result<Vec<B>> {
-    (0..count).map(|i| block(weights.pp(i))).collect()
+    (0..count).map(|i| weights.block(i, &block)).collect()
+}
+
+fn planted(weights: Weights, planter: Option<Arc<dyn Planter>>) -> Weights {
+    match planter {
+        Some(planter) => weights.with_planter(planter),
+        None => weights,
+    }
 }
 
 /// A network with its config.
@@ -52,6 +61,8 @@ pub struct Transformer<N: Network> {
     config: N::Config,
     dtype: DType,
     network: N,
+    /// Where the blocks' matrices are shared out.
+    shards: Option<Arc<Shards>>,
 }
 
 impl<N: Network> Transformer<N> {
@@ -66,33 +77,35 @@ impl<N: Network> Transformer<N> {
         planter: Option<Arc<dyn Planter>>,
     ) -> anyhow::Result<Self> {
         let config = config::read(folder)?; // says more than the weights, where both are wrong
-        let weights = Weights::open(folder, dtype, device)?;
+        let weights = planted(Weights::open(folder, dtype, device)?, planter);
         weights.ensure_memory(&[])?;
-        Self::build(folder, config, weights, planter)
+        Self::build(folder, config, weights)
     }
 
     /// As [`load`](Self::load), with weights from somewhere else.
     pub fn load_from(folder: &Path, weights: Weights, planter: Option<Arc<dyn Planter>>) -> anyhow::Result<Self> {
-        Self::build(folder, config::read(folder)?, weights, planter)
+        Self::build(folder, config::read(folder)?, planted(weights, planter))
     }
 
-    fn build(
-        folder: &Path,
-        config: N::Config,
-        weights: Weights,
-        planter: Option<Arc<dyn Planter>>,
-    ) -> anyhow::Result<Self> {
-        let weights = match planter {
-            Some(planter) => weights.with_planter(planter),
-            None => weights,
-        };
+    fn build(folder: &Path, config: N::Config, weights: Weights) -> anyhow::Result<Self> {
         let network = N::new(&config, &weights).with_context(|| folder.display().to_string())?;
         let stray = network.stray();
         weights.finish(&stray.iter().map(String::as_str).collect::<Vec<_>>())?;
+        let shards = weights.shards();
+        if let Some(shards) = &shards {
+            log::info!(
+                "the matrices of {} blocks are shared out over {} ranks: {} on each, and two whole blocks of {}",
+                network.blocks().len(),
+                shards.ranks(),
+                BinaryBytes(shards.bytes() as u64),
+                BinaryBytes(shards.largest() as u64)
+            );
+        }
         Ok(Self {
             config,
             dtype: weights.dtype(),
             network,
+            shards,
         })
     }
 
@@ -116,6 +129,7 @@ impl<N: Network> Denoiser for Transformer<N> {
     }
 
     fn block(&self, index: usize, state: &State) -> Result<State> {
+        let _here = self.shards.as_ref().map(|shards| shards.bring(index)).transpose()?;
         match self.network.blocks().get(index) {
             Some(block) => block.forward(state),
             None => Err(Error::Msg(format!("no block {index} of {}", self.num_blocks()))),

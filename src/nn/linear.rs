@@ -3,13 +3,15 @@
 use candle_core::{D, Result, Tensor};
 
 use super::dropout::Dropout;
+use super::shards::Matrix;
 use super::weights::Weights;
 use crate::ops::linear::{self, Frozen};
 
 /// A linear layer, frozen, with whatever adapters its path calls for.
 #[derive(Debug, Clone)]
 pub struct Linear {
-    frozen: Frozen,
+    weight: Matrix, // (out, in)
+    bias: Option<Tensor>,
     adapters: Vec<LowRank>,
 }
 
@@ -58,23 +60,25 @@ impl Linear {
     /// Reads `weight` (out, in) and, where there is one, `bias` (out).
     pub fn new(in_features: usize, out_features: usize, bias: bool, weights: Weights) -> Result<Self> {
         Ok(Self {
-            frozen: Frozen {
-                weight: weights.get((out_features, in_features), "weight")?,
-                bias: bias.then(|| weights.get(out_features, "bias")).transpose()?,
-            },
+            weight: weights.matrix((out_features, in_features), "weight")?,
+            bias: bias.then(|| weights.get(out_features, "bias")).transpose()?,
             adapters: weights.adapters(in_features, out_features)?,
         })
     }
 
     /// (..., in) -> (..., out)
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let frozen = Frozen {
+            weight: self.weight.whole()?,
+            bias: self.bias.clone(),
+        };
         if let [adapter] = &self.adapters[..]
             && !adapter.drops()
         {
             let LowRank { a, b, scale, .. } = adapter;
-            return self.frozen.forward_with(x, linear::LowRank { a, b, scale: *scale });
+            return frozen.forward_with(x, linear::LowRank { a, b, scale: *scale });
         }
-        let mut y = self.frozen.forward(x)?;
+        let mut y = frozen.forward(x)?;
         for adapter in &self.adapters {
             y = (y + adapter.forward(x)?)?;
         }

@@ -16,6 +16,7 @@ pub mod patches;
 pub mod resnet;
 pub mod rope;
 pub mod scale_shift;
+pub mod shards;
 pub mod shuffle;
 pub mod weights;
 

@@ -16,6 +16,7 @@ use indicatif::BinaryBytes;
 
 use super::linear::LowRank;
 use super::made_up;
+use super::shards::{Matrix, Residency, Shards};
 use crate::finite;
 use crate::process::memory::{self, Limit, TooLittle};
 
@@ -30,14 +31,23 @@ pub struct Weights {
     dtype: DType,
     device: Device,
     planter: Option<Arc<dyn Planter>>,
+    shards: Option<Arc<Shards>>,
+    /// Whether this is inside one of the blocks that are shared out.
+    in_block: bool,
     /// Numbers that layers have taken so far.
     taken: Arc<AtomicUsize>,
 }
 
-/// Gives a linear layer its adapters, by the layer's path in the checkpoint.
+/// What a model that trains is given while it loads: adapters for its linear layers, by the layer's path in the checkpoint,
+/// and a place for its frozen weights.
 pub trait Planter: Send + Sync {
     /// Adapters for the layer `path` that maps `in_features` to `out_features`; none where it is no target.
     fn plant(&self, path: &str, in_features: usize, out_features: usize) -> Result<Vec<LowRank>>;
+
+    /// How the frozen matrices of blocks live.
+    fn residency(&self) -> Residency {
+        Residency::Whole
+    }
 }
 
 /// Where tensors come from.
@@ -69,6 +79,8 @@ impl Weights {
             dtype,
             device: device.clone(),
             planter: None,
+            shards: None,
+            in_block: false,
             taken: Arc::default(),
         })
     }
@@ -81,12 +93,18 @@ impl Weights {
             dtype,
             device: device.clone(),
             planter: None,
+            shards: None,
+            in_block: false,
             taken: Arc::default(),
         }
     }
 
-    /// The same weights, whose linear layers ask `planter` for adapters.
+    /// The same weights, whose linear layers ask `planter` for adapters, and whose blocks live as it says.
     pub fn with_planter(mut self, planter: Arc<dyn Planter>) -> Self {
+        self.shards = match planter.residency() {
+            Residency::Whole => None,
+            Residency::Shared(ranks) => Some(Arc::new(Shards::new(ranks))),
+        };
         self.planter = Some(planter);
         self
     }
@@ -97,6 +115,25 @@ impl Weights {
             prefix: self.path(&name.to_string()),
             ..self.clone()
         }
+    }
+
+    /// Block `index` below this one, which `build` reads: where blocks are shared out, this rank keeps its part.
+    pub fn block<B>(&self, index: usize, build: impl FnOnce(Self) -> Result<B>) -> Result<B> {
+        let Some(shards) = &self.shards else {
+            return build(self.pp(index));
+        };
+        let inside = Self {
+            in_block: true,
+            ..self.pp(index)
+        };
+        let block = build(inside)?;
+        shards.share_out()?;
+        Ok(block)
+    }
+
+    /// Blocks that are shared out.
+    pub fn shards(&self) -> Option<Arc<Shards>> {
+        self.shards.clone()
     }
 
     /// The same place, read as `dtype`.
@@ -125,8 +162,8 @@ impl Weights {
         }
     }
 
-    /// Whether main memory has room for all of these tensors but those whose names begin with one of `ignored`. On another
-    /// device they only pass through.
+    /// Whether main memory has room for all of these tensors but those whose names begin with one of `ignored`, or for this
+    /// rank's part of them. On another device they only pass through.
     ///
     /// # Errors
     /// [`TooLittle`]: what they take, what is free, and which number format would fit.
@@ -134,7 +171,8 @@ impl Weights {
         let (Source::Checkpoint(checkpoint), true) = (&self.source, self.device.is_cpu()) else {
             return Ok(());
         };
-        let numbers = checkpoint.numbers(ignored);
+        let ranks = self.shards.as_ref().map_or(1, |shards| shards.ranks());
+        let numbers = checkpoint.numbers(ignored) / ranks as u64;
         let bytes = |dtype: DType| numbers.saturating_mul(dtype.size_in_bytes() as u64);
         let needed = bytes(self.dtype);
         match memory::most() {
@@ -161,6 +199,15 @@ impl Weights {
             Source::Checkpoint(checkpoint) => checkpoint.read(&path, &shape, self.dtype, &self.device),
             Source::Random => made_up::tensor(&path, &shape, self.dtype, &self.device),
         }
+    }
+
+    /// Reads the matrix `name`, which must have this shape.
+    pub fn matrix(&self, shape: (usize, usize), name: &str) -> Result<Matrix> {
+        let whole = self.get(shape, name)?;
+        Ok(match &self.shards {
+            Some(shards) if self.in_block => shards.take(whole),
+            _ => Matrix::Own(whole),
+        })
     }
 
     /// How many numbers layers have taken from these weights, wherever in them.

@@ -12,6 +12,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use anyhow::{Context, bail, ensure};
 use candle_core::{Device, Tensor};
@@ -78,6 +79,7 @@ pub struct State {
     /// Processes that train together.
     pub world_size: usize,
     pub batch_size: usize,
+    /// On each of them.
     pub gradient_accumulation_steps: usize,
     /// The settings that change what is learned, as in a run file.
     pub run: Value,
@@ -296,6 +298,11 @@ impl Snapshot {
 }
 
 impl Loaded {
+    /// When it was written; none where the file system does not tell.
+    pub fn written(&self) -> Option<SystemTime> {
+        std::fs::metadata(self.path.join(STATE)).ok()?.modified().ok()
+    }
+
     /// Reads a checkpoint folder.
     ///
     /// # Errors
@@ -345,6 +352,11 @@ impl Loaded {
     pub fn fits(&self, run: &Value, fingerprints: &BTreeMap<String, String>) -> anyhow::Result<()> {
         let state = &self.snapshot.state;
         let mut different = difference::list(&state.run, &read_back(run)?);
+        for line in &mut different {
+            if line.starts_with("train.gradient_accumulation_steps") {
+                line.push_str(" (counted over all ranks)");
+            }
+        }
         for (what, print) in fingerprints {
             match state.fingerprints.get(what) {
                 Some(then) if then == print => {}

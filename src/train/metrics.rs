@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::spikes;
 use super::tensorboard::Events;
 use crate::disk::{self, Journal};
+use crate::dist::Traffic;
 use crate::video::Frames;
 
 /// `tracking:` in a run file.
@@ -47,6 +48,30 @@ pub struct Record {
     /// Steps so far that moved nothing, since a loss or a gradient was not finite; told on those steps only.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub skipped: Option<u64>,
+    /// What talking to other ranks took; told where there are some.
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    pub communication: Option<Communication>,
+}
+
+/// What rank 0 spent on talking to the others in one step.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Communication {
+    /// What it put in.
+    pub communication_bytes: u64,
+    /// From when all were there until all had it.
+    pub communication_seconds: f64,
+    /// Until the slowest came.
+    pub waiting_seconds: f64,
+}
+
+impl From<Traffic> for Communication {
+    fn from(traffic: Traffic) -> Self {
+        Self {
+            communication_bytes: traffic.bytes,
+            communication_seconds: traffic.moving.as_secs_f64(),
+            waiting_seconds: traffic.waiting.as_secs_f64(),
+        }
+    }
 }
 
 /// The log of a run, open at its end.
@@ -60,7 +85,7 @@ pub struct Metrics {
 }
 
 /// What a log tells of the steps before a resume.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub struct Past {
     /// Finite losses of the last steps, in their order.
     pub losses: Vec<f64>,
@@ -115,6 +140,10 @@ impl Metrics {
         {
             let samples = record.samples_seen.saturating_sub(before) as f64;
             scalars.push(("samples_per_second", samples / record.step_seconds));
+        }
+        if let Some(communication) = &record.communication {
+            scalars.push(("communication_seconds", communication.communication_seconds));
+            scalars.push(("waiting_seconds", communication.waiting_seconds));
         }
         events.scalars(record.step, &scalars)
     }

@@ -1,7 +1,7 @@
 //! One micro-batch: clips and captions from the cache, noise and timesteps from one generator.
 //!
-//! Micro-batch m of optimiser step s has the global index i = s * accumulation + m (both from 0). It trains on the i-th
-//! batch of the order, and its generator is seeded with seed + i. From it are drawn, in this order:
+//! Micro-batch m of optimiser step s on rank r has the global index i = (s * accumulation + m) * world_size + r (all from
+//! 0). It trains on the i-th batch of the order, and its generator is seeded with seed + i. From it are drawn, in this order:
 //! 1. the posterior noise, (B, C, f, h, w), where latents are sampled (`precompute.latents: sample`);
 //! 2. the timesteps, (B);
 //! 3. the noise, (B, C, f, h, w) in the VAE's own layout, with the frames that fill up a patch;

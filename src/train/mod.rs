@@ -13,4 +13,5 @@ pub mod segments;
 pub mod spikes;
 pub mod step;
 pub mod tensorboard;
+pub mod together;
 pub mod validate;

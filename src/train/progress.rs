@@ -78,6 +78,12 @@ impl Progress {
         if let Some(bytes) = record.peak_memory_bytes {
             parts.push(format!("{:.1} GiB", bytes as f64 / f64::from(1 << 30)));
         }
+        if let Some(communication) = &record.communication {
+            parts.push(format!(
+                "{} between ranks",
+                pace(communication.communication_seconds + communication.waiting_seconds)
+            ));
+        }
         if let Some(skipped) = record.skipped {
             parts.push(format!("{skipped} skipped"));
         }

@@ -22,7 +22,7 @@ pub struct Config {
     pub epochs: Option<usize>,
     /// Clips of one micro-batch.
     pub batch_size: usize,
-    /// Micro-batches of one optimiser step.
+    /// Micro-batches of one optimiser step, on each process where there are several.
     pub gradient_accumulation_steps: usize,
     /// Keep only part of what the way back needs, and compute the rest again: far less memory, somewhat more time.
     pub gradient_checkpointing: bool,
@@ -74,14 +74,14 @@ impl Default for Config {
 }
 
 impl Config {
-    /// Optimiser steps of the whole run, given the micro-batches of an epoch. The last step of a number of epochs goes
-    /// on into the next one where they do not come out even.
-    pub fn total_steps(&self, batches_per_epoch: usize) -> usize {
+    /// Optimiser steps of the whole run, given the micro-batches of an epoch and how many processes share them. The last
+    /// step of a number of epochs goes on into the next one where they do not come out even.
+    pub fn total_steps(&self, batches_per_epoch: usize, world_size: usize) -> usize {
         match (self.steps, self.epochs) {
             (Some(steps), _) => steps,
             (None, Some(epochs)) => batches_per_epoch
                 .saturating_mul(epochs)
-                .div_ceil(self.gradient_accumulation_steps.max(1)),
+                .div_ceil(self.gradient_accumulation_steps.max(1).saturating_mul(world_size)),
             (None, None) => DEFAULT_STEPS,
         }
     }

@@ -36,6 +36,16 @@ pub struct Room {
     pub blocks: usize,
 }
 
+impl Keep {
+    /// With every block run again, however much room there is: where ranks share blocks out, all must run the same ones.
+    pub fn without_blocks(self) -> Self {
+        match self {
+            Self::All => Self::All,
+            Self::Within(room) => Self::Within(Room { blocks: 0, ..room }),
+        }
+    }
+}
+
 /// `train.keep`
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 pub enum Policy {

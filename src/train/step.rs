@@ -6,7 +6,9 @@ use candle_core::{Result, Tensor, Var};
 use super::micro_batch::{MicroBatch, Source};
 use super::origin::{self, Origin};
 use super::segments::{Keep, Passed, forward_backward};
+use super::together;
 use crate::diffusion::objective;
+use crate::dist::Communicator;
 use crate::models::denoiser::Denoiser;
 use crate::nn::dropout::Seed;
 use crate::optim::adamw::AdamW;
@@ -15,6 +17,8 @@ use crate::optim::clip;
 /// What learns, and what it learns from.
 pub struct Trainer<'a> {
     pub source: Source<'a>,
+    /// Those who make each step together.
+    pub ranks: &'a dyn Communicator,
     pub denoiser: Box<dyn Denoiser>,
     /// The adapters' matrices.
     pub vars: Vec<Var>,
@@ -22,7 +26,7 @@ pub struct Trainer<'a> {
     /// Of the adapters' dropout: set anew for each micro-batch, unset in between.
     pub dropout: Seed,
     pub keep: Keep,
-    /// Micro-batches of one step.
+    /// Micro-batches of one step on each rank.
     pub accumulation: u64,
     pub max_grad_norm: f64,
 }
@@ -30,7 +34,7 @@ pub struct Trainer<'a> {
 /// What a step did.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Outcome {
-    /// Mean over the micro-batches.
+    /// Mean over the micro-batches of all ranks.
     pub loss: f64,
     /// Global norm before clipping.
     pub grad_norm: f64,
@@ -57,15 +61,17 @@ pub struct Seen {
 }
 
 impl Trainer<'_> {
-    /// Step `step`, counted from 0, at the learning rate `lr`.
+    /// Step `step`, counted from 0, at the learning rate `lr`. All ranks return the same.
     ///
     /// # Errors
-    /// A cache file that can no longer be read; out of memory on a device.
+    /// A cache file that can no longer be read; out of memory on a device; ranks that did not come.
     pub fn step(&mut self, step: u64, lr: f64) -> anyhow::Result<Outcome> {
         let mut gradients = Gradients::new(&self.vars);
         let mut seen = Vec::new();
+        let (rank, world_size) = (self.ranks.rank() as u64, self.ranks.world_size() as u64);
         for m in 0..self.accumulation {
-            let micro_batch = self.source.micro_batch(step * self.accumulation + m)?;
+            let i = (step * self.accumulation + m) * world_size + rank;
+            let micro_batch = self.source.micro_batch(i)?;
             self.dropout.set(Some(micro_batch.seed));
             let passed = self.pass(&micro_batch);
             self.dropout.set(None);
@@ -77,7 +83,14 @@ impl Trainer<'_> {
                 timesteps: micro_batch.timesteps.values,
             });
         }
-        let gradients = gradients.average(self.accumulation)?;
+        if self.ranks.talks() {
+            gradients.sums = together::sum(self.ranks, gradients.sums, &self.vars)?
+                .into_iter()
+                .map(Some)
+                .collect();
+            seen = together::exchange(self.ranks, seen)?;
+        }
+        let gradients = gradients.average(self.accumulation * world_size)?;
 
         let loss = seen.iter().map(|seen| seen.loss).sum::<f64>() / seen.len() as f64;
         let grad_norm = clip::global_norm(&gradients)?;
@@ -97,7 +110,8 @@ impl Trainer<'_> {
         })
     }
 
-    /// Where it begins that this step is not finite. The micro-batch at fault is drawn and run once more, as it was.
+    /// Where it begins that this step is not finite. The micro-batch at fault is drawn and run once more, as it was, by every
+    /// rank: `seen` and `gradients` are of all.
     fn origin(&mut self, step: u64, seen: &[Seen], gradients: &[Tensor]) -> anyhow::Result<Origin> {
         if let Some(place) = origin::first(self.vars.iter().map(Var::as_tensor))? {
             return Ok(Origin::Adapter(place));
@@ -105,7 +119,8 @@ impl Trainer<'_> {
         let Some(m) = seen.iter().position(|seen| !seen.loss.is_finite()) else {
             return Ok(Origin::of_gradients(gradients)?);
         };
-        let micro_batch = self.source.micro_batch(step * self.accumulation + m as u64)?;
+        let micro_batches = self.accumulation * self.ranks.world_size() as u64;
+        let micro_batch = self.source.micro_batch(step * micro_batches + m as u64)?;
         self.dropout.set(Some(micro_batch.seed));
         let origin = Origin::of_loss(&*self.denoiser, &micro_batch.input);
         self.dropout.set(None);

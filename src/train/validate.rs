@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::data::cache::Encoded;
 use crate::models::Family;
 use crate::models::denoiser::{Denoiser, Text};
-use crate::sample::{self, Prepared, Request, Start};
+use crate::sample::{self, Prepared, Request, Sampled, Start};
 use crate::video::Writer;
 
 /// `validation:` in a run file.
@@ -152,26 +152,29 @@ pub struct Shown {
 }
 
 impl Validator<'_> {
-    /// Makes the video of prompt `index`. `progress` is told the denoising steps done, and may end it by an error.
-    pub fn show(
+    /// Denoises for prompt `index`. `progress` is told the steps done, and may end it by an error.
+    pub fn denoise(
         &self,
         index: usize,
-        step: u64,
         denoiser: &dyn Denoiser,
         progress: sample::Progress,
-    ) -> anyhow::Result<Shown> {
+    ) -> anyhow::Result<Sampled> {
         let prompt = &self.prompts[index];
         let request = prompt.request(self.family.frame_rate())?;
-        let fps = request.fps;
         let embeddings = request.prompts().into_iter().map(|prompt| self.encoded.text(prompt));
         let text = Text::stack(&embeddings.collect::<anyhow::Result<Vec<_>>>()?)?; // (1 or 2, L, D)
         let text = text.to_device(&self.device)?.to_dtype(self.dtype)?;
-        let sampled = Prepared::new(self.family, request, text)?.denoise(denoiser, progress)?;
+        Prepared::new(self.family, request, text)?.denoise(denoiser, progress)
+    }
 
+    /// Decodes what was denoised for prompt `index`, and writes its video.
+    pub fn write(&self, index: usize, step: u64, sampled: &Sampled) -> anyhow::Result<Shown> {
+        let prompt = &self.prompts[index];
         let path = self.path(index, step);
+        let fps = prompt.fps.unwrap_or(self.family.frame_rate());
         let writer = Writer::create(&path, (prompt.height, prompt.width), fps)?;
         let (mut count, mut middle) = (0, Vec::new());
-        sample::write(self.family, &sampled, writer, |frame| {
+        sample::write(self.family, sampled, writer, |frame| {
             if count == prompt.num_frames / 2 {
                 middle = frame.to_vec();
             }

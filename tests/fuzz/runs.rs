@@ -15,6 +15,7 @@ use vtrain::commands::{check_dataset, precompute};
 use vtrain::config::RunConfig;
 use vtrain::data::Bucket;
 use vtrain::data::cache::{Cache, CaptionCoder, Encoded, Form, Key};
+use vtrain::dist::Single;
 use vtrain::models::Family;
 use vtrain::report::{self, Run};
 use vtrain::rng::Rng;
@@ -73,7 +74,8 @@ impl Trained {
         let config = RunConfig::load(&file, &[]).unwrap();
         let report = check_dataset::survey(&config.datasets, false);
         let family = precompute::open_model(&config).unwrap();
-        let encoded = precompute::precompute(&config, &*family, &report, &[], &AtomicBool::new(false)).unwrap();
+        let encoded =
+            precompute::precompute(&config, &*family, &report, &[], &AtomicBool::new(false), &Single).unwrap();
         Self {
             config,
             family,
@@ -84,8 +86,15 @@ impl Trained {
     /// Goes on from the checkpoint, up to the first step.
     fn resume(&self) -> anyhow::Result<()> {
         let newest = self.config.output_dir.join(CHECKPOINT);
-        let checkpoint = resume::find(&Resume::From(newest), &self.config)?;
-        let session = open::session(&self.config, &*self.family, &self.encoded, &Device::Cpu, checkpoint);
+        let checkpoint = resume::find(&Resume::From(newest), &self.config, &Single)?;
+        let session = open::session(
+            &self.config,
+            &*self.family,
+            &self.encoded,
+            &Device::Cpu,
+            checkpoint,
+            &Single,
+        );
         session.map(drop).map_err(|failure| failure.error)
     }
 }

@@ -7,6 +7,7 @@ use candle_core::{Device, Tensor};
 use vtrain::commands::train::open::trainer;
 use vtrain::commands::{check_dataset, precompute};
 use vtrain::config::RunConfig;
+use vtrain::dist::Single;
 
 use super::{Run, fixture, relative};
 
@@ -115,8 +116,9 @@ fn gradients_of_the_first_step_are_those_of_pytorch() {
         let config = RunConfig::load(&run.file(), &[]).unwrap();
         let report = check_dataset::survey(&config.datasets, false);
         let family = precompute::open_model(&config).unwrap();
-        let encoded = precompute::precompute(&config, &*family, &report, &[], &AtomicBool::new(false)).unwrap();
-        let (mut trainer, pairs) = trainer(&config, &*family, &encoded, &Device::Cpu).unwrap();
+        let encoded =
+            precompute::precompute(&config, &*family, &report, &[], &AtomicBool::new(false), &Single).unwrap();
+        let (mut trainer, pairs) = trainer(&config, &*family, &encoded, &Device::Cpu, &Single).unwrap();
         let mut sums: Vec<Option<Tensor>> = vec![None; trainer.vars.len()];
         let accumulation = trainer.accumulation;
         for m in 0..accumulation {

@@ -1,5 +1,6 @@
 //! What a run needs of the cache, and what of it is missing.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,11 +10,12 @@ use indicatif::BinaryBytes;
 use rayon::prelude::*;
 
 use super::interrupted;
-use crate::commands::{Exit, Failure, OrExit, progress};
+use crate::commands::{Exit, Failure, OrExit, progress, ranks};
 use crate::config::RunConfig;
 use crate::data::cache::{self, Cache, CaptionCoder, ClipCoder, Encoded, Encoding, Form, Key};
 use crate::data::loader::Cut;
 use crate::data::{Bucket, Report, Sample};
+use crate::dist::Communicator;
 use crate::models::Family;
 use crate::models::family::TakesImage;
 
@@ -79,6 +81,35 @@ impl<'a> Plan<'a> {
             missing_texts,
             text_form,
         })
+    }
+
+    /// The same plan on all ranks: rank 0 makes it first, and what it misses is missing. The others find its hashes; the
+    /// larger clips come first, so that those who encode at the same time have equal work.
+    pub fn make_together(
+        ranks: &dyn Communicator,
+        make: impl FnOnce() -> Result<Self, Failure>,
+    ) -> Result<Self, Failure> {
+        if ranks.world_size() == 1 {
+            return make();
+        }
+        let mut plan = ranks::first_alone(ranks, make)?;
+        let mut hasher = blake3::Hasher::new();
+        let keys = plan
+            .clips
+            .iter()
+            .map(|clip| &clip.key)
+            .chain(plan.texts.iter().map(|(_, key)| key));
+        for key in keys {
+            hasher.update(key.hash().as_bytes());
+        }
+        ranks::agree(ranks, "clips and captions", hasher.finalize())?;
+        let clips = &plan.clips;
+        plan.missing_clips
+            .sort_by_key(|&place| Reverse(clips[place].form.bytes()));
+        let missing = serde_json::to_vec(&(&plan.missing_clips, &plan.missing_texts)).or_exit(Exit::Training)?;
+        let missing = ranks.broadcast(missing).or_exit(Exit::Training)?;
+        (plan.missing_clips, plan.missing_texts) = serde_json::from_slice(&missing).or_exit(Exit::Training)?;
+        Ok(plan)
     }
 
     /// Says what will be done and how much room it takes.

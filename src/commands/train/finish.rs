@@ -157,7 +157,7 @@ fn facts(parts: &Parts, steps: u64) -> anyhow::Result<Facts> {
         },
         steps,
         lr: config.optimizer.lr,
-        batch_size: recipe.batch_size * recipe.gradient_accumulation_steps,
+        batch_size: recipe.batch_size * recipe.gradient_accumulation_steps * parts.ranks.world_size(),
         samples: samples(parts, steps),
     })
 }

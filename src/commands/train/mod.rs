@@ -8,18 +8,21 @@ use std::path::{Path, PathBuf};
 use anyhow::anyhow;
 
 use super::interrupt::Interrupt;
-use super::{Exit, Failure, OrExit, check_dataset, precompute};
+use super::{Exit, Failure, OrExit, check_dataset, precompute, ranks};
 use crate::config::RunConfig;
 use crate::disk;
+use crate::dist::Communicator;
 use crate::lock::Lock;
 use crate::process;
 use crate::report;
 
 mod finish;
+mod judge;
 pub mod open;
 mod page;
 pub mod resume;
 mod session;
+mod videos;
 
 use resume::Resume;
 use session::Ended;
@@ -43,33 +46,46 @@ pub struct Args {
 
 pub fn run(args: Args) -> Result<(), Failure> {
     let config = RunConfig::load(&args.config, &args.set).or_exit(Exit::Usage)?;
-    let report = check_dataset::survey(&config.datasets, false);
-    check_dataset::tell(&report);
-    check_dataset::judge(&report)?;
-    let _lock = Lock::take(&config.output_dir).or_exit(Exit::Training)?;
     if args.dry_run {
+        check_dataset::judged(&config.datasets)?;
+        let _lock = Lock::take(&config.output_dir).or_exit(Exit::Training)?;
         return write_config(&config).or_exit(Exit::Training);
     }
-    let interrupt = Interrupt::catch().or_exit(Exit::Training)?;
-    let checkpoint = resume::find(&args.resume, &config).or_exit(Exit::Usage)?;
-    let device = config.device.open().or_exit(Exit::Usage)?;
-    let family = precompute::open_model(&config)?;
-    open::check(&config, &*family).or_exit(Exit::Usage)?;
-    let encoded = precompute::precompute(&config, &*family, &report, &[], interrupt.flag())?;
-    process::release(); // the encoders' memory; the transformer comes next
-    sweep(&config.output_dir);
-    if checkpoint.is_none() {
-        resume::set_aside(&config.output_dir).or_exit(Exit::Training)?;
-    }
-    write_config(&config).or_exit(Exit::Training)?;
+    ranks::together(config, |config, ranks| train(&args, config, ranks))
+}
 
-    let session = open::session(&config, &*family, &encoded, &device, checkpoint)?;
+fn train(args: &Args, config: &RunConfig, ranks: &dyn Communicator) -> Result<(), Failure> {
+    let report = precompute::survey(config, ranks)?;
+    let lock = || Lock::take(&config.output_dir).or_exit(Exit::Training);
+    let _lock = ranks.is_first().then(lock).transpose()?;
+    let interrupt = Interrupt::catch().or_exit(Exit::Training)?;
+    let checkpoint = resume::find(&args.resume, config, ranks).or_exit(Exit::Usage)?;
+    let device = config.device.open().or_exit(Exit::Usage)?;
+    let family = precompute::open_model(config)?;
+    open::check(config, &*family).or_exit(Exit::Usage)?;
+    let encoded = precompute::precompute(config, &*family, &report, &[], interrupt.flag(), ranks)?;
+    process::release(); // the encoders' memory; the transformer comes next
+    if ranks.is_first() {
+        sweep(&config.output_dir);
+        if checkpoint.is_none() {
+            resume::set_aside(&config.output_dir).or_exit(Exit::Training)?;
+        }
+        write_config(config).or_exit(Exit::Training)?;
+    }
+
+    let session = open::session(config, &*family, &encoded, &device, checkpoint, ranks)?;
     match session.run(&interrupt).or_exit(Exit::Training)? {
         Ended::Complete => Ok(()),
-        Ended::Interrupted(step) => Err(Failure {
-            exit: Exit::Interrupted,
-            error: anyhow!("interrupted; step {step} is saved, and the same command goes on from there"),
-        }),
+        Ended::Interrupted(step) => {
+            let error = anyhow!("interrupted; step {step} is saved, and the same command goes on from there");
+            Err(ranks::shared(
+                ranks,
+                Failure {
+                    exit: Exit::Interrupted,
+                    error,
+                },
+            ))
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::time::SystemTime;
 
 use anyhow::{Context, ensure};
 use candle_core::Tensor;
@@ -12,7 +13,9 @@ use super::open::Parts;
 use super::session::Counts;
 use crate::config::RunConfig;
 use crate::disk::WriteError;
+use crate::dist::Communicator;
 use crate::finite;
+use crate::launch;
 use crate::lora::diffusers;
 use crate::lora::trainable::Pair;
 use crate::optim::lr;
@@ -42,17 +45,39 @@ impl FromStr for Resume {
     }
 }
 
-/// The checkpoint to go on from. `never` moves what an earlier run left aside, so that nothing of it is lost.
-pub fn find(resume: &Resume, config: &RunConfig) -> anyhow::Result<Option<Loaded>> {
-    let found = match resume {
-        Resume::Auto => Checkpoints::new(&config.output_dir, &config.checkpoint).newest()?,
-        Resume::From(path) => Some(Loaded::read(path)?),
-        Resume::Never => None,
+/// The checkpoint to go on from: rank 0 finds it, and all read it. `never` moves what an earlier run left aside, so that
+/// nothing of it is lost. A run that was started again after a death goes on from what it saved itself, whatever it was
+/// asked to start from.
+pub fn find(resume: &Resume, config: &RunConfig, ranks: &dyn Communicator) -> anyhow::Result<Option<Loaded>> {
+    let own = match launch::restarted_since() {
+        Some(since) if *resume != Resume::Auto => newest(config, ranks, Some(since))?,
+        _ => None,
+    };
+    let found = match (own, resume) {
+        (Some(own), _) => Some(own),
+        (None, Resume::Auto) => newest(config, ranks, None)?,
+        (None, Resume::From(path)) => Some(Loaded::read(path)?),
+        (None, Resume::Never) => None,
     };
     if let Some(checkpoint) = &found {
-        checkpoint.fits(&settings(config), &BTreeMap::new())?;
+        checkpoint.fits(&settings(config, ranks.world_size()), &BTreeMap::new())?;
     }
     Ok(found)
+}
+
+/// The newest whole checkpoint that rank 0 finds, unless it was written before `since`.
+fn newest(config: &RunConfig, ranks: &dyn Communicator, since: Option<SystemTime>) -> anyhow::Result<Option<Loaded>> {
+    let mut found = None;
+    if ranks.is_first() {
+        found = Checkpoints::new(&config.output_dir, &config.checkpoint).newest()?;
+        found = found.filter(|checkpoint| since.is_none_or(|since| checkpoint.written() >= Some(since)));
+    }
+    let path = found.as_ref().map(|checkpoint| checkpoint.path.as_path());
+    let path: Option<PathBuf> = serde_json::from_slice(&ranks.broadcast(serde_json::to_vec(&path)?)?)?;
+    match path {
+        Some(path) if !ranks.is_first() => Loaded::read(&path).map(Some),
+        _ => Ok(found),
+    }
 }
 
 /// What an earlier run may have left in an output directory.
@@ -88,8 +113,9 @@ pub fn set_aside(output_dir: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The settings that change what is learned. Where files lie, what is kept and what is shown do not.
-pub fn settings(config: &RunConfig) -> Value {
+/// The settings that change what is learned. Where files lie, what is kept and what is shown do not; nor does it matter
+/// how many ranks share the micro-batches of a step, which are counted over all of them.
+pub fn settings(config: &RunConfig, world_size: usize) -> Value {
     let recipe = &config.train;
     // With a schedule that is flat behind its warm-up, a run may be made longer.
     let length = match config.lr_scheduler.name {
@@ -110,7 +136,7 @@ pub fn settings(config: &RunConfig) -> Value {
         "train": {
             "length": length,
             "batch_size": recipe.batch_size,
-            "gradient_accumulation_steps": recipe.gradient_accumulation_steps,
+            "gradient_accumulation_steps": recipe.gradient_accumulation_steps * world_size,
             "max_grad_norm": recipe.max_grad_norm,
             "caption_dropout": recipe.caption_dropout,
             "first_frame": recipe.first_frame,
@@ -153,10 +179,10 @@ pub fn snapshot(parts: &Parts, counts: Counts) -> anyhow::Result<Snapshot> {
             samples_seen: counts.samples_seen,
             skipped: counts.skipped,
             seed: config.seed,
-            world_size: 1,
+            world_size: parts.ranks.world_size(),
             batch_size: config.train.batch_size,
             gradient_accumulation_steps: config.train.gradient_accumulation_steps,
-            run: settings(config),
+            run: settings(config, parts.ranks.world_size()),
             fingerprints: parts.fingerprints.clone(),
         },
     })
@@ -178,7 +204,7 @@ fn names(pairs: &[Pair]) -> impl Iterator<Item = String> {
 /// # Errors
 /// Other fingerprints of model or data than the checkpoint's; tensors that are missing or of other shapes.
 pub fn restore(parts: &mut Parts, checkpoint: Loaded) -> anyhow::Result<Counts> {
-    checkpoint.fits(&settings(parts.config), &parts.fingerprints)?;
+    checkpoint.fits(&settings(parts.config, parts.ranks.world_size()), &parts.fingerprints)?;
     let Loaded { path, snapshot } = checkpoint;
     let mut tensors = Tensors {
         tensors: snapshot.optimizer,

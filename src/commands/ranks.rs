@@ -1,0 +1,81 @@
+//! A verb that several processes carry out together: opened, agreed upon, ended.
+
+use std::time::Duration;
+
+use anyhow::anyhow;
+use blake3::Hash;
+
+use super::{Exit, Failure, OrExit};
+use crate::config::RunConfig;
+use crate::dist::{self, Communicator, ToldByFirst};
+
+/// How long a rank whose failure rank 0 tells gives it to do so: whoever started them ends all once one has ended.
+const TO_TELL: Duration = Duration::from_secs(2);
+
+/// Runs `work` among the ranks that the environment names.
+///
+/// A rank that fails leaves without taking leave, with an exit code that is not zero; its starter then ends the others.
+pub fn together<T>(
+    mut config: RunConfig,
+    work: impl FnOnce(&RunConfig, &dyn Communicator) -> Result<T, Failure>,
+) -> Result<T, Failure> {
+    let ranks = dist::open(&config.dist).or_exit(Exit::Usage)?;
+    config.device = config.device.of_rank(ranks.local_rank());
+    let done = work(&config, &*ranks);
+    match &done {
+        Ok(_) => ranks.finish(),
+        Err(failure) if failure.error.is::<ToldByFirst>() => std::thread::sleep(TO_TELL),
+        Err(_) => {}
+    }
+    done
+}
+
+/// A failure that all ranks have come to: rank 0 tells it.
+pub fn shared(ranks: &dyn Communicator, failure: Failure) -> Failure {
+    match ranks.is_first() {
+        true => failure,
+        false => Failure {
+            exit: failure.exit,
+            error: ToldByFirst.into(),
+        },
+    }
+}
+
+/// Whether all ranks have the same of something, such as their settings.
+///
+/// # Errors
+/// Ranks that have something else than rank 0 has.
+pub fn agree(ranks: &dyn Communicator, on: &str, what: Hash) -> Result<(), Failure> {
+    let each = ranks.all_gather(what.as_bytes()).or_exit(Exit::Training)?;
+    let others: Vec<String> = (0..each.len())
+        .filter(|&rank| each[rank] != each[0])
+        .map(|rank| rank.to_string())
+        .collect();
+    if others.is_empty() {
+        return Ok(());
+    }
+    let who = if others.len() == 1 { "rank" } else { "ranks" };
+    let error = anyhow!(
+        "{who} {} and rank 0 do not have the same {on}: every rank needs the same run file, model and clips, and an \
+         output directory and cache that all of them see",
+        others.join(", ")
+    );
+    Err(shared(
+        ranks,
+        Failure {
+            exit: Exit::Usage,
+            error,
+        },
+    ))
+}
+
+/// Does `work` on rank 0 first, then on the others, who find what it left.
+pub fn first_alone<T>(ranks: &dyn Communicator, work: impl FnOnce() -> Result<T, Failure>) -> Result<T, Failure> {
+    if ranks.is_first() {
+        let done = work()?;
+        ranks.barrier().or_exit(Exit::Training)?;
+        return Ok(done);
+    }
+    ranks.barrier().or_exit(Exit::Training)?;
+    work()
+}

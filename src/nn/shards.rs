@@ -1,0 +1,237 @@
+//! The frozen matrices of blocks, shared out over ranks: each keeps 1/N of every block, and has all of a block while it runs.
+//!
+//! The matrices of a block, one behind the other and filled up with zeros to a multiple of N, are one row of numbers, of
+//! which rank r keeps the r-th part. While a block runs, the next one is on its way: the one behind it on the way forward,
+//! the one before it on the way back. That is the third stage of ZeRO (arXiv:1910.02054) for weights that no step changes.
+//! Biases and norms, which are small, stay on every rank.
+//!
+//! All ranks must run the same blocks in the same order.
+
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use candle_core::{DType, Error, Result, Shape, Tensor};
+
+use crate::dist::{Gather, Gathering};
+
+/// How the frozen matrices of blocks live.
+#[derive(Clone, Default)]
+pub enum Residency {
+    /// On every rank.
+    #[default]
+    Whole,
+    /// A part on each rank.
+    Shared(Arc<dyn Gather>),
+}
+
+impl Residency {
+    /// How many ranks share them.
+    pub fn ranks(&self) -> usize {
+        match self {
+            Self::Whole => 1,
+            Self::Shared(ranks) => ranks.world_size(),
+        }
+    }
+}
+
+impl fmt::Debug for Residency {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Whole => f.write_str("Whole"),
+            Self::Shared(ranks) => write!(f, "Shared({} of {})", ranks.rank(), ranks.world_size()),
+        }
+    }
+}
+
+/// A frozen matrix.
+#[derive(Debug, Clone)]
+pub enum Matrix {
+    Own(Tensor),
+    Shared(Arc<Lent>),
+}
+
+/// A matrix that is there while its block runs.
+#[derive(Debug)]
+pub struct Lent {
+    shape: Shape,
+    whole: Mutex<Option<Tensor>>,
+}
+
+impl Matrix {
+    /// # Errors
+    /// One that is shared out, where its block does not run.
+    pub fn whole(&self) -> Result<Tensor> {
+        match self {
+            Self::Own(whole) => Ok(whole.clone()),
+            Self::Shared(lent) => {
+                let whole = lock(&lent.whole).clone();
+                whole.ok_or_else(|| Error::Msg("a matrix is shared out, and its block does not run".into()))
+            }
+        }
+    }
+}
+
+/// All blocks of a model.
+pub struct Shards {
+    ranks: Arc<dyn Gather>,
+    /// Of the block that is being read.
+    reading: Mutex<Vec<(Arc<Lent>, Tensor)>>,
+    blocks: Mutex<Vec<Arc<Block>>>,
+    under_way: Mutex<UnderWay>,
+}
+
+struct Block {
+    /// This rank's: (n)
+    part: Tensor,
+    matrices: Vec<Arc<Lent>>,
+}
+
+/// What runs and what comes next.
+#[derive(Default)]
+struct UnderWay {
+    last: Option<usize>,
+    next: Option<(usize, Box<dyn Gathering>)>,
+}
+
+impl Shards {
+    pub fn new(ranks: Arc<dyn Gather>) -> Self {
+        Self {
+            ranks,
+            reading: Mutex::default(),
+            blocks: Mutex::default(),
+            under_way: Mutex::default(),
+        }
+    }
+
+    /// How many ranks there are.
+    pub fn ranks(&self) -> usize {
+        self.ranks.world_size()
+    }
+
+    /// Takes a matrix of the block that is being read. One of another type than the first stays whole.
+    pub fn take(&self, whole: Tensor) -> Matrix {
+        let mut reading = lock(&self.reading);
+        let fits = match reading.first() {
+            Some((_, first)) => first.dtype() == whole.dtype(),
+            None => matches!(whole.dtype(), DType::F32 | DType::BF16 | DType::F16),
+        };
+        if !fits {
+            return Matrix::Own(whole);
+        }
+        let lent = Arc::new(Lent {
+            shape: whole.shape().clone(),
+            whole: Mutex::default(),
+        });
+        reading.push((lent.clone(), whole));
+        Matrix::Shared(lent)
+    }
+
+    /// The block is read: this rank keeps its part.
+    pub fn share_out(&self) -> Result<()> {
+        let reading = std::mem::take(&mut *lock(&self.reading));
+        let (matrices, wholes): (Vec<_>, Vec<_>) = reading.into_iter().unzip();
+        let mut rows = Vec::new();
+        for whole in wholes {
+            rows.push(whole.flatten_all()?);
+        }
+        let Some(first) = rows.first() else {
+            return Ok(());
+        };
+        let count: usize = rows.iter().map(Tensor::elem_count).sum();
+        let each = count.div_ceil(self.ranks());
+        let (dtype, device) = (first.dtype(), first.device().clone());
+        rows.push(Tensor::zeros(each * self.ranks() - count, dtype, &device)?);
+        let row = Tensor::cat(&rows, 0)?; // (N n)
+        // A copy: a view would keep all of it.
+        let part = row.narrow(0, self.ranks.rank() * each, each)?.copy()?; // (n)
+        lock(&self.blocks).push(Arc::new(Block { part, matrices }));
+        Ok(())
+    }
+
+    /// What this rank keeps of all blocks, in bytes.
+    pub fn bytes(&self) -> usize {
+        lock(&self.blocks).iter().map(|block| block.bytes()).sum()
+    }
+
+    /// The largest block, whole, in bytes.
+    pub fn largest(&self) -> usize {
+        let largest = lock(&self.blocks).iter().map(|block| block.bytes()).max();
+        largest.unwrap_or(0) * self.ranks()
+    }
+
+    /// Puts block `index` together, until what is returned is dropped, and sets the next one on its way.
+    ///
+    /// # Errors
+    /// Ranks that did not come.
+    pub fn bring(&self, index: usize) -> Result<Brought> {
+        let blocks = lock(&self.blocks);
+        let Some(block) = blocks.get(index) else {
+            return Err(Error::Msg(format!(
+                "no block {index} of {} is shared out",
+                blocks.len()
+            )));
+        };
+        let mut under_way = lock(&self.under_way);
+        let row = match under_way.next.take() {
+            Some((next, gathering)) if next == index => gathering.end(),
+            other => {
+                if let Some((_, another)) = other {
+                    another.end().map_err(wrapped)?;
+                }
+                self.ranks.begin(&block.part).and_then(|gathering| gathering.end())
+            }
+        };
+        let row = row.map_err(wrapped)?.to_device(block.part.device())?; // (N n)
+        let brought = Brought(block.clone());
+        block.lend(&row)?;
+        let backwards = index > 0 && under_way.last.is_some_and(|last| last > index);
+        let next = if backwards { index - 1 } else { index + 1 };
+        if let Some(block) = blocks.get(next) {
+            under_way.next = Some((next, self.ranks.begin(&block.part).map_err(wrapped)?));
+        }
+        under_way.last = Some(index);
+        Ok(brought)
+    }
+}
+
+impl fmt::Debug for Shards {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Shards({} of {})", self.ranks.rank(), self.ranks.world_size())
+    }
+}
+
+impl Block {
+    /// Of the part that is kept.
+    fn bytes(&self) -> usize {
+        self.part.elem_count() * self.part.dtype().size_in_bytes()
+    }
+
+    fn lend(&self, row: &Tensor) -> Result<()> {
+        let mut start = 0;
+        for lent in &self.matrices {
+            let count = lent.shape.elem_count();
+            *lock(&lent.whole) = Some(row.narrow(0, start, count)?.reshape(&lent.shape)?);
+            start += count;
+        }
+        Ok(())
+    }
+}
+
+/// A block that is there. Whoever took a matrix for the way back keeps it until that is done.
+pub struct Brought(Arc<Block>);
+
+impl Drop for Brought {
+    fn drop(&mut self) {
+        for lent in &self.0.matrices {
+            *lock(&lent.whole) = None;
+        }
+    }
+}
+
+fn wrapped(error: anyhow::Error) -> Error {
+    Error::Msg(format!("{error:#}"))
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+}
