@@ -76,7 +76,11 @@ impl Beside {
         match fs::hard_link(self.hidden.path(), &self.destination) {
             Ok(()) => {} // the other name goes with `hidden`
             Err(error) if error.kind() == ErrorKind::AlreadyExists => return Ok(Some(self)),
-            Err(_) => return self.keep().map(|()| None), // this file system has no links
+            // This file system has no links.
+            Err(error) if matches!(error.kind(), ErrorKind::Unsupported | ErrorKind::PermissionDenied) => {
+                return self.keep().map(|()| None);
+            }
+            Err(error) => return Err(WriteError::at(&self.destination)(error)),
         }
         let synced = sync_folder(folder_of(&self.destination));
         synced.map_err(WriteError::at(&self.destination)).map(|()| None)
