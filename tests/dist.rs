@@ -3,6 +3,7 @@
 
 mod deaths;
 mod launching;
+mod meetings;
 mod places;
 mod precomputing;
 mod trajectories;

@@ -7,6 +7,8 @@
 mod cases;
 mod families;
 mod optimiser;
+#[cfg(feature = "nccl")]
+mod ranks;
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -76,6 +78,11 @@ pub fn run(args: Args) -> Result<(), Failure> {
     match optimiser::compare(&device, &mut Rng::new(seed)) {
         Ok(found) => rows.extend(found),
         Err(error) => rows.push(failed("optimiser", &error.into())),
+    }
+    #[cfg(feature = "nccl")]
+    match ranks::compare(&device, &mut Rng::new(seed)) {
+        Ok(found) => rows.extend(found),
+        Err(error) => rows.push(failed("NCCL", &error)),
     }
     for folder in &args.family {
         for dtype in [DType::F32, DType::BF16] {
