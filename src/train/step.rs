@@ -60,6 +60,17 @@ pub struct Seen {
     pub timesteps: Vec<f64>,
 }
 
+impl Seen {
+    /// A micro-batch, with its loss where it was computed.
+    fn read((loss, samples, timesteps): (Tensor, Vec<usize>, Vec<f64>)) -> Result<Self> {
+        Ok(Self {
+            loss: f64::from(loss.to_scalar::<f32>()?),
+            samples,
+            timesteps,
+        })
+    }
+}
+
 impl Trainer<'_> {
     /// Step `step`, counted from 0, at the learning rate `lr`. All ranks return the same.
     ///
@@ -67,7 +78,7 @@ impl Trainer<'_> {
     /// A cache file that can no longer be read; out of memory on a device; ranks that did not come.
     pub fn step(&mut self, step: u64, lr: f64) -> anyhow::Result<Outcome> {
         let mut gradients = Gradients::new(&self.vars);
-        let mut seen = Vec::new();
+        let mut shown = Vec::new();
         let (rank, world_size) = (self.ranks.rank() as u64, self.ranks.world_size() as u64);
         for m in 0..self.accumulation {
             let i = (step * self.accumulation + m) * world_size + rank;
@@ -77,23 +88,20 @@ impl Trainer<'_> {
             self.dropout.set(None);
             let passed = passed.with_context(|| format!("step {}", step + 1))?;
             gradients.add(passed.gradients)?;
-            seen.push(Seen {
-                loss: f64::from(passed.loss.to_scalar::<f32>()?),
-                samples: micro_batch.batch.samples,
-                timesteps: micro_batch.timesteps.values,
-            });
+            shown.push((passed.loss, micro_batch.batch.samples, micro_batch.timesteps.values));
         }
         if self.ranks.talks() {
             gradients.sums = together::sum(self.ranks, gradients.sums, &self.vars)?
                 .into_iter()
                 .map(Some)
                 .collect();
-            seen = together::exchange(self.ranks, seen)?;
         }
         let gradients = gradients.average(self.accumulation * world_size)?;
+        // Here a GPU is waited for, once a step.
+        let grad_norm = clip::global_norm(&gradients)?;
+        let seen = together::exchange(self.ranks, shown.into_iter().map(Seen::read).collect::<Result<_>>()?)?;
 
         let loss = seen.iter().map(|seen| seen.loss).sum::<f64>() / seen.len() as f64;
-        let grad_norm = clip::global_norm(&gradients)?;
         let fault = match loss.is_finite() && grad_norm.is_finite() {
             true => {
                 let scale = clip::coefficient(grad_norm, self.max_grad_norm);

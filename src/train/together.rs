@@ -45,6 +45,9 @@ struct Told {
 
 /// All ranks' micro-batches of a step, by global index: the first of each rank, the second of each, and so on.
 pub fn exchange(ranks: &dyn Communicator, seen: Vec<Seen>) -> anyhow::Result<Vec<Seen>> {
+    if !ranks.talks() {
+        return Ok(seen);
+    }
     let told = seen.into_iter().map(|seen| Told {
         loss: seen.loss.to_bits(),
         samples: seen.samples,
