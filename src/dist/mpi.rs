@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::ThreadId;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, ensure};
 use candle_core::{DType, Device, Tensor};
 use mpi::Threading;
 use mpi::environment::Universe;
@@ -181,7 +181,7 @@ impl World {
         )
     }
 
-    /// Does what `begin` starts, now that all are here.
+    /// Does what `begin` starts, now that all are here: one may stop all the same while numbers move.
     fn carry<B>(
         &self,
         what: &str,
@@ -189,22 +189,16 @@ impl World {
         buffers: B,
         begin: impl FnOnce(&mut B, *mut ffi::MPI_Request) -> c_int,
     ) -> anyhow::Result<B> {
-        let started = Instant::now();
+        let (started, place) = (Instant::now(), self.next_place()?);
         let mut going = start(buffers, begin)?;
-        while !going.is_done()? {
-            if started.elapsed() > self.timeout {
-                let Going { buffers, .. } = going;
-                forget(buffers); // MPI still has them
-                bail!(
-                    "{what} was not done within {} s (dist.timeout) after all ranks had come: a rank hangs, or the \
-                     network is down",
-                    self.timeout.as_secs_f64()
-                );
-            }
-            std::thread::yield_now();
+        let done = self.wait(&mut going, place, what);
+        let Going { buffers, .. } = going;
+        if let Err(error) = done {
+            forget(buffers); // MPI still has them
+            return Err(error);
         }
         self.count(bytes, started.elapsed(), Duration::ZERO);
-        Ok(going.buffers)
+        Ok(buffers)
     }
 
     fn count(&self, bytes: usize, moving: Duration, waiting: Duration) {
@@ -424,10 +418,10 @@ impl<'a> Roll<'a> {
         }
     }
 
-    /// Takes in what others said: who names this place is here, and is told the same.
+    /// Takes in what others said: who names this place or a later one has come, and is told the same.
     fn listen(&mut self) -> anyhow::Result<()> {
         while let Some((rank, place)) = self.next_message()? {
-            if place == self.place {
+            if place >= self.place {
                 self.came[rank] = true;
                 self.tell(rank)?;
             }
