@@ -73,7 +73,11 @@ fn nothing_is_dropped(name: &str, migrated: &Migrated) {
     let lines = code
         .lines()
         .map(|line| line.split(" #").next().unwrap())
-        .filter(|line| !["#", "rem ", "::", "$more", "<#"].iter().any(|start| line.trim().starts_with(start)));
+        .filter(|line| {
+            !["#", "rem ", "::", "$more", "<#"]
+                .iter()
+                .any(|start| line.trim().starts_with(start))
+        });
     let mut flags = 0;
     for line in lines {
         for word in line.split(|c: char| c.is_whitespace() || "\"()=".contains(c)) {

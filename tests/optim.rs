@@ -280,7 +280,11 @@ fn a_warm_up_given_as_a_share_is_as_many_steps_of_the_run() {
                 ..lr::Config::default()
             };
             for step in [0, 1, 25, 49, 50, 51, 400] {
-                assert_eq!(share.at(1e-3, step, total), steps.at(1e-3, step, total), "{step} of {total}");
+                assert_eq!(
+                    share.at(1e-3, step, total),
+                    steps.at(1e-3, step, total),
+                    "{step} of {total}"
+                );
             }
         }
     }

@@ -39,14 +39,19 @@ pub fn evaluate(text: &str, value: &dyn Fn(&str) -> Option<i64>) -> Result<(i64,
 fn assigned(text: &str) -> Option<(&str, Option<&'static str>, &str)> {
     let text = text.trim();
     for (ending, operator) in [("++", "+"), ("--", "-")] {
-        if let Some(name) = text.strip_suffix(ending).or_else(|| text.strip_prefix(ending)).map(str::trim)
+        if let Some(name) = text
+            .strip_suffix(ending)
+            .or_else(|| text.strip_prefix(ending))
+            .map(str::trim)
             && super::shell::syntax::is_name(name)
         {
             return Some((name, Some(operator), "1"));
         }
     }
     let (left, rest) = text.split_once('=').filter(|(_, rest)| !rest.starts_with('='))?;
-    let operator = ["+", "-", "*", "/", "%"].into_iter().find(|operator| left.trim_end().ends_with(operator));
+    let operator = ["+", "-", "*", "/", "%"]
+        .into_iter()
+        .find(|operator| left.trim_end().ends_with(operator));
     let name = left.trim_end().trim_end_matches(['+', '-', '*', '/', '%']).trim();
     super::shell::syntax::is_name(name).then_some((name, operator, rest))
 }
@@ -118,7 +123,9 @@ impl<'a> Expression<'a> {
     fn atom(&mut self) -> Result<i64, String> {
         self.depth += 1;
         if self.depth > MOST_DEPTH {
-            return Err(format!("brackets or signs within each other, more than {MOST_DEPTH} deep"));
+            return Err(format!(
+                "brackets or signs within each other, more than {MOST_DEPTH} deep"
+            ));
         }
         let value = self.signed();
         self.depth -= 1;
@@ -139,7 +146,10 @@ impl<'a> Expression<'a> {
                 false => Err("a ( is never closed".into()),
             };
         }
-        let end = self.rest.find(|c: char| !c.is_ascii_alphanumeric() && c != '_').unwrap_or(self.rest.len());
+        let end = self
+            .rest
+            .find(|c: char| !c.is_ascii_alphanumeric() && c != '_')
+            .unwrap_or(self.rest.len());
         let (word, rest) = self.rest.split_at(end);
         self.rest = rest.trim_start();
         match word.parse::<i64>() {

@@ -67,10 +67,11 @@ impl Batch {
             }
             let (block, behind) = line::block(first, behind)?;
             rest = behind;
-            self.one(&block, depth).map_err(|message| match message.starts_with("line ") {
-                true => message,
-                false => format!("line {}: {message}", first.number()),
-            })?;
+            self.one(&block, depth)
+                .map_err(|message| match message.starts_with("line ") {
+                    true => message,
+                    false => format!("line {}: {message}", first.number()),
+                })?;
         }
         Ok(())
     }
@@ -98,7 +99,8 @@ impl Batch {
     }
 
     fn skip(&mut self, line: &Line) {
-        self.script.remark(format!("line {}: `{}` is not followed", line.number(), line.shown()));
+        self.script
+            .remark(format!("line {}: `{}` is not followed", line.number(), line.shown()));
     }
 
     fn branch(&mut self, line: &Line, depth: usize) -> Result<(), String> {
@@ -130,7 +132,8 @@ impl Batch {
             [defined, name] if defined.eq_ignore_ascii_case("defined") => {
                 let found = self.variables.contains_key(&name.to_uppercase());
                 if !found {
-                    self.script.remark(format!("{name} is not set in the file, and is taken as not defined"));
+                    self.script
+                        .remark(format!("{name} is not set in the file, and is taken as not defined"));
                 }
                 found
             }
@@ -166,7 +169,10 @@ impl Batch {
                 Piece::Runs => self.command(&text)?,
                 // Behind `||`, what a failure brings; behind `|`, who reads the output.
                 Piece::Aside if could_matter(&text) => {
-                    return Err(format!("`{}` is not followed, and sets variables or trains", text.trim().escape_debug()));
+                    return Err(format!(
+                        "`{}` is not followed, and sets variables or trains",
+                        text.trim().escape_debug()
+                    ));
                 }
                 Piece::Aside => {}
             }
@@ -203,17 +209,24 @@ impl Batch {
                 self.ended = true;
                 Ok(())
             }
-            "goto" => Err(format!("`{}` is not followed: write the commands that count in their order", text.trim())),
-            "call" if rest.trim_start().starts_with(':') => {
-                Err(format!("`{}` is not followed: write its commands in its place", text.trim()))
-            }
+            "goto" => Err(format!(
+                "`{}` is not followed: write the commands that count in their order",
+                text.trim()
+            )),
+            "call" if rest.trim_start().starts_with(':') => Err(format!(
+                "`{}` is not followed: write its commands in its place",
+                text.trim()
+            )),
             "call" if line::first_word(rest).0.eq_ignore_ascii_case("call") => Err("call of call is not read".into()),
             // `call` puts variables in once more.
             "call" => {
                 let again = self.percent(rest)?;
                 self.command(&again)
             }
-            "if" | "for" => Err(format!("`{}` behind another command is not followed: give it a line", text.trim())),
+            "if" | "for" => Err(format!(
+                "`{}` behind another command is not followed: give it a line",
+                text.trim()
+            )),
             _ => self.program(text),
         }
     }
@@ -225,7 +238,9 @@ impl Batch {
         let name = first.rsplit(['/', '\\']).next().unwrap_or(first).to_lowercase();
         let name = name.strip_suffix(".exe").unwrap_or(&name);
         if ["cmd", "powershell", "pwsh", "bash", "wsl"].contains(&name) && trains(&text) {
-            return Err(format!("the command that {name} is handed is not read: write it on a line of its own"));
+            return Err(format!(
+                "the command that {name} is handed is not read: write it on a line of its own"
+            ));
         }
         self.script.commands.push(words);
         Ok(())
@@ -254,7 +269,9 @@ impl Batch {
         match (option.as_str(), value) {
             ("/p", _) => {
                 self.variables.remove(&name);
-                self.script.remark(format!("{name} is asked for when the file runs: give it by --var {name}=VALUE"));
+                self.script.remark(format!(
+                    "{name} is asked for when the file runs: give it by --var {name}=VALUE"
+                ));
             }
             (_, "") => drop(self.variables.remove(&name)),
             _ => {
@@ -270,7 +287,9 @@ impl Batch {
         // What is not set counts as 0.
         let value = |name: &str| match self.variables.get(&name.to_uppercase()) {
             Some(text) => text.trim().parse().ok(),
-            None => name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_').then_some(0),
+            None => name
+                .starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
+                .then_some(0),
         };
         let (_, set) = arithmetic::evaluate(&text, &value)
             .map_err(|message| format!("set /a {}: {message}", text.escape_debug()))?;
@@ -283,7 +302,9 @@ impl Batch {
     fn grow(&mut self, by: usize) -> Result<(), String> {
         self.grown += by;
         match self.grown > MOST_BYTES {
-            true => Err(format!("comes to more than {MOST_BYTES} bytes once its variables are put in")),
+            true => Err(format!(
+                "comes to more than {MOST_BYTES} bytes once its variables are put in"
+            )),
             false => Ok(()),
         }
     }
@@ -303,7 +324,8 @@ impl Batch {
                     ("~dp0", Some(folder)) => folder.clone(),
                     _ => {
                         let text = format!("%{argument}");
-                        self.script.leave(&text, "is what the file is called with: write its value in its place");
+                        self.script
+                            .leave(&text, "is what the file is called with: write its value in its place");
                         text
                     }
                 };
@@ -362,7 +384,10 @@ impl Batch {
 fn could_matter(text: &str) -> bool {
     let text = text.to_lowercase();
     let sets = text.match_indices("set").any(|(at, _)| {
-        let before = text[..at].chars().next_back().is_none_or(|c| !c.is_alphanumeric() && c != '_' && c != '-');
+        let before = text[..at]
+            .chars()
+            .next_back()
+            .is_none_or(|c| !c.is_alphanumeric() && c != '_' && c != '-');
         before && text[at + 3..].starts_with([' ', '\t', '"'])
     });
     sets || trains(&text)

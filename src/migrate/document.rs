@@ -50,7 +50,9 @@ impl Block {
     /// The whole number at `section.key`.
     pub fn number(&self, section: &str, key: &str) -> Option<u64> {
         let find = |block: &Block, key: &str| block.0.iter().position(|entry| entry.key == key);
-        let Content::Block(section) = &self.0[find(self, section)?].content else { return None };
+        let Content::Block(section) = &self.0[find(self, section)?].content else {
+            return None;
+        };
         match &section.0[find(section, key)?].content {
             Content::Plain(value) => value.as_u64(),
             _ => None,
@@ -99,7 +101,9 @@ impl Block {
             };
             match content {
                 Content::Plain(Value::String(text)) => see(&path, text),
-                Content::Plain(Value::Array(items)) => items.iter().filter_map(Value::as_str).for_each(|text| see(&path, text)),
+                Content::Plain(Value::Array(items)) => {
+                    items.iter().filter_map(Value::as_str).for_each(|text| see(&path, text))
+                }
                 Content::Plain(_) => {}
                 Content::Block(block) => block.texts(&path, see),
                 Content::List(blocks) => {
@@ -178,10 +182,14 @@ impl Document {
             let prompt = path.ends_with("prompt");
             if let Some(left) = self.unread.iter().find(|left| text.contains(left.as_str())) {
                 let left = left.escape_debug();
-                unfit.push(format!("{path}: {left} stands here as in the script, which is not run: write its value"));
+                unfit.push(format!(
+                    "{path}: {left} stands here as in the script, which is not run: write its value"
+                ));
             } else if !prompt && is_on_a_drive(text) {
                 let text = text.escape_debug();
-                unfit.push(format!("{path}: {text} is a path of Windows: write where it is on this machine"));
+                unfit.push(format!(
+                    "{path}: {text} is a path of Windows: write where it is on this machine"
+                ));
             }
         });
         unfit

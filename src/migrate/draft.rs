@@ -14,7 +14,14 @@ pub struct Draft<'a> {
 }
 
 /// Schedules of the trainers that vtrain has.
-const SCHEDULES: &[&str] = &["constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"];
+const SCHEDULES: &[&str] = &[
+    "constant",
+    "constant_with_warmup",
+    "linear",
+    "cosine",
+    "cosine_with_restarts",
+    "polynomial",
+];
 
 /// Optimisers that move weights as AdamW does, but for how they store their moments.
 const ADAMW: &[&str] = &[
@@ -96,10 +103,15 @@ impl Draft<'_> {
     /// `--lr_scheduler`: its name, where vtrain has it.
     pub fn schedule(&mut self) -> String {
         let flag = self.flags.take("lr_scheduler");
-        let name = flag.as_ref().map_or("constant".to_string(), |flag| flag.values.join(" "));
+        let name = flag
+            .as_ref()
+            .map_or("constant".to_string(), |flag| flag.values.join(" "));
         match &flag {
             Some(flag) if !SCHEDULES.contains(&name.as_str()) => {
-                self.flags.wrong(flag, &format!("is one of {}: vtrain has no other", SCHEDULES.join(", ")));
+                self.flags.wrong(
+                    flag,
+                    &format!("is one of {}: vtrain has no other", SCHEDULES.join(", ")),
+                );
             }
             Some(_) => self.set("lr_scheduler", "name", name.as_str(), "--lr_scheduler"),
             None => {

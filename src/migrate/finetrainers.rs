@@ -39,6 +39,7 @@ pub fn migrate(source: &Source) -> Result<Migrated, Vec<String>> {
             default: trainer.default_comment(),
         },
         trainer,
+        size: None,
         family: trainer.family(),
     };
     migration.model();
@@ -51,7 +52,11 @@ pub fn migrate(source: &Source) -> Result<Migrated, Vec<String>> {
     migration.validation();
     migration.tracking();
     migration.hub();
-    let Draft { mut document, mut flags, .. } = migration.draft;
+    let Draft {
+        mut document,
+        mut flags,
+        ..
+    } = migration.draft;
     leave(flags.rest(), REASONS, trainer.name(), &mut document);
     finish(document, flags, source, trainer.name())
 }
@@ -59,6 +64,8 @@ pub fn migrate(source: &Source) -> Result<Migrated, Vec<String>> {
 struct Migration<'a> {
     draft: Draft<'a>,
     trainer: Trainer,
+    /// Height and width of the clips, where one flag each gives them.
+    size: Option<[u64; 2]>,
     /// What `--model_name` or the script's name says, where vtrain has it.
     family: Option<FamilyName>,
 }
@@ -153,7 +160,10 @@ impl Migration<'_> {
         let epochs = self.flags.number::<u64>("train_epochs");
         match (self.flags.has("train_steps"), epochs) {
             (true, Some(epochs)) => {
-                let (epochs, steps) = (format!("{} {epochs}", self.flags.said("train_epochs")), self.flags.said("train_steps"));
+                let (epochs, steps) = (
+                    format!("{} {epochs}", self.flags.said("train_epochs")),
+                    self.flags.said("train_steps"),
+                );
                 self.document.remark(epochs, format!("{steps} overrides it, there too"));
             }
             (false, Some(epochs)) => {
@@ -446,17 +456,30 @@ const REASONS: &[(&[&str], &str)] = &[
         &["noised_image_dropout"],
         "vtrain always gives the first frame, as it was; nor does it leave it out in some steps",
     ),
-    (&["use_dynamic_cfg"], "vtrain's videos have the same guidance at each step"),
+    (
+        &["use_dynamic_cfg"],
+        "vtrain's videos have the same guidance at each step",
+    ),
     (
         &["dataset_config_name", "load_tensors"],
         "vtrain encodes clips and captions itself, from a folder",
     ),
     (
-        &["use_8bit", "use_4bit", "use_torchao", "use_cpu_offload_optimizer", "offload_gradients"],
+        &[
+            "use_8bit",
+            "use_4bit",
+            "use_torchao",
+            "use_cpu_offload_optimizer",
+            "offload_gradients",
+        ],
         "vtrain's AdamW keeps its moments in f32",
     ),
     (
-        &["prodigy_decouple", "prodigy_use_bias_correction", "prodigy_safeguard_warmup"],
+        &[
+            "prodigy_decouple",
+            "prodigy_use_bias_correction",
+            "prodigy_safeguard_warmup",
+        ],
         "is for Prodigy, which vtrain does not have",
     ),
     (

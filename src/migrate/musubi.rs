@@ -43,7 +43,11 @@ pub fn migrate(source: &Source, dataset_config: Option<&str>) -> Result<Migrated
     migration.checkpoint();
     migration.samples();
     migration.tracking();
-    let Draft { mut document, mut flags, .. } = migration.draft;
+    let Draft {
+        mut document,
+        mut flags,
+        ..
+    } = migration.draft;
     leave(flags.rest(), REASONS, "musubi-tuner", &mut document);
     finish(document, flags, source, "musubi-tuner")
 }
@@ -92,7 +96,12 @@ const TASKS: &[(&str, &str)] = &[
 impl Migration<'_> {
     fn model(&mut self, launch: &Launch) -> Result<(), Vec<String>> {
         let name = file_name(&launch.script);
-        let module = name.strip_suffix(".py").unwrap_or(name).rsplit('.').next().unwrap_or(name);
+        let module = name
+            .strip_suffix(".py")
+            .unwrap_or(name)
+            .rsplit('.')
+            .next()
+            .unwrap_or(name);
         match module {
             "hv_train_network" => {
                 self.fps = HUNYUAN_FPS;
@@ -308,7 +317,8 @@ impl Migration<'_> {
     fn lr_scheduler(&mut self) {
         for name in ["lr_scheduler_type", "lr_scheduler_args"] {
             if let Some(flag) = self.flags.take(name).filter(|flag| !flag.values.join("").is_empty()) {
-                self.flags.wrong(&flag, "makes a schedule that vtrain does not have: leave it out");
+                self.flags
+                    .wrong(&flag, "makes a schedule that vtrain does not have: leave it out");
             }
         }
         let name = self.schedule();

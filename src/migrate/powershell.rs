@@ -11,8 +11,10 @@ use super::Source;
 use super::script::{MOST_BYTES, Script, trains};
 
 mod text;
+mod value;
 
 use text::Text;
+use value::Value;
 
 /// Reads a script of PowerShell.
 ///
@@ -32,41 +34,37 @@ pub fn read(source: &Source) -> Result<Script, String> {
     let mut text = Text::new(&source.text);
     while text.skip_to_statement()? {
         let line = text.line();
-        reader.statement(&mut text).map_err(|message| match message.starts_with("line ") {
-            true => message,
-            false => format!("line {line}: {message}"),
-        })?;
+        reader
+            .statement(&mut text)
+            .map_err(|message| match message.starts_with("line ") {
+                true => message,
+                false => format!("line {line}: {message}"),
+            })?;
     }
     Ok(reader.script)
 }
 
-#[derive(Debug, Clone, PartialEq)]
-enum Value {
-    Text(String),
-    /// Which `+` adds to, as it stands.
-    Number(String),
-    List(Vec<String>),
-}
-
-impl Value {
-    fn items(self) -> Vec<String> {
-        match self {
-            Self::Text(text) | Self::Number(text) => vec![text],
-            Self::List(items) => items,
-        }
-    }
-}
-
 /// Words that open something else than a command.
 const KEYWORDS: &[&str] = &[
-    "if", "elseif", "else", "foreach", "for", "while", "do", "switch", "function", "filter", "param", "try", "catch", "finally",
-    "begin", "process", "end", "throw", "trap", "class", "using",
+    "if", "elseif", "else", "foreach", "for", "while", "do", "switch", "function", "filter", "param", "try", "catch",
+    "finally", "begin", "process", "end", "throw", "trap", "class", "using",
 ];
 
 /// Programs that read a command from a text.
 const INDIRECT: &[&str] = &[
-    "invoke-expression", "iex", "start-process", "start", "saps", "start-job", "invoke-command", "icm", "cmd", "powershell", "pwsh",
-    "bash", "wsl",
+    "invoke-expression",
+    "iex",
+    "start-process",
+    "start",
+    "saps",
+    "start-job",
+    "invoke-command",
+    "icm",
+    "cmd",
+    "powershell",
+    "pwsh",
+    "bash",
+    "wsl",
 ];
 
 #[derive(Debug, Default)]
@@ -128,132 +126,13 @@ impl PowerShell {
         Ok(())
     }
 
-    fn assign(&mut self, name: &str, value: Option<Value>, appends: bool) -> Result<(), String> {
-        let Some(value) = value else {
-            self.variables.remove(name);
-            return Ok(());
-        };
-        self.grow(match &value {
-            Value::Text(text) | Value::Number(text) => text.len(),
-            Value::List(items) => items.iter().map(|item| item.len() + 1).sum(),
-        })?;
-        let value = match (appends, self.variables.remove(name)) {
-            (true, Some(Value::Text(before))) => Value::Text(before + &value.items().join(" ")),
-            (true, Some(Value::Number(_))) => return Err(format!("${name} += is not computed: write the value")),
-            (true, Some(Value::List(mut items))) => {
-                items.extend(value.items());
-                Value::List(items)
-            }
-            (true, None) => return Err(format!("${name} += something, and what it held before is not known")),
-            (false, _) => value,
-        };
-        if name.starts_with("env:") {
-            self.script.exported.push(name["env:".len()..].to_uppercase());
-        }
-        self.variables.insert(name.to_string(), value);
-        Ok(())
-    }
-
     fn grow(&mut self, by: usize) -> Result<(), String> {
         self.grown += by;
         match self.grown > MOST_BYTES {
-            true => Err(format!("comes to more than {MOST_BYTES} bytes once its variables are put in")),
+            true => Err(format!(
+                "comes to more than {MOST_BYTES} bytes once its variables are put in"
+            )),
             false => Ok(()),
-        }
-    }
-
-    /// What is assigned; none where it would have to be run.
-    fn value(&mut self, text: &mut Text) -> Result<Option<Value>, String> {
-        text.skip_blank_and_lines()?;
-        let start = text.clone();
-        let Some(mut value) = self.term(text)? else {
-            return self.not_read(text, start);
-        };
-        loop {
-            text.skip_blank()?;
-            if text.at_end_of_statement() {
-                return Ok(Some(value));
-            }
-            let list = text.eat(",");
-            if !list && !text.eat("+") {
-                return self.not_read(text, start);
-            }
-            text.skip_blank_and_lines()?;
-            let Some(next) = self.term(text)? else {
-                return self.not_read(text, start);
-            };
-            value = match (list, value, next) {
-                (false, Value::Text(a), b) => Value::Text(a + &b.items().join(" ")),
-                (false, Value::Number(_), _) => return self.not_read(text, start),
-                (_, a, b) => {
-                    let mut items = a.items();
-                    items.extend(b.items());
-                    Value::List(items)
-                }
-            };
-        }
-    }
-
-    fn not_read<'a>(&mut self, text: &mut Text<'a>, start: Text<'a>) -> Result<Option<Value>, String> {
-        *text = start;
-        let line = text.line();
-        let rest = text.end_of_statement();
-        if trains(&rest) {
-            return Err(format!("line {line}: `{}` is not followed", short(&rest)));
-        }
-        self.script.remark(format!("line {line}: `{}` is not run: what it sets is not known", short(&rest)));
-        Ok(None)
-    }
-
-    /// A text, a number, a variable or a list.
-    fn term(&mut self, text: &mut Text) -> Result<Option<Value>, String> {
-        text.eat_cast();
-        if text.eat_any_case("[System.Collections.ArrayList]::new()") || text.eat_any_case("New-Object System.Collections.ArrayList") {
-            return Ok(Some(Value::List(Vec::new())));
-        }
-        if text.eat("@(") || text.eat("(") {
-            return self.list(text);
-        }
-        if let Some(string) = text.here_string()? {
-            return Ok(Some(Value::Text(match string {
-                (inner, true) => inner,
-                (inner, false) => self.expand(&inner)?,
-            })));
-        }
-        match text.peek() {
-            Some('\'' | '"') => Ok(Some(Value::Text(self.quoted(text)?))),
-            Some('$') => match text.variable() {
-                // A property of it, or an item.
-                Some(_) if matches!(text.peek(), Some('.' | '[')) => Ok(None),
-                Some(name) => Ok(self.variables.get(&name).cloned()),
-                None => Ok(None),
-            },
-            Some(c) if c.is_ascii_digit() || c == '-' => {
-                let number = text.bare();
-                Ok(number.parse::<f64>().is_ok().then_some(Value::Number(number)))
-            }
-            _ => Ok(None),
-        }
-    }
-
-    /// Behind `@(`: items between commas or on lines of their own.
-    fn list(&mut self, text: &mut Text) -> Result<Option<Value>, String> {
-        let mut items = Vec::new();
-        loop {
-            text.skip_blank_and_lines()?;
-            if text.eat(")") {
-                return Ok(Some(Value::List(items)));
-            }
-            if text.eat(",") || text.eat(";") {
-                continue;
-            }
-            text.deeper()?;
-            let item = self.term(text)?;
-            text.shallower();
-            match item {
-                Some(item) => items.extend(item.items()),
-                None => return Ok(None),
-            }
         }
     }
 
@@ -287,13 +166,25 @@ impl PowerShell {
         let name = first.rsplit(['/', '\\']).next().unwrap_or(first).to_lowercase();
         let name = name.strip_suffix(".exe").unwrap_or(&name);
         if INDIRECT.contains(&name) && trains(&words.join(" ")) {
-            return Err(format!("the command that {name} is handed is not read: write it on a line of its own"));
+            return Err(format!(
+                "the command that {name} is handed is not read: write it on a line of its own"
+            ));
         }
         // What sets variables by another way than `=`.
         if ["set-variable", "sv", "new-variable", "set-item"].contains(&name) {
             return Err(format!("`{}` is not followed: write $NAME = value", short(&said)));
         }
-        if !["write-host", "write-output", "echo", "pause", "read-host", "clear-host", "cls"].contains(&name) {
+        if ![
+            "write-host",
+            "write-output",
+            "echo",
+            "pause",
+            "read-host",
+            "clear-host",
+            "cls",
+        ]
+        .contains(&name)
+        {
             self.script.commands.push(words);
         }
         Ok(())
@@ -326,7 +217,10 @@ impl PowerShell {
                 Some('{') => {
                     let block = text.bracketed('{', '}')?;
                     if trains(&block) || assigns(&block) {
-                        return Err(format!("`{}` is not followed, and sets variables or trains", short(&block)));
+                        return Err(format!(
+                            "`{}` is not followed, and sets variables or trains",
+                            short(&block)
+                        ));
                     }
                     word.push_str(&block);
                 }
@@ -447,7 +341,8 @@ impl PowerShell {
                 short(&said)
             ));
         }
-        self.script.remark(format!("line {line}: `{}` is not followed", short(&said)));
+        self.script
+            .remark(format!("line {line}: `{}` is not followed", short(&said)));
         Ok(())
     }
 }
@@ -457,7 +352,10 @@ fn assigns(text: &str) -> bool {
     let lower = text.to_lowercase();
     let sets = text.match_indices('=').any(|(at, _)| {
         let before = text[..at].trim_end_matches(['+', '-', '*', '/']).trim_end();
-        let name = before.rsplit(|c: char| !c.is_alphanumeric() && !"_:$".contains(c)).next().unwrap_or_default();
+        let name = before
+            .rsplit(|c: char| !c.is_alphanumeric() && !"_:$".contains(c))
+            .next()
+            .unwrap_or_default();
         name.starts_with('$')
     });
     sets || lower.contains(".add(") || lower.starts_with("param")

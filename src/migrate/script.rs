@@ -48,14 +48,19 @@ impl Language {
         for line in text.lines() {
             let line = line.trim_end_matches('\r');
             let start = line.trim_start().to_lowercase();
-            let batch = ["@echo ", "rem ", "setlocal"].iter().any(|word| start.starts_with(word))
+            let batch = ["@echo ", "rem ", "setlocal"]
+                .iter()
+                .any(|word| start.starts_with(word))
                 || start.strip_prefix("set ").is_some_and(|rest| {
-                    rest.trim_start_matches(['"', ' ']).split_once('=').is_some_and(|(name, _)| shell::syntax::is_name(name))
+                    rest.trim_start_matches(['"', ' '])
+                        .split_once('=')
+                        .is_some_and(|(name, _)| shell::syntax::is_name(name))
                 });
             let assigns = start.starts_with("$env:")
-                || start.strip_prefix('$').and_then(|rest| rest.split_once('=')).is_some_and(|(name, _)| {
-                    shell::syntax::is_name(name.trim_end().trim_end_matches('+'))
-                });
+                || start
+                    .strip_prefix('$')
+                    .and_then(|rest| rest.split_once('='))
+                    .is_some_and(|(name, _)| shell::syntax::is_name(name.trim_end().trim_end_matches('+')));
             if batch || line.trim_end().ends_with(" ^") {
                 return Self::Batch;
             }
@@ -86,7 +91,9 @@ impl Script {
         let script = match language {
             Language::Shell => shell::read(source)?,
             Language::Batch => batch::read(source).map_err(|e| format!("{e} (read as a batch file of Windows)"))?,
-            Language::PowerShell => powershell::read(source).map_err(|e| format!("{e} (read as a script of PowerShell)"))?,
+            Language::PowerShell => {
+                powershell::read(source).map_err(|e| format!("{e} (read as a script of PowerShell)"))?
+            }
         };
         let astray = script.commands.iter().find(|words| words[0].starts_with('-'));
         match astray {
@@ -120,5 +127,7 @@ impl Script {
 /// Whether a part of a script that is not followed could change the training: it runs Python, or hands it over.
 pub fn trains(text: &str) -> bool {
     let text = text.to_lowercase();
-    [".py", "accelerate", "torchrun", "train_network"].iter().any(|word| text.contains(word))
+    [".py", "accelerate", "torchrun", "train_network"]
+        .iter()
+        .any(|word| text.contains(word))
 }

@@ -94,7 +94,9 @@ impl Shell<'_> {
 
     fn follow(&mut self, tokens: &[Token], depth: usize) -> Result<(), String> {
         if depth > MOST_DEPTH {
-            return Err(format!("eval, functions or files within each other, more than {MOST_DEPTH} deep"));
+            return Err(format!(
+                "eval, functions or files within each other, more than {MOST_DEPTH} deep"
+            ));
         }
         let mut rest = tokens;
         while let Some(token) = rest.first() {
@@ -225,7 +227,10 @@ impl Shell<'_> {
         match program.as_str() {
             "" | "declare" | "local" | "readonly" | "typeset" | "true" | ":" => {}
             "false" => self.truth = Some(false),
-            "export" => self.script.exported.extend(words.drain(1..).filter(|word| is_name(word))),
+            "export" => self
+                .script
+                .exported
+                .extend(words.drain(1..).filter(|word| is_name(word))),
             "set" => {
                 if let Some(at) = words.iter().position(|word| word == "--") {
                     self.arguments = Some(words.split_off(at + 1));
@@ -287,7 +292,10 @@ impl Shell<'_> {
         match text.and_then(|text| syntax::tokens(&text)) {
             Ok(tokens) => self.follow(&tokens, depth + 1),
             Err(message) => {
-                self.remark(&format!("{}: {message}: what it sets is not known", words.join(" ").escape_debug()));
+                self.remark(&format!(
+                    "{}: {message}: what it sets is not known",
+                    words.join(" ").escape_debug()
+                ));
                 Ok(())
             }
         }

@@ -10,7 +10,9 @@ pub fn decode(bytes: Vec<u8>) -> Result<String, &'static str> {
         let (pairs, rest) = bytes[2..].as_chunks::<2>();
         let units = pairs.iter().map(|pair| of(*pair));
         let text = char::decode_utf16(units).collect::<Result<String, _>>();
-        text.ok().filter(|_| rest.is_empty()).ok_or("is UTF-16 that is cut off or broken; save it as UTF-8")
+        text.ok()
+            .filter(|_| rest.is_empty())
+            .ok_or("is UTF-16 that is cut off or broken; save it as UTF-8")
     };
     match &bytes[..] {
         [0xff, 0xfe, ..] => units(u16::from_le_bytes),

@@ -105,7 +105,9 @@ impl Trainer<'_> {
         let loss = seen.iter().map(|seen| seen.loss).sum::<f64>() / seen.len() as f64;
         let fault = match loss.is_finite() && grad_norm.is_finite() {
             true => {
-                let scale = self.max_grad_norm.map_or(1.0, |most| clip::coefficient(grad_norm, most));
+                let scale = self
+                    .max_grad_norm
+                    .map_or(1.0, |most| clip::coefficient(grad_norm, most));
                 self.optimizer.step(&gradients, scale, lr)?;
                 None
             }

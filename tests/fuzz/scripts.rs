@@ -24,7 +24,10 @@ pub fn all() -> Corpus {
 
 /// The script that names a file, or the file itself.
 fn script(file: &Path) -> std::path::PathBuf {
-    match file.extension().is_some_and(|ending| ["sh", "bat", "ps1"].iter().any(|own| ending == *own)) {
+    match file
+        .extension()
+        .is_some_and(|ending| ["sh", "bat", "ps1"].iter().any(|own| ending == *own))
+    {
         true => file.to_path_buf(),
         false => file.with_file_name("train.sh"),
     }

@@ -55,18 +55,35 @@ fn clipping_that_is_switched_off_stays_off() {
 
 #[test]
 fn frames_are_those_that_musubi_tuner_trains_on() {
-    let buckets = |set: &str| at(&loaded(&musubi_with("", set).unwrap_or_else(|e| panic!("{set}: {e:?}"))), "datasets.0.buckets");
+    let buckets = |set: &str| {
+        at(
+            &loaded(&musubi_with("", set).unwrap_or_else(|e| panic!("{set}: {e:?}"))),
+            "datasets.0.buckets",
+        )
+    };
     // (f - 1) // 4 * 4 + 1, as sorted sets
-    assert_eq!(buckets("target_frames = [1, 20, 48]"), json!([[1, 64, 96], [17, 64, 96], [45, 64, 96]]));
+    assert_eq!(
+        buckets("target_frames = [1, 20, 48]"),
+        json!([[1, 64, 96], [17, 64, 96], [45, 64, 96]])
+    );
     assert_eq!(buckets("target_frames = [19, 17, 20]"), json!([[17, 64, 96]]));
     assert_eq!(buckets("target_frames = 4"), json!([[1, 64, 96]]));
     // Not read but with "full".
     assert_eq!(buckets("max_frames = 33"), json!([[1, 64, 96]]));
     let full = "frame_extraction = \"full\"\n";
-    assert_eq!(buckets(&format!("{full}max_frames = 10\ntarget_frames = [5]")), json!([[1, 64, 96], [5, 64, 96], [9, 64, 96]]));
+    assert_eq!(
+        buckets(&format!("{full}max_frames = 10\ntarget_frames = [5]")),
+        json!([[1, 64, 96], [5, 64, 96], [9, 64, 96]])
+    );
     let all = buckets(full);
     assert_eq!((all.as_array().unwrap().len(), &all[32]), (33, &json!([129, 64, 96])));
-    for set in ["target_frames = [0]", "target_frames = []", "target_frames = [-3]", "target_frames = \"20\"", &format!("{full}max_frames = 0")] {
+    for set in [
+        "target_frames = [0]",
+        "target_frames = []",
+        "target_frames = [-3]",
+        "target_frames = \"20\"",
+        &format!("{full}max_frames = 0"),
+    ] {
         let said = refusal(musubi_with("", set));
         assert!(said.contains("_frames: expected"), "{set}: {said}");
     }
@@ -80,19 +97,31 @@ fn frames_are_those_that_musubi_tuner_trains_on() {
 fn a_warm_up_is_as_long_as_it_was() {
     let warmup = |flags: &str| {
         let config = config(&format!("--lr_scheduler cosine {flags}"));
-        let at = |key: &str| config.pointer(&format!("/lr_scheduler/{key}")).cloned().unwrap_or_default();
+        let at = |key: &str| {
+            config
+                .pointer(&format!("/lr_scheduler/{key}"))
+                .cloned()
+                .unwrap_or_default()
+        };
         (at("warmup_steps"), at("warmup_ratio"))
     };
     let steps = |n: u64| (json!(n), Value::Null);
     assert_eq!(warmup("--max_train_steps 500 --lr_warmup_steps 0.1"), steps(50));
     assert_eq!(warmup("--max_train_steps 505 --lr_warmup_steps 10%"), steps(50));
-    assert_eq!(warmup("--lr_warmup_steps 0.1"), steps(160), "of musubi-tuner's own 1600");
+    assert_eq!(
+        warmup("--lr_warmup_steps 0.1"),
+        steps(160),
+        "of musubi-tuner's own 1600"
+    );
     assert_eq!(warmup("--lr_warmup_steps 1"), steps(1));
     assert_eq!(warmup(""), steps(0));
     // How many steps 4 epochs take, the data set tells when the run starts.
     assert_eq!(warmup("--max_train_epochs 4 --lr_warmup_steps 0.1").1, json!(0.1));
     for wrong in ["-1", "1.5", "ten", "110%"] {
-        let said = refusal(musubi_with(&format!("--lr_scheduler cosine --lr_warmup_steps {wrong}"), ""));
+        let said = refusal(musubi_with(
+            &format!("--lr_scheduler cosine --lr_warmup_steps {wrong}"),
+            "",
+        ));
         assert!(said.contains("--lr_warmup_steps"), "{said}");
     }
     let said = refusal(musubi_with("--lr_scheduler constant --lr_warmup_steps 10", ""));
@@ -101,19 +130,40 @@ fn a_warm_up_is_as_long_as_it_was() {
 
 #[test]
 fn optimisers_and_schedules_that_vtrain_lacks_are_refused() {
-    for name in ["prodigy", "adafactor", "lion8bit", "torch.optim.SGD", "prodigyplus.ProdigyPlusScheduleFree", "AdamWScheduleFree", "came"] {
+    for name in [
+        "prodigy",
+        "adafactor",
+        "lion8bit",
+        "torch.optim.SGD",
+        "prodigyplus.ProdigyPlusScheduleFree",
+        "AdamWScheduleFree",
+        "came",
+    ] {
         let said = refusal(musubi_with(&format!("--optimizer_type {name} --learning_rate 1"), ""));
         assert!(said.contains(&format!("--optimizer_type {name}")), "{said}");
         let said = refusal(finetrainers_with(&format!("--optimizer {name} --lr 1")));
         assert!(said.contains(&format!("--optimizer {name}")), "{said}");
     }
-    for name in ["AdamW", "AdamW8bit", "bitsandbytes.optim.PagedAdamW8bit", "torch.optim.AdamW"] {
-        expect(&config(&format!("--optimizer_type {name}")), &[("optimizer.name", json!("adamw"))]);
+    for name in [
+        "AdamW",
+        "AdamW8bit",
+        "bitsandbytes.optim.PagedAdamW8bit",
+        "torch.optim.AdamW",
+    ] {
+        expect(
+            &config(&format!("--optimizer_type {name}")),
+            &[("optimizer.name", json!("adamw"))],
+        );
     }
     for name in ["adamw", "adamw-bnb-8bit", "adam"] {
         loaded(&finetrainers_with(&format!("--optimizer {name}")).unwrap());
     }
-    for flags in ["--lr_scheduler rex", "--lr_scheduler cosine_with_min_lr", "--lr_scheduler_type x.Y", "--lr_scheduler_args a=1"] {
+    for flags in [
+        "--lr_scheduler rex",
+        "--lr_scheduler cosine_with_min_lr",
+        "--lr_scheduler_type x.Y",
+        "--lr_scheduler_args a=1",
+    ] {
         let said = refusal(musubi_with(flags, ""));
         assert!(said.contains(flags.split(' ').next().unwrap()), "{said}");
     }
@@ -126,7 +176,10 @@ fn a_file_of_flags_is_read_and_the_commands_own_go_before_it() {
         musubi::migrate(&source("musubi/x.sh", text), None)
     };
     for file in ["flags.toml", "flags"] {
-        let migrated = script(&format!("tests/fixtures/migrate/musubi/{file} --output_dir out --network_dim 8")).unwrap();
+        let migrated = script(&format!(
+            "tests/fixtures/migrate/musubi/{file} --output_dir out --network_dim 8"
+        ))
+        .unwrap();
         expect(
             &loaded(&migrated),
             &[
@@ -142,7 +195,11 @@ fn a_file_of_flags_is_read_and_the_commands_own_go_before_it() {
             ],
         );
         assert!(migrated.yaml.contains("--config_file"), "{}", migrated.yaml);
-        assert!(!migrated.yaml.contains("--sdpa"), "a switch that is off:\n{}", migrated.yaml);
+        assert!(
+            !migrated.yaml.contains("--sdpa"),
+            "a switch that is off:\n{}",
+            migrated.yaml
+        );
     }
     let said = refusal(script("gone"));
     assert!(said.contains("gone.toml"), "{said}");
@@ -164,7 +221,7 @@ fn diffusers_own_script_becomes_a_run() {
             ("datasets.0.captions", json!("prompts.txt")),
             ("datasets.0.videos", json!("videos.txt")),
             ("datasets.0.id_token", json!("STEAM")),
-            ("datasets.0.buckets", json!([[49, 480, 720]])),
+            ("datasets.0.buckets", json!([[49, 432, 720]])),
             ("lora.rank", json!(32)),
             ("lora.alpha", json!(16)),
             ("lora.target_modules", json!(["to_k", "to_q", "to_v", "to_out.0"])),
@@ -180,6 +237,7 @@ fn diffusers_own_script_becomes_a_run() {
             ("checkpoint.limit", json!(4)),
             ("validation.prompts.1.prompt", json!("STEAM a ship")),
             ("validation.prompts.1.guidance_scale", json!(6.5)),
+            ("validation.prompts.1.height", json!(432)),
         ],
     );
     assert!(migrated.yaml.contains("# --learning_rate"), "{}", migrated.yaml);
@@ -191,8 +249,16 @@ fn scripts_that_finetrainers_grew_from_are_read_or_refused_by_name() {
     let migrate = |command: &str| finetrainers::migrate(&source("t.sh", format!("accelerate launch {command}\n")));
     // Each script's own defaults.
     let defaults = [
-        ("examples/cogvideo/train_cogvideox_image_to_video_lora.py --instance_data_root d", 128, "cogvideox-lora"),
-        ("training/cogvideox_image_to_video_lora.py --data_root d", 64, "cogvideox-sft"),
+        (
+            "examples/cogvideo/train_cogvideox_image_to_video_lora.py --instance_data_root d",
+            128,
+            "cogvideox-lora",
+        ),
+        (
+            "training/cogvideox_image_to_video_lora.py --data_root d",
+            64,
+            "cogvideox-sft",
+        ),
     ];
     for (script, rank, output) in defaults {
         let config = loaded(&migrate(&format!("{script} {common} --random_flip")).unwrap());
@@ -216,15 +282,30 @@ fn scripts_that_finetrainers_grew_from_are_read_or_refused_by_name() {
         json!([[33, 480, 480], [33, 480, 720], [49, 480, 480], [49, 480, 720]])
     );
     for (command, named) in [
-        ("training/cogvideox_text_to_video_sft.py --data_root d", "cogvideox_text_to_video_sft.py"),
-        ("finetune/train.py --model_path a/b --train_resolution 81x768x1360", "--train_resolution"),
-        ("examples/dreambooth/train_dreambooth_lora.py --rank 4", "train_dreambooth_lora.py"),
-        ("train_cogvideox_lora.py --optimizer prodigy --instance_data_root d", "--optimizer prodigy"),
+        (
+            "training/cogvideox_text_to_video_sft.py --data_root d",
+            "cogvideox_text_to_video_sft.py",
+        ),
+        (
+            "finetune/train.py --model_path a/b --train_resolution 81x768x1360",
+            "--train_resolution",
+        ),
+        (
+            "examples/dreambooth/train_dreambooth_lora.py --rank 4",
+            "train_dreambooth_lora.py",
+        ),
+        (
+            "train_cogvideox_lora.py --optimizer prodigy --instance_data_root d",
+            "--optimizer prodigy",
+        ),
     ] {
         let said = refusal(migrate(&format!("{command} {common}")));
         assert!(said.contains(named), "{said}");
     }
     // The other trainer's command names what it found, too.
-    let said = refusal(musubi::migrate(&source("t.sh", "python train_cogvideox_lora.py\n".into()), None));
+    let said = refusal(musubi::migrate(
+        &source("t.sh", "python train_cogvideox_lora.py\n".into()),
+        None,
+    ));
     assert!(said.contains("it runs train_cogvideox_lora.py"), "{said}");
 }

@@ -15,7 +15,12 @@ const TRAIN: &str = "python train.py --model_name wan --pretrained_model_name_or
 fn rank(before: &str, words: &str, rank: u64) {
     let script = format!("{before}\n{TRAIN} {words}\n");
     let migrated = migrate(&script).unwrap_or_else(|e| panic!("{script}\n{e:?}"));
-    assert_eq!(at(&loaded(&migrated), "lora.rank"), json!(rank), "{script}\n{}", migrated.yaml);
+    assert_eq!(
+        at(&loaded(&migrated), "lora.rank"),
+        json!(rank),
+        "{script}\n{}",
+        migrated.yaml
+    );
 }
 
 #[test]
@@ -34,7 +39,11 @@ fn values_in_braces_are_what_bash_makes_of_them() {
     rank("R=(4 8 12)", "--rank ${R[2]}", 12);
     rank("R=(4 8); R[1]=12; R[2]=16", "--rank ${R[1]}", 12);
     rank("R=3", "--rank $((R * 4))", 12);
-    rank("R=3; ((R += 1)); ((R++)); let R=R+1", "--rank $(( (R - 2) * 3 % 100 ))", 12);
+    rank(
+        "R=3; ((R += 1)); ((R++)); let R=R+1",
+        "--rank $(( (R - 2) * 3 % 100 ))",
+        12,
+    );
 }
 
 #[test]
@@ -44,7 +53,11 @@ fn arguments_functions_and_sourced_files_are_followed() {
     rank("set -- 4 12", "--rank ${2} # $#", 12);
     rank("train() {\n  R=$1\n}\ntrain 12", "--rank $R", 12);
     rank("function train { local R=4; S=$2; }; train 1 12", "--rank $S", 12);
-    rank("usage() { echo usage; exit 1; }\n[ $# -lt 1 ] && usage\nR=12", "--rank $R", 12);
+    rank(
+        "usage() { echo usage; exit 1; }\n[ $# -lt 1 ] && usage\nR=12",
+        "--rank $R",
+        12,
+    );
     rank("f() { R=12; return; R=4; }\nf", "--rank $R", 12);
     rank("bash -c 'true'\nR=12", "--rank $R; exit 0\nR=4", 12);
     rank("exec 2>log.txt", "--rank 12", 12);
@@ -54,7 +67,10 @@ fn arguments_functions_and_sourced_files_are_followed() {
 
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("settings.sh"), "R=12\nexport S=$R\n").unwrap();
-    let mut source = source("train.sh", format!("source ./settings.sh\n. venv/bin/activate\n{TRAIN} --rank $S\n"));
+    let mut source = source(
+        "train.sh",
+        format!("source ./settings.sh\n. venv/bin/activate\n{TRAIN} --rank $S\n"),
+    );
     source.folder = Some(folder.path().to_path_buf());
     let migrated = finetrainers::migrate(&source).unwrap();
     assert_eq!(at(&loaded(&migrated), "lora.rank"), json!(12));
@@ -67,10 +83,26 @@ fn tests_decide_where_the_script_itself_answers_them() {
     rank("R=; [ -z \"$R\" ] && R=12", "--rank $R", 12);
     rank("R=4; [ \"$R\" = 4 ] || R=12", "--rank $R", 4);
     rank("R=4; if ! [ \"$R\" = 4 ]; then R=12; fi", "--rank $R", 4);
-    rank("R=4; if [ $R -gt 3 ] && [ $R -le 4 ]; then R=12; else R=8; fi", "--rank $R", 12);
-    rank("R=4; if [[ $R == 4 && -n $R ]]; then R=12; else R=8; fi", "--rank $R", 12);
-    rank("M=wan-14B; if [[ $M == wan-* ]]; then R=12; else R=8; fi", "--rank $R", 12);
-    rank("M=wan-14B; case $M in ltx*|cog*) R=4;; wan-*) R=12;; *) R=8;; esac", "--rank $R", 12);
+    rank(
+        "R=4; if [ $R -gt 3 ] && [ $R -le 4 ]; then R=12; else R=8; fi",
+        "--rank $R",
+        12,
+    );
+    rank(
+        "R=4; if [[ $R == 4 && -n $R ]]; then R=12; else R=8; fi",
+        "--rank $R",
+        12,
+    );
+    rank(
+        "M=wan-14B; if [[ $M == wan-* ]]; then R=12; else R=8; fi",
+        "--rank $R",
+        12,
+    );
+    rank(
+        "M=wan-14B; case $M in ltx*|cog*) R=4;; wan-*) R=12;; *) R=8;; esac",
+        "--rank $R",
+        12,
+    );
     rank("R=12; [ 1 = 2 ] && { R=4; R=5; }", "--rank $R", 12);
     rank("R=12; [ 1 = 2 ] && (R=4)", "--rank $R", 12);
     rank("R=12; if ((R > 20)); then R=4; fi", "--rank $R", 12);
@@ -97,10 +129,26 @@ fn what_the_script_does_not_answer_is_told() {
 
 #[test]
 fn a_value_that_only_running_would_tell_is_no_value_of_the_run_file() {
-    for word in ["out/$(date +%F)", "out/`date`", "${X/a/b}", "$HERE/out", "out-$1", "out-$((1 / 0))", "${1:?}"] {
+    for word in [
+        "out/$(date +%F)",
+        "out/`date`",
+        "${X/a/b}",
+        "$HERE/out",
+        "out-$1",
+        "out-$((1 / 0))",
+        "${1:?}",
+    ] {
         let migrated = migrate(&format!("{TRAIN} --output_dir {word}\n")).unwrap();
-        assert!(migrated.problems.iter().any(|p| p.starts_with("output_dir: ")), "{word}: {:?}", migrated.problems);
-        assert!(migrated.yaml.contains("To be put right: output_dir: "), "{word}\n{}", migrated.yaml);
+        assert!(
+            migrated.problems.iter().any(|p| p.starts_with("output_dir: ")),
+            "{word}: {:?}",
+            migrated.problems
+        );
+        assert!(
+            migrated.yaml.contains("To be put right: output_dir: "),
+            "{word}\n{}",
+            migrated.yaml
+        );
     }
     // Where it is no value, nothing is to be put right.
     loaded(&migrate(&format!("{TRAIN} --tracker_name $(date)\n")).unwrap());
@@ -121,8 +169,11 @@ fn scripts_that_would_never_end_are_refused() {
     for (script, reason) in [
         ("f() { f; f; }\nf\n", "deep"),
         ("X='eval \"$X\"'\neval \"$X\"\n", "deep"),
-        ("f() { g; g; g; g; g; g; g; g; g; g; }\ng() { h; h; h; h; h; h; h; h; h; h; }\nh() { i; i; i; i; i; i; i; i; i; i; }\n\
-          i() { j; j; j; j; j; j; j; j; j; j; }\nj() { k; k; k; k; k; k; k; k; k; k; }\nk() { :; :; :; :; :; :; :; :; :; :; }\nf\n", "commands"),
+        (
+            "f() { g; g; g; g; g; g; g; g; g; g; }\ng() { h; h; h; h; h; h; h; h; h; h; }\nh() { i; i; i; i; i; i; i; i; i; i; }\n\
+          i() { j; j; j; j; j; j; j; j; j; j; }\nj() { k; k; k; k; k; k; k; k; k; k; }\nk() { :; :; :; :; :; :; :; :; :; :; }\nf\n",
+            "commands",
+        ),
         (&"(".repeat(1 << 19), "deep"),
         ("f() {\necho\n", "never closed"),
     ] {

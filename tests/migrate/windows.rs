@@ -58,11 +58,29 @@ fn variables_of_batch_files_are_put_in_as_cmd_puts_them_in() {
     let rank = |script: &str, rank: u64| reads("x.bat", script, "lora.rank", json!(rank));
     rank(&line("--network_dim 9"), 9);
     rank(&format!("SET rank=12\r\n{}", line("--network_dim %RANK%")), 12);
-    rank(&format!("set \"R=12\" & rem twelve\r\n{}", line("--network_dim %R%")), 12);
-    rank(&format!("set /a R=(1+2)*4, S=R%%%%5\r\n{}", line("--network_dim %S%")), 2);
+    rank(
+        &format!("set \"R=12\" & rem twelve\r\n{}", line("--network_dim %R%")),
+        12,
+    );
+    rank(
+        &format!("set /a R=(1+2)*4, S=R%%%%5\r\n{}", line("--network_dim %S%")),
+        2,
+    );
     rank(&format!("if not defined R set R=5\r\n{}", line("--network_dim %R%")), 5);
-    rank(&format!("set R=5\r\nif \"%R%\"==\"5\" (set R=6) else (set R=7)\r\n{}", line("--network_dim %R%")), 6);
-    rank(&format!("set R=5\r\nif /i %R% gtr 40 (\r\n  set R=6\r\n) else (\r\n  set R=7\r\n)\r\n{}", line("--network_dim %R%")), 7);
+    rank(
+        &format!(
+            "set R=5\r\nif \"%R%\"==\"5\" (set R=6) else (set R=7)\r\n{}",
+            line("--network_dim %R%")
+        ),
+        6,
+    );
+    rank(
+        &format!(
+            "set R=5\r\nif /i %R% gtr 40 (\r\n  set R=6\r\n) else (\r\n  set R=7\r\n)\r\n{}",
+            line("--network_dim %R%")
+        ),
+        7,
+    );
     // Within a block, %R% is what it was before the block, !R! is what it is.
     let block = |sign: char| {
         format!(
@@ -72,23 +90,59 @@ fn variables_of_batch_files_are_put_in_as_cmd_puts_them_in() {
     };
     rank(&block('%'), 5);
     rank(&block('!'), 6);
-    rank(&format!("set R=5\r\nsetlocal\r\nset R=6\r\nendlocal\r\n{}", line("--network_dim %R%")), 5);
+    rank(
+        &format!(
+            "set R=5\r\nsetlocal\r\nset R=6\r\nendlocal\r\n{}",
+            line("--network_dim %R%")
+        ),
+        5,
+    );
     rank(&format!("call {}", line("--network_dim 7")), 7);
     rank(&format!("start /wait \"title\" {}", line("--network_dim 7")), 7);
-    rank(&format!("set CMD=--network_dim\r\n{}", line("%CMD%^\r\n  7 > log.txt 2>&1")), 7);
+    rank(
+        &format!("set CMD=--network_dim\r\n{}", line("%CMD%^\r\n  7 > log.txt 2>&1")),
+        7,
+    );
     // A single % is dropped, %% is one.
-    reads("x.bat", &line("--lr_scheduler cosine --lr_warmup_steps 50%%"), "lr_scheduler.warmup_steps", json!(5));
-    reads("x.bat", &line("--lr_scheduler cosine --lr_warmup_steps 5%"), "lr_scheduler.warmup_steps", json!(5));
-    reads("x.bat", &line("--output_name \"a ^& b\""), "output_dir", json!(root().join("out/a ^& b")));
-    reads("x.bat", &line("--output_name a^&b & pause"), "output_dir", json!(root().join("out/a&b")));
+    reads(
+        "x.bat",
+        &line("--lr_scheduler cosine --lr_warmup_steps 50%%"),
+        "lr_scheduler.warmup_steps",
+        json!(5),
+    );
+    reads(
+        "x.bat",
+        &line("--lr_scheduler cosine --lr_warmup_steps 5%"),
+        "lr_scheduler.warmup_steps",
+        json!(5),
+    );
+    reads(
+        "x.bat",
+        &line("--output_name \"a ^& b\""),
+        "output_dir",
+        json!(root().join("out/a ^& b")),
+    );
+    reads(
+        "x.bat",
+        &line("--output_name a^&b & pause"),
+        "output_dir",
+        json!(root().join("out/a&b")),
+    );
     // What stands behind an end is not read.
-    rank(&format!("{}exit /b 0\r\n{}", line("--network_dim 3"), line("--network_dim 4")), 3);
+    rank(
+        &format!("{}exit /b 0\r\n{}", line("--network_dim 3"), line("--network_dim 4")),
+        3,
+    );
 }
 
 #[test]
 fn what_of_a_batch_file_is_not_followed_is_refused_with_its_line() {
     let refused = |before: &str, reasons: &[&str]| {
-        refuses("x.bat", &format!("@echo off\r\n{before}\r\n{BATCH} --seed %S%\r\n"), reasons);
+        refuses(
+            "x.bat",
+            &format!("@echo off\r\n{before}\r\n{BATCH} --seed %S%\r\n"),
+            reasons,
+        );
     };
     refused("for %%s in (1 2) do set S=%%s", &["line 2", "for", "batch"]);
     refused("goto train\r\n:train", &["line 2", "goto"]);
@@ -96,17 +150,44 @@ fn what_of_a_batch_file_is_not_followed_is_refused_with_its_line() {
     refused("if exist seeds.txt set S=5", &["line 2", "exist"]);
     refused("if \"%1\"==\"\" (\r\n  set S=5\r\n)", &["line 2", "if"]);
     refused("if \"%1\"==\"i2v\" goto i2v", &["line 2", "goto"]);
-    refused("set S=1\r\nif %S%==1 (\r\n  echo one\r\n  for %%s in (1) do set S=%%s\r\n)", &["line 5", "for"]);
+    refused(
+        "set S=1\r\nif %S%==1 (\r\n  echo one\r\n  for %%s in (1) do set S=%%s\r\n)",
+        &["line 5", "for"],
+    );
     refused("set /a S=1/0", &["line 2", "set /a"]);
     refused("set S=1 || set S=2", &["line 2", "set S=2"]);
     refused("(echo open", &["line 2", "never closed"]);
 
-    refuses("x.bat", "accelerate launch wan_train_network.py ^ \r\n  --task t2v-1.3B\r\n", &["line 1", "^", "space"]);
-    refuses("x.bat", "accelerate launch wan_train_network.py \\\r\n  --task t2v-1.3B\r\n", &["--task", "^"]);
-    refuses("x.bat", ":: a comment ^\r\naccelerate launch wan_train_network.py\r\n", &["line 1", "comment"]);
-    refuses("x.bat", &format!("{BATCH} --output_name \"x ^\r\n y\"\r\n"), &["line 1", "quotes"]);
-    refuses("x.bat", &format!("{BATCH} --dit \"D:\\models\\\" --seed 4\r\n"), &["line 1", "\\"]);
-    refuses("x.bat", &format!("powershell -Command \"{BATCH}\"\r\n"), &["line 1", "powershell"]);
+    refuses(
+        "x.bat",
+        "accelerate launch wan_train_network.py ^ \r\n  --task t2v-1.3B\r\n",
+        &["line 1", "^", "space"],
+    );
+    refuses(
+        "x.bat",
+        "accelerate launch wan_train_network.py \\\r\n  --task t2v-1.3B\r\n",
+        &["--task", "^"],
+    );
+    refuses(
+        "x.bat",
+        ":: a comment ^\r\naccelerate launch wan_train_network.py\r\n",
+        &["line 1", "comment"],
+    );
+    refuses(
+        "x.bat",
+        &format!("{BATCH} --output_name \"x ^\r\n y\"\r\n"),
+        &["line 1", "quotes"],
+    );
+    refuses(
+        "x.bat",
+        &format!("{BATCH} --dit \"D:\\models\\\" --seed 4\r\n"),
+        &["line 1", "\\"],
+    );
+    refuses(
+        "x.bat",
+        &format!("powershell -Command \"{BATCH}\"\r\n"),
+        &["line 1", "powershell"],
+    );
 }
 
 #[test]
@@ -117,7 +198,11 @@ fn what_a_batch_file_leaves_open_is_told_at_its_key() {
         ("%USERPROFILE:C=D%", "cuts or replaces"),
         ("D:\\out\\here", "path of Windows"),
     ] {
-        let migrated = migrate("x.bat", &format!("{BATCH} --output_dir {value} --network_weights w.safetensors\r\n")).unwrap();
+        let migrated = migrate(
+            "x.bat",
+            &format!("{BATCH} --output_dir {value} --network_weights w.safetensors\r\n"),
+        )
+        .unwrap();
         let problems = migrated.problems.join("\n");
         assert!(problems.contains("output_dir: "), "{value}: {problems}");
         assert!(migrated.yaml.contains(told), "{value}: {told}\n{}", migrated.yaml);
@@ -138,10 +223,18 @@ fn variables_of_powershell_are_put_in_as_it_puts_them_in() {
     rank("$env:RANK = '12'", "$Env:RANK", 12);
     rank("$script:r = \"1\"; $r += '2'", "${R}", 12);
     rank("$words = @('12')", "@words", 12);
-    rank("$words = [System.Collections.ArrayList]::new()\n[void]$words.Add(\"--seed=4\")\n$words.Add('--network_dim')\n$words.Add(12)", "1 @words", 12);
+    rank(
+        "$words = [System.Collections.ArrayList]::new()\n[void]$words.Add(\"--seed=4\")\n$words.Add('--network_dim')\n$words.Add(12)",
+        "1 @words",
+        12,
+    );
     rank("# $r = 1\n$r = 12 # twelve\n<# $r = 2 #>", "$r", 12);
     rank("$r = \"a`\"12\"", "12", 12);
-    rank("if (Test-Path x) { Write-Host 'there' } else { exit }\n$r = 12", "$r; exit\n$r = 4", 12);
+    rank(
+        "if (Test-Path x) { Write-Host 'there' } else { exit }\n$r = 12",
+        "$r; exit\n$r = 4",
+        12,
+    );
     rank("$a = @\"\n--seed\n\"@", "12 $a 4", 12);
     let name = |word: &str, name: &str| {
         let script = format!("$x = \"a b\"\n{POWERSHELL} --output_name {word}\n");
@@ -162,17 +255,37 @@ fn what_of_powershell_is_not_followed_is_refused_with_its_line() {
         refuses("x.ps1", &format!("$x = 1\n{before}\n{POWERSHELL} {more}\n"), reasons);
     };
     refused("if ($x -eq 1) {\n  $s = 4\n}", "--seed $s", &["line 2", "PowerShell"]);
-    refused("foreach ($s in 1, 2) { python wan_train_network.py }", "", &["line 2", "foreach"]);
+    refused(
+        "foreach ($s in 1, 2) { python wan_train_network.py }",
+        "",
+        &["line 2", "foreach"],
+    );
     refused("param([int]$Seed = 4)", "--seed $Seed", &["line 2", "param"]);
-    refused("function Train { python wan_train_network.py }", "", &["line 2", "function"]);
+    refused(
+        "function Train { python wan_train_network.py }",
+        "",
+        &["line 2", "function"],
+    );
     refused("$words = @{ seed = 4 }", "@words", &["line 3", "@words"]);
     refused("$x += 1", "", &["line 2", "+="]);
     refused("Set-Variable s 4", "--seed $s", &["line 2", "Set-Variable"]);
     refused("", "--optimizer_args betas=0.9,0.99", &["line 3", "comma"]);
     refused("", "--% --seed 4", &["line 3", "--%"]);
-    refuses("x.ps1", "accelerate launch wan_train_network.py ` \n  --task t2v-1.3B\n", &["line 1", "`", "space"]);
-    refuses("x.ps1", "accelerate launch wan_train_network.py \\\n  --task t2v-1.3B\n", &["--task", "`"]);
-    refuses("x.ps1", &format!("Start-Process python -ArgumentList \"{POWERSHELL}\"\n"), &["line 1", "start-process"]);
+    refuses(
+        "x.ps1",
+        "accelerate launch wan_train_network.py ` \n  --task t2v-1.3B\n",
+        &["line 1", "`", "space"],
+    );
+    refuses(
+        "x.ps1",
+        "accelerate launch wan_train_network.py \\\n  --task t2v-1.3B\n",
+        &["--task", "`"],
+    );
+    refuses(
+        "x.ps1",
+        &format!("Start-Process python -ArgumentList \"{POWERSHELL}\"\n"),
+        &["line 1", "start-process"],
+    );
     refuses("x.ps1", "$x = \"never", &["line 1", "never closed"]);
 }
 
@@ -194,7 +307,11 @@ fn what_powershell_leaves_open_is_told_at_its_key() {
 
 #[test]
 fn a_script_is_known_by_its_lines_where_its_name_does_not_tell() {
-    let joined = |joiner: char| BATCH.replace(" --task", &format!(" {joiner}\n --task")).replace(" --output_dir", &format!(" {joiner}\n --output_dir"));
+    let joined = |joiner: char| {
+        BATCH
+            .replace(" --task", &format!(" {joiner}\n --task"))
+            .replace(" --output_dir", &format!(" {joiner}\n --output_dir"))
+    };
     for joiner in ['^', '`'] {
         reads("the command", &joined(joiner), "lora.rank", json!(8));
     }
@@ -221,12 +338,21 @@ fn scripts_and_data_sets_are_read_in_every_encoding_that_windows_saves() {
         std::fs::write(folder.path().join("train.bat"), script).unwrap();
         std::fs::write(folder.path().join("d.toml"), data).unwrap();
         let output = vtrain(&["migrate", "musubi", "train.bat", "-o", "run.yaml"], folder.path());
-        assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+        assert_eq!(
+            output.status.code(),
+            Some(0),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
         let yaml = std::fs::read_to_string(folder.path().join("run.yaml")).unwrap();
         assert!(yaml.contains("rank: 8") && yaml.contains("[1, 64, 96]"), "{yaml}");
     }
     let folder = tempfile::tempdir().unwrap();
-    for bytes in [utf16(script, u16::to_le_bytes), vec![0xff, 0xfe, 0x61], vec![b'a', 0xe9, b'b']] {
+    for bytes in [
+        utf16(script, u16::to_le_bytes),
+        vec![0xff, 0xfe, 0x61],
+        vec![b'a', 0xe9, b'b'],
+    ] {
         std::fs::write(folder.path().join("train.bat"), bytes).unwrap();
         let output = vtrain(&["migrate", "musubi", "train.bat"], folder.path());
         let said = String::from_utf8_lossy(&output.stderr).into_owned();

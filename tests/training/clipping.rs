@@ -10,7 +10,16 @@ use super::{Run, relative, stderr};
 fn trained(max_grad_norm: &str) -> (HashMap<String, Tensor>, Vec<f64>) {
     let run = Run::case("plain", 2);
     let norm = format!("train.max_grad_norm={max_grad_norm}");
-    run.train(&["--set", &norm, "--set", "train.steps=3", "--set", "optimizer.epsilon=1", "--set", "optimizer.lr=1"]);
+    run.train(&[
+        "--set",
+        &norm,
+        "--set",
+        "train.steps=3",
+        "--set",
+        "optimizer.epsilon=1",
+        "--set",
+        "optimizer.lr=1",
+    ]);
     (run.adapter(), run.column("grad_norm"))
 }
 
@@ -33,7 +42,10 @@ fn without_a_norm_gradients_are_not_clipped() {
 fn a_norm_that_is_none_is_told() {
     for wrong in ["0", "-1", ".nan", ".inf"] {
         let run = Run::case("plain", 2);
-        let output = run.command(&["--set", &format!("train.max_grad_norm={wrong}")]).output().unwrap();
+        let output = run
+            .command(&["--set", &format!("train.max_grad_norm={wrong}")])
+            .output()
+            .unwrap();
         assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
         assert!(stderr(&output).contains("null for no clipping"), "{}", stderr(&output));
     }

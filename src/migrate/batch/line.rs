@@ -49,7 +49,11 @@ impl Line {
     pub fn shown(&self) -> String {
         let first = self.start().lines().next().unwrap_or_default();
         let short: String = first.chars().take(60).collect();
-        let dots = if short.len() < self.start().trim_end().len() { "..." } else { "" };
+        let dots = if short.len() < self.start().trim_end().len() {
+            "..."
+        } else {
+            ""
+        };
         format!("{}{dots}", short.trim_end().escape_debug())
     }
 
@@ -60,7 +64,12 @@ impl Line {
             let start = part.as_ptr().addr() - self.text.as_ptr().addr();
             let above = self.text[..start].matches('\n').count();
             let rows = self.rows[above..].iter().zip(part.lines());
-            rows.map(|(row, text)| Line { rows: vec![*row], text: text.into(), expanded: true }).collect()
+            rows.map(|(row, text)| Line {
+                rows: vec![*row],
+                text: text.into(),
+                expanded: true,
+            })
+            .collect()
         };
         if !body.starts_with('(') {
             return Ok((lines(body), Vec::new()));
@@ -197,7 +206,9 @@ impl Test {
     /// Whether it asks how commands went, or what lies on the disk.
     pub fn is_about_failure(&self) -> bool {
         let words = self.words.iter().map(|word| word.to_lowercase());
-        words.into_iter().any(|word| word == "exist" || word.contains("errorlevel"))
+        words
+            .into_iter()
+            .any(|word| word == "exist" || word.contains("errorlevel"))
     }
 }
 
@@ -275,14 +286,19 @@ pub fn pieces(text: &str) -> Vec<(Piece, String)> {
 /// A command's name, and what stands behind it.
 pub fn first_word(text: &str) -> (&str, &str) {
     let text = text.trim_start();
-    let end = text.find([' ', '\t', '(', '"', '/', ';', ',', '=']).filter(|end| *end > 0);
+    let end = text
+        .find([' ', '\t', '(', '"', '/', ';', ',', '='])
+        .filter(|end| *end > 0);
     let end = end.or_else(|| text.starts_with('"').then_some(0)).unwrap_or(text.len());
     text.split_at(end)
 }
 
 /// The text without the carets that stand for nothing but the next character.
 pub fn uncareted(text: &str) -> String {
-    scan(text).filter(|(_, c, literal)| *literal || *c != '^').map(|(_, c, _)| c).collect()
+    scan(text)
+        .filter(|(_, c, literal)| *literal || *c != '^')
+        .map(|(_, c, _)| c)
+        .collect()
 }
 
 /// `1`, `*`, `~dp0`: what stands behind the % of an argument.
@@ -292,7 +308,9 @@ pub fn argument(text: &str) -> Option<(&str, &str)> {
     }
     let letters = text.strip_prefix('~')?;
     let end = letters.find(|c: char| !c.is_ascii_alphabetic())?;
-    letters[end..].starts_with(|c: char| c.is_ascii_digit()).then(|| text.split_at(end + 2))
+    letters[end..]
+        .starts_with(|c: char| c.is_ascii_digit())
+        .then(|| text.split_at(end + 2))
 }
 
 /// A program's words: redirections left out, carets and quotes resolved.
@@ -308,7 +326,10 @@ pub fn words(text: &str) -> Result<Vec<String>, String> {
                     plain.pop();
                 }
                 while chars.next_if(|(_, c, _)| " \t>&".contains(*c)).is_some() {}
-                while chars.next_if(|(_, c, literal)| *literal || !" \t".contains(*c)).is_some() {}
+                while chars
+                    .next_if(|(_, c, literal)| *literal || !" \t".contains(*c))
+                    .is_some()
+                {}
                 plain.push(' ');
             }
             _ => plain.push(c),

@@ -93,7 +93,11 @@ impl Migration<'_> {
             match flag.values.first().map(String::as_str) {
                 Some(mode @ ("center" | "random")) => set.set("crop", mode, "--video_reshape_mode"),
                 Some("none") if self.trainer == Trainer::Diffusers => {
-                    set.set("crop", "random", "--video_reshape_mode none, which crops at random, too");
+                    set.set(
+                        "crop",
+                        "random",
+                        "--video_reshape_mode none, which crops at random, too",
+                    );
                 }
                 Some("none") => set.set("crop", "fit", "--video_reshape_mode none"),
                 _ => self.flags.wrong(&flag, "is one of center, random, none"),
@@ -124,17 +128,34 @@ impl Migration<'_> {
                 }
                 None => vec![single.unwrap_or(default)],
             };
-            from.push(if many.is_some() { format!("--{list}") } else { format!("--{one}") });
+            from.push(if many.is_some() {
+                format!("--{list}")
+            } else {
+                format!("--{one}")
+            });
             lists.push(numbers);
+        }
+        if let ([_], [height], [width]) = (&lists[0][..], &lists[1][..], &lists[2][..]) {
+            self.size = Some([*height, *width]);
+        }
+        if self.trainer == Trainer::Factory && !from.iter().any(|flag| flag.ends_with("buckets")) {
+            self.document.remark(
+                "--height_buckets, --width_buckets (not given)",
+                "cogvideox-factory tries a long list of sizes, vtrain one: write datasets[0].buckets",
+            );
         }
         // The VAE takes 4 n + 1 frames; the scripts leave out those that are left over.
         let frames: Vec<u64> = lists[0].iter().map(|n| n.saturating_sub(1) / 4 * 4 + 1).collect();
         if frames != lists[0] {
             let what = format!("{} {:?}", from[0], lists[0]);
-            self.document.remark(what, format!("are brought down to 4 n + 1, there too: {frames:?}"));
+            self.document
+                .remark(what, format!("are brought down to 4 n + 1, there too: {frames:?}"));
         }
         let sizes = lists[1].iter().flat_map(|h| lists[2].iter().map(move |w| (*h, *w)));
-        let buckets = frames.iter().flat_map(|f| sizes.clone().map(move |(h, w)| [*f, h, w])).collect();
+        let buckets = frames
+            .iter()
+            .flat_map(|f| sizes.clone().map(move |(h, w)| [*f, h, w]))
+            .collect();
         (buckets, from)
     }
 

@@ -12,7 +12,10 @@ const FULL_SCRIPTS: [&str; 2] = ["cogvideox_text_to_video_sft.py", "cogvideox_im
 
 /// Whether a file's name is that of a script which is read, or refused by its name.
 pub fn is_training(name: &str) -> bool {
-    matches!(name, "train.py" | "finetrainers") || [DIFFUSERS_SCRIPTS, FACTORY_SCRIPTS, FULL_SCRIPTS].concat().contains(&name)
+    matches!(name, "train.py" | "finetrainers")
+        || [DIFFUSERS_SCRIPTS, FACTORY_SCRIPTS, FULL_SCRIPTS]
+            .concat()
+            .contains(&name)
 }
 
 /// Whose flags and defaults a command has.
@@ -34,7 +37,9 @@ impl Trainer {
     pub fn of(launch: &Launch, flags: &Reader) -> Result<Self, String> {
         let name = file_name(&launch.script);
         if FULL_SCRIPTS.contains(&name) {
-            return Err(format!("{name} trains the whole transformer, vtrain LoRA adapters: migrate the _lora.py beside it"));
+            return Err(format!(
+                "{name} trains the whole transformer, vtrain LoRA adapters: migrate the _lora.py beside it"
+            ));
         }
         if flags.has("model_path") && flags.has("train_resolution") {
             return Err(format!(

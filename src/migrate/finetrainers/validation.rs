@@ -3,8 +3,8 @@
 use serde_json::Value;
 
 use super::super::document::Block;
-use super::{Migration, Trainer};
 use super::datasets::read_json;
+use super::{Migration, Trainer};
 
 /// More videos of one prompt than this are a mistake.
 const MOST_VIDEOS: u64 = 64;
@@ -57,9 +57,17 @@ impl Migration<'_> {
             self.remark(&flag, "frames are spread over the clip, there too");
         }
         let scale = self.flags.number::<f64>("guidance_scale");
-        let from = if scale.is_some() { "--guidance_scale" } else { self.default };
+        let from = if scale.is_some() {
+            "--guidance_scale"
+        } else {
+            self.default
+        };
         for prompt in prompts {
             prompt.set("guidance_scale", scale.unwrap_or(6.0), from);
+            if let Some([height, width]) = self.size {
+                prompt.set("height", height, "--height");
+                prompt.set("width", width, "--width");
+            }
         }
     }
 
@@ -69,7 +77,8 @@ impl Migration<'_> {
         let mut separator = None;
         for name in names {
             if let Some(text) = self.flags.text(name).filter(|text| !text.is_empty()) {
-                self.document.remark(format!("--{name} {text}"), "the prompts are split at it");
+                self.document
+                    .remark(format!("--{name} {text}"), "the prompts are split at it");
                 separator = Some(text);
             }
         }

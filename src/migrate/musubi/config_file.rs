@@ -23,8 +23,12 @@ pub fn read(source: &Source, launch: &mut Launch, document: &mut Document) -> Re
         true => file.clone(),
         false => format!("{file}.toml"),
     };
-    let text = source.read(&file).map_err(|message| format!("--config_file: {message}"))?;
-    let table: Table = text.parse().map_err(|error| format!("--config_file: {file}: {error}"))?;
+    let text = source
+        .read(&file)
+        .map_err(|message| format!("--config_file: {message}"))?;
+    let table: Table = text
+        .parse()
+        .map_err(|error| format!("--config_file: {file}: {error}"))?;
     let mut flags = Vec::new();
     for (key, value) in table {
         match value {

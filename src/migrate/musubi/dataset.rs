@@ -204,7 +204,11 @@ impl Migration<'_> {
             return set.set("buckets", buckets, "resolution [width, height]");
         }
         let extraction = keys.remove("frame_extraction");
-        let name = extraction.as_ref().map_or(Some("head"), Value::as_str).unwrap_or_default().to_string();
+        let name = extraction
+            .as_ref()
+            .map_or(Some("head"), Value::as_str)
+            .unwrap_or_default()
+            .to_string();
         let counts = match name.as_str() {
             "full" => self.whole_clips(place, keys),
             _ => self.target_frames(place, keys),
@@ -263,9 +267,15 @@ impl Migration<'_> {
 
     /// `frame_extraction = "full"`: each clip as long as it is, brought down to 4 n + 1, up to `max_frames`.
     fn whole_clips(&mut self, place: &str, keys: &mut Table) -> Option<Vec<u64>> {
-        let longest = keys.remove("max_frames").map_or(Some(MOST_FRAMES), |value| count(&value));
+        let longest = keys
+            .remove("max_frames")
+            .map_or(Some(MOST_FRAMES), |value| count(&value));
         let Some(longest) = longest.filter(|n| (1..=MOST_FULL_FRAMES).contains(n)) else {
-            self.wrong(place, "max_frames", &format!("expected a whole number from 1 to {MOST_FULL_FRAMES}"));
+            self.wrong(
+                place,
+                "max_frames",
+                &format!("expected a whole number from 1 to {MOST_FULL_FRAMES}"),
+            );
             return None;
         };
         if let Some(value) = keys.remove("target_frames") {

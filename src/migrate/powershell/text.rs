@@ -31,7 +31,9 @@ impl<'a> Text<'a> {
 
     /// The line of the file, from 1.
     pub fn line(&self) -> usize {
-        let (at, lines) = Some(self.counted.get()).filter(|(at, _)| *at <= self.at).unwrap_or_default();
+        let (at, lines) = Some(self.counted.get())
+            .filter(|(at, _)| *at <= self.at)
+            .unwrap_or_default();
         let lines = lines + self.all[at..self.at].matches('\n').count();
         self.counted.set((self.at, lines));
         lines + 1
@@ -58,7 +60,10 @@ impl<'a> Text<'a> {
     }
 
     pub fn eat_any_case(&mut self, text: &str) -> bool {
-        let found = self.rest().get(..text.len()).is_some_and(|start| start.eq_ignore_ascii_case(text));
+        let found = self
+            .rest()
+            .get(..text.len())
+            .is_some_and(|start| start.eq_ignore_ascii_case(text));
         self.at += if found { text.len() } else { 0 };
         found
     }
@@ -151,7 +156,10 @@ impl<'a> Text<'a> {
 
     /// Letters, digits and `_`.
     pub fn name(&mut self) -> String {
-        let end = self.rest().find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(self.rest().len());
+        let end = self
+            .rest()
+            .find(|c: char| !c.is_alphanumeric() && c != '_')
+            .unwrap_or(self.rest().len());
         let name = self.rest()[..end].to_string();
         self.at += end;
         name
@@ -160,7 +168,9 @@ impl<'a> Text<'a> {
     /// Up to the next space or sign that ends a number.
     pub fn bare(&mut self) -> String {
         let mut ends = self.rest().char_indices().skip(1);
-        let end = ends.find(|(_, c)| c.is_whitespace() || ",;)}+".contains(*c)).map_or(self.rest().len(), |(at, _)| at);
+        let end = ends
+            .find(|(_, c)| c.is_whitespace() || ",;)}+".contains(*c))
+            .map_or(self.rest().len(), |(at, _)| at);
         let word = self.rest()[..end].to_string();
         self.at += end;
         word
@@ -168,7 +178,9 @@ impl<'a> Text<'a> {
 
     /// The word that a statement starts with, left where it is.
     pub fn word_ahead(&self) -> &'a str {
-        let end = self.rest().find(|c: char| !c.is_ascii_alphanumeric() && !"-_.".contains(c));
+        let end = self
+            .rest()
+            .find(|c: char| !c.is_ascii_alphanumeric() && !"-_.".contains(c));
         &self.rest()[..end.unwrap_or(self.rest().len())]
     }
 
@@ -176,8 +188,13 @@ impl<'a> Text<'a> {
     pub fn eat_cast(&mut self) -> bool {
         let mut any = false;
         while let Some(inner) = self.rest().strip_prefix('[') {
-            let Some((name, behind)) = inner.split_once(']') else { break };
-            if name.is_empty() || !name.chars().all(|c| c.is_alphanumeric() || "._".contains(c)) || behind.starts_with(':') {
+            let Some((name, behind)) = inner.split_once(']') else {
+                break;
+            };
+            if name.is_empty()
+                || !name.chars().all(|c| c.is_alphanumeric() || "._".contains(c))
+                || behind.starts_with(':')
+            {
                 break;
             }
             self.at += name.len() + 2;
@@ -199,7 +216,10 @@ impl<'a> Text<'a> {
             name.to_string()
         } else {
             let mut name = self.name();
-            if !name.is_empty() && self.ahead(":") && self.rest()[1..].starts_with(|c: char| c.is_alphabetic() || c == '_') {
+            if !name.is_empty()
+                && self.ahead(":")
+                && self.rest()[1..].starts_with(|c: char| c.is_alphabetic() || c == '_')
+            {
                 self.next();
                 name = format!("{name}:{}", self.name());
             }
@@ -248,10 +268,17 @@ impl<'a> Text<'a> {
             if !self.ahead(open) {
                 continue;
             }
-            let (_, inner) = self.rest().split_once('\n').ok_or(format!("a {open} is never closed"))?;
+            let (_, inner) = self
+                .rest()
+                .split_once('\n')
+                .ok_or(format!("a {open} is never closed"))?;
             let begin = self.all.len() - inner.len();
             // An empty one ends right below.
-            let end = self.all[begin - 1..].find(close).ok_or(format!("a {open} is never closed"))? + begin - 1;
+            let end = self.all[begin - 1..]
+                .find(close)
+                .ok_or(format!("a {open} is never closed"))?
+                + begin
+                - 1;
             self.at = end + close.len();
             let inner = if end < begin { "" } else { &self.all[begin..end] };
             return Ok(Some((inner.trim_end_matches('\r').to_string(), literal)));

@@ -28,7 +28,9 @@ impl Shell<'_> {
             .iter()
             .cloned()
             .map(|part| match part {
-                Part::Variable { name, items, change, .. } => Part::Variable {
+                Part::Variable {
+                    name, items, change, ..
+                } => Part::Variable {
                     name,
                     items,
                     change,
@@ -142,7 +144,9 @@ impl Shell<'_> {
         if let Ok(n) = name.parse::<usize>()
             && n > 0
         {
-            return called_with().and_then(|all| all.get(n - 1)).map(|one| vec![one.clone()]);
+            return called_with()
+                .and_then(|all| all.get(n - 1))
+                .map(|one| vec![one.clone()]);
         }
         let found = self.variables.get(name)?;
         match items {
@@ -157,14 +161,19 @@ impl Shell<'_> {
         let text = format!("${name}");
         match name {
             "@" | "*" => {
-                self.remark(&format!("what the script is called with is not known: nothing is put in for {text}"));
+                self.remark(&format!(
+                    "what the script is called with is not known: nothing is put in for {text}"
+                ));
                 return Vec::new();
             }
             _ if name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_') => {
                 let why = format!("has no value in the script: give it by --var {name}=VALUE, or change it here");
                 self.leave(&text, &why);
             }
-            _ => self.leave(&text, "is known only when the script runs: write its value in its place"),
+            _ => self.leave(
+                &text,
+                "is known only when the script runs: write its value in its place",
+            ),
         }
         vec![text]
     }

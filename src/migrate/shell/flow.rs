@@ -81,7 +81,9 @@ impl Shell<'_> {
 
     pub(super) fn open(&mut self, kind: Kind) -> Result<(), String> {
         if self.frames.len() >= MOST_FRAMES {
-            return Err(format!("ifs, loops and brackets within each other, more than {MOST_FRAMES} deep"));
+            return Err(format!(
+                "ifs, loops and brackets within each other, more than {MOST_FRAMES} deep"
+            ));
         }
         let active = self.runs();
         self.skips = false;
@@ -248,7 +250,12 @@ impl Shell<'_> {
             let at = rest.iter().position(|token| *token != Token::End).unwrap_or(rest.len());
             match rest.get(at) {
                 Some(token) if keyword(token) == "{" => rest = &rest[at + 1..],
-                _ => return Err(format!("the body of the function {} is not in {{ }}, and is not read", name.escape_debug())),
+                _ => {
+                    return Err(format!(
+                        "the body of the function {} is not in {{ }}, and is not read",
+                        name.escape_debug()
+                    ));
+                }
             }
         }
         let mut open = 1;

@@ -18,7 +18,10 @@ pub fn holds(words: &[String], unread: &[String]) -> Option<bool> {
         ["!", rest @ ..] => (true, rest),
         all => (false, all),
     };
-    if inner.iter().any(|word| unread.iter().any(|left| word.contains(left.as_str()))) {
+    if inner
+        .iter()
+        .any(|word| unread.iter().any(|left| word.contains(left.as_str())))
+    {
         return None;
     }
     let number = |text: &str| text.trim().parse::<i64>().ok();
@@ -28,7 +31,9 @@ pub fn holds(words: &[String], unread: &[String]) -> Option<bool> {
             true => Some(fits(b, a)),
             false => Some(a == b),
         },
-        [a, "!=", b] if patterns && b.contains(['*', '?', '[']) => Some(b).filter(|b| !b.contains('[')).map(|b| !fits(b, a)),
+        [a, "!=", b] if patterns && b.contains(['*', '?', '[']) => {
+            Some(b).filter(|b| !b.contains('[')).map(|b| !fits(b, a))
+        }
         [a, "!=", b] => Some(a != b),
         [a, operator, b] => {
             let order = number(a)?.cmp(&number(b)?);

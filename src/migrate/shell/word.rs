@@ -167,12 +167,20 @@ impl Lexer<'_> {
         if let (true, Some(c)) = (name.is_empty(), self.chars.next_if(|c| "@*".contains(*c))) {
             name.push(c);
         }
-        let mut items = if matches!(&name[..], "@" | "*") { Items::All } else { Items::First };
+        let mut items = if matches!(&name[..], "@" | "*") {
+            Items::All
+        } else {
+            Items::First
+        };
         let mut ahead = self.chars.clone();
         if ahead.next_if_eq(&'[').is_some() {
             let index: String = ahead.by_ref().take_while(|c| *c != ']').collect();
             let one = index.parse().map(Items::One).ok();
-            if let Some(found) = if index == "@" || index == "*" { Some(Items::All) } else { one } {
+            if let Some(found) = if index == "@" || index == "*" {
+                Some(Items::All)
+            } else {
+                one
+            } {
                 (items, self.chars) = (found, ahead);
             }
         }
