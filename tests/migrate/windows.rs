@@ -128,10 +128,12 @@ fn variables_of_batch_files_are_put_in_as_cmd_puts_them_in() {
         "output_dir",
         json!(root().join("out/a&b")),
     );
-    // What stands behind an end is not read.
+    // What stands behind an end does not run.
+    let ended = format!("exit /b 0\r\n{}", line(""));
+    refuses("x.bat", &ended, &["no command in it starts a training"]);
     rank(
-        &format!("{}exit /b 0\r\n{}", line("--network_dim 3"), line("--network_dim 4")),
-        3,
+        &format!("goto :eof & rem\r\n{}", line("")).replace("goto :eof & rem", "if 1==2 goto :eof"),
+        8,
     );
 }
 
