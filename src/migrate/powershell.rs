@@ -1,7 +1,7 @@
 //! What a script of PowerShell would run, found by reading it. Nothing is ever run.
 //!
-//! Lines joined by a backtick, `$NAME`, `$env:NAME`, lists with their splatting and `.Add`, here-strings and both kinds of
-//! quotes are followed. Everything else is told where it cannot change the training, and refused with its line where it could.
+//! Lines joined by a backtick, `$NAME`, `$env:NAME`, lists with their splatting and `.Add`, here-strings, both kinds of
+//! quotes and `if`s whose test the script itself answers are followed. Everything else is told where it cannot change the training, and refused with its line where it could.
 //!
 //! Source: about_Parsing, about_Quoting_Rules, about_Splatting, about_Special_Characters.
 
@@ -10,6 +10,7 @@ use std::collections::HashMap;
 use super::Source;
 use super::script::{MOST_BYTES, Script, trains};
 
+mod branch;
 mod text;
 mod value;
 
@@ -31,16 +32,7 @@ pub fn read(source: &Source) -> Result<Script, String> {
         let folder = folder.display().to_string();
         reader.variables.insert("psscriptroot".into(), Value::Text(folder));
     }
-    let mut text = Text::new(&source.text);
-    while text.skip_to_statement()? {
-        let line = text.line();
-        reader
-            .statement(&mut text)
-            .map_err(|message| match message.starts_with("line ") {
-                true => message,
-                false => format!("line {line}: {message}"),
-            })?;
-    }
+    reader.follow(&mut Text::new(&source.text))?;
     Ok(reader.script)
 }
 
@@ -72,10 +64,24 @@ struct PowerShell {
     script: Script,
     /// By their names in small letters: PowerShell does not tell cases apart.
     variables: HashMap<String, Value>,
+    /// `exit` was read: nothing behind it runs.
+    ended: bool,
     grown: usize,
 }
 
 impl PowerShell {
+    fn follow(&mut self, text: &mut Text) -> Result<(), String> {
+        while !self.ended && text.skip_to_statement()? {
+            let line = text.line();
+            self.statement(text)
+                .map_err(|message| match message.starts_with("line ") {
+                    true => message,
+                    false => format!("line {line}: {message}"),
+                })?;
+        }
+        Ok(())
+    }
+
     fn statement(&mut self, text: &mut Text) -> Result<(), String> {
         let start = text.clone();
         if text.eat_cast() && text.peek() != Some('$') {
@@ -89,7 +95,10 @@ impl PowerShell {
         *text = start.clone();
         let word = text.word_ahead().to_lowercase();
         if word == "exit" || word == "return" {
-            text.skip_all();
+            self.ended = true;
+            return Ok(());
+        }
+        if word == "if" && self.branch(text)? {
             return Ok(());
         }
         if KEYWORDS.contains(&word.as_str()) || word.is_empty() && text.peek().is_some_and(|c| "({[@}])".contains(c)) {

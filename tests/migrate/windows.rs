@@ -238,6 +238,14 @@ fn variables_of_powershell_are_put_in_as_it_puts_them_in() {
         12,
     );
     rank("$a = @\"\n--seed\n\"@", "12 $a 4", 12);
+    rank("$big = $False\n$r = 12\nif ($big) {\n  $r = 4\n}", "$r", 12);
+    rank("$big = 1\nif (!$big) { $r = 4 }\nelse {\n  $r = 12\n}", "$r", 12);
+    rank(
+        "$m = 'WAN'\nif ($m -eq 'ltx') { $r = 4 } elseif ($m -eq 'wan') { $r = 12 } else { $r = 8 }",
+        "$r",
+        12,
+    );
+    rank("$big = $True; if ($big) { if ($big -ne $False) { $r = 12 } }", "$r", 12);
     let name = |word: &str, name: &str| {
         let script = format!("$x = \"a b\"\n{POWERSHELL} --output_name {word}\n");
         reads("x.ps1", &script, "output_dir", json!(root().join("out").join(name)));
@@ -256,7 +264,13 @@ fn what_of_powershell_is_not_followed_is_refused_with_its_line() {
     let refused = |before: &str, more: &str, reasons: &[&str]| {
         refuses("x.ps1", &format!("$x = 1\n{before}\n{POWERSHELL} {more}\n"), reasons);
     };
-    refused("if ($x -eq 1) {\n  $s = 4\n}", "--seed $s", &["line 2", "PowerShell"]);
+    refused("if ($y -eq 1) {\n  $s = 4\n}", "--seed $s", &["line 2", "PowerShell"]);
+    refused("if ($x -eq 1 -and $x) {\n  $s = 4\n}", "--seed $s", &["line 2", "if"]);
+    refused(
+        "if ($x -eq 1) {\n  foreach ($s in 1) { $r = 4 }\n}",
+        "",
+        &["line 3", "foreach"],
+    );
     refused(
         "foreach ($s in 1, 2) { python wan_train_network.py }",
         "",

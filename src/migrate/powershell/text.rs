@@ -141,11 +141,6 @@ impl<'a> Text<'a> {
         Ok(self.peek().is_some())
     }
 
-    /// Goes to the end of all.
-    pub fn skip_all(&mut self) {
-        self.at = self.all.len();
-    }
-
     pub fn at_end_of_statement(&self) -> bool {
         matches!(self.peek(), None | Some('\n' | ';'))
     }
@@ -308,6 +303,16 @@ impl<'a> Text<'a> {
             }
         }
         Err(format!("a {open} is never closed"))
+    }
+
+    /// What stands in the `{...}` here, which is passed.
+    pub fn block(&mut self) -> Result<Text<'a>, String> {
+        let mut inner = self.clone();
+        inner.next();
+        self.bracketed('{', '}')?;
+        inner.all = &self.all[..self.at - 1];
+        inner.deeper()?;
+        Ok(inner)
     }
 
     fn skip_quoted(&mut self) -> Result<(), String> {

@@ -8,6 +8,8 @@ use super::{PowerShell, short};
 #[derive(Debug, Clone, PartialEq)]
 pub enum Value {
     Text(String),
+    /// `True` or `False`
+    Flag(bool),
     /// Which `+` adds to, as it stands.
     Number(String),
     List(Vec<String>),
@@ -17,6 +19,8 @@ impl Value {
     pub fn items(self) -> Vec<String> {
         match self {
             Self::Text(text) | Self::Number(text) => vec![text],
+            Self::Flag(true) => vec!["True".into()],
+            Self::Flag(false) => vec!["False".into()],
             Self::List(items) => items,
         }
     }
@@ -30,12 +34,15 @@ impl PowerShell {
             return Ok(());
         };
         self.grow(match &value {
+            Value::Flag(_) => 1,
             Value::Text(text) | Value::Number(text) => text.len(),
             Value::List(items) => items.iter().map(|item| item.len() + 1).sum(),
         })?;
         let value = match (appends, self.variables.remove(name)) {
             (true, Some(Value::Text(before))) => Value::Text(before + &value.items().join(" ")),
-            (true, Some(Value::Number(_))) => return Err(format!("${name} += is not computed: write the value")),
+            (true, Some(Value::Number(_) | Value::Flag(_))) => {
+                return Err(format!("${name} += is not computed: write the value"));
+            }
             (true, Some(Value::List(mut items))) => {
                 items.extend(value.items());
                 Value::List(items)
@@ -72,7 +79,7 @@ impl PowerShell {
             };
             value = match (list, value, next) {
                 (false, Value::Text(a), b) => Value::Text(a + &b.items().join(" ")),
-                (false, Value::Number(_), _) => return self.not_read(text, start),
+                (false, Value::Number(_) | Value::Flag(_), _) => return self.not_read(text, start),
                 (_, a, b) => {
                     let mut items = a.items();
                     items.extend(b.items());
@@ -118,6 +125,7 @@ impl PowerShell {
             Some('$') => match text.variable() {
                 // A property of it, or an item.
                 Some(_) if matches!(text.peek(), Some('.' | '[')) => Ok(None),
+                Some(name) if name == "true" || name == "false" => Ok(Some(Value::Flag(name == "true"))),
                 Some(name) => Ok(self.variables.get(&name).cloned()),
                 None => Ok(None),
             },
