@@ -8,7 +8,7 @@ const MOST_DEPTH: usize = 32;
 /// The value of an expression whose names stand for what `value` says, and the names that it sets.
 ///
 /// # Errors
-/// What cannot be computed: an unknown name or operator, a division by zero, a number that is too large.
+/// Every sum that cannot be computed: an unknown name or operator, a division by zero, a number that is too large.
 pub fn evaluate(text: &str, value: &dyn Fn(&str) -> Option<i64>) -> Result<(i64, Vec<(String, i64)>), String> {
     let mut result = 0;
     let mut set: Vec<(String, i64)> = Vec::new();

@@ -1,4 +1,4 @@
-//! What a batch file of Windows' cmd would run, found by reading it. Nothing is ever run.
+//! Commands of a batch file of Windows' cmd, found by reading it. Nothing is ever run.
 //!
 //! Lines joined by `^`, `%NAME%`, `!NAME!`, `set`, `set /a`, `setlocal`, `call` of a command and `if`s whose test the file
 //! itself answers are followed. Everything else is told where it cannot change the training, and refused with its line where
@@ -21,7 +21,7 @@ const MOST_DEPTH: usize = 32;
 /// Reads a batch file.
 ///
 /// # Errors
-/// What cannot be followed and could change the training, with its line.
+/// Everything that cannot be followed and could change the training, with its line.
 pub fn read(source: &Source) -> Result<Script, String> {
     let mut batch = Batch {
         folder: source.folder.as_ref().map(|folder| format!("{}/", folder.display())),
@@ -42,7 +42,7 @@ struct Batch {
     variables: HashMap<String, String>,
     /// `!NAME!` stands for a value.
     delayed: bool,
-    /// What `setlocal` put aside.
+    /// Variables that `setlocal` put aside.
     outer: Vec<(HashMap<String, String>, bool)>,
     /// `exit` was read: nothing behind it runs.
     ended: bool,
@@ -162,7 +162,7 @@ impl Batch {
         Some(holds != test.negated)
     }
 
-    /// What stands between `&`, `&&`, `||` and `|`.
+    /// Runs what stands between `&`, `&&`, `||` and `|`.
     fn commands(&mut self, text: &str) -> Result<(), String> {
         for (piece, text) in line::pieces(text) {
             match piece {
@@ -380,7 +380,7 @@ impl Batch {
     }
 }
 
-/// Whether commands that are not followed could change the training.
+/// Tells whether commands that are not followed could change the training.
 fn could_matter(text: &str) -> bool {
     let text = text.to_lowercase();
     let sets = text.match_indices("set").any(|(at, _)| {

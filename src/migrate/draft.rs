@@ -151,7 +151,7 @@ impl Draft<'_> {
     }
 }
 
-/// What `--max_grad_norm 0` means to a trainer.
+/// The meaning of `--max_grad_norm 0` to a trainer.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Zero {
     /// Gradients stay as they are.

@@ -66,7 +66,7 @@ struct Migration<'a> {
     trainer: Trainer,
     /// Height and width of the clips, where one flag each gives them.
     size: Option<[u64; 2]>,
-    /// What `--model_name` or the script's name says, where vtrain has it.
+    /// The family that `--model_name` or the script's name says, where vtrain has it.
     family: Option<FamilyName>,
 }
 

@@ -161,7 +161,7 @@ fn command(source: &Source, is_training: fn(&str) -> bool, document: &mut Docume
     Ok(launch)
 }
 
-/// What a script without a training runs instead.
+/// The refusal of a script without a training: it says what runs instead.
 fn nothing_starts(source: &Source, commands: &[Vec<String>]) -> String {
     let mut others: Vec<String> = Vec::new();
     for word in commands.iter().flatten() {

@@ -1,4 +1,4 @@
-//! What a script of PowerShell would run, found by reading it. Nothing is ever run.
+//! Commands of a PowerShell script, found by reading it. Nothing is ever run.
 //!
 //! Lines joined by a backtick, `$NAME`, `$env:NAME`, lists with their splatting and `.Add`, here-strings, both kinds of
 //! quotes and `if`s whose test the script itself answers are followed. Everything else is told where it cannot change the training, and refused with its line where it could.
@@ -20,7 +20,7 @@ use value::Value;
 /// Reads a script of PowerShell.
 ///
 /// # Errors
-/// What cannot be followed and could change the training, with its line.
+/// Everything that cannot be followed and could change the training, with its line.
 pub fn read(source: &Source) -> Result<Script, String> {
     let mut reader = PowerShell::default();
     for (name, value) in &source.variables {
@@ -311,7 +311,7 @@ impl PowerShell {
         Ok(done)
     }
 
-    /// What a `$` stands for.
+    /// The text that a `$` stands for.
     fn dollar(&mut self, text: &mut Text) -> Result<String, String> {
         let start = text.clone();
         if text.ahead("$(") {
@@ -356,7 +356,7 @@ impl PowerShell {
     }
 }
 
-/// Whether something is set in it: `$NAME =`, `$NAME +=`, `.Add(`, or a parameter.
+/// Tells whether something is set in it: `$NAME =`, `$NAME +=`, `.Add(`, or a parameter.
 fn assigns(text: &str) -> bool {
     let lower = text.to_lowercase();
     let sets = text.match_indices('=').any(|(at, _)| {

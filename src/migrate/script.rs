@@ -9,16 +9,16 @@ use super::{Source, batch, powershell, shell};
 pub const MOST_BYTES: usize = 1 << 20;
 const MOST_REMARKS: usize = 100;
 
-/// What a script comes to.
+/// All that a script comes to.
 #[derive(Debug, Default)]
 pub struct Script {
     /// The words of every command that would run, in order.
     pub commands: Vec<Vec<String>>,
     /// Names of the variables handed to programs.
     pub exported: Vec<String>,
-    /// What could not be followed, or only in part.
+    /// Parts that could not be followed, or not wholly.
     pub remarks: Vec<String>,
-    /// What stays in the words as it stands in the script, since only running it would tell its value.
+    /// Texts that stay in the words as they stand in the script, since only running it would tell their value.
     pub unread: Vec<String>,
 }
 
@@ -71,7 +71,7 @@ impl Language {
         Self::Shell
     }
 
-    /// What joins a line to the next.
+    /// The sign that joins a line to the next.
     pub fn joiner(self) -> char {
         match self {
             Self::Shell => '\\',
@@ -85,7 +85,7 @@ impl Script {
     /// Reads a script in its own language.
     ///
     /// # Errors
-    /// What makes it no script, or what cannot be followed and could change the training.
+    /// Text that is no script, or that cannot be followed and could change the training.
     pub fn read(source: &Source) -> Result<Self, String> {
         let language = Language::of(source);
         let script = match language {
@@ -124,7 +124,7 @@ impl Script {
     }
 }
 
-/// Whether a part of a script that is not followed could change the training: it runs Python, or hands it over.
+/// Tells whether a part of a script that is not followed could change the training: it runs Python, or hands it over.
 pub fn trains(text: &str) -> bool {
     let text = text.to_lowercase();
     [".py", "accelerate", "torchrun", "train_network"]

@@ -1,8 +1,8 @@
-//! What a shell script would run, found by reading it. Nothing is ever run.
+//! Commands of a shell script, found by reading it. Nothing is ever run.
 //!
 //! Variables, arrays, arguments, functions, sourced files and `eval` are put in. Of an `if`, `&&` or `||` whose test compares
 //! texts or numbers, the branch that holds is followed; of any other `if`, every branch. Of a `for`, the first value counts.
-//! What is not followed exactly is told in [`Script::remarks`].
+//! All that is not followed exactly is told in [`Script::remarks`].
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -30,7 +30,7 @@ const MOST_COMMANDS: usize = 100_000;
 /// Reads a script of a Unix shell.
 ///
 /// # Errors
-/// What makes it no script: an open quote, say.
+/// Text that is no script: an open quote, say.
 pub fn read(source: &Source) -> Result<Script, String> {
     let mut shell = Shell {
         source,
@@ -65,11 +65,11 @@ struct Shell<'a> {
     /// `$1` and on, where they are known.
     arguments: Option<Vec<String>>,
     frames: Vec<Frame>,
-    /// What the last command came to; none: it cannot be told.
+    /// The last command's outcome; none: it cannot be told.
     truth: Option<bool>,
     /// The next command does not run: `&&` and `||` see to that.
     skips: bool,
-    /// Whether the next command runs is not known: `&&` stands behind a test without an answer.
+    /// Doubt about the next command: `&&` stands behind a test without an answer.
     doubts: bool,
     /// `!` stands before the next command.
     negates: bool,
@@ -146,7 +146,7 @@ impl Shell<'_> {
         Ok(())
     }
 
-    /// Whether the next command runs, as far as can be told.
+    /// Tells whether the next command runs, as far as is known.
     fn runs(&self) -> bool {
         !self.skips && self.frames.iter().all(|frame| frame.active)
     }

@@ -1,4 +1,4 @@
-//! What is written has to load, and to mean what the script meant.
+//! Run files that load, and mean what the script meant.
 
 use serde_json::json;
 

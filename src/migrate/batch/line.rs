@@ -3,7 +3,7 @@
 /// A command's line, with those that `^` or a bracket joins to it.
 #[derive(Debug, Clone)]
 pub struct Line {
-    /// Where in the file each row of the text stands, from 1.
+    /// Lines of the file that the rows of the text are, from 1.
     rows: Vec<usize>,
     pub text: String,
     /// Its percent signs have been put in: those of a block are, before any of it runs.
@@ -57,7 +57,7 @@ impl Line {
         format!("{}{dots}", short.trim_end().escape_debug())
     }
 
-    /// What an `if` runs where its test holds and where not, from behind the test.
+    /// Lines that an `if` runs where its test holds, and those where not, from behind the test.
     pub fn branches(&self, behind: usize) -> Result<(Vec<Line>, Vec<Line>), String> {
         let body = self.text[behind..].trim_start();
         let lines = |part: &str| -> Vec<Line> {
@@ -177,7 +177,7 @@ fn open_brackets(text: &str) -> isize {
         .sum()
 }
 
-/// Where the bracket at the start is closed.
+/// The place where the bracket at the start is closed.
 fn closing(text: &str) -> Option<usize> {
     let mut open = 0;
     scan(text).find_map(|(at, c, literal)| {
@@ -198,12 +198,12 @@ pub struct Test {
     pub any_case: bool,
     /// `defined NAME`, `exist FILE`, `errorlevel N`, or two texts with an operator between.
     pub words: Vec<String>,
-    /// Where what it rules begins.
+    /// The place where what it rules begins.
     pub behind: usize,
 }
 
 impl Test {
-    /// Whether it asks how commands went, or what lies on the disk.
+    /// Tells whether it asks how commands went, or what lies on the disk.
     pub fn is_about_failure(&self) -> bool {
         let words = self.words.iter().map(|word| word.to_lowercase());
         words
@@ -258,7 +258,7 @@ fn operand(text: &str, from: usize) -> Option<(String, usize)> {
     Some((rest[..end].to_string(), from + start + end))
 }
 
-/// Whether a command of a line runs as the line goes well.
+/// A command's part in a line that goes well.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Piece {
     Runs,

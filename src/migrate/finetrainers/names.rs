@@ -10,7 +10,7 @@ const FACTORY_SCRIPTS: [&str; 2] = ["cogvideox_text_to_video_lora.py", "cogvideo
 /// Scripts that train the transformer itself.
 const FULL_SCRIPTS: [&str; 2] = ["cogvideox_text_to_video_sft.py", "cogvideox_image_to_video_sft.py"];
 
-/// Whether a file's name is that of a script which is read, or refused by its name.
+/// Knows the names of scripts that are read, or refused by their name.
 pub fn is_training(name: &str) -> bool {
     matches!(name, "train.py" | "finetrainers")
         || [DIFFUSERS_SCRIPTS, FACTORY_SCRIPTS, FULL_SCRIPTS]

@@ -5,7 +5,7 @@ use std::cell::Cell;
 /// Brackets within brackets.
 const MOST_DEPTH: usize = 32;
 
-/// What is left of a text.
+/// The rest of a text.
 #[derive(Debug, Clone)]
 pub struct Text<'a> {
     all: &'a str,
@@ -68,7 +68,7 @@ impl<'a> Text<'a> {
         found
     }
 
-    /// What lies between here and there.
+    /// The text between here and there.
     pub fn upto(&self, end: &Text) -> String {
         self.all[self.at..end.at.max(self.at)].to_string()
     }
@@ -230,7 +230,7 @@ impl<'a> Text<'a> {
         Some(bare.map(String::from).unwrap_or(name))
     }
 
-    /// What a backtick and the letter behind it stand for; nothing where it joins lines.
+    /// The character that a backtick and the letter behind it stand for; none where it joins lines.
     pub fn escaped(&mut self) -> Option<char> {
         self.next();
         match self.next()? {
@@ -305,7 +305,7 @@ impl<'a> Text<'a> {
         Err(format!("a {open} is never closed"))
     }
 
-    /// What stands in the `{...}` here, which is passed.
+    /// The inside of the `{...}` here, which is passed.
     pub fn block(&mut self) -> Result<Text<'a>, String> {
         let mut inner = self.clone();
         inner.next();

@@ -4,7 +4,7 @@ use super::super::script::trains;
 use super::text::Text;
 use super::{PowerShell, short};
 
-/// What a variable holds.
+/// The value of a variable.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Value {
     Text(String),
@@ -57,7 +57,7 @@ impl PowerShell {
         Ok(())
     }
 
-    /// What is assigned; none where it would have to be run.
+    /// The value that is assigned; none where it would have to be run.
     pub(super) fn value(&mut self, text: &mut Text) -> Result<Option<Value>, String> {
         text.skip_blank_and_lines()?;
         let start = text.clone();

@@ -1,4 +1,4 @@
-//! What words come to once their variables are put in.
+//! Words with their variables put in.
 
 use super::super::arithmetic;
 use super::Shell;
@@ -8,7 +8,7 @@ use super::test::fits;
 /// Longer values are not cut by patterns.
 const MOST_CUT: usize = 512;
 
-/// Where the pieces of a word are gathered.
+/// The pieces of a word while they are gathered.
 #[derive(Default)]
 struct Pieces {
     done: Vec<String>,
@@ -156,7 +156,7 @@ impl Shell<'_> {
         }
     }
 
-    /// What stands for a variable without a value.
+    /// The text that stands for a variable without a value.
     fn unknown(&mut self, name: &str) -> Vec<String> {
         let text = format!("${name}");
         match name {
@@ -254,7 +254,7 @@ pub(super) fn assignment(word: &Word) -> Option<(Target, bool, Word)> {
     Some((target, append, rest))
 }
 
-/// What is assigned to: a variable, or an item of one, of which the number may not be known.
+/// The left side of an assignment: a variable, or an item of one, whose number may not be known.
 pub(super) struct Target {
     pub name: String,
     pub index: Option<Option<usize>>,

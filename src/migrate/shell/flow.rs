@@ -1,4 +1,4 @@
-//! What runs and what does not: `if`, loops, `case`, `&&` and `||`, functions.
+//! The flow of a script: `if`, loops, `case`, `&&` and `||`, functions.
 
 use super::syntax::{Token, plain};
 use super::test::fits;
@@ -8,18 +8,18 @@ use super::{MOST_FRAMES, Shell, keyword};
 #[derive(Debug, Clone)]
 pub(super) struct Frame {
     pub kind: Kind,
-    /// What stands around it counts.
+    /// Commands around it count.
     outside: bool,
     /// Commands of this branch count.
     pub active: bool,
     /// A branch of this `if` or `case` is known to hold.
     taken: bool,
-    /// Whether it runs hangs on what the script does not say.
+    /// Doubt whether it runs: that hangs on what the script does not say.
     doubted: bool,
 }
 
 impl Frame {
-    /// Whether what stands in it surely runs, once.
+    /// Tells whether what stands in it surely runs, once.
     pub fn is_certain(&self) -> bool {
         self.active
             && !self.doubted

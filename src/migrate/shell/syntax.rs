@@ -18,9 +18,9 @@ pub enum Part {
         change: Option<Change>,
         quoted: bool,
     },
-    /// What stands in `$((...))`.
+    /// The sum in `$((...))`.
     Sum(String),
-    /// What a shell would have to run, as it stands in the script.
+    /// Text that a shell would have to run, as it stands in the script.
     Run(String),
 }
 
@@ -37,7 +37,7 @@ pub enum Items {
     One(usize),
 }
 
-/// What becomes of a variable's value. A colon counts an empty value as none.
+/// A change to a variable's value. A colon counts an empty value as none.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Change {
     /// `:-word`, `:=word`: another value where there is none.

@@ -1,6 +1,6 @@
 //! `[`, `[[` and `test`: what comparisons of texts and numbers come to.
 
-/// What a test's words come to; none where the answer lies outside of the script. `unread` are texts that stand for what is
+/// The truth of a test's words; none where the answer lies outside of the script. `unread` are texts that stand for what is
 /// not known.
 pub fn holds(words: &[String], unread: &[String]) -> Option<bool> {
     let patterns = words.first().is_some_and(|word| word == "[[") || words.last().is_some_and(|word| word == "]]");
@@ -58,7 +58,7 @@ pub fn holds(words: &[String], unread: &[String]) -> Option<bool> {
     holds.map(|holds| holds != negated)
 }
 
-/// Whether a text fits a pattern in which `*` is any text and `?` any character.
+/// Holds a text against a pattern in which `*` is any text and `?` any character.
 pub fn fits(pattern: &str, text: &str) -> bool {
     let (pattern, text): (Vec<char>, Vec<char>) = (pattern.chars().collect(), text.chars().collect());
     let (mut p, mut t) = (0, 0);

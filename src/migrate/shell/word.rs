@@ -124,7 +124,7 @@ impl Lexer<'_> {
         Ok(())
     }
 
-    /// What `cat` prints of the text handed to it: variables are put in, unless its end was named in quotes.
+    /// Puts in what `cat` prints of the text handed to it: variables are put in, unless its end was named in quotes.
     fn here(&mut self, word: &mut Word, body: &str, literal: bool) -> Result<(), String> {
         if literal {
             word.push(Part::Text {
@@ -215,7 +215,7 @@ impl Lexer<'_> {
         })
     }
 
-    /// What stands between a variable's name and its closing brace, where it is understood.
+    /// The change between a variable's name and its closing brace, where it is understood.
     fn change(&mut self) -> Result<Option<Change>, String> {
         let mut ahead = self.chars.clone();
         let colon = ahead.next_if_eq(&':').is_some();
