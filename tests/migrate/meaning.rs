@@ -94,6 +94,28 @@ fn frames_are_those_that_musubi_tuner_trains_on() {
 }
 
 #[test]
+fn sampled_videos_have_the_sizes_that_musubi_tuner_makes() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("prompts.txt");
+    std::fs::write(&file, "a ball --f 24 --w 500 --h 320 --d 0\n").unwrap();
+    let migrated = musubi_with(&format!("--sample_prompts {}", file.display()), "").unwrap();
+    let config = loaded(&migrated);
+    expect(
+        &config,
+        &[
+            ("validation.prompts.0.num_frames", json!(21)),
+            ("validation.prompts.0.width", json!(496)),
+            ("validation.prompts.0.height", json!(320)),
+            ("validation.prompts.0.seed", json!(0)),
+        ],
+    );
+    assert!(migrated.yaml.contains("--f 24"), "{}", migrated.yaml);
+    std::fs::write(&file, "a ball --f 0\n").unwrap();
+    let said = refusal(musubi_with(&format!("--sample_prompts {}", file.display()), ""));
+    assert!(said.contains("--f: expected a number"), "{said}");
+}
+
+#[test]
 fn a_warm_up_is_as_long_as_it_was() {
     let warmup = |flags: &str| {
         let config = config(&format!("--lr_scheduler cosine {flags}"));

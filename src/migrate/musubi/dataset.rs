@@ -287,7 +287,7 @@ impl Migration<'_> {
 }
 
 /// The longest 4 n + 1 that is not longer.
-fn whole(frames: u64) -> u64 {
+pub(super) fn whole(frames: u64) -> u64 {
     (frames - 1) / 4 * 4 + 1
 }
 
