@@ -1,6 +1,10 @@
 //! Other trainers' commands as run files. The scripts in `tests/fixtures/migrate` were written for these tests, in the
 //! style of finetrainers' and musubi-tuner's own.
 
+mod meaning;
+mod shell;
+mod windows;
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
@@ -69,7 +73,11 @@ fn nothing_is_dropped(name: &str, migrated: &Migrated) {
     let lines = code
         .lines()
         .map(|line| line.split(" #").next().unwrap())
-        .filter(|line| !line.trim().starts_with('#'));
+        .filter(|line| {
+            !["#", "rem ", "::", "$more", "<#"]
+                .iter()
+                .any(|start| line.trim().starts_with(start))
+        });
     let mut flags = 0;
     for line in lines {
         for word in line.split(|c: char| c.is_whitespace() || "\"()=".contains(c)) {

@@ -264,6 +264,39 @@ fn schedules_are_those_of_diffusers_step_for_step() {
     }
 }
 
+/// `diffusers.optimization.get_scheduler` with `num_warmup_steps = int(0.1 * total)`.
+#[test]
+fn a_warm_up_given_as_a_share_is_as_many_steps_of_the_run() {
+    for name in [lr::Name::ConstantWithWarmup, lr::Name::Cosine, lr::Name::Linear] {
+        let share = lr::Config {
+            name,
+            warmup_ratio: Some(0.1),
+            ..lr::Config::default()
+        };
+        for (total, warmup_steps) in [(500, 50), (505, 50), (9, 0)] {
+            let steps = lr::Config {
+                name,
+                warmup_steps,
+                ..lr::Config::default()
+            };
+            for step in [0, 1, 25, 49, 50, 51, 400] {
+                assert_eq!(
+                    share.at(1e-3, step, total),
+                    steps.at(1e-3, step, total),
+                    "{step} of {total}"
+                );
+            }
+        }
+    }
+    for ratio in [-0.1, 1.0, f64::NAN] {
+        let config = lr::Config {
+            warmup_ratio: Some(ratio),
+            ..lr::Config::default()
+        };
+        assert_eq!(config.check()[0].0, "warmup_ratio", "{ratio}");
+    }
+}
+
 #[test]
 fn schedules_know_no_bad_counts() {
     let names = [

@@ -4,6 +4,7 @@
 //! of `scripts/train_reference.py` on what `vtrain precompute` encodes.
 
 mod checkpoints;
+mod clipping;
 mod exported;
 mod learning;
 mod numbers;

@@ -188,11 +188,11 @@ fn step(bare: &Bare, config: &RunConfig, vars: &[Var], optimizer: &mut AdamW, ke
     let gradients = gradients.context("an adapter without a gradient")?;
     let norm = clip::global_norm(&gradients)?;
     let back = Mark::now(device)?;
-    optimizer.step(
-        &gradients,
-        clip::coefficient(norm, config.train.max_grad_norm),
-        config.optimizer.lr,
-    )?;
+    let scale = config
+        .train
+        .max_grad_norm
+        .map_or(1.0, |most| clip::coefficient(norm, most));
+    optimizer.step(&gradients, scale, config.optimizer.lr)?;
     let done = Mark::now(device)?;
     let lost = lost.into_inner().context("a step without a loss")?;
     Ok(Split {

@@ -21,7 +21,7 @@ pub struct Args {
 
 #[derive(Debug, clap::Subcommand)]
 enum Trainer {
-    /// From a script or command line of finetrainers
+    /// From a script or command line of finetrainers, or of diffusers' own CogVideoX scripts
     Finetrainers(Script),
     /// From a script or command line of musubi-tuner
     Musubi {
@@ -35,7 +35,7 @@ enum Trainer {
 
 #[derive(Debug, clap::Args)]
 struct Script {
-    /// The shell script, which is read and never run; - is standard input
+    /// The shell script, batch file or PowerShell script, which is read and never run; - is standard input
     #[arg(value_name = "SCRIPT")]
     script: PathBuf,
     /// Write the run file here, its paths relative to its folder [default: standard output]
@@ -136,7 +136,7 @@ impl Script {
             bytes.len() as u64 <= MOST_BYTES,
             "{name}: is longer than {MOST_BYTES} bytes; a script is not"
         );
-        String::from_utf8(bytes).map_err(|_| anyhow!("{name}: is not UTF-8; save it as UTF-8"))
+        migrate::text::decode(bytes).map_err(|why| anyhow!("{name}: {why}"))
     }
 }
 

@@ -47,6 +47,18 @@ impl Block {
         self.put(key, Content::Plain(value.into()), from);
     }
 
+    /// The whole number at `section.key`.
+    pub fn number(&self, section: &str, key: &str) -> Option<u64> {
+        let find = |block: &Block, key: &str| block.0.iter().position(|entry| entry.key == key);
+        let Content::Block(section) = &self.0[find(self, section)?].content else {
+            return None;
+        };
+        match &section.0[find(section, key)?].content {
+            Content::Plain(value) => value.as_u64(),
+            _ => None,
+        }
+    }
+
     /// Sets `key` to a list of mappings.
     pub fn list(&mut self, key: &str, items: Vec<Block>, from: &str) {
         self.put(key, Content::List(items), from);
@@ -77,6 +89,29 @@ impl Block {
                 content,
                 from,
             }),
+        }
+    }
+
+    /// Every text among the values, with its key's path.
+    fn texts(&self, path: &str, see: &mut impl FnMut(&str, &str)) {
+        for Entry { key, content, .. } in &self.0 {
+            let path = match path {
+                "" => key.clone(),
+                path => format!("{path}.{key}"),
+            };
+            match content {
+                Content::Plain(Value::String(text)) => see(&path, text),
+                Content::Plain(Value::Array(items)) => {
+                    items.iter().filter_map(Value::as_str).for_each(|text| see(&path, text))
+                }
+                Content::Plain(_) => {}
+                Content::Block(block) => block.texts(&path, see),
+                Content::List(blocks) => {
+                    for (n, block) in blocks.iter().enumerate() {
+                        block.texts(&format!("{path}[{n}]"), see);
+                    }
+                }
+            }
         }
     }
 
@@ -127,6 +162,8 @@ pub struct Remark {
 pub struct Document {
     pub root: Block,
     pub remarks: Vec<Remark>,
+    /// Texts of the script that only running it would turn into values.
+    pub unread: Vec<String>,
 }
 
 impl Document {
@@ -136,6 +173,26 @@ impl Document {
             what: what.into(),
             why: why.into(),
         });
+    }
+
+    /// Keys that hold what is no value here, each with what to do.
+    pub fn unfit(&self) -> Vec<String> {
+        let mut unfit = Vec::new();
+        self.root.texts("", &mut |path, text| {
+            let prompt = path.ends_with("prompt");
+            if let Some(left) = self.unread.iter().find(|left| text.contains(left.as_str())) {
+                let left = left.escape_debug();
+                unfit.push(format!(
+                    "{path}: {left} stands here as in the script, which is not run: write its value"
+                ));
+            } else if !prompt && is_on_a_drive(text) {
+                let text = text.escape_debug();
+                unfit.push(format!(
+                    "{path}: {text} is a path of Windows: write where it is on this machine"
+                ));
+            }
+        });
+        unfit
     }
 
     /// The file's text below these lines of comment.
@@ -155,6 +212,11 @@ impl Document {
         }
         out
     }
+}
+
+/// `D:\models`, `D:/models`
+pub fn is_on_a_drive(path: &str) -> bool {
+    matches!(path.as_bytes(), [letter, b':', b'\\' | b'/', ..] if letter.is_ascii_alphabetic())
 }
 
 /// JSON, with everything escaped that YAML does not allow to stand in a text.

@@ -1,15 +1,25 @@
-//! finetrainers: `accelerate launch` or `torchrun`, `train.py` and its flags.
+//! finetrainers: `accelerate launch` or `torchrun`, `train.py` and its flags; and what it grew from, diffusers' own CogVideoX
+//! scripts and cogvideox-factory.
 //!
-//! Flags and defaults: `finetrainers/args.py` of v0.0.1 and of today, `trainer/sft_trainer/config.py`. The two are told
-//! apart by where the data is named: `--data_root` and `--dataset_file`, or `--dataset_config`.
+//! Flags and defaults: `finetrainers/args.py` of v0.0.1 and of today, `trainer/sft_trainer/config.py`; diffusers'
+//! `examples/cogvideo/train_cogvideox_lora.py` and `train_cogvideox_image_to_video_lora.py`; cogvideox-factory's
+//! `training/args.py`. Which they are is told by the script's name and, for finetrainers, by where the data is named:
+//! `--data_root` and `--dataset_file`, or `--dataset_config`.
+
+use std::ops::{Deref, DerefMut};
 
 use super::document::Document;
-use super::flags::{Flag, Reader};
+use super::draft::{Draft, Zero};
+use super::flags::Reader;
 use super::{Migrated, Source, command, finish, leave};
 use crate::models::FamilyName;
 
 mod datasets;
+mod names;
 mod validation;
+
+pub use names::DIFFUSERS_SCRIPTS;
+use names::{Trainer, is_training};
 
 /// A run file from a script that runs `train.py`.
 ///
@@ -17,19 +27,20 @@ mod validation;
 /// Every value that cannot be read, one message each.
 pub fn migrate(source: &Source) -> Result<Migrated, Vec<String>> {
     let mut document = Document::default();
-    let launch = command(
-        source,
-        |name| name == "train.py" || name == "finetrainers",
-        &mut document,
-    )?;
-    let flags = Reader::new(&launch, &mut document);
-    let old = !flags.has("dataset_config") && !flags.has("parallel_backend");
+    let launch = command(source, is_training, &mut document)?;
+    let mut flags = Reader::new(&launch, &mut document);
+    let trainer = Trainer::of(&launch, &flags).map_err(|message| vec![format!("{}: {message}", source.name)])?;
+    flags.spell(names::OTHER_NAMES);
     let mut migration = Migration {
-        source,
-        document,
-        flags,
-        old,
-        family: None,
+        draft: Draft {
+            source,
+            document,
+            flags,
+            default: trainer.default_comment(),
+        },
+        trainer,
+        size: None,
+        family: trainer.family(),
     };
     migration.model();
     migration.datasets();
@@ -41,52 +52,44 @@ pub fn migrate(source: &Source) -> Result<Migrated, Vec<String>> {
     migration.validation();
     migration.tracking();
     migration.hub();
-    leave(migration.flags.rest(), REASONS, "finetrainers", &mut migration.document);
-    finish(migration.document, migration.flags, source, "finetrainers")
+    let Draft {
+        mut document,
+        mut flags,
+        ..
+    } = migration.draft;
+    leave(flags.rest(), REASONS, trainer.name(), &mut document);
+    finish(document, flags, source, trainer.name())
 }
 
 struct Migration<'a> {
-    source: &'a Source,
-    document: Document,
-    flags: Reader,
-    /// v0.0.1.
-    old: bool,
-    /// What `--model_name` says, where vtrain has it.
+    draft: Draft<'a>,
+    trainer: Trainer,
+    /// Height and width of the clips, where one flag each gives them.
+    size: Option<[u64; 2]>,
+    /// The family that `--model_name` or the script's name says, where vtrain has it.
     family: Option<FamilyName>,
 }
 
-const DEFAULT: &str = "finetrainers' default";
+impl<'a> Deref for Migration<'a> {
+    type Target = Draft<'a>;
+
+    fn deref(&self) -> &Draft<'a> {
+        &self.draft
+    }
+}
+
+impl DerefMut for Migration<'_> {
+    fn deref_mut(&mut self) -> &mut Self::Target {
+        &mut self.draft
+    }
+}
 
 impl Migration<'_> {
-    /// `section.key` from a flag with one number, else finetrainers' default.
-    fn number<T: super::flags::Number + Into<serde_json::Value>>(
-        &mut self,
-        name: &str,
-        section: &str,
-        key: &str,
-        default: Option<T>,
-    ) {
-        let given = self.flags.has(name);
-        match self.flags.number::<T>(name) {
-            Some(value) => self.set(section, key, value, &format!("--{name}")),
-            None if given => {}
-            None => {
-                if let Some(value) = default {
-                    self.set(section, key, value, DEFAULT);
-                }
-            }
-        }
-    }
-
-    fn set(&mut self, section: &str, key: &str, value: impl Into<serde_json::Value>, from: &str) {
-        self.document.root.block(section).set(key, value, from);
-    }
-
-    fn remark(&mut self, flag: &Flag, why: &str) {
-        self.document.remark(flag.typed(), why);
-    }
-
     fn model(&mut self) {
+        if self.trainer.family().is_some() {
+            let from = self.trainer.name();
+            self.set("model", "family", "cogvideox", from);
+        }
         if let Some(name) = self.flags.text("model_name") {
             match serde_json::from_value::<FamilyName>(name.clone().into()) {
                 Ok(family) => {
@@ -120,12 +123,21 @@ impl Migration<'_> {
     }
 
     fn lora(&mut self) {
-        self.number::<u64>("rank", "lora", "rank", Some(64));
-        self.number::<f64>("lora_alpha", "lora", "alpha", Some(64.0));
+        let rank = if self.trainer == Trainer::Diffusers { 128 } else { 64 };
+        self.number::<u64>("rank", "lora", "rank", Some(rank));
+        self.number::<f64>("lora_alpha", "lora", "alpha", Some(rank as f64));
         let Some(flag) = self.flags.take("target_modules") else {
-            if !self.old {
-                let all = "(transformer_blocks|single_transformer_blocks).*(to_q|to_k|to_v|to_out.0)";
-                self.set("lora", "target_modules", all, DEFAULT);
+            let from = self.default;
+            match self.trainer {
+                Trainer::First => {}
+                Trainer::Today => {
+                    let all = "(transformer_blocks|single_transformer_blocks).*(to_q|to_k|to_v|to_out.0)";
+                    self.set("lora", "target_modules", all, from);
+                }
+                Trainer::Diffusers | Trainer::Factory => {
+                    let names = ["to_k", "to_q", "to_v", "to_out.0"].map(serde_json::Value::from);
+                    self.set("lora", "target_modules", names.to_vec(), from);
+                }
             }
             return;
         };
@@ -147,17 +159,26 @@ impl Migration<'_> {
         self.seed();
         let epochs = self.flags.number::<u64>("train_epochs");
         match (self.flags.has("train_steps"), epochs) {
-            (true, Some(epochs)) => self.document.remark(
-                format!("--train_epochs {epochs}"),
-                "--train_steps overrides it, in finetrainers too",
-            ),
-            (false, Some(epochs)) => self.set("train", "epochs", epochs, "--train_epochs"),
-            (false, None) if self.old => self.set("train", "epochs", 1, DEFAULT),
+            (true, Some(epochs)) => {
+                let (epochs, steps) = (
+                    format!("{} {epochs}", self.flags.said("train_epochs")),
+                    self.flags.said("train_steps"),
+                );
+                self.document.remark(epochs, format!("{steps} overrides it, there too"));
+            }
+            (false, Some(epochs)) => {
+                let from = self.flags.said("train_epochs");
+                self.set("train", "epochs", epochs, &from);
+            }
+            (false, None) if self.trainer != Trainer::Today => {
+                let from = self.default;
+                self.set("train", "epochs", 1, from);
+            }
             _ => {}
         }
-        let steps = self.flags.has("train_steps") || !self.old;
-        self.number::<u64>("train_steps", "train", "steps", steps.then_some(1000));
-        self.number::<u64>("batch_size", "train", "batch_size", Some(if self.old { 4 } else { 1 }));
+        let today = self.trainer == Trainer::Today;
+        self.number::<u64>("train_steps", "train", "steps", today.then_some(1000));
+        self.number::<u64>("batch_size", "train", "batch_size", Some(if today { 1 } else { 4 }));
         self.number::<u64>(
             "gradient_accumulation_steps",
             "train",
@@ -165,7 +186,7 @@ impl Migration<'_> {
             Some(1),
         );
         self.onoff("gradient_checkpointing", "train", "gradient_checkpointing");
-        self.number::<f64>("max_grad_norm", "train", "max_grad_norm", Some(1.0));
+        self.clipping(Zero::Clips);
         self.number::<f64>("caption_dropout_p", "train", "caption_dropout", None);
         if let Some(flag) = self.flags.take("caption_dropout_technique") {
             let why = match flag.values.first().map(String::as_str) {
@@ -189,16 +210,6 @@ impl Migration<'_> {
         }
     }
 
-    fn onoff(&mut self, name: &str, section: &str, key: &str) {
-        let given = self.flags.switch(name);
-        let from = if given {
-            format!("--{name}")
-        } else {
-            DEFAULT.to_string()
-        };
-        self.set(section, key, given, &from);
-    }
-
     fn diffusion(&mut self) {
         if self.family == Some(FamilyName::CogVideoX) {
             for name in FLOW {
@@ -219,7 +230,7 @@ impl Migration<'_> {
         let from = if scheme.is_some() {
             "--flow_weighting_scheme"
         } else {
-            DEFAULT
+            self.default
         };
         match name {
             "none" => self.set("diffusion", "timesteps", "uniform", from),
@@ -252,7 +263,7 @@ impl Migration<'_> {
                 self.remark(&flag, "the shift goes by the clip's size");
             }
         } else {
-            let default = (!self.old).then_some(1.0);
+            let default = (self.trainer == Trainer::Today).then_some(1.0);
             self.number::<f64>("flow_shift", "diffusion", "shift", default);
         }
     }
@@ -262,7 +273,7 @@ impl Migration<'_> {
             Some(flag) => self.optimizer_name(&flag),
             None => self.document.remark(
                 "--optimizer (not given)",
-                "finetrainers takes adam, vtrain adamw, which keeps the decay apart from the gradient",
+                "adam is taken then, by vtrain adamw, which keeps the decay apart from the gradient",
             ),
         }
         self.number::<f64>("lr", "optimizer", "lr", Some(1e-4));
@@ -274,17 +285,7 @@ impl Migration<'_> {
     }
 
     fn lr_scheduler(&mut self) {
-        let flag = self.flags.take("lr_scheduler");
-        let from = if flag.is_some() { "--lr_scheduler" } else { DEFAULT };
-        let name = flag
-            .as_ref()
-            .and_then(|flag| flag.values.first())
-            .map_or("constant", String::as_str);
-        if SCHEDULES.contains(&name) {
-            self.set("lr_scheduler", "name", name, from);
-        } else if let Some(flag) = &flag {
-            self.flags.wrong(flag, &format!("is one of {}", SCHEDULES.join(", ")));
-        }
+        let name = self.schedule();
         let default = (name != "constant").then_some(500);
         self.number::<u64>("lr_warmup_steps", "lr_scheduler", "warmup_steps", default);
         if name == "cosine_with_restarts" {
@@ -299,33 +300,17 @@ impl Migration<'_> {
         }
     }
 
-    fn optimizer_name(&mut self, flag: &Flag) {
-        let name = flag.values.join(" ").to_lowercase();
-        let from = format!("--optimizer {name}");
-        self.set("optimizer", "name", "adamw", &from);
-        let why = match name.as_str() {
-            "adamw" => return,
-            "adam" => "vtrain has adamw, which keeps the decay apart from the gradient",
-            _ if name.contains("adamw") => "vtrain's AdamW keeps its moments in f32",
-            _ => "vtrain has adamw, which is taken; its learning rate may have to be another one",
-        };
-        self.remark(flag, why);
-    }
-
     fn checkpoint(&mut self) {
         self.number::<u64>("checkpointing_steps", "checkpoint", "every", Some(500));
         if self.flags.has("checkpointing_limit") {
             self.number::<u64>("checkpointing_limit", "checkpoint", "limit", None);
         } else {
-            self.set("checkpoint", "limit", 10_000, "finetrainers keeps them all");
+            let from = format!("{} keeps them all", self.trainer.name());
+            self.set("checkpoint", "limit", 10_000, &from);
         }
         let output = self.flags.text("output_dir");
-        let from = if output.is_some() { "--output_dir" } else { DEFAULT };
-        let name = if self.old {
-            "finetrainer-training"
-        } else {
-            "finetrainers-training"
-        };
+        let from = if output.is_some() { "--output_dir" } else { self.default };
+        let name = self.trainer.default_output();
         let output = self.source.path(output.as_deref().unwrap_or(name));
         self.document.root.set("output_dir", output, from);
     }
@@ -339,7 +324,7 @@ impl Migration<'_> {
             Some(repo) => self.set("hub", "repo", repo, "--hub_model_id"),
             None if push => self.document.remark(
                 "--push_to_hub",
-                "finetrainers names the repository after the output folder; write hub.repo: you/name",
+                "the repository was named after the output folder; write hub.repo: you/name",
             ),
             None => {}
         }
@@ -372,16 +357,6 @@ pub(super) fn model_path(source: &Source, path: &str) -> String {
         source.path(path)
     }
 }
-
-/// The schedules of both.
-const SCHEDULES: &[&str] = &[
-    "constant",
-    "constant_with_warmup",
-    "linear",
-    "cosine",
-    "cosine_with_restarts",
-    "polynomial",
-];
 
 /// What flow matching reads.
 const FLOW: &[&str] = &[
@@ -471,6 +446,41 @@ const REASONS: &[(&[&str], &str)] = &[
             "flow_max_shift",
         ],
         "diffusion.shift: auto takes these from the checkpoint's scheduler",
+    ),
+    (
+        &["skip_frames_start", "skip_frames_end"],
+        "vtrain takes frames from the whole clip: where this is not 0, cut the clips first",
+    ),
+    (&["random_flip"], "vtrain does not mirror clips"),
+    (
+        &["noised_image_dropout"],
+        "vtrain always gives the first frame, as it was; nor does it leave it out in some steps",
+    ),
+    (
+        &["use_dynamic_cfg"],
+        "vtrain's videos have the same guidance at each step",
+    ),
+    (
+        &["dataset_config_name", "load_tensors"],
+        "vtrain encodes clips and captions itself, from a folder",
+    ),
+    (
+        &[
+            "use_8bit",
+            "use_4bit",
+            "use_torchao",
+            "use_cpu_offload_optimizer",
+            "offload_gradients",
+        ],
+        "vtrain's AdamW keeps its moments in f32",
+    ),
+    (
+        &[
+            "prodigy_decouple",
+            "prodigy_use_bias_correction",
+            "prodigy_safeguard_warmup",
+        ],
+        "is for Prodigy, which vtrain does not have",
     ),
     (
         &["resume_from_checkpoint"],

@@ -1,6 +1,5 @@
 //! A training's command, as flags with their values.
 
-use std::path::Path;
 use std::str::FromStr;
 
 use super::document::Document;
@@ -66,10 +65,9 @@ pub struct Launch {
 impl Launch {
     /// Splits a command at the Python script whose name `is_training` knows; none where there is no such script.
     pub fn of(command: &[String], is_training: fn(&str) -> bool) -> Option<Self> {
-        let at = command.iter().position(|word| {
-            let name = Path::new(word).file_name().map(|name| name.to_string_lossy());
-            !word.starts_with('-') && name.is_some_and(|name| is_training(&name))
-        })?;
+        let at = command
+            .iter()
+            .position(|word| !word.starts_with('-') && is_training(file_name(word)))?;
         let (launcher, _) = flags(&command[..at]);
         let (own, stray) = flags(&command[at + 1..]);
         Some(Self {
@@ -79,6 +77,11 @@ impl Launch {
             stray,
         })
     }
+}
+
+/// The last part of a path of Unix or of Windows.
+pub fn file_name(path: &str) -> &str {
+    path.rsplit(['/', '\\']).next().unwrap_or(path)
 }
 
 /// Flags, and the words before the first.
@@ -106,6 +109,8 @@ fn flags(words: &[String]) -> (Vec<Flag>, Vec<String>) {
 /// The flags of a command while they become keys: what is taken is gone.
 pub struct Reader {
     flags: Vec<Flag>,
+    /// Names that a trainer gives to flags: those asked for, and those on the command line.
+    spelled: Vec<(&'static str, &'static str)>,
     /// Values that could not be read.
     pub problems: Vec<String>,
 }
@@ -123,16 +128,34 @@ impl Reader {
         }
         Self {
             flags,
+            spelled: Vec::new(),
             problems: Vec::new(),
         }
     }
 
+    /// Asks for these flags by their second name where that is given and the first is not.
+    pub fn spell(&mut self, names: &[(&'static str, &'static str)]) {
+        let given = names.iter().filter(|(name, other)| self.has(other) && !self.has(name));
+        self.spelled = given.copied().collect();
+    }
+
+    /// A flag's name on the command line.
+    fn spelling<'a>(&self, name: &'a str) -> &'a str {
+        let other = self.spelled.iter().find(|(asked, _)| *asked == name);
+        other.map_or(name, |(_, other)| *other)
+    }
+
+    /// `--name`, as the command line has it.
+    pub fn said(&self, name: &str) -> String {
+        format!("--{}", self.spelling(name))
+    }
+
     pub fn has(&self, name: &str) -> bool {
-        self.flags.iter().any(|flag| flag.name == name)
+        self.flags.iter().any(|flag| flag.name == self.spelling(name))
     }
 
     pub fn take(&mut self, name: &str) -> Option<Flag> {
-        let at = self.flags.iter().position(|flag| flag.name == name)?;
+        let at = self.flags.iter().position(|flag| flag.name == self.spelling(name))?;
         Some(self.flags.remove(at))
     }
 
@@ -167,7 +190,8 @@ impl Reader {
             Some(value) => Some(value),
             None => {
                 self.problems.push(format!(
-                    "--{name}: expected {}, found '{}'",
+                    "{}: expected {}, found '{}'",
+                    self.said(name),
                     T::EXPECTED,
                     text.escape_debug()
                 ));

@@ -1,21 +1,28 @@
-//! Run files from the commands of other trainers: finetrainers ([`finetrainers`]) and musubi-tuner ([`musubi`]).
+//! Run files from the commands of other trainers: finetrainers and the scripts that it grew from ([`finetrainers`]), and
+//! musubi-tuner ([`musubi`]).
 //!
-//! A script is read, never run ([`shell`]); its command is taken apart into flags ([`flags`]); each flag becomes a key of
+//! A script is read, never run ([`script`]); its command is taken apart into flags ([`flags`]); each flag becomes a key of
 //! the run file or a comment that says why there is none ([`document`]). What the other trainer does where a flag is
 //! absent is written out, since vtrain's defaults are other ones.
 
 use std::path::{Component, Path, PathBuf};
 
+mod arithmetic;
+mod batch;
 pub mod document;
+mod draft;
 pub mod finetrainers;
 pub mod flags;
 pub mod musubi;
+mod powershell;
+pub mod script;
 pub mod shell;
+pub mod text;
 
 use crate::config::RunConfig;
 use document::Document;
 use flags::{Flag, Launch, Reader};
-use shell::Script;
+use script::{Language, Script};
 
 /// A file that describes data or prompts is not longer.
 const MOST_BYTES: u64 = 16 << 20;
@@ -51,7 +58,8 @@ impl Source {
     /// Finds a file that the script names: from where it is run, else from one of the folders above the script, else
     /// beside it.
     fn find(&self, path: &str) -> PathBuf {
-        let path = Path::new(path);
+        let path = self.slashed(path);
+        let path = Path::new(&path);
         let mut places = vec![self.from.join(path)];
         if let Some(folder) = &self.folder {
             places.extend(folder.ancestors().map(|above| above.join(path)));
@@ -74,16 +82,24 @@ impl Source {
         if size > MOST_BYTES {
             return Err(format!("{}: is longer than {MOST_BYTES} bytes", found.display()));
         }
-        std::fs::read_to_string(&found).map_err(wrong)
+        let bytes = std::fs::read(&found).map_err(wrong)?;
+        text::decode(bytes).map_err(|why| format!("{}: {why}", found.display()))
+    }
+
+    /// A path with this machine's separators: a script of Windows has its own.
+    fn slashed(&self, path: &str) -> String {
+        match Language::of(self) {
+            Language::Batch | Language::PowerShell if !document::is_on_a_drive(path) => path.replace('\\', "/"),
+            _ => path.to_string(),
+        }
     }
 
     /// A path of the script as the run file has to write it.
     fn path(&self, path: &str) -> String {
-        if path.is_empty() || Path::new(path).is_absolute() || path.starts_with(['~', '$']) || path.contains("://") {
-            return path.to_string();
-        }
-        if self.from == self.to {
-            return path.to_string();
+        let path = self.slashed(path);
+        let elsewhere = path.starts_with(['~', '$', '%']) || path.contains("://") || document::is_on_a_drive(&path);
+        if path.is_empty() || Path::new(&path).is_absolute() || elsewhere || self.from == self.to {
+            return path;
         }
         relative(&self.from.join(path), &self.to).to_string_lossy().into_owned()
     }
@@ -103,7 +119,8 @@ fn relative(path: &Path, folder: &Path) -> PathBuf {
 
 /// The command of a script that starts a training, read into flags; the rest of the script becomes remarks.
 fn command(source: &Source, is_training: fn(&str) -> bool, document: &mut Document) -> Result<Launch, Vec<String>> {
-    let script = Script::read(&source.text, &source.variables).map_err(|e| vec![format!("{}: {e}", source.name)])?;
+    let script = Script::read(source).map_err(|e| vec![format!("{}: {e}", source.name)])?;
+    document.unread = script.unread;
     let mut launches = Vec::new();
     for words in &script.commands {
         match Launch::of(words, is_training) {
@@ -123,10 +140,7 @@ fn command(source: &Source, is_training: fn(&str) -> bool, document: &mut Docume
     }
     let mut launches = launches.into_iter();
     let Some(launch) = launches.next() else {
-        return Err(vec![format!(
-            "{}: no command in it starts a training: none runs the trainer's Python script",
-            source.name
-        )]);
+        return Err(vec![nothing_starts(source, &script.commands)]);
     };
     for other in launches {
         let words: Vec<String> = other.flags.iter().map(Flag::typed).collect();
@@ -145,6 +159,28 @@ fn command(source: &Source, is_training: fn(&str) -> bool, document: &mut Docume
         document.remark(word.clone(), "belongs to no flag");
     }
     Ok(launch)
+}
+
+/// The refusal of a script without a training: it says what runs instead.
+fn nothing_starts(source: &Source, commands: &[Vec<String>]) -> String {
+    let mut others: Vec<String> = Vec::new();
+    for word in commands.iter().flatten() {
+        let name = flags::file_name(word).escape_debug().to_string();
+        if name.ends_with(".py") && !others.contains(&name) && others.len() < 8 {
+            others.push(name);
+        }
+    }
+    let found = match &others[..] {
+        [] => "none runs a Python script".into(),
+        others => format!("it runs {}", others.join(", ")),
+    };
+    format!(
+        "{}: no command in it starts a training that is read: {found}. `vtrain migrate finetrainers` reads train.py of \
+         finetrainers, {} of diffusers and its like of cogvideox-factory; `vtrain migrate musubi` reads \
+         wan_train_network.py and hv_train_network.py",
+        source.name,
+        finetrainers::DIFFUSERS_SCRIPTS.join(" and ")
+    )
 }
 
 /// What is left of the flags: those with a reason, and those that nobody knows.
@@ -177,7 +213,7 @@ fn finish(mut document: Document, reader: Reader, source: &Source, trainer: &str
         head.push("Relative paths of the script are written as they are from this file's folder.".into());
     }
     let yaml = document.to_yaml(&head);
-    let problems = match RunConfig::parse(&yaml, Path::new("the run file"), &source.to, &[]) {
+    let mut problems = match RunConfig::parse(&yaml, Path::new("the run file"), &source.to, &[]) {
         Ok(_) => Vec::new(),
         Err(problems) => problems
             .0
@@ -185,6 +221,7 @@ fn finish(mut document: Document, reader: Reader, source: &Source, trainer: &str
             .map(|p| format!("{}: {}", p.path, p.message))
             .collect(),
     };
+    problems.extend(document.unfit());
     let yaml = if problems.is_empty() {
         yaml
     } else {

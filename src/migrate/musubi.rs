@@ -1,12 +1,16 @@
 //! musubi-tuner: `accelerate launch ... wan_train_network.py` and its flags, with a `dataset.toml`.
 //!
-//! Flags: `wan_train_network.py`, `hv_train_network.py` and their docs. Its models are single files, vtrain's are diffusers
-//! directories: the task tells which.
+//! Flags: `wan_train_network.py`, `hv_train_network.py`, `training/parser_common.py`, `training/trainer_base.py` and their
+//! docs. Its models are single files, vtrain's are diffusers directories: the task tells which.
+
+use std::ops::{Deref, DerefMut};
 
 use super::document::Document;
-use super::flags::{Flag, Reader};
+use super::draft::{Draft, Zero};
+use super::flags::{Launch, Reader, file_name};
 use super::{Migrated, Source, command, finish, leave};
 
+mod config_file;
 mod dataset;
 mod samples;
 
@@ -16,14 +20,20 @@ mod samples;
 /// Every value that cannot be read, one message each.
 pub fn migrate(source: &Source, dataset_config: Option<&str>) -> Result<Migrated, Vec<String>> {
     let mut document = Document::default();
-    let launch = command(source, |name| name.ends_with("train_network.py"), &mut document)?;
+    let mut launch = command(source, is_training, &mut document)?;
+    config_file::read(source, &mut launch, &mut document).map_err(|e| vec![format!("{}: {e}", source.name)])?;
     let flags = Reader::new(&launch, &mut document);
     let mut migration = Migration {
-        source,
-        document,
-        flags,
+        draft: Draft {
+            source,
+            document,
+            flags,
+            default: DEFAULT,
+        },
+        image_to_video: false,
+        fps: WAN_FPS,
     };
-    migration.model(&launch.script)?;
+    migration.model(&launch)?;
     migration.dataset(dataset_config);
     migration.lora();
     migration.train();
@@ -33,15 +43,44 @@ pub fn migrate(source: &Source, dataset_config: Option<&str>) -> Result<Migrated
     migration.checkpoint();
     migration.samples();
     migration.tracking();
-    leave(migration.flags.rest(), REASONS, "musubi-tuner", &mut migration.document);
-    finish(migration.document, migration.flags, source, "musubi-tuner")
+    let Draft {
+        mut document,
+        mut flags,
+        ..
+    } = migration.draft;
+    leave(flags.rest(), REASONS, "musubi-tuner", &mut document);
+    finish(document, flags, source, "musubi-tuner")
+}
+
+/// `wan_train_network.py`, or `musubi_tuner.wan_train_network` behind `-m`.
+fn is_training(name: &str) -> bool {
+    name.strip_suffix(".py").unwrap_or(name).ends_with("train_network")
 }
 
 struct Migration<'a> {
-    source: &'a Source,
-    document: Document,
-    flags: Reader,
+    draft: Draft<'a>,
+    image_to_video: bool,
+    /// The rate that the model's clips have.
+    fps: f64,
 }
+
+impl<'a> Deref for Migration<'a> {
+    type Target = Draft<'a>;
+
+    fn deref(&self) -> &Draft<'a> {
+        &self.draft
+    }
+}
+
+impl DerefMut for Migration<'_> {
+    fn deref_mut(&mut self) -> &mut Self::Target {
+        &mut self.draft
+    }
+}
+
+/// The rates of the clips that the models have seen.
+const WAN_FPS: f64 = 16.0;
+const HUNYUAN_FPS: f64 = 24.0;
 
 const DEFAULT: &str = "musubi-tuner's default";
 
@@ -55,50 +94,31 @@ const TASKS: &[(&str, &str)] = &[
 ];
 
 impl Migration<'_> {
-    fn number<T: super::flags::Number + Into<serde_json::Value>>(
-        &mut self,
-        name: &str,
-        section: &str,
-        key: &str,
-        default: Option<T>,
-    ) {
-        let given = self.flags.has(name);
-        match self.flags.number::<T>(name) {
-            Some(value) => self.set(section, key, value, &format!("--{name}")),
-            None if given => {}
-            None => {
-                if let Some(value) = default {
-                    self.set(section, key, value, DEFAULT);
-                }
+    fn model(&mut self, launch: &Launch) -> Result<(), Vec<String>> {
+        let name = file_name(&launch.script);
+        let module = name
+            .strip_suffix(".py")
+            .unwrap_or(name)
+            .rsplit('.')
+            .next()
+            .unwrap_or(name);
+        match module {
+            "hv_train_network" => {
+                self.fps = HUNYUAN_FPS;
+                self.set("model", "path", "hunyuanvideo-community/HunyuanVideo", name);
+                self.document.remark(
+                    name,
+                    "trains HunyuanVideo: where vtrain has no such family, the run stops at the model",
+                );
             }
-        }
-    }
-
-    fn set(&mut self, section: &str, key: &str, value: impl Into<serde_json::Value>, from: &str) {
-        self.document.root.block(section).set(key, value, from);
-    }
-
-    fn remark(&mut self, flag: &Flag, why: &str) {
-        self.document.remark(flag.typed(), why);
-    }
-
-    fn model(&mut self, script: &str) -> Result<(), Vec<String>> {
-        let name = script.rsplit('/').next().unwrap_or(script);
-        if name.starts_with("hv_train") {
-            let path = "hunyuanvideo-community/HunyuanVideo";
-            self.set("model", "path", path, name);
-            self.document.remark(
-                name,
-                "trains HunyuanVideo: where vtrain has no such family, the run stops at the model",
-            );
-        } else if name.starts_with("wan_train") {
-            self.wan();
-        } else {
-            return Err(vec![format!(
-                "{}: {}: vtrain migrates wan_train_network.py and hv_train_network.py only",
-                self.source.name,
-                name.escape_debug()
-            )]);
+            "wan_train_network" => self.wan(),
+            _ => {
+                return Err(vec![format!(
+                    "{}: {}: vtrain migrates wan_train_network.py and hv_train_network.py only",
+                    self.source.name,
+                    name.escape_debug()
+                )]);
+            }
         }
         Ok(())
     }
@@ -121,6 +141,7 @@ impl Migration<'_> {
             return self.flags.problems.push(message);
         };
         self.set("model", "path", *path, &from);
+        self.image_to_video = task.starts_with("i2v");
         if task.contains("A14B") {
             self.document
                 .remark(from, "Wan 2.2 has two transformers, of which vtrain trains none so far");
@@ -131,8 +152,7 @@ impl Migration<'_> {
         self.number::<u64>("network_dim", "lora", "rank", Some(4));
         self.number::<f64>("network_alpha", "lora", "alpha", Some(1.0));
         let mut names = vec!["to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2"];
-        let image = self.document.to_yaml(&[]).contains("I2V");
-        if image {
+        if self.image_to_video {
             names.extend(["add_k_proj", "add_v_proj"]);
         }
         let module = self.flags.take("network_module");
@@ -165,10 +185,8 @@ impl Migration<'_> {
             "gradient_accumulation_steps",
             Some(1),
         );
-        let given = self.flags.switch("gradient_checkpointing");
-        let from = if given { "--gradient_checkpointing" } else { DEFAULT };
-        self.set("train", "gradient_checkpointing", given, from);
-        self.number::<f64>("max_grad_norm", "train", "max_grad_norm", Some(1.0));
+        self.onoff("gradient_checkpointing", "train", "gradient_checkpointing");
+        self.clipping(Zero::NoClipping);
     }
 
     fn diffusion(&mut self) {
@@ -251,22 +269,9 @@ impl Migration<'_> {
     }
 
     fn optimizer(&mut self) {
-        let flag = self.flags.take("optimizer_type");
-        let name = flag
-            .as_ref()
-            .map_or("adamw".into(), |flag| flag.values.join(" ").to_lowercase());
-        let from = if flag.is_some() {
-            format!("--optimizer_type {name}")
-        } else {
-            DEFAULT.into()
-        };
-        self.set("optimizer", "name", "adamw", &from);
-        if let Some(flag) = flag.filter(|_| name != "adamw") {
-            let why = match name.contains("adamw") {
-                true => "vtrain's AdamW keeps its moments in f32",
-                false => "vtrain has adamw, which is taken; its learning rate may have to be another one",
-            };
-            self.remark(&flag, why);
+        match self.flags.take("optimizer_type").filter(|flag| flag.values != [""]) {
+            Some(flag) => self.optimizer_name(&flag),
+            None => self.set("optimizer", "name", "adamw", DEFAULT),
         }
         self.number::<f64>("learning_rate", "optimizer", "lr", Some(2e-6));
         // torch.optim.AdamW's defaults.
@@ -310,42 +315,14 @@ impl Migration<'_> {
     }
 
     fn lr_scheduler(&mut self) {
-        const SCHEDULES: [&str; 6] = [
-            "constant",
-            "constant_with_warmup",
-            "linear",
-            "cosine",
-            "cosine_with_restarts",
-            "polynomial",
-        ];
-        let flag = self.flags.take("lr_scheduler");
-        let name = flag
-            .as_ref()
-            .and_then(|flag| flag.values.first())
-            .map_or("constant", String::as_str);
-        let from = if flag.is_some() {
-            format!("--lr_scheduler {name}")
-        } else {
-            DEFAULT.into()
-        };
-        let known = SCHEDULES.contains(&name);
-        self.set("lr_scheduler", "name", if known { name } else { "constant" }, &from);
-        if let Some(flag) = flag.as_ref().filter(|_| !known) {
-            self.remark(flag, "vtrain has no such schedule, and takes constant");
-        }
-        match self.flags.number::<f64>("lr_warmup_steps") {
-            Some(share) if share > 0.0 && share < 1.0 => self.document.remark(
-                format!("--lr_warmup_steps {share}"),
-                "is a share of all steps: write lr_scheduler.warmup_steps as a number of steps",
-            ),
-            Some(steps) if steps >= 0.0 && steps.fract() == 0.0 && steps < 1e12 => {
-                self.set("lr_scheduler", "warmup_steps", steps as u64, "--lr_warmup_steps");
+        for name in ["lr_scheduler_type", "lr_scheduler_args"] {
+            if let Some(flag) = self.flags.take(name).filter(|flag| !flag.values.join("").is_empty()) {
+                self.flags
+                    .wrong(&flag, "makes a schedule that vtrain does not have: leave it out");
             }
-            Some(steps) => self.flags.problems.push(format!(
-                "--lr_warmup_steps: expected a whole number or a share below 1, found '{steps}'"
-            )),
-            None => self.set("lr_scheduler", "warmup_steps", 0, DEFAULT),
         }
+        let name = self.schedule();
+        self.warmup(&name);
         for (flag, key, reader) in [
             ("lr_scheduler_num_cycles", "num_cycles", "cosine_with_restarts"),
             ("lr_scheduler_power", "power", "polynomial"),
@@ -357,6 +334,39 @@ impl Migration<'_> {
             } else if let Some(flag) = self.flags.take(flag) {
                 self.remark(&flag, &format!("is read with --lr_scheduler {reader} only"));
             }
+        }
+    }
+
+    /// `--lr_warmup_steps`: steps, or a share of all steps below 1 or with a %.
+    fn warmup(&mut self, schedule: &str) {
+        let Some(text) = self.flags.text("lr_warmup_steps") else {
+            return self.set("lr_scheduler", "warmup_steps", 0, DEFAULT);
+        };
+        let from = format!("--lr_warmup_steps {text}");
+        let value = match text.trim().strip_suffix('%') {
+            Some(percent) => percent.trim().parse::<f64>().ok().map(|percent| percent / 100.0),
+            None => text.trim().parse::<f64>().ok(),
+        };
+        match value {
+            Some(value) if value > 0.0 && schedule == "constant" => self.flags.problems.push(format!(
+                "{from}: a constant schedule has no warm-up, and musubi-tuner stops there, too: write --lr_scheduler \
+                 constant_with_warmup"
+            )),
+            Some(share) if share > 0.0 && share < 1.0 => match self.document.root.number("train", "steps") {
+                Some(steps) => {
+                    let from = format!("{from} of {steps} steps");
+                    self.set("lr_scheduler", "warmup_steps", (share * steps as f64) as u64, &from);
+                }
+                // Only the data set tells how many steps its epochs take.
+                None => self.set("lr_scheduler", "warmup_ratio", share, &from),
+            },
+            Some(steps) if steps >= 0.0 && steps.fract() == 0.0 && steps < 1e12 && !text.contains('%') => {
+                self.set("lr_scheduler", "warmup_steps", steps as u64, "--lr_warmup_steps");
+            }
+            _ => self.flags.problems.push(format!(
+                "--lr_warmup_steps: expected a whole number or a share below 1, found '{}'",
+                text.escape_debug()
+            )),
         }
     }
 
@@ -435,7 +445,11 @@ const REASONS: &[(&[&str], &str)] = &[
             "compile_fullgraph",
             "cuda_allow_tf32",
             "cuda_cudnn_benchmark",
+            "compile_cache_size_limit",
             "dynamo_backend",
+            "dynamo_mode",
+            "dynamo_fullgraph",
+            "dynamo_dynamic",
         ],
         "is about PyTorch's kernels; vtrain has its own",
     ),
@@ -553,7 +567,12 @@ const REASONS: &[(&[&str], &str)] = &[
         "vtrain has no such variant",
     ),
     (
-        &["config_file"],
-        "flags of a file are not read: write them into the script",
+        &["lr_decay_steps", "lr_scheduler_timescale", "lr_scheduler_min_lr_ratio"],
+        "is for schedules that vtrain does not have",
+    ),
+    (&["disable_numpy_memmap"], "is about how files are read"),
+    (
+        &["base_weights", "base_weights_multiplier"],
+        "vtrain trains on model.path as it is: merge them into it by `vtrain lora merge` first",
     ),
 ];

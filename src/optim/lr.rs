@@ -24,6 +24,9 @@ pub struct Config {
     pub name: Name,
     /// Steps over which the rate climbs from 0, in all schedules but `constant`.
     pub warmup_steps: usize,
+    /// The warm-up as a share of all steps, rounded down, in place of `warmup_steps`: 0.1 is a tenth of the run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub warmup_ratio: Option<f64>,
     /// How often `cosine_with_restarts` falls from the top. (`cosine` falls once.)
     pub num_cycles: usize,
     /// Exponent of `polynomial`.
@@ -35,6 +38,7 @@ impl Default for Config {
         Self {
             name: Name::ConstantWithWarmup,
             warmup_steps: 100,
+            warmup_ratio: None,
             num_cycles: 1,
             power: 1.0,
         }
@@ -45,6 +49,10 @@ impl Config {
     /// Values that parse but make no sense, by path below `lr_scheduler`.
     pub fn check(&self) -> Vec<(String, String)> {
         let mut wrong = Vec::new();
+        if let Some(ratio) = self.warmup_ratio.filter(|ratio| !(0.0..1.0).contains(ratio)) {
+            let message = format!("must be at least 0 and below 1, or null for warmup_steps, got {ratio}");
+            wrong.push(("warmup_ratio".into(), message));
+        }
         if self.num_cycles == 0 {
             wrong.push(("num_cycles".into(), "must be at least 1, got 0".into()));
         }
@@ -61,15 +69,22 @@ impl Config {
         wrong
     }
 
+    /// Steps over which the rate climbs, in a run of `total_steps`.
+    fn warmup(&self, total_steps: usize) -> usize {
+        self.warmup_ratio
+            .map_or(self.warmup_steps, |ratio| (ratio * total_steps as f64) as usize)
+    }
+
     /// The learning rate of `step`, counted from 0, in a run of `total_steps`.
     ///
     /// Behind the last step it goes on as in diffusers: `linear` stays at 0, `cosine` rises again.
     pub fn at(&self, base_lr: f64, step: usize, total_steps: usize) -> f64 {
-        let (t, total, warmup) = (step as f64, total_steps as f64, self.warmup_steps as f64);
+        let warmup_steps = self.warmup(total_steps);
+        let (t, total, warmup) = (step as f64, total_steps as f64, warmup_steps as f64);
         if self.name == Name::Constant {
             return base_lr;
         }
-        if step < self.warmup_steps {
+        if step < warmup_steps {
             return base_lr * t / warmup;
         }
         let span = (total - warmup).max(1.0);

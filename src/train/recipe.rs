@@ -28,8 +28,8 @@ pub struct Config {
     pub gradient_checkpointing: bool,
     /// Which part, with `gradient_checkpointing`. It changes memory and time, and no result.
     pub keep: Policy,
-    /// Gradients are scaled down to this global norm.
-    pub max_grad_norm: f64,
+    /// Gradients are scaled down to this global norm. null: they are left as they are.
+    pub max_grad_norm: Option<f64>,
     /// Share of captions replaced by the empty one.
     pub caption_dropout: f64,
     /// Share of clips whose first latent frame is given clean, so that the rest is learnt from it: image to video on
@@ -63,7 +63,7 @@ impl Default for Config {
             gradient_accumulation_steps: 1,
             gradient_checkpointing: true,
             keep: Policy::Auto,
-            max_grad_norm: 1.0,
+            max_grad_norm: Some(1.0),
             caption_dropout: 0.0,
             first_frame: 0.0,
             on_nonfinite: OnNonfinite::Skip,
@@ -120,10 +120,10 @@ impl Config {
                 "says what gradient_checkpointing keeps, which is off; remove one of the two".into(),
             ));
         }
-        if self.max_grad_norm <= 0.0 {
+        if let Some(norm) = self.max_grad_norm.filter(|norm| !(*norm > 0.0 && norm.is_finite())) {
             wrong.push((
                 "max_grad_norm".into(),
-                format!("must be above 0, got {}", self.max_grad_norm),
+                format!("must be above 0, or null for no clipping, got {norm}"),
             ));
         }
         if let Some(factor) = self.loss_spike.filter(|factor| !(*factor > 1.0 && factor.is_finite())) {

@@ -28,7 +28,8 @@ pub struct Trainer<'a> {
     pub keep: Keep,
     /// Micro-batches of one step on each rank.
     pub accumulation: u64,
-    pub max_grad_norm: f64,
+    /// None: gradients are not clipped.
+    pub max_grad_norm: Option<f64>,
 }
 
 /// What a step did.
@@ -104,7 +105,9 @@ impl Trainer<'_> {
         let loss = seen.iter().map(|seen| seen.loss).sum::<f64>() / seen.len() as f64;
         let fault = match loss.is_finite() && grad_norm.is_finite() {
             true => {
-                let scale = clip::coefficient(grad_norm, self.max_grad_norm);
+                let scale = self
+                    .max_grad_norm
+                    .map_or(1.0, |most| clip::coefficient(grad_norm, most));
                 self.optimizer.step(&gradients, scale, lr)?;
                 None
             }

@@ -1,4 +1,4 @@
-//! Commands of finetrainers and musubi-tuner, and the files that they name.
+//! Commands of finetrainers and musubi-tuner, for shells of Unix and of Windows, and the files that they name.
 
 use std::path::Path;
 
@@ -24,7 +24,10 @@ pub fn all() -> Corpus {
 
 /// The script that names a file, or the file itself.
 fn script(file: &Path) -> std::path::PathBuf {
-    match file.extension().is_some_and(|ending| ending == "sh") {
+    match file
+        .extension()
+        .is_some_and(|ending| ["sh", "bat", "ps1"].iter().any(|own| ending == *own))
+    {
         true => file.to_path_buf(),
         false => file.with_file_name("train.sh"),
     }

@@ -119,7 +119,8 @@ pub fn settings(config: &RunConfig, world_size: usize) -> Value {
     let recipe = &config.train;
     // With a schedule that is flat behind its warm-up, a run may be made longer.
     let length = match config.lr_scheduler.name {
-        lr::Name::Constant | lr::Name::ConstantWithWarmup => Value::Null,
+        lr::Name::Constant => Value::Null,
+        lr::Name::ConstantWithWarmup if config.lr_scheduler.warmup_ratio.is_none() => Value::Null,
         _ => json!({"steps": recipe.steps, "epochs": recipe.epochs}),
     };
     json!({

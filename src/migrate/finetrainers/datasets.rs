@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::super::document::Block;
-use super::{DEFAULT, Migration};
+use super::{Migration, Trainer};
 
 impl Migration<'_> {
     pub(super) fn datasets(&mut self) {
@@ -29,10 +29,15 @@ impl Migration<'_> {
         let root = self.flags.text("data_root");
         let table = self.flags.text("dataset_file");
         if let Some(root) = &root {
-            set.set("path", self.folder(root), "--data_root");
+            let (folder, from) = (self.folder(root), self.flags.said("data_root"));
+            set.set("path", folder, &from);
+        }
+        if let Some(name) = self.flags.text("dataset_name") {
+            set.set("path", self.folder(&name), "--dataset_name");
         }
         if let Some(table) = &table {
-            let (folder, name) = table.rsplit_once('/').unwrap_or((".", table));
+            let table = self.source.slashed(table);
+            let (folder, name) = table.rsplit_once('/').unwrap_or((".", &table));
             if root.is_none() {
                 set.set("path", self.source.path(folder), "--dataset_file");
             }
@@ -43,12 +48,19 @@ impl Migration<'_> {
             Some(_) => ("caption_column", "video_column"),
             None => ("captions", "videos"),
         };
-        for (flag, key) in [("caption_column", captions), ("video_column", videos)] {
-            if let Some(column) = self.flags.text(flag) {
-                set.set(key, column, &format!("--{flag}"));
+        let before = matches!(self.trainer, Trainer::Diffusers | Trainer::Factory);
+        for (flag, key, default) in [("caption_column", captions, "text"), ("video_column", videos, "video")] {
+            match self.flags.text(flag) {
+                Some(column) => set.set(key, column, &format!("--{flag}")),
+                None if before => set.set(key, default, self.default),
+                None => {}
             }
         }
         if let Some(token) = self.flags.text("id_token") {
+            if self.trainer == Trainer::Diffusers && !token.ends_with(' ') {
+                let why = "stands right before the caption in diffusers; vtrain puts a space between";
+                self.document.remark(format!("--id_token {token}"), why);
+            }
             set.set("id_token", token, "--id_token");
         }
         let mut buckets = Vec::new();
@@ -66,6 +78,9 @@ impl Migration<'_> {
                 }
             }
         }
+        if before {
+            (buckets, from) = self.sides();
+        }
         if buckets.is_empty() {
             self.document.remark(
                 "--video_resolution_buckets (not given)",
@@ -77,11 +92,71 @@ impl Migration<'_> {
         if let Some(flag) = self.flags.take("video_reshape_mode") {
             match flag.values.first().map(String::as_str) {
                 Some(mode @ ("center" | "random")) => set.set("crop", mode, "--video_reshape_mode"),
+                Some("none") if self.trainer == Trainer::Diffusers => {
+                    set.set(
+                        "crop",
+                        "random",
+                        "--video_reshape_mode none, which crops at random, too",
+                    );
+                }
                 Some("none") => set.set("crop", "fit", "--video_reshape_mode none"),
                 _ => self.flags.wrong(&flag, "is one of center, random, none"),
             }
         }
         self.document.root.list("datasets", vec![set], "");
+    }
+
+    /// Before finetrainers: one size by `--max_num_frames`, `--height` and `--width`, or all that can be made of lists.
+    fn sides(&mut self) -> (Vec<[u64; 3]>, Vec<String>) {
+        let mut from = Vec::new();
+        let mut lists = Vec::new();
+        for (list, one, default) in [
+            ("frame_buckets", "max_num_frames", 49),
+            ("height_buckets", "height", 480),
+            ("width_buckets", "width", 720),
+        ] {
+            let single = self.flags.number::<u64>(one);
+            let many = self.flags.take(list).filter(|_| self.trainer == Trainer::Factory);
+            let numbers: Vec<u64> = match &many {
+                Some(flag) => {
+                    let words = flag.values.iter().flat_map(|value| value.split_whitespace());
+                    let numbers: Option<Vec<u64>> = words.map(|word| word.parse().ok()).collect();
+                    numbers.filter(|numbers| !numbers.is_empty()).unwrap_or_else(|| {
+                        self.flags.wrong(flag, "takes whole numbers");
+                        vec![default]
+                    })
+                }
+                None => vec![single.unwrap_or(default)],
+            };
+            from.push(if many.is_some() {
+                format!("--{list}")
+            } else {
+                format!("--{one}")
+            });
+            lists.push(numbers);
+        }
+        if let ([_], [height], [width]) = (&lists[0][..], &lists[1][..], &lists[2][..]) {
+            self.size = Some([*height, *width]);
+        }
+        if self.trainer == Trainer::Factory && !from.iter().any(|flag| flag.ends_with("buckets")) {
+            self.document.remark(
+                "--height_buckets, --width_buckets (not given)",
+                "cogvideox-factory tries a long list of sizes, vtrain one: write datasets[0].buckets",
+            );
+        }
+        // The VAE takes 4 n + 1 frames; the scripts leave out those that are left over.
+        let frames: Vec<u64> = lists[0].iter().map(|n| n.saturating_sub(1) / 4 * 4 + 1).collect();
+        if frames != lists[0] {
+            let what = format!("{} {:?}", from[0], lists[0]);
+            self.document
+                .remark(what, format!("are brought down to 4 n + 1, there too: {frames:?}"));
+        }
+        let sizes = lists[1].iter().flat_map(|h| lists[2].iter().map(move |w| (*h, *w)));
+        let buckets = frames
+            .iter()
+            .flat_map(|f| sizes.clone().map(move |(h, w)| [*f, h, w]))
+            .collect();
+        (buckets, from)
     }
 
     fn buckets(&mut self, set: &mut Block, buckets: Vec<[u64; 3]>, from: &str) {
@@ -214,7 +289,7 @@ impl Migration<'_> {
             }
         }
         if !entries.contains_key("remove_common_llm_caption_prefixes") {
-            set.set("remove_caption_prefixes", false, DEFAULT);
+            set.set("remove_caption_prefixes", false, self.default);
         }
         set
     }

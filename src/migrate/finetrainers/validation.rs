@@ -3,8 +3,8 @@
 use serde_json::Value;
 
 use super::super::document::Block;
-use super::Migration;
 use super::datasets::read_json;
+use super::{Migration, Trainer};
 
 /// More videos of one prompt than this are a mistake.
 const MOST_VIDEOS: u64 = 64;
@@ -32,14 +32,16 @@ impl Migration<'_> {
             }
             None => self.typed_prompts(),
         };
-        if let Some(fps) = self.flags.number::<f64>("fps") {
+        if matches!(self.trainer, Trainer::Diffusers | Trainer::Factory) {
+            self.guidance(&mut prompts);
+        } else if let Some(fps) = self.flags.number::<f64>("fps") {
             prompts.iter_mut().for_each(|prompt| prompt.set("fps", fps, "--fps"));
             if prompts.is_empty() {
                 self.document
                     .remark(format!("--fps {fps}"), "there are no prompts to make videos of");
             }
         }
-        let default = (!self.old).then_some(500);
+        let default = (self.trainer == Trainer::Today).then_some(500);
         self.number::<u64>("validation_steps", "validation", "every", default);
         if let Some(flag) = self.flags.take("validation_epochs") {
             self.remark(&flag, "vtrain counts in steps: write validation.every");
@@ -49,18 +51,36 @@ impl Migration<'_> {
         }
     }
 
+    /// Before finetrainers: videos as large as the clips, with one guidance.
+    fn guidance(&mut self, prompts: &mut [Block]) {
+        if let Some(flag) = self.flags.take("fps") {
+            self.remark(&flag, "frames are spread over the clip, there too");
+        }
+        let scale = self.flags.number::<f64>("guidance_scale");
+        let from = if scale.is_some() {
+            "--guidance_scale"
+        } else {
+            self.default
+        };
+        for prompt in prompts {
+            prompt.set("guidance_scale", scale.unwrap_or(6.0), from);
+            if let Some([height, width]) = self.size {
+                prompt.set("height", height, "--height");
+                prompt.set("width", width, "--width");
+            }
+        }
+    }
+
     /// v0.0.1: everything in one text.
     fn typed_prompts(&mut self) -> Vec<Block> {
         let names = ["validation_separator", "validation_prompt_separator"];
-        let separator = names
-            .iter()
-            .find_map(|name| self.flags.text(name))
-            .filter(|s| !s.is_empty());
-        if let Some(separator) = separator.as_ref().filter(|separator| *separator != ":::") {
-            self.document.remark(
-                format!("--validation_separator {separator}"),
-                "the prompts are split at it",
-            );
+        let mut separator = None;
+        for name in names {
+            if let Some(text) = self.flags.text(name).filter(|text| !text.is_empty()) {
+                self.document
+                    .remark(format!("--{name} {text}"), "the prompts are split at it");
+                separator = Some(text);
+            }
         }
         let separator = separator.unwrap_or_else(|| ":::".into());
         let videos = self.flags.number::<u64>("num_validation_videos");

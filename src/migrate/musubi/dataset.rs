@@ -5,8 +5,10 @@ use toml::{Table, Value};
 use super::super::document::Block;
 use super::{DEFAULT, Migration};
 
-/// The rate that Wan's clips have.
-const WAN_FPS: f64 = 16.0;
+/// The longest clip of `frame_extraction = "full"` where `max_frames` is not given.
+const MOST_FRAMES: u64 = 129;
+/// More would make a list of buckets that nobody reads.
+const MOST_FULL_FRAMES: u64 = 1025;
 
 /// Keys without a counterpart, and why.
 const REASONS: &[(&str, &str)] = &[
@@ -21,6 +23,7 @@ const REASONS: &[(&str, &str)] = &[
     ("bucket_no_upscale", "vtrain brings every clip to its bucket's size"),
     ("frame_stride", "vtrain takes one stretch of a clip in an epoch"),
     ("frame_sample", "vtrain takes one stretch of a clip in an epoch"),
+    ("max_frames", "is read with frame_extraction = \"full\" only"),
     ("control_directory", "vtrain has no control training"),
 ];
 
@@ -125,7 +128,7 @@ impl Migration<'_> {
             Some(value) if value.as_float().is_some() || value.as_integer().is_some() => {
                 set.set(
                     "fps",
-                    WAN_FPS,
+                    self.fps,
                     &format!("source_fps {value}, brought to the model's rate"),
                 );
             }
@@ -167,7 +170,8 @@ impl Migration<'_> {
                 let layout = if found == Some(true) { "images" } else { "pairs" };
                 set.set("layout", layout, key);
             } else {
-                let (folder, name) = path.rsplit_once('/').unwrap_or((".", path));
+                let path = self.source.slashed(path);
+                let (folder, name) = path.rsplit_once('/').unwrap_or((".", &path));
                 set.set("path", self.source.path(folder), key);
                 set.set("layout", "metadata", key);
                 set.set("metadata", name, key);
@@ -195,50 +199,31 @@ impl Migration<'_> {
         let Some([width, height]) = resolution else {
             return self.wrong(place, "resolution", "expected [width, height]");
         };
-        let extraction = keys.remove("frame_extraction");
-        let longest = keys.remove("max_frames");
-        let counts = match (keys.remove("target_frames"), &longest) {
-            _ if picture => Some(vec![1]),
-            (Some(Value::Array(list)), _) => list.iter().map(count).collect(),
-            (Some(value), _) => count(&value).map(|n| vec![n]),
-            (None, Some(value)) => count(value).map(|n| vec![n]),
-            (None, None) => Some(vec![1]),
-        };
-        let Some(mut counts) = counts.filter(|counts| !counts.is_empty()) else {
-            return self.wrong(place, "target_frames", "expected whole numbers");
-        };
-        counts.sort_unstable();
-        counts.dedup();
-        if counts.len() > 1 {
-            self.document.remark(
-                format!("{place}: target_frames = {counts:?}"),
-                "musubi-tuner trains on each of these from every clip, vtrain on the longest that the clip fills",
-            );
+        if picture {
+            let buckets = vec![serde_json::Value::from(vec![1, height, width])];
+            return set.set("buckets", buckets, "resolution [width, height]");
         }
-        let buckets: Vec<serde_json::Value> = counts.iter().map(|f| vec![*f, height, width].into()).collect();
-        set.set("buckets", buckets, "target_frames, resolution [width, height]");
+        let extraction = keys.remove("frame_extraction");
         let name = extraction
             .as_ref()
-            .and_then(Value::as_str)
-            .unwrap_or("head")
+            .map_or(Some("head"), Value::as_str)
+            .unwrap_or_default()
             .to_string();
-        let from = if extraction.is_some() {
-            format!("frame_extraction {name}")
-        } else {
-            DEFAULT.into()
+        let counts = match name.as_str() {
+            "full" => self.whole_clips(place, keys),
+            _ => self.target_frames(place, keys),
         };
-        if picture {
-            return;
-        }
+        let Some(counts) = counts else { return };
+        let buckets: Vec<serde_json::Value> = counts.iter().map(|f| vec![*f, height, width].into()).collect();
+        set.set("buckets", buckets, "target_frames, resolution [width, height]");
+        let from = match extraction {
+            Some(_) => format!("frame_extraction {name}"),
+            None => DEFAULT.into(),
+        };
+        let once = keys.get("frame_sample").is_none_or(|n| n.as_integer() == Some(1));
         match name.as_str() {
-            "head" => set.set("frames", "head", &from),
-            "full" => {
-                set.set("frames", "head", &from);
-                self.document.remark(
-                    format!("{place}: frame_extraction = full"),
-                    "vtrain's buckets have fixed lengths: list shorter ones for shorter clips",
-                );
-            }
+            "head" | "full" => set.set("frames", "head", &from),
+            "uniform" if once => set.set("frames", "head", &format!("{from} of one sample")),
             "chunk" | "slide" | "uniform" => {
                 set.set("frames", "random", &from);
                 self.document.remark(
@@ -249,6 +234,61 @@ impl Migration<'_> {
             _ => self.wrong(place, "frame_extraction", "is one of head, chunk, slide, uniform, full"),
         }
     }
+
+    /// The lengths of `target_frames`, each brought down to 4 n + 1, as the model's clips are.
+    fn target_frames(&mut self, place: &str, keys: &mut Table) -> Option<Vec<u64>> {
+        let given: Option<Vec<u64>> = match keys.remove("target_frames") {
+            None => Some(vec![1]),
+            Some(Value::Array(list)) => list.iter().map(count).collect(),
+            Some(value) => count(&value).map(|n| vec![n]),
+        };
+        let given = given.filter(|counts| !counts.is_empty() && !counts.contains(&0));
+        let Some(given) = given else {
+            self.wrong(place, "target_frames", "expected whole numbers of at least 1");
+            return None;
+        };
+        let mut counts: Vec<u64> = given.iter().map(|n| whole(*n)).collect();
+        if counts != given {
+            self.document.remark(
+                format!("{place}: target_frames = {given:?}"),
+                format!("are brought down to 4 n + 1, in musubi-tuner too: {counts:?}"),
+            );
+        }
+        counts.sort_unstable();
+        counts.dedup();
+        if counts.len() > 1 {
+            self.document.remark(
+                format!("{place}: target_frames = {counts:?}"),
+                "musubi-tuner trains on each of these from every clip, vtrain on the longest that the clip fills",
+            );
+        }
+        Some(counts)
+    }
+
+    /// `frame_extraction = "full"`: each clip as long as it is, brought down to 4 n + 1, up to `max_frames`.
+    fn whole_clips(&mut self, place: &str, keys: &mut Table) -> Option<Vec<u64>> {
+        let longest = keys
+            .remove("max_frames")
+            .map_or(Some(MOST_FRAMES), |value| count(&value));
+        let Some(longest) = longest.filter(|n| (1..=MOST_FULL_FRAMES).contains(n)) else {
+            self.wrong(
+                place,
+                "max_frames",
+                &format!("expected a whole number from 1 to {MOST_FULL_FRAMES}"),
+            );
+            return None;
+        };
+        if let Some(value) = keys.remove("target_frames") {
+            let why = "is not read with frame_extraction = \"full\"";
+            self.document.remark(format!("{place}: target_frames = {value}"), why);
+        }
+        Some((1..=whole(longest)).step_by(4).collect())
+    }
+}
+
+/// The longest 4 n + 1 that is not longer.
+pub(super) fn whole(frames: u64) -> u64 {
+    (frames - 1) / 4 * 4 + 1
 }
 
 /// `[width, height]`, or one side of a square.

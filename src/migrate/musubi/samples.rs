@@ -2,6 +2,7 @@
 
 use super::super::document::Block;
 use super::Migration;
+use super::dataset::whole;
 
 impl Migration<'_> {
     pub(super) fn samples(&mut self) {
@@ -69,7 +70,18 @@ impl Migration<'_> {
                 .ok()
                 .filter(|n| n.is_finite() && key == "guidance_scale");
             match (whole, number) {
-                (Some(value), _) => prompt.set(key, value, ""),
+                (Some(value), _) if value > 0 || key == "seed" => {
+                    let made = match key {
+                        "num_frames" => self::whole(value),
+                        "width" | "height" => value / 8 * 8,
+                        _ => value,
+                    };
+                    if made != value {
+                        let why = format!("is brought down to {made}, in musubi-tuner too");
+                        self.document.remark(format!("{place}: --{name} {value}"), why);
+                    }
+                    prompt.set(key, made, "");
+                }
                 (_, Some(value)) => prompt.set(key, value, ""),
                 _ => self.flags.problems.push(format!(
                     "{place}: --{name}: expected a number, found '{}'",

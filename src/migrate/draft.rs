@@ -1,0 +1,161 @@
+//! A run file in the making: what the trainers' migrations share.
+
+use super::Source;
+use super::document::Document;
+use super::flags::{Flag, Number, Reader};
+
+/// A script's flags while they become keys.
+pub struct Draft<'a> {
+    pub source: &'a Source,
+    pub document: Document,
+    pub flags: Reader,
+    /// The comment behind a value that no flag gives.
+    pub default: &'static str,
+}
+
+/// Schedules of the trainers that vtrain has.
+const SCHEDULES: &[&str] = &[
+    "constant",
+    "constant_with_warmup",
+    "linear",
+    "cosine",
+    "cosine_with_restarts",
+    "polynomial",
+];
+
+/// Optimisers that move weights as AdamW does, but for how they store their moments.
+const ADAMW: &[&str] = &[
+    "adamw",
+    "adamw8bit",
+    "adamw32bit",
+    "adamw-8bit",
+    "adamw-bnb",
+    "adamw-bnb-8bit",
+    "pagedadamw",
+    "pagedadamw8bit",
+    "pagedadamw32bit",
+];
+const ADAM: &[&str] = &["adam", "adam8bit", "adam-8bit", "adam-bnb", "adam-bnb-8bit"];
+
+impl Draft<'_> {
+    /// `section.key` from a flag with one number, else the trainer's default.
+    pub fn number<T: Number + Into<serde_json::Value>>(
+        &mut self,
+        name: &str,
+        section: &str,
+        key: &str,
+        default: Option<T>,
+    ) {
+        let given = self.flags.has(name);
+        let said = self.flags.said(name);
+        match self.flags.number::<T>(name) {
+            Some(value) => self.set(section, key, value, &said),
+            None if given => {}
+            None => {
+                if let Some(value) = default {
+                    let from = self.default;
+                    self.set(section, key, value, from);
+                }
+            }
+        }
+    }
+
+    pub fn set(&mut self, section: &str, key: &str, value: impl Into<serde_json::Value>, from: &str) {
+        self.document.root.block(section).set(key, value, from);
+    }
+
+    pub fn remark(&mut self, flag: &Flag, why: &str) {
+        self.document.remark(flag.typed(), why);
+    }
+
+    /// `section.key` from a switch.
+    pub fn onoff(&mut self, name: &str, section: &str, key: &str) {
+        let given = self.flags.switch(name);
+        let from = match given {
+            true => self.flags.said(name),
+            false => self.default.to_string(),
+        };
+        self.set(section, key, given, &from);
+    }
+
+    /// `--max_grad_norm`, and what 0 means to the trainer. Without end, it never clips.
+    pub fn clipping(&mut self, zero: Zero) {
+        let name = "max_grad_norm";
+        let Some(text) = self.flags.text(name) else {
+            let from = self.default;
+            return self.set("train", name, 1.0, from);
+        };
+        let from = format!("--{name} {text}");
+        match text.trim().parse::<f64>() {
+            Ok(norm) if norm == f64::INFINITY => self.set("train", name, serde_json::Value::Null, &from),
+            Ok(0.0) if zero == Zero::NoClipping => self.set("train", name, serde_json::Value::Null, &from),
+            Ok(0.0) => self.flags.problems.push(format!(
+                "--{name}: 0 makes all gradients 0 there, and nothing is learnt: give a norm above 0, or inf for no clipping"
+            )),
+            Ok(norm) if norm > 0.0 && norm.is_finite() => self.set("train", name, norm, &format!("--{name}")),
+            _ => self.flags.problems.push(format!(
+                "--{name}: expected a number of at least 0, found '{}'",
+                text.escape_debug()
+            )),
+        }
+    }
+
+    /// `--lr_scheduler`: its name, where vtrain has it.
+    pub fn schedule(&mut self) -> String {
+        let flag = self.flags.take("lr_scheduler");
+        let name = flag
+            .as_ref()
+            .map_or("constant".to_string(), |flag| flag.values.join(" "));
+        match &flag {
+            Some(flag) if !SCHEDULES.contains(&name.as_str()) => {
+                self.flags.wrong(
+                    flag,
+                    &format!("is one of {}: vtrain has no other", SCHEDULES.join(", ")),
+                );
+            }
+            Some(_) => self.set("lr_scheduler", "name", name.as_str(), "--lr_scheduler"),
+            None => {
+                let from = self.default;
+                self.set("lr_scheduler", "name", name.as_str(), from);
+            }
+        }
+        name
+    }
+
+    /// An optimiser's name. AdamW is vtrain's; another one's learning rate would not be AdamW's.
+    pub fn optimizer_name(&mut self, flag: &Flag) {
+        let said = flag.values.join(" ");
+        let name = said.to_lowercase().replace('_', "-");
+        // `bitsandbytes.optim.AdamW8bit`
+        let name = name.rsplit('.').next().unwrap_or(&name);
+        let from = flag.typed();
+        if ADAMW.contains(&name) {
+            self.set("optimizer", "name", "adamw", &from);
+            if name != "adamw" {
+                self.remark(flag, "vtrain's AdamW keeps its moments in f32");
+            }
+        } else if ADAM.contains(&name) {
+            self.set("optimizer", "name", "adamw", &from);
+            self.remark(
+                flag,
+                "vtrain has adamw, which keeps the decay apart from the gradient: without weight_decay they are the same",
+            );
+        } else {
+            self.flags.problems.push(format!(
+                "--{} {}: vtrain has adamw alone, and another optimiser's learning rate is none of AdamW's: migrate the \
+                 script with adamw and the learning rate that you want",
+                flag.name,
+                said.escape_debug()
+            ));
+        }
+    }
+}
+
+/// The meaning of `--max_grad_norm 0` to a trainer.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Zero {
+    /// Gradients stay as they are.
+    NoClipping,
+    /// Gradients are scaled to this norm, to nothing.
+    Clips,
+}

@@ -1,0 +1,104 @@
+//! Whose script it is, and what it calls finetrainers' flags.
+
+use super::super::flags::{Launch, Reader, file_name};
+use crate::models::FamilyName;
+
+/// diffusers' own training scripts for video.
+pub const DIFFUSERS_SCRIPTS: [&str; 2] = ["train_cogvideox_lora.py", "train_cogvideox_image_to_video_lora.py"];
+/// cogvideox-factory's, for LoRA.
+const FACTORY_SCRIPTS: [&str; 2] = ["cogvideox_text_to_video_lora.py", "cogvideox_image_to_video_lora.py"];
+/// Scripts that train the transformer itself.
+const FULL_SCRIPTS: [&str; 2] = ["cogvideox_text_to_video_sft.py", "cogvideox_image_to_video_sft.py"];
+
+/// Knows the names of scripts that are read, or refused by their name.
+pub fn is_training(name: &str) -> bool {
+    matches!(name, "train.py" | "finetrainers")
+        || [DIFFUSERS_SCRIPTS, FACTORY_SCRIPTS, FULL_SCRIPTS]
+            .concat()
+            .contains(&name)
+}
+
+/// Whose flags and defaults a command has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Trainer {
+    /// `examples/cogvideo` of diffusers.
+    Diffusers,
+    /// cogvideox-factory, which became finetrainers.
+    Factory,
+    /// finetrainers v0.0.1.
+    First,
+    /// finetrainers.
+    Today,
+}
+
+impl Trainer {
+    /// # Errors
+    /// A script that trains something else than vtrain does, or has other flags under a name that is known.
+    pub fn of(launch: &Launch, flags: &Reader) -> Result<Self, String> {
+        let name = file_name(&launch.script);
+        if FULL_SCRIPTS.contains(&name) {
+            return Err(format!(
+                "{name} trains the whole transformer, vtrain LoRA adapters: migrate the _lora.py beside it"
+            ));
+        }
+        if flags.has("model_path") && flags.has("train_resolution") {
+            return Err(format!(
+                "{name} has the flags of CogVideo's finetune/train.py (--model_path, --train_resolution), which is not read: \
+                 write a run file by hand, or migrate its older finetune/train_cogvideox_lora.py"
+            ));
+        }
+        Ok(match name {
+            _ if DIFFUSERS_SCRIPTS.contains(&name) => Self::Diffusers,
+            _ if FACTORY_SCRIPTS.contains(&name) => Self::Factory,
+            _ if flags.has("dataset_config") || flags.has("parallel_backend") => Self::Today,
+            _ => Self::First,
+        })
+    }
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Diffusers => "diffusers",
+            Self::Factory => "cogvideox-factory",
+            Self::First | Self::Today => "finetrainers",
+        }
+    }
+
+    /// The comment behind a value that no flag gives.
+    pub fn default_comment(self) -> &'static str {
+        match self {
+            Self::Diffusers => "the script's default",
+            Self::Factory => "cogvideox-factory's default",
+            Self::First | Self::Today => "finetrainers' default",
+        }
+    }
+
+    pub fn default_output(self) -> &'static str {
+        match self {
+            Self::Diffusers => "cogvideox-lora",
+            Self::Factory => "cogvideox-sft",
+            Self::First => "finetrainer-training",
+            Self::Today => "finetrainers-training",
+        }
+    }
+
+    /// The one family that a script trains.
+    pub fn family(self) -> Option<FamilyName> {
+        matches!(self, Self::Diffusers | Self::Factory).then_some(FamilyName::CogVideoX)
+    }
+}
+
+/// finetrainers' flags, and what they were called before.
+pub const OTHER_NAMES: &[(&str, &str)] = &[
+    ("data_root", "instance_data_root"),
+    ("batch_size", "train_batch_size"),
+    ("train_epochs", "num_train_epochs"),
+    ("train_steps", "max_train_steps"),
+    ("checkpointing_limit", "checkpoints_total_limit"),
+    ("lr", "learning_rate"),
+    ("beta1", "adam_beta1"),
+    ("beta2", "adam_beta2"),
+    ("beta3", "prodigy_beta3"),
+    ("weight_decay", "adam_weight_decay"),
+    ("epsilon", "adam_epsilon"),
+    ("use_8bit_bnb", "use_8bit_adam"),
+];
