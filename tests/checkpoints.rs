@@ -251,7 +251,7 @@ fn a_checkpoint_under_a_wrong_name_or_of_another_format_is_no_checkpoint() {
     assert!(told.contains("holds step 10"), "{told}");
     fs::rename(&renamed, &path).unwrap();
     let state = fs::read_to_string(path.join("state.json")).unwrap();
-    fs::write(path.join("state.json"), state.replace("\"format\": 1", "\"format\": 7")).unwrap();
+    fs::write(path.join("state.json"), state.replace("\"format\": 2", "\"format\": 7")).unwrap();
     let told = format!("{:#}", Loaded::read(&path).unwrap_err());
     assert!(told.contains("state.json: has format 7"), "{told}");
     let told = Loaded::read(&folder.path().join("nothing")).unwrap_err().to_string();
@@ -402,32 +402,56 @@ fn where_no_folder_can_be_made_the_path_is_told() {
 
 #[test]
 fn data_that_differ_are_told_clip_by_clip() {
-    let then = [listed("x/a.mp4", "A", "1"), listed("x/b.mp4", "B", "2"), listed("x/c.mp4", "C", "3")];
+    let then = [
+        listed("x/a.mp4", "A", "1"),
+        listed("x/b.mp4", "B", "2"),
+        listed("x/c.mp4", "C", "3"),
+    ];
     let told = |now: &[Listed]| data_difference::list(&then, now);
     let [a, b, c] = then.clone();
     assert_eq!(told(&[a.clone(), b.clone()]), ["x/c.mp4: is gone"]);
-    assert_eq!(told(&[a.clone(), b.clone(), c.clone(), listed("x/d.mp4", "D", "4")]), ["x/d.mp4: is new"]);
+    assert_eq!(
+        told(&[a.clone(), b.clone(), c.clone(), listed("x/d.mp4", "D", "4")]),
+        ["x/d.mp4: is new"]
+    );
     let other = listed("x/b.mp4", "BB", "22");
     let both = "x/b.mp4: the clip is another, or cut otherwise; its caption has changed";
     assert_eq!(told(&[a.clone(), other, c.clone()]), [both]);
-    let twice = Listed { repeats: 2, ..b.clone() };
-    assert_eq!(told(&[a.clone(), twice, c.clone()]), ["x/b.mp4: repeats: 1 in the checkpoint, 2 now"]);
+    let twice = Listed {
+        repeats: 2,
+        ..b.clone()
+    };
+    assert_eq!(
+        told(&[a.clone(), twice, c.clone()]),
+        ["x/b.mp4: repeats: 1 in the checkpoint, 2 now"]
+    );
     // A folder that was moved is no change; what was changed in it is found by name.
-    let moved: Vec<Listed> = then.iter().map(|s| listed(&s.video.replace('x', "y"), &s.clip, &s.caption)).collect();
+    let moved: Vec<Listed> = then
+        .iter()
+        .map(|s| listed(&s.video.replace('x', "y"), &s.clip, &s.caption))
+        .collect();
     assert_eq!(told(&moved), ["the same clips and captions in another order"]);
     let mut changed = moved.clone();
     changed[1].caption = "22".into();
     assert_eq!(told(&changed), ["y/b.mp4: its caption has changed"]);
     // The same clip twice is not the same clip once.
     assert_eq!(told(&[a.clone(), a.clone(), b.clone(), c.clone()]), ["x/a.mp4: is new"]);
-    assert_eq!(told(&[c.clone(), b.clone(), a.clone()]), ["the same clips and captions in another order"]);
+    assert_eq!(
+        told(&[c.clone(), b.clone(), a.clone()]),
+        ["the same clips and captions in another order"]
+    );
     // An encoder that changed is one line.
-    let all: Vec<Listed> = then.iter().map(|s| listed(&s.video, &s.clip.repeat(2), &s.caption)).collect();
+    let all: Vec<Listed> = then
+        .iter()
+        .map(|s| listed(&s.video, &s.clip.repeat(2), &s.caption))
+        .collect();
     let [line] = &told(&all)[..] else { panic!("one line") };
     assert!(line.starts_with("all clips: "), "{line}");
     // A checkpoint from before clips were listed.
     assert!(data_difference::list(&[], &then)[0].contains("earlier version"));
-    let many: Vec<Listed> = (0..20).map(|n| listed(&format!("{n}.mp4"), &n.to_string(), "1")).collect();
+    let many: Vec<Listed> = (0..20)
+        .map(|n| listed(&format!("{n}.mp4"), &n.to_string(), "1"))
+        .collect();
     let lines = data_difference::list(&many, &many[..1]);
     assert_eq!((lines.len(), lines[10].as_str()), (11, "and 9 more"));
 }

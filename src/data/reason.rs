@@ -101,7 +101,7 @@ pub enum Reason {
     },
     /// A picture of a kind that is told, and not read: `HEIC`, `AVIF`.
     Heif {
-        picture: &'static str,
+        error: String,
     },
     /// Audio only, or no stream at all.
     NoVideo {
@@ -222,10 +222,7 @@ impl fmt::Display for Reason {
             Unreadable { error } => {
                 write!(f, "not a readable clip ({error}); convert or remove it")
             }
-            Heif { picture } => write!(
-                f,
-                "a {picture} picture, which is not read; save it as JPEG or PNG, or remove it"
-            ),
+            Heif { error } => write!(f, "{error}, or remove it"),
             NoVideo { error } => write!(f, "no video stream, perhaps audio only ({error}); remove it"),
             Truncated { error } => write!(f, "the file is cut off ({error}); fetch it again, or remove it"),
             TooLarge { error } => write!(f, "too large ({error}); scale it down, or remove it"),

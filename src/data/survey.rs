@@ -256,7 +256,7 @@ fn reason(error: &VideoError, path: &Path) -> Reason {
     match error {
         VideoError::Missing { .. } => Reason::MissingFile { link_to: None },
         VideoError::Empty { .. } => Reason::EmptyFile,
-        VideoError::Heif { kind, .. } => Reason::Heif { picture: kind },
+        VideoError::Heif { .. } => Reason::Heif { error: text },
         VideoError::NoVideo { .. } => Reason::NoVideo { error: text },
         VideoError::Truncated { .. } => Reason::Truncated { error: text },
         VideoError::TooLarge { .. } => Reason::TooLarge { error: text },

@@ -358,12 +358,7 @@ impl Loaded {
     ///
     /// # Errors
     /// What differs, a line each.
-    pub fn fits(
-        &self,
-        run: &Value,
-        fingerprints: &BTreeMap<String, String>,
-        samples: &[Listed],
-    ) -> anyhow::Result<()> {
+    pub fn fits(&self, run: &Value, fingerprints: &BTreeMap<String, String>, samples: &[Listed]) -> anyhow::Result<()> {
         let state = &self.snapshot.state;
         let mut different = difference::list(&state.run, &read_back(run)?);
         for line in &mut different {
@@ -399,7 +394,9 @@ fn read_state(bytes: &[u8]) -> anyhow::Result<(State, BTreeMap<String, String>)>
     let json: Value = serde_json::from_slice(bytes).context("is no JSON")?;
     let format = json.get("format").and_then(Value::as_u64);
     ensure!(
-        [WITHOUT_SAMPLES, FORMAT].map(|format| Some(u64::from(format))).contains(&format),
+        [WITHOUT_SAMPLES, FORMAT]
+            .map(|format| Some(u64::from(format)))
+            .contains(&format),
         "has format {}, and this version of vtrain reads format {FORMAT}",
         format.map_or("none".into(), |format| format.to_string())
     );

@@ -14,7 +14,9 @@ const TOLD: usize = 10;
 /// Lines such as `clips/a.mp4: its caption has changed`. Something where the lists differ at all.
 pub fn list(then: &[Listed], now: &[Listed]) -> Vec<String> {
     if then.is_empty() {
-        return vec!["which clips cannot be said: the checkpoint is from an earlier version, and does not list them".into()];
+        return vec![
+            "which clips cannot be said: the checkpoint is from an earlier version, and does not list them".into(),
+        ];
     }
     let (gone, new) = without_same(then, now);
     let pairs = matched(gone, new);
@@ -40,7 +42,8 @@ type Pair<'a> = (Option<&'a Listed>, Option<&'a Listed>);
 fn without_same<'a>(then: &'a [Listed], now: &'a [Listed]) -> (Vec<&'a Listed>, Vec<&'a Listed>) {
     let content = |sample: &'a Listed| (&sample.clip, &sample.caption, sample.repeats);
     let mut counts: HashMap<_, usize> = HashMap::new();
-    then.iter().for_each(|sample| *counts.entry(content(sample)).or_default() += 1);
+    then.iter()
+        .for_each(|sample| *counts.entry(content(sample)).or_default() += 1);
     let take = |counts: &mut HashMap<_, usize>, sample| match counts.get_mut(&content(sample)) {
         Some(count) if *count > 0 => {
             *count -= 1;
@@ -50,7 +53,11 @@ fn without_same<'a>(then: &'a [Listed], now: &'a [Listed]) -> (Vec<&'a Listed>, 
     };
     let new = now.iter().filter(|sample| !take(&mut counts, sample)).collect();
     // What is left in the counts is what nobody took.
-    let gone = then.iter().rev().filter(|sample| take(&mut counts, sample)).collect::<Vec<_>>();
+    let gone = then
+        .iter()
+        .rev()
+        .filter(|sample| take(&mut counts, sample))
+        .collect::<Vec<_>>();
     (gone.into_iter().rev().collect(), new)
 }
 
@@ -102,7 +109,10 @@ fn in_words(pair: &Pair) -> String {
                 changes.push("its caption has changed".to_string());
             }
             if then.repeats != now.repeats {
-                changes.push(format!("repeats: {} in the checkpoint, {} now", then.repeats, now.repeats));
+                changes.push(format!(
+                    "repeats: {} in the checkpoint, {} now",
+                    then.repeats, now.repeats
+                ));
             }
             format!("{}: {}", now.video, changes.join("; "))
         }

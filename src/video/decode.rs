@@ -86,9 +86,7 @@ impl<'a> Decoding<'a> {
             unsafe { stream.as_mut_ptr() }
         });
         // SAFETY: context, stream and frame are live; a stream may be null, and nothing is kept.
-        let ratio = unsafe {
-            ffi::av_guess_sample_aspect_ratio(self.input.as_mut_ptr(), stream, picture.as_mut_ptr())
-        };
+        let ratio = unsafe { ffi::av_guess_sample_aspect_ratio(self.input.as_mut_ptr(), stream, picture.as_mut_ptr()) };
         PixelAspect::new(ratio.num, ratio.den)
     }
 

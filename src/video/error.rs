@@ -39,11 +39,14 @@ impl fmt::Display for VideoError {
             Missing { path } => write!(f, "{}: no such file", path.display()),
             Empty { path } => write!(f, "{}: the file has zero bytes", path.display()),
             Unreadable { path, reason } => write!(f, "{}: cannot be read as video: {reason}", path.display()),
-            Heif { path, kind } => write!(
-                f,
-                "{}: is a {kind} picture, which is not read; save it as JPEG or PNG",
-                path.display()
-            ),
+            Heif { path, kind } => {
+                let article = if *kind == "AVIF" { "an" } else { "a" };
+                write!(
+                    f,
+                    "{}: is {article} {kind} picture, which is not read; save it as JPEG or PNG",
+                    path.display()
+                )
+            }
             NoVideo { path } => write!(f, "{}: has no video stream", path.display()),
             Truncated { path, reason } => {
                 write!(f, "{}: ends before its clip does: {reason}", path.display())

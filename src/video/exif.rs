@@ -92,7 +92,7 @@ fn jpeg(file: &mut (impl Read + Seek), found: &mut Found) -> Result<()> {
             file.read_exact(&mut marker)?; // any number of ff may stand before a kind
         }
         match marker[0] {
-            0xda | 0xd9 => break,               // the data; the end
+            0xda | 0xd9 => break,                  // the data; the end
             0x00 | 0x01 | 0xd0..=0xd8 => continue, // alone, without a length
             _ => {}
         }
@@ -167,8 +167,20 @@ fn tiff(file: &mut (impl Read + Seek), found: &mut Found) -> Result<()> {
         b"MM\0*" => true,
         _ => return Ok(()),
     };
-    let short = |bytes: [u8; 2]| if big { u16::from_be_bytes(bytes) } else { u16::from_le_bytes(bytes) };
-    let long = |bytes: [u8; 4]| if big { u32::from_be_bytes(bytes) } else { u32::from_le_bytes(bytes) };
+    let short = |bytes: [u8; 2]| {
+        if big {
+            u16::from_be_bytes(bytes)
+        } else {
+            u16::from_le_bytes(bytes)
+        }
+    };
+    let long = |bytes: [u8; 4]| {
+        if big {
+            u32::from_be_bytes(bytes)
+        } else {
+            u32::from_le_bytes(bytes)
+        }
+    };
     file.seek(SeekFrom::Start(long([a, b, c, d]).into()))?;
     let mut count = [0; 2];
     file.read_exact(&mut count)?;
@@ -178,8 +190,8 @@ fn tiff(file: &mut (impl Read + Seek), found: &mut Found) -> Result<()> {
         file.read_exact(&mut entry)?;
         let [tag0, tag1, kind0, kind1, n0, n1, n2, n3, value @ ..] = entry;
         let number = match short([kind0, kind1]) {
-            1 => u32::from(value[0]),                        // bytes
-            3 => u32::from(short([value[0], value[1]])),     // shorts
+            1 => u32::from(value[0]),                    // bytes
+            3 => u32::from(short([value[0], value[1]])), // shorts
             _ => long(value),
         };
         match short([tag0, tag1]) {

@@ -135,7 +135,10 @@ fn complete(input: &mut Input, index: usize, packets: usize, end: f64, path: &Pa
     if (packets as i64) < promised {
         let held = packets.max(with_empty(input, index, packets, path));
         if (held as i64) < promised {
-            return Err(truncated(path, format!("it promises {promised} frames and holds {held}")));
+            return Err(truncated(
+                path,
+                format!("it promises {promised} frames and holds {held}"),
+            ));
         }
         log::debug!(
             "{}: {} of its frames are empty, and show the one before again",
@@ -170,7 +173,10 @@ fn with_empty(input: &mut Input, index: usize, packets: usize, path: &Path) -> u
         let stream = stream.as_mut_ptr();
         let entries = 0..ffi::avformat_index_get_entries_count(stream);
         let entry = |i| ffi::avformat_index_get_entry(stream, i);
-        entries.map(entry).filter(|entry| !entry.is_null() && (**entry).size() == 0).count()
+        entries
+            .map(entry)
+            .filter(|entry| !entry.is_null() && (**entry).size() == 0)
+            .count()
     };
     packets + empty
 }

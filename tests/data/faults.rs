@@ -517,8 +517,12 @@ fn heic_pictures_are_refused_as_what_they_are_and_not_passed_over() {
     for name in ["IMG_1.HEIC", "IMG_1.jpg"] {
         let set = Set::new().file(name, heic).file("IMG_1.txt", "One.");
         let report = survey(&[set.config()], false);
-        let told: Vec<_> = report.refused.iter().map(|refusal| set.without_folder(refusal)).collect();
-        let said = "a HEIC picture, which is not read; save it as JPEG or PNG, or remove it";
+        let told: Vec<_> = report
+            .refused
+            .iter()
+            .map(|refusal| set.without_folder(refusal))
+            .collect();
+        let said = "is a HEIC picture, which is not read; save it as JPEG or PNG, or remove it";
         assert!(told.contains(&format!("{name}: {said}")), "{told:?}");
     }
 }

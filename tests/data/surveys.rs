@@ -326,7 +326,15 @@ fn shaped(width: usize, height: usize, aspect: &str) -> Vec<u8> {
 
 #[test]
 fn clips_are_placed_by_the_size_they_are_shown_at_and_a_note_gathers_them() {
-    let clips = [("a", "4:3"), ("b", "4:3"), ("c", "1:1"), ("d", "2:1"), ("e", "4:3"), ("f", "4:3"), ("g", "4:3")];
+    let clips = [
+        ("a", "4:3"),
+        ("b", "4:3"),
+        ("c", "1:1"),
+        ("d", "2:1"),
+        ("e", "4:3"),
+        ("f", "4:3"),
+        ("g", "4:3"),
+    ];
     let set = clips.iter().fold(Set::new(), |set, (name, aspect)| {
         set.file(&format!("{name}.y4m"), shaped(72, 64, aspect))
             .file(&format!("{name}.txt"), "One.")
@@ -338,7 +346,11 @@ fn clips_are_placed_by_the_size_they_are_shown_at_and_a_note_gathers_them() {
         }],
         true,
     );
-    let placed: Vec<_> = report.samples.iter().map(|s| (s.bucket.width, s.fit.as_str())).collect();
+    let placed: Vec<_> = report
+        .samples
+        .iter()
+        .map(|s| (s.bucket.width, s.fit.as_str()))
+        .collect();
     assert_eq!(placed[0], (96, "resized to 96x64"));
     assert_eq!(placed[2], (72, "kept at 72x64"));
     assert_eq!(placed[3], (160, "resized to 160x71, cut to 160x64 at the center"));

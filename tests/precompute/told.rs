@@ -23,13 +23,22 @@ fn captions_that_are_cut_are_told_once_with_how_many_and_which() {
     let output = run.vtrain(&["--set", &format!("validation.prompts=[{{prompt: '{}'}}]", words(400))]);
     let told = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(0), "{told}");
-    let at = told.find("3 of 7 captions are longer than the 226 tokens").unwrap_or_else(|| panic!("{told}"));
+    let at = told
+        .find("3 of 7 captions are longer than the 226 tokens")
+        .unwrap_or_else(|| panic!("{told}"));
     let lines: Vec<&str> = told[at..].lines().map(str::trim).collect();
-    assert!(lines[1].contains("ball_rolls.mp4 of \"A ball a a") && lines[1].ends_with(" lost"), "{}", lines[1]);
+    assert!(
+        lines[1].contains("ball_rolls.mp4 of \"A ball a a") && lines[1].ends_with(" lost"),
+        "{}",
+        lines[1]
+    );
     assert!(lines[2].contains("snow_falls.mp4 of \"Snow a"), "{}", lines[2]);
     assert!(lines[3].starts_with("a prompt of \"a a"), "{}", lines[3]);
     let lost = |line: &str| line.rsplit(' ').nth(1).unwrap().parse::<usize>().unwrap();
-    assert!(lost(lines[1]) > lost(lines[2]) && lost(lines[2]) > lost(lines[3]), "{lines:?}");
+    assert!(
+        lost(lines[1]) > lost(lines[2]) && lost(lines[2]) > lost(lines[3]),
+        "{lines:?}"
+    );
     assert_eq!(told.matches("lost").count(), 3, "nothing is said twice: {told}");
     // What is kept is not encoded again, and nothing is said again.
     let output = run.vtrain(&[]);
@@ -60,7 +69,10 @@ fn image_to_video_on_pictures_alone_is_refused_before_anything_is_encoded() {
     let failure = failed.unwrap_err();
     assert_eq!((failure.exit, counts.encoded()), (Exit::Usage, (0, 0)));
     let told = failure.to_string();
-    assert!(told.contains("all 1 clips are single pictures") && told.contains("nothing left to learn"), "{told}");
+    assert!(
+        told.contains("all 1 clips are single pictures") && told.contains("nothing left to learn"),
+        "{told}"
+    );
     // The same pictures teach a model that starts from text.
     let run = pictures("cogvideox-5b");
     assert_eq!(run.misses(&[PICTURES]), (2, 1));
@@ -75,8 +87,14 @@ fn pictures_among_films_are_told_to_teach_such_a_model_nothing() {
     let output = run.vtrain(&["--set", both]);
     let told = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(0), "{told}");
-    assert!(told.contains("1 of 2 clips are single pictures, of which this checkpoint learns nothing"), "{told}");
-    let films = run.vtrain(&["--set", "datasets=[{path: data, layout: pairs, buckets: [[9, 32, 48]]}]"]);
+    assert!(
+        told.contains("1 of 2 clips are single pictures, of which this checkpoint learns nothing"),
+        "{told}"
+    );
+    let films = run.vtrain(&[
+        "--set",
+        "datasets=[{path: data, layout: pairs, buckets: [[9, 32, 48]]}]",
+    ]);
     assert!(!String::from_utf8(films.stderr).unwrap().contains("single pictures"));
 }
 

@@ -184,14 +184,24 @@ fn a_changed_clip_or_model_is_refused_too() {
     assert!(told.contains("data: has changed"), "{told}");
     let videos = fs::read_to_string(run.folder.path().join("data/videos.txt")).unwrap();
     let names: Vec<&str> = videos.lines().collect();
-    assert!(told.contains(&format!("{}: its caption has changed", names[0])), "{told}");
+    assert!(
+        told.contains(&format!("{}: its caption has changed", names[0])),
+        "{told}"
+    );
     assert!(!told.contains(names[1]), "{told}");
 }
 
 #[test]
 fn a_changed_data_set_is_refused_with_the_clips_that_have_changed() {
     let run = twenty("");
-    let flat = ["--set", "train.steps=2", "--set", "lr_scheduler.name=constant", "--set", "checkpoint.every=2"];
+    let flat = [
+        "--set",
+        "train.steps=2",
+        "--set",
+        "lr_scheduler.name=constant",
+        "--set",
+        "checkpoint.every=2",
+    ];
     run.train(&flat);
     let data = run.folder.path().join("data");
     let read = |name: &str| fs::read_to_string(data.join(name)).unwrap();
@@ -208,7 +218,10 @@ fn a_changed_data_set_is_refused_with_the_clips_that_have_changed() {
     let told = stderr(&output);
     assert_eq!(output.status.code(), Some(2), "{told}");
     assert!(told.contains(&format!("{}: is gone", names[0])), "{told}");
-    assert!(told.contains(&format!("{}: the clip is another, or cut otherwise", names[1])), "{told}");
+    assert!(
+        told.contains(&format!("{}: the clip is another, or cut otherwise", names[1])),
+        "{told}"
+    );
     assert!(!told.contains(names[2]), "{told}");
 }
 

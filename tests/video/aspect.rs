@@ -35,10 +35,16 @@ fn facts(path: &Path) -> ((usize, usize), Vec<String>) {
 fn pixels_that_are_not_square_are_scaled_and_told() {
     let folder = TempDir::new().unwrap();
     let of = |width, height, aspect| facts(&y4m(folder.path(), width, height, aspect));
-    assert_eq!(of(72, 64, "4:3"), ((96, 64), vec!["pixels 4:3, 72x64 shown as 96x64".into()]));
+    assert_eq!(
+        of(72, 64, "4:3"),
+        ((96, 64), vec!["pixels 4:3, 72x64 shown as 96x64".into()])
+    );
     // NTSC: 720 x 480 at 8:9 is 640 x 480; odd sizes are rounded to the nearest.
     assert_eq!(of(72, 48, "8:9").0, (64, 48));
-    assert_eq!(of(71, 35, "8:9"), ((63, 35), vec!["pixels 8:9, 71x35 shown as 63x35".into()]));
+    assert_eq!(
+        of(71, 35, "8:9"),
+        ((63, 35), vec!["pixels 8:9, 71x35 shown as 63x35".into()])
+    );
     assert_eq!(of(33, 35, "64:45").0, (47, 35));
     assert_eq!(of(1, 64, "1:16").0, (1, 64), "a column is left");
     // Nothing is said, it is square, or it is off by what sizes are rounded by.
@@ -55,7 +61,10 @@ fn an_absurd_shape_of_pixels_is_refused_by_name() {
         let error = Clip::open(&y4m(folder.path(), 72, 64, aspect)).unwrap_err();
         assert!(matches!(error, VideoError::TooLarge { .. }), "{error}");
         let told = error.to_string();
-        assert!(told.contains("a.y4m") && told.contains(&format!("of the shape {aspect}")), "{told}");
+        assert!(
+            told.contains("a.y4m") && told.contains(&format!("of the shape {aspect}")),
+            "{told}"
+        );
     }
 }
 
@@ -65,7 +74,11 @@ fn a_picture_is_resized_once_from_what_is_stored_to_what_is_asked_for() {
     let folder = TempDir::new().unwrap();
     let clip = Clip::open(&y4m(folder.path(), 72, 64, "4:3")).unwrap();
     let fit = Fit::cover((clip.height(), clip.width()), (64, 96), Crop::Center);
-    assert_eq!((fit.resize_height, fit.resize_width, fit.top, fit.left), (64, 96, 0, 0), "nothing is cut");
+    assert_eq!(
+        (fit.resize_height, fit.resize_width, fit.top, fit.left),
+        (64, 96, 0, 0),
+        "nothing is cut"
+    );
     let fitted = clip.decode_fitted(&[1], &fit).unwrap();
     assert_eq!(fitted, clip.decode(&[1]).unwrap());
     let slope: Vec<u8> = (0..96).map(|x| (x * 255 / 96) as u8).collect();
@@ -132,6 +145,9 @@ fn hdr_is_told() {
         assert!(remark.heading().contains("convert"), "{}", remark.heading());
     }
     for name in ["bt709.mp4", "ten_bit.mkv"] {
-        assert!(Clip::open(&fixtures().join(name)).unwrap().remarks().is_empty(), "{name}");
+        assert!(
+            Clip::open(&fixtures().join(name)).unwrap().remarks().is_empty(),
+            "{name}"
+        );
     }
 }

@@ -48,7 +48,11 @@ impl Avi {
     fn bytes(&self) -> Vec<u8> {
         let (side, size, promised) = (SIDE as u32, (SIDE * SIDE * 3) as u32, self.promised as u32);
         let avih = longs(&[62_500, 0, 0, 0x10, promised, 0, 1, size, side, side, 0, 0, 0, 0]);
-        let mut strh = [&b"vidsDIB "[..], &longs(&[0, 0, 0, 1, 16, 0, promised, size, u32::MAX, 0])].concat();
+        let mut strh = [
+            &b"vidsDIB "[..],
+            &longs(&[0, 0, 0, 1, 16, 0, promised, size, u32::MAX, 0]),
+        ]
+        .concat();
         strh.extend([0, 0, 0, 0, SIDE as u8, 0, SIDE as u8, 0]);
         let strf = longs(&[40, side, side, 1 | 24 << 16, 0, size, 0, 0, 0, 0]);
         let stream = list(b"strl", &[chunk(b"strh", &strh), chunk(b"strf", &strf)].concat());
@@ -62,9 +66,18 @@ impl Avi {
             let head = if self.in_lists { 12 } else { 0 };
             index.extend(b"00db");
             index.extend(longs(&[0x10, (4 + movi.len() + head) as u32, data.len() as u32]));
-            movi.extend(if self.in_lists { list(b"rec ", &picture) } else { picture });
+            movi.extend(if self.in_lists {
+                list(b"rec ", &picture)
+            } else {
+                picture
+            });
         }
-        let mut body = [b"AVI ".to_vec(), list(b"hdrl", &[chunk(b"avih", &avih), stream].concat()), list(b"movi", &movi)].concat();
+        let mut body = [
+            b"AVI ".to_vec(),
+            list(b"hdrl", &[chunk(b"avih", &avih), stream].concat()),
+            list(b"movi", &movi),
+        ]
+        .concat();
         if self.indexed {
             body.extend(chunk(b"idx1", &index));
         }
@@ -115,14 +128,19 @@ fn an_avi_that_is_cut_off_is_still_told_with_and_without_empty_chunks() {
             for part in [3, 6, 8] {
                 let cut = &whole[..whole.len() * part / 10];
                 let error = Clip::open(&file(&folder, "a.avi", cut)).unwrap_err();
-                assert!(matches!(error, VideoError::Truncated { .. }), "{empty:?}, {part}/10: {error}");
+                assert!(
+                    matches!(error, VideoError::Truncated { .. }),
+                    "{empty:?}, {part}/10: {error}"
+                );
             }
         }
     }
     // Chunks that are not there at all.
     let mut short = Avi::of(18, &[5]);
     short.promised = 20;
-    let told = Clip::open(&file(&folder, "a.avi", &short.bytes())).unwrap_err().to_string();
+    let told = Clip::open(&file(&folder, "a.avi", &short.bytes()))
+        .unwrap_err()
+        .to_string();
     assert!(told.contains("promises 20 frames and holds 18"), "{told}");
 }
 

@@ -55,7 +55,17 @@ fn exif(orientation: u16, big: bool) -> Vec<u8> {
     let long = |n: u32| if big { n.to_be_bytes() } else { n.to_le_bytes() };
     let order = if big { b"MM" } else { b"II" };
     let mut bytes = [&order[..], &short(42), &long(8), &short(1)].concat();
-    bytes.extend([&short(0x0112)[..], &short(3), &long(1), &short(orientation), &[0, 0], &long(0)].concat());
+    bytes.extend(
+        [
+            &short(0x0112)[..],
+            &short(3),
+            &long(1),
+            &short(orientation),
+            &[0, 0],
+            &long(0),
+        ]
+        .concat(),
+    );
     bytes
 }
 
@@ -93,7 +103,9 @@ fn png_with(kind: &[u8; 4], data: &[u8], behind: bool) -> Vec<u8> {
 
 /// An uncompressed TIFF whose first directory stands behind the picture.
 fn tiff_with(orientation: u16) -> Vec<u8> {
-    let Frames { data, height, width, .. } = squares();
+    let Frames {
+        data, height, width, ..
+    } = squares();
     let mut bytes = [&b"II*\0"[..], &(8 + data.len() as u32).to_le_bytes(), &data].concat();
     let bits = bytes.len() as u32 + 2 + 10 * 12 + 4;
     let entries: [(u16, u16, u32, u32); 10] = [
@@ -110,7 +122,15 @@ fn tiff_with(orientation: u16) -> Vec<u8> {
     ];
     bytes.extend((entries.len() as u16).to_le_bytes());
     for (tag, kind, count, value) in entries {
-        bytes.extend([&tag.to_le_bytes()[..], &kind.to_le_bytes(), &count.to_le_bytes(), &value.to_le_bytes()].concat());
+        bytes.extend(
+            [
+                &tag.to_le_bytes()[..],
+                &kind.to_le_bytes(),
+                &count.to_le_bytes(),
+                &value.to_le_bytes(),
+            ]
+            .concat(),
+        );
     }
     bytes.extend([0; 4]);
     [8u16; 3].iter().for_each(|bits| bytes.extend(bits.to_le_bytes()));
@@ -134,8 +154,18 @@ fn all_eight_orientations_of_every_kind_of_still_are_shown_upright() {
             ("before.png", png_with(b"eXIf", &exif(n, true), false)),
             ("behind.png", png_with(b"eXIf", &exif(n, false), true)),
             ("a.tif", tiff_with(n)),
-            ("xmp.jpg", jpeg_with(format!("http://ns.adobe.com/xap/1.0/\0{}", xmp(n)).as_bytes())),
-            ("xmp.png", png_with(b"iTXt", format!("XML:com.adobe.xmp\0\0\0\0\0{}", xmp(n)).as_bytes(), false)),
+            (
+                "xmp.jpg",
+                jpeg_with(format!("http://ns.adobe.com/xap/1.0/\0{}", xmp(n)).as_bytes()),
+            ),
+            (
+                "xmp.png",
+                png_with(
+                    b"iTXt",
+                    format!("XML:com.adobe.xmp\0\0\0\0\0{}", xmp(n)).as_bytes(),
+                    false,
+                ),
+            ),
         ];
         for (name, bytes) in stills {
             let path = file(&folder, &format!("{n}-{name}"), &bytes);
@@ -148,7 +178,10 @@ fn all_eight_orientations_of_every_kind_of_still_are_shown_upright() {
 #[test]
 fn webp_is_turned_too() {
     let plain = std::fs::read(fixtures().join("still.webp")).unwrap();
-    let upright = Clip::open(&fixtures().join("still.webp")).unwrap().decode(&[0]).unwrap();
+    let upright = Clip::open(&fixtures().join("still.webp"))
+        .unwrap()
+        .decode(&[0])
+        .unwrap();
     let block = exif(6, true);
     let mut body = b"WEBPVP8X\x0a\0\0\0\x08\0\0\0".to_vec();
     body.extend(&(upright.width as u32 - 1).to_le_bytes()[..3]);
@@ -157,7 +190,10 @@ fn webp_is_turned_too() {
     body.extend([b"EXIF", &(block.len() as u32).to_le_bytes()[..], &block].concat());
     let bytes = [b"RIFF", &(body.len() as u32).to_le_bytes()[..], &body].concat();
     let folder = TempDir::new().unwrap();
-    let turned = Clip::open(&file(&folder, "a.webp", &bytes)).unwrap().decode(&[0]).unwrap();
+    let turned = Clip::open(&file(&folder, "a.webp", &bytes))
+        .unwrap()
+        .decode(&[0])
+        .unwrap();
     assert_eq!(turned.data, clockwise(&upright).data);
 }
 
@@ -196,12 +232,23 @@ fn pillow_turns_them_alike() {
         let stills = [
             ("a.png", png_with(b"eXIf", &exif(n, true), false)),
             ("behind.png", png_with(b"eXIf", &exif(n, false), true)),
-            ("xmp.png", png_with(b"iTXt", format!("XML:com.adobe.xmp\0\0\0\0\0{}", xmp(n)).as_bytes(), false)),
+            (
+                "xmp.png",
+                png_with(
+                    b"iTXt",
+                    format!("XML:com.adobe.xmp\0\0\0\0\0{}", xmp(n)).as_bytes(),
+                    false,
+                ),
+            ),
             ("a.tif", tiff_with(n)),
         ];
         for (name, bytes) in stills {
             let (path, raw) = (file(&folder, name, &bytes), folder.path().join("raw"));
-            let asked = std::process::Command::new(&python).args(["-c", ask]).args([&path, &raw]).output().unwrap();
+            let asked = std::process::Command::new(&python)
+                .args(["-c", ask])
+                .args([&path, &raw])
+                .output()
+                .unwrap();
             assert!(asked.status.success(), "{}", String::from_utf8_lossy(&asked.stderr));
             let ours = Clip::open(&path).unwrap().decode(&[0]).unwrap();
             assert_eq!(ours.data, std::fs::read(&raw).unwrap(), "{n} of {name}");
@@ -215,7 +262,9 @@ fn clockwise(picture: &Frames) -> Frames {
     let at = |y: usize, x: usize| ((height - 1 - x) * width + y) * 3;
     let pixels = (0..width).flat_map(|y| (0..height).map(move |x| (y, x)));
     Frames {
-        data: pixels.flat_map(|(y, x)| picture.data[at(y, x)..at(y, x) + 3].to_vec()).collect(),
+        data: pixels
+            .flat_map(|(y, x)| picture.data[at(y, x)..at(y, x) + 3].to_vec())
+            .collect(),
         num_frames: 1,
         height: width,
         width: height,
@@ -234,7 +283,16 @@ fn mirrored(picture: &Frames) -> Frames {
 
 /// The eight, as EXIF counts them: mirrored or not, then turned clockwise so many times.
 fn turned(picture: &Frames, exif: usize) -> Frames {
-    let (mirror, turns) = [(false, 0), (true, 0), (false, 2), (true, 2), (true, 3), (false, 1), (true, 1), (false, 3)][exif - 1];
+    let (mirror, turns) = [
+        (false, 0),
+        (true, 0),
+        (false, 2),
+        (true, 2),
+        (true, 3),
+        (false, 1),
+        (true, 1),
+        (false, 3),
+    ][exif - 1];
     let start = if mirror { mirrored(picture) } else { picture.clone() };
     (0..turns).fold(start, |picture, _| clockwise(&picture))
 }
@@ -270,7 +328,11 @@ fn films_are_turned_and_mirrored_by_their_tracks_matrix() {
     // An angle in between is not made up.
     let mut slanted = bytes.clone();
     let (cos, sin) = (56756, 32768); // of 30 degrees
-    slanted[at..at + 36].copy_from_slice(&[cos, sin, 0, -sin, cos, 0, 0, 0, 1 << 30].map(i32::to_be_bytes).concat());
+    slanted[at..at + 36].copy_from_slice(
+        &[cos, sin, 0, -sin, cos, 0, 0, 0, 1 << 30]
+            .map(i32::to_be_bytes)
+            .concat(),
+    );
     let clip = Clip::open(&file(&folder, "slanted.mp4", &slanted)).unwrap();
     assert_eq!(clip.decode(&[3]).unwrap(), upright);
     assert_eq!(clip.remarks()[0].to_string(), "30 degrees");
@@ -310,7 +372,10 @@ fn heif_pictures_are_called_what_they_are_whatever_their_name() {
         let error = Clip::open(&file(&folder, name, &bytes)).unwrap_err();
         assert!(matches!(error, VideoError::Heif { .. }), "{name}: {error}");
         let told = error.to_string();
-        assert!(told.contains(name) && told.contains(&format!("a {kind} picture")) && told.contains("JPEG or PNG"), "{told}");
+        assert!(
+            told.contains(name) && told.contains(&format!(" {kind} picture")) && told.contains("JPEG or PNG"),
+            "{told}"
+        );
     }
     // A film is none of them.
     assert!(matches!(

@@ -230,7 +230,8 @@ impl Listing {
 
 /// A path by which those that look the same are equal.
 fn composed(path: &Path) -> PathBuf {
-    path.to_str().map_or_else(|| path.into(), |text| disk::composed(text).as_ref().into())
+    path.to_str()
+        .map_or_else(|| path.into(), |text| disk::composed(text).as_ref().into())
 }
 
 /// The path of a named clip, and its name relative to the data set's folder. Where it is at none of

@@ -52,14 +52,20 @@ pub(super) fn read(config: &Config, folder: &Folder, wanted: Media, listing: &mu
 /// be in Unicode's decomposed form.
 fn join_lookalikes(families: &mut BTreeMap<PathBuf, Family>) {
     let incomplete = |family: &Family| family.captions.is_empty() || family.clips.is_empty();
-    let lonely = families.iter().filter(|(name, family)| incomplete(family) && !name.as_os_str().is_ascii());
+    let lonely = families
+        .iter()
+        .filter(|(name, family)| incomplete(family) && !name.as_os_str().is_ascii());
     let lonely: Vec<PathBuf> = lonely.map(|(name, _)| name.clone()).collect();
     let mut first_of: HashMap<PathBuf, PathBuf> = HashMap::new(); // by composed name
     for name in lonely {
         match first_of.get(&composed(&name)) {
             None => _ = first_of.insert(composed(&name), name),
             Some(first) => {
-                let Family { clips, captions, others } = families.remove(&name).unwrap_or_default();
+                let Family {
+                    clips,
+                    captions,
+                    others,
+                } = families.remove(&name).unwrap_or_default();
                 let family = families.entry(first.clone()).or_default();
                 family.clips.extend(clips);
                 family.captions.extend(captions);
