@@ -1,4 +1,4 @@
-//! What is unusual about the pictures of a data set's clips, a line for each kind of it.
+//! Unusual pictures among a data set's clips, a line for each kind.
 
 use super::reason::count;
 use crate::video::Remark;
@@ -6,7 +6,7 @@ use crate::video::Remark;
 /// Clips that a line names; the others are counted.
 const NAMED: usize = 5;
 
-/// Such as `pixels that are not square, ... (2 clips): a.mpg (pixels 4:3, ...), b.mpg (...)`, from clips by name.
+/// Lines such as `pixels that are not square, ... (2 clips): a.mpg (pixels 4:3, ...), b.mpg (...)`, from clips by name.
 pub fn gathered(clips: &[(String, Vec<Remark>)]) -> Vec<String> {
     let mut kinds: Vec<(&str, Vec<String>)> = Vec::new();
     for (name, remarks) in clips {

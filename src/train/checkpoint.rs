@@ -66,7 +66,7 @@ const STATE: &str = "state.json";
 const ROOM_FOR_FOLDER: u64 = 16 << 10;
 /// Of `state.json`. A version that changes what is written counts this up.
 const FORMAT: u32 = 2;
-/// Of checkpoints that do not list their samples.
+/// The format of checkpoints that do not list their samples.
 const WITHOUT_SAMPLES: u32 = 1;
 
 /// The name of the data's fingerprint.
@@ -91,7 +91,7 @@ pub struct State {
     pub run: Value,
     /// What was trained on what: a fingerprint each of the transformer, the data.
     pub fingerprints: BTreeMap<String, String>,
-    /// What the data's fingerprint was taken of; nothing in checkpoints of format 1.
+    /// The samples that the data's fingerprint was taken of; nothing in checkpoints of format 1.
     #[serde(default)]
     pub samples: Vec<Listed>,
 }

@@ -1,4 +1,4 @@
-//! What differs between the data of a checkpoint and those of now, clip by clip.
+//! Differences between the data of a checkpoint and those of now, clip by clip.
 //!
 //! Samples whose records are the same are the same, wherever their files lie; what is left on both sides is matched by path,
 //! then by file name.
@@ -61,7 +61,7 @@ fn without_same<'a>(then: &'a [Listed], now: &'a [Listed]) -> (Vec<&'a Listed>, 
     (gone.into_iter().rev().collect(), new)
 }
 
-/// By path, then by name.
+/// Pairs by path, then by name.
 fn matched<'a>(gone: Vec<&'a Listed>, new: Vec<&'a Listed>) -> Vec<Pair<'a>> {
     let mut pairs = Vec::new();
     let mut left: Vec<Option<&Listed>> = gone.into_iter().map(Some).collect();

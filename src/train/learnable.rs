@@ -1,4 +1,4 @@
-//! Whether clips leave something to learn: a model that always starts from an image is given the first latent frame, so of a
+//! Clips that leave nothing to learn: a model that always starts from an image is given the first latent frame, so of a
 //! clip with no other it is shown all that it should answer.
 
 use anyhow::ensure;
@@ -8,7 +8,7 @@ use crate::data::Bucket;
 use crate::models::Family;
 use crate::models::family::TakesImage;
 
-/// What is to be said of clips, one bucket each, that are of no use to such a model among others that are.
+/// Checks clips, one bucket each; returns a warning where some are of no use to such a model.
 ///
 /// # Errors
 /// None of the clips is of use; a setting that pictures alone give no meaning to.

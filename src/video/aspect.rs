@@ -23,7 +23,7 @@ impl PixelAspect {
         denominator: 1,
     };
 
-    /// As libav gives it; square where nothing is said, or next to nothing.
+    /// Reads libav's ratio: square where nothing is said, or next to nothing.
     pub fn new(numerator: i32, denominator: i32) -> Self {
         let positive = |number: i32| u32::try_from(number).ok().filter(|number| *number > 0);
         let (Some(numerator), Some(denominator)) = (positive(numerator), positive(denominator)) else {

@@ -1,4 +1,4 @@
-//! How many pictures of a stream an AVI file holds, those included whose chunks are empty: the picture before is shown
+//! The number of pictures of a stream that an AVI file holds, those included whose chunks are empty: the picture before is shown
 //! again for as long (`drop frames` of VirtualDub, OBS and FFmpeg's own muxer). libav passes over these, so that a count of
 //! packets falls short of what the header promises although nothing is missing.
 

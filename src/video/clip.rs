@@ -94,12 +94,12 @@ impl Clip {
         &self.path
     }
 
-    /// As displayed: after rotation, with square pixels.
+    /// Displayed size: after rotation, with square pixels.
     pub fn width(&self) -> usize {
         self.picture.shown.1
     }
 
-    /// As displayed: after rotation, with square pixels.
+    /// Displayed size: after rotation, with square pixels.
     pub fn height(&self) -> usize {
         self.picture.shown.0
     }
@@ -114,7 +114,7 @@ impl Clip {
         self.picture.own_orientation()
     }
 
-    /// What is unusual about its picture, and what is made of it.
+    /// Unusual things about its picture, and what is made of them.
     pub fn remarks(&self) -> &[Remark] {
         &self.picture.remarks
     }

@@ -21,7 +21,7 @@ const WORTH_A_SEEK: usize = 8;
 /// Bytes of a frame, from which on a single thread decodes.
 const LARGE_FRAME: i64 = 64 << 20;
 
-/// What the first frame of a clip says of its pictures.
+/// Facts that the first frame of a clip gives of all its pictures.
 pub struct First {
     /// (height, width) as stored.
     pub size: (usize, usize),
@@ -63,7 +63,7 @@ impl<'a> Decoding<'a> {
         })
     }
 
-    /// What the first frame says of them all.
+    /// Decodes the first frame for what it says of them all.
     pub fn first(mut self) -> Result<First, VideoError> {
         let mut picture = Video::empty();
         if !self.next(&mut picture) {
@@ -78,7 +78,7 @@ impl<'a> Decoding<'a> {
         })
     }
 
-    /// What the container says of the pixels' shape, or else the frame.
+    /// The pixels' shape by the container, or else by the frame.
     fn aspect(&mut self, picture: &mut Video) -> PixelAspect {
         let stream = self.input.stream_mut(self.clip.scan.stream);
         let stream = stream.map_or(std::ptr::null_mut(), |mut stream| {

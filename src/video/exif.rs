@@ -1,4 +1,4 @@
-//! Which way up a still is: EXIF's orientation (tag 0x0112 of the first directory) in JPEG, PNG, WebP and TIFF.
+//! Orientation of stills: EXIF's orientation (tag 0x0112 of the first directory) in JPEG, PNG, WebP and TIFF.
 //!
 //! The file itself is read, not what a decoder passes on: which decoders do differs between FFmpeg's versions (5.1 knows
 //! JPEG's and WebP's, 8 all). Where EXIF says nothing, XMP's `tiff:Orientation` does, as in Pillow's `exif_transpose`, by
@@ -20,7 +20,7 @@ const ORIENTATION: u16 = 0x0112;
 /// XMP within TIFF.
 const XMP: u16 = 0x02bc;
 
-/// What a still says of its orientation.
+/// The orientation that a still gives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Still {
     /// Nothing: it is shown as it is stored.
@@ -29,7 +29,7 @@ pub enum Still {
     Oriented(u32),
 }
 
-/// What a still of these formats says; nothing for other files, and for those that cannot be read.
+/// Reads the orientation of a still of these formats; `None` for other files, and for those that cannot be read.
 pub fn of(path: &Path) -> Option<Still> {
     let mut file = BufReader::new(File::open(path).ok()?);
     let mut start = [0; 12];
@@ -46,7 +46,7 @@ pub fn of(path: &Path) -> Option<Still> {
     Some(found.still())
 }
 
-/// What was found so far.
+/// Orientations found so far.
 #[derive(Debug, Default)]
 struct Found {
     exif: Option<u32>,
@@ -207,7 +207,7 @@ fn tiff(file: &mut (impl Read + Seek), found: &mut Found) -> Result<()> {
     Ok(())
 }
 
-/// So many bytes, or as many as there are.
+/// Reads so many bytes, or as many as there are.
 fn block(file: &mut impl Read, length: u64) -> Result<Vec<u8>> {
     let mut block = Vec::new();
     file.take(length).read_to_end(&mut block)?;

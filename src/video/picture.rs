@@ -1,4 +1,4 @@
-//! How the pictures of a clip are shown: which way up, how wide, and what is unusual about them.
+//! Display of a clip's pictures: which way up, how wide, and what is unusual about them.
 
 use std::path::Path;
 
@@ -14,11 +14,11 @@ use super::libav::{MAX_PIXELS, MAX_SIDE};
 use super::remark::Remark;
 use super::turn::Turn;
 
-/// How a clip's stored pictures are shown.
+/// The way in which a clip's stored pictures are shown.
 #[derive(Debug, Clone)]
 pub struct Picture {
     pub turn: Turn,
-    /// Whether the picture itself says so (EXIF, H.264's display orientation), and not the container around it.
+    /// Set if the picture itself says so (EXIF, H.264's display orientation), and not the container around it.
     turned_by_itself: bool,
     /// (height, width), turned and with the pixels' shape as it is.
     pub stored: (usize, usize),
@@ -27,7 +27,7 @@ pub struct Picture {
     pub remarks: Vec<Remark>,
 }
 
-/// What a container says of its stream's pictures.
+/// Facts that a container gives of its stream's pictures.
 pub struct Container {
     matrix: Option<Vec<u8>>,
     dolby_vision: Option<u8>,
@@ -54,7 +54,7 @@ impl Picture {
         remarks: Vec::new(),
     };
 
-    /// Of a still, EXIF decides how it is turned; of a film the frame, or else the container.
+    /// Decides how pictures are shown. A still is turned by EXIF; a film by its frame, or else by its container.
     pub fn of(path: &Path, is_image: bool, container: Container, first: &First) -> Result<Self, VideoError> {
         let mut remarks = Vec::new();
         let mut of_matrix = |matrix: Option<&Vec<u8>>| {

@@ -1,4 +1,4 @@
-//! What is unusual about a clip's picture, and what is made of it: for people to know before they train on it.
+//! Unusual things about a clip's picture, and what is made of them: for people to know before they train on it.
 
 use std::fmt;
 

@@ -1,4 +1,4 @@
-//! How a stored picture is turned to stand upright: rows and columns change places or not, then either axis is mirrored.
+//! Turns of stored pictures to stand upright: rows and columns change places or not, then either axis is mirrored.
 //!
 //! Two notations lead here. A display matrix (ISO/IEC 14496-12, 8.3.2) maps a stored point to a shown one; EXIF's orientation
 //! (CIPA DC-008, tag 0x0112) counts the same eight cases from 1 to 8.
@@ -21,7 +21,7 @@ impl Turn {
         mirror_y: false,
     };
 
-    /// From EXIF's orientation, 1 to 8; none for other numbers.
+    /// Reads EXIF's orientation, 1 to 8; none for other numbers.
     pub fn of_exif(orientation: u32) -> Option<Self> {
         let (transpose, mirror_x, mirror_y) = match orientation {
             1 => (false, false, false),
@@ -41,7 +41,7 @@ impl Turn {
         })
     }
 
-    /// From a display matrix, nine 32-bit numbers.
+    /// Reads a display matrix, nine 32-bit numbers.
     ///
     /// # Errors
     /// The angle in degrees, clockwise, of one that is no multiple of 90.

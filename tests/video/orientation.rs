@@ -95,7 +95,13 @@ fn png_with(kind: &[u8; 4], data: &[u8], behind: bool) -> Vec<u8> {
     let mut crc = !0u32;
     for byte in &body {
         crc ^= u32::from(*byte);
-        (0..8).for_each(|_| crc = if crc & 1 == 1 { crc >> 1 ^ 0xedb8_8320 } else { crc >> 1 });
+        (0..8).for_each(|_| {
+            crc = if crc & 1 == 1 {
+                (crc >> 1) ^ 0xedb8_8320
+            } else {
+                crc >> 1
+            }
+        });
     }
     let length = (data.len() as u32).to_be_bytes();
     [&plain[..at], &length, &body, &(!crc).to_be_bytes(), &plain[at..]].concat()

@@ -30,7 +30,7 @@ pub struct Plan<'a> {
     texts: Vec<(String, Key)>,
     pub missing_texts: Vec<usize>,
     pub text_form: Form,
-    /// Of every embedded text.
+    /// Length of every embedded text, in tokens.
     pub tokens: usize,
 }
 
@@ -152,7 +152,7 @@ impl<'a> Plan<'a> {
         self.cache.ensure_room(forms).or_exit(Exit::Training)
     }
 
-    /// How many texts there are, the empty one among them.
+    /// The number of texts, the empty one among them.
     pub fn texts(&self) -> usize {
         self.texts.len()
     }

@@ -43,7 +43,7 @@ pub struct Encoding {
 pub struct Listed {
     /// The clip's path, for people.
     pub video: String,
-    /// Of the keys of its records.
+    /// The start of its record's key.
     pub clip: String,
     pub caption: String,
     pub repeats: usize,
@@ -120,7 +120,7 @@ impl Encoded {
         hasher.finalize()
     }
 
-    /// What [`fingerprint`](Self::fingerprint) is taken of, sample by sample.
+    /// The samples that [`fingerprint`](Self::fingerprint) is taken of.
     pub fn list(&self) -> Vec<Listed> {
         let short = |key: &Key| key.hash().to_hex()[..16].to_string();
         let listed = |sample: &Encoding| Listed {

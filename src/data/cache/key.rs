@@ -45,7 +45,7 @@ pub struct CaptionCoder {
 }
 
 impl Key {
-    /// Of what `cut` takes of the clip with this content. The bucket is the cut's number and size of frames. An orientation
+    /// The key of what `cut` takes of the clip with this content. The bucket is the cut's number and size of frames. An orientation
     /// that a picture gives itself is named where it turns: records from before it was heeded have other names.
     pub fn clip(content: Hash, cut: &Cut, coder: &ClipCoder) -> Self {
         let fit = &cut.fit;
