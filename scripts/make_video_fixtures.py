@@ -74,8 +74,40 @@ def make(out):
     film(out / "lossless.mkv", "ffv1", "bgr0")
     film(out / "long_gop.mp4", "libx264", "yuv420p", options={"crf": "26", "g": "20", "bf": "3"}, frames=60)
     rotate(out / "untagged.mp4", out / "rotated.mp4")
+    shown(out / "shown")
     images(out)
     sound(out / "sound_only.mp4")
+
+
+def shown(out):
+    """Films whose pictures are not shown as they are stored. In `shown/`, since `av` reads them as they are stored."""
+    out.mkdir(parents=True, exist_ok=True)
+    x264 = {"crf": "28", "g": "3", "bf": "0"}
+    wide = {"sample_aspect_ratio": Fraction(4, 3)}
+    film(out / "anamorphic.mp4", "libx264", "yuv420p", size=(64, 72), tags=wide, options=x264, frames=3)
+    film(out / "dvd.mpg", "mpeg2video", "yuv420p", size=(64, 72), rate=25, tags={"sample_aspect_ratio": Fraction(32, 27)},
+         options={"qscale": "20"}, frames=3)
+    rec2100 = {"color_primaries": 9, "colorspace": 9, "color_range": 1}
+    film(out / "pq.mp4", "libx264", "yuv420p10le", tags={**rec2100, "color_trc": 16}, options=x264, frames=3)
+    film(out / "hlg.mkv", "libx264", "yuv420p10le", tags={**rec2100, "color_trc": 18}, options=x264, frames=3)
+    film(out / "upright.mp4", "libx264", "yuv420p", options=x264, frames=3)
+    # rotate is anticlockwise, in degrees
+    bitstream(out / "upright.mp4", out / "turned_by_sei.mp4", "h264_metadata=display_orientation=insert:rotate=270")
+    bitstream(out / "upright.mp4", out / "mirrored_by_sei.mp4", "h264_metadata=display_orientation=insert:flip=horizontal")
+
+
+def bitstream(source, target, filters):
+    """The same film with its packets passed through libav's bitstream filters."""
+    with av.open(str(source)) as film, av.open(str(target), "w", options={"fflags": "+bitexact"}) as out:
+        stream = film.streams.video[0]
+        copy = out.add_stream_from_template(stream)
+        chain = av.bitstream.BitStreamFilterContext(filters, stream, copy)
+        for packet in film.demux(stream):
+            if packet.dts is None:
+                continue
+            for passed in chain.filter(packet):
+                passed.stream = copy
+                out.mux(passed)
 
 
 def rotate(source, target):

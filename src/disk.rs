@@ -13,10 +13,12 @@ mod error;
 mod journal;
 mod patience;
 pub mod space;
+mod spelling;
 
 pub use error::WriteError;
 pub use journal::Journal;
 pub use patience::patiently;
+pub use spelling::{composed, spelled};
 
 /// What the names of unfinished entries begin with.
 const PREFIX: &str = ".vtrain-";

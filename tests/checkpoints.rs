@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor};
 use serde_json::json;
+use vtrain::data::cache::Listed;
 use vtrain::train::checkpoint::{Checkpoints, Config, Loaded, Snapshot, State};
-use vtrain::train::difference;
+use vtrain::train::{data_difference, difference};
 
 use crate::disk::{again, folder_of_child, kill_after, names};
 
@@ -58,7 +59,18 @@ fn sized(step: u64, n: usize) -> Snapshot {
                 ("transformer".to_string(), "0123".to_string()),
                 ("data".to_string(), "4567".to_string()),
             ]),
+            samples: vec![listed("a.mp4", "0a", "1a"), listed("b.mp4", "0b", "1b")],
         },
+    }
+}
+
+/// A sample whose clip and caption have these keys.
+fn listed(video: &str, clip: &str, caption: &str) -> Listed {
+    Listed {
+        video: video.into(),
+        clip: clip.into(),
+        caption: caption.into(),
+        repeats: 1,
     }
 }
 
@@ -239,7 +251,7 @@ fn a_checkpoint_under_a_wrong_name_or_of_another_format_is_no_checkpoint() {
     assert!(told.contains("holds step 10"), "{told}");
     fs::rename(&renamed, &path).unwrap();
     let state = fs::read_to_string(path.join("state.json")).unwrap();
-    fs::write(path.join("state.json"), state.replace("\"format\": 1", "\"format\": 7")).unwrap();
+    fs::write(path.join("state.json"), state.replace("\"format\": 2", "\"format\": 7")).unwrap();
     let told = format!("{:#}", Loaded::read(&path).unwrap_err());
     assert!(told.contains("state.json: has format 7"), "{told}");
     let told = Loaded::read(&folder.path().join("nothing")).unwrap_err().to_string();
@@ -252,24 +264,26 @@ fn a_run_with_other_settings_is_refused_and_told_which() {
     let path = checkpoints(folder.path(), 2).save(&snapshot(10)).unwrap();
     let loaded = Loaded::read(&path).unwrap();
     let prints = snapshot(10).state.fingerprints;
-    loaded.fits(&settings(), &prints).unwrap();
+    loaded.fits(&settings(), &prints, &[]).unwrap();
     let mut changed = settings();
     changed["optimizer"]["lr"] = json!(2e-4);
     changed["lora"]["target_modules"] = json!(["to_q"]);
     let mut others = prints.clone();
     others.insert("data".into(), "89ab".into());
-    let told = loaded.fits(&changed, &others).unwrap_err().to_string();
+    let now = [listed("a.mp4", "0a", "1a"), listed("b.mp4", "0b", "1c")];
+    let told = loaded.fits(&changed, &others, &now).unwrap_err().to_string();
     let lines: Vec<&str> = told.lines().map(str::trim).collect();
     assert_eq!(
-        lines[1..4],
+        lines[1..5],
         [
             "optimizer.lr: 0.0001 in the checkpoint, 0.0002 now",
             "lora.target_modules: [\"to_q\",\"to_k\"] in the checkpoint, [\"to_q\"] now",
             "data: has changed since the checkpoint was written",
+            "b.mp4: its caption has changed",
         ]
     );
     assert!(lines[0].starts_with(path.to_str().unwrap()), "{told}");
-    assert!(lines[4].contains("--resume never"), "{told}");
+    assert!(lines[5].contains("--resume never"), "{told}");
 }
 
 #[test]
@@ -384,4 +398,81 @@ fn where_no_folder_can_be_made_the_path_is_told() {
         told.contains(&format!("{}: cannot be written: ", path.display())),
         "{told}"
     );
+}
+
+#[test]
+fn data_that_differ_are_told_clip_by_clip() {
+    let then = [
+        listed("x/a.mp4", "A", "1"),
+        listed("x/b.mp4", "B", "2"),
+        listed("x/c.mp4", "C", "3"),
+    ];
+    let told = |now: &[Listed]| data_difference::list(&then, now);
+    let [a, b, c] = then.clone();
+    assert_eq!(told(&[a.clone(), b.clone()]), ["x/c.mp4: is gone"]);
+    assert_eq!(
+        told(&[a.clone(), b.clone(), c.clone(), listed("x/d.mp4", "D", "4")]),
+        ["x/d.mp4: is new"]
+    );
+    let other = listed("x/b.mp4", "BB", "22");
+    let both = "x/b.mp4: the clip is another, or cut otherwise; its caption has changed";
+    assert_eq!(told(&[a.clone(), other, c.clone()]), [both]);
+    let twice = Listed {
+        repeats: 2,
+        ..b.clone()
+    };
+    assert_eq!(
+        told(&[a.clone(), twice, c.clone()]),
+        ["x/b.mp4: repeats: 1 in the checkpoint, 2 now"]
+    );
+    // A folder that was moved is no change; what was changed in it is found by name.
+    let moved: Vec<Listed> = then
+        .iter()
+        .map(|s| listed(&s.video.replace('x', "y"), &s.clip, &s.caption))
+        .collect();
+    assert_eq!(told(&moved), ["the same clips and captions in another order"]);
+    let mut changed = moved.clone();
+    changed[1].caption = "22".into();
+    assert_eq!(told(&changed), ["y/b.mp4: its caption has changed"]);
+    // The same clip twice is not the same clip once.
+    assert_eq!(told(&[a.clone(), a.clone(), b.clone(), c.clone()]), ["x/a.mp4: is new"]);
+    assert_eq!(
+        told(&[c.clone(), b.clone(), a.clone()]),
+        ["the same clips and captions in another order"]
+    );
+    // An encoder that changed is one line.
+    let all: Vec<Listed> = then
+        .iter()
+        .map(|s| listed(&s.video, &s.clip.repeat(2), &s.caption))
+        .collect();
+    let [line] = &told(&all)[..] else { panic!("one line") };
+    assert!(line.starts_with("all clips: "), "{line}");
+    // A checkpoint from before clips were listed.
+    assert!(data_difference::list(&[], &then)[0].contains("earlier version"));
+    let many: Vec<Listed> = (0..20)
+        .map(|n| listed(&format!("{n}.mp4"), &n.to_string(), "1"))
+        .collect();
+    let lines = data_difference::list(&many, &many[..1]);
+    assert_eq!((lines.len(), lines[10].as_str()), (11, "and 9 more"));
+}
+
+#[test]
+fn a_checkpoint_from_before_samples_were_listed_is_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut old = snapshot(10);
+    old.state.samples.clear();
+    let path = checkpoints(folder.path(), 2).save(&old).unwrap();
+    let state = path.join("state.json");
+    let mut json: serde_json::Value = serde_json::from_slice(&fs::read(&state).unwrap()).unwrap();
+    json["format"] = json!(1);
+    json["state"].as_object_mut().unwrap().remove("samples");
+    let compact = serde_json::to_vec(&json["state"]).unwrap();
+    json["checksums"]["state.json"] = json!(blake3::hash(&compact).to_string());
+    fs::write(&state, serde_json::to_vec(&json).unwrap()).unwrap();
+    let loaded = Loaded::read(&path).unwrap();
+    assert!(loaded.snapshot.state.samples.is_empty());
+    loaded.fits(&settings(), &old.state.fingerprints, &[]).unwrap();
+    json["format"] = json!(3);
+    fs::write(&state, serde_json::to_vec(&json).unwrap()).unwrap();
+    assert!(format!("{:#}", Loaded::read(&path).unwrap_err()).contains("format 3"));
 }

@@ -5,6 +5,7 @@ mod config; // values that cannot work, and the schema
 mod faults; // what is wrong with a data set, said by file and line
 mod layouts; // every layout, found by looking
 mod links; // and dots, and what they lead to
+mod lookalikes; // names in another Unicode normal form
 mod order; // batches by seed and epoch
 mod surveys; // buckets, crops, totals, loading
 

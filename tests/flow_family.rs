@@ -245,6 +245,7 @@ fn encode(family: &Made, folder: &Path) -> Encoded {
             frames: vec![0, 1, 2, 3, 4],
             fit,
             fps,
+            orientation: None,
         };
         let key = Key::clip(blake3::hash(&[n]), &cut, &coder);
         let mut rng = Rng::new(n.into());

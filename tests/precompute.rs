@@ -1,5 +1,6 @@
 //! Encoding once and keeping: tiny checkpoints, and clips that are copied so that they can be moved and damaged.
 
+mod told; // what is said of captions and pictures; names of records
 mod watched;
 
 use std::fs;

@@ -1,7 +1,10 @@
 //! Video: real files in, real files out. The clips and what PyAV, Pillow and torchvision make of them come from
 //! `scripts/make_video_fixtures.py`.
 
+mod aspect; // pixels that are not square, HDR: what is made of them, and that it is said
 mod bounds; // sizes, frames, time
+mod empty; // frames that are promised and show the one before again
+mod orientation; // the eight ways that a picture may be turned, by EXIF, XMP, display matrix and SEI
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};

@@ -24,10 +24,12 @@ use crate::hub;
 use crate::models::family::{ClipEncoder, Conditioner};
 use crate::models::{self, Family};
 use crate::nn::weights;
+use crate::train::learnable;
 use crate::video::Frames;
 
 mod plan;
 mod rounds;
+mod shortened;
 
 use plan::{ClipPlan, Plan};
 
@@ -93,7 +95,7 @@ pub fn open_model(config: &RunConfig) -> Result<Box<dyn Family>, Failure> {
 /// `more_prompts`.
 ///
 /// # Errors
-/// Buckets that the model cannot take (2), clips that cannot be decoded (3), model files (4), too little room, found
+/// Buckets that the model cannot take or learn from (2), clips that cannot be decoded (3), model files (4), too little room, found
 /// before anything is encoded (5); interrupted (130) once `stop` is true: the next run goes on from there.
 pub fn precompute(
     config: &RunConfig,
@@ -103,6 +105,12 @@ pub fn precompute(
     stop: &AtomicBool,
     ranks: &dyn Communicator,
 ) -> Result<Encoded, Failure> {
+    let buckets = report.samples.iter().map(|sample| sample.bucket);
+    if let Some(warning) = learnable::check(family, buckets, &config.train).map_err(Failure::usage)?
+        && ranks.is_first()
+    {
+        log::warn!("{warning}");
+    }
     let plan = Plan::make_together(ranks, || Plan::make(config, family, report, more_prompts, stop))?;
     plan.announce();
     if ranks.is_first() {
@@ -152,9 +160,22 @@ fn encode_texts(family: &dyn Family, plan: &Plan, stop: &AtomicBool, ranks: &dyn
         let notes = [("caption", shortened(text))];
         let written = plan.cache.write(key, &plan.text_form, &tensors, &notes);
         written.context(KEPT).or_exit(Exit::Training)?;
-        Ok(rounds::Encoded::Done)
+        Ok(match conditioner.lost_tokens(text).or_exit(Exit::Model)? {
+            0 => rounds::Encoded::Done,
+            lost => rounds::Encoded::Shortened(lost),
+        })
     };
-    rounds::go_round(ranks, missing.len(), encode, |_, _| count.step())?;
+    let mut shortened = Vec::new();
+    let done = rounds::go_round(ranks, missing.len(), encode, |place, encoded| {
+        if let rounds::Encoded::Shortened(lost) = encoded {
+            shortened.push((missing[place].0.as_str(), lost));
+        }
+        count.step();
+    });
+    if ranks.is_first() {
+        shortened::tell(plan, &shortened); // of those before a failure, too: they are kept, and not seen again
+    }
+    done?;
     count.finish();
     Ok(())
 }

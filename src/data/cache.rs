@@ -27,7 +27,7 @@ mod key;
 mod known;
 mod record;
 
-pub use encoded::{Clip, Encoded, Encoding};
+pub use encoded::{Clip, Encoded, Encoding, Listed};
 pub use key::{CaptionCoder, ClipCoder, Key, rng};
 pub use record::Form;
 

@@ -16,6 +16,8 @@ pub struct Cut {
     pub fit: Fit,
     /// Frames a second of those that are taken.
     pub fps: f64,
+    /// EXIF's number (1 to 8) of how the picture is turned, where it says so itself.
+    pub orientation: Option<u32>,
 }
 
 /// A clip that could be read when it was surveyed and no longer can.
@@ -76,6 +78,7 @@ impl Cut {
             frames: frames.ok_or_else(|| failed(sample, Cause::TooShort))?,
             fit,
             fps,
+            orientation: clip.own_orientation(),
         })
     }
 

@@ -14,6 +14,7 @@ pub mod order;
 pub mod pixels;
 pub mod reason;
 pub mod refusal;
+mod remarks;
 pub mod survey;
 
 pub use bucket::Bucket;

@@ -99,6 +99,10 @@ pub enum Reason {
     Unreadable {
         error: String,
     },
+    /// A picture of a kind that is told, and not read: `HEIC`, `AVIF`.
+    Heif {
+        error: String,
+    },
     /// Audio only, or no stream at all.
     NoVideo {
         error: String,
@@ -218,6 +222,7 @@ impl fmt::Display for Reason {
             Unreadable { error } => {
                 write!(f, "not a readable clip ({error}); convert or remove it")
             }
+            Heif { error } => write!(f, "{error}, or remove it"),
             NoVideo { error } => write!(f, "no video stream, perhaps audio only ({error}); remove it"),
             Truncated { error } => write!(f, "the file is cut off ({error}); fetch it again, or remove it"),
             TooLarge { error } => write!(f, "too large ({error}); scale it down, or remove it"),

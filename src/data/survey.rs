@@ -12,6 +12,7 @@ use super::dataset::{Config, Cropping, Frames, OnBadClip};
 use super::manifest::{self, Entry};
 use super::reason::Reason;
 use super::refusal::{Refusal, Source};
+use super::remarks;
 use crate::video::{self, Clip, Crop, Fit, VideoError};
 
 /// Told how many clips of a data set are done, and of how many.
@@ -172,19 +173,27 @@ impl<T: Send> Report<T> {
         let (done, of) = (AtomicUsize::new(0), listing.items.len());
         progress(0, of);
         let inspect = |item: Result<Entry, Refusal>| {
-            let placed = item.and_then(|entry| place(Found::open(entry, decode)?));
+            let placed = item.and_then(|entry| Found::open(entry, decode)).and_then(|found| {
+                let said = (found.entry.name.clone(), found.clip.remarks().to_vec());
+                Ok((place(found)?, said))
+            });
             progress(done.fetch_add(1, Ordering::Relaxed) + 1, of);
             placed
         };
         let inspected: Vec<_> = listing.items.into_par_iter().map(inspect).collect();
+        let mut said = Vec::new();
         for item in inspected {
             match item {
-                Ok(sample) => self.samples.push(sample),
+                Ok((sample, remarks)) => {
+                    self.samples.push(sample);
+                    said.push(remarks);
+                }
                 Err(refusal) => self.refused.push(refusal),
             }
         }
         let named = |note| format!("{}: {note}", config.path.display());
-        self.notes.extend(listing.notes.into_iter().map(named));
+        let notes = listing.notes.into_iter().chain(remarks::gathered(&said));
+        self.notes.extend(notes.map(named));
     }
 
     /// Decides what the refusals of one data set mean for a run.
@@ -247,6 +256,7 @@ fn reason(error: &VideoError, path: &Path) -> Reason {
     match error {
         VideoError::Missing { .. } => Reason::MissingFile { link_to: None },
         VideoError::Empty { .. } => Reason::EmptyFile,
+        VideoError::Heif { .. } => Reason::Heif { error: text },
         VideoError::NoVideo { .. } => Reason::NoVideo { error: text },
         VideoError::Truncated { .. } => Reason::Truncated { error: text },
         VideoError::TooLarge { .. } => Reason::TooLarge { error: text },
@@ -261,7 +271,8 @@ impl Sample {
         let available = video::available(found.clip.timestamps(), facts.fps, config.fps);
         match bucket::choose(&config.buckets, available, facts.height, facts.width) {
             Some(bucket) => {
-                let fit = in_words((facts.height, facts.width), bucket, config.crop);
+                let shown = (facts.height, facts.width);
+                let fit = in_words(found.clip.stored_size(), shown, bucket, config.crop);
                 let (frames, fps, crop) = (config.frames, config.fps, config.crop);
                 Ok(Sample {
                     found,
@@ -289,13 +300,14 @@ impl Sample {
     }
 }
 
-/// `resized to 427x240, cut to 360x240 at the center`, as width x height.
-fn in_words(from: (usize, usize), bucket: Bucket, crop: Cropping) -> String {
+/// `resized to 427x240, cut to 360x240 at the center`, as width x height. What is stored differs from what is shown where
+/// pixels are not square.
+fn in_words(stored: (usize, usize), shown: (usize, usize), bucket: Bucket, crop: Cropping) -> String {
     let to = (bucket.height, bucket.width);
     let size = |(height, width): (usize, usize)| format!("{width}x{height}");
     let fit = match crop {
         Cropping::Fit => Fit::squash(to),
-        Cropping::Center | Cropping::Random => Fit::cover(from, to, Crop::Center),
+        Cropping::Center | Cropping::Random => Fit::cover(shown, to, Crop::Center),
     };
     let resized = (fit.resize_height, fit.resize_width);
     let place = if crop == Cropping::Random {
@@ -303,7 +315,7 @@ fn in_words(from: (usize, usize), bucket: Bucket, crop: Cropping) -> String {
     } else {
         "at the center"
     };
-    match (resized != from, resized != to) {
+    match (resized != stored, resized != to) {
         (false, false) => format!("kept at {}", size(to)),
         (true, false) if crop == Cropping::Fit => format!("squeezed to {}, nothing cut", size(to)),
         (true, false) => format!("resized to {}", size(to)),

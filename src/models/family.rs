@@ -174,6 +174,11 @@ pub type Kept = Vec<(&'static str, Vec<usize>)>;
 pub trait Conditioner {
     /// A prompt as the network takes it: (1, L, D), and its mask where the family has one.
     fn embed(&self, prompt: &str) -> anyhow::Result<Text>;
+
+    /// Tokens at a prompt's end for which there is no room: [`embed`](Self::embed) leaves them out.
+    fn lost_tokens(&self, _prompt: &str) -> anyhow::Result<usize> {
+        Ok(0)
+    }
 }
 
 /// A loaded encoder of clips.
@@ -292,6 +297,13 @@ pub trait Family {
     /// Prompts as the network takes them, (B, L, D): loads, uses and frees the text encoder.
     fn embed(&self, prompts: &[&str]) -> anyhow::Result<Text> {
         let conditioner = self.conditioner()?;
+        for prompt in prompts {
+            let lost = conditioner.lost_tokens(prompt)?;
+            if lost > 0 {
+                let room = self.text_shape().tokens;
+                log::warn!("the prompt is cut to {room} tokens, and {lost} at its end are lost: {prompt:?}");
+            }
+        }
         let texts = prompts.iter().map(|prompt| conditioner.embed(prompt));
         Ok(Text::cat(&texts.collect::<anyhow::Result<Vec<_>>>()?)?)
     }

@@ -12,7 +12,7 @@ use super::family::Conditioner;
 use super::part;
 use crate::nn::Weights;
 use crate::text::clean::prompt_clean;
-use crate::text::{TextTokenizer, t5};
+use crate::text::{Encoding, TextTokenizer, t5};
 
 /// What becomes of the tokens behind a prompt's own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,19 +62,22 @@ impl Prompts {
     }
 }
 
-impl Conditioner for Prompts {
-    fn embed(&self, prompt: &str) -> anyhow::Result<Text> {
-        let length = self.length;
-        let encoding = match self.padding {
-            Padding::Zeros => self.tokenizer.encode_padded(&prompt_clean(prompt), length)?,
-            Padding::Counts | Padding::Masked => self.tokenizer.encode_padded(prompt, length)?,
-        };
-        if encoding.truncated > 0 {
-            log::warn!(
-                "a prompt is cut to {length} tokens; {} are lost: {prompt:?}",
-                encoding.truncated
-            );
+impl Prompts {
+    fn tokens(&self, prompt: &str) -> anyhow::Result<Encoding> {
+        match self.padding {
+            Padding::Zeros => self.tokenizer.encode_padded(&prompt_clean(prompt), self.length),
+            Padding::Counts | Padding::Masked => self.tokenizer.encode_padded(prompt, self.length),
         }
+    }
+}
+
+impl Conditioner for Prompts {
+    fn lost_tokens(&self, prompt: &str) -> anyhow::Result<usize> {
+        Ok(self.tokens(prompt)?.truncated)
+    }
+
+    fn embed(&self, prompt: &str) -> anyhow::Result<Text> {
+        let (length, encoding) = (self.length, self.tokens(prompt)?);
         if self.padding == Padding::Zeros {
             let count = encoding.mask.iter().filter(|is_token| **is_token != 0).count();
             return Ok(self.encoder.forward_padded(&encoding.ids[..count], length)?.into()); // (1, L, D)

@@ -13,6 +13,9 @@ use crate::video::{Clip, Crop, Fit, Select, Writer, select};
 /// The first frames of a clip, or an image, cut to (height, width) at the centre: (1, 3, F, H, W) of -1..1.
 pub fn read(path: &Path, num_frames: usize, size: (usize, usize)) -> anyhow::Result<Tensor> {
     let clip = Clip::open(path)?;
+    for remark in clip.remarks() {
+        log::warn!("{}: {}: {remark}", path.display(), remark.heading());
+    }
     let Some(wanted) = select(clip.timestamps(), clip.fps(), Select::Head, None, num_frames) else {
         bail!(
             "{}: has {} frames, and {num_frames} are asked for",

@@ -20,7 +20,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::difference;
+use super::{data_difference, difference};
+use crate::data::cache::Listed;
 use crate::disk::space::{self, NoRoom};
 use crate::disk::{self, WriteError};
 
@@ -64,7 +65,12 @@ const STATE: &str = "state.json";
 /// Bytes that the folder itself may take.
 const ROOM_FOR_FOLDER: u64 = 16 << 10;
 /// Of `state.json`. A version that changes what is written counts this up.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
+/// The format of checkpoints that do not list their samples.
+const WITHOUT_SAMPLES: u32 = 1;
+
+/// The name of the data's fingerprint.
+pub const DATA: &str = "data";
 
 /// Where a run stands after a step, and what it is.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -85,6 +91,9 @@ pub struct State {
     pub run: Value,
     /// What was trained on what: a fingerprint each of the transformer, the data.
     pub fingerprints: BTreeMap<String, String>,
+    /// The samples that the data's fingerprint was taken of; nothing in checkpoints of format 1.
+    #[serde(default)]
+    pub samples: Vec<Listed>,
 }
 
 /// All that a checkpoint keeps.
@@ -349,7 +358,7 @@ impl Loaded {
     ///
     /// # Errors
     /// What differs, a line each.
-    pub fn fits(&self, run: &Value, fingerprints: &BTreeMap<String, String>) -> anyhow::Result<()> {
+    pub fn fits(&self, run: &Value, fingerprints: &BTreeMap<String, String>, samples: &[Listed]) -> anyhow::Result<()> {
         let state = &self.snapshot.state;
         let mut different = difference::list(&state.run, &read_back(run)?);
         for line in &mut different {
@@ -360,7 +369,13 @@ impl Loaded {
         for (what, print) in fingerprints {
             match state.fingerprints.get(what) {
                 Some(then) if then == print => {}
-                Some(_) => different.push(format!("{what}: has changed since the checkpoint was written")),
+                Some(_) => {
+                    different.push(format!("{what}: has changed since the checkpoint was written"));
+                    if what == DATA {
+                        let lines = data_difference::list(&state.samples, samples);
+                        different.extend(lines.into_iter().map(|line| format!("  {line}")));
+                    }
+                }
                 None => different.push(format!("{what}: is not known to the checkpoint")),
             }
         }
@@ -379,7 +394,9 @@ fn read_state(bytes: &[u8]) -> anyhow::Result<(State, BTreeMap<String, String>)>
     let json: Value = serde_json::from_slice(bytes).context("is no JSON")?;
     let format = json.get("format").and_then(Value::as_u64);
     ensure!(
-        format == Some(FORMAT.into()),
+        [WITHOUT_SAMPLES, FORMAT]
+            .map(|format| Some(u64::from(format)))
+            .contains(&format),
         "has format {}, and this version of vtrain reads format {FORMAT}",
         format.map_or("none".into(), |format| format.to_string())
     );

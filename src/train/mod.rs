@@ -1,7 +1,9 @@
 //! The training loop and what it leaves behind.
 
 pub mod checkpoint;
+pub mod data_difference;
 pub mod difference;
+pub mod learnable;
 pub mod memory;
 pub mod metrics;
 pub mod micro_batch;

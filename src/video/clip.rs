@@ -5,12 +5,15 @@ use std::time::Duration;
 
 use ffmpeg_next as ffmpeg;
 
-use super::convert::Turn;
 use super::decode::Decoding;
 use super::fit::Fit;
+use super::heif;
 use super::libav::{self, Deadline, LONGEST, MAX_PIXELS, MAX_SIDE};
+use super::picture::{Container, Picture};
+use super::remark::Remark;
 use super::scan::{Scan, video_stream};
 use super::{Frames, VideoError};
+use crate::disk;
 
 /// A file that holds at least one frame of video, or an image.
 #[derive(Debug, Clone)]
@@ -20,10 +23,7 @@ pub struct Clip {
     timestamps: Vec<f64>,
     codec: String,
     is_image: bool,
-    pub(super) turn: Turn,
-    /// As displayed.
-    height: usize,
-    width: usize,
+    pub(super) picture: Picture,
 }
 
 impl Clip {
@@ -38,6 +38,7 @@ impl Clip {
     /// As [`open`](Self::open), which must not take longer than this.
     pub fn open_within(path: &Path, longest: Duration) -> Result<Self, VideoError> {
         let deadline = Deadline::after(longest);
+        let path = &*disk::spelled(path);
         let metadata = std::fs::metadata(path).map_err(|error| match error.kind() {
             std::io::ErrorKind::NotFound => VideoError::Missing { path: path.into() },
             _ => VideoError::Unreadable {
@@ -59,12 +60,18 @@ impl Clip {
         if metadata.len() == 0 {
             return Err(VideoError::Empty { path: path.into() });
         }
+        if let Some(kind) = heif::kind(path) {
+            return Err(VideoError::Heif {
+                path: path.into(),
+                kind,
+            });
+        }
         let mut input = libav::open(path, deadline).map_err(|error| match error {
             VideoError::Unreadable { .. } => without_index(path).unwrap_or(error),
             other => other,
         })?;
         let stream = video_stream(&input).ok_or_else(|| VideoError::NoVideo { path: path.into() })?;
-        let turn = Turn::of(&stream);
+        let container = Container::of(&stream);
         let codec = stream.parameters().id().name().to_string();
         check_size(&stream, path)?;
         let is_image = input.format().name().ends_with("_pipe") || input.format().name() == "image2";
@@ -76,12 +83,10 @@ impl Clip {
             timestamps,
             codec,
             is_image,
-            turn,
-            height: 0,
-            width: 0,
+            picture: Picture::UNSEEN,
         };
-        let (height, width) = Decoding::of(&clip, deadline)?.first_size()?;
-        (clip.height, clip.width) = turn.size((height, width));
+        let first = Decoding::of(&clip, deadline)?.first()?;
+        clip.picture = Picture::of(path, is_image, container, &first)?;
         Ok(clip)
     }
 
@@ -89,14 +94,29 @@ impl Clip {
         &self.path
     }
 
-    /// As displayed: after rotation.
+    /// Displayed size: after rotation, with square pixels.
     pub fn width(&self) -> usize {
-        self.width
+        self.picture.shown.1
     }
 
-    /// As displayed: after rotation.
+    /// Displayed size: after rotation, with square pixels.
     pub fn height(&self) -> usize {
-        self.height
+        self.picture.shown.0
+    }
+
+    /// (height, width) of what is resized: after rotation, the pixels as they are.
+    pub fn stored_size(&self) -> (usize, usize) {
+        self.picture.stored
+    }
+
+    /// EXIF's number (1 to 8) of the orientation that the picture itself gives, and not the container around it.
+    pub fn own_orientation(&self) -> Option<u32> {
+        self.picture.own_orientation()
+    }
+
+    /// Unusual things about its picture, and what is made of them.
+    pub fn remarks(&self) -> &[Remark] {
+        &self.picture.remarks
     }
 
     pub fn num_frames(&self) -> usize {
@@ -129,7 +149,7 @@ impl Clip {
 
     /// The frames of these indices at full size. Indices ascend; one may stand more than once.
     pub fn decode(&self, wanted: &[usize]) -> Result<Frames, VideoError> {
-        self.decode_fitted(wanted, &Fit::whole((self.height, self.width)))
+        self.decode_fitted(wanted, &Fit::whole(self.picture.shown))
     }
 
     /// The frames of these indices, each fitted as it comes: memory is the result and one frame more.

@@ -4,15 +4,17 @@
 //! torchvision and decord read it, so that what is trained on equals what their readers see. The matrix is the stream's
 //! tag (BT.601, 709, 2020, ...; untagged is BT.601, swscale's default), the range likewise (untagged is limited, except
 //! for the `yuvj` formats). 8-bit 4:2:0 of even size thus equals PyAV's `to_ndarray(format="rgb24")` bit for bit; 10-bit and
-//! odd sizes take swscale's general path, whose chroma interpolation differs a little between FFmpeg versions. Alpha is dropped. Rotation metadata is applied in steps of 90 degrees, mirrored or not.
+//! odd sizes take swscale's general path, whose chroma interpolation differs a little between FFmpeg versions. Alpha is dropped. Pictures
+//! are turned as [`Turn`] says.
 
-use ffmpeg::codec::packet::side_data::Type;
 use ffmpeg::color;
 use ffmpeg::ffi;
 use ffmpeg::format::Pixel;
 use ffmpeg::frame::Video;
 use ffmpeg::software::scaling;
 use ffmpeg_next as ffmpeg;
+
+use super::turn::Turn;
 
 /// Turns decoded pictures into RGB, keeping its tables and buffers.
 pub struct Converter {
@@ -109,76 +111,4 @@ pub fn set_colours(sws: &mut scaling::Context, from: (color::Space, bool), to: (
             unit,
         )
     };
-}
-
-/// How a stored picture is turned to stand upright.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Turn {
-    /// Rows and columns change places.
-    transpose: bool,
-    /// Then left and right.
-    mirror_x: bool,
-    /// And top and bottom.
-    mirror_y: bool,
-}
-
-impl Turn {
-    pub const NONE: Turn = Turn {
-        transpose: false,
-        mirror_x: false,
-        mirror_y: false,
-    };
-
-    /// From the stream's display matrix; none without one, or for an angle that is no multiple of 90 degrees.
-    pub fn of(stream: &ffmpeg::Stream) -> Self {
-        let matrix = stream.side_data().find(|data| data.kind() == Type::DisplayMatrix);
-        let Some(matrix) = matrix.filter(|matrix| matrix.data().len() >= 36) else {
-            return Self::NONE;
-        };
-        let entry = |i: usize| {
-            let bytes = matrix.data()[4 * i..4 * i + 4]
-                .try_into()
-                .expect("four bytes of at least 36");
-            i32::from_ne_bytes(bytes)
-        };
-        // (x, y) on screen = (a x + c y, b x + d y), rows [a b u; c d v; x y w].
-        let (a, b, c, d) = (entry(0), entry(1), entry(3), entry(4));
-        match (a == 0 && d == 0, b == 0 && c == 0) {
-            (false, true) => Self {
-                transpose: false,
-                mirror_x: a < 0,
-                mirror_y: d < 0,
-            },
-            (true, false) => Self {
-                transpose: true,
-                mirror_x: c < 0,
-                mirror_y: b < 0,
-            },
-            _ => Self::NONE,
-        }
-    }
-
-    /// (height, width) after turning.
-    pub fn size(self, (height, width): (usize, usize)) -> (usize, usize) {
-        if self.transpose {
-            (width, height)
-        } else {
-            (height, width)
-        }
-    }
-
-    fn run(self, picture: &[u8], (height, width): (usize, usize)) -> Vec<u8> {
-        let (turned_height, turned_width) = self.size((height, width));
-        let mut turned = Vec::with_capacity(picture.len());
-        for y in 0..turned_height {
-            let y = if self.mirror_y { turned_height - 1 - y } else { y };
-            for x in 0..turned_width {
-                let x = if self.mirror_x { turned_width - 1 - x } else { x };
-                let (row, column) = if self.transpose { (x, y) } else { (y, x) };
-                let at = (row * width + column) * 3;
-                turned.extend_from_slice(&picture[at..at + 3]);
-            }
-        }
-        turned
-    }
 }

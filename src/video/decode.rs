@@ -1,12 +1,14 @@
 //! Decoding: from where it can start to the last frame that is wanted, converting only those.
 
 use ffmpeg::codec::threading;
+use ffmpeg::color;
 use ffmpeg::ffi;
 use ffmpeg::format::context::Input;
-use ffmpeg::frame::Video;
+use ffmpeg::frame::{Video, side_data};
 use ffmpeg_next as ffmpeg;
 
 use super::VideoError;
+use super::aspect::PixelAspect;
 use super::clip::Clip;
 use super::convert::Converter;
 use super::fit::{Fit, Fitter};
@@ -18,6 +20,16 @@ const WORTH_A_SEEK: usize = 8;
 
 /// Bytes of a frame, from which on a single thread decodes.
 const LARGE_FRAME: i64 = 64 << 20;
+
+/// Facts that the first frame of a clip gives of all its pictures.
+pub struct First {
+    /// (height, width) as stored.
+    pub size: (usize, usize),
+    /// A display matrix of its own.
+    pub matrix: Option<Vec<u8>>,
+    pub aspect: PixelAspect,
+    pub transfer: color::TransferCharacteristic,
+}
 
 /// A clip being decoded.
 pub struct Decoding<'a> {
@@ -51,14 +63,31 @@ impl<'a> Decoding<'a> {
         })
     }
 
-    /// (height, width) of the first frame as stored.
-    pub fn first_size(mut self) -> Result<(usize, usize), VideoError> {
+    /// Decodes the first frame for what it says of them all.
+    pub fn first(mut self) -> Result<First, VideoError> {
         let mut picture = Video::empty();
-        if self.next(&mut picture) {
-            Ok((picture.height() as usize, picture.width() as usize))
-        } else {
-            Err(self.failed(0))
+        if !self.next(&mut picture) {
+            return Err(self.failed(0));
         }
+        let matrix = picture.side_data(side_data::Type::DisplayMatrix);
+        Ok(First {
+            size: (picture.height() as usize, picture.width() as usize),
+            matrix: matrix.map(|matrix| matrix.data().to_vec()),
+            aspect: self.aspect(&mut picture),
+            transfer: picture.color_transfer_characteristic(),
+        })
+    }
+
+    /// The pixels' shape by the container, or else by the frame.
+    fn aspect(&mut self, picture: &mut Video) -> PixelAspect {
+        let stream = self.input.stream_mut(self.clip.scan.stream);
+        let stream = stream.map_or(std::ptr::null_mut(), |mut stream| {
+            // SAFETY: the pointer is used below, while the context that owns the stream is open.
+            unsafe { stream.as_mut_ptr() }
+        });
+        // SAFETY: context, stream and frame are live; a stream may be null, and nothing is kept.
+        let ratio = unsafe { ffi::av_guess_sample_aspect_ratio(self.input.as_mut_ptr(), stream, picture.as_mut_ptr()) };
+        PixelAspect::new(ratio.num, ratio.den)
     }
 
     /// Decodes the frames of these indices, ascending, into `out`, one slot each.
@@ -68,7 +97,7 @@ impl<'a> Decoding<'a> {
         fit: &Fit,
         mut out: impl Iterator<Item = &'o mut [u8]>,
     ) -> Result<(), VideoError> {
-        let (mut converter, mut fitter) = (Converter::new(self.clip.turn), Fitter::new(*fit));
+        let (mut converter, mut fitter) = (Converter::new(self.clip.picture.turn), Fitter::new(*fit));
         let mut picture = Video::empty();
         // The index of the frame in `picture`; frames of no use to us count, too.
         let mut at = None;

@@ -14,6 +14,8 @@ pub enum VideoError {
     Empty { path: PathBuf },
     /// libav makes nothing of it, or the system does not let us read it.
     Unreadable { path: PathBuf, reason: String },
+    /// A picture of a kind that is told, and not read: `HEIC`, `AVIF`.
+    Heif { path: PathBuf, kind: &'static str },
     /// Sound only, or no stream at all.
     NoVideo { path: PathBuf },
     /// The file ends before its clip does.
@@ -37,6 +39,14 @@ impl fmt::Display for VideoError {
             Missing { path } => write!(f, "{}: no such file", path.display()),
             Empty { path } => write!(f, "{}: the file has zero bytes", path.display()),
             Unreadable { path, reason } => write!(f, "{}: cannot be read as video: {reason}", path.display()),
+            Heif { path, kind } => {
+                let article = if *kind == "AVIF" { "an" } else { "a" };
+                write!(
+                    f,
+                    "{}: is {article} {kind} picture, which is not read; save it as JPEG or PNG",
+                    path.display()
+                )
+            }
             NoVideo { path } => write!(f, "{}: has no video stream", path.display()),
             Truncated { path, reason } => {
                 write!(f, "{}: ends before its clip does: {reason}", path.display())

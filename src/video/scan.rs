@@ -10,6 +10,7 @@ use ffmpeg::media::Type;
 use ffmpeg_next as ffmpeg;
 
 use super::VideoError;
+use super::avi;
 use super::libav::{self, Deadline};
 
 /// More packets than any clip to train on has (a day at 25 fps).
@@ -129,13 +130,21 @@ impl Scan {
 }
 
 /// Whether the packets are all that the container promises.
-fn complete(input: &Input, index: usize, packets: usize, end: f64, path: &Path) -> Result<(), VideoError> {
+fn complete(input: &mut Input, index: usize, packets: usize, end: f64, path: &Path) -> Result<(), VideoError> {
     let promised = input.stream(index).map_or(0, |stream| stream.frames());
-    if promised > 0 && (packets as i64) < promised {
-        return Err(truncated(
-            path,
-            format!("it promises {promised} frames and holds {packets}"),
-        ));
+    if (packets as i64) < promised {
+        let held = packets.max(with_empty(input, index, packets, path));
+        if (held as i64) < promised {
+            return Err(truncated(
+                path,
+                format!("it promises {promised} frames and holds {held}"),
+            ));
+        }
+        log::debug!(
+            "{}: {} of its frames are empty, and show the one before again",
+            path.display(),
+            held - packets
+        );
     }
     // SAFETY: the context is open, and the field is a plain number.
     let from_header = unsafe { (*input.as_ptr()).duration_estimation_method }
@@ -149,6 +158,27 @@ fn complete(input: &Input, index: usize, packets: usize, end: f64, path: &Path) 
         ));
     }
     Ok(())
+}
+
+/// The packets and those that libav passes over, since there is nothing in them: the picture before stays for as long.
+fn with_empty(input: &mut Input, index: usize, packets: usize, path: &Path) -> usize {
+    if input.format().name() == "avi" {
+        return avi::pictures(path, index).unwrap_or(0);
+    }
+    let Some(mut stream) = input.stream_mut(index) else {
+        return packets;
+    };
+    // SAFETY: the stream is one of this open context's; entries are asked for below their count, and only read.
+    let empty = unsafe {
+        let stream = stream.as_mut_ptr();
+        let entries = 0..ffi::avformat_index_get_entries_count(stream);
+        let entry = |i| ffi::avformat_index_get_entry(stream, i);
+        entries
+            .map(entry)
+            .filter(|entry| !entry.is_null() && (**entry).size() == 0)
+            .count()
+    };
+    packets + empty
 }
 
 fn truncated(path: &Path, reason: String) -> VideoError {

@@ -510,3 +510,19 @@ fn no_manifest_is_too_odd_to_be_read() {
         }
     }
 }
+
+#[test]
+fn heic_pictures_are_refused_as_what_they_are_and_not_passed_over() {
+    let heic = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic\0\0\0\x08meta";
+    for name in ["IMG_1.HEIC", "IMG_1.jpg"] {
+        let set = Set::new().file(name, heic).file("IMG_1.txt", "One.");
+        let report = survey(&[set.config()], false);
+        let told: Vec<_> = report
+            .refused
+            .iter()
+            .map(|refusal| set.without_folder(refusal))
+            .collect();
+        let said = "is a HEIC picture, which is not read; save it as JPEG or PNG, or remove it";
+        assert!(told.contains(&format!("{name}: {said}")), "{told:?}");
+    }
+}

@@ -316,3 +316,57 @@ fn the_shapes_that_ship_are_a_data_set_without_a_fault() {
         assert_eq!(load(sample, &mut Rng::new(0)).unwrap().data.len(), 17 * 64 * 96 * 3);
     }
 }
+
+/// A clip whose pixels have this shape.
+fn shaped(width: usize, height: usize, aspect: &str) -> Vec<u8> {
+    let plain = y4m(width, height, 9, 8);
+    let at = plain.windows(4).position(|part| part == b"A1:1").unwrap();
+    [&plain[..at], b"A", aspect.as_bytes(), &plain[at + 4..]].concat()
+}
+
+#[test]
+fn clips_are_placed_by_the_size_they_are_shown_at_and_a_note_gathers_them() {
+    let clips = [
+        ("a", "4:3"),
+        ("b", "4:3"),
+        ("c", "1:1"),
+        ("d", "2:1"),
+        ("e", "4:3"),
+        ("f", "4:3"),
+        ("g", "4:3"),
+    ];
+    let set = clips.iter().fold(Set::new(), |set, (name, aspect)| {
+        set.file(&format!("{name}.y4m"), shaped(72, 64, aspect))
+            .file(&format!("{name}.txt"), "One.")
+    });
+    let report = survey(
+        &[Config {
+            buckets: vec![bucket(9, 64, 96), bucket(9, 64, 72), bucket(9, 64, 160)],
+            ..set.config()
+        }],
+        true,
+    );
+    let placed: Vec<_> = report
+        .samples
+        .iter()
+        .map(|s| (s.bucket.width, s.fit.as_str()))
+        .collect();
+    assert_eq!(placed[0], (96, "resized to 96x64"));
+    assert_eq!(placed[2], (72, "kept at 72x64"));
+    assert_eq!(placed[3], (160, "resized to 160x71, cut to 160x64 at the center"));
+    let [note] = &report.notes[..] else {
+        panic!("{:?}", report.notes)
+    };
+    for said in [
+        "pixels that are not square",
+        "(6 clips)",
+        "a.y4m (pixels 4:3, 72x64 shown as 96x64)",
+        "d.y4m (pixels 2:1, 72x64 shown as 144x64)",
+        "and 1 more",
+    ] {
+        assert!(note.contains(said), "{said}: {note}");
+    }
+    // What is squeezed into its bucket is what was stored, once.
+    let frames = load(&report.samples[0], &mut Rng::new(0)).unwrap();
+    assert_eq!((frames.height, frames.width), (64, 96));
+}

@@ -68,6 +68,10 @@ impl Conditioner for Part<Box<dyn Conditioner>> {
         self.counts.texts.set(self.counts.texts.get() + 1);
         self.inner.embed(prompt)
     }
+
+    fn lost_tokens(&self, prompt: &str) -> anyhow::Result<usize> {
+        self.inner.lost_tokens(prompt)
+    }
 }
 
 impl ClipEncoder for Part<Box<dyn ClipEncoder>> {

@@ -180,7 +180,49 @@ fn a_changed_clip_or_model_is_refused_too() {
     fs::write(&caption, text.replacen('A', "Some", 1)).unwrap();
     let output = run.command(&["--set", "lr_scheduler.name=constant"]).output().unwrap();
     assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
-    assert!(stderr(&output).contains("data: has changed"), "{}", stderr(&output));
+    let told = stderr(&output);
+    assert!(told.contains("data: has changed"), "{told}");
+    let videos = fs::read_to_string(run.folder.path().join("data/videos.txt")).unwrap();
+    let names: Vec<&str> = videos.lines().collect();
+    assert!(
+        told.contains(&format!("{}: its caption has changed", names[0])),
+        "{told}"
+    );
+    assert!(!told.contains(names[1]), "{told}");
+}
+
+#[test]
+fn a_changed_data_set_is_refused_with_the_clips_that_have_changed() {
+    let run = twenty("");
+    let flat = [
+        "--set",
+        "train.steps=2",
+        "--set",
+        "lr_scheduler.name=constant",
+        "--set",
+        "checkpoint.every=2",
+    ];
+    run.train(&flat);
+    let data = run.folder.path().join("data");
+    let read = |name: &str| fs::read_to_string(data.join(name)).unwrap();
+    let (videos, prompts) = (read("videos.txt"), read("prompt.txt"));
+    let names: Vec<&str> = videos.lines().collect();
+    // The first clip is gone, the second another.
+    let mut clip = fs::read(data.join(names[1])).unwrap();
+    clip.extend([0, 0, 0, 8, b'f', b'r', b'e', b'e']);
+    fs::write(data.join(names[1]), clip).unwrap();
+    let without_first = |text: &str| text.lines().skip(1).collect::<Vec<_>>().join("\n");
+    fs::write(data.join("videos.txt"), without_first(&videos)).unwrap();
+    fs::write(data.join("prompt.txt"), without_first(&prompts)).unwrap();
+    let output = run.command(&flat).output().unwrap();
+    let told = stderr(&output);
+    assert_eq!(output.status.code(), Some(2), "{told}");
+    assert!(told.contains(&format!("{}: is gone", names[0])), "{told}");
+    assert!(
+        told.contains(&format!("{}: the clip is another, or cut otherwise", names[1])),
+        "{told}"
+    );
+    assert!(!told.contains(names[2]), "{told}");
 }
 
 #[test]

@@ -30,6 +30,8 @@ pub struct Plan<'a> {
     texts: Vec<(String, Key)>,
     pub missing_texts: Vec<usize>,
     pub text_form: Form,
+    /// Length of every embedded text, in tokens.
+    pub tokens: usize,
 }
 
 /// A clip to be encoded.
@@ -80,6 +82,7 @@ impl<'a> Plan<'a> {
             texts,
             missing_texts,
             text_form,
+            tokens: family.text_shape().tokens,
         })
     }
 
@@ -147,6 +150,17 @@ impl<'a> Plan<'a> {
         let texts = self.missing_texts.iter().map(|_| &self.text_form);
         let forms = self.missing_clips().map(|clip| &clip.form).chain(texts);
         self.cache.ensure_room(forms).or_exit(Exit::Training)
+    }
+
+    /// The number of texts, the empty one among them.
+    pub fn texts(&self) -> usize {
+        self.texts.len()
+    }
+
+    /// The first clip with this caption.
+    pub fn clip_of(&self, caption: &str) -> Option<&Sample> {
+        let mut samples = self.clips.iter().map(|clip| clip.sample);
+        samples.find(|sample| sample.found.entry.caption == caption)
     }
 
     pub fn missing_clips(&self) -> impl Iterator<Item = &ClipPlan<'a>> {

@@ -15,6 +15,8 @@ use crate::dist::Communicator;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Encoded {
     Done,
+    /// A caption that lost so many tokens at its end.
+    Shortened(usize),
     /// It was left out, for this reason.
     Skipped(String),
 }

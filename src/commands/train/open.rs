@@ -23,7 +23,7 @@ use crate::nn::shards::Residency;
 use crate::optim::adamw::AdamW;
 use crate::optim::ema::Ema;
 use crate::rng::Rng;
-use crate::train::checkpoint::{Checkpoints, Loaded};
+use crate::train::checkpoint::{self, Checkpoints, Loaded};
 use crate::train::metrics::{Metrics, Past};
 use crate::train::micro_batch::Source;
 use crate::train::step::Trainer;
@@ -217,7 +217,7 @@ fn fingerprints(
         let parts = ["transformer", "scheduler"];
         let transformer = encoded.cache.fingerprint(family.directory(), &parts)?;
         fingerprints.insert("transformer".to_string(), transformer.to_string());
-        fingerprints.insert("data".to_string(), encoded.fingerprint().to_string());
+        fingerprints.insert(checkpoint::DATA.to_string(), encoded.fingerprint().to_string());
     }
     Ok(serde_json::from_slice(
         &ranks.broadcast(serde_json::to_vec(&fingerprints)?)?,

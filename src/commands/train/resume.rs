@@ -60,7 +60,7 @@ pub fn find(resume: &Resume, config: &RunConfig, ranks: &dyn Communicator) -> an
         (None, Resume::Never) => None,
     };
     if let Some(checkpoint) = &found {
-        checkpoint.fits(&settings(config, ranks.world_size()), &BTreeMap::new())?;
+        checkpoint.fits(&settings(config, ranks.world_size()), &BTreeMap::new(), &[])?;
     }
     Ok(found)
 }
@@ -185,6 +185,7 @@ pub fn snapshot(parts: &Parts, counts: Counts) -> anyhow::Result<Snapshot> {
             gradient_accumulation_steps: config.train.gradient_accumulation_steps,
             run: settings(config, parts.ranks.world_size()),
             fingerprints: parts.fingerprints.clone(),
+            samples: parts.encoded.list(),
         },
     })
 }
@@ -205,7 +206,8 @@ fn names(pairs: &[Pair]) -> impl Iterator<Item = String> {
 /// # Errors
 /// Other fingerprints of model or data than the checkpoint's; tensors that are missing or of other shapes.
 pub fn restore(parts: &mut Parts, checkpoint: Loaded) -> anyhow::Result<Counts> {
-    checkpoint.fits(&settings(parts.config, parts.ranks.world_size()), &parts.fingerprints)?;
+    let run = settings(parts.config, parts.ranks.world_size());
+    checkpoint.fits(&run, &parts.fingerprints, &parts.encoded.list())?;
     let Loaded { path, snapshot } = checkpoint;
     let mut tensors = Tensors {
         tensors: snapshot.optimizer,

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use anyhow::{Context, bail};
 use blake3::{Hash, Hasher};
 use candle_core::Tensor;
+use serde::{Deserialize, Serialize};
 
 use super::{Cache, Form, Key};
 use crate::data::Bucket;
@@ -34,6 +35,18 @@ pub struct Encoding {
     pub fps: f64,
     pub key: Key,
     pub form: Form,
+}
+
+/// A sample as it is remembered, to say later what has changed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Listed {
+    /// The clip's path, for people.
+    pub video: String,
+    /// The start of its record's key.
+    pub clip: String,
+    pub caption: String,
+    pub repeats: usize,
 }
 
 /// What the cache keeps of a clip. On the CPU, f32.
@@ -105,6 +118,18 @@ impl Encoded {
             hasher.update(&(sample.repeats as u64).to_le_bytes());
         }
         hasher.finalize()
+    }
+
+    /// The samples that [`fingerprint`](Self::fingerprint) is taken of.
+    pub fn list(&self) -> Vec<Listed> {
+        let short = |key: &Key| key.hash().to_hex()[..16].to_string();
+        let listed = |sample: &Encoding| Listed {
+            video: sample.video.display().to_string(),
+            clip: short(&sample.key),
+            caption: self.texts.get(&sample.caption).map(short).unwrap_or_default(),
+            repeats: sample.repeats,
+        };
+        self.samples.iter().map(listed).collect()
     }
 
     /// Frames a second of a sample.

@@ -45,10 +45,11 @@ pub struct CaptionCoder {
 }
 
 impl Key {
-    /// Of what `cut` takes of the clip with this content. The bucket is the cut's number and size of frames.
+    /// The key of what `cut` takes of the clip with this content. The bucket is the cut's number and size of frames. An orientation
+    /// that a picture gives itself is named where it turns: records from before it was heeded have other names.
     pub fn clip(content: Hash, cut: &Cut, coder: &ClipCoder) -> Self {
         let fit = &cut.fit;
-        let recipe = json!({
+        let mut recipe = json!({
             "format": FORMAT,
             "clip": content.to_string(),
             "frames": cut.frames,
@@ -59,6 +60,9 @@ impl Key {
             "tiling": coder.tiling,
             "image": coder.image,
         });
+        if let Some(orientation) = cut.orientation.filter(|&number| number != 1) {
+            recipe["orientation"] = orientation.into();
+        }
         Self::of(Kind::Clip, &recipe)
     }
 

@@ -8,6 +8,7 @@ use std::path::{Component, Path, PathBuf};
 use super::super::reason::Reason;
 use super::super::refusal::{Refusal, Source};
 use super::Media;
+use crate::disk;
 
 pub(super) struct Folder {
     /// As configured, for paths that users read.
@@ -28,6 +29,7 @@ pub(super) struct Contents {
 impl Folder {
     pub fn open(path: &Path, follow_links: bool) -> Result<Folder, Refusal> {
         let refuse = |reason| Refusal::of_data_set(Source::file(path), reason);
+        let path = &*disk::spelled(path);
         let root = path.canonicalize().map_err(|e| {
             refuse(match e.kind() {
                 ErrorKind::NotFound => Reason::NoFolder,
@@ -67,7 +69,7 @@ impl Folder {
 
     /// The path of a file that has content and, unless links are followed, lies within the folder.
     pub fn file(&self, relative: &Path) -> Result<PathBuf, Reason> {
-        let path = self.shown.join(relative);
+        let path = disk::spelled(&self.shown.join(relative)).into_owned();
         let real = path.canonicalize().map_err(|e| self.not_there(relative, &path, &e))?;
         if !self.follow_links && !real.starts_with(&self.root) {
             return Err(Reason::OutsideFolder {

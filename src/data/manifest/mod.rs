@@ -20,6 +20,7 @@ use super::caption;
 use super::dataset::{Config, Layout};
 use super::reason::{Reason, count};
 use super::refusal::{Refusal, Source};
+use crate::disk;
 use folder::Folder;
 
 /// A line of a manifest: a clip, its caption, and where that was said.
@@ -58,7 +59,10 @@ const VIDEOS: [&str; 20] = [
     "mp4", "mov", "mkv", "webm", "avi", "m4v", "mpg", "mpeg", "ts", "mts", "m2ts", "wmv", "flv", "f4v", "ogv", "3gp",
     "vob", "gif", "y4m", "mxf",
 ];
-const IMAGES: [&str; 8] = ["png", "jpg", "jpeg", "webp", "bmp", "tif", "tiff", "ppm"];
+/// HEIF's four are refused by name when they are opened.
+const IMAGES: [&str; 12] = [
+    "png", "jpg", "jpeg", "webp", "bmp", "tif", "tiff", "ppm", "heic", "heif", "hif", "avif",
+];
 
 impl Media {
     fn of(path: &Path) -> Option<Media> {
@@ -210,18 +214,24 @@ impl Listing {
 
     /// Clips in the folder that its manifest does not name are not used; images, where it names some.
     fn note_unnamed(&mut self, folder: &Folder, manifest: &str, named: &[PathBuf]) {
-        let named: HashSet<_> = named.iter().map(|n| folder.relative(n)).collect();
+        let named: HashSet<_> = named.iter().map(|n| composed(&folder.relative(n))).collect();
         let kinds = [Media::Video, Media::Image];
         let kinds = kinds.map(|kind| named.iter().any(|name| Media::of(name) == Some(kind)).then_some(kind));
         let mut unnamed = folder.search().files;
         unnamed.retain(|path| Media::of(path).is_some_and(|kind| kinds.contains(&Some(kind))));
-        unnamed.retain(|path| !named.contains(path));
+        unnamed.retain(|path| !named.contains(&composed(path)));
         if !unnamed.is_empty() {
             let files = count(unnamed.len(), "file");
             let note = format!("{files} not named in {manifest}, so not used: {}", some_of(&unnamed));
             self.notes.push(note);
         }
     }
+}
+
+/// A path by which those that look the same are equal.
+fn composed(path: &Path) -> PathBuf {
+    path.to_str()
+        .map_or_else(|| path.into(), |text| disk::composed(text).as_ref().into())
 }
 
 /// The path of a named clip, and its name relative to the data set's folder. Where it is at none of

@@ -1,13 +1,13 @@
 //! A folder of `x.mp4` with `x.txt`, or of `x.png` with `x.txt`, searched with all its subfolders.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
 use super::super::dataset::Config;
 use super::super::reason::Reason;
 use super::super::refusal::{Refusal, Source};
 use super::folder::Folder;
-use super::{Listing, Media, Named, Said, some_of, text};
+use super::{Listing, Media, Named, Said, composed, some_of, text};
 
 pub(super) fn read(config: &Config, folder: &Folder, wanted: Media, listing: &mut Listing) {
     let contents = folder.search();
@@ -25,6 +25,7 @@ pub(super) fn read(config: &Config, folder: &Folder, wanted: Media, listing: &mu
             None => strangers.push(path),
         }
     }
+    join_lookalikes(&mut families);
     let others: Vec<_> = families.values().flat_map(|f| f.others.iter().cloned()).collect();
     if !others.is_empty() {
         let (kind, layout) = match wanted {
@@ -44,6 +45,33 @@ pub(super) fn read(config: &Config, folder: &Folder, wanted: Media, listing: &mu
     }
     for family in families.values() {
         family.list(config, folder, wanted, listing);
+    }
+}
+
+/// A clip without a caption belongs to a caption without a clip where their names look the same: a name that macOS wrote may
+/// be in Unicode's decomposed form.
+fn join_lookalikes(families: &mut BTreeMap<PathBuf, Family>) {
+    let incomplete = |family: &Family| family.captions.is_empty() || family.clips.is_empty();
+    let lonely = families
+        .iter()
+        .filter(|(name, family)| incomplete(family) && !name.as_os_str().is_ascii());
+    let lonely: Vec<PathBuf> = lonely.map(|(name, _)| name.clone()).collect();
+    let mut first_of: HashMap<PathBuf, PathBuf> = HashMap::new(); // by composed name
+    for name in lonely {
+        match first_of.get(&composed(&name)) {
+            None => _ = first_of.insert(composed(&name), name),
+            Some(first) => {
+                let Family {
+                    clips,
+                    captions,
+                    others,
+                } = families.remove(&name).unwrap_or_default();
+                let family = families.entry(first.clone()).or_default();
+                family.clips.extend(clips);
+                family.captions.extend(captions);
+                family.others.extend(others);
+            }
+        }
     }
 }
 
