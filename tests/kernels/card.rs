@@ -46,6 +46,7 @@ pub struct Run<'a> {
     edge: Edge,
     shifted: Shifted,
     made: Cell<usize>,
+    launched: RefCell<BTreeSet<String>>,
 }
 
 /// A buffer of a run.
@@ -79,13 +80,15 @@ impl<'a> Card<'a> {
                     edge,
                     shifted,
                     made: Cell::new(0),
+                    launched: RefCell::default(),
                 };
                 let found = work(&run);
                 match &first {
                     None => first = Some(found),
                     Some(first) => assert!(
                         same(first.as_ref(), found.as_ref()),
-                        "{what}: other results in order {order}, buffers {shifted:?} off"
+                        "{:?}: other results in order {order}, buffers {shifted:?} off: {what}",
+                        run.launched.borrow()
                     ),
                 }
             }
@@ -143,7 +146,9 @@ impl Run<'_> {
     #[track_caller]
     pub fn launch(&self, launch: candle_core::Result<Launch>) {
         let launch = launch.unwrap();
-        self.card.launched.borrow_mut().insert(launch.kernel.clone());
+        for launched in [&self.card.launched, &self.launched] {
+            launched.borrow_mut().insert(launch.kernel.clone());
+        }
         if let Err(why) = self.card.library.run(&launch, self.order) {
             panic!(
                 "{}: {why}; order {}, buffers {:?} off at the {:?} edge: {launch:?}",

@@ -23,6 +23,7 @@ const FLAGS: &[&str] = &[
     "-fvisibility=hidden",
     "-fsanitize=alignment,bounds,integer-divide-by-zero,null,shift,signed-integer-overflow",
     "-fsanitize-undefined-trap-on-error",
+    "-Wno-unknown-pragmas", // unroll
 ];
 
 /// Headers of CUDA's that the kernels include: what they need of them is in emulator.hpp.
@@ -51,14 +52,14 @@ pub struct Library {
 /// The kernels as they are.
 pub fn library() -> &'static Library {
     static LIBRARY: OnceLock<Library> = OnceLock::new();
-    LIBRARY.get_or_init(|| Library::load(&built(root(), SOURCES)))
+    LIBRARY.get_or_init(|| Library::load(&built().library))
 }
 
 /// The same for whoever changes something in it.
 pub fn own_library() -> Library {
     let folder = tempfile::tempdir().unwrap();
     let copy = folder.path().join("kernels.so");
-    fs::copy(built(root(), SOURCES), &copy).unwrap();
+    fs::copy(built().library, &copy).unwrap();
     Library::load(&copy)
 }
 
@@ -80,7 +81,7 @@ pub fn patched(source: &'static str, file: &str, before: &str, after: &str) -> L
         fs::write(to, text).unwrap();
     }
     let made = folder.path().join("kernels.so");
-    compile(folder.path(), &[source], &made);
+    compile(folder.path(), &[source], &built().emulator, &made);
     Library::load(&made)
 }
 
@@ -96,24 +97,26 @@ fn sources_and_headers() -> Vec<String> {
     all
 }
 
-/// The path of a library, which is compiled unless it is there already.
-fn built(root: &Path, sources: &[&'static str]) -> PathBuf {
-    let mut hash = blake3::Hasher::new();
-    for part in FLAGS {
-        hash.update(part.as_bytes());
-    }
-    let own = ["emulator.hpp", "emulator.cpp", "library.rs"].map(|name| format!("tests/kernels/{name}"));
-    for name in sources_and_headers().iter().chain(&own) {
-        hash.update(&fs::read(root.join(name)).unwrap());
-        hash.update(name.as_bytes());
-    }
+/// Files that were compiled.
+struct Built {
+    /// The kernels and the emulator.
+    library: PathBuf,
+    /// The emulator alone, for other kernels.
+    emulator: PathBuf,
+}
+
+/// The kernels as they are; compiled unless that is done already.
+fn built() -> Built {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR"));
-    let name = format!("kernels-{}.so", &hash.finalize().to_hex()[..16]);
-    let made = folder.join(&name);
+    let name = format!("kernels-{}", state());
+    let found = Built {
+        library: folder.join(&name).with_extension("so"),
+        emulator: folder.join(&name).with_extension("o"),
+    };
     let lock = fs::File::create(folder.join("kernels.lock")).unwrap();
     // SAFETY: the descriptor is open. The lock goes with it.
     assert_eq!(unsafe { libc::flock(lock.as_raw_fd(), libc::LOCK_EX) }, 0);
-    if !made.exists() {
+    if !found.library.exists() {
         for entry in fs::read_dir(folder).unwrap() {
             let path = entry.unwrap().path();
             let name = path.file_name().unwrap().to_string_lossy().into_owned();
@@ -121,63 +124,70 @@ fn built(root: &Path, sources: &[&'static str]) -> PathBuf {
                 fs::remove_file(path).unwrap(); // of another state of the files
             }
         }
-        compile(root, sources, &made);
+        let source = root().join("tests/kernels/emulator.cpp");
+        cxx(&[Path::new("-c"), &source, Path::new("-o"), &found.emulator]);
+        compile(root(), SOURCES, &found.emulator, &found.library);
     }
-    made
+    found
 }
 
-/// The C++ compiler. Without one these tests fail: everything else that is built here needs one, too.
-fn compiler() -> (&'static str, bool) {
+/// The state of all that a library is made of, in some letters.
+fn state() -> String {
+    let mut hash = blake3::Hasher::new();
+    hash.update(compiler().1.as_bytes());
+    let own = ["emulator.hpp", "emulator.cpp", "library.rs"].map(|name| format!("tests/kernels/{name}"));
+    for name in sources_and_headers().iter().chain(&own) {
+        let text = fs::read(root().join(name)).unwrap();
+        hash.update(format!("{name} {}", text.len()).as_bytes());
+        hash.update(&text);
+    }
+    hash.finalize().to_hex()[..16].to_string()
+}
+
+/// The C++ compiler, and what it says of itself. Without one these tests fail: whatever builds the rest has one, too.
+fn compiler() -> (&'static str, String) {
     for name in ["c++", "g++", "clang++"] {
         if let Ok(said) = Command::new(name).arg("--version").output() {
-            return (name, String::from_utf8_lossy(&said.stdout).contains("clang"));
+            return (name, String::from_utf8_lossy(&said.stdout).into_owned());
         }
     }
     panic!("no C++ compiler: the kernels are tested with g++ or clang++, which scripts/system.sh installs");
 }
 
-fn compile(root: &Path, sources: &[&'static str], made: &Path) {
+/// Makes a library of files below `root`.
+fn compile(root: &Path, sources: &[&'static str], emulator: &Path, made: &Path) {
     let folder = tempfile::tempdir().unwrap();
     for name in EMPTY {
         fs::write(folder.path().join(name), "").unwrap();
     }
-    let unit = |name: &str, text: String| {
-        let path = folder.path().join(format!("{}.cpp", name.replace('/', "-")));
-        fs::write(&path, text).unwrap();
-        path
-    };
-    let mut units: Vec<PathBuf> = sources
-        .iter()
-        .map(|name| unit(name, unit_text(&root.join(name), folder.path())))
-        .collect();
-    units.push(self::root().join("tests/kernels/emulator.cpp"));
-    let objects: Vec<PathBuf> = (0..units.len())
-        .map(|at| folder.path().join(format!("{at}.o")))
-        .collect();
+    let object = |name: &str| folder.path().join(format!("{}.o", name.replace('/', "-")));
     std::thread::scope(|scope| {
-        for (unit, object) in units.iter().zip(&objects) {
-            scope.spawn(|| cxx(folder.path(), &[Path::new("-c"), unit, Path::new("-o"), object]));
+        for name in sources {
+            let to = object(name);
+            let folder = folder.path();
+            scope.spawn(move || {
+                let unit = to.with_extension("cpp");
+                fs::write(&unit, unit_text(&root.join(name), folder)).unwrap();
+                let include = format!("-I{}", folder.display());
+                cxx(&[Path::new(&include), Path::new("-c"), &unit, Path::new("-o"), &to]);
+            });
         }
     });
+    let objects: Vec<PathBuf> = sources.iter().map(|name| object(name)).collect();
     let beside = made.with_extension("part");
-    let mut arguments = vec![Path::new("-shared"), Path::new("-o"), &beside];
+    let mut arguments = vec![Path::new("-shared"), Path::new("-o"), &beside, emulator];
     arguments.extend(objects.iter().map(|object| object.as_path()));
-    cxx(folder.path(), &arguments);
+    cxx(&arguments);
     fs::rename(beside, made).unwrap();
 }
 
-fn cxx(headers: &Path, arguments: &[&Path]) -> String {
-    let (name, clang) = compiler();
+fn cxx(arguments: &[&Path]) -> String {
+    let (name, version) = compiler();
     let mut command = Command::new(name);
-    command.args(FLAGS).arg("-Wno-unknown-pragmas"); // unroll
-    if !clang {
+    command.args(FLAGS).arg("-I").arg(root().join("tests/kernels"));
+    if !version.contains("clang") {
         command.arg("-fno-extern-tls-init"); // shared memory of a kernel is made without a constructor
     }
-    command
-        .arg("-I")
-        .arg(headers)
-        .arg("-I")
-        .arg(root().join("tests/kernels"));
     let done = command.args(arguments).output().unwrap();
     let said = String::from_utf8_lossy(&done.stderr);
     assert!(done.status.success(), "{command:?}: {said}");
@@ -186,14 +196,9 @@ fn cxx(headers: &Path, arguments: &[&Path]) -> String {
 
 /// A unit around a file's text, which registers its kernels.
 fn unit_text(source: &Path, headers: &Path) -> String {
-    let expanded = cxx(
-        headers,
-        &["-E", "-P", "-x", "c++"]
-            .map(Path::new)
-            .into_iter()
-            .chain([source])
-            .collect::<Vec<_>>(),
-    );
+    let include = format!("-I{}", headers.display());
+    let preprocess = [include.as_str(), "-E", "-P", "-x", "c++"].map(Path::new);
+    let expanded = cxx(&[&preprocess[..], &[source]].concat());
     let dynamic = dynamic_names(&expanded);
     let mut text = String::from("#include \"emulator.hpp\"\nnamespace {\n");
     for (kind, name) in &dynamic {

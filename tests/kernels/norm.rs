@@ -24,10 +24,14 @@ fn norms() -> impl Iterator<Item = (Case, Norm)> {
     })
 }
 
-/// Rows whose means are not 0.
+/// Rows whose means are not 0, and every third so small that eps counts.
 fn rows(rng: &mut Rng, case: &Case) -> Vec<f64> {
     let x = draw(rng, case.count() * case.width, case.dtype);
-    x.into_iter().map(|x| rounded(1.5 * x + 2.0, case.dtype)).collect()
+    let of = |(at, x): (usize, f64)| {
+        let scale = if at / case.width % 3 == 0 { 2e-3 } else { 1.0 };
+        rounded(scale * (1.5 * x + 2.0), case.dtype)
+    };
+    x.into_iter().enumerate().map(of).collect()
 }
 
 /// Mean and 1 / sqrt(variance + eps).
@@ -163,9 +167,9 @@ pub fn tables(card: &Card) {
                 ]
             },
             |[moments, dgain, doffset]| {
-                assert_exact(&format!("moments: {what}"), &moments, &of_rows, DType::F32, 8.0);
+                assert_exact(&format!("moments: {what}"), &moments, &of_rows, DType::F32, 4.0);
                 assert_exact(&format!("gain: {what}"), &dgain, &gains, DType::F32, 8.0);
-                assert_exact(&format!("offset: {what}"), &doffset, &offsets, DType::F32, 8.0);
+                assert_exact(&format!("offset: {what}"), &doffset, &offsets, DType::F32, 4.0);
             },
         );
     }
