@@ -7,6 +7,7 @@
 // An access outside of what a kernel was given, or undefined behaviour (the kernels are compiled with traps), ends the
 // launch with words that say where.
 #include "emulator.hpp"
+#include "fiber.hpp"
 #include <algorithm>
 #include <csetjmp>
 #include <csignal>
@@ -23,77 +24,6 @@ dim3 blockDim, gridDim;
 
 namespace {
 
-// A switch of stacks: what a call must keep is pushed on the one, and popped from the other. `swapcontext` would ask the
-// system each time.
-#if defined(__x86_64__)
-#define OWN_SWITCH
-extern "C" void emulator_switch(void **from, void *to);
-asm(R"(
-    .text
-    .hidden emulator_switch
-    .globl emulator_switch
-    .type emulator_switch, @function
-emulator_switch:
-    pushq %rbp
-    pushq %rbx
-    pushq %r12
-    pushq %r13
-    pushq %r14
-    pushq %r15
-    movq %rsp, (%rdi)
-    movq %rsi, %rsp
-    popq %r15
-    popq %r14
-    popq %r13
-    popq %r12
-    popq %rbx
-    popq %rbp
-    ret
-    .size emulator_switch, . - emulator_switch
-)");
-const size_t SAVED = 6, RETURN = 6, FRAME = 8; // words: saved, where the address to return to is, all
-#elif defined(__aarch64__)
-#define OWN_SWITCH
-extern "C" void emulator_switch(void **from, void *to);
-asm(R"(
-    .text
-    .hidden emulator_switch
-    .globl emulator_switch
-    .type emulator_switch, %function
-emulator_switch:
-    sub sp, sp, #160
-    stp x19, x20, [sp, #0]
-    stp x21, x22, [sp, #16]
-    stp x23, x24, [sp, #32]
-    stp x25, x26, [sp, #48]
-    stp x27, x28, [sp, #64]
-    stp x29, x30, [sp, #80]
-    stp d8, d9, [sp, #96]
-    stp d10, d11, [sp, #112]
-    stp d12, d13, [sp, #128]
-    stp d14, d15, [sp, #144]
-    mov x9, sp
-    str x9, [x0]
-    mov sp, x1
-    ldp x19, x20, [sp, #0]
-    ldp x21, x22, [sp, #16]
-    ldp x23, x24, [sp, #32]
-    ldp x25, x26, [sp, #48]
-    ldp x27, x28, [sp, #64]
-    ldp x29, x30, [sp, #80]
-    ldp d8, d9, [sp, #96]
-    ldp d10, d11, [sp, #112]
-    ldp d12, d13, [sp, #128]
-    ldp d14, d15, [sp, #144]
-    add sp, sp, #160
-    ret
-    .size emulator_switch, . - emulator_switch
-)");
-const size_t SAVED = 20, RETURN = 11, FRAME = 20;
-#else
-#include <ucontext.h>
-#endif
-
 const size_t PAGE = sysconf(_SC_PAGESIZE);
 const size_t STACK = 64 << 10;
 const unsigned MOST_THREADS = 1024;
@@ -102,20 +32,12 @@ const size_t MOST_SHARED = 99 << 10; // of a block, on the cards that have least
 enum class Wait { None, Block, Warp, Gone };
 
 struct Fiber {
-#ifdef OWN_SWITCH
-    void *at;
-#else
-    ucontext_t at;
-#endif
+    Place place;
     Wait wait;
     unsigned shuffles;
 };
 
-#ifdef OWN_SWITCH
-void *home;
-#else
-ucontext_t home;
-#endif
+Place home;
 Fiber fibers[MOST_THREADS];
 uint64_t given[2][MOST_THREADS]; // by turns: what a lane gives next must not hide what others have not taken yet
 char *stacks;                    // each behind a page that may not be touched
@@ -153,17 +75,10 @@ void arrange(std::vector<unsigned> &all, unsigned count, unsigned order, Random 
         for (unsigned i = count; i > 1; i--) std::swap(all[i - 1], all[random.next() % i]);
 }
 
-void leave() {
-#ifdef OWN_SWITCH
-    emulator_switch(&fibers[threadIdx.x].at, home);
-#else
-    swapcontext(&fibers[threadIdx.x].at, &home);
-#endif
-}
-
 void pause(Wait why) {
-    fibers[threadIdx.x].wait = why;
-    leave();
+    Fiber &fiber = fibers[threadIdx.x];
+    fiber.wait = why;
+    switch_stacks(fiber.place, home);
 }
 
 void entry() {
@@ -174,30 +89,14 @@ void entry() {
 
 void resume(unsigned thread) {
     threadIdx.x = thread;
-#ifdef OWN_SWITCH
-    emulator_switch(&home, fibers[thread].at);
-#else
-    swapcontext(&home, &fibers[thread].at);
-#endif
+    switch_stacks(home, fibers[thread].place);
 }
 
 void begin(unsigned thread) {
     Fiber &fiber = fibers[thread];
     fiber.wait = Wait::None;
     fiber.shuffles = 0;
-    char *stack = stacks + thread * (STACK + PAGE) + PAGE;
-#ifdef OWN_SWITCH
-    void **frame = reinterpret_cast<void **>(stack + STACK) - FRAME;
-    std::fill(frame, frame + FRAME, nullptr);
-    frame[RETURN] = reinterpret_cast<void *>(entry);
-    fiber.at = frame;
-    (void)SAVED;
-#else
-    getcontext(&fiber.at);
-    fiber.at.uc_stack = {stack, 0, STACK};
-    fiber.at.uc_link = nullptr;
-    makecontext(&fiber.at, entry, 0);
-#endif
+    prepare(fiber.place, stacks + thread * (STACK + PAGE) + PAGE, STACK, entry);
 }
 
 // One warp as far as a barrier of the block, or its end.

@@ -135,7 +135,7 @@ fn built() -> Built {
 fn state() -> String {
     let mut hash = blake3::Hasher::new();
     hash.update(compiler().1.as_bytes());
-    let own = ["emulator.hpp", "emulator.cpp", "library.rs"].map(|name| format!("tests/kernels/{name}"));
+    let own = ["emulator.hpp", "fiber.hpp", "emulator.cpp", "library.rs"].map(|name| format!("tests/kernels/{name}"));
     for name in sources_and_headers().iter().chain(&own) {
         let text = fs::read(root().join(name)).unwrap();
         hash.update(format!("{name} {}", text.len()).as_bytes());

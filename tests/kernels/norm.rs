@@ -28,7 +28,7 @@ fn norms() -> impl Iterator<Item = (Case, Norm)> {
 fn rows(rng: &mut Rng, case: &Case) -> Vec<f64> {
     let x = draw(rng, case.count() * case.width, case.dtype);
     let of = |(at, x): (usize, f64)| {
-        let scale = if at / case.width % 3 == 0 { 2e-3 } else { 1.0 };
+        let scale = if (at / case.width).is_multiple_of(3) { 2e-3 } else { 1.0 };
         rounded(scale * (1.5 * x + 2.0), case.dtype)
     };
     x.into_iter().enumerate().map(of).collect()
