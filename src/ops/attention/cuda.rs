@@ -91,10 +91,10 @@ impl Attention {
             batch, queries, heads, ..
         } = self.sizes;
         let sums = cuda::fresh_tensor(device, (batch, heads, queries), DType::F32)?;
-        let (tiled, sums) = (self.by_tiles(dtype)?, cuda::address_of(&sums)?);
-        KERNELS.launch(device, &tiled.along(also, sums)?)?;
-        KERNELS.launch(device, &tiled.back_queries(read, also, sums, written.dq)?)?;
-        KERNELS.launch(device, &tiled.back_keys(read, also, sums, [written.dk, written.dv])?)
+        let (tiled, sums_at) = (self.by_tiles(dtype)?, cuda::address_of(&sums)?);
+        KERNELS.launch(device, &tiled.along(also, sums_at)?)?;
+        KERNELS.launch(device, &tiled.back_queries(read, also, sums_at, written.dq)?)?;
+        KERNELS.launch(device, &tiled.back_keys(read, also, sums_at, [written.dk, written.dv])?)
     }
 
     fn by_tiles(&self, dtype: DType) -> Result<Tiled> {
