@@ -9,21 +9,14 @@ fn main() {
 }
 
 #[cfg(feature = "cuda")]
+#[path = "src/ops/kernel/sources.rs"]
+mod sources;
+
+#[cfg(feature = "cuda")]
 mod cuda {
     use std::env;
     use std::path::{Path, PathBuf};
     use std::process::Command;
-
-    /// One module each. `tests/cuda.rs` compiles the same ones for the cards there are.
-    const KERNELS: &[&str] = &[
-        "src/ops/activation.cu",
-        "src/ops/attention/tiled.cu",
-        "src/ops/linear.cu",
-        "src/ops/norm.cu",
-        "src/ops/residual.cu",
-        "src/ops/rotary.cu",
-        "src/optim/update.cu",
-    ];
 
     /// The oldest cards that the kernels are compiled for, unless CUDA_COMPUTE_CAP names older ones. The driver makes machine
     /// code for newer cards out of this as well.
@@ -36,10 +29,11 @@ mod cuda {
         for variable in ["NVCC", "CUDA_HOME", "CUDA_PATH", "CUDA_COMPUTE_CAP"] {
             println!("cargo:rerun-if-env-changed={variable}");
         }
+        println!("cargo:rerun-if-changed=src/ops/kernel/sources.rs");
         println!("cargo:rerun-if-changed=src/ops/cuda/kernel.cuh");
         let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
         std::thread::scope(|scope| {
-            for source in KERNELS {
+            for source in super::sources::SOURCES {
                 println!("cargo:rerun-if-changed={source}");
                 scope.spawn(|| compile(Path::new(source), &out));
             }

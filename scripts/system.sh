@@ -8,6 +8,7 @@ say() { printf '\033[1m==> %s\033[0m\n' "$*" >&2; }
 # What the build will look for, asked the way the build asks.
 missing() {
     command -v cc >/dev/null || { echo "a C compiler"; return; }
+    command -v c++ >/dev/null || { echo "a C++ compiler"; return; }
     command -v pkg-config >/dev/null || { echo "pkg-config"; return; }
     pkg-config --exists libavcodec libavformat libavutil libswscale || { echo "FFmpeg's headers"; return; }
     # The bindings generator loads libclang and reads clang's own headers.

@@ -22,6 +22,8 @@ mod flow_objective; // what flow matching trains on, against torch
 mod flow_schedulers; // sigmas, steps and noise of flow matching, against diffusers
 mod fuzz; // mutated input of every kind
 mod hub; // checkpoints of the Hugging Face Hub
+#[cfg(target_os = "linux")]
+mod kernels; // kernels of the GPU, run on the CPU
 mod lora; // which layers learn, first values, dropout, files, against PEFT and torch
 mod lora_formats; // adapter files of several programs, in and out, shrunk and merged
 mod ltx_video_dit; // the transformer against diffusers, forwards and backwards

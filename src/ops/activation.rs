@@ -10,6 +10,7 @@
 
 #[cfg(feature = "cuda")]
 mod cuda;
+mod launch;
 
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
@@ -44,8 +45,9 @@ pub fn silu(x: &Tensor) -> Result<Tensor> {
     Activation::Silu.apply(x)
 }
 
+/// The activations there are: kinds of activation.cu, in its order.
 #[derive(Debug, Clone, Copy)]
-enum Activation {
+pub enum Activation {
     GeluErf,
     GeluTanh,
     Silu,

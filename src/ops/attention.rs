@@ -23,6 +23,7 @@ mod cuda;
 mod cudnn;
 mod forward;
 mod heads;
+pub mod launch;
 
 use std::sync::{Arc, OnceLock};
 
@@ -91,14 +92,15 @@ pub fn composed(q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>) -> Re
     weights.to_dtype(v.dtype())?.matmul(&v)?.transpose(1, 2)?.contiguous()
 }
 
-/// How much of everything there is.
+/// Counts of everything.
 #[derive(Debug, Clone, Copy)]
-struct Sizes {
-    batch: usize,
-    queries: usize,
-    keys: usize,
-    heads: usize,
-    width: usize,
+pub struct Sizes {
+    pub batch: usize,
+    pub queries: usize,
+    pub keys: usize,
+    pub heads: usize,
+    /// Features of a head.
+    pub width: usize,
 }
 
 impl Sizes {
@@ -181,13 +183,7 @@ struct Mask {
 impl Mask {
     /// A mask of the right shape.
     fn new(mask: &Tensor) -> Result<Self> {
-        let (samples, heads, queries, keys) = mask.dims4()?;
-        let stride = |count: usize, stride: usize| if count > 1 { stride } else { 0 };
-        let strides = [
-            stride(samples, heads * queries * keys),
-            stride(heads, queries * keys),
-            stride(queries, keys),
-        ];
+        let strides = mask_strides(mask.dims4()?);
         let table = mask.to_dtype(DType::F32)?.contiguous()?;
         if !mask.device().is_cpu() {
             return Ok(Self {
@@ -220,6 +216,16 @@ impl Mask {
         let start = head / sizes.heads * samples + head % sizes.heads * heads + query * queries;
         &self.numbers[start + first..start + sizes.keys]
     }
+}
+
+/// From sample to sample, head to head and query to query of a mask of these sizes: 0 where it is the same for all.
+pub fn mask_strides((samples, heads, queries, keys): (usize, usize, usize, usize)) -> [usize; 3] {
+    let stride = |count: usize, stride: usize| if count > 1 { stride } else { 0 };
+    [
+        stride(samples, heads * queries * keys),
+        stride(heads, queries * keys),
+        stride(queries, keys),
+    ]
 }
 
 struct Attention {

@@ -11,6 +11,7 @@
 
 #[cfg(feature = "cuda")]
 mod cuda;
+pub mod launch;
 
 use std::sync::{Arc, OnceLock};
 

@@ -13,6 +13,7 @@ pub mod chain;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 mod device;
+pub mod kernel;
 pub mod lanes;
 pub mod linear;
 pub mod norm;

@@ -2,6 +2,8 @@
 
 use candle_core::{Result, Tensor};
 
+use super::kernel::rows::MOST_PARTS;
+
 /// Rows that one thread takes at a time; also those that are summed up together.
 const ROWS: usize = 64;
 
@@ -20,8 +22,7 @@ pub fn check(name: &str, table: &Tensor, batch: usize, parts: &[usize], width: u
 
 /// Whether a kernel can go by so many parts.
 pub fn suits(x: &Tensor, parts: &[usize]) -> bool {
-    const MOST: usize = 8; // as in kernel.cuh
-    x.device().is_cpu() || parts.len() <= MOST
+    x.device().is_cpu() || parts.len() <= MOST_PARTS
 }
 
 /// Some rows of one part of one sample.

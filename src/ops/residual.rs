@@ -8,6 +8,7 @@
 
 #[cfg(feature = "cuda")]
 mod cuda;
+pub mod launch;
 
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp3, DType, Layout, Result, Shape, Tensor};

@@ -18,6 +18,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::in_place::{self, CHUNK, in_place};
+use super::launch;
 
 /// `optimizer:` in a run file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -74,6 +75,13 @@ impl Config {
             wrong.push(("ema".into(), format!("must be at least 0 and below 1, got {decay}")));
         }
         wrong
+    }
+}
+
+impl Config {
+    /// What all numbers of step `step`, counted from 1, share on a GPU. Gradients are multiplied by `scale` first.
+    pub fn update(&self, step: usize, scale: f64, lr: f64) -> launch::Update {
+        Update::new(self, step, scale, lr).on_gpu()
     }
 }
 
@@ -282,9 +290,8 @@ impl Update {
         }
     }
 
-    #[cfg(feature = "cuda")]
-    fn on_gpu(&self) -> super::cuda::Update {
-        super::cuda::Update {
+    fn on_gpu(&self) -> launch::Update {
+        launch::Update {
             scale: self.scale as f32,
             decay: self.decay as f32,
             weight1: (1.0 - self.beta1) as f32,

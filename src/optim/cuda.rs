@@ -1,37 +1,15 @@
 //! All adapters at once on a GPU: a step in one launch, the sums of squares in another.
 //!
-//! Tensors are cut into pieces of one size, a block each; a table in the device's memory says where they lie, and travels
-//! there with each launch, since gradients lie elsewhere every time.
+//! The table that says where tensors lie travels to the device with each launch, since gradients lie elsewhere every time.
 
 use candle_core::{DType, Result, Tensor, Var, bail};
-use cudarc::driver::{CudaSlice, DevicePtr, DeviceRepr};
+use cudarc::driver::{CudaSlice, DevicePtr};
 
-use crate::ops::cuda::{self, Grid, Kernels, kernels};
+use super::launch::{Table, Update};
+use crate::ops::cuda::{self, Kernels, kernels};
+use crate::ops::kernel::{Address, Launch};
 
 const KERNELS: Kernels = kernels!("update");
-
-/// Numbers of a piece: as in update.cu.
-const PIECE: usize = 1 << 14;
-
-/// Threads of a block: as in update.cu.
-const THREADS: usize = 256;
-
-/// `Update` of update.cu: what all numbers of a step share.
-#[repr(C)]
-#[derive(Debug, Clone, Copy)]
-pub struct Update {
-    pub scale: f32,
-    pub decay: f32,
-    pub weight1: f32,
-    pub beta2: f32,
-    pub weight2: f32,
-    pub step_size: f32,
-    pub correction: f32,
-    pub epsilon: f32,
-}
-
-// SAFETY: the same fields in the same order as in update.cu.
-unsafe impl DeviceRepr for Update {}
 
 /// One variable, and what moves it; all f32 of one size.
 pub struct Moved<'a> {
@@ -52,7 +30,7 @@ pub fn step(all: &[Moved], update: Update) -> Result<()> {
         .iter()
         .map(|moved| [moved.var.as_tensor(), moved.gradient, moved.exp_avg, moved.exp_avg_sq])
         .collect();
-    Table::new(&tensors)?.launch("adamw", |table, count, launch| launch(&[table, count, &update]))
+    Uploaded::new(&tensors)?.launch(|table, at| table.adamw(at, update))
 }
 
 /// The sum of the squares of all numbers, in f64 and in a fixed order.
@@ -61,72 +39,57 @@ pub fn square_sum(gradients: &[Tensor]) -> Result<f64> {
         .iter()
         .map(|gradient| gradient.to_dtype(DType::F32)?.contiguous());
     let gradients = gradients.collect::<Result<Vec<Tensor>>>()?;
-    let table = Table::new(&gradients.iter().map(|gradient| [gradient]).collect::<Vec<_>>())?;
-    let sums = cuda::fresh_tensor(gradients[0].device().as_cuda_device()?, table.pieces, DType::F64)?;
+    let uploaded = Uploaded::new(&gradients.iter().map(|gradient| [gradient]).collect::<Vec<_>>())?;
+    let sums = cuda::fresh_tensor(
+        gradients[0].device().as_cuda_device()?,
+        uploaded.table.pieces,
+        DType::F64,
+    )?;
     let to = cuda::address_of(&sums)?;
-    table.launch("square_sums", |table, count, launch| launch(&[table, count, &to]))?;
+    uploaded.launch(|table, at| table.square_sums(at, to))?;
     Ok(sums.to_vec1::<f64>()?.iter().sum())
 }
 
-/// Where tensors lie, on the device.
-struct Table {
+/// A table of tensors, and its numbers on the device.
+struct Uploaded {
     device: candle_core::CudaDevice,
+    table: Table,
     numbers: CudaSlice<i64>,
-    count: usize,
-    pieces: usize,
 }
 
-/// Queues a kernel with these arguments.
-type Launch<'a> = dyn Fn(&[&dyn cuda::Argument]) -> Result<()> + 'a;
-
-impl Table {
-    /// Of as many tensors as there are rows, with N of one size in each; at least one row.
+impl Uploaded {
+    /// A table of as many tensors as there are rows, with N of one size in each; at least one row.
     fn new<const N: usize>(rows: &[[&Tensor; N]]) -> Result<Self> {
         let Some([first, ..]) = rows.first().map(|row| &row[..]) else {
             bail!("no tensors to go over");
         };
         let device = first.device().as_cuda_device()?.clone();
-        let (mut firsts, mut lengths, mut places) = (vec![0], Vec::new(), vec![Vec::new(); N]);
-        let mut pieces = 0;
+        let mut placed = Vec::with_capacity(rows.len());
         for row in rows {
             let length = row[0].elem_count();
-            pieces += length.div_ceil(PIECE);
-            firsts.push(pieces as i64);
-            lengths.push(length as i64);
-            for (tensor, places) in row.iter().zip(&mut places) {
+            let mut addresses = [0; N];
+            for (tensor, address) in row.iter().zip(&mut addresses) {
                 if tensor.elem_count() != length || !possible(tensor) {
                     bail!("a variable and what moves it must be f32 of one size on one GPU");
                 }
-                places.push(cuda::address_of(tensor)? as i64);
+                *address = cuda::address_of(tensor)?;
             }
+            placed.push((length, addresses));
         }
-        let numbers = [firsts, lengths, places.concat()].concat();
+        let table = Table::new(&placed);
         Ok(Self {
-            numbers: device.clone_htod(&numbers)?,
+            numbers: device.clone_htod(&table.numbers)?,
             device,
-            count: rows.len(),
-            pieces,
+            table,
         })
     }
 
-    /// Lets `call` queue the kernel, given the table's address and the number of tensors, before its own arguments.
-    fn launch(
-        &self,
-        kernel: &str,
-        call: impl FnOnce(&dyn cuda::Argument, &dyn cuda::Argument, &Launch) -> Result<()>,
-    ) -> Result<()> {
-        if self.pieces == 0 {
+    /// Queues what `make` makes of the table and its address, unless there are no numbers to go over.
+    fn launch(&self, make: impl FnOnce(&Table, Address) -> Launch) -> Result<()> {
+        if self.table.pieces == 0 {
             return Ok(());
         }
-        let grid = Grid {
-            blocks: [self.pieces, 1, 1],
-            threads: THREADS,
-            shared: 0,
-        };
-        let table = self.numbers.device_ptr(self.numbers.stream()).0;
-        let count = self.count as i32;
-        call(&table, &count, &|arguments| {
-            KERNELS.launch(&self.device, kernel, grid, arguments)
-        })
+        let at = self.numbers.device_ptr(self.numbers.stream()).0;
+        KERNELS.launch(&self.device, &make(&self.table, at))
     }
 }

@@ -6,4 +6,5 @@ pub mod clip;
 mod cuda;
 pub mod ema;
 mod in_place;
+pub mod launch;
 pub mod lr;

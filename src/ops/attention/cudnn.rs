@@ -14,9 +14,10 @@ use candle_core::cuda_backend::{CudaDevice, DeviceId, WrapErr};
 use candle_core::{DType, Result, Tensor, bail};
 use cudarc::driver::DevicePtr;
 
-use super::cuda::{Read, ReadBack, Written};
+use super::launch::{Read, ReadBack, Written};
 use super::{Mask, Sizes};
-use crate::ops::cuda::{Address, address_of};
+use crate::ops::cuda::address_of;
+use crate::ops::kernel::Address;
 
 /// Bytes that a mask may take, written out for every query.
 const MASK_BYTES: usize = 256 << 20;

@@ -12,7 +12,9 @@ use cudarc::cublas::{result, sys};
 use cudarc::cublaslt::{CudaBlasLT, Matmul, MatmulConfig};
 use half::bf16;
 
-use super::{Address, Grid, Kernels, kernels, named};
+use super::{Kernels, kernels};
+use crate::ops::kernel::Address;
+use crate::ops::linear::launch;
 
 const KERNELS: Kernels = kernels!("linear");
 
@@ -127,14 +129,8 @@ impl Biased<'_> {
         let to = super::first(y)?;
         self.sizes
             .run(device, Matrix::new(at(self.x)?), Matrix::t(at(self.weight)?), to)?;
-        let count = rows * columns;
-        let name = named("linear_bias", self.sizes.dtype)?;
-        KERNELS.launch(
-            device,
-            &name,
-            Grid::over(count),
-            &[&to, &at(self.bias)?, &(count as i64), &(columns as i32)],
-        )
+        let bias = at(self.bias)?;
+        KERNELS.launch(device, &launch::bias(to, bias, [rows, columns], self.sizes.dtype)?)
     }
 
     fn fused<T: CudaDType>(&self, device: &CudaDevice, y: &mut CudaStorage) -> Result<()>

@@ -8,8 +8,11 @@ use candle_core::op::BackpropOp;
 use candle_core::{CudaStorage, DType, Layout, Result, Shape, Storage, Tensor, bail};
 
 use super::{Adapted, Layer, Sizes};
-use crate::ops::cuda::matmul::{Biased, Matrix, Product};
-use crate::ops::cuda::{self, Address};
+use crate::ops::cuda::{
+    self,
+    matmul::{Biased, Matrix, Product},
+};
+use crate::ops::kernel::Address;
 use crate::ops::tape::Left;
 
 /// Numbers and how they lie.

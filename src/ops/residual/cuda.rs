@@ -3,8 +3,9 @@
 use candle_core::backend::BackendStorage;
 use candle_core::{CudaStorage, DType, Layout, Result, Shape, Tensor};
 
-use super::Gated;
-use crate::ops::cuda::{self, Grid, Kernels, Parts, kernels, named, slices};
+use super::{Gated, launch};
+use crate::ops::cuda::{self, Kernels, kernels};
+use crate::ops::kernel::rows::Rows;
 
 const KERNELS: Kernels = kernels!("residual");
 
@@ -14,25 +15,12 @@ type Stored<'a> = (&'a CudaStorage, &'a Layout);
 impl Gated {
     pub(super) fn forward_on(&self, x: Stored, update: Stored, gate: Stored) -> Result<(CudaStorage, Shape)> {
         let (device, shape, dtype) = (x.0.device(), x.1.shape(), x.0.dtype());
-        let (batch, rows, width) = shape.dims3()?;
         let y = cuda::fresh(device, shape.elem_count(), dtype)?;
         let at = |(storage, layout): Stored| cuda::address(storage, layout);
-        let [x, update, y_at] = [at(x)?, at(update)?, cuda::first(&y)?];
-        let aligned = cuda::aligned(width, dtype, &[x, update, y_at]);
-        KERNELS.launch(
-            device,
-            &named("residual_forward", dtype)?,
-            Grid::rows(batch * rows, width, dtype, aligned),
-            &[
-                &x,
-                &update,
-                &at(gate)?,
-                &y_at,
-                &(width as i32),
-                &i32::from(aligned),
-                &Parts::new(&self.parts, gate.1.dims()[0]),
-            ],
-        )?;
+        let places = [at(x)?, at(update)?];
+        let samples = gate.1.dims()[0];
+        let launch = launch::forward(self.rows(shape, dtype)?, places, at(gate)?, samples, cuda::first(&y)?)?;
+        KERNELS.launch(device, &launch)?;
         Ok((y, shape.clone()))
     }
 
@@ -55,52 +43,43 @@ impl Gated {
 
     fn back_to_update(&self, gate: &Tensor, grad: &Tensor) -> Result<Tensor> {
         let (device, dtype) = (grad.device().as_cuda_device()?, grad.dtype());
-        let (batch, rows, width) = grad.dims3()?;
         let dupdate = cuda::fresh_tensor(device, grad.dims(), dtype)?;
-        let [grad, to] = [cuda::address_of(grad)?, cuda::address_of(&dupdate)?];
-        let aligned = cuda::aligned(width, dtype, &[grad, to]);
-        KERNELS.launch(
-            device,
-            &named("residual_back", dtype)?,
-            Grid::rows(batch * rows, width, dtype, aligned),
-            &[
-                &grad,
-                &cuda::address_of(gate)?,
-                &to,
-                &(width as i32),
-                &i32::from(aligned),
-                &Parts::new(&self.parts, gate.dim(0)?),
-            ],
-        )?;
+        let [grad_at, gate_at, to] = [
+            cuda::address_of(grad)?,
+            cuda::address_of(gate)?,
+            cuda::address_of(&dupdate)?,
+        ];
+        let launch = launch::back(self.rows(grad.shape(), dtype)?, grad_at, gate_at, gate.dim(0)?, to)?;
+        KERNELS.launch(device, &launch)?;
         Ok(dupdate)
     }
 
     fn back_to_gate(&self, update: &Tensor, gate: &Tensor, grad: &Tensor) -> Result<Tensor> {
-        const THREADS: usize = 128;
-        let (device, dtype) = (grad.device().as_cuda_device()?, grad.dtype());
-        let (batch, rows, width) = grad.dims3()?;
-        let (parts, slices) = (self.parts.len(), slices(rows / self.parts.len()));
-        let dgate = cuda::fresh_tensor(device, (batch, parts, slices, width), DType::F32)?;
-        KERNELS.launch(
-            device,
-            &named("residual_gate", dtype)?,
-            Grid {
-                blocks: [width.div_ceil(THREADS), slices, batch * parts],
-                threads: THREADS,
-                shared: 0,
-            },
-            &[
-                &cuda::address_of(update)?,
-                &cuda::address_of(grad)?,
-                &cuda::address_of(&dgate)?,
-                &(width as i32),
-                &Parts::new(&self.parts, batch),
-            ],
-        )?;
+        let device = grad.device().as_cuda_device()?;
+        let rows = self.rows(grad.shape(), grad.dtype())?;
+        let sums = (rows.batch, self.parts.len(), rows.slices(), rows.width);
+        let dgate = cuda::fresh_tensor(device, sums, DType::F32)?;
+        let [update, grad, to] = [
+            cuda::address_of(update)?,
+            cuda::address_of(grad)?,
+            cuda::address_of(&dgate)?,
+        ];
+        KERNELS.launch(device, &launch::gate(rows, update, grad, to)?)?;
         let of_samples = dgate.sum(2)?; // (B, P, D)
-        match gate.dim(0)? == batch {
+        match gate.dim(0)? == rows.batch {
             true => Ok(of_samples),
             false => of_samples.sum_keepdim(0), // shared by all samples
         }
+    }
+
+    /// The rows of x (B, R, D).
+    fn rows(&self, x: &Shape, dtype: DType) -> Result<Rows<'_>> {
+        let (batch, _, width) = x.dims3()?;
+        Ok(Rows {
+            batch,
+            parts: &self.parts,
+            width,
+            dtype,
+        })
     }
 }

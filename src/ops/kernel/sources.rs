@@ -1,0 +1,12 @@
+//! The kernels' files: `build.rs` compiles each as a module of its own, and the tests compile the same ones.
+
+/// Paths from the repository's root.
+pub const SOURCES: &[&str] = &[
+    "src/ops/activation.cu",
+    "src/ops/attention/tiled.cu",
+    "src/ops/linear.cu",
+    "src/ops/norm.cu",
+    "src/ops/residual.cu",
+    "src/ops/rotary.cu",
+    "src/optim/update.cu",
+];

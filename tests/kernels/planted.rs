@@ -1,0 +1,160 @@
+//! Faults planted in the kernels, each of which the checks must find.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use super::library::{Library, own_library, patched, root};
+use super::{CHECKS, check};
+
+/// What a check says of a library; None where it passes.
+fn complaint(name: &str, library: &Library) -> Option<String> {
+    let run = catch_unwind(AssertUnwindSafe(|| check(name).try_on(library)));
+    let complaint = run.err()?;
+    let words = complaint.downcast_ref::<String>().cloned();
+    Some(words.unwrap_or_else(|| {
+        complaint
+            .downcast_ref::<&str>()
+            .map_or_else(String::new, |words| words.to_string())
+    }))
+}
+
+/// A fault in the text of a file.
+struct Fault {
+    /// What is compiled.
+    source: &'static str,
+    /// What is changed, and how.
+    file: &'static str,
+    before: &'static str,
+    after: &'static str,
+    /// Who finds it.
+    check: &'static str,
+}
+
+const NORM: &str = "src/ops/norm.cu";
+const SHARED: &str = "src/ops/cuda/kernel.cuh";
+const TILED: &str = "src/ops/attention/tiled.cu";
+const UPDATE: &str = "src/optim/update.cu";
+
+/// Barriers that are not there.
+const MISSING: [Fault; 4] = [
+    Fault {
+        source: NORM,
+        file: SHARED,
+        before: "__syncthreads(); // readers of the sum before this one are through",
+        after: "",
+        check: "norms_are_those_of_f64",
+    },
+    Fault {
+        source: NORM,
+        file: SHARED,
+        before: "of_warps[threadIdx.x / 32] = x;\n    __syncthreads();",
+        after: "of_warps[threadIdx.x / 32] = x;",
+        check: "gradients_of_normed_rows_are_those_of_f64",
+    },
+    Fault {
+        source: TILED,
+        file: TILED,
+        before: "weights[row * SIDE + column] = weight;\n        __syncthreads();",
+        after: "weights[row * SIDE + column] = weight;",
+        check: "attention_is_that_of_f64",
+    },
+    Fault {
+        source: UPDATE,
+        file: UPDATE,
+        before: "__syncthreads();",
+        after: "",
+        check: "squares_are_summed_piece_by_piece",
+    },
+];
+
+/// One too many, or one too few.
+const OFF_BY_ONE: [Fault; 5] = [
+    Fault {
+        source: NORM,
+        file: NORM,
+        before: "for (int64 row = sample + first + blockIdx.y; row < sample + parts.ends[part]; row += gridDim.y)",
+        after: "for (int64 row = sample + first + blockIdx.y; row <= sample + parts.ends[part]; row += gridDim.y)",
+        check: "gradients_of_gains_and_offsets_are_those_of_f64",
+    },
+    Fault {
+        source: NORM,
+        file: SHARED,
+        before: "row >= ends[part]",
+        after: "row > ends[part]",
+        check: "norms_are_those_of_f64",
+    },
+    Fault {
+        source: TILED,
+        file: TILED,
+        before: "token < tokens ?",
+        after: "token <= tokens ?",
+        check: "attention_is_that_of_f64",
+    },
+    Fault {
+        source: UPDATE,
+        file: UPDATE,
+        before: "from + PIECE < length ? from + PIECE : length}",
+        after: "from + PIECE < length ? from + PIECE : length - 1}",
+        check: "adamw_moves_all_tensors_at_once",
+    },
+    Fault {
+        source: UPDATE,
+        file: UPDATE,
+        before: "half > 0; half /= 2",
+        after: "half > 1; half /= 2",
+        check: "squares_are_summed_piece_by_piece",
+    },
+];
+
+#[track_caller]
+fn assert_found(fault: &Fault) {
+    let Fault {
+        source,
+        file,
+        before,
+        after,
+        check,
+    } = *fault;
+    let complaint = complaint(check, &patched(source, file, before, after));
+    let complaint = complaint.unwrap_or_else(|| panic!("{file}: '{before}' became '{after}', and {check} passes"));
+    println!("{file}: '{before}' became '{after}': {complaint}");
+}
+
+#[test]
+fn a_missing_barrier_is_found() {
+    std::thread::scope(|scope| {
+        for fault in &MISSING {
+            scope.spawn(|| assert_found(fault));
+        }
+    });
+}
+
+#[test]
+fn an_index_off_by_one_is_found() {
+    std::thread::scope(|scope| {
+        for fault in &OFF_BY_ONE {
+            scope.spawn(|| assert_found(fault));
+        }
+    });
+}
+
+/// Without any one of the barriers that there are, the check that came to it first fails: each is needed, and each would
+/// be missed.
+#[test]
+fn every_barrier_is_needed() {
+    let library = &own_library();
+    for check in CHECKS {
+        let known = library.barriers().len();
+        check.try_on(library);
+        for site in &library.barriers()[known..] {
+            let complaint = library.without(site, || complaint(check.name, library));
+            let file = site.0.trim_start_matches(&root().display().to_string());
+            assert!(
+                complaint.is_some(),
+                "{file}:{}: {} does not miss this barrier",
+                site.1,
+                check.name
+            );
+        }
+    }
+    assert!(library.barriers().len() >= 13, "{:?}", library.barriers());
+}
