@@ -12,6 +12,7 @@ const FLOORS: &[(&str, u8)] = &[
     ("hub", 0),
     ("dist", 0),
     ("launch", 0),
+    ("magic", 0),
     ("process", 0),
     ("rng", 0),
     ("wire", 0),
