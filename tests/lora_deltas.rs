@@ -104,7 +104,10 @@ impl Distilled {
     fn low_rank(&mut self, name: &str, layer: &str, [a, b]: [Tensor; 2], alpha: Option<Tensor>) {
         let scale = alpha.as_ref().map_or(1.0, |alpha| values(alpha)[0] / 4.0);
         let flat = |tensor: &Tensor| wide(tensor).flatten_from(1).unwrap();
-        let shape = [&[b.dims()[0]], &a.dims()[1..]].concat();
+        let mut shape = [&[b.dims()[0]], &a.dims()[1..]].concat();
+        while shape.len() > 2 && shape.last() == Some(&1) {
+            shape.pop(); // a linear layer's weight has two sides
+        }
         let product = (flat(&b).matmul(&flat(&a)).unwrap() * scale)
             .unwrap()
             .reshape(shape)
@@ -347,7 +350,7 @@ fn with_biases() -> (Tensors, BTreeMap<String, String>) {
         }
     }
     let settings = r#"{"transformer.r": 4, "transformer.lora_alpha": 12, "transformer.lora_bias": true,
-        "transformer.target_modules": ["to_q", "to_k"]}"#;
+        "transformer.target_modules": ["blocks.0.attn1.to_q", "blocks.0.attn1.to_k"]}"#;
     let about = BTreeMap::from([("lora_adapter_metadata".to_string(), settings.to_string())]);
     (file, about)
 }

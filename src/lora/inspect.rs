@@ -107,7 +107,10 @@ impl Report {
     pub fn delta_kinds(&self) -> BTreeMap<&str, Vec<&Delta>> {
         let mut kinds: BTreeMap<&str, Vec<&Delta>> = BTreeMap::new();
         for (name, delta) in &self.deltas {
-            let layer = name.rsplit_once('.').map_or(name.as_str(), |(layer, _)| layer);
+            let layer = name
+                .strip_suffix(".weight")
+                .or(name.strip_suffix(".bias"))
+                .unwrap_or(name);
             let start = layer.len() - target::end(layer).len();
             kinds.entry(&name[start..]).or_default().push(delta);
         }
