@@ -67,7 +67,7 @@ fn child(folder: &Path, inputs: bool) -> anyhow::Result<()> {
         alpha: 4.0,
         ..Default::default()
     };
-    let trainable = Arc::new(Trainable::new(&config, Rng::new(0), &Device::Cpu)?);
+    let trainable = Arc::new(Trainable::new(&config, &[], Rng::new(0), &Device::Cpu)?);
     let denoiser = family.denoiser(Some(trainable.clone()))?;
     let pairs = trainable.finish()?;
     let vars: Vec<Var> = pairs.iter().flat_map(|pair| [pair.a.clone(), pair.b.clone()]).collect();

@@ -5,7 +5,7 @@
 FAMILY is cogvideox, ltx_video or wan. Every file goes the way of the family's pipeline (`lora_state_dict`,
 `load_lora_into_transformer`). Python's warnings are errors, and so is anything that diffusers or PEFT log from warnings on:
 unused keys, missing keys, settings that do not fit the weights. B A of every layer, scaled, must be that of the first file
-to 1e-6.
+to 1e-6, and so must be the bias of lora_B where there is one.
 """
 
 import logging
@@ -35,12 +35,15 @@ class Complaints(logging.Handler):
 
 
 def products(model):
-    """Scaled B A of every layer with an adapter."""
-    return {
-        name: (module.lora_B["checked"].weight @ module.lora_A["checked"].weight).detach() * module.scaling["checked"]
-        for name, module in model.named_modules()
-        if hasattr(module, "lora_A")
-    }
+    """Scaled B A of every layer with an adapter, and the scaled bias of lora_B under `<layer>.bias`."""
+    found = {}
+    for name, module in model.named_modules():
+        if hasattr(module, "lora_A"):
+            a, b, scale = module.lora_A["checked"], module.lora_B["checked"], module.scaling["checked"]
+            found[name] = (b.weight @ a.weight).detach() * scale
+            if b.bias is not None:
+                found[f"{name}.bias"] = b.bias.detach() * scale
+    return found
 
 
 def load(family, folder, file):
@@ -72,7 +75,8 @@ def main():
         errors = [((found[name] - first[name]).abs().max() / first[name].abs().max()).item() for name in first]
         if not max(errors) <= 1e-6:
             sys.exit(f"{file}: products differ by {max(errors):.1e}")
-        print(f"{file.name}: {len(found)} adapters, products differ by {max(errors):.1e}")
+        biases = sum(name.endswith(".bias") for name in found)
+        print(f"{file.name}: {len(found) - biases} adapters, {biases} biases, products differ by {max(errors):.1e}")
 
 
 if __name__ == "__main__":

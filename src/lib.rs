@@ -12,6 +12,7 @@ pub mod dist;
 pub mod finite;
 pub mod hub;
 pub mod launch;
+pub mod magic;
 pub mod ops;
 pub mod process;
 pub mod rng;

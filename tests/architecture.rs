@@ -12,6 +12,7 @@ const FLOORS: &[(&str, u8)] = &[
     ("hub", 0),
     ("dist", 0),
     ("launch", 0),
+    ("magic", 0),
     ("process", 0),
     ("rng", 0),
     ("wire", 0),
@@ -36,7 +37,7 @@ const FLOORS: &[(&str, u8)] = &[
 ];
 
 /// A family is one small room: lines of code that its folder in src/models may have at most.
-const ROOMS: &[(&str, usize)] = &[("ltx_video", 1200), ("wan", 1200), ("cogvideox", 1450)];
+const ROOMS: &[(&str, usize)] = &[("ltx_video", 1220), ("wan", 1200), ("cogvideox", 1450)];
 
 fn floor(module: &str) -> Option<u8> {
     FLOORS.iter().find(|(name, _)| *name == module).map(|(_, floor)| *floor)

@@ -18,6 +18,7 @@ use vtrain::models::family::{
     Beside, Canvas, ClipEncoder, Conditioner, Emit, ImageCondition, Kept, Layout, TakesImage, TextShape,
 };
 use vtrain::models::{Family, rooms};
+use vtrain::nn::WeightFolder;
 use vtrain::nn::weights::Planter;
 use vtrain::rng::Rng;
 use vtrain::sample::{Request, Start, sample};
@@ -102,8 +103,8 @@ impl Denoiser for Network {
 }
 
 impl Family for Made {
-    fn directory(&self) -> &Path {
-        Path::new("nowhere")
+    fn directory(&self) -> &WeightFolder {
+        unimplemented!("there are no files")
     }
 
     fn pipeline(&self, _from_image: bool) -> &'static str {

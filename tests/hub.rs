@@ -1,5 +1,7 @@
 //! The Hub, spoken to as it speaks: a server on this machine that answers its endpoints.
 
+mod environment; // its variables, against huggingface_hub
+
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
@@ -78,12 +80,37 @@ fn response(path: &str, range: Option<&str>) -> Vec<u8> {
         let body = serde_json::json!({"sha": COMMIT, "siblings": siblings}).to_string();
         return head("200 OK", "Content-Type: application/json\r\n", body.as_bytes());
     }
+    if path == "/api/models/someone/variants/revision/main" {
+        let mut files = Vec::new();
+        list(&checkpoint(), "", &mut files);
+        let mut named = Vec::new();
+        for file in files {
+            let variant = |name: &str| file.replace(".safetensors", &format!(".{name}.safetensors"));
+            if file.starts_with("transformer/") && file.contains(".safetensors") {
+                named.extend([variant("fp16"), variant("bf16")]);
+            } else if file.starts_with("vae/") && file.contains(".safetensors") {
+                named.extend([file.clone(), variant("fp16")]);
+            } else {
+                named.push(file);
+            }
+        }
+        let siblings: Vec<_> = named
+            .iter()
+            .map(|file| serde_json::json!({"rfilename": file}))
+            .collect();
+        let body = serde_json::json!({"sha": COMMIT, "siblings": siblings}).to_string();
+        return head("200 OK", "Content-Type: application/json\r\n", body.as_bytes());
+    }
     let adapters = [
         (
             "style",
             vec!["pytorch_lora_weights.safetensors", "sub/other.safetensors", "README.md"],
         ),
         ("several", vec!["a.safetensors", "b.safetensors"]),
+        (
+            "peft",
+            vec!["adapter_config.json", "adapter_model.safetensors", "other.safetensors"],
+        ),
     ];
     for (name, files) in adapters {
         if path == format!("/api/models/someone/{name}/revision/main") || path == format!("/api/models/someone/{name}")
@@ -97,10 +124,17 @@ fn response(path: &str, range: Option<&str>) -> Vec<u8> {
         }
     }
     let adapter = path.starts_with("/someone/style/resolve/main/").then(adapter);
+    let peft = path.strip_prefix("/someone/peft/resolve/main/").map(|file| {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/lora/formats/peft_cogvideox");
+        folder.join(file)
+    });
+    let variant = path.strip_prefix("/someone/variants/resolve/main/");
     let file = path
         .strip_prefix("/someone/tiny/resolve/main/")
-        .map(|file| checkpoint().join(file))
-        .or(adapter);
+        .or(variant)
+        .map(|file| checkpoint().join(file.replace(".fp16.", ".").replace(".bf16.", ".")))
+        .or(adapter)
+        .or(peft);
     let Some(bytes) = file.and_then(|file| std::fs::read(file).ok()) else {
         return head("404 Not Found", "", b"no such thing");
     };
@@ -272,4 +306,78 @@ fn an_adapter_comes_from_the_hub_by_its_repository_or_its_file() {
             .iter()
             .all(|request| request.ends_with(" with token"))
     );
+}
+
+#[test]
+fn a_variant_comes_from_the_hub_without_the_others() {
+    let (endpoint, asked) = serve();
+    let home = tempfile::tempdir().unwrap();
+    let sample = |more: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_vtrain"));
+        command.args([
+            "sample",
+            "--model",
+            "someone/variants",
+            "--prompt",
+            "x",
+            "--num-frames",
+            "1",
+            "--height",
+            "32",
+        ]);
+        command.args([
+            "--width",
+            "48",
+            "--steps",
+            "1",
+            "--guidance-scale",
+            "1",
+            "--dtype",
+            "f32",
+            "--device",
+            "cpu",
+        ]);
+        command.arg("--output").arg(home.path().join("out.gif")).args(more);
+        command.env("HF_HOME", home.path()).env("HF_ENDPOINT", &endpoint);
+        let output = command.output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        (output.status.code(), said, std::mem::take(&mut *asked.lock().unwrap()))
+    };
+    let (code, said, _) = sample(&[]);
+    assert_eq!(code, Some(4), "{said}");
+    assert!(said.contains("transformer/: ") && said.contains("bf16, fp16"), "{said}");
+    let (code, said, asked) = sample(&["--variant", "fp16"]);
+    assert_eq!(code, Some(0), "{said}");
+    let resolved: Vec<&String> = asked
+        .iter()
+        .filter(|path| path.contains("/resolve/") && path.contains("safetensors"))
+        .collect();
+    let fp16 = |path: &&&String| path.contains(".fp16.");
+    assert!(resolved.iter().filter(fp16).count() >= 4, "{resolved:?}"); // each asked for its facts and its bytes
+    for path in resolved.iter().filter(|path| !fp16(path)) {
+        assert!(path.contains("/text_encoder/"), "{path} is not needed");
+    }
+}
+
+#[test]
+fn an_adapter_of_peft_comes_with_its_settings_and_again_without_the_hub() {
+    let (endpoint, _) = serve();
+    let home = tempfile::tempdir().unwrap();
+    for offline in ["0", "1"] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_vtrain"));
+        command
+            .args(["lora", "merge", "--lora", "someone/peft", "--model"])
+            .arg(checkpoint());
+        command.arg(home.path().join(format!("merged-{offline}")));
+        command
+            .env("HF_HOME", home.path())
+            .env("HF_ENDPOINT", &endpoint)
+            .env("HF_HUB_OFFLINE", offline);
+        let output = command.output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!said.contains("guess"), "{said}");
+        // The adapter is of another checkpoint of the family, so that it is read whole and then refused.
+        println!("{said}");
+        assert!(output.status.success() || said.contains("the adapter of "), "{said}");
+    }
 }

@@ -11,6 +11,7 @@ use vtrain::lora::diffusers::{self, Named};
 use vtrain::lora::trainable::{Pair, Trainable};
 use vtrain::lora::{Config, TargetModules};
 use vtrain::models::cogvideox::dit::Dit;
+use vtrain::models::rooms;
 use vtrain::nn::dropout::{Dropout, Seed};
 use vtrain::nn::weights::Planter;
 use vtrain::nn::{Weights, linear};
@@ -38,12 +39,12 @@ fn config(rank: usize, alpha: f64, target_modules: TargetModules) -> Config {
 }
 
 fn trainable(config: &Config, seed: u64) -> Arc<Trainable> {
-    Arc::new(Trainable::new(config, Rng::new(seed), &Device::Cpu).unwrap())
+    Arc::new(Trainable::new(config, &rooms::names(), Rng::new(seed), &Device::Cpu).unwrap())
 }
 
 /// The adapters of a tiny CogVideoX.
 fn planted(config: &Config, model: &str) -> anyhow::Result<Vec<Pair>> {
-    let trainable = Arc::new(Trainable::new(config, Rng::new(1), &Device::Cpu)?);
+    let trainable = Arc::new(Trainable::new(config, &rooms::names(), Rng::new(1), &Device::Cpu)?);
     let folder = fixtures("cogvideox").join(model).join("transformer");
     Dit::load(&folder, DType::F32, &Device::Cpu, Some(trainable.clone()))?;
     trainable.finish()
@@ -156,7 +157,7 @@ fn first_values_are_those_of_torch_from_one_stream() {
     for drawn in &init.rows {
         // One layer at a time, since ranks differ; `rng` goes on where the layer before left it.
         let config = config(drawn.rank, 1.0, suffixes(&["layer"]));
-        let trainable = Trainable::new(&config, rng.clone(), &Device::Cpu).unwrap();
+        let trainable = Trainable::new(&config, &[], rng.clone(), &Device::Cpu).unwrap();
         trainable.plant("layer", drawn.in_features, 3).unwrap();
         rng.rand(drawn.rank * drawn.in_features);
         let pairs = trainable.finish().unwrap();

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use candle_core::{DType, Device, Tensor};
-use vtrain::lora::adapters::{Adapter, AdapterFile};
+use vtrain::lora::adapters::{Adapter, AdapterFile, Deltas};
 use vtrain::lora::bytes::About;
 use vtrain::lora::file::{self, Read};
 use vtrain::lora::format::Format;
@@ -173,6 +173,8 @@ fn on_checkpoint(family: FamilyName, transformer: &Path, alpha: f64, wanted: imp
         format: Format::Diffusers,
         families: vec![names],
         layers,
+        deltas: Deltas::new(),
+        alpha_is_a_guess: false,
         strange: Vec::new(),
         about: About::new(),
     }
@@ -267,6 +269,8 @@ fn made_up(family: FamilyName, dtype: DType, alpha: f64, use_rslora: bool) -> Re
         format: Format::Diffusers,
         families: vec![names],
         layers,
+        deltas: Deltas::new(),
+        alpha_is_a_guess: false,
         strange: Vec::new(),
         about: About::from([("trigger_word".to_string(), "sks \"ball\"".to_string())]),
     }
@@ -378,11 +382,21 @@ fn what_cannot_be_applied_is_told_by_name() {
         ("diffusion_model.blocks.0.self_attn.q.lora_A.weight", &[2, 4]),
         ("diffusion_model.blocks.0.self_attn.q.lora_B.weight", &[4, 2]),
     ];
-    let cases: [(&str, &[usize], &str); 8] = [
+    let cases: [(&str, &[usize], &str); 10] = [
         (
-            "diffusion_model.blocks.0.self_attn.q.diff_b",
+            "diffusion_model.blocks.0.self_attn.k.lora_B.bias",
             &[4],
-            "difference of whole weights",
+            "only one of lora_A and lora_B",
+        ),
+        (
+            "diffusion_model.blocks.0.modulation.diff_b",
+            &[4],
+            "is a parameter by itself and has no bias",
+        ),
+        (
+            "diffusion_model.blocks.0.self_attn.q.set_weight",
+            &[4],
+            "replaces a whole weight",
         ),
         ("diffusion_model.blocks.0.self_attn.q.dora_scale", &[4], "DoRA"),
         (
@@ -475,7 +489,11 @@ fn adapter_for_model(folder: &Path) -> PathBuf {
     let source = read(&fixture("cogvideox/lora/pytorch_lora_weights.safetensors"));
     let path = folder.join("style.safetensors");
     let names = names(FamilyName::CogVideoX);
-    std::fs::write(&path, comfyui::write(&source.layers, names, &source.about).unwrap()).unwrap();
+    std::fs::write(
+        &path,
+        comfyui::write(&source.layers, &source.deltas, names, &source.about).unwrap(),
+    )
+    .unwrap();
     path
 }
 
@@ -605,6 +623,7 @@ fn weights_in_half_precision_are_rounded_once() {
             path: "made up".into(),
             strength: 1.0,
             layers,
+            deltas: Deltas::new(),
         };
         Folder::open(&from).unwrap().merge(&[file], &to).unwrap();
         let found = candle_core::safetensors::load(to.join("model.safetensors"), &Device::Cpu).unwrap();

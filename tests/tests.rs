@@ -25,10 +25,13 @@ mod hub; // checkpoints of the Hugging Face Hub
 #[cfg(target_os = "linux")]
 mod kernels; // kernels of the GPU, run on the CPU
 mod lora; // which layers learn, first values, dropout, files, against PEFT and torch
+mod lora_deltas; // distilled adapters: differences of whole parameters, merged and sampled
 mod lora_formats; // adapter files of several programs, in and out, shrunk and merged
+mod lora_names; // adapters under anybody's names, from files and folders
 mod ltx_video_dit; // the transformer against diffusers, forwards and backwards
 mod ltx_video_sample; // whole pipelines from a seed, against diffusers
 mod ltx_video_vae; // encode, decode, normalised latents
+mod magic; // pointers, pickles and single files in place of weights
 mod migrate; // other trainers' commands as run files
 mod ops; // operations with backward passes of their own, against torch and their formulas
 mod optim; // AdamW, clipping, averages, schedules, against torch
@@ -38,6 +41,7 @@ mod rng; // torch's CPU generator, bit for bit
 mod schedulers; // timesteps, steps and noise, against diffusers
 mod text; // captions as ids and embeddings
 mod training; // runs from clips to adapters, against PyTorch
+mod variants; // weights as fp16 or bf16, alone or chosen
 mod video; // decoding, selection, resizing and encoding of real files
 mod vision; // pictures as embeddings, against transformers
 mod wan_dit; // the transformer against diffusers, forwards and backwards

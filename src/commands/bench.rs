@@ -17,8 +17,8 @@ use crate::data::Bucket;
 use crate::diffusion::objective;
 use crate::hub;
 use crate::lora::trainable::Trainable;
-use crate::models;
 use crate::models::bare::{self, Bare, Work};
+use crate::models::{self, rooms};
 use crate::nn::Weights;
 use crate::nn::weights::Planter;
 use crate::optim::adamw::AdamW;
@@ -128,14 +128,23 @@ fn measure(args: &Args, config: &RunConfig, bucket: Bucket, device: &Device) -> 
     let dtype: DType = config.model.dtype.into();
     let directory = match config.model.directory() {
         Some(directory) => directory,
-        None => hub::fetch::locate(&config.model.path, &config.model.revision)?,
+        None => hub::fetch::locate(
+            &config.model.path,
+            &config.model.revision,
+            config.model.variant.as_deref(),
+        )?,
     };
     let weights = match args.random_weights {
         true => Weights::random(dtype, device),
-        false => Weights::open(&directory.join("transformer"), dtype, device)?,
+        false => Weights::open(config.model.folder(&directory).part("transformer"), dtype, device)?,
     };
     weights.ensure_memory(&[])?;
-    let trainable = Arc::new(Trainable::new(&config.lora, Rng::new(config.seed), device)?);
+    let trainable = Arc::new(Trainable::new(
+        &config.lora,
+        &rooms::names(),
+        Rng::new(config.seed),
+        device,
+    )?);
     let planter = (!args.forward).then(|| trainable.clone() as Arc<dyn Planter>);
     let batch_size = config.train.batch_size;
     let bare = bare::open(&directory, weights.clone(), planter, bucket, batch_size)?;

@@ -86,9 +86,10 @@ pub fn survey(config: &RunConfig, ranks: &dyn Communicator) -> Result<Report, Fa
 pub fn open_model(config: &RunConfig) -> Result<Box<dyn Family>, Failure> {
     let device = config.device.open().or_exit(Exit::Usage)?;
     let model = &config.model;
-    let directory = hub::fetch::locate(&model.path, &model.revision).or_exit(Exit::Model)?;
+    let directory = hub::fetch::locate(&model.path, &model.revision, model.variant.as_deref()).or_exit(Exit::Model)?;
     let remembered = Cache::open(&config.precompute.folder(&config.output_dir)).remembered(&directory);
-    models::open_with(&directory, model.family, model.dtype.into(), &device, &remembered).or_exit(Exit::Model)
+    let checkpoint = model.folder(&directory);
+    models::open_with(checkpoint, model.family, model.dtype.into(), &device, &remembered).or_exit(Exit::Model)
 }
 
 /// Encodes what the cache lacks of the surveyed clips, their captions, the empty caption, the prompts of validation and
@@ -285,7 +286,7 @@ fn explained(error: anyhow::Error, family: &dyn Family, parts: &[&str]) -> anyho
         return error;
     }
     let damage = parts.iter().find_map(|part| {
-        let folder = family.directory().join(part);
+        let folder = family.directory().part(part);
         weights::not_finite(&folder).ok().flatten() // a part without weights has none that are damaged
     });
     match damage {

@@ -13,6 +13,7 @@ use crate::disk;
 use crate::hub;
 use crate::lora::adapters::Adapters;
 use crate::models::{self, Family, FamilyName};
+use crate::nn::WeightFolder;
 use crate::nn::weights::Planter;
 use crate::sample::{self, Request, Sampled, Start};
 use crate::video::Writer;
@@ -26,7 +27,10 @@ pub struct Args {
     /// Branch, tag or commit of a Hub repository
     #[arg(long, default_value = "main")]
     revision: String,
-    /// An adapter file, and how strongly it is applied (repeatable)
+    /// Which variant of the weights to read: fp16 for model.fp16.safetensors
+    #[arg(long, value_name = "NAME")]
+    variant: Option<String>,
+    /// An adapter file, or a folder with one, and how strongly it is applied (repeatable)
     #[arg(long, value_name = "FILE[=SCALE]")]
     lora: Vec<Lora>,
     #[arg(long, value_name = "TEXT")]
@@ -96,8 +100,9 @@ pub fn run(args: Args) -> Result<(), Failure> {
     let size = (args.height, args.width);
     // Only the model knows the usual frame rate, but whether a file can be written is known now.
     drop(Writer::create(&args.output, size, args.fps.unwrap_or(1.0)).or_exit(Exit::Usage)?);
-    let directory = hub::fetch::locate(&args.model, &args.revision).or_exit(Exit::Model)?;
-    let family = models::open(&directory, FamilyName::Auto, dtype, &device).or_exit(Exit::Model)?;
+    let directory = hub::fetch::locate(&args.model, &args.revision, args.variant.as_deref()).or_exit(Exit::Model)?;
+    let checkpoint = WeightFolder::new(&directory, args.variant.as_deref());
+    let family = models::open(checkpoint, FamilyName::Auto, dtype, &device).or_exit(Exit::Model)?;
     let request = request(&args, start, family.frame_rate()).or_exit(Exit::Usage)?;
     let writer = Writer::create(&args.output, size, request.fps).or_exit(Exit::Usage)?;
     let adapters = adapters(&args.lora, &device).or_exit(Exit::Model)?;

@@ -21,6 +21,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::disk::{self, space, space::NoRoom};
+use crate::nn::WeightFolder;
 
 mod encoded;
 mod key;
@@ -143,12 +144,16 @@ impl Cache {
     }
 
     /// What the parts of the checkpoint in `directory` compute, as a hash of their files. A part that is gone counts as
-    /// what it was when it was last seen, and the log says so.
+    /// what it was when it was last seen, and the log says so. A variant of the weights that is wanted counts, too: other
+    /// files of the same folder are read.
     ///
     /// # Errors
     /// A part that is not there and never was; files that cannot be read.
-    pub fn fingerprint(&self, directory: &Path, parts: &[&str]) -> anyhow::Result<Hash> {
+    pub fn fingerprint(&self, directory: &WeightFolder, parts: &[&str]) -> anyhow::Result<Hash> {
         let mut hasher = Hasher::new();
+        if let Some(variant) = directory.variant() {
+            hasher.update(format!("variant {variant}\n").as_bytes());
+        }
         for name in parts {
             let folder = directory.join(name);
             let part = self.known.part(&folder).with_context(|| folder.display().to_string())?;

@@ -8,13 +8,12 @@ use anyhow::{Context, bail, ensure};
 use hf_hub::api::sync::{ApiBuilder, ApiRepo};
 use hf_hub::{Cache, Repo, RepoType};
 
-use super::{is_repository, offline, token};
+use super::environment::Environment;
+use super::is_repository;
+use super::layout::{self, WeightFile};
 
 /// Broken downloads are taken up again so many times.
 const RETRIES: usize = 5;
-
-/// As diffusers calls adapters of a pipeline.
-const ADAPTER: &str = "pytorch_lora_weights.safetensors";
 
 /// As PEFT calls the settings beside adapters.
 const SETTINGS: &str = "adapter_config.json";
@@ -30,33 +29,40 @@ const PARTS: [&str; 7] = [
     "vae",
 ];
 
-/// The directory of a checkpoint: `model` itself where that is one, else what the Hub has under that name.
+/// Endings of single files, which no repository of a checkpoint is called.
+const FILES: [&str; 6] = [".safetensors", ".gguf", ".bin", ".pt", ".pth", ".ckpt"];
+
+/// The directory of a checkpoint: `model` itself where that is on disk, else what the Hub has under that name. A `variant`
+/// of its weights is fetched where there is one.
 ///
 /// # Errors
-/// Neither a directory nor a repository that can be read; the server's answer is in the message.
-pub fn locate(model: &str, revision: &str) -> anyhow::Result<PathBuf> {
+/// Neither on disk nor a repository that can be read; the server's answer is in the message.
+pub fn locate(model: &str, revision: &str, variant: Option<&str>) -> anyhow::Result<PathBuf> {
     let path = Path::new(model);
-    if path.is_dir() {
-        return Ok(path.into());
+    if path.exists() {
+        return Ok(path.into()); // a file is told apart by whoever opens it
     }
+    ensure!(
+        !FILES.iter().any(|end| model.to_lowercase().ends_with(end)),
+        "{model}: no such file; and a model is a diffusers directory or a Hub repository, no single file"
+    );
     ensure!(
         is_repository(model),
         "{model}: no such directory, and no name of a Hub repository (owner/name)"
     );
-    fetch(model, revision).with_context(|| format!("{model}, revision {revision}, on the Hugging Face Hub"))
+    fetch(model, revision, variant).with_context(|| format!("{model}, revision {revision}, on the Hugging Face Hub"))
 }
 
-fn fetch(name: &str, revision: &str) -> anyhow::Result<PathBuf> {
+fn fetch(name: &str, revision: &str, variant: Option<&str>) -> anyhow::Result<PathBuf> {
     let repo = Repo::with_revision(name.into(), RepoType::Model, revision.into());
-    if offline() {
-        let index = Cache::from_env().repo(repo).get("model_index.json");
-        let index = index.context("HF_HUB_OFFLINE is set, and the cache does not have it; fetch it once without")?;
-        return snapshot(&index);
+    let environment = Environment::of_process();
+    if let Some(offline) = environment.offline {
+        return snapshot(&cached(&environment, offline, repo, "model_index.json")?);
     }
-    let repo = api(repo)?;
+    let repo = api(environment, repo)?;
     let files = names(&repo)?;
-    let needed: Vec<&String> = files.iter().filter(|file| is_needed(file)).collect();
-    if !needed.iter().any(|file| *file == "model_index.json") {
+    let needed = needed(&files, variant)?;
+    if !needed.contains(&"model_index.json") {
         bail!("the repository has no model_index.json; a checkpoint in the diffusers layout is needed");
     }
     let mut index = None;
@@ -70,12 +76,35 @@ fn fetch(name: &str, revision: &str) -> anyhow::Result<PathBuf> {
     snapshot(&index.context("model_index.json was not fetched")?)
 }
 
-fn api(repo: Repo) -> anyhow::Result<ApiRepo> {
-    let mut builder = ApiBuilder::from_env()
+/// A file that is in the cache, since the Hub is not to be asked: `offline` is the variable that says so.
+fn cached(environment: &Environment, offline: &str, repo: Repo, file: &str) -> anyhow::Result<PathBuf> {
+    let cache = Cache::new(environment.cache.clone());
+    // A commit has no reference of its own where huggingface_hub made the cache.
+    let commit = environment
+        .cache
+        .join(repo.folder_name())
+        .join("snapshots")
+        .join(repo.revision())
+        .join(file);
+    let found = cache.repo(repo).get(file).or_else(|| commit.exists().then_some(commit));
+    found.with_context(|| {
+        format!(
+            "{offline} is set, and the cache in {} does not have it; fetch it once without",
+            environment.cache.display()
+        )
+    })
+}
+
+fn api(environment: Environment, repo: Repo) -> anyhow::Result<ApiRepo> {
+    environment.warn();
+    let token = environment.token_to_read();
+    let mut builder = ApiBuilder::from_cache(Cache::new(environment.cache))
+        .with_endpoint(environment.endpoint)
+        .with_token(token)
         .with_retries(RETRIES)
-        .with_progress(std::io::stderr().is_terminal());
-    if let Some(token) = token() {
-        builder = builder.with_token(Some(token));
+        .with_progress(environment.progress && std::io::stderr().is_terminal());
+    if let Some(origin) = &environment.origin {
+        builder = builder.with_user_agent("origin", origin);
     }
     Ok(builder.build()?.repo(repo))
 }
@@ -105,15 +134,18 @@ pub fn adapter(name: &str) -> anyhow::Result<PathBuf> {
 
 fn fetch_adapter(repository: &str, file: Option<&str>) -> anyhow::Result<PathBuf> {
     let repo = Repo::new(repository.into(), RepoType::Model);
-    if offline() {
-        let cached = Cache::from_env().repo(repo).get(file.unwrap_or(ADAPTER));
-        return cached.context("HF_HUB_OFFLINE is set, and the cache does not have it; fetch it once without");
+    let environment = Environment::of_process();
+    if let Some(offline) = environment.offline {
+        return match file {
+            Some(file) => cached(&environment, offline, repo, file),
+            None => cached_adapter(&environment, offline, &repo),
+        };
     }
-    let api = api(repo)?;
+    let api = api(environment, repo)?;
     let names = names(&api)?;
     let file = match file {
         Some(file) => file,
-        None => only_adapter(&names)?,
+        None => layout::adapter(&names).context("the repository")?,
     };
     // The settings of adapters that PEFT saved stand beside them.
     let settings = Path::new(file).with_file_name(SETTINGS);
@@ -123,21 +155,15 @@ fn fetch_adapter(repository: &str, file: Option<&str>) -> anyhow::Result<PathBuf
     api.get(file).with_context(|| file.to_string())
 }
 
-/// The one that diffusers would load, or the only one that there is.
-fn only_adapter(names: &[String]) -> anyhow::Result<&str> {
-    let files: Vec<&str> = names
+/// The adapter of a repository among those of its files that are in the cache.
+fn cached_adapter(environment: &Environment, offline: &str, repo: &Repo) -> anyhow::Result<PathBuf> {
+    let copy = || Repo::new(repo.url(), RepoType::Model);
+    let mut found = layout::ADAPTERS
         .iter()
-        .map(String::as_str)
-        .filter(|name| name.ends_with(".safetensors"))
-        .collect();
-    match files.as_slice() {
-        files if files.contains(&ADAPTER) => Ok(ADAPTER),
-        [only] => Ok(only),
-        [] => bail!("the repository has no safetensors file"),
-        several => bail!(
-            "the repository has several files; name one of them after it: {}",
-            several.iter().take(10).copied().collect::<Vec<_>>().join(", ")
-        ),
+        .map(|name| cached(environment, offline, copy(), name));
+    match found.find(Result::is_ok) {
+        Some(found) => found,
+        None => cached(environment, offline, copy(), layout::ADAPTERS[0]),
     }
 }
 
@@ -146,24 +172,32 @@ fn snapshot(index: &Path) -> anyhow::Result<PathBuf> {
     Ok(index.parent().context("a file lies in a folder")?.into())
 }
 
-/// Configs, tokenizers and weights in safetensors, without the variants (`model.fp16.safetensors`) beside them.
-fn is_needed(file: &str) -> bool {
-    if file == "model_index.json" {
-        return true;
+/// Configs, tokenizers and weights in safetensors, of each part those that are read: see [`layout::variant`].
+///
+/// # Errors
+/// A part with several variants and none that is wanted.
+fn needed<'a>(files: &'a [String], variant: Option<&str>) -> anyhow::Result<Vec<&'a str>> {
+    let mut needed: Vec<&str> = files
+        .iter()
+        .map(String::as_str)
+        .filter(|file| *file == "model_index.json")
+        .collect();
+    for part in PARTS {
+        let inside = || {
+            let below = files
+                .iter()
+                .filter_map(move |file| file.strip_prefix(part)?.strip_prefix('/'));
+            below.filter(|name| !name.contains('/'))
+        };
+        let chosen = layout::variant(inside(), variant).with_context(|| format!("{part}/"))?;
+        let is_needed = |name: &str| match part {
+            "image_processor" | "scheduler" | "tokenizer" => true,
+            _ => name == "config.json" || WeightFile::of(name).is_some_and(|file| file.variant == chosen),
+        };
+        needed.extend(files.iter().map(String::as_str).filter(|file| {
+            let name = file.strip_prefix(part).and_then(|rest| rest.strip_prefix('/'));
+            name.is_some_and(|name| !name.contains('/') && is_needed(name))
+        }));
     }
-    let Some((part, name)) = file.split_once('/') else {
-        return false;
-    };
-    if !PARTS.contains(&part) || name.contains('/') {
-        return false;
-    }
-    match part {
-        "image_processor" | "scheduler" | "tokenizer" => true,
-        _ => {
-            let stem = name
-                .strip_suffix(".safetensors")
-                .or(name.strip_suffix(".safetensors.index.json"));
-            name == "config.json" || stem.is_some_and(|stem| !stem.contains('.'))
-        }
-    }
+    Ok(needed)
 }

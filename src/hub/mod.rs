@@ -1,9 +1,11 @@
 //! The Hugging Face Hub: checkpoints and adapters from there, finished adapters to there.
 //!
 //! `HF_HOME` says where the cache is, `HF_TOKEN` (or the file that `hf auth login` leaves) who asks, `HF_ENDPOINT` which
-//! server answers, and `HF_HUB_OFFLINE=1` that none is asked.
+//! server answers, and `HF_HUB_OFFLINE=1` that none is asked; all of them are in [`environment`].
 
+pub mod environment;
 pub mod fetch;
+pub mod layout;
 pub mod push;
 
 /// Whether this is `owner/name`.
@@ -17,19 +19,4 @@ pub fn is_repository(name: &str) -> bool {
     };
     name.split_once('/')
         .is_some_and(|(owner, name)| plain(owner) && plain(name))
-}
-
-/// Who asks. Nothing that is printed or written may hold it.
-fn token() -> Option<String> {
-    let named = std::env::var("HF_TOKEN")
-        .ok()
-        .or_else(|| hf_hub::Cache::from_env().token());
-    named
-        .map(|token| token.trim().to_string())
-        .filter(|token| !token.is_empty())
-}
-
-fn offline() -> bool {
-    let set = std::env::var("HF_HUB_OFFLINE").unwrap_or_default().to_lowercase();
-    matches!(set.as_str(), "1" | "true" | "yes" | "on")
 }

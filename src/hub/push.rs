@@ -14,7 +14,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, bail};
 use base64::prelude::{BASE64_STANDARD, Engine};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -23,7 +23,8 @@ use sha2::{Digest, Sha256};
 use ureq::http::Response;
 use ureq::{Agent, Body, RequestBuilder, typestate::WithBody};
 
-use super::{is_repository, offline, token};
+use super::environment::Environment;
+use super::is_repository;
 
 /// `hub:` in a run file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -91,10 +92,14 @@ const SAMPLE: usize = 512;
 /// # Errors
 /// No token, no leave to write, a server that stays away; none of it has changed anything on disk.
 pub fn push(repo: &str, private: bool, summary: &str, files: &[Upload]) -> anyhow::Result<String> {
-    ensure!(!offline(), "HF_HUB_OFFLINE is set");
-    let token = token()
+    let environment = Environment::of_process();
+    if let Some(name) = environment.offline {
+        bail!("{name} is set");
+    }
+    environment.warn();
+    let token = environment
+        .token_to_write()
         .context("there is no token: set HF_TOKEN to one that may write (https://huggingface.co/settings/tokens)")?;
-    let endpoint = std::env::var("HF_ENDPOINT").unwrap_or_else(|_| "https://huggingface.co".into());
     let config = Agent::config_builder()
         .http_status_as_error(false)
         .timeout_connect(Some(PATIENCE))
@@ -103,7 +108,7 @@ pub fn push(repo: &str, private: bool, summary: &str, files: &[Upload]) -> anyho
         .timeout_recv_body(Some(PATIENCE));
     let hub = Hub {
         agent: config.build().into(),
-        endpoint: endpoint.trim_end_matches('/').into(),
+        endpoint: environment.endpoint,
         token,
         repo: repo.into(),
     };

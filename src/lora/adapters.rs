@@ -1,13 +1,14 @@
 //! Adapters by the path of the layer they belong to, planted on a model while it loads.
 //!
 //! `scale = strength alpha / rank`, or `strength alpha / sqrt(rank)` for rank-stabilised adapters (arXiv:2312.03732).
+//! Differences of whole parameters, which distilled models come with, are added as the parameter is read: `W + strength D`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
-use std::sync::Mutex;
+use std::sync::{Mutex, MutexGuard};
 
 use anyhow::bail;
-use candle_core::{DType, Device, Error, Result, Tensor};
+use candle_core::{DType, Device, Error, Result, Shape, Tensor};
 
 use crate::nn::linear::LowRank;
 use crate::nn::weights::Planter;
@@ -15,12 +16,15 @@ use crate::nn::weights::Planter;
 /// One adapter of one layer, as a file has it.
 #[derive(Debug, Clone)]
 pub struct Adapter {
-    pub a: Tensor, // (rank, in)
-    pub b: Tensor, // (out, rank)
+    pub a: Tensor, // (rank, in), of a convolution (rank, in, ...)
+    pub b: Tensor, // (out, rank), of a convolution (out, rank, 1, ...)
     pub alpha: f64,
     /// Rank-stabilised.
     pub use_rslora: bool,
 }
+
+/// Differences of whole parameters, by the parameter's name in diffusers.
+pub type Deltas = BTreeMap<String, Tensor>;
 
 impl Adapter {
     /// Its width.
@@ -32,6 +36,95 @@ impl Adapter {
     pub fn scale(&self) -> f64 {
         super::scale(self.alpha, self.rank(), self.use_rslora)
     }
+
+    /// A (rank, in) and B (out, rank), where a convolution's `in` counts the numbers under its kernel.
+    pub fn matrices(&self) -> Result<(Tensor, Tensor)> {
+        Ok((self.a.flatten_from(1)?, self.b.flatten_from(1)?))
+    }
+
+    /// B A, scaled, in f32.
+    fn product(&self) -> Result<Tensor> {
+        let (a, b) = self.matrices()?;
+        let b = (b.to_dtype(DType::F32)? * self.scale())?;
+        b.matmul(&a.to_dtype(DType::F32)?)
+    }
+
+    /// Why it does not fit a weight of this shape.
+    fn misfit(&self, weight: &[usize]) -> Option<String> {
+        let output = self.b.dims().first().copied().unwrap_or(0);
+        let input = plain(self.a.dims().get(1..).unwrap_or_default());
+        match weight {
+            [] | [_] => Some(format!("is for a layer whose weight {weight:?} is no matrix")),
+            [rows, columns @ ..] if *rows == output && plain(columns) == input => None,
+            [rows, columns] if input.len() == 1 => Some(format!(
+                "maps {} to {output}, but the layer maps {columns} to {rows}",
+                input[0]
+            )),
+            _ => Some(format!(
+                "makes {output} of {input:?}, but the layer's weight is {weight:?}"
+            )),
+        }
+    }
+}
+
+/// The sides of a kernel without those of 1 at its end: a linear layer may be written as a convolution of one point.
+fn plain(sides: &[usize]) -> &[usize] {
+    let ones = sides.iter().skip(1).rev().take_while(|side| **side == 1).count();
+    &sides[..sides.len() - ones]
+}
+
+/// What a file does to a layer or to a parameter.
+#[derive(Debug, Clone, Copy)]
+pub enum Change<'a> {
+    /// `W + scale B A`, where W is the layer's weight.
+    LowRank(&'a Adapter),
+    /// `W + D`, where W is the parameter.
+    Whole(&'a Tensor),
+}
+
+impl Change<'_> {
+    /// The name of the parameter that it changes, of a layer or parameter called `name`.
+    pub fn parameter(&self, name: &str) -> String {
+        match self {
+            Self::LowRank(_) => format!("{name}.weight"),
+            Self::Whole(_) => name.to_string(),
+        }
+    }
+
+    /// Why it does not fit a parameter of this shape.
+    pub fn misfit(&self, shape: &[usize]) -> Option<String> {
+        match self {
+            Self::LowRank(adapter) => adapter.misfit(shape),
+            Self::Whole(delta) => {
+                (delta.dims() != shape).then(|| format!("is {:?}, but the parameter is {shape:?}", delta.dims()))
+            }
+        }
+    }
+
+    /// Why it has no place in a model without its parameter.
+    pub fn homeless(&self) -> &'static str {
+        match self {
+            Self::LowRank(_) => "belongs to a layer that this model does not have",
+            Self::Whole(_) => "is of a parameter that this model does not have",
+        }
+    }
+
+    /// For people.
+    pub fn noun(&self) -> &'static str {
+        match self {
+            Self::LowRank(_) => "the adapter of",
+            Self::Whole(_) => "the difference of",
+        }
+    }
+}
+
+/// All that a file does, by the name of the layer or parameter.
+pub fn changes<'a>(
+    layers: &'a BTreeMap<String, Adapter>,
+    deltas: &'a Deltas,
+) -> impl Iterator<Item = (&'a String, Change<'a>)> {
+    let low = layers.iter().map(|(layer, adapter)| (layer, Change::LowRank(adapter)));
+    low.chain(deltas.iter().map(|(name, delta)| (name, Change::Whole(delta))))
 }
 
 /// The adapters of one file.
@@ -41,6 +134,40 @@ pub struct AdapterFile {
     /// How strongly it is applied.
     pub strength: f64,
     pub layers: BTreeMap<String, Adapter>,
+    pub deltas: Deltas,
+}
+
+impl AdapterFile {
+    /// What it adds to the parameter `name`, of this shape, before its strength; `wanted` says of an adapter of the
+    /// parameter's layer whether it is asked for.
+    ///
+    /// # Errors
+    /// A change of another shape.
+    fn delta(&self, name: &str, shape: &Shape, wanted: bool) -> Result<Option<Tensor>> {
+        let fits = |layer: &str, change: Change| match change.misfit(shape.dims()) {
+            None => Ok(()),
+            Some(why) => Err(Error::Msg(format!(
+                "{}: {} {layer} {why}",
+                self.path.display(),
+                change.noun()
+            ))),
+        };
+        let mut sum = None;
+        if let Some(delta) = self.deltas.get(name) {
+            fits(name, Change::Whole(delta))?;
+            sum = Some(delta.to_dtype(DType::F32)?);
+        }
+        let layer = name.strip_suffix(".weight").filter(|_| wanted);
+        if let Some((layer, adapter)) = layer.and_then(|layer| self.layers.get_key_value(layer)) {
+            fits(layer, Change::LowRank(adapter))?;
+            let product = adapter.product()?.reshape(shape)?;
+            sum = Some(match sum {
+                Some(sum) => (sum + product)?,
+                None => product,
+            });
+        }
+        Ok(sum)
+    }
 }
 
 /// Adapters of several files, each to be planted where its layer is.
@@ -48,6 +175,7 @@ pub struct AdapterFile {
 pub struct Adapters {
     files: Vec<AdapterFile>,
     device: Device,
+    /// Names of layers and parameters that were found.
     planted: Mutex<BTreeSet<String>>,
 }
 
@@ -62,20 +190,27 @@ impl Adapters {
 
     /// Once the model stands: says which adapters found no layer.
     pub fn finish(&self) -> anyhow::Result<()> {
-        let planted = self.planted.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let planted = self.planted();
         for file in &self.files {
-            let stray: Vec<&String> = file.layers.keys().filter(|layer| !planted.contains(*layer)).collect();
-            if let Some(first) = stray.first() {
+            let stray: Vec<_> = changes(&file.layers, &file.deltas)
+                .filter(|(name, _)| !planted.contains(*name))
+                .collect();
+            if let Some((first, change)) = stray.first() {
                 bail!(
-                    "{}: {} of {} adapters belong to layers that this model does not have, first {first}; \
-                     the file was made for another model",
+                    "{}: {} of {} adapters have no place in this model; {} {first} {}; the file was made for another model",
                     file.path.display(),
                     stray.len(),
-                    file.layers.len()
+                    file.layers.len() + file.deltas.len(),
+                    change.noun(),
+                    change.homeless()
                 );
             }
         }
         Ok(())
+    }
+
+    fn planted(&self) -> MutexGuard<'_, BTreeSet<String>> {
+        self.planted.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 }
 
@@ -86,29 +221,46 @@ impl Planter for Adapters {
             let Some(adapter) = file.layers.get(path) else {
                 continue;
             };
-            let Adapter { a, b, .. } = adapter;
-            if a.dim(1)? != in_features || b.dim(0)? != out_features {
+            if let Some(why) = adapter.misfit(&[out_features, in_features]) {
                 return Err(Error::Msg(format!(
-                    "{}: the adapter of {path} maps {} to {}, but the layer maps {in_features} to {out_features}",
-                    file.path.display(),
-                    a.dim(1)?,
-                    b.dim(0)?
+                    "{}: the adapter of {path} {why}",
+                    file.path.display()
                 )));
             }
+            let (a, b) = adapter.matrices()?;
             let to = |tensor: &Tensor| tensor.to_device(&self.device)?.to_dtype(DType::F32);
             found.push(LowRank {
-                a: to(a)?,
-                b: to(b)?,
+                a: to(&a)?,
+                b: to(&b)?,
                 scale: adapter.scale() * file.strength,
                 dropout: None,
             });
         }
         if !found.is_empty() {
-            self.planted
-                .lock()
-                .unwrap_or_else(|poisoned| poisoned.into_inner())
-                .insert(path.to_string());
+            self.planted().insert(path.to_string());
         }
         Ok(found)
+    }
+
+    /// Low-rank adapters of linear layers are planted beside them; those of convolutions are added to the kernel.
+    fn delta(&self, name: &str, shape: &Shape) -> Result<Option<Tensor>> {
+        let mut sum: Option<Tensor> = None;
+        for file in &self.files {
+            let convolution = shape.rank() > 2;
+            let Some(delta) = file.delta(name, shape, convolution)? else {
+                continue;
+            };
+            let delta = (delta * file.strength)?;
+            sum = Some(match sum {
+                Some(sum) => (sum + delta)?,
+                None => delta,
+            });
+            let mut planted = self.planted();
+            planted.insert(name.to_string());
+            if let Some(layer) = name.strip_suffix(".weight").filter(|_| convolution) {
+                planted.insert(layer.to_string());
+            }
+        }
+        Ok(sum)
     }
 }

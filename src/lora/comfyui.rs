@@ -1,4 +1,5 @@
-//! The adapter files of ComfyUI: `diffusion_model.<original name>.lora_A.weight`, `.lora_B.weight` and `.alpha`.
+//! The adapter files of ComfyUI: `diffusion_model.<original name>.lora_A.weight`, `.lora_B.weight` and `.alpha`; what is
+//! added to a whole weight is called `.diff`, to a bias `.diff_b`.
 //!
 //! ComfyUI scales by alpha / rank where there is an `alpha`, and by 1 where there is none. diffusers reads these files for
 //! LTX-Video and Wan, but for LTX-Video it takes no `alpha` ([`Names::alpha_in_diffusers`]). So where the scale is a power of
@@ -11,7 +12,7 @@ use std::collections::BTreeMap;
 
 use candle_core::{DType, Device, Result, Tensor};
 
-use super::adapters::Adapter;
+use super::adapters::{Adapter, Deltas};
 use super::bytes::{self, About, Tensors};
 use super::names::Names;
 use super::{metadata, settings};
@@ -28,11 +29,16 @@ pub const FOLDED: &str = "vtrain.scale_in_lora_B";
 /// The same, and B was A's number format before.
 pub const WIDENED: &str = "f32";
 
-/// Adapters of a family, under its original names.
+/// Adapters of a family and differences of its parameters, under its original names.
 ///
 /// # Errors
 /// A layer that the family does not have; a number that is not finite.
-pub fn write(adapters: &BTreeMap<String, Adapter>, names: &Names, about: &About) -> anyhow::Result<Vec<u8>> {
+pub fn write(
+    adapters: &BTreeMap<String, Adapter>,
+    deltas: &Deltas,
+    names: &Names,
+    about: &About,
+) -> anyhow::Result<Vec<u8>> {
     let exactly: Option<Vec<Tensor>> = adapters.values().map(fold_exactly).collect::<Result<_>>()?; // all or none
     let (folded, how) = match exactly {
         None if !names.alpha_in_diffusers => (Some(adapters.values().map(fold).collect::<Result<_>>()?), WIDENED),
@@ -55,7 +61,21 @@ pub fn write(adapters: &BTreeMap<String, Adapter>, names: &Names, about: &About)
         };
         tensors.push((format!("{name}.lora_B.weight"), Cow::Borrowed(b)));
     }
+    for (parameter, delta) in deltas {
+        let (name, end) = difference(names, parameter)?;
+        tensors.push((format!("{PREFIX}{name}.{end}"), Cow::Borrowed(delta)));
+    }
     bytes::safetensors(&about, tensors)
+}
+
+/// What the difference of a parameter is called: the original name, and what stands behind it.
+pub(super) fn difference(names: &Names, parameter: &str) -> anyhow::Result<(String, &'static str)> {
+    let (layer, end) = match parameter.rsplit_once('.') {
+        Some((layer, "weight")) => (layer, "diff"),
+        Some((layer, "bias")) => (layer, "diff_b"),
+        _ => (parameter, "diff"),
+    };
+    Ok((original(names, layer)?, end))
 }
 
 /// A layer's original name.
@@ -73,7 +93,7 @@ pub(super) fn original(names: &Names, layer: &str) -> anyhow::Result<String> {
 pub(super) fn with_settings(adapters: &BTreeMap<String, Adapter>, about: &About) -> About {
     let mut about = about.clone();
     about.remove(settings::KEY); // diffusers would apply it a second time
-    about.insert(SETTINGS.into(), metadata::text_of(adapters));
+    about.insert(SETTINGS.into(), metadata::text_of(adapters, false));
     about
 }
 

@@ -5,21 +5,19 @@
 //! not written, it is the rank.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail, ensure};
-use candle_core::{DType, Device, Tensor};
 
-use super::adapters::{Adapter, AdapterFile};
+use super::adapters::{Adapter, AdapterFile, Deltas};
 use super::bytes::About;
-use super::format::{self, Format, Part};
+use super::format::{self, Format};
 use super::names::{self, Names};
-use super::settings::{self, Settings};
-use super::{comfyui, diffusers, kohya, scale};
-use crate::finite;
-
-/// PEFT's settings beside its adapter file.
-const CONFIG: &str = "adapter_config.json";
+use super::parts::{self, Called, Parts};
+use super::scales::{CONFIG, Scales};
+use super::{comfyui, diffusers, kohya};
+use crate::hub::layout;
+use crate::magic;
 
 /// No settings are larger.
 const MAX_CONFIG_BYTES: u64 = 16 << 20;
@@ -35,8 +33,12 @@ pub struct Read {
     pub families: Vec<&'static Names>,
     /// By the layer's name in diffusers.
     pub layers: BTreeMap<String, Adapter>,
+    /// What is added to whole parameters.
+    pub deltas: Deltas,
     /// What cannot be applied.
     pub strange: Vec<Strange>,
+    /// Whether some alpha is written nowhere, although files of this format have it beside them.
+    pub alpha_is_a_guess: bool,
     /// What else the header says: trigger words, training facts.
     pub about: About,
 }
@@ -48,25 +50,67 @@ pub struct Strange {
     pub why: String,
 }
 
-/// Reads an adapter file. `families` are those it may be for; without any, only names of diffusers are understood.
+/// Reads an adapter file, or the one in a folder as diffusers, PEFT and vtrain leave it. `families` are those it may be
+/// for; without any, only names of diffusers are understood.
 ///
 /// # Errors
-/// As [`from_bytes`], with the file's name.
+/// As [`from_bytes`], with the file's name; a folder without an adapter, or with several.
 pub fn read(path: &Path, families: &[&'static Names]) -> anyhow::Result<Read> {
+    let path = &within(path)?;
     let shown = || path.display().to_string();
     let size = std::fs::metadata(path).with_context(shown)?.len();
+    magic::refuse(path).with_context(shown)?;
     ensure!(
         size <= MAX_BYTES,
         "{}: {size} bytes are too many for an adapter; is it the model itself?",
         path.display()
     );
     let bytes = std::fs::read(path).with_context(shown)?;
+    let config = config_beside(path)?;
+    let read = from_bytes(&bytes, config.as_deref(), families).with_context(shown)?;
+    if read.alpha_is_a_guess {
+        log::warn!(
+            "{}: how strong it is meant to be is a guess: PEFT writes alpha into {CONFIG}, which {}; alpha is taken to be \
+             the rank",
+            path.display(),
+            match config {
+                Some(_) => "does not say it",
+                None => "is not beside it",
+            }
+        );
+    }
+    Ok(read)
+}
+
+/// The adapter file that is meant: the path itself, or the one in that folder.
+fn within(path: &Path) -> anyhow::Result<PathBuf> {
+    if !path.is_dir() {
+        return Ok(path.into());
+    }
+    let shown = || path.display().to_string();
+    let entries = std::fs::read_dir(path).with_context(shown)?;
+    let mut names: Vec<String> = entries
+        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+        .collect();
+    names.sort();
+    let name = layout::adapter(&names).with_context(|| format!("the folder {}", path.display()))?;
+    Ok(path.join(name))
+}
+
+/// PEFT's settings beside an adapter file.
+fn config_beside(path: &Path) -> anyhow::Result<Option<String>> {
     let config = path.with_file_name(CONFIG);
-    let config = match std::fs::metadata(&config) {
-        Ok(found) if found.len() <= MAX_CONFIG_BYTES => std::fs::read_to_string(&config).ok(),
-        _ => None,
+    let Ok(found) = std::fs::metadata(&config) else {
+        return Ok(None);
     };
-    from_bytes(&bytes, config.as_deref(), families).with_context(shown)
+    let shown = || config.display().to_string();
+    ensure!(
+        found.len() <= MAX_CONFIG_BYTES,
+        "{}: {} bytes are too many for settings",
+        config.display(),
+        found.len()
+    );
+    Ok(Some(std::fs::read_to_string(&config).with_context(shown)?))
 }
 
 /// What is in an adapter file; `config` is the text of PEFT's `adapter_config.json`, used where the format is PEFT's.
@@ -76,41 +120,45 @@ pub fn read(path: &Path, families: &[&'static Names]) -> anyhow::Result<Read> {
 /// applied are no error here: see [`Read::check`].
 pub fn from_bytes(bytes: &[u8], config: Option<&str>, families: &[&'static Names]) -> anyhow::Result<Read> {
     let (_, header) = safetensors::SafeTensors::read_metadata(bytes).context("not a readable safetensors file")?;
-    let tensors =
-        candle_core::safetensors::load_buffer(bytes, &Device::Cpu).context("not a readable safetensors file")?;
+    let tensors = safetensors::SafeTensors::deserialize(bytes).context("not a readable safetensors file")?;
     let mut about: About = header.metadata().clone().unwrap_or_default().into_iter().collect();
     let mut strange = Vec::new();
     let mut formats = BTreeSet::new();
     let mut found: BTreeMap<String, Parts> = BTreeMap::new();
-    let tensors: BTreeMap<String, Tensor> = tensors.into_iter().collect();
-    for (name, tensor) in tensors {
+    for (name, view) in tensors.tensors().into_iter().collect::<BTreeMap<_, _>>() {
         match format::name(&name) {
             Ok(known) => {
                 formats.insert(known.format);
-                found.entry(known.layer.into()).or_default().put(known.part, tensor);
+                match parts::load(&view) {
+                    Ok(tensor) => found.entry(known.layer).or_default().put(known.part, tensor),
+                    Err(error) => strange.push(Strange {
+                        name,
+                        why: format!("cannot be read: {error}"),
+                    }),
+                }
             }
             Err(why) => strange.push(Strange { name, why: why.into() }),
         }
     }
-    let formats: Vec<Format> = formats.into_iter().collect();
-    let format = match formats.as_slice() {
-        [format] => *format,
-        [] => match strange.first() {
-            Some(first) => bail!(
-                "there are no adapters in this file: the tensor {} {}",
-                first.name,
-                first.why
-            ),
-            None => bail!("there are no adapters in this file"),
-        },
-        many => bail!("the tensors are named in several formats at once: {many:?}"),
-    };
-    let scales = Scales::take(&mut about, format, config)?;
+    let format = the_only(&formats, &strange)?;
+    let mut scales = Scales::take(&mut about, format, config)?;
     let (families, found) = translate(format, found, families, &mut strange);
-    let mut layers = BTreeMap::new();
-    for (layer, parts) in found {
-        match parts.adapter(&layer, &scales) {
-            Ok(adapter) => drop(layers.insert(layer, adapter)),
+    let format = match format {
+        Format::Diffusers if found.original => Format::Original,
+        format => format,
+    };
+    let (mut layers, mut deltas) = (BTreeMap::new(), Deltas::new());
+    for (layer, (there, parts)) in found.layers {
+        let called = Called {
+            layer: &layer,
+            there: &there,
+            table: families.first().is_some_and(|family| family.is_table(&layer)),
+        };
+        match parts.take(called, &mut scales) {
+            Ok((adapter, more)) => {
+                deltas.extend(more);
+                layers.extend(adapter.map(|adapter| (layer, adapter)));
+            }
             Err(why) => strange.push(Strange {
                 name: layer,
                 why: why.to_string(),
@@ -121,9 +169,28 @@ pub fn from_bytes(bytes: &[u8], config: Option<&str>, families: &[&'static Names
         format,
         families,
         layers,
+        deltas,
         strange,
+        alpha_is_a_guess: scales.guessed,
         about,
     })
+}
+
+/// The format of all tensors.
+fn the_only(formats: &BTreeSet<Format>, strange: &[Strange]) -> anyhow::Result<Format> {
+    let formats: Vec<Format> = formats.iter().copied().collect();
+    match formats.as_slice() {
+        [format] => Ok(*format),
+        [] => match strange.first() {
+            Some(first) => bail!(
+                "there are no adapters in this file: the tensor {} {}",
+                first.name,
+                first.why
+            ),
+            None => bail!("there are no adapters in this file"),
+        },
+        many => bail!("the tensors are named in several formats at once: {many:?}"),
+    }
 }
 
 impl Read {
@@ -139,7 +206,10 @@ impl Read {
             };
             bail!("{name} {why}{others}");
         }
-        ensure!(!self.layers.is_empty(), "there are no adapters in this file");
+        ensure!(
+            !self.layers.is_empty() || !self.deltas.is_empty(),
+            "there are no adapters in this file"
+        );
         Ok(())
     }
 
@@ -153,13 +223,15 @@ impl Read {
             path: path.into(),
             strength,
             layers: self.layers,
+            deltas: self.deltas,
         })
     }
 
     /// The same adapters as a file of another format.
     ///
     /// # Errors
-    /// What cannot be applied is not converted; a format that needs the names of a family, where none is known.
+    /// What cannot be applied is not converted; a format that needs the names of a family, where none is known; what a
+    /// format has no place for.
     pub fn write(&self, format: Format) -> anyhow::Result<Vec<u8>> {
         self.check()?;
         let family = || {
@@ -167,11 +239,18 @@ impl Read {
             family.context("the layers are of no family that vtrain knows, so their original names are not known")
         };
         match format {
-            Format::Diffusers | Format::Peft => diffusers::write(&self.layers, &self.about),
-            Format::ComfyUi => comfyui::write(&self.layers, family()?, &self.about),
-            Format::Kohya => kohya::write(&self.layers, family()?, &self.about),
+            Format::Diffusers | Format::Peft => diffusers::write(&self.layers, &self.deltas, &self.about),
+            Format::ComfyUi | Format::Original => comfyui::write(&self.layers, &self.deltas, family()?, &self.about),
+            Format::Kohya => kohya::write(&self.layers, &self.deltas, family()?, &self.about),
         }
     }
+}
+
+/// Layers by their names in diffusers, each with its name in the file.
+struct Translated {
+    layers: BTreeMap<String, (String, Parts)>,
+    /// Whether some were called as in the checkpoint that the family's makers published.
+    original: bool,
 }
 
 /// Gives every layer its name in diffusers, and says whose layers they are.
@@ -180,28 +259,30 @@ fn translate(
     found: BTreeMap<String, Parts>,
     families: &[&'static Names],
     strange: &mut Vec<Strange>,
-) -> (Vec<&'static Names>, BTreeMap<String, Parts>) {
-    let name = |family: &Names, name: &str| match format {
-        Format::Diffusers | Format::Peft => family.has(name).then(|| name.to_string()),
-        Format::ComfyUi => family.layer(name),
-        Format::Kohya => family.layer_of_flat(name),
+) -> (Vec<&'static Names>, Translated) {
+    let candidates = names::of(families, found.keys().map(String::as_str));
+    let mut translated = Translated {
+        layers: BTreeMap::new(),
+        original: false,
     };
-    let candidates = names::of(families, found.keys().map(String::as_str), |family, layer| {
-        name(family, layer).is_some()
-    });
-    if matches!(format, Format::Diffusers | Format::Peft) {
-        return (candidates, found); // the model knows best which layers it has
-    }
-    let mut translated = BTreeMap::new();
-    for (layer, parts) in found {
-        match candidates.first().and_then(|family| name(family, &layer)) {
-            Some(ours) if translated.contains_key(&ours) => strange.push(Strange {
-                name: layer,
+    let trusted = families.is_empty() && matches!(format, Format::Diffusers | Format::Peft);
+    for (there, parts) in found {
+        let ours = match candidates.first() {
+            _ if trusted => Some(there.clone()),
+            Some(family) => family.find(&there),
+            None => None,
+        };
+        match ours {
+            Some(ours) if translated.layers.contains_key(&ours) => strange.push(Strange {
+                name: there,
                 why: format!("is {ours}, which is there twice"),
             }),
-            Some(ours) => drop(translated.insert(ours, parts)),
+            Some(ours) => {
+                translated.original |= candidates.first().is_some_and(|family| !family.has(&there));
+                translated.layers.insert(ours, (there, parts));
+            }
             None => strange.push(Strange {
-                name: layer,
+                name: there,
                 why: match candidates.first() {
                     Some(family) => format!("is no layer of {}", family.title),
                     None if families.is_empty() => {
@@ -213,129 +294,4 @@ fn translate(
         }
     }
     (candidates, translated)
-}
-
-/// The tensors of one layer.
-#[derive(Debug, Default)]
-struct Parts {
-    a: Option<Tensor>,
-    b: Option<Tensor>,
-    alpha: Option<Tensor>,
-    twice: bool,
-}
-
-impl Parts {
-    fn put(&mut self, part: Part, tensor: Tensor) {
-        let place = match part {
-            Part::A => &mut self.a,
-            Part::B => &mut self.b,
-            Part::Alpha => &mut self.alpha,
-        };
-        self.twice |= place.replace(tensor).is_some();
-    }
-
-    fn adapter(self, layer: &str, scales: &Scales) -> anyhow::Result<Adapter> {
-        ensure!(!self.twice, "has tensors of one kind twice, under different names");
-        let (Some(a), Some(b)) = (self.a, self.b) else {
-            bail!("has only one of lora_A and lora_B");
-        };
-        for (half, tensor) in [("lora_A", &a), ("lora_B", &b)] {
-            ensure!(
-                tensor.rank() == 2,
-                "has a {half} of shape {:?}, not two sides",
-                tensor.dims()
-            );
-            ensure!(tensor.dtype().is_float(), "has a {half} of {:?}", tensor.dtype());
-            if let Some(first) = finite::first(tensor)? {
-                bail!("has a {half} that holds {first}");
-            }
-        }
-        let rank = a.dim(0)?;
-        ensure!(
-            rank > 0 && b.dim(1)? == rank,
-            "has a lora_A of rank {rank} and a lora_B of rank {}",
-            b.dim(1)?
-        );
-        let alpha = self.alpha.map(|alpha| one_number(&alpha)).transpose()?;
-        scales.of(layer, a, b, alpha)
-    }
-}
-
-fn one_number(alpha: &Tensor) -> anyhow::Result<f64> {
-    ensure!(
-        alpha.elem_count() == 1,
-        "has an alpha of shape {:?}, not one number",
-        alpha.dims()
-    );
-    let alpha = alpha.to_dtype(DType::F64)?.flatten_all()?.to_vec1::<f64>()?[0];
-    ensure!(alpha.is_finite(), "has an alpha of {alpha}");
-    Ok(alpha)
-}
-
-/// What a file says of its scales besides tensors.
-#[derive(Debug)]
-struct Scales {
-    /// PEFT's, which hold for what is in the file.
-    settings: Settings,
-    /// What they were before vtrain wrote a format that has no place for them.
-    before: Option<Settings>,
-    /// How B was multiplied by the scale of `before`, where it was.
-    folded: Option<String>,
-}
-
-impl Scales {
-    /// Takes the settings out of a header, or, in PEFT's format, from its file.
-    fn take(about: &mut About, format: Format, config: Option<&str>) -> anyhow::Result<Self> {
-        about.remove("format");
-        let before = about.remove(comfyui::SETTINGS);
-        let folded = about.remove(comfyui::FOLDED);
-        let own = about.remove(settings::KEY).map(|text| (settings::KEY, text));
-        let own = own.or_else(|| Some(("lora_config", about.remove("lora_config")?)));
-        let own = own.or_else(|| Some((CONFIG, config.filter(|_| format == Format::Peft)?.to_string())));
-        let settings = match own {
-            Some((place, text)) => Settings::parse(&text).with_context(|| place)?,
-            None => Settings::default(),
-        };
-        let before = before
-            .map(|text| Settings::parse(&text).context(comfyui::SETTINGS))
-            .transpose()?;
-        Ok(Self {
-            settings,
-            before,
-            folded,
-        })
-    }
-
-    fn of(&self, layer: &str, a: Tensor, b: Tensor, alpha: Option<f64>) -> anyhow::Result<Adapter> {
-        let rank = a.dim(0)?;
-        if let Some(before) = &self.before
-            && let Some(was) = before.alpha(layer)
-        {
-            let factor = scale(was, rank, before.use_rslora);
-            let b_before = match alpha {
-                // The tensor is f32, and the settings are what it was made from.
-                Some(alpha) if (alpha / rank as f64 - factor).abs() <= 1e-6 * factor.abs() => Some(b.clone()),
-                None if factor != 0.0 => match self.folded.as_deref() {
-                    Some(comfyui::WIDENED) => Some(comfyui::unfold(&b, factor)?.to_dtype(a.dtype())?),
-                    Some(_) => Some(comfyui::unfold(&b, factor)?),
-                    None => None,
-                },
-                _ => None,
-            };
-            if let Some(b) = b_before {
-                return Ok(Adapter {
-                    a,
-                    b,
-                    alpha: was,
-                    use_rslora: before.use_rslora,
-                });
-            }
-        }
-        Ok(Adapter {
-            a,
-            b,
-            use_rslora: alpha.is_none() && self.settings.use_rslora,
-            alpha: alpha.or_else(|| self.settings.alpha(layer)).unwrap_or(rank as f64),
-        })
-    }
 }

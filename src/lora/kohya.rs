@@ -1,10 +1,10 @@
 //! The adapter files of kohya's trainers and musubi-tuner: `lora_unet_<original name>.lora_down.weight` (rank, in),
-//! `.lora_up.weight` (out, rank) and `.alpha`, with `_` in place of every `.` of the name. The scale is alpha / rank.
+//! `.lora_up.weight` (out, rank) and `.alpha`, `.diff` and `.diff_b` as in ComfyUI's, with `_` in place of every `.` of the name. The scale is alpha / rank.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
-use super::adapters::Adapter;
+use super::adapters::{Adapter, Deltas};
 use super::bytes::{self, About, Tensors};
 use super::comfyui;
 use super::names::{self, Names};
@@ -12,11 +12,16 @@ use super::names::{self, Names};
 /// Where kohya's trainers have the transformer.
 pub const PREFIX: &str = "lora_unet_";
 
-/// Adapters of a family, under its original names.
+/// Adapters of a family and differences of its parameters, under its original names.
 ///
 /// # Errors
 /// A layer that the family does not have; a number that is not finite.
-pub fn write(adapters: &BTreeMap<String, Adapter>, names: &Names, about: &About) -> anyhow::Result<Vec<u8>> {
+pub fn write(
+    adapters: &BTreeMap<String, Adapter>,
+    deltas: &Deltas,
+    names: &Names,
+    about: &About,
+) -> anyhow::Result<Vec<u8>> {
     let about = comfyui::with_settings(adapters, about);
     let mut tensors = Tensors::new();
     for (layer, adapter) in adapters {
@@ -24,6 +29,11 @@ pub fn write(adapters: &BTreeMap<String, Adapter>, names: &Names, about: &About)
         tensors.push((format!("{name}.lora_down.weight"), Cow::Borrowed(&adapter.a)));
         tensors.push((format!("{name}.lora_up.weight"), Cow::Borrowed(&adapter.b)));
         tensors.push((format!("{name}.alpha"), Cow::Owned(comfyui::alpha(adapter)?)));
+    }
+    for (parameter, delta) in deltas {
+        let (name, end) = comfyui::difference(names, parameter)?;
+        let name = format!("{PREFIX}{}", names::flatten(&name));
+        tensors.push((format!("{name}.{end}"), Cow::Borrowed(delta)));
     }
     bytes::safetensors(&about, tensors)
 }

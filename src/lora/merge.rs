@@ -1,8 +1,8 @@
-//! A checkpoint with adapters folded in: `W + strength scale B A`, shard by shard.
+//! A checkpoint with adapters folded in: `W + strength (scale B A + D)`, shard by shard.
 //!
 //! A shard's header is copied as it is, so names, shapes, order and number formats stay. Tensors pass through one after the
-//! other; of a layer with adapters, a few rows at a time are changed, in f32, and rounded once. Host memory holds one tensor
-//! that is only copied, or the rows in hand, and the adapters.
+//! other; of one that adapters change, a few rows at a time are changed, in f32, and rounded once. Host memory holds one
+//! tensor that is only copied, or the rows in hand, and the adapters.
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
@@ -12,10 +12,12 @@ use anyhow::{Context, bail, ensure};
 use candle_core::{DType, Device, Tensor};
 use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 
-use super::adapters::AdapterFile;
+use super::adapters::{AdapterFile, Change, changes};
 use crate::disk::Beside;
 use crate::finite;
-use crate::nn::weights::shards;
+use crate::hub::layout::{Kind, WeightFile};
+use crate::magic;
+use crate::nn::WeightFolder;
 
 /// safetensors allows no larger header.
 const MAX_HEADER_BYTES: u64 = 100 << 20;
@@ -27,6 +29,8 @@ const CHUNK: usize = 32 << 20;
 #[derive(Debug)]
 pub struct Folder {
     shards: Vec<Shard>,
+    /// Which variant of the weights it is.
+    variant: Option<String>,
 }
 
 #[derive(Debug)]
@@ -40,29 +44,25 @@ struct Shard {
 impl Folder {
     /// # Errors
     /// No safetensors there, a shard that is missing, a header that is none.
-    pub fn open(folder: &Path) -> anyhow::Result<Self> {
-        let (paths, _) = shards(folder)?;
-        let shards = paths.into_iter().map(|path| {
+    pub fn open(folder: impl Into<WeightFolder>) -> anyhow::Result<Self> {
+        let folder: WeightFolder = folder.into();
+        let files = folder.files()?;
+        let shards = files.paths.into_iter().map(|path| {
             let shown = path.display().to_string();
             Shard::open(path).with_context(|| shown)
         });
         Ok(Self {
             shards: shards.collect::<anyhow::Result<_>>()?,
+            variant: files.variant,
         })
     }
 
-    /// Why an adapter that maps `input` to `output` does not fit a layer; None where it does.
-    pub fn misfit(&self, layer: &str, input: usize, output: usize) -> Option<String> {
-        let name = format!("{layer}.weight");
-        let Some(info) = self.shards.iter().find_map(|shard| shard.metadata.info(&name)) else {
-            return Some("belongs to a layer that this model does not have".into());
-        };
-        match info.shape.as_slice() {
-            [rows, columns] if (*columns, *rows) == (input, output) => None,
-            [rows, columns] => Some(format!(
-                "maps {input} to {output}, but the layer maps {columns} to {rows}"
-            )),
-            shape => Some(format!("is for a layer whose weight {shape:?} is no matrix")),
+    /// Why a change of the layer or parameter `name` has no place here; None where it fits.
+    pub fn misfit(&self, name: &str, change: Change) -> Option<String> {
+        let parameter = change.parameter(name);
+        match self.shards.iter().find_map(|shard| shard.metadata.info(&parameter)) {
+            Some(info) => change.misfit(&info.shape),
+            None => Some(change.homeless().into()),
         }
     }
 
@@ -72,9 +72,9 @@ impl Folder {
     /// The first that does not, by file.
     pub fn check(&self, files: &[AdapterFile]) -> anyhow::Result<()> {
         for file in files {
-            for (layer, adapter) in &file.layers {
-                if let Some(why) = self.misfit(layer, adapter.a.dim(1)?, adapter.b.dim(0)?) {
-                    bail!("{}: the adapter of {layer} {why}", file.path.display());
+            for (name, change) in changes(&file.layers, &file.deltas) {
+                if let Some(why) = self.misfit(name, change) {
+                    bail!("{}: {} {name} {why}", file.path.display(), change.noun());
                 }
             }
         }
@@ -95,6 +95,11 @@ impl Folder {
         Ok(())
     }
 
+    /// Whether a file of this name is an index of other weights than these.
+    pub fn is_other_index(&self, name: &str) -> bool {
+        WeightFile::of(name).is_some_and(|file| file.kind == Kind::Index && file.variant != self.variant.as_deref())
+    }
+
     /// Whether this file is one of the shards.
     pub fn holds(&self, path: &Path) -> bool {
         self.shards.iter().any(|shard| shard.path == path)
@@ -103,6 +108,7 @@ impl Folder {
 
 impl Shard {
     fn open(path: PathBuf) -> anyhow::Result<Self> {
+        magic::refuse(&path)?;
         let mut file = File::open(&path)?;
         let size = file.metadata()?.len();
         let mut length = [0; 8];
@@ -130,11 +136,10 @@ impl Shard {
         out.write(&self.header)?;
         for name in self.metadata.offset_keys() {
             let info = self.metadata.info(&name).context("a tensor of the header")?;
-            let layer = name.strip_suffix(".weight").unwrap_or_default();
-            let deltas: Vec<Delta> = files
-                .iter()
-                .filter_map(|file| Delta::of(file, layer))
-                .collect::<candle_core::Result<_>>()?;
+            let mut deltas = Vec::new();
+            for file in files {
+                deltas.extend(Delta::of(file, &name, &info.shape)?);
+            }
             stream(&mut from, info, &deltas, &mut out).with_context(|| name.clone())?;
         }
         Ok(out.keep()?)
@@ -145,10 +150,10 @@ impl Shard {
 fn stream(from: &mut File, info: &TensorInfo, deltas: &[Delta], out: &mut Beside) -> anyhow::Result<()> {
     let (start, end) = info.data_offsets;
     let bytes = end - start;
-    let (piece, columns) = match info.shape.as_slice() {
-        [rows, columns] if !deltas.is_empty() && *rows > 0 => {
+    let (piece, columns) = match (rows_of(&info.shape), deltas) {
+        ((rows, columns), [_, ..]) if rows > 0 => {
             let row = bytes / rows;
-            (row * (CHUNK / row.max(1)).max(1), *columns)
+            (row * (CHUNK / row.max(1)).max(1), columns)
         }
         _ => (CHUNK, 0),
     };
@@ -166,6 +171,14 @@ fn stream(from: &mut File, info: &TensorInfo, deltas: &[Delta], out: &mut Beside
     Ok(())
 }
 
+/// A tensor of any shape as so many rows and columns: what is behind the first side is a row.
+fn rows_of(shape: &[usize]) -> (usize, usize) {
+    match shape {
+        [] => (1, 1),
+        [rows, row @ ..] => (*rows, row.iter().product()),
+    }
+}
+
 /// Some rows of a weight, from row `first` on, with the adapters added.
 fn add(bytes: &[u8], dtype: Dtype, (first, columns): (usize, usize), deltas: &[Delta]) -> anyhow::Result<Vec<u8>> {
     let dtype = match dtype {
@@ -177,8 +190,8 @@ fn add(bytes: &[u8], dtype: Dtype, (first, columns): (usize, usize), deltas: &[D
     let rows = bytes.len() / dtype.size_in_bytes() / columns;
     let weight = Tensor::from_raw_buffer(bytes, dtype, &[rows, columns], &Device::Cpu)?;
     let mut sum = weight.to_dtype(DType::F32)?; // (rows, in)
-    for Delta { a, b } in deltas {
-        sum = (sum + b.narrow(0, first, rows)?.matmul(a)?)?;
+    for delta in deltas {
+        sum = (sum + delta.rows(first, rows)?)?;
     }
     let sum = sum.to_dtype(dtype)?;
     // Rows that were finite stay so: what is written may replace a good file.
@@ -190,22 +203,38 @@ fn add(bytes: &[u8], dtype: Dtype, (first, columns): (usize, usize), deltas: &[D
     Ok(safetensors::View::data(&sum).into_owned())
 }
 
-/// What one file adds to a layer: B A, in f32.
-struct Delta {
-    a: Tensor, // (rank, in)
-    b: Tensor, // (out, rank), scaled
+/// What one file adds to a tensor, in f32.
+enum Delta {
+    LowRank {
+        a: Tensor, // (rank, in)
+        b: Tensor, // (out, rank), scaled
+    },
+    Whole(Tensor), // (rows, columns)
 }
 
 impl Delta {
-    fn of(file: &AdapterFile, layer: &str) -> Option<candle_core::Result<Self>> {
-        let adapter = file.layers.get(layer)?;
-        let scale = adapter.scale() * file.strength;
-        let delta = || {
-            Ok(Self {
-                a: adapter.a.to_dtype(DType::F32)?,
-                b: (adapter.b.to_dtype(DType::F32)? * scale)?,
-            })
-        };
-        Some(delta())
+    /// All that `file` adds to the parameter `name`.
+    fn of(file: &AdapterFile, name: &str, shape: &[usize]) -> candle_core::Result<Vec<Self>> {
+        let mut deltas = Vec::new();
+        if let Some(adapter) = name.strip_suffix(".weight").and_then(|layer| file.layers.get(layer)) {
+            let (a, b) = adapter.matrices()?;
+            deltas.push(Self::LowRank {
+                a: a.to_dtype(DType::F32)?,
+                b: (b.to_dtype(DType::F32)? * (adapter.scale() * file.strength))?,
+            });
+        }
+        if let Some(delta) = file.deltas.get(name) {
+            let delta = (delta.to_dtype(DType::F32)? * file.strength)?;
+            deltas.push(Self::Whole(delta.reshape(rows_of(shape))?));
+        }
+        Ok(deltas)
+    }
+
+    /// So many rows of it, from row `first` on.
+    fn rows(&self, first: usize, rows: usize) -> candle_core::Result<Tensor> {
+        match self {
+            Self::LowRank { a, b } => b.narrow(0, first, rows)?.matmul(a),
+            Self::Whole(delta) => delta.narrow(0, first, rows),
+        }
     }
 }

@@ -20,11 +20,13 @@ pub fn text(config: &Config, layers: &[&str]) -> String {
         alphas: Map::new(),
         targets: targets(&config.target_modules, layers),
         use_rslora: config.use_rslora,
+        lora_bias: false,
     })
 }
 
-/// The settings of adapters from anywhere: what most have in common, and patterns for the others.
-pub fn text_of(adapters: &BTreeMap<String, Adapter>) -> String {
+/// The settings of adapters from anywhere: what most have in common, and patterns for the others. `lora_bias`: every
+/// lora_B has a bias, too.
+pub fn text_of(adapters: &BTreeMap<String, Adapter>, lora_bias: bool) -> String {
     let use_rslora = !adapters.is_empty() && adapters.values().all(|adapter| adapter.use_rslora);
     // One file has one kind of scale: those of the other kind get the alpha that makes the same of it.
     let alpha = |adapter: &Adapter| match adapter.use_rslora == use_rslora {
@@ -49,6 +51,7 @@ pub fn text_of(adapters: &BTreeMap<String, Adapter>) -> String {
         alphas,
         targets: adapters.keys().cloned().collect(),
         use_rslora,
+        lora_bias,
     })
 }
 
@@ -60,6 +63,7 @@ struct Settings {
     alphas: Map<String, Value>,
     targets: Value,
     use_rslora: bool,
+    lora_bias: bool,
 }
 
 fn write(settings: &Settings) -> String {
@@ -72,6 +76,9 @@ fn write(settings: &Settings) -> String {
     ];
     if settings.use_rslora {
         keys.push(("use_rslora", json!(true))); // false is what PEFT takes without it
+    }
+    if settings.lora_bias {
+        keys.push(("lora_bias", json!(true))); // as above
     }
     let prefixed = keys.into_iter().map(|(key, value)| (format!("{PREFIX}{key}"), value));
     let prefixed = Value::Object(Map::from_iter(prefixed));

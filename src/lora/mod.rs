@@ -11,7 +11,9 @@ pub mod kohya;
 pub mod merge;
 mod metadata;
 pub mod names;
+mod parts;
 pub mod resize;
+mod scales;
 mod settings;
 mod svd;
 pub mod target;
@@ -39,7 +41,7 @@ pub struct Config {
     /// Which linear layers get an adapter: a list of name suffixes, or one regular expression that matches whole names,
     /// or `all-linear`.
     pub target_modules: TargetModules,
-    /// An adapter file to start from.
+    /// An adapter file of any format to start from, or a folder with one.
     pub init: Option<PathBuf>,
 }
 

@@ -3,7 +3,10 @@
 //! A layer's own name here is that of the diffusers checkpoint. The *original* name is that of the checkpoint its makers
 //! published, which is what ComfyUI's model classes use; kohya's trainers write it with `_` in place of `.`.
 
-/// The names of one family's linear layers.
+/// (diffusers, original). `{}` stands for a number, the same in both.
+pub type Pairs = &'static [(&'static str, &'static str)];
+
+/// The names of one family's layers.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Names {
     /// As run files call the family.
@@ -12,8 +15,12 @@ pub struct Names {
     pub title: &'static str,
     /// Whether diffusers takes an `alpha` in files for ComfyUI.
     pub alpha_in_diffusers: bool,
-    /// (diffusers, original). `{}` stands for a number, the same in both.
-    pub layers: &'static [(&'static str, &'static str)],
+    /// Linear layers.
+    pub layers: Pairs,
+    /// Norms and convolutions, which have a `weight` and may have a `bias`, too.
+    pub others: Pairs,
+    /// Parameters that stand by themselves.
+    pub tables: Pairs,
 }
 
 /// A layer of one name.
@@ -21,57 +28,81 @@ pub const fn same(name: &'static str) -> (&'static str, &'static str) {
     (name, name)
 }
 
+/// Flat names may have these before them, behind the format's own prefix.
+const FLAT_PREFIXES: [&str; 3] = ["base_model_model_", "diffusion_model_", "transformer_"];
+
 impl Names {
-    /// Whether a layer of this family is called so in diffusers.
-    pub fn has(&self, layer: &str) -> bool {
-        self.original(layer).is_some()
+    /// Whether a layer or parameter of this family is called so in diffusers.
+    pub fn has(&self, name: &str) -> bool {
+        self.original(name).is_some()
     }
 
-    /// The original name of a layer.
-    pub fn original(&self, layer: &str) -> Option<String> {
-        self.layers
-            .iter()
-            .find_map(|(ours, original)| Some(fill(original, number(ours, layer)?)))
+    /// The original name of a layer or of a parameter that stands by itself.
+    pub fn original(&self, name: &str) -> Option<String> {
+        self.pairs()
+            .find_map(|(ours, original)| Some(fill(original, number(ours, name)?)))
     }
 
-    /// The layer of an original name. A layer's own name is taken, too: some programs put nothing but their prefix
-    /// before it.
-    pub fn layer(&self, original: &str) -> Option<String> {
-        let known = self
-            .layers
-            .iter()
-            .find_map(|(ours, theirs)| Some(fill(ours, number(theirs, original)?)));
-        known.or_else(|| self.has(original).then(|| original.to_string()))
-    }
-
-    /// The layer of a name that was written with `_` in place of `.`, of either kind.
-    pub fn layer_of_flat(&self, flat: &str) -> Option<String> {
-        self.layers.iter().find_map(|(ours, original)| {
-            let found = number(&flatten(original), flat).or_else(|| number(&flatten(ours), flat))?;
-            Some(fill(ours, found))
+    /// The layer or parameter that a program calls so: by its original name or by its own, in either with `_` in place of
+    /// `.`, too.
+    pub fn find(&self, name: &str) -> Option<String> {
+        self.find_whole(name).or_else(|| {
+            let flat = Some(name).filter(|name| !name.contains('.'))?;
+            let mut behind = FLAT_PREFIXES.iter().filter_map(|prefix| flat.strip_prefix(prefix));
+            behind.find_map(|rest| self.find(rest))
         })
+    }
+
+    /// The same, where no other program's prefix is left before the name.
+    fn find_whole(&self, name: &str) -> Option<String> {
+        let dotted = self.pairs().find_map(|(ours, original)| {
+            let found = number(original, name).or_else(|| number(ours, name))?;
+            Some(fill(ours, found))
+        });
+        dotted.or_else(|| {
+            let flat = flatten(name);
+            self.pairs().find_map(|(ours, original)| {
+                let found = number(&flatten(original), &flat).or_else(|| number(&flatten(ours), &flat))?;
+                Some(fill(ours, found))
+            })
+        })
+    }
+
+    /// Whether this, a name in diffusers, is a parameter that stands by itself.
+    pub fn is_table(&self, name: &str) -> bool {
+        self.tables.iter().any(|(ours, _)| number(ours, name).is_some())
+    }
+
+    fn pairs(&self) -> impl Iterator<Item = &(&'static str, &'static str)> {
+        self.layers.iter().chain(self.others).chain(self.tables)
     }
 }
 
-/// Those of `families` in which `knows` finds all `names`; if there is none, the one in which it finds the most.
-pub fn of<'a>(
-    families: &[&'static Names],
-    names: impl Iterator<Item = &'a str> + Clone,
-    knows: impl Fn(&Names, &str) -> bool,
-) -> Vec<&'static Names> {
+/// Those of `families` that know all `names`; if there is none, the one that knows the most.
+pub fn of<'a>(families: &[&'static Names], names: impl Iterator<Item = &'a str> + Clone) -> Vec<&'static Names> {
     let total = names.clone().count();
-    let count = |family: &Names| names.clone().filter(|name| knows(family, name)).count();
-    let counted: Vec<(usize, &'static Names)> = families.iter().map(|family| (count(family), *family)).collect();
-    let whole = counted.iter().filter(|(known, _)| *known == total && total > 0);
-    let whole: Vec<&'static Names> = whole.map(|(_, family)| *family).collect();
-    if !whole.is_empty() {
-        return whole;
+    let count = |family: &Names, knows: fn(&Names, &str) -> Option<String>| {
+        names.clone().filter(|name| knows(family, name).is_some()).count()
+    };
+    // `transformer_blocks_0` is a block of LTX-Video, before it is one of Wan behind a prefix.
+    let ways: [fn(&Names, &str) -> Option<String>; 2] = [Names::find_whole, Names::find];
+    for knows in ways {
+        let whole = families
+            .iter()
+            .filter(|family| total > 0 && count(family, knows) == total);
+        let whole: Vec<&'static Names> = whole.copied().collect();
+        if !whole.is_empty() {
+            return whole;
+        }
     }
+    let counted = families.iter().map(|family| {
+        let known = ways.map(|knows| count(family, knows));
+        (known, *family)
+    });
     let most = counted
-        .iter()
-        .filter(|(known, _)| *known > 0)
+        .filter(|(known, _)| *known != [0, 0])
         .max_by_key(|(known, _)| *known);
-    most.map(|(_, family)| *family).into_iter().collect()
+    most.map(|(_, family)| family).into_iter().collect()
 }
 
 /// A name with `_` in place of `.`.

@@ -64,7 +64,8 @@ fn share(lost: f64, all: f64) -> f64 {
 }
 
 fn one(adapter: &Adapter, rank: usize) -> anyhow::Result<Cut> {
-    let (a, b) = (rows(&adapter.a)?, rows(&adapter.b.t()?)?);
+    let (a, b) = adapter.matrices()?;
+    let (a, b) = (rows(&a)?, rows(&b.t()?)?);
     let finite = a.iter().chain(&b).flatten().all(|x| x.is_finite());
     ensure!(finite, "holds a number that is not finite");
     let Svd { u, s, v } = svd::of_product(&b, &a);
@@ -78,6 +79,11 @@ fn one(adapter: &Adapter, rank: usize) -> anyhow::Result<Cut> {
             all,
         });
     }
+    let shaped = |tensor: Tensor, like: &Tensor, side: usize| -> candle_core::Result<Tensor> {
+        let mut dims = like.dims().to_vec(); // a convolution's stay
+        dims[side] = rank;
+        tensor.reshape(dims)?.to_dtype(like.dtype())
+    };
     let scaled = |columns: &[Vec<f64>]| -> candle_core::Result<Tensor> {
         let width = columns[0].len();
         let values = columns.iter().zip(&s).take(rank);
@@ -88,8 +94,8 @@ fn one(adapter: &Adapter, rank: usize) -> anyhow::Result<Cut> {
     };
     Ok(Cut {
         adapter: Adapter {
-            a: scaled(&v)?.to_dtype(adapter.a.dtype())?,
-            b: scaled(&u)?.t()?.contiguous()?.to_dtype(adapter.b.dtype())?,
+            a: shaped(scaled(&v)?, &adapter.a, 0)?,
+            b: shaped(scaled(&u)?.t()?.contiguous()?, &adapter.b, 1)?,
             alpha: adapter.scale() * rank as f64,
             use_rslora: false,
         },

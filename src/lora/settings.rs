@@ -61,9 +61,10 @@ impl Settings {
         })
     }
 
-    /// A layer's alpha, where it is said.
-    pub fn alpha(&self, layer: &str) -> Option<f64> {
-        let own = self.alpha_pattern.iter().find(|(pattern, _)| pattern.matches(layer));
+    /// A layer's alpha, where it is said; the layer may have several names.
+    pub fn alpha(&self, names: &[&str]) -> Option<f64> {
+        let matches = |pattern: &Pattern| names.iter().any(|name| pattern.matches(name));
+        let own = self.alpha_pattern.iter().find(|(pattern, _)| matches(pattern));
         own.map(|(_, alpha)| *alpha).or(self.lora_alpha)
     }
 }

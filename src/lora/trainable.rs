@@ -8,13 +8,14 @@
 use std::collections::BTreeSet;
 use std::sync::{Mutex, MutexGuard};
 
-use anyhow::{bail, ensure};
+use anyhow::{Context, bail, ensure};
 use candle_core::{DType, Device, Error, Result, Tensor, Var};
 
 use super::adapters::{Adapter, AdapterFile};
 use super::diffusers::Named;
+use super::names::Names;
 use super::target::{self, Matcher};
-use super::{Config, diffusers};
+use super::{Config, file};
 use crate::nn::dropout::{Dropout, Seed};
 use crate::nn::linear::LowRank;
 use crate::nn::shards::Residency;
@@ -63,15 +64,19 @@ struct Planted {
 }
 
 impl Trainable {
-    /// Adapters as `config` has them, in f32 on `device`. `rng` is used for their first values only.
+    /// Adapters as `config` has them, in f32 on `device`. `rng` is used for their first values only; `families` are those
+    /// whose names the `init` file may use.
     ///
     /// # Errors
     /// Bad `target_modules`; an `init` file that cannot be read, or whose rank or scale are not the run's.
-    pub fn new(config: &Config, rng: Rng, device: &Device) -> anyhow::Result<Self> {
+    pub fn new(config: &Config, families: &[&'static Names], rng: Rng, device: &Device) -> anyhow::Result<Self> {
         let targets = config.target_modules.matcher();
         let targets = targets.map_err(|message| anyhow::anyhow!("lora.target_modules: {message}"))?;
-        let init = config.init.as_deref().map(|path| diffusers::read(path, 1.0));
-        let init = init.transpose()?;
+        let init = config
+            .init
+            .as_deref()
+            .map(|path| file::read(path, families)?.apply(path, 1.0));
+        let init = init.transpose().context("lora.init")?;
         if let Some(file) = &init {
             check_init(file, config)?;
         }
@@ -207,8 +212,15 @@ fn uniform(rng: &mut Rng, low: f64, high: f64, n: usize) -> Vec<f32> {
 /// Whether adapters from the file can go on in this run: rank and scale.
 fn check_init(file: &AdapterFile, config: &Config) -> anyhow::Result<()> {
     let shown = file.path.display();
+    if let Some(first) = file.deltas.keys().next() {
+        bail!(
+            "lora.init: {shown}: {first} is added to as a whole, and {} parameters more, which do not learn; fold the file into \
+             the model with vtrain lora merge, and train on that",
+            file.deltas.len() - 1
+        );
+    }
     for (layer, adapter) in &file.layers {
-        let rank = adapter.a.dim(0)?;
+        let rank = adapter.rank();
         ensure!(
             rank == config.rank,
             "lora.init: {shown}: the adapter of {layer} has rank {rank}, but lora.rank is {}",

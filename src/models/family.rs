@@ -6,7 +6,6 @@
 //! Shapes: B samples, F latent frames, C latent channels, h and w latent rows and columns, L text tokens, D text width;
 //! T, H and W a clip's frames, rows and columns.
 
-use std::path::Path;
 use std::sync::Arc;
 
 use candle_core::{DType, Result, Tensor};
@@ -14,6 +13,7 @@ use candle_core::{DType, Result, Tensor};
 use super::denoiser::{Denoiser, Input, Text};
 use crate::diffusion::posterior::Posterior;
 use crate::diffusion::schedulers::Scheduler;
+use crate::nn::WeightFolder;
 use crate::nn::weights::Planter;
 use crate::rng::Rng;
 
@@ -232,8 +232,8 @@ pub type Emit<'a> = &'a mut dyn FnMut(Tensor) -> anyhow::Result<()>;
 
 /// A checkpoint of one family.
 pub trait Family {
-    /// Where it lies.
-    fn directory(&self) -> &Path;
+    /// Where it lies, and the variant of its weights that is wanted.
+    fn directory(&self) -> &WeightFolder;
 
     /// The class that loads it in diffusers, to start from text or from an image.
     fn pipeline(&self, from_image: bool) -> &'static str;

@@ -7,6 +7,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::data::cache::Footprint;
+use crate::nn::WeightFolder;
 
 pub mod bare;
 mod checkpoint;
@@ -18,6 +19,7 @@ pub mod modulated;
 pub mod places;
 pub mod prompts;
 pub mod rooms;
+mod single;
 pub mod statistics;
 pub mod tiling;
 pub mod transformer;
@@ -37,6 +39,9 @@ pub struct Config {
     pub path: String,
     /// Branch, tag or commit of a Hub repository.
     pub revision: String,
+    /// Which variant of the weights: `fp16` reads `model.fp16.safetensors`. Parts without it are read as usual; without a
+    /// choice, a variant is read only where there is nothing else.
+    pub variant: Option<String>,
     /// What the frozen weights are kept in.
     pub dtype: Dtype,
     /// Whether several processes that train together share out the frozen weights.
@@ -49,6 +54,7 @@ impl Default for Config {
             family: FamilyName::Auto,
             path: String::new(),
             revision: "main".into(),
+            variant: None,
             dtype: Dtype::Bf16,
             sharding: Sharding::None,
         }
@@ -68,7 +74,21 @@ impl Config {
         if self.revision.trim().is_empty() {
             wrong.push(("revision".into(), "must not be empty; the default is main".into()));
         }
+        if let Some(variant) = &self.variant
+            && (variant.is_empty()
+                || !variant
+                    .chars()
+                    .all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-')))
+        {
+            let message = format!("'{variant}' is no variant, such as fp16 in model.fp16.safetensors");
+            wrong.push(("variant".into(), message));
+        }
         wrong
+    }
+
+    /// The checkpoint, which lies in `directory`.
+    pub fn folder(&self, directory: &Path) -> WeightFolder {
+        WeightFolder::new(directory, self.variant.as_deref())
     }
 
     /// Makes a directory's path absolute. `owner/name` is a directory where there is one, else a Hub repository.

@@ -2,15 +2,13 @@
 //!
 //! Shapes: L tokens, D text width.
 
-use std::path::Path;
-
 use anyhow::Context;
 use candle_core::{DType, Device, Tensor};
 
 use super::denoiser::Text;
 use super::family::Conditioner;
 use super::part;
-use crate::nn::Weights;
+use crate::nn::{WeightFolder, Weights};
 use crate::text::clean::prompt_clean;
 use crate::text::{Encoding, TextTokenizer, t5};
 
@@ -41,7 +39,7 @@ impl Prompts {
 
     /// Those of the checkpoint in `directory`.
     pub fn load(
-        directory: &Path,
+        directory: &WeightFolder,
         length: usize,
         padding: Padding,
         dtype: DType,

@@ -10,12 +10,13 @@ use serde_json::Value;
 
 use super::bare::Bare;
 use super::checkpoint::Remembered;
-use super::{Family, FamilyName, cogvideox, ltx_video, wan};
+use super::{Family, FamilyName, cogvideox, ltx_video, single, wan};
 use crate::data::Bucket;
 use crate::data::cache::Footprint;
 use crate::lora::names::Names;
-use crate::nn::Weights;
+use crate::magic;
 use crate::nn::weights::Planter;
+use crate::nn::{WeightFolder, Weights};
 
 /// Every family, in the order they were built.
 pub static ROOMS: &[Room] = &[cogvideox::ROOM, ltx_video::ROOM, wan::ROOM];
@@ -45,7 +46,7 @@ pub struct Room {
 }
 
 /// Opens a checkpoint by its directory; configs of parts that are gone may be remembered.
-pub type Open = fn(&Path, DType, &Device, &Remembered) -> anyhow::Result<Box<dyn Family>>;
+pub type Open = fn(&WeightFolder, DType, &Device, &Remembered) -> anyhow::Result<Box<dyn Family>>;
 
 /// Builds the transformer whose config is in a folder, and an input of so many clips of a bucket.
 pub type BareOpen = fn(&Path, Weights, Option<Arc<dyn Planter>>, Bucket, usize) -> anyhow::Result<Bare>;
@@ -66,16 +67,18 @@ pub fn names() -> Vec<&'static Names> {
 /// # Errors
 /// No directory, no readable index, a pipeline of no family here.
 pub fn of_checkpoint(directory: &Path) -> anyhow::Result<&'static Room> {
+    let shown = directory.display();
+    ensure!(!directory.is_file(), "{shown}: {}", single::explain(directory));
     ensure!(
         directory.is_dir(),
-        "{}: no such directory; give a diffusers checkpoint",
-        directory.display()
+        "{shown}: no such directory; give a diffusers checkpoint"
     );
     let path = directory.join("model_index.json");
     ensure!(
         path.exists(),
-        "{}: is not there; this is no diffusers checkpoint",
-        path.display()
+        "{}: is not there; this is no diffusers checkpoint{}",
+        path.display(),
+        single::nearby(directory)
     );
     find(&path, |room, class| class.starts_with(room.pipeline))
 }
@@ -104,6 +107,7 @@ fn find(path: &Path, is: impl Fn(&Room, &str) -> bool) -> anyhow::Result<&'stati
 fn class_name(path: &Path) -> anyhow::Result<String> {
     let size = std::fs::metadata(path)?.len();
     ensure!(size <= MAX_BYTES, "{size} bytes are too many");
+    magic::refuse(path)?;
     let config: Value = serde_json::from_str(&std::fs::read_to_string(path)?).context("not JSON")?;
     let class = config.get("_class_name").and_then(Value::as_str);
     Ok(class.context("no _class_name")?.to_string())

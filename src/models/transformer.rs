@@ -11,7 +11,7 @@ use super::denoiser::{Denoiser, Input, State};
 use super::places::Places;
 use crate::nn::shards::Shards;
 use crate::nn::weights::Planter;
-use crate::nn::{Weights, config};
+use crate::nn::{WeightFolder, Weights, config};
 
 /// What is a family's own in its transformer.
 pub trait Network: Sized + Send + Sync {
@@ -71,11 +71,12 @@ impl<N: Network> Transformer<N> {
     /// # Errors
     /// Files that are missing or do not belong together, by file and key or tensor.
     pub fn load(
-        folder: &Path,
+        folder: impl Into<WeightFolder>,
         dtype: DType,
         device: &Device,
         planter: Option<Arc<dyn Planter>>,
     ) -> anyhow::Result<Self> {
+        let folder: &WeightFolder = &folder.into();
         let config = config::read(folder)?; // says more than the weights, where both are wrong
         let weights = planted(Weights::open(folder, dtype, device)?, planter);
         weights.ensure_memory(&[])?;

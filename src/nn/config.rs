@@ -10,6 +10,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
+use crate::magic;
+
 /// A config.json larger than this is none.
 const MAX_BYTES: u64 = 1 << 20;
 
@@ -57,6 +59,7 @@ pub fn parse<C: Config>(text: &str) -> anyhow::Result<C> {
 pub fn text(path: &Path) -> anyhow::Result<String> {
     let size = std::fs::metadata(path)?.len();
     ensure!(size <= MAX_BYTES, "{size} bytes are too many for a config");
+    magic::refuse(path)?;
     Ok(std::fs::read_to_string(path)?)
 }
 

@@ -18,6 +18,7 @@ pub mod rope;
 pub mod scale_shift;
 pub mod shards;
 pub mod shuffle;
+pub mod weight_files;
 pub mod weights;
 
 pub use attention::Attention;
@@ -27,4 +28,5 @@ pub use linear::{Linear, linear, linear_no_bias};
 pub use norm::Norm;
 pub use resnet::Resnet;
 pub use scale_shift::ScaleShiftTable;
+pub use weight_files::WeightFolder;
 pub use weights::Weights;

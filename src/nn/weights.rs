@@ -1,11 +1,10 @@
-//! A folder of safetensors as a tree of named tensors.
+//! A folder of safetensors ([`WeightFolder`]) as a tree of named tensors.
 //!
-//! A diffusers folder holds one `*.safetensors` file, or several with a `*.safetensors.index.json` that says which tensor
-//! is where. Files are mapped, not read; a tensor is copied and cast when a layer asks for it, so host memory holds what
+//! Files are mapped, not read; a tensor is copied and cast when a layer asks for it, so host memory holds what
 //! is in use and nothing more. Every complaint names the file, the tensor, what was expected and what was found.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -17,11 +16,9 @@ use indicatif::BinaryBytes;
 use super::linear::LowRank;
 use super::made_up;
 use super::shards::{Matrix, Residency, Shards};
+use super::weight_files::{WeightFiles, WeightFolder, unreadable};
 use crate::finite;
 use crate::process::memory::{self, Limit, TooLittle};
-
-/// A shard index larger than this is no index.
-const MAX_INDEX_BYTES: u64 = 64 << 20;
 
 /// A place in a checkpoint: layers read their tensors below it.
 #[derive(Clone)]
@@ -43,6 +40,11 @@ pub struct Weights {
 pub trait Planter: Send + Sync {
     /// Adapters for the layer `path` that maps `in_features` to `out_features`; none where it is no target.
     fn plant(&self, path: &str, in_features: usize, out_features: usize) -> Result<Vec<LowRank>>;
+
+    /// What is added to the parameter `name` of this shape as it is read, in f32 on the CPU; None where it stays as it is.
+    fn delta(&self, _name: &str, _shape: &Shape) -> Result<Option<Tensor>> {
+        Ok(None)
+    }
 
     /// How the frozen matrices of blocks live.
     fn residency(&self) -> Residency {
@@ -71,8 +73,8 @@ impl Weights {
     ///
     /// # Errors
     /// No safetensors there, a shard that the index names but is missing or lacks its tensors, a malformed header.
-    pub fn open(folder: &Path, dtype: DType, device: &Device) -> anyhow::Result<Self> {
-        let source = Source::Checkpoint(Arc::new(Checkpoint::open(folder)?));
+    pub fn open(folder: impl Into<WeightFolder>, dtype: DType, device: &Device) -> anyhow::Result<Self> {
+        let source = Source::Checkpoint(Arc::new(Checkpoint::open(&folder.into())?));
         Ok(Self {
             source,
             prefix: String::new(),
@@ -195,9 +197,17 @@ impl Weights {
     pub fn get(&self, shape: impl Into<Shape>, name: &str) -> Result<Tensor> {
         let (path, shape) = (self.path(name), shape.into());
         self.taken.fetch_add(shape.elem_count(), Ordering::Relaxed);
-        match &self.source {
-            Source::Checkpoint(checkpoint) => checkpoint.read(&path, &shape, self.dtype, &self.device),
-            Source::Random => made_up::tensor(&path, &shape, self.dtype, &self.device),
+        let read = |dtype, device: &Device| match &self.source {
+            Source::Checkpoint(checkpoint) => checkpoint.read(&path, &shape, dtype, device),
+            Source::Random => made_up::tensor(&path, &shape, dtype, device),
+        };
+        let delta = self.planter.as_ref().map(|planter| planter.delta(&path, &shape));
+        match delta.transpose()?.flatten() {
+            None => read(self.dtype, &self.device),
+            // Rounded once, as a merged checkpoint is.
+            Some(delta) => (read(DType::F32, &Device::Cpu)? + delta)?
+                .to_dtype(self.dtype)?
+                .to_device(&self.device),
         }
     }
 
@@ -267,8 +277,8 @@ impl Weights {
 }
 
 impl Checkpoint {
-    fn open(folder: &Path) -> anyhow::Result<Self> {
-        let (paths, promised) = shards(folder)?;
+    fn open(folder: &WeightFolder) -> anyhow::Result<Self> {
+        let WeightFiles { paths, promised, .. } = folder.files()?;
         let sizes = paths
             .iter()
             .filter_map(|path| Some(std::fs::metadata(path).ok()?.len()));
@@ -277,8 +287,7 @@ impl Checkpoint {
         let mut tensors = BTreeMap::new();
         for path in paths {
             // SAFETY: the map is only read; as everywhere with mmap, a file that shrinks under us is the user's doing.
-            let file = unsafe { MmapedSafetensors::new(&path) }
-                .with_context(|| format!("{}: not a readable safetensors file", path.display()))?;
+            let file = unsafe { MmapedSafetensors::new(&path) }.with_context(|| unreadable(&path))?;
             for (name, _) in file.tensors() {
                 tensors.insert(name, files.len());
             }
@@ -350,7 +359,7 @@ impl Checkpoint {
 }
 
 /// Whether files of so many bytes in all can be mapped.
-fn ensure_addresses(folder: &Path, needed: u64) -> std::result::Result<(), TooLittle> {
+fn ensure_addresses(folder: &WeightFolder, needed: u64) -> std::result::Result<(), TooLittle> {
     match memory::most() {
         Some(free) if free.limit == Limit::AddressSpace && free.bytes < needed => Err(TooLittle {
             what: format!("{}, which is mapped,", folder.display()),
@@ -389,8 +398,8 @@ unsafe fn unload(_bytes: &[u8]) {}
 ///
 /// # Errors
 /// As [`Weights::open`].
-pub fn not_finite(folder: &Path) -> anyhow::Result<Option<String>> {
-    let checkpoint = Checkpoint::open(folder)?;
+pub fn not_finite(folder: impl Into<WeightFolder>) -> anyhow::Result<Option<String>> {
+    let checkpoint = Checkpoint::open(&folder.into())?;
     for (path, file) in &checkpoint.files {
         for (name, view) in file.tensors() {
             let Ok(dtype) = DType::try_from(view.dtype()) else {
@@ -402,78 +411,4 @@ pub fn not_finite(folder: &Path) -> anyhow::Result<Option<String>> {
         }
     }
     Ok(None)
-}
-
-/// The safetensors files of a folder, and the tensor names that an index promises.
-///
-/// # Errors
-/// None there, several without an index, an index that names what is missing.
-pub fn shards(folder: &Path) -> anyhow::Result<(Vec<PathBuf>, Vec<String>)> {
-    let mut names: Vec<String> = std::fs::read_dir(folder)
-        .with_context(|| format!("{}: no such folder of weights", folder.display()))?
-        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
-        .collect();
-    names.sort();
-    // `model.fp16.safetensors` is a variant beside the real one.
-    let is_variant = |name: &str| {
-        let stem = name.trim_end_matches(".index.json").trim_end_matches(".safetensors");
-        stem.contains('.')
-    };
-    if let Some(index) = names
-        .iter()
-        .find(|name| name.ends_with(".safetensors.index.json") && !is_variant(name))
-    {
-        return sharded(folder, &folder.join(index));
-    }
-    let single: Vec<&String> = names
-        .iter()
-        .filter(|name| name.ends_with(".safetensors") && !is_variant(name))
-        .collect();
-    match single.as_slice() {
-        [one] => Ok((vec![folder.join(one)], Vec::new())),
-        [] => bail!(
-            "{}: no safetensors file; download the model's weights in that format",
-            folder.display()
-        ),
-        many => bail!(
-            "{}: {} safetensors files and no index that tells them apart",
-            folder.display(),
-            many.len()
-        ),
-    }
-}
-
-fn sharded(folder: &Path, index: &Path) -> anyhow::Result<(Vec<PathBuf>, Vec<String>)> {
-    #[derive(serde::Deserialize)]
-    struct Index {
-        weight_map: BTreeMap<String, String>,
-    }
-    let size = std::fs::metadata(index)
-        .with_context(|| index.display().to_string())?
-        .len();
-    ensure!(
-        size <= MAX_INDEX_BYTES,
-        "{}: {size} bytes are too many for an index",
-        index.display()
-    );
-    let text = std::fs::read_to_string(index).with_context(|| index.display().to_string())?;
-    let Index { weight_map } =
-        serde_json::from_str(&text).with_context(|| format!("{}: not a shard index", index.display()))?;
-    let files: BTreeSet<&String> = weight_map.values().collect();
-    let mut paths = Vec::new();
-    for file in files {
-        ensure!(
-            Path::new(file).file_name().is_some_and(|name| name == file.as_str()),
-            "{}: the shard name '{file}' is not a plain file name",
-            index.display()
-        );
-        let path = folder.join(file);
-        ensure!(
-            path.is_file(),
-            "{}: the shard {file} is missing; fetch it again",
-            index.display()
-        );
-        paths.push(path);
-    }
-    Ok((paths, weight_map.into_keys().collect()))
 }

@@ -16,6 +16,7 @@ use std::path::Path;
 
 use anyhow::{Context, bail, ensure};
 
+use crate::magic;
 use crate::wire::{Field, Message, Value};
 use normalize::{Normalizer, Spaces};
 use unigram::Unigram;
@@ -77,6 +78,7 @@ impl SentencePiece {
                 size <= MAX_MODEL_BYTES,
                 "{size} bytes are too many for a tokenizer; this is another file"
             );
+            magic::refuse(path)?;
             Self::parse(std::fs::read(path)?)
         };
         read().with_context(|| format!("{}: not a usable SentencePiece model", path.display()))

@@ -12,6 +12,7 @@ use tokenizers::{PostProcessor, TruncationDirection};
 
 use super::sentencepiece::SentencePiece;
 use super::special::{Part, SideFiles, SpecialTokens};
+use crate::magic;
 use crate::process::panics;
 
 /// The largest published tokenizer.json has some 35 MB.
@@ -75,6 +76,7 @@ impl TextTokenizer {
         let read = || {
             let size = std::fs::metadata(path)?.len();
             ensure!(size <= MAX_JSON_BYTES, "{size} bytes are too many for a tokenizer");
+            magic::refuse(path)?;
             let text = std::fs::read_to_string(path)?;
             check_charsmap(&text)?;
             guarded(|| tokenizers::Tokenizer::from_bytes(&text).map_err(|error| anyhow!(error)))

@@ -11,6 +11,7 @@ use candle_core::{DType, Device, Tensor};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
+use crate::magic;
 use crate::video::Fit;
 
 const MAX_CONFIG_BYTES: u64 = 1 << 20;
@@ -98,6 +99,7 @@ impl Preprocessor {
         let read = || {
             let size = std::fs::metadata(&path)?.len();
             ensure!(size <= MAX_CONFIG_BYTES, "{size} bytes are too many for a config");
+            magic::refuse(&path)?;
             Self::parse(&std::fs::read_to_string(&path)?)
         };
         read().with_context(|| path.display().to_string())

@@ -1,7 +1,6 @@
 //! A checkpoint that counts what is loaded and encoded, and can ask for an end in the middle.
 
 use std::cell::Cell;
-use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,6 +11,7 @@ use vtrain::diffusion::schedulers::Scheduler;
 use vtrain::models::Family;
 use vtrain::models::denoiser::{Denoiser, Text};
 use vtrain::models::family::{Canvas, ClipEncoder, Conditioner, Emit, ImageCondition, Kept, TakesImage, TextShape};
+use vtrain::nn::WeightFolder;
 use vtrain::nn::weights::Planter;
 use vtrain::rng::Rng;
 
@@ -101,7 +101,7 @@ impl Family for Watched {
         Ok(Box::new(Part::new(inner, &self.counts, &self.counts.encoders)))
     }
 
-    fn directory(&self) -> &Path {
+    fn directory(&self) -> &WeightFolder {
         self.inner.directory()
     }
 

@@ -63,7 +63,7 @@ fn train(folder: &Path, device: &Device, dtype: DType) -> anyhow::Result<(Tensor
         alpha: 4.0,
         ..lora::Config::default()
     };
-    let trainable = Arc::new(Trainable::new(&config, Rng::new(0), device)?);
+    let trainable = Arc::new(Trainable::new(&config, &[], Rng::new(0), device)?);
     let planter = Some(trainable.clone() as Arc<dyn Planter>);
     let weights = Weights::random(dtype, device);
     let bare = bare::open(folder, weights, planter, Bucket::from(BUCKET), 1)?;

@@ -12,7 +12,7 @@ use crate::models::rooms;
 /// Say what an adapter file is: family, format, ranks, norms, metadata, and what would not apply
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The adapter file, of any format
+    /// The adapter file, of any format, or a folder with one
     file: PathBuf,
     /// Also say what would not fit this diffusers checkpoint
     #[arg(long, value_name = "DIR")]
@@ -25,14 +25,7 @@ pub struct Args {
 pub fn run(args: Args) -> Result<(), Failure> {
     let read = file::read(&args.file, &rooms::names()).or_exit(Exit::Model)?;
     let transformer = args.model.as_deref().map(open).transpose().or_exit(Exit::Model)?;
-    let report = Report::of(&read, |name, layer| {
-        let Layer {
-            in_features,
-            out_features,
-            ..
-        } = *layer;
-        transformer.as_ref()?.misfit(name, in_features, out_features)
-    });
+    let report = Report::of(&read, |name, change| transformer.as_ref()?.misfit(name, change));
     let report = report.or_exit(Exit::Model)?;
     if args.json {
         let json = serde_json::to_string_pretty(&report).or_exit(Exit::Model)?;
@@ -43,7 +36,7 @@ pub fn run(args: Args) -> Result<(), Failure> {
 
 fn open(model: &Path) -> anyhow::Result<Folder> {
     rooms::of_checkpoint(model)?;
-    Folder::open(&model.join("transformer"))
+    Folder::open(model.join("transformer").as_path())
 }
 
 fn text(read: &Read, report: &Report, asked: bool) -> String {
@@ -69,6 +62,16 @@ fn text(read: &Read, report: &Report, asked: bool) -> String {
             numbers(|layer| layer.norm.unwrap_or(f64::NAN)),
             layers[0].dtype
         );
+    }
+    if report.alpha_is_a_guess {
+        text += "alpha     a guess: it is written nowhere, and taken to be the rank\n";
+    }
+    if !report.deltas.is_empty() {
+        text += &format!("whole parameters that are added to  {}\n", report.deltas.len());
+    }
+    for (kind, deltas) in report.delta_kinds() {
+        let norms = range(deltas.iter().map(|delta| delta.norm));
+        let _ = writeln!(text, "  {kind} ({}): norm {norms}, {}", deltas.len(), deltas[0].dtype);
     }
     for (key, value) in &report.metadata {
         let short: String = value.chars().take(200).collect();

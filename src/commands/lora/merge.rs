@@ -11,6 +11,7 @@ use crate::disk;
 use crate::lora::adapters::AdapterFile;
 use crate::lora::merge::Folder;
 use crate::models::rooms;
+use crate::nn::WeightFolder;
 
 /// Write a checkpoint with adapters folded in
 #[derive(Debug, clap::Args)]
@@ -19,7 +20,10 @@ pub struct Args {
     /// A diffusers directory
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
-    /// An adapter file of any format, and how strongly it is applied (repeatable)
+    /// Which variant of the weights to read: fp16 for model.fp16.safetensors
+    #[arg(long, value_name = "NAME")]
+    variant: Option<String>,
+    /// An adapter file of any format or a folder with one, and how strongly it is applied (repeatable)
     #[arg(long, value_name = "FILE[=SCALE]", required = true)]
     lora: Vec<Lora>,
     /// Where the new checkpoint goes: a folder that is not there yet, or empty
@@ -32,7 +36,8 @@ const TRANSFORMER: &str = "transformer";
 pub fn run(args: Args) -> Result<(), Failure> {
     check_output(&args).or_exit(Exit::Usage)?;
     rooms::of_checkpoint(&args.model).or_exit(Exit::Model)?;
-    let transformer = Folder::open(&args.model.join(TRANSFORMER)).or_exit(Exit::Model)?;
+    let folder = WeightFolder::new(&args.model, args.variant.as_deref()).part(TRANSFORMER);
+    let transformer = Folder::open(folder).or_exit(Exit::Model)?;
     let files: Vec<AdapterFile> = args
         .lora
         .iter()
@@ -79,7 +84,10 @@ fn copy(from: &Path, to: &Path, except: &Folder) -> anyhow::Result<()> {
         let name = path.file_name().context("an entry has a name")?;
         let target = to.join(name);
         let text = name.to_string_lossy();
-        if text.starts_with('.') || except.holds(&path) || (stale && is_weights(&text)) {
+        if text.starts_with('.')
+            || except.holds(&path)
+            || (stale && (is_weights(&text) || except.is_other_index(&text)))
+        {
             continue;
         }
         if path.is_dir() {

@@ -2,7 +2,6 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, anyhow};
@@ -18,6 +17,7 @@ use crate::data::{Bucket, Report, Sample};
 use crate::dist::Communicator;
 use crate::models::Family;
 use crate::models::family::TakesImage;
+use crate::nn::WeightFolder;
 
 /// All clips and captions of a run, with their places in the cache.
 pub struct Plan<'a> {
@@ -222,7 +222,7 @@ fn distinct_texts<'t>(config: &'t RunConfig, report: &'t Report, more_prompts: &
     all.filter(|text| seen.insert(*text)).collect()
 }
 
-fn fingerprint(cache: &Cache, directory: &Path, parts: &[&str]) -> Result<blake3::Hash, Failure> {
+fn fingerprint(cache: &Cache, directory: &WeightFolder, parts: &[&str]) -> Result<blake3::Hash, Failure> {
     cache.fingerprint(directory, parts).or_exit(Exit::Model)
 }
 

@@ -6,7 +6,7 @@ use candle_core::DType;
 use super::open::Parts;
 use crate::disk;
 use crate::hub::push::{self, Upload};
-use crate::lora::adapters::Adapter;
+use crate::lora::adapters::{Adapter, Deltas};
 use crate::lora::bytes::About;
 use crate::lora::diffusers::{self, Named};
 use crate::lora::{TargetModules, comfyui, trainable::Pair};
@@ -103,7 +103,12 @@ fn for_comfyui(parts: &Parts, named: &[Named], facts: &Facts) -> anyhow::Result<
         };
         Ok((layer.to_string(), adapter))
     });
-    comfyui::write(&adapters.collect::<anyhow::Result<_>>()?, names, &about(facts))
+    comfyui::write(
+        &adapters.collect::<anyhow::Result<_>>()?,
+        &Deltas::new(),
+        names,
+        &about(facts),
+    )
 }
 
 /// What the header says of a run. Keys of `modelspec` are those of Stability AI's ModelSpec.

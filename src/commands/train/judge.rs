@@ -88,7 +88,7 @@ impl Session<'_> {
             return None; // looked for at the first of them
         }
         log::info!("looking for weights that are not finite");
-        let folder = self.parts.family.directory().join("transformer");
+        let folder = self.parts.family.directory().part("transformer");
         weights::not_finite(&folder).unwrap_or_default() // the step is what is to be told of
     }
 

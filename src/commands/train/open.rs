@@ -18,7 +18,7 @@ use crate::diffusion::objective::Objective;
 use crate::dist::Communicator;
 use crate::lora::trainable::{Pair, Trainable};
 use crate::models::family::TakesImage;
-use crate::models::{Family, Sharding};
+use crate::models::{Family, Sharding, rooms};
 use crate::nn::shards::Residency;
 use crate::optim::adamw::AdamW;
 use crate::optim::ema::Ema;
@@ -162,7 +162,8 @@ pub fn trainer<'a>(
     let init = Rng::new(config.seed.wrapping_add(INIT));
     let residency = residency(config, ranks);
     let sharing = residency.ranks() > 1;
-    let trainable = Arc::new(Trainable::new(&config.lora, init, device)?.with_residency(residency));
+    let trainable = Trainable::new(&config.lora, &rooms::names(), init, device)?;
+    let trainable = Arc::new(trainable.with_residency(residency));
     let denoiser = family.denoiser(Some(trainable.clone()))?;
     let pairs = trainable.finish()?;
     let vars: Vec<Var> = pairs.iter().flat_map(|pair| [pair.a.clone(), pair.b.clone()]).collect();

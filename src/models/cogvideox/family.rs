@@ -1,7 +1,6 @@
 //! A CogVideoX checkpoint: prompts, latents and frames, as `CogVideoXPipeline` and its image-to-video and video-to-video
 //! siblings in diffusers handle them.
 
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, bail, ensure};
@@ -18,6 +17,7 @@ use crate::models::family::{
 };
 use crate::models::prompts::{Padding, Prompts};
 use crate::models::{Family, Remembered, part};
+use crate::nn::WeightFolder;
 use crate::nn::weights::Planter;
 use crate::rng::Rng;
 
@@ -30,7 +30,7 @@ const FRAME_RATE: f64 = 8.0;
 /// A checkpoint whose configs are read and whose weights are not.
 #[derive(Debug)]
 pub struct CogVideoX {
-    directory: PathBuf,
+    directory: WeightFolder,
     transformer: dit::Config,
     vae: vae::Config,
     dtype: DType,
@@ -39,7 +39,12 @@ pub struct CogVideoX {
 
 impl CogVideoX {
     /// Reads the configs in `directory`; the VAE's may be remembered instead.
-    pub fn open(directory: &Path, dtype: DType, device: &Device, remembered: &Remembered) -> anyhow::Result<Self> {
+    pub fn open(
+        directory: &WeightFolder,
+        dtype: DType,
+        device: &Device,
+        remembered: &Remembered,
+    ) -> anyhow::Result<Self> {
         let vae = match remembered.get("vae") {
             Some(text) if !directory.join("vae/config.json").exists() => {
                 vae::Config::parse(text).context("the VAE's config.json, as it is remembered")?
@@ -49,7 +54,7 @@ impl CogVideoX {
         Ok(Self {
             transformer: dit::Config::load(&part(directory, "transformer")?)?,
             vae,
-            directory: directory.into(),
+            directory: directory.clone(),
             dtype,
             device: device.clone(),
         })
@@ -66,7 +71,7 @@ impl CogVideoX {
 }
 
 impl Family for CogVideoX {
-    fn directory(&self) -> &Path {
+    fn directory(&self) -> &WeightFolder {
         &self.directory
     }
 

@@ -28,4 +28,13 @@ pub const NAMES: Names = Names {
         same("norm_out.linear"),
         same("proj_out"),
     ],
+    others: &[
+        ("transformer_blocks.{}.attn1.norm_q", "blocks.{}.norm_q"),
+        ("transformer_blocks.{}.attn1.norm_k", "blocks.{}.norm_k"),
+        ("transformer_blocks.{}.norm1.norm", "blocks.{}.norm1.norm"),
+        ("transformer_blocks.{}.norm2.norm", "blocks.{}.norm2.norm"),
+        same("norm_final"),
+        same("norm_out.norm"),
+    ],
+    tables: &[same("patch_embed.pos_embedding")],
 };

@@ -7,7 +7,6 @@
 //! What normalises latents lies among the VAE's weights. So clips are encoded to posteriors that are normalised already, and
 //! training needs the VAE no more.
 
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, ensure};
@@ -23,6 +22,7 @@ use crate::models::family::{
 };
 use crate::models::prompts::{Padding, Prompts};
 use crate::models::{Family, Remembered, part};
+use crate::nn::WeightFolder;
 use crate::nn::config;
 use crate::nn::weights::Planter;
 use crate::rng::Rng;
@@ -40,7 +40,7 @@ const DECODE_TIMESTEP: f64 = 0.05;
 /// A checkpoint whose configs are read and whose weights are not.
 #[derive(Debug)]
 pub struct LtxVideo {
-    directory: PathBuf,
+    directory: WeightFolder,
     transformer: dit::Config,
     vae: vae::Config,
     dtype: DType,
@@ -52,7 +52,12 @@ impl LtxVideo {
     ///
     /// # Errors
     /// Configs that are missing or broken, a transformer that does not go with the VAE.
-    pub fn open(directory: &Path, dtype: DType, device: &Device, remembered: &Remembered) -> anyhow::Result<Self> {
+    pub fn open(
+        directory: &WeightFolder,
+        dtype: DType,
+        device: &Device,
+        remembered: &Remembered,
+    ) -> anyhow::Result<Self> {
         let transformer = dit::Config::load(&part(directory, "transformer")?)?;
         let vae = match remembered.get("vae") {
             Some(text) if !directory.join("vae/config.json").exists() => {
@@ -62,7 +67,7 @@ impl LtxVideo {
         };
         check(&transformer, &vae).with_context(|| directory.display().to_string())?;
         Ok(Self {
-            directory: directory.into(),
+            directory: directory.clone(),
             transformer,
             vae,
             dtype,
@@ -93,7 +98,7 @@ fn check(transformer: &dit::Config, vae: &vae::Config) -> anyhow::Result<()> {
 }
 
 impl Family for LtxVideo {
-    fn directory(&self) -> &Path {
+    fn directory(&self) -> &WeightFolder {
         &self.directory
     }
 

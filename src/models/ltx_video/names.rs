@@ -34,4 +34,26 @@ pub const NAMES: Names = Names {
         same("caption_projection.linear_2"),
         same("proj_out"),
     ],
+    others: &[
+        (
+            "transformer_blocks.{}.attn1.norm_q",
+            "transformer_blocks.{}.attn1.q_norm",
+        ),
+        (
+            "transformer_blocks.{}.attn1.norm_k",
+            "transformer_blocks.{}.attn1.k_norm",
+        ),
+        (
+            "transformer_blocks.{}.attn2.norm_q",
+            "transformer_blocks.{}.attn2.q_norm",
+        ),
+        (
+            "transformer_blocks.{}.attn2.norm_k",
+            "transformer_blocks.{}.attn2.k_norm",
+        ),
+    ],
+    tables: &[
+        same("transformer_blocks.{}.scale_shift_table"),
+        same("scale_shift_table"),
+    ],
 };

@@ -5,7 +5,7 @@
 //! CLIP sees the image as well. Here that is the picture at the clip's size; the pipeline shows CLIP the picture as it was
 //! given. Both see the same where nothing is to be resized.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, bail, ensure};
@@ -23,8 +23,8 @@ use crate::models::family::{
 };
 use crate::models::prompts::{Padding, Prompts};
 use crate::models::{Family, Remembered, part};
-use crate::nn::Weights;
 use crate::nn::weights::Planter;
+use crate::nn::{WeightFolder, Weights};
 use crate::rng::Rng;
 use crate::vision::{ClipVision, Preprocessor, clip};
 
@@ -37,7 +37,7 @@ const FRAME_RATE: f64 = 16.0;
 /// A checkpoint whose configs are read and whose weights are not.
 #[derive(Debug)]
 pub struct Wan {
-    directory: PathBuf,
+    directory: WeightFolder,
     transformer: dit::Config,
     vae: vae::Config,
     /// Of checkpoints that start from an image.
@@ -61,7 +61,12 @@ impl Wan {
     ///
     /// # Errors
     /// Configs that are missing or broken, a checkpoint of Wan 2.2, a transformer that does not go with the VAE.
-    pub fn open(directory: &Path, dtype: DType, device: &Device, remembered: &Remembered) -> anyhow::Result<Self> {
+    pub fn open(
+        directory: &WeightFolder,
+        dtype: DType,
+        device: &Device,
+        remembered: &Remembered,
+    ) -> anyhow::Result<Self> {
         Index::read(&directory.join("model_index.json"))?;
         let transformer = dit::Config::load(&part(directory, "transformer")?)?;
         let gone = |part: &str| {
@@ -83,7 +88,7 @@ impl Wan {
             }
         };
         let this = Self {
-            directory: directory.into(),
+            directory: directory.clone(),
             transformer,
             vae,
             image_encoder,
@@ -168,7 +173,7 @@ impl Index {
 }
 
 impl Family for Wan {
-    fn directory(&self) -> &Path {
+    fn directory(&self) -> &WeightFolder {
         &self.directory
     }
 

@@ -2,7 +2,7 @@
 //!
 //! Facts: `convert_wan_transformer_to_diffusers` of diffusers and ComfyUI's `ldm/wan`.
 
-use crate::lora::names::Names;
+use crate::lora::names::{Names, same};
 
 /// (diffusers, original)
 pub const NAMES: Names = Names {
@@ -30,5 +30,21 @@ pub const NAMES: Names = Names {
         ("condition_embedder.image_embedder.ff.net.0.proj", "img_emb.proj.1"),
         ("condition_embedder.image_embedder.ff.net.2", "img_emb.proj.3"),
         ("proj_out", "head.head"),
+    ],
+    others: &[
+        same("patch_embedding"),
+        ("blocks.{}.norm2", "blocks.{}.norm3"),
+        ("blocks.{}.attn1.norm_q", "blocks.{}.self_attn.norm_q"),
+        ("blocks.{}.attn1.norm_k", "blocks.{}.self_attn.norm_k"),
+        ("blocks.{}.attn2.norm_q", "blocks.{}.cross_attn.norm_q"),
+        ("blocks.{}.attn2.norm_k", "blocks.{}.cross_attn.norm_k"),
+        ("blocks.{}.attn2.norm_added_k", "blocks.{}.cross_attn.norm_k_img"),
+        ("condition_embedder.image_embedder.norm1", "img_emb.proj.0"),
+        ("condition_embedder.image_embedder.norm2", "img_emb.proj.4"),
+    ],
+    tables: &[
+        ("blocks.{}.scale_shift_table", "blocks.{}.modulation"),
+        ("scale_shift_table", "head.modulation"),
+        ("condition_embedder.image_embedder.pos_embed", "img_emb.emb_pos"),
     ],
 };

@@ -6,6 +6,8 @@ use anyhow::{Context, ensure};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
+use crate::magic;
+
 pub mod ddpm;
 pub mod flow_match_euler;
 pub mod unipc;
@@ -58,6 +60,7 @@ impl Config {
         let read = || {
             let size = std::fs::metadata(&path)?.len();
             ensure!(size <= MAX_BYTES, "{size} bytes are too many for a config");
+            magic::refuse(&path)?;
             Self::parse(&std::fs::read_to_string(&path)?)
         };
         read().with_context(|| path.display().to_string())

@@ -13,7 +13,6 @@ mod norm;
 mod resample;
 
 use std::ops::Range;
-use std::path::Path;
 
 use candle_core::{DType, Device, Result, Tensor};
 
@@ -26,8 +25,8 @@ use encoder::Encoder;
 
 use crate::diffusion::posterior::Posterior;
 use crate::models::vae::{Place, check_clip, check_latents, joined, loaded, one_by_one};
-use crate::nn::Weights;
 use crate::nn::conv3d::{Conv3d, Memory, Past};
+use crate::nn::{WeightFolder, Weights};
 
 /// Frames of a batch.
 const SAMPLE_FRAMES: usize = 8;
@@ -52,12 +51,18 @@ impl Vae {
     ///
     /// # Errors
     /// A config that says anything unknown or impossible; weights that do not fit it.
-    pub fn load(folder: &Path, dtype: DType, device: &Device) -> anyhow::Result<Self> {
+    pub fn load(folder: impl Into<WeightFolder>, dtype: DType, device: &Device) -> anyhow::Result<Self> {
         Self::load_half(folder, Half::Both, dtype, device)
     }
 
     /// As [`Vae::load`], leaving out what is not needed.
-    pub fn load_half(folder: &Path, half: Half, dtype: DType, device: &Device) -> anyhow::Result<Self> {
+    pub fn load_half(
+        folder: impl Into<WeightFolder>,
+        half: Half,
+        dtype: DType,
+        device: &Device,
+    ) -> anyhow::Result<Self> {
+        let folder: &WeightFolder = &folder.into();
         let config = Config::read(folder)?;
         let weights = Weights::open(folder, dtype, device)?;
         weights.ensure_memory(half.unused())?;

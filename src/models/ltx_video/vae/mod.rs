@@ -12,8 +12,6 @@ mod norm;
 mod resample;
 mod resnet;
 
-use std::path::Path;
-
 use anyhow::Context;
 use candle_core::{DType, Device, Result, Tensor, bail};
 
@@ -25,8 +23,8 @@ use coder::Coder;
 
 use crate::diffusion::posterior::Posterior;
 use crate::models::vae::{Place, check_clip, check_latents, loaded, one_by_one};
-use crate::nn::Weights;
 use crate::nn::shuffle::{into_patches, out_of_patches};
+use crate::nn::{WeightFolder, Weights};
 use crate::rng::Rng;
 
 /// The autoencoder, or half of it.
@@ -43,12 +41,18 @@ impl Vae {
     ///
     /// # Errors
     /// A config that says anything unknown or impossible; weights that do not fit it.
-    pub fn load(folder: &Path, dtype: DType, device: &Device) -> anyhow::Result<Self> {
+    pub fn load(folder: impl Into<WeightFolder>, dtype: DType, device: &Device) -> anyhow::Result<Self> {
         Self::load_half(folder, Half::Both, dtype, device)
     }
 
     /// As [`Vae::load`], leaving out what is not needed.
-    pub fn load_half(folder: &Path, half: Half, dtype: DType, device: &Device) -> anyhow::Result<Self> {
+    pub fn load_half(
+        folder: impl Into<WeightFolder>,
+        half: Half,
+        dtype: DType,
+        device: &Device,
+    ) -> anyhow::Result<Self> {
+        let folder: &WeightFolder = &folder.into();
         let config = Config::read(folder)?;
         let device = device.clone();
         let place = Place { dtype, device };

@@ -12,8 +12,6 @@ mod config;
 mod norm;
 mod resample;
 
-use std::path::Path;
-
 use candle_core::{DType, Device, Result, Tensor};
 
 pub use crate::models::vae::Half;
@@ -24,8 +22,8 @@ use coder::Coder;
 use crate::diffusion::posterior::Posterior;
 use crate::models::family::Emit;
 use crate::models::vae::{Place, check_clip, check_latents, joined, loaded};
-use crate::nn::Weights;
 use crate::nn::conv3d::{Conv3d, Memory, Past};
+use crate::nn::{WeightFolder, Weights};
 
 /// Frames of a piece, but of the first, which has one.
 const SAMPLE_FRAMES: usize = 4;
@@ -45,12 +43,18 @@ impl Vae {
     ///
     /// # Errors
     /// A config that says anything unknown or impossible; weights that do not fit it.
-    pub fn load(folder: &Path, dtype: DType, device: &Device) -> anyhow::Result<Self> {
+    pub fn load(folder: impl Into<WeightFolder>, dtype: DType, device: &Device) -> anyhow::Result<Self> {
         Self::load_half(folder, Half::Both, dtype, device)
     }
 
     /// As [`Vae::load`], leaving out what is not needed.
-    pub fn load_half(folder: &Path, half: Half, dtype: DType, device: &Device) -> anyhow::Result<Self> {
+    pub fn load_half(
+        folder: impl Into<WeightFolder>,
+        half: Half,
+        dtype: DType,
+        device: &Device,
+    ) -> anyhow::Result<Self> {
+        let folder: &WeightFolder = &folder.into();
         let config = Config::read(folder)?;
         let weights = Weights::open(folder, dtype, device)?;
         weights.ensure_memory(half.unused())?;

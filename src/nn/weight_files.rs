@@ -1,0 +1,195 @@
+//! Which files of a folder hold its weights: one `*.safetensors`, or several with an index that says which tensor is where;
+//! the usual ones or a variant of them ([`layout`]).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Deref;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail, ensure};
+
+use crate::hub::layout::{self, Kind, WeightFile};
+use crate::magic;
+
+/// A shard index larger than this is no index.
+const MAX_INDEX_BYTES: u64 = 64 << 20;
+
+/// A folder of weights or of such folders, and the variant of them that is wanted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WeightFolder {
+    path: PathBuf,
+    variant: Option<String>,
+}
+
+impl WeightFolder {
+    /// `variant` is as in `model.fp16.safetensors`; where it is not there, the usual files are read.
+    pub fn new(path: &Path, variant: Option<&str>) -> Self {
+        Self {
+            path: path.into(),
+            variant: variant.map(String::from),
+        }
+    }
+
+    /// The folder `name` in it.
+    pub fn part(&self, name: &str) -> Self {
+        Self {
+            path: self.path.join(name),
+            variant: self.variant.clone(),
+        }
+    }
+
+    /// The variant that is wanted.
+    pub fn variant(&self) -> Option<&str> {
+        self.variant.as_deref()
+    }
+}
+
+impl Deref for WeightFolder {
+    type Target = Path;
+
+    fn deref(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl AsRef<Path> for WeightFolder {
+    fn as_ref(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl From<&Path> for WeightFolder {
+    fn from(path: &Path) -> Self {
+        Self::new(path, None)
+    }
+}
+
+impl From<&PathBuf> for WeightFolder {
+    fn from(path: &PathBuf) -> Self {
+        Self::new(path, None)
+    }
+}
+
+impl From<&WeightFolder> for WeightFolder {
+    fn from(folder: &WeightFolder) -> Self {
+        folder.clone()
+    }
+}
+
+/// The files that hold a folder's weights.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WeightFiles {
+    pub paths: Vec<PathBuf>,
+    /// Names of the tensors that an index promises.
+    pub promised: Vec<String>,
+    /// Which variant it is.
+    pub variant: Option<String>,
+}
+
+impl WeightFolder {
+    /// Finds the files.
+    ///
+    /// # Errors
+    /// None there, several without an index, several variants of which none is wanted, an index that names what is missing.
+    pub fn files(&self) -> anyhow::Result<WeightFiles> {
+        let names = self.names()?;
+        let weights: Vec<(&str, WeightFile)> = names
+            .iter()
+            .filter_map(|name| Some((name.as_str(), WeightFile::of(name)?)))
+            .collect();
+        ensure!(!weights.is_empty(), "{}: {}", self.display(), missing(&names));
+        let variant = layout::variant(weights.iter().map(|(name, _)| *name), self.variant())
+            .with_context(|| self.display().to_string())?;
+        match (variant, self.variant()) {
+            (Some(only), None) => log::info!("{}: read as the variant {only}, the only one there", self.display()),
+            (None, Some(wanted)) => log::info!("{}: has no variant {wanted}; read as usual", self.display()),
+            _ => {}
+        }
+        let of_kind = |kind| {
+            let these = weights
+                .iter()
+                .filter(|(_, file)| file.variant == variant && file.kind == kind);
+            these.map(|(name, _)| *name).collect::<Vec<_>>()
+        };
+        let (paths, promised) = match (of_kind(Kind::Index).first(), of_kind(Kind::Whole).as_slice()) {
+            (Some(index), _) => sharded(self, &self.join(index))?,
+            (None, [one]) => (vec![self.join(one)], Vec::new()),
+            (None, whole) => bail!(
+                "{}: {} safetensors files and no index that tells them apart",
+                self.display(),
+                whole.len() + of_kind(Kind::Shard).len()
+            ),
+        };
+        Ok(WeightFiles {
+            paths,
+            promised,
+            variant: variant.map(String::from),
+        })
+    }
+
+    fn names(&self) -> anyhow::Result<Vec<String>> {
+        let entries =
+            std::fs::read_dir(self).with_context(|| format!("{}: no such folder of weights", self.display()))?;
+        let mut names: Vec<String> = entries
+            .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+            .collect();
+        names.sort();
+        Ok(names)
+    }
+}
+
+/// What to say of a folder without safetensors.
+fn missing(names: &[String]) -> String {
+    let other = names
+        .iter()
+        .find(|name| layout::is_pickle(name) || name.ends_with(".gguf") || name.ends_with(".msgpack"));
+    match other {
+        Some(name) => format!(
+            "no safetensors file, only {name}, which is not read (pickles can run code); download the model's weights as \
+             safetensors, or load them in diffusers and save_pretrained them"
+        ),
+        None => "no safetensors file; download the model's weights in that format".into(),
+    }
+}
+
+/// What is to be said of a file that is no safetensors.
+pub fn unreadable(path: &Path) -> String {
+    match magic::explain(path) {
+        Some(what) => format!("{}: is {what}", path.display()),
+        None => format!("{}: not a readable safetensors file", path.display()),
+    }
+}
+
+fn sharded(folder: &Path, index: &Path) -> anyhow::Result<(Vec<PathBuf>, Vec<String>)> {
+    #[derive(serde::Deserialize)]
+    struct Index {
+        weight_map: BTreeMap<String, String>,
+    }
+    let size = std::fs::metadata(index)
+        .with_context(|| index.display().to_string())?
+        .len();
+    ensure!(
+        size <= MAX_INDEX_BYTES,
+        "{}: {size} bytes are too many for an index",
+        index.display()
+    );
+    let text = std::fs::read_to_string(index).with_context(|| index.display().to_string())?;
+    let Index { weight_map } =
+        serde_json::from_str(&text).with_context(|| format!("{}: not a shard index", index.display()))?;
+    let files: BTreeSet<&String> = weight_map.values().collect();
+    let mut paths = Vec::new();
+    for file in files {
+        ensure!(
+            Path::new(file).file_name().is_some_and(|name| name == file.as_str()),
+            "{}: the shard name '{file}' is not a plain file name",
+            index.display()
+        );
+        let path = folder.join(file);
+        ensure!(
+            path.is_file(),
+            "{}: the shard {file} is missing; fetch it again",
+            index.display()
+        );
+        paths.push(path);
+    }
+    Ok((paths, weight_map.into_keys().collect()))
+}
