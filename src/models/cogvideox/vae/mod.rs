@@ -58,8 +58,12 @@ impl Vae {
 
     /// As [`Vae::load`], leaving out what is not needed.
     pub fn load_half(folder: &Path, half: Half, dtype: DType, device: &Device) -> anyhow::Result<Self> {
+        Self::read(folder, half, Weights::open(folder, dtype, device)?)
+    }
+
+    /// As [`Vae::load_half`], from weights of the same folder.
+    pub fn read(folder: &Path, half: Half, weights: Weights) -> anyhow::Result<Self> {
         let config = Config::read(folder)?;
-        let weights = Weights::open(folder, dtype, device)?;
         weights.ensure_memory(half.unused())?;
         let (encodes, decodes) = (half != Half::Decoder, half != Half::Encoder);
         let point = |wanted: bool, channels: usize, name: &str| {
@@ -78,10 +82,7 @@ impl Vae {
                 config.out_channels,
                 "post_quant_conv",
             )?,
-            place: Place {
-                dtype,
-                device: device.clone(),
-            },
+            place: Place::new(&weights),
             config,
         };
         weights.finish(half.unused())?;

@@ -49,10 +49,14 @@ impl Vae {
 
     /// As [`Vae::load`], leaving out what is not needed.
     pub fn load_half(folder: &Path, half: Half, dtype: DType, device: &Device) -> anyhow::Result<Self> {
+        Self::read(folder, half, Weights::open(folder, dtype, device)?)
+    }
+
+    /// As [`Vae::load_half`], from weights of the same folder.
+    pub fn read(folder: &Path, half: Half, weights: Weights) -> anyhow::Result<Self> {
         let config = Config::read(folder)?;
-        let device = device.clone();
-        let place = Place { dtype, device };
-        let weights = Weights::open(folder, place.computed_in(), &place.device)?;
+        let place = Place::new(&weights);
+        let weights = weights.to_dtype(place.computed_in);
         weights.ensure_memory(half.unused())?;
         let statistics = Statistics::new(config.latent_channels, config.scaling_factor, &weights)
             .with_context(|| format!("{}: how latents are normalised", folder.display()))?;

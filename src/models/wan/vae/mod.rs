@@ -51,8 +51,12 @@ impl Vae {
 
     /// As [`Vae::load`], leaving out what is not needed.
     pub fn load_half(folder: &Path, half: Half, dtype: DType, device: &Device) -> anyhow::Result<Self> {
+        Self::read(folder, half, Weights::open(folder, dtype, device)?)
+    }
+
+    /// As [`Vae::load_half`], from weights of the same folder.
+    pub fn read(folder: &Path, half: Half, weights: Weights) -> anyhow::Result<Self> {
         let config = Config::read(folder)?;
-        let weights = Weights::open(folder, dtype, device)?;
         weights.ensure_memory(half.unused())?;
         let point = |channels, name| Conv3d::pointwise(channels, channels, weights.pp(name));
         let (inner, latents) = (2 * config.z_dim, config.z_dim);
@@ -69,12 +73,11 @@ impl Vae {
             ))
         })?;
         weights.finish(half.unused())?;
-        let device = device.clone();
         Ok(Self {
             config,
             encoder,
             decoder,
-            place: Place { dtype, device },
+            place: Place::new(&weights),
         })
     }
 
