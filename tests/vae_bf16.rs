@@ -102,7 +102,7 @@ fn cogvideox_in_bf16_comes_near_f32() {
         [vae.encode(clip).unwrap().mean, vae.decode(latents).unwrap()]
     };
     let shapes: [&[usize]; 2] = [&[1, 3, 9, 32, 48], &[1, 4, 3, 4, 6]];
-    check("cogvideox/cogvideox-2b", shapes, code, [1.4e-2, 9.5e-3]);
+    check("cogvideox/cogvideox-2b", shapes, code, [1.5e-2, 1.03e-2]);
 }
 
 #[test]
