@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{data, diffusion, dist, hub, lora, models, optim, train};
+use crate::{data, diffusion, dist, hub, lora, models, ops, optim, train};
 
 use crate::models::Sharding;
 use crate::train::segments::Policy;
@@ -37,6 +37,9 @@ pub struct RunConfig {
     pub seed: u64,
     /// `auto` takes the first GPU if there is one, else the CPU.
     pub device: Device,
+    /// Sums run in the same order in every run, so that the same run gives the same bits again on the same GPU: its way back
+    /// takes longer. The CPU always does so.
+    pub deterministic: bool,
     pub model: models::Config,
     /// One or more folders of clips and captions.
     pub datasets: Vec<data::dataset::Config>,
@@ -59,6 +62,7 @@ impl Default for RunConfig {
             output_dir: "runs/vtrain".into(),
             seed: 42,
             device: Device::Auto,
+            deterministic: false,
             model: Default::default(),
             datasets: Vec::new(),
             precompute: Default::default(),
@@ -157,6 +161,15 @@ impl RunConfig {
             found.problems.sort_by_key(|(order, _)| *order);
             Err(Problems(found.problems.into_iter().map(|(_, p)| p).collect()))
         }
+    }
+
+    /// The device of the run, on which this process from now on computes as `deterministic` says.
+    ///
+    /// # Errors
+    /// As [`Device::open`].
+    pub fn open_device(&self) -> anyhow::Result<candle_core::Device> {
+        ops::determinism::require(self.deterministic);
+        self.device.open()
     }
 
     /// The resolved configuration as YAML, itself a valid run file.

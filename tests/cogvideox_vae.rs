@@ -21,7 +21,7 @@ fn vae() -> Vae {
 }
 
 /// |a - b| / |b|
-fn relative_error(a: &Tensor, b: &Tensor) -> f64 {
+pub fn relative_error(a: &Tensor, b: &Tensor) -> f64 {
     assert_eq!(a.dims(), b.dims());
     let norm = |x: Tensor| {
         let sum = x.to_dtype(DType::F64).unwrap().sqr().unwrap().sum_all().unwrap();

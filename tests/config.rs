@@ -199,3 +199,15 @@ fn what_checkpointing_keeps_is_not_said_where_it_is_off() {
         "{problems:?}"
     );
 }
+
+#[test]
+fn opening_the_device_of_a_deterministic_run_makes_the_process_so() {
+    use vtrain::ops::determinism;
+    assert!(!parse(GOOD, &[]).unwrap().deterministic);
+    for (text, deterministic) in [("true", true), ("false", false)] {
+        let set = [format!("deterministic={text}"), "device=cpu".into()];
+        let config = parse(GOOD, &set.each_ref().map(String::as_str)).unwrap();
+        config.open_device().unwrap();
+        assert_eq!(determinism::required(), deterministic);
+    }
+}

@@ -20,6 +20,7 @@ fn noise(shape: &[usize], seed: u64) -> Tensor {
 }
 
 /// One case: sizes of the input (B, F, H, W, C), output channels, and the geometry.
+#[derive(Debug)]
 struct Case {
     input: [usize; 5],
     outputs: usize,
@@ -286,5 +287,26 @@ fn group_moments_hold_far_from_zero() {
         let found = |of: &Tensor| f64::from(of.to_vec2::<f32>().unwrap()[sample][group]);
         assert!((found(&mean) - expected_mean).abs() < 1e-4);
         assert!((found(&variance) / expected - 1.0).abs() < 1e-5);
+    }
+}
+
+#[test]
+fn sums_in_bf16_are_rounded_once() {
+    for case in cases() {
+        let narrow = |x: Tensor| x.to_dtype(DType::BF16).unwrap();
+        let wide = |x: &Tensor| x.to_dtype(DType::F32).unwrap();
+        let (weight, bias) = parameters(&case);
+        let (x, weight, bias) = (narrow(noise(&case.input, 1)), narrow(weight), narrow(bias));
+        let expected = by_definition(&case, &wide(&x), &wide(&weight), &wide(&bias));
+        let conv = Conv3d::by_candle(&weight, &bias, case.geometry).unwrap();
+        let y = conv.forward((&x).into()).unwrap().0;
+        assert_eq!(y.dtype(), DType::BF16);
+        let numbers = |x: &Tensor| wide(x).flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        let largest = numbers(&expected).iter().fold(0f32, |most, x| most.max(x.abs()));
+        for (found, expected) in numbers(&y).iter().zip(numbers(&expected)) {
+            // Half of the last place of bf16, and what f32 rounds off.
+            let most = expected.abs() / 256.0 + 1e-5 * largest;
+            assert!((found - expected).abs() <= most, "{case:?}: {found} {expected}");
+        }
     }
 }

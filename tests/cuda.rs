@@ -86,3 +86,29 @@ fn a_build_without_cuda_says_so_in_one_line() {
     assert_eq!(said.lines().count(), 1, "{said}");
     assert!(said.contains("cuda:1") && said.contains("built without CUDA"), "{said}");
 }
+
+#[test]
+fn f32_is_whole_on_a_gpu_unless_the_environment_says_otherwise() {
+    const NAME: &str = "NVIDIA_TF32_OVERRIDE";
+    const CHILD: &str = "VTRAIN_TEST_TF32";
+    if std::env::var_os(CHILD).is_some() {
+        vtrain::process::set_up();
+        println!("{NAME}={}", std::env::var(NAME).unwrap());
+        return;
+    }
+    let said = |given: Option<&str>| {
+        let mut child = Command::new(std::env::current_exe().unwrap());
+        child.args([
+            "--exact",
+            "cuda::f32_is_whole_on_a_gpu_unless_the_environment_says_otherwise",
+            "--nocapture",
+        ]);
+        child
+            .env(CHILD, "1")
+            .env_remove(NAME)
+            .envs(given.map(|value| (NAME, value)));
+        String::from_utf8(child.output().unwrap().stdout).unwrap()
+    };
+    assert!(said(None).contains(&format!("{NAME}=0\n")));
+    assert!(said(Some("1")).contains(&format!("{NAME}=1\n")));
+}

@@ -7,12 +7,15 @@
 //! A new kernel: its `.cu` file in `src/ops/kernel/sources.rs`, a launch beside the op, a check here.
 
 mod activation; // GELU and SiLU
+mod add; // residuals without a gate
 mod attention; // by tiles
 mod card; // running launches
+mod dropout; // masks, bit for bit
 mod exact; // tolerances
 mod library; // compiling and loading
 mod linear; // the bias
 mod memory; // buffers
+mod modulate; // what precedes an autoencoder's convolution
 mod norm; // layer and RMS norm by parts
 mod planted; // faults that the checks must find
 mod residual; // gated residuals by parts
@@ -52,6 +55,11 @@ checks! {
     attention_is_that_of_f64: attention::forward, ["attention_forward"];
     gradients_of_attention_are_those_of_f64: attention::back,
         ["attention_along", "attention_back_queries", "attention_back_keys"];
+    queries_without_keys_are_put_right_behind_cudnn: attention::blind, ["attention_blind"];
+    dropout_keeps_what_it_keeps_on_the_cpu: dropout::masked, ["dropout"];
+    dropout_may_write_where_it_reads: dropout::in_place, ["dropout"];
+    modulated_silu_is_that_of_f64: modulate::modulated, ["modulated_silu"];
+    sums_are_those_of_f64: add::forward, ["add"];
     a_bias_is_added: linear::bias, ["linear_bias"];
     norms_are_those_of_f64: norm::forward, ["norm_forward"];
     gradients_of_normed_rows_are_those_of_f64: norm::back, ["norm_back"];

@@ -2,10 +2,13 @@
 //! scripts/make_ops_fixtures.py writes torch's numbers; inputs come from `randn`.
 
 mod activation; // GELU and SiLU
+mod add; // residuals without a gate
 mod attention;
 mod chain; // gradients that go on from others
+mod dropout; // which numbers are kept
 mod elementwise; // what norms, activations, turns and residuals are held to
 mod linear;
+mod modulate; // what precedes an autoencoder's convolution
 mod norm; // layer and RMS norm by parts
 mod residual; // gated residuals by parts
 mod rotary; // pairs that turn

@@ -2,6 +2,7 @@
 
 mod architecture; // who may import whom
 mod bench; // measuring a step
+mod blocks; // no graph of candle's within a block
 mod checkpoints; // a run goes on from what it left
 mod cli; // the program as a user runs it
 mod cogvideox_dit; // the transformer against diffusers, forwards and backwards
@@ -41,6 +42,7 @@ mod rng; // torch's CPU generator, bit for bit
 mod schedulers; // timesteps, steps and noise, against diffusers
 mod text; // captions as ids and embeddings
 mod training; // runs from clips to adapters, against PyTorch
+mod vae_bf16; // the autoencoders as a GPU computes them
 mod variants; // weights as fp16 or bf16, alone or chosen
 mod video; // decoding, selection, resizing and encoding of real files
 mod vision; // pictures as embeddings, against transformers

@@ -112,7 +112,7 @@ struct Split {
 
 pub fn run(args: Args) -> Result<(), Failure> {
     let config = RunConfig::load(&args.config, &args.set).or_exit(Exit::Usage)?;
-    let device = config.device.open().or_exit(Exit::Usage)?;
+    let device = config.open_device().or_exit(Exit::Usage)?;
     let bucket = args.bucket.map_or(config.datasets[0].buckets[0], |size| size.0);
     let measured = measure(&args, &config, bucket, &device).or_exit(Exit::Model)?;
     match args.json {

@@ -1,7 +1,7 @@
 //! `vtrain gpu-check`: whether a GPU computes what the CPU does. Hidden, and there only with the feature `cuda`.
 //!
 //! Every op, forwards and back, and every tiny family of a folder, against the CPU in f32; or two files of latents against
-//! each other. Errors are max |a - b| / max |b|. Inputs are fresh in every run, and the memory that outputs are written to is
+//! each other. Sums run in fixed orders, as with `deterministic: true`, which is checked as well. Errors are max |a - b| / max |b|. Inputs are fresh in every run, and the memory that outputs are written to is
 //! filled with what is no number before.
 
 mod cases;
@@ -19,6 +19,7 @@ use candle_core::{DType, Device, Tensor};
 
 use super::{Exit, Failure, OrExit};
 use crate::config::Device as Place;
+use crate::ops::determinism;
 use crate::rng::Rng;
 
 /// Compare a GPU with the CPU
@@ -58,6 +59,7 @@ pub fn run(args: Args) -> Result<(), Failure> {
         let row = latents(a, b).or_exit(Exit::Usage)?;
         return told(&[row]);
     }
+    determinism::require(true);
     let device = args.device.open().or_exit(Exit::Usage)?;
     let clock = SystemTime::now().duration_since(UNIX_EPOCH);
     let seed = args
@@ -74,6 +76,10 @@ pub fn run(args: Args) -> Result<(), Failure> {
                 Err(error) => rows.push(failed(&format!("{} {dtype:?}", case.name), &error.into())),
             }
         }
+    }
+    match cases::repeated(&device, &mut Rng::new(seed)) {
+        Ok(found) => rows.extend(found),
+        Err(error) => rows.push(failed("attention once more", &error.into())),
     }
     match optimiser::compare(&device, &mut Rng::new(seed)) {
         Ok(found) => rows.extend(found),

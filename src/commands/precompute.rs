@@ -84,7 +84,7 @@ pub fn survey(config: &RunConfig, ranks: &dyn Communicator) -> Result<Report, Fa
 
 /// The model of a run. Parts that only encode may be gone, where the run's cache has seen them.
 pub fn open_model(config: &RunConfig) -> Result<Box<dyn Family>, Failure> {
-    let device = config.device.open().or_exit(Exit::Usage)?;
+    let device = config.open_device().or_exit(Exit::Usage)?;
     let model = &config.model;
     let directory = hub::fetch::locate(&model.path, &model.revision, model.variant.as_deref()).or_exit(Exit::Model)?;
     let remembered = Cache::open(&config.precompute.folder(&config.output_dir)).remembered(&directory);

@@ -1,6 +1,6 @@
 //! What an autoencoder says about a clip: a diagonal Gaussian over latents.
 
-use candle_core::{Result, Tensor};
+use candle_core::{DType, Result, Tensor};
 
 use crate::rng::Rng;
 
@@ -25,10 +25,11 @@ impl Posterior {
         })
     }
 
-    /// mean + exp(logvar / 2) * noise, for standard normal noise of the mean's shape.
+    /// mean + exp(logvar / 2) * noise, for standard normal noise of the mean's shape, rounded once to the mean's type.
     pub fn sample(&self, noise: &Tensor) -> Result<Tensor> {
-        let deviation = (&self.logvar * 0.5)?.exp()?;
-        &self.mean + (deviation * noise.to_dtype(self.mean.dtype())?)?
+        let [mean, logvar, noise] = [&self.mean, &self.logvar, noise].map(|tensor| tensor.to_dtype(DType::F32));
+        let deviation = (logvar? * 0.5)?.exp()?;
+        (mean? + (deviation * noise?)?)?.to_dtype(self.mean.dtype())
     }
 
     /// A sample whose noise is drawn from `rng`; without one, the mean.

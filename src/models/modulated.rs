@@ -8,6 +8,7 @@ use candle_core::{Result, Tensor, bail};
 use super::denoiser::State;
 use crate::nn::norm::Modulation;
 use crate::nn::{Attention, FeedForward, Norm, ScaleShiftTable};
+use crate::ops::add::add;
 use crate::ops::residual::gated_residual;
 
 /// All but the attention to the text; families name the norms differently.
@@ -43,7 +44,7 @@ impl Modulated {
         let norm = self.norm_msa.modulated(x, &modulation, &parts)?;
         let x = gated_residual(x, &self.attn1.forward(&norm, rotary)?, &gate_msa, &parts)?;
 
-        let x = (&x + across(&x, text)?)?;
+        let x = add(&x, &across(&x, text)?)?;
 
         let modulation = Modulation {
             shift: shift_mlp,

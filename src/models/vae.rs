@@ -7,6 +7,8 @@ use std::ops::Range;
 use anyhow::Context;
 use candle_core::{DType, Device, Result, Tensor, bail};
 
+use crate::nn::Weights;
+
 /// What is to be loaded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Half {
@@ -78,17 +80,24 @@ pub fn check_latents(latents: &Tensor, channels: usize) -> Result<()> {
 pub struct Place {
     pub dtype: DType,
     pub device: Device,
+    /// What is computed in.
+    pub computed_in: DType,
 }
 
 impl Place {
-    /// What is computed in.
-    pub fn computed_in(&self) -> DType {
-        if self.device.is_cpu() { DType::F32 } else { self.dtype }
+    /// The place of an autoencoder with these weights, which gives their type.
+    pub fn new(weights: &Weights) -> Self {
+        let dtype = weights.dtype();
+        Self {
+            dtype,
+            device: weights.device().clone(),
+            computed_in: if weights.takes_cpu_kernels() { DType::F32 } else { dtype },
+        }
     }
 
     /// A tensor in what is computed in, and where.
     pub fn received(&self, x: &Tensor) -> Result<Tensor> {
-        x.to_device(&self.device)?.to_dtype(self.computed_in())?.contiguous()
+        x.to_device(&self.device)?.to_dtype(self.computed_in)?.contiguous()
     }
 
     /// Some frames of (B, C, F, H, W) as (B, F, H, W, C), in what is computed in.

@@ -6,11 +6,10 @@
 //! as far ahead as back, which is not causal.
 //!
 //! Only for inference: no gradient flows back. On the CPU everything is f32 and `Direct` does the work, with what
-//! precedes the convolution done on the way in; elsewhere it is a sum of candle's `conv2d`, one for each kernel
-//! frame.
+//! precedes the convolution done on the way in; elsewhere it is candle's `conv2d` of frames side by side.
 //!
 //! `benches/vae.rs` decided: for 3x3x3 and 128 to 128 channels on two busy cores with AVX-512, 196 GFLOP/s against 25
-//! for the sum of `conv2d`, which also copies the clip three times. Passes of 192 to 2048 values and blocks of 96 to
+//! for candle's `conv2d`, one for each kernel frame. Passes of 192 to 2048 values and blocks of 96 to
 //! 384 pixels (`direct.rs`) differ by less than the noise. Not tried: Winograd, which would multiply 2.25 times less.
 //!
 //! Letters: B batch, F frames, H rows, W columns, C input channels, O output channels.
@@ -52,8 +51,8 @@ pub struct Conv3d {
 #[derive(Debug, Clone)]
 enum Kernel {
     Direct(Direct),
-    /// One (O, C, kh, kw) for each frame of the kernel, and the bias (O).
-    Candle(Vec<Tensor>, Tensor),
+    /// The weight of `conv2d`: (O, kt C + 8, kh, kw).
+    Candle(Tensor),
 }
 
 impl Conv3d {
@@ -61,7 +60,7 @@ impl Conv3d {
     /// (O).
     pub fn load(channels: usize, outputs: usize, geometry: Geometry, flat: bool, weights: Weights) -> Result<Self> {
         // The CPU computes in f32 and keeps nothing narrower.
-        let weights = if weights.device().is_cpu() {
+        let weights = if weights.takes_cpu_kernels() {
             weights.to_dtype(DType::F32)
         } else {
             weights
@@ -72,14 +71,14 @@ impl Conv3d {
         } else {
             weights.get((outputs, channels, kt, kh, kw), "weight")?
         };
-        Self::new(&weight, &weights.get(outputs, "bias")?, geometry)
+        Self::new(&weight, &weights.get(outputs, "bias")?, geometry, &weights)
     }
 
-    /// From a weight (O, C, kt, kh, kw) and a bias (O), in the way that suits their device.
-    pub fn new(weight: &Tensor, bias: &Tensor, geometry: Geometry) -> Result<Self> {
-        match weight.device() {
-            Device::Cpu => Self::direct(weight, bias, geometry, Isa::detect()),
-            _ => Self::by_candle(weight, bias, geometry),
+    /// From a weight (O, C, kt, kh, kw) and a bias (O), in the way that suits the place they come from.
+    pub fn new(weight: &Tensor, bias: &Tensor, geometry: Geometry, from: &Weights) -> Result<Self> {
+        match from.takes_cpu_kernels() {
+            true => Self::direct(weight, bias, geometry, Isa::detect()),
+            false => Self::by_candle(weight, bias, geometry),
         }
     }
 
@@ -113,11 +112,8 @@ impl Conv3d {
     /// The same with candle's operations only, on any device.
     pub fn by_candle(weight: &Tensor, bias: &Tensor, geometry: Geometry) -> Result<Self> {
         let (outputs, channels) = Self::check(weight, bias, geometry)?;
-        let slices = (0..geometry.kernel[0])
-            .map(|dt| weight.narrow(2, dt, 1)?.squeeze(2)?.contiguous())
-            .collect::<Result<_>>()?;
         Ok(Self {
-            kernel: Kernel::Candle(slices, bias.clone()),
+            kernel: Kernel::Candle(by_candle::stacked(weight, bias)?),
             geometry,
             frame_stride: 1,
             channels,
@@ -156,7 +152,7 @@ impl Conv3d {
                 let past = run(direct, &input, &mut out, false)?;
                 (Tensor::from_vec(out, dims.as_slice(), &Device::Cpu)?, past)
             }
-            Kernel::Candle(slices, bias) => self.forward_by_candle(&input, slices, bias)?,
+            Kernel::Candle(weight) => self.forward_by_candle(&input, weight)?,
         };
         Ok((out, past))
     }
@@ -179,8 +175,8 @@ impl Conv3d {
                 let past = add.past.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner());
                 Ok((onto, past))
             }
-            Kernel::Candle(slices, bias) => {
-                let (out, past) = self.forward_by_candle(&input, slices, bias)?;
+            Kernel::Candle(weight) => {
+                let (out, past) = self.forward_by_candle(&input, weight)?;
                 Ok(((onto + out)?, past))
             }
         }

@@ -26,10 +26,6 @@ pub struct LowRank {
 }
 
 impl LowRank {
-    fn drops(&self) -> bool {
-        self.dropout.as_ref().is_some_and(Dropout::is_on)
-    }
-
     /// (..., in) -> (..., out). Adapters are kept in f32, whatever the frozen weights are.
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let in_features = x.dim(D::Minus1)?;
@@ -72,11 +68,9 @@ impl Linear {
             weight: self.weight.whole()?,
             bias: self.bias.clone(),
         };
-        if let [adapter] = &self.adapters[..]
-            && !adapter.drops()
-        {
-            let LowRank { a, b, scale, .. } = adapter;
-            return frozen.forward_with(x, linear::LowRank { a, b, scale: *scale });
+        if let [LowRank { a, b, scale, dropout }] = &self.adapters[..] {
+            let (scale, dropped) = (*scale, dropout.as_ref().and_then(Dropout::mask));
+            return frozen.forward_dropping(x, linear::LowRank { a, b, scale }, dropped);
         }
         let mut y = frozen.forward(x)?;
         for adapter in &self.adapters {

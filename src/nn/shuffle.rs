@@ -2,7 +2,7 @@
 //!
 //! Letters: B batch, F frames, H rows, W columns, C channels, p the size of a patch.
 
-use candle_core::{Result, Tensor};
+use candle_core::{DType, Result, Tensor};
 
 /// (B, t F, h H, w W, C) -> (B, F, H, W, C t h w), channels slowest
 pub fn into_channels(x: &Tensor, [t, h, w]: [usize; 3]) -> Result<Tensor> {
@@ -22,14 +22,16 @@ pub fn out_of_channels(x: &Tensor, [t, h, w]: [usize; 3]) -> Result<Tensor> {
         .reshape((batch, t * frames, h * height, w * width, channels))
 }
 
-/// Means over groups of neighbouring channels, (B, F, H, W, n C) -> (B, F, H, W, C)
+/// Means over groups of neighbouring channels, (B, F, H, W, n C) -> (B, F, H, W, C), with sums in f32.
 pub fn grouped_mean(x: Tensor, channels: usize) -> Result<Tensor> {
     let (batch, frames, height, width, all) = x.dims5()?;
     if all == channels {
         return Ok(x);
     }
     x.reshape(&[batch, frames, height, width, channels, all / channels][..])?
-        .mean(5)
+        .to_dtype(DType::F32)?
+        .mean(5)?
+        .to_dtype(x.dtype())
 }
 
 /// (B, C, F, p H, p W) -> (B, F, H, W, C p p), of a patch's pixels the columns first. `place` puts the pixels in this order

@@ -31,6 +31,8 @@ pub struct Weights {
     shards: Option<Arc<Shards>>,
     /// Whether this is inside one of the blocks that are shared out.
     in_block: bool,
+    /// Whether the CPU computes as other devices do.
+    composed: bool,
     /// Numbers that layers have taken so far.
     taken: Arc<AtomicUsize>,
 }
@@ -83,6 +85,7 @@ impl Weights {
             planter: None,
             shards: None,
             in_block: false,
+            composed: false,
             taken: Arc::default(),
         })
     }
@@ -97,6 +100,7 @@ impl Weights {
             planter: None,
             shards: None,
             in_block: false,
+            composed: false,
             taken: Arc::default(),
         }
     }
@@ -109,6 +113,18 @@ impl Weights {
         };
         self.planter = Some(planter);
         self
+    }
+
+    /// The same weights, whose autoencoders compute on the CPU as they do on other devices: in the weights' own type, with
+    /// convolutions composed of candle's. Slower by far; it shows what a GPU's types come to where there is none.
+    pub fn composed(mut self) -> Self {
+        self.composed = true;
+        self
+    }
+
+    /// Whether autoencoders compute in f32, by the kernels for the CPU.
+    pub fn takes_cpu_kernels(&self) -> bool {
+        self.device.is_cpu() && !self.composed
     }
 
     /// The place `name` below this one.

@@ -17,6 +17,7 @@
 //! Shapes: B samples, S queries, L keys, H heads, K features a head. Tokens come before heads, as linear layers give them.
 
 mod backward;
+pub mod bias;
 #[cfg(feature = "cuda")]
 mod cuda;
 #[cfg(feature = "cudnn")]

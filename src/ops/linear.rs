@@ -1,11 +1,12 @@
 //! Linear layers whose matrix is frozen, alone and with an adapter that learns.
 //!
 //! ```text
-//! y = x W^T + b + s (x A^T) B^T
-//! dx = dy W + s (dy B) A      dA = s (dy B)^T x      dB = s dy^T (x A^T)
+//! y = x W^T + b + s (d A^T) B^T      d = f m x, or x where nothing is dropped
+//! dx = dy W + s f m (dy B) A      dA = s (dy B)^T d      dB = s dy^T (d A^T)
 //! ```
 //!
-//! The gradient of W, which nobody wants, is never formed; candle's own product would form it. arXiv:2106.09685
+//! m is a mask of dropout, made as it is needed, and f = 1 / (1 - p) a factor of the products: so m x, too, is exact in
+//! whatever type x has. The gradient of W, which nobody wants, is never formed; candle's own product would form it. arXiv:2106.09685
 //!
 //! Letters: N rows (samples and tokens together), I features in, O features out, R the adapter's rank.
 
@@ -13,12 +14,14 @@
 mod cuda;
 pub mod launch;
 
+use std::borrow::Cow;
 use std::sync::{Arc, OnceLock};
 
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp1, CustomOp3, Layout, Result, Shape, Storage, Tensor, bail};
 
 use super::device::has_kernels;
+use super::dropout::Mask;
 use super::product::{Matrix, product};
 use super::slices::{numbers_of, stored, widen, widened};
 use super::tape::{Left, Reads, apply1, apply3};
@@ -79,6 +82,14 @@ impl Frozen {
     /// # Errors
     /// Shapes or types that do not go together.
     pub fn forward_with(&self, x: &Tensor, adapter: LowRank) -> Result<Tensor> {
+        self.forward_dropping(x, adapter, None)
+    }
+
+    /// The same, where the adapter does not see what is dropped of x.
+    ///
+    /// # Errors
+    /// As [`Frozen::forward_with`].
+    pub fn forward_dropping(&self, x: &Tensor, adapter: LowRank, dropped: Option<Mask>) -> Result<Tensor> {
         let LowRank { a, b, scale } = adapter;
         let mut sizes = self.sizes(x)?;
         sizes.rank = a.dims2()?.0;
@@ -92,6 +103,7 @@ impl Frozen {
         }
         if !has_kernels(x) || (sizes.rows == 0 && !x.device().is_cpu()) {
             let rows = x.reshape((sizes.rows, sizes.features))?.to_dtype(a.dtype())?;
+            let rows = dropped.map_or_else(|| Ok(rows.clone()), |mask| mask.forward(&rows))?;
             let up = (rows.matmul(&a.t()?)?.matmul(&b.t()?)? * scale)?; // (N, O)
             let y = self.composed(x, &sizes)?;
             return &y + up.to_dtype(x.dtype())?.reshape(y.dims())?;
@@ -103,6 +115,7 @@ impl Frozen {
         let op = Adapted {
             layer,
             scale: scale as f32,
+            dropped,
             low: OnceLock::new(),
         };
         let reads = Reads {
@@ -219,19 +232,20 @@ impl Layer {
         Ok(y)
     }
 
-    /// dx = dy W for dy (N, O).
-    fn back(&self, dy: &[f32]) -> Result<Vec<f32>> {
+    /// dx = dy W for dy (N, O), added to what is there already, if anything is.
+    fn back(&self, dy: &[f32], onto: Option<Vec<f32>>) -> Result<Vec<f32>> {
         let Sizes {
             rows,
             features,
             out_features,
             ..
         } = self.sizes;
-        let mut dx = vec![0.0; rows * features];
+        let adds = onto.is_some();
+        let mut dx = onto.unwrap_or_else(|| vec![0.0; rows * features]);
         if rows > 0 {
             self.strips(|first, strip| {
                 let dy = Matrix::strided(&dy[first..], rows, strip.rows, out_features);
-                let kept = if first > 0 { 1.0 } else { 0.0 };
+                let kept = if adds || first > 0 { 1.0 } else { 0.0 };
                 product(&mut dx, features, kept, 1.0, dy, strip);
             })?;
         }
@@ -257,9 +271,9 @@ impl CustomOp1 for Layer {
     fn bwd(&self, x: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
         #[cfg(feature = "cuda")]
         if x.device().is_cuda() {
-            return self.back_on(x, &grad.contiguous()?).map(Some);
+            return self.back_on(x, &grad.contiguous()?, None).map(Some);
         }
-        let dx = numbers_of([&grad.contiguous()?], |[dy]| self.back(dy))??;
+        let dx = numbers_of([&grad.contiguous()?], |[dy]| self.back(dy, None))??;
         like(Some(dx), x)
     }
 }
@@ -267,7 +281,8 @@ impl CustomOp1 for Layer {
 struct Adapted {
     layer: Layer,
     scale: f32,
-    /// x A^T (N, R): left by the way forward for the way back.
+    dropped: Option<Mask>,
+    /// d A^T (N, R): left by the way forward for the way back.
     low: OnceLock<Left>,
 }
 
@@ -302,8 +317,9 @@ impl CustomOp3 for Adapted {
         let (wide, a, b) = (widened(x, x_layout)?, widened(a, a_layout)?, widened(b, b_layout)?);
         let mut y = self.layer.run(&wide)?;
         let mut low = vec![0.0; rows * rank];
-        let (x_rows, a) = (Matrix::new(&wide, rows, features), Matrix::new(&a, rank, features));
-        product(&mut low, rank, 0.0, 1.0, x_rows, a.t());
+        let (masked, factor) = (self.masked(&wide), self.factor());
+        let (x_rows, a) = (Matrix::new(&masked, rows, features), Matrix::new(&a, rank, features));
+        product(&mut low, rank, 0.0, factor, x_rows, a.t());
         let (low_rows, b) = (Matrix::new(&low, rows, rank), Matrix::new(&b, out_features, rank));
         product(&mut y, out_features, 1.0, self.scale, low_rows, b.t());
         self.low.get_or_init(|| Left::Host(Arc::new(low)));
@@ -343,6 +359,23 @@ impl CustomOp3 for Adapted {
 }
 
 impl Adapted {
+    /// m x, or x where nothing is dropped.
+    fn masked<'a>(&self, x: &'a [f32]) -> Cow<'a, [f32]> {
+        match &self.dropped {
+            None => Cow::Borrowed(x),
+            Some(mask) => {
+                let mut masked = x.to_vec();
+                mask.apply(&mut masked);
+                Cow::Owned(masked)
+            }
+        }
+    }
+
+    /// f
+    fn factor(&self) -> f32 {
+        self.dropped.map_or(1.0, |mask| mask.factor)
+    }
+
     /// The gradients that are wanted of x, A and B.
     fn back(&self, [wants_x, wants_a, wants_b]: [bool; 3], [x, a, b, dy]: [&[f32]; 4]) -> Result<Gradients> {
         let Sizes {
@@ -383,13 +416,26 @@ impl Adapted {
         let down = Matrix::new(&down, rows, rank);
         if wants_a {
             let mut da = vec![0.0; rank * features];
-            product(&mut da, features, 0.0, 1.0, down.t(), Matrix::new(x, rows, features));
+            let masked = self.masked(x);
+            let d = Matrix::new(&masked, rows, features);
+            product(&mut da, features, 0.0, self.factor(), down.t(), d);
             gradients.a = Some(da);
         }
         if wants_x {
-            let mut dx = self.layer.back(dy)?;
-            product(&mut dx, features, 1.0, 1.0, down, Matrix::new(a, rank, features));
-            gradients.x = Some(dx);
+            let a = Matrix::new(a, rank, features);
+            gradients.x = Some(match &self.dropped {
+                None => {
+                    let mut dx = self.layer.back(dy, None)?;
+                    product(&mut dx, features, 1.0, 1.0, down, a);
+                    dx
+                }
+                Some(mask) => {
+                    let mut dx = vec![0.0; rows * features];
+                    product(&mut dx, features, 0.0, self.factor(), down, a);
+                    mask.apply(&mut dx);
+                    self.layer.back(dy, Some(dx))?
+                }
+            });
         }
         Ok(gradients)
     }

@@ -8,14 +8,18 @@
 //! On the CPU, results do not depend on the number of threads: work is cut into pieces of fixed sizes, and sums run in fixed orders.
 
 pub mod activation;
+pub mod add;
 pub mod attention;
 pub mod chain;
 #[cfg(feature = "cuda")]
 pub mod cuda;
+pub mod determinism;
 mod device;
+pub mod dropout;
 pub mod kernel;
 pub mod lanes;
 pub mod linear;
+pub mod modulate;
 pub mod norm;
 mod parts;
 mod product;

@@ -1,4 +1,4 @@
-// Gated residuals: see residual.rs. A block takes a row.
+// Gated residuals: see residual.rs. A block takes a row. Residuals without a gate: see add.rs.
 #include "cuda/kernel.cuh"
 
 template <typename T, int N>
@@ -22,6 +22,21 @@ __device__ void back(const T *grad, const float *gate, T *dupdate, int width) {
         for (int j = 0; j < N; j++) numbers[j] *= gate[i + j];
         store<T, N>(numbers, dupdate + i);
     }
+}
+
+template <typename T> __device__ void sums(const T *a, const T *b, T *y, int64 count, int aligned) {
+    const int N = Wide<T>::count;
+    int64 first = int64(blockIdx.x) * blockDim.x + threadIdx.x, step = int64(gridDim.x) * blockDim.x;
+    int64 packs = aligned ? count / N : 0;
+    for (int64 i = first; i < packs; i += step) {
+        float numbers[N], others[N];
+        load<T, N>(a + i * N, numbers);
+        load<T, N>(b + i * N, others);
+#pragma unroll
+        for (int j = 0; j < N; j++) numbers[j] += others[j];
+        store<T, N>(numbers, y + i * N);
+    }
+    for (int64 i = packs * N + first; i < count; i += step) y[i] = stored<T>(wide(a[i]) + wide(b[i]));
 }
 
 // Rows of all samples: as many as blocks. `aligned`: rows begin at multiples of 16 bytes.
@@ -58,4 +73,10 @@ __device__ void back(const T *grad, const float *gate, T *dupdate, int width) {
         dgate[(int64(blockIdx.z) * gridDim.y + blockIdx.y) * width + feature] = sum;                                    \
     }
 
+#define ADD(T, NAME)                                                                                                    \
+    extern "C" __global__ void add_##NAME(const T *a, const T *b, T *y, int64 count, int aligned) {                     \
+        sums(a, b, y, count, aligned);                                                                                  \
+    }
+
 FOR_BOTH_TYPES(RESIDUAL)
+FOR_BOTH_TYPES(ADD)

@@ -23,7 +23,7 @@ use std::collections::HashMap;
 use candle_core::{Result, Storage, Tensor, TensorId, bail};
 
 use super::chain::Given;
-pub use apply::{Reads, apply1, apply3, apply3_costly};
+pub use apply::{Reads, apply1, apply2, apply3, apply3_costly};
 pub use gradients::Gradients;
 use gradients::Source;
 pub use shelf::{Costly, Left, Shelf};
@@ -120,6 +120,17 @@ impl Tape {
     pub fn bytes(&self) -> usize {
         let held: HashMap<_, _> = self.0.iter().flat_map(|line| line.holds.iter().copied()).collect();
         held.values().sum()
+    }
+
+    /// The shapes of what ops were given that learns and that candle itself computed, in the order of the ops: each costs
+    /// candle's passes over memory there and back.
+    pub fn by_candle(&self) -> Vec<Vec<usize>> {
+        let sources = self.0.iter().flat_map(|line| line.sources.iter().flatten());
+        let stretches = sources.filter_map(|source| match source {
+            Source::Leaf { .. } => None,
+            Source::Stretch(end) => Some(end.dims().to_vec()),
+        });
+        stretches.collect()
     }
 
     /// From the gradients of outputs to those of all variables that they were computed from.

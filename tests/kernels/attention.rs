@@ -328,3 +328,42 @@ pub fn back(card: &Card) {
         );
     }
 }
+
+/// What cuDNN leaves, a mean of values and a finite log-sum-exp, becomes what the way forward by tiles leaves.
+pub fn blind(card: &Card) {
+    for case in cases() {
+        let Some((mask, _)) = &case.mask else { continue };
+        let (expected, expected_sums) = case.left();
+        let seeing: Vec<f64> = mask
+            .chunks_exact(case.sizes.keys)
+            .map(|row| f64::from(u8::from(row.iter().any(|x| *x > f64::NEG_INFINITY))))
+            .collect();
+        // Where a query sees no key, something else.
+        let unseeing: Vec<bool> = expected_sums.iter().map(|sum| *sum == f64::INFINITY).collect();
+        let sums: Vec<f64> = expected_sums
+            .iter()
+            .map(|sum| if sum.is_finite() { *sum } else { 2.5 })
+            .collect();
+        let Sizes {
+            queries, heads, width, ..
+        } = case.sizes;
+        let mut out = expected.clone();
+        for (i, out) in out.iter_mut().enumerate() {
+            let (token, head) = (i / width / heads, i / width % heads);
+            if unseeing[(token / queries * heads + head) * queries + token % queries] {
+                *out = 1.5;
+            }
+        }
+        card.each_way(
+            &case.what,
+            |run| {
+                let (out, sums) = (run.changed(&out, case.dtype), run.changed(&sums, DType::F32));
+                let seeing = run.given(&seeing, DType::F32);
+                let launch = case.tiled(&None).blind(seeing.at(), [out.at(), sums.at()]);
+                run.launch(launch);
+                [out.numbers(), sums.numbers()]
+            },
+            |[out, sums]| assert!(out == expected && sums == expected_sums, "{}", case.what),
+        );
+    }
+}

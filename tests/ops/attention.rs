@@ -1,5 +1,6 @@
 use candle_core::{DType, Device, Tensor, Var};
 use vtrain::ops::attention;
+use vtrain::ops::attention::bias::Bias;
 use vtrain::ops::attention::composed;
 use vtrain::rng::Rng;
 
@@ -162,6 +163,76 @@ fn a_query_that_sees_no_key_gives_zeros_and_no_gradients() {
     )
     .unwrap();
     assert_close("out", &out, &expected, 1e-6);
+}
+
+/// What cuDNN computes of a bias: scores less their largest, without regard for what is masked.
+fn by_bias(inputs: &Inputs, bias: &Tensor) -> Tensor {
+    let heads_first = |x: &Tensor| x.to_dtype(DType::F64).unwrap().transpose(1, 2).unwrap();
+    let (q, k, v) = (heads_first(&inputs.q), heads_first(&inputs.k), heads_first(&inputs.v));
+    let scale = (q.dim(3).unwrap() as f64).powf(-0.5);
+    let scores = (q
+        .contiguous()
+        .unwrap()
+        .matmul(&k.t().unwrap().contiguous().unwrap())
+        .unwrap()
+        * scale)
+        .unwrap();
+    let scores = scores.broadcast_add(&bias.to_dtype(DType::F64).unwrap()).unwrap();
+    let exp = scores
+        .broadcast_sub(&scores.max_keepdim(3).unwrap())
+        .unwrap()
+        .exp()
+        .unwrap();
+    let weights = exp.broadcast_div(&exp.sum_keepdim(3).unwrap()).unwrap();
+    weights
+        .matmul(&v.contiguous().unwrap())
+        .unwrap()
+        .transpose(1, 2)
+        .unwrap()
+}
+
+#[test]
+fn a_mask_made_ready_for_cudnn_gives_what_the_mask_gives() {
+    const INF: f32 = f32::INFINITY;
+    let rows = [
+        [0.0, -INF, 0.5, -1.0],
+        [-INF, -INF, -INF, -INF],
+        [-INF, f32::MIN, -INF, f32::MIN], // the least number is a key beside minus infinity
+        [f32::MIN, f32::MIN, f32::MIN, f32::MIN],
+        [-INF, -INF, 0.25, -INF],
+        [f32::MIN, -10_000.0, -INF, -INF],
+    ];
+    let rows = Tensor::new(&rows, &Device::Cpu).unwrap();
+    for (mask, seeing) in [
+        (rows.reshape((1, 1, 6, 4)).unwrap(), vec![1.0, 0.0, 1.0, 1.0, 1.0, 1.0]),
+        (
+            rows.narrow(0, 0, 2).unwrap().reshape((2, 1, 1, 4)).unwrap(),
+            vec![1.0, 0.0],
+        ),
+        (
+            rows.narrow(0, 1, 2).unwrap().reshape((1, 2, 1, 4)).unwrap(),
+            vec![0.0, 1.0],
+        ),
+    ] {
+        let mut inputs = inputs(17, "", [2, 6, 4, 2, 8]);
+        let bias = Bias::new(&mask, 6).unwrap();
+        assert_eq!(bias.added.dtype(), DType::BF16);
+        assert_eq!(bias.added.dim(2).unwrap(), 6);
+        assert_eq!(bias.seeing.dims(), &mask.dims()[..3]);
+        assert_eq!(bias.seeing.flatten_all().unwrap().to_vec1::<f32>().unwrap(), seeing);
+        let seeing = bias
+            .seeing
+            .transpose(1, 2)
+            .unwrap()
+            .unsqueeze(3)
+            .unwrap()
+            .to_dtype(DType::F64)
+            .unwrap();
+        let found = by_bias(&inputs, &bias.added).broadcast_mul(&seeing).unwrap();
+        inputs.mask = Some(mask);
+        let [out, ..] = there_and_back(&inputs);
+        assert_close("out", &found, &out, 1e-5); // these numbers are the same in bf16
+    }
 }
 
 #[test]

@@ -3,10 +3,14 @@
 use candle_core::{DType, Device, Result, Tensor, Var};
 
 use super::{Row, difference, most, poison};
+use crate::nn::conv3d::{Conv3d, Geometry};
 use crate::ops::activation::{gelu_erf, gelu_tanh, silu};
+use crate::ops::add::add;
 use crate::ops::attention;
 use crate::ops::chain::Given;
+use crate::ops::dropout::Mask;
 use crate::ops::linear::{Frozen, LowRank};
+use crate::ops::modulate::{self, modulated_silu};
 use crate::ops::norm::{Kind, Norm};
 use crate::ops::residual::gated_residual;
 use crate::ops::rotary::{Pairs, Turn};
@@ -134,6 +138,7 @@ pub fn all() -> Vec<Case> {
         linear(),
         attentions(),
         masked_attentions(),
+        convolutions(),
     ]
     .into_iter()
     .flatten()
@@ -177,7 +182,9 @@ fn residuals() -> Vec<Case> {
             gated_residual(&given[0], &given[1], &given[2], parts)
         })
     };
+    let sum = [input("a", &[3, 17, 93]), input("b", &[3, 17, 93])];
     vec![
+        Case::new("sum", sum, |given| add(&given[0], &given[1])),
         case("gated residual", &[226, 400], [2, 2, 1920]),
         case("gated residual odd", &[3, 14], [3, 1, 93]),
     ]
@@ -219,7 +226,7 @@ fn rotary() -> Vec<Case> {
 }
 
 fn linear() -> Vec<Case> {
-    let case = |name, [rows, features, out, rank]: [usize; 4], biased: bool| {
+    let case = |name, [rows, features, out, rank]: [usize; 4], biased: bool, dropped: Option<Mask>| {
         let small = (features as f64).powf(-0.5);
         let inputs = [
             input("x", &[2, rows, features]),
@@ -244,17 +251,20 @@ fn linear() -> Vec<Case> {
                 scale: 0.7,
             };
             match adapted {
-                true => layer.forward_with(&given[0], adapter),
+                true => layer.forward_dropping(&given[0], adapter, dropped),
                 false => layer.forward(&given[0]),
             }
         })
     };
+    let dropped = Some(Mask::new(0.3, 5, 2));
     vec![
-        case("linear", [200, 512, 384, 0], true),
-        case("linear without bias", [200, 512, 384, 0], false),
-        case("linear odd", [33, 37, 51, 0], true),
-        case("lora linear", [200, 512, 384, 32], true),
-        case("lora linear odd", [33, 37, 51, 5], false),
+        case("linear", [200, 512, 384, 0], true, None),
+        case("linear without bias", [200, 512, 384, 0], false, None),
+        case("linear odd", [33, 37, 51, 0], true, None),
+        case("lora linear", [200, 512, 384, 32], true, None),
+        case("lora linear odd", [33, 37, 51, 5], false, None),
+        case("lora linear, dropout", [200, 512, 384, 32], true, dropped),
+        case("lora linear odd, dropout", [33, 37, 51, 5], false, dropped),
     ]
 }
 
@@ -287,7 +297,7 @@ fn masked_attentions() -> Vec<Case> {
             input("v", &[batch, keys, heads, width]),
         ];
         Case::new(name, inputs, move |given| {
-            let length = |sample: usize| keys - (sample + 1) * keys / 4;
+            let length = |sample: usize| keys - (sample + 1) * keys / 4; // the fourth sample sees none
             let hidden = |at: usize| at % keys >= length(at / keys);
             let mask: Vec<f32> = (0..batch * keys)
                 .map(|at| if hidden(at) { f32::NEG_INFINITY } else { 0.0 })
@@ -299,5 +309,64 @@ fn masked_attentions() -> Vec<Case> {
     vec![
         case("attention 64, padded keys", [2, 130, 96, 3, 64]),
         case("attention tiled, padded keys", [2, 45, 61, 3, 12]),
+        case("attention 64, a sample without keys", [4, 70, 96, 2, 64]),
+        case("attention tiled, a sample without keys", [4, 45, 60, 3, 12]),
     ]
+}
+
+/// What autoencoders are made of: no gradient passes.
+fn convolutions() -> Vec<Case> {
+    let table = [2, 2, 3, 3, 72];
+    let modulated = |name, rms_eps| {
+        let inputs = [
+            input("x", &[2, 3, 6, 7, 72]).frozen(),
+            input("scale", &table).frozen().wide(),
+            input("shift", &table).frozen().wide().times(5.0),
+        ];
+        Case::new(name, inputs, move |given| {
+            let (scale, shift) = (&given[1], &given[2]);
+            modulated_silu(&given[0], modulate::Modulation { scale, shift, rms_eps })
+        })
+    };
+    let convolved = [
+        input("x", &[2, 3, 9, 10, 72]).frozen(),
+        input("weight", &[40, 72, 3, 3, 3]).frozen().times(0.02),
+        input("bias", &[40]).frozen(),
+    ];
+    vec![
+        modulated("modulated silu", None),
+        modulated("modulated silu, rms norm", Some(1e-8)),
+        Case::new("convolution", convolved, |given| {
+            let conv = Conv3d::by_candle(&given[1], &given[2], Geometry::CAUSAL)?;
+            Ok(conv.forward((&given[0]).into())?.0)
+        }),
+    ]
+}
+
+/// Attention in bf16 and its gradients, the second time beside the first: the same bits, where that is required.
+pub fn repeated(device: &Device, rng: &mut Rng) -> Result<Vec<Row>> {
+    let mut rows = Vec::new();
+    for case in attentions() {
+        let mut draw = |shape: &[usize]| {
+            let numbers = rng.randn(shape.iter().product());
+            Tensor::from_vec(numbers, shape, &Device::Cpu)?
+                .to_dtype(DType::BF16)?
+                .to_device(device)
+        };
+        let inputs: Vec<Tensor> = case
+            .inputs
+            .iter()
+            .map(|input| draw(&input.shape))
+            .collect::<Result<_>>()?;
+        let gradient = draw(&case.inputs[0].shape)?; // the output is as the queries
+        let [first, second] = [(); 2].map(|()| case.results(&inputs, &gradient));
+        for ((what, first), (_, second)) in first?.iter().zip(&second?) {
+            rows.push(Row {
+                what: format!("{} {what} once more", case.name),
+                error: difference(second, first)?,
+                most: 0.0,
+            });
+        }
+    }
+    Ok(rows)
 }

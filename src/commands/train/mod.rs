@@ -60,7 +60,7 @@ fn train(args: &Args, config: &RunConfig, ranks: &dyn Communicator) -> Result<()
     let _lock = ranks.is_first().then(lock).transpose()?;
     let interrupt = Interrupt::catch().or_exit(Exit::Training)?;
     let checkpoint = resume::find(&args.resume, config, ranks).or_exit(Exit::Usage)?;
-    let device = config.device.open().or_exit(Exit::Usage)?;
+    let device = config.open_device().or_exit(Exit::Usage)?;
     let family = precompute::open_model(config)?;
     open::check(config, &*family).or_exit(Exit::Usage)?;
     let encoded = precompute::precompute(config, &*family, &report, &[], interrupt.flag(), ranks)?;

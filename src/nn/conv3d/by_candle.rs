@@ -1,19 +1,45 @@
-//! A convolution as a sum of candle's `conv2d`, one for each frame of the kernel: for other devices than the CPU.
+//! A convolution by candle's `conv2d`, for other devices than the CPU.
+//!
+//! What the kernel's frames see lies side by side in the channels, with a channel of ones that the bias is the weight of: so
+//! `conv2d` sums everything up, in f32 whatever the numbers are stored in, and rounds once. Such a stack is kt times as
+//! large as the clip, and is made for a few frames at a time.
 
-use candle_core::{Result, Tensor, bail};
+use candle_core::{DType, Result, Tensor, bail};
 
 use super::frames;
 use super::{Conv3d, Input, Past, Resample};
 
+/// Channels of ones and zeros behind the others: whole 16 bytes of bf16, as tensor cores like them.
+const ONES: usize = 8;
+/// Numbers of the input of one `conv2d`, if a frame has not more.
+const STACK: usize = 1 << 27;
+
+/// The weight of `conv2d` for a weight (O, C, kt, kh, kw) and a bias (O): (O, kt C + 8, kh, kw).
+pub(super) fn stacked(weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
+    let (outputs, channels, kt, kh, kw) = weight.dims5()?;
+    let weight = weight.transpose(1, 2)?.reshape((outputs, kt * channels, kh, kw))?;
+    let bias = bias
+        .to_dtype(weight.dtype())?
+        .reshape((outputs, 1, 1, 1))?
+        .pad_with_zeros(1, 0, ONES - 1)?
+        .pad_with_zeros(2, 0, kh - 1)?
+        .pad_with_zeros(3, 0, kw - 1)?; // at one tap of the kernel: everywhere it sees the ones
+    Tensor::cat(&[weight, bias], 1)
+}
+
+/// With sums in f32, rounded once. candle's CPU multiplies nothing in bf16, and is given what it can.
+fn conv2d(x: &Tensor, weight: &Tensor, stride: usize) -> Result<Tensor> {
+    if x.device().is_cpu() && x.dtype() == DType::BF16 {
+        let [wide, weight] = [x, weight].map(|tensor| tensor.to_dtype(DType::F32));
+        return wide?.conv2d(&weight?, 0, stride, 1, 1)?.to_dtype(x.dtype());
+    }
+    x.conv2d(weight, 0, stride, 1, 1)
+}
+
 impl Conv3d {
-    pub(super) fn forward_by_candle(
-        &self,
-        input: &Input,
-        slices: &[Tensor],
-        bias: &Tensor,
-    ) -> Result<(Tensor, Option<Tensor>)> {
+    pub(super) fn forward_by_candle(&self, input: &Input, weight: &Tensor) -> Result<(Tensor, Option<Tensor>)> {
         let x = frames::prepared(input)?; // (B, F, H, W, C)
-        let reach = slices.len() - 1;
+        let reach = self.geometry.kernel[0] - 1;
         let x = match (reach, input.past) {
             (0, _) => x,
             (_, Past::Frames(past)) => Tensor::cat(&[past, &x], 1)?,
@@ -21,42 +47,49 @@ impl Conv3d {
             (_, Past::Centred) => x.pad_with_same(1, reach / 2, reach / 2)?,
             (_, Past::First) => Tensor::cat(&[&x.narrow(1, 0, 1)?.repeat((1, reach, 1, 1, 1))?, &x], 1)?,
         };
-        let (batch, frames, height, width, channels) = x.dims5()?;
+        let (batch, frames, _, _, _) = x.dims5()?;
         let past = (reach > 0 && !matches!(input.past, Past::Centred))
             .then(|| x.narrow(1, frames - reach, reach)?.contiguous())
             .transpose()?;
-        let stride = self.frame_stride;
-        let out_frames = (frames - reach).div_ceil(stride);
-        let computed: Vec<u32> = (0..out_frames).map(|frame| (frame * stride) as u32).collect();
-        let computed = Tensor::from_vec(computed, out_frames, x.device())?;
-        let x = x.permute((0, 1, 4, 2, 3))?; // (B, F, C, H, W)
-        let [rows, columns] = [self.geometry.pad_rows, self.geometry.pad_columns];
-        let mut sum: Option<Tensor> = None;
-        for (dt, weight) in slices.iter().enumerate() {
-            let seen = match stride {
-                1 => x.narrow(1, dt, out_frames)?,
-                _ => x.contiguous()?.index_select(&(&computed + dt as f64)?, 1)?,
-            };
-            let x = seen
-                .reshape((batch * out_frames, channels, height, width))?
-                .pad_with_zeros(2, rows[0], rows[1])?
-                .pad_with_zeros(3, columns[0], columns[1])?;
-            let y = x.conv2d(weight, 0, self.geometry.stride, 1, 1)?; // (B F, O, H', W')
-            sum = Some(match sum {
-                Some(sum) => (sum + y)?,
-                None => y,
-            });
-        }
-        let Some(y) = sum else { bail!("a kernel of no frames") };
-        let y = y.broadcast_add(&bias.reshape((1, self.outputs, 1, 1))?)?;
-        let (_, _, out_height, out_width) = y.dims4()?;
-        let y = y
-            .reshape((batch, out_frames, self.outputs, out_height, out_width))?
-            .permute((0, 1, 3, 4, 2))?;
+        let samples = (0..batch).map(|sample| self.of_sample(&x.get(sample)?, weight));
+        let y = Tensor::stack(&samples.collect::<Result<Vec<_>>>()?, 0)?; // (B, F', O, H', W')
+        let y = y.permute((0, 1, 3, 4, 2))?;
         let y = match input.resample {
             Resample::DoubleSizeAndFrames => frames::repeat_frames(&y)?,
             _ => y.contiguous()?,
         };
         Ok((y, past))
+    }
+
+    /// (F, H, W, C), the past included -> (F', O, H', W')
+    fn of_sample(&self, x: &Tensor, weight: &Tensor) -> Result<Tensor> {
+        let [rows, columns] = [self.geometry.pad_rows, self.geometry.pad_columns];
+        let x = x
+            .permute((0, 3, 1, 2))?
+            .contiguous()?
+            .pad_with_zeros(2, rows[0], rows[1])?
+            .pad_with_zeros(3, columns[0], columns[1])?; // (F, C, H, W)
+        let (frames, channels, height, width) = x.dims4()?;
+        let (kt, stride) = (self.geometry.kernel[0], self.frame_stride);
+        let computed = (frames + 1 - kt).div_ceil(stride);
+        let of_frame = (kt * channels + ONES) * height * width;
+        let together = (STACK / of_frame.max(1)).clamp(1, computed.max(1));
+        let mut pieces = Vec::new();
+        for first in (0..computed).step_by(together) {
+            let count = together.min(computed - first);
+            let seen = |dt: usize| match stride {
+                1 => x.narrow(0, first + dt, count),
+                _ => frames::select(&x, 0, (first..first + count).map(|frame| frame * stride + dt)),
+            };
+            let mut stack = (0..kt).map(seen).collect::<Result<Vec<_>>>()?;
+            let ones = Tensor::ones((count, 1, height, width), x.dtype(), x.device())?;
+            stack.push(ones.pad_with_zeros(1, 0, ONES - 1)?);
+            pieces.push(conv2d(&Tensor::cat(&stack, 1)?, weight, self.geometry.stride)?);
+        }
+        match &pieces[..] {
+            [] => bail!("a convolution of no frames"),
+            [all] => Ok(all.clone()),
+            _ => Tensor::cat(&pieces, 0),
+        }
     }
 }

@@ -1,13 +1,16 @@
 //! What happens to a clip on its way into a convolution: the frames before it, `silu(x * scale + shift)`, a new size.
 //!
-//! `Source` makes rows one by one on the CPU; `prepared` makes the whole clip with candle's operations.
+//! `Source` makes rows one by one on the CPU; `prepared` makes the whole clip, for other devices.
 
-use candle_core::{DType, Result, Tensor};
+use candle_core::{Result, Tensor};
 
 use super::direct::Frames;
 use super::simd::{scale_shift_silu, square_sum};
-use super::{Input, Modulation, Resample, doubled};
+use super::{Input, Resample, doubled};
 use crate::ops::lanes::Isa;
+use crate::ops::modulate::{self, modulated_silu, table_frame};
+
+pub use crate::ops::modulate::select;
 
 /// One sample, as slices.
 pub struct Source<'a> {
@@ -118,18 +121,6 @@ impl Frames for Source<'_> {
     }
 }
 
-/// Which entry of a table of `table_frames` belongs to a frame.
-fn table_frame(frame: usize, frames: usize, table_frames: usize) -> usize {
-    if frames > 1 && !frames.is_multiple_of(2) && table_frames > 1 {
-        match frame {
-            0 => 0,
-            _ => 1 + (frame - 1) * (table_frames - 1) / (frames - 1),
-        }
-    } else {
-        frame * table_frames / frames
-    }
-}
-
 /// The frames whose mean is frame `frame` of the halved clip; an odd first one stays alone.
 fn pair(frame: usize, frames: usize) -> (usize, Option<usize>) {
     if frames.is_multiple_of(2) {
@@ -171,7 +162,14 @@ pub fn repeat_frames(x: &Tensor) -> Result<Tensor> {
 /// The input with everything done to it but the past.
 pub fn prepared(input: &Input) -> Result<Tensor> {
     let x = match input.modulation {
-        Some(modulation) => modulated(input.x, modulation)?,
+        Some(modulation) => {
+            let modulation = modulate::Modulation {
+                scale: &modulation.scale,
+                shift: &modulation.shift,
+                rms_eps: modulation.rms_eps,
+            };
+            modulated_silu(input.x, modulation)?
+        }
         None => input.x.clone(),
     };
     let (_, frames, height, width, _) = x.dims5()?;
@@ -188,35 +186,4 @@ pub fn prepared(input: &Input) -> Result<Tensor> {
             select(&rows, 3, (0..2 * width).map(|column| column / 2))
         }
     }
-}
-
-fn modulated(x: &Tensor, modulation: &Modulation) -> Result<Tensor> {
-    let (_, frames, height, width, _) = x.dims5()?;
-    let x = &match modulation.rms_eps {
-        Some(eps) => {
-            let wide = x.to_dtype(DType::F32)?;
-            let rms = (wide.sqr()?.mean_keepdim(4)? + eps)?.sqrt()?; // (B, F, H, W, 1)
-            wide.broadcast_div(&rms)?.to_dtype(x.dtype())?
-        }
-        None => x.clone(),
-    };
-    let spread = |table: &Tensor| {
-        let (_, f, h, w, _) = table.dims5()?;
-        if [f, h, w] == [1, 1, 1] {
-            return Ok(table.clone());
-        }
-        let table = select(table, 1, (0..frames).map(|frame| table_frame(frame, frames, f)))?;
-        let table = select(&table, 2, (0..height).map(|row| row * h / height))?;
-        select(&table, 3, (0..width).map(|column| column * w / width))
-    };
-    x.broadcast_mul(&spread(&modulation.scale)?)?
-        .broadcast_add(&spread(&modulation.shift)?)?
-        .silu()
-}
-
-fn select(x: &Tensor, dim: usize, indices: impl Iterator<Item = usize>) -> Result<Tensor> {
-    let indices: Vec<u32> = indices.map(|index| index as u32).collect();
-    let count = indices.len();
-    x.contiguous()?
-        .index_select(&Tensor::from_vec(indices, count, x.device())?, dim)
 }

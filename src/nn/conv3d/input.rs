@@ -1,6 +1,6 @@
 //! What a convolution is given, and what happens to it on the way in.
 
-use candle_core::{Result, Tensor};
+use candle_core::{DType, Result, Tensor};
 
 /// What a convolution is given.
 #[derive(Clone, Copy)]
@@ -40,18 +40,18 @@ impl<'a> From<&'a Tensor> for Input<'a> {
 /// with a new size.
 #[derive(Debug, Clone)]
 pub struct Modulation {
-    pub scale: Tensor, // (B, F', H', W', C)
-    pub shift: Tensor, // (B, F', H', W', C)
+    pub scale: Tensor, // (B, F', H', W', C) f32
+    pub shift: Tensor, // (B, F', H', W', C) f32
     /// An RMS norm over the channels of every pixel comes first: x / sqrt(mean(x^2) + eps), with this eps.
     pub rms_eps: Option<f64>,
 }
 
 impl Modulation {
-    /// An RMS norm of x (B, F, H, W, C), times `scale` (C), and `shift` (C) where it says one.
+    /// An RMS norm of x (B, F, H, W, C), times `scale` (C), and `shift` (C) where it says one: f32 whatever x is.
     pub fn rms(x: &Tensor, eps: f64, scale: &Tensor, shift: Option<&Tensor>) -> Result<Self> {
         let batch = x.dim(0)?;
         let table = |values: &Tensor| {
-            let values = values.to_dtype(x.dtype())?.reshape((1, 1, 1, 1, ()))?;
+            let values = values.to_dtype(DType::F32)?.reshape((1, 1, 1, 1, ()))?;
             if batch == 1 {
                 Ok(values)
             } else {

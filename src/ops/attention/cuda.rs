@@ -5,11 +5,13 @@
 use candle_core::backend::BackendStorage;
 use candle_core::{CudaDevice, CudaStorage, DType, Layout, Result, Tensor};
 
-#[cfg(feature = "cudnn")]
-use super::cudnn;
 use super::launch::{Masked, Read, ReadBack, Tiled, Written};
 use super::{Attention, Sizes};
+#[cfg(feature = "cudnn")]
+use super::{Mask, cudnn};
 use crate::ops::cuda::{self, Kernels, kernels};
+#[cfg(feature = "cudnn")]
+use crate::ops::kernel::Address;
 
 const KERNELS: Kernels = kernels!("tiled");
 
@@ -34,6 +36,9 @@ impl Attention {
         let (to, sums) = (cuda::first(&out)?, cuda::address_of(&log_sums)?);
         #[cfg(feature = "cudnn")]
         if cudnn::forward(device, &self.sizes, self.mask.as_ref(), dtype, read, [to, sums])? {
+            if let Some(mask) = &self.mask {
+                self.blind(device, dtype, mask, [to, sums])?;
+            }
             return Ok((out, log_sums));
         }
         KERNELS.launch(device, &self.by_tiles(dtype)?.forward(read, [to, sums])?)?;
@@ -95,6 +100,19 @@ impl Attention {
         KERNELS.launch(device, &tiled.along(also, sums_at)?)?;
         KERNELS.launch(device, &tiled.back_queries(read, also, sums_at, written.dq)?)?;
         KERNELS.launch(device, &tiled.back_keys(read, also, sums_at, [written.dk, written.dv])?)
+    }
+
+    /// Zeros for queries that the mask leaves no key, of which cuDNN makes a mean of all values. Their log-sum-exp becomes
+    /// infinite, as the kernels of tiled.cu leave it: so their weights, and gradients, are 0 on whichever way back.
+    #[cfg(feature = "cudnn")]
+    fn blind(&self, device: &CudaDevice, dtype: DType, mask: &Mask, written: [Address; 2]) -> Result<()> {
+        match cudnn::seeing(&self.sizes, mask)? {
+            Some(seeing) => KERNELS.launch(
+                device,
+                &self.by_tiles(dtype)?.blind(cuda::address_of(&seeing)?, written)?,
+            ),
+            None => Ok(()),
+        }
     }
 
     fn by_tiles(&self, dtype: DType) -> Result<Tiled> {

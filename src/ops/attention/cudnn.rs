@@ -14,9 +14,11 @@ use candle_core::cuda_backend::{CudaDevice, DeviceId, WrapErr};
 use candle_core::{DType, Result, Tensor, bail};
 use cudarc::driver::DevicePtr;
 
+use super::bias::Bias;
 use super::launch::{Read, ReadBack, Written};
 use super::{Mask, Sizes};
 use crate::ops::cuda::address_of;
+use crate::ops::determinism;
 use crate::ops::kernel::Address;
 
 /// Bytes that a mask may take, written out for every query.
@@ -36,10 +38,13 @@ struct Shape {
     bias_queries: i64,
     scale: f32,
     backward: i32,
+    deterministic: i32,
 }
 
+const _: () = assert!(size_of::<Shape>() == 80); // as the shim asserts
+
 /// What tells one graph from another: all of a shape but the scale, which follows from the width.
-type Key = (DeviceId, [i64; 8], bool);
+type Key = (DeviceId, [i64; 8], [i32; 2]);
 
 /// `Operands` of the shim: 0 where there is none.
 #[repr(C)]
@@ -104,7 +109,7 @@ struct Ready {
     /// As it was given. While it is held here, nothing else can lie at its address.
     from: Tensor,
     queries: usize,
-    bias: Rc<Tensor>,
+    bias: Rc<Bias>,
 }
 
 thread_local! {
@@ -144,6 +149,11 @@ pub(super) fn forward(
     run(device, sizes, mask, dtype, operands)
 }
 
+/// Which queries of a mask see a key: [`Bias::seeing`]. None where cuDNN does not go by the mask.
+pub(super) fn seeing(sizes: &Sizes, mask: &Mask) -> Result<Option<Tensor>> {
+    Ok(bias(sizes, mask)?.map(|bias| bias.seeing.clone()))
+}
+
 /// Writes the gradients; false, with nothing written, where cuDNN cannot.
 ///
 /// # Errors
@@ -181,11 +191,12 @@ fn run(device: &CudaDevice, sizes: &Sizes, mask: Option<&Mask>, dtype: DType, mu
             None => return Ok(false),
         },
     };
-    let shape = Shape::new(sizes, bias.as_deref(), operands.grad != 0)?;
+    let added = bias.as_ref().map(|bias| &bias.added);
+    let shape = Shape::new(sizes, added, operands.grad != 0)?;
     let Some(plan) = plan(device, &shape) else {
         return Ok(false);
     };
-    operands.bias = bias.as_deref().map_or(Ok(0), address_of)?;
+    operands.bias = added.map_or(Ok(0), address_of)?;
     let stream = device.cuda_stream();
     // SAFETY: cuDNN writes what it reads there.
     let workspace = unsafe { device.alloc::<u8>(plan.workspace.max(1)) }?;
@@ -221,6 +232,7 @@ impl Shape {
             bias_queries: queries as i64,
             scale: sizes.scale(),
             backward: i32::from(backward),
+            deterministic: i32::from(backward && determinism::required()),
         })
     }
 
@@ -235,7 +247,7 @@ impl Shape {
             self.bias_heads,
             self.bias_queries,
         ];
-        (device, numbers, self.backward != 0)
+        (device, numbers, [self.backward, self.deterministic])
     }
 }
 
@@ -295,8 +307,8 @@ fn handle(device: &CudaDevice) -> Option<*mut c_void> {
     handle
 }
 
-/// A mask as cuDNN takes it: bf16, (B or 1, H or 1, S, L). None where that would be too large.
-fn bias(sizes: &Sizes, mask: &Mask) -> Result<Option<Rc<Tensor>>> {
+/// A mask as cuDNN takes it. None where that would be too large.
+fn bias(sizes: &Sizes, mask: &Mask) -> Result<Option<Rc<Bias>>> {
     let Some(table) = &mask.table else {
         bail!("attention: a mask on another device than what it masks");
     };
@@ -311,13 +323,7 @@ fn bias(sizes: &Sizes, mask: &Mask) -> Result<Option<Rc<Tensor>>> {
     if samples * heads * sizes.queries * keys * DType::BF16.size_in_bytes() > MASK_BYTES {
         return Ok(None);
     }
-    // Minus infinity less itself is no number: a finite one leaves as little.
-    let finite = table.clamp(-1e30f32, 1e30f32)?.to_dtype(DType::BF16)?;
-    let bias = Rc::new(
-        finite
-            .broadcast_as((samples, heads, sizes.queries, keys))?
-            .contiguous()?,
-    );
+    let bias = Rc::new(Bias::new(table, sizes.queries)?);
     KNOWN.with_borrow_mut(|known| {
         known.bias = Some(Ready {
             from: table.clone(),

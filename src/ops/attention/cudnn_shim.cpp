@@ -21,8 +21,9 @@ struct Shape {
     int64_t batch, heads, queries, keys, width;
     int64_t bias_batch, bias_heads, bias_queries;
     float scale;
-    int32_t backward;
+    int32_t backward, deterministic;
 };
+static_assert(sizeof(Shape) == 80, "as in cudnn.rs");
 
 // As in cudnn.rs; addresses on the device, of bf16 but for the log-sum-exp (B, H, S), which is of f32. Going forward,
 // `out` and `log_sums` are written; going back, dq, dk and dv.
@@ -99,6 +100,7 @@ void describe(fe::graph::Graph &graph, const Shape &shape) {
     Tensor grad = graph.tensor(heads_first("grad", GRAD, shape, shape.queries));
     Tensor log_sums = graph.tensor(log_sums_of(shape));
     auto options = fe::graph::SDPA_backward_attributes().set_name("attention_back").set_attn_scale(shape.scale);
+    options.set_deterministic_algorithm(shape.deterministic != 0);
     if (bias) options.set_bias(bias);
     auto [dq, dk, dv] = graph.sdpa_backward(q, k, v, out, grad, log_sums, options);
     gives(dq, DQ, shape, shape.queries);

@@ -106,6 +106,18 @@ impl Tiled {
         self.launch("attention_back_keys", [self.sizes.keys, 4], arguments)
     }
 
+    /// Output and log-sum-exp of queries that see no key, for whoever does not leave them as [`Tiled::forward`] does: 0 and
+    /// infinity. `seeing` has a number for each row of the mask, 0 where all of it is minus infinity.
+    ///
+    /// # Errors
+    /// Another type than f32 and bf16.
+    pub fn blind(&self, seeing: Address, [out, log_sums]: [Address; 2]) -> Result<Launch> {
+        let mut by_rows = *self;
+        by_rows.mask.strides = self.mask.strides.map(|stride| stride / self.sizes.keys.max(1));
+        let arguments = by_rows.arguments(&[out, log_sums, seeing]);
+        self.launch("attention_blind", [self.sizes.queries, 0], arguments)
+    }
+
     /// A block for each tile of so many tokens of each head, with memory for so many tiles.
     fn launch(&self, kernel: &str, [tokens, tiles]: [usize; 2], arguments: Vec<Argument>) -> Result<Launch> {
         let scores = tiles / 2; // tiles of scores beside those of tokens

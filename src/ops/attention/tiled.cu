@@ -222,6 +222,18 @@ __device__ void back_keys(
     }
 }
 
+// 0 for queries that see no key, whose number in `seeing` is 0. Blocks: 16 queries, heads of all samples. The strides are
+// those of `seeing`.
+template <typename T> __device__ void blind(T *out, float *log_sums, const float *seeing, Sizes sizes) {
+    int row = threadIdx.x / SIDE, column = threadIdx.x % SIDE, query = blockIdx.x * SIDE + row;
+    int64 sample = blockIdx.y / sizes.heads, head = blockIdx.y % sizes.heads;
+    if (query >= sizes.queries) return;
+    if (seeing[sample * sizes.of_samples + head * sizes.of_heads + query * sizes.of_queries] != 0) return;
+    if (column == 0) log_sums[int64(blockIdx.y) * sizes.queries + query] = CUDART_INF_F;
+    T *to = out + start(sizes.queries, sizes) + int64(query) * sizes.heads * sizes.width;
+    for (int i = column; i < sizes.width; i += SIDE) to[i] = stored<T>(0);
+}
+
 #define ATTENTION(T, NAME)                                                                                              \
     extern "C" __global__ void __launch_bounds__(256) attention_forward_##NAME(                                         \
         const T *q, const T *k, const T *v, const float *mask, T *out, float *log_sums, Sizes sizes                     \
@@ -232,6 +244,11 @@ __device__ void back_keys(
         const T *out, const T *grad, float *sums, Sizes sizes                                                           \
     ) {                                                                                                                 \
         along(out, grad, sums, sizes);                                                                                  \
+    }                                                                                                                   \
+    extern "C" __global__ void __launch_bounds__(256) attention_blind_##NAME(                                           \
+        T *out, float *log_sums, const float *seeing, Sizes sizes                                                       \
+    ) {                                                                                                                 \
+        blind(out, log_sums, seeing, sizes);                                                                            \
     }                                                                                                                   \
     extern "C" __global__ void __launch_bounds__(256) attention_back_queries_##NAME(                                    \
         const T *q, const T *k, const T *v, const float *mask, const T *grad, const float *log_sums, const float *sums, \

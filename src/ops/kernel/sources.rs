@@ -4,7 +4,9 @@
 pub const SOURCES: &[&str] = &[
     "src/ops/activation.cu",
     "src/ops/attention/tiled.cu",
+    "src/ops/dropout.cu",
     "src/ops/linear.cu",
+    "src/ops/modulate.cu",
     "src/ops/norm.cu",
     "src/ops/residual.cu",
     "src/ops/rotary.cu",

@@ -5,13 +5,14 @@
 
 use candle_core::backend::BackendStorage;
 use candle_core::op::BackpropOp;
-use candle_core::{CudaStorage, DType, Layout, Result, Shape, Storage, Tensor, bail};
+use candle_core::{CudaDevice, CudaStorage, DType, Layout, Result, Shape, Storage, Tensor, bail};
 
 use super::{Adapted, Layer, Sizes};
 use crate::ops::cuda::{
     self,
     matmul::{Biased, Matrix, Product},
 };
+use crate::ops::dropout;
 use crate::ops::kernel::Address;
 use crate::ops::tape::Left;
 
@@ -63,16 +64,17 @@ impl Layer {
         Ok(y)
     }
 
-    /// dx = dy W, in the shape of x.
-    pub(super) fn back_on(&self, x: &Tensor, grad: &Tensor) -> Result<Tensor> {
+    /// dx = dy W, in the shape of x, added to what is there already, if anything is.
+    pub(super) fn back_on(&self, x: &Tensor, grad: &Tensor, onto: Option<Tensor>) -> Result<Tensor> {
         let device = grad.device().as_cuda_device()?;
-        let dx = cuda::fresh_tensor(device, x.dims(), grad.dtype())?;
+        let beta = if onto.is_some() { 1.0 } else { 0.0 };
+        let dx = onto.map_or_else(|| cuda::fresh_tensor(device, x.dims(), grad.dtype()), Ok)?;
         let product = Product {
             rows: self.sizes.rows,
             inner: self.sizes.out_features,
             columns: self.sizes.features,
             alpha: 1.0,
-            beta: 0.0,
+            beta,
             dtype: grad.dtype(),
             to: grad.dtype(),
         };
@@ -105,12 +107,14 @@ impl Adapted {
             rows,
             inner: features,
             columns: rank,
-            alpha: 1.0,
+            alpha: self.factor(),
             beta: 0.0,
             dtype,
             to: dtype,
         };
-        let (x_at, low_at) = (cuda::address(x.0, x.1)?, cuda::first(&low)?);
+        let masked = self.masked_on(device, cuda::address(x.0, x.1)?, dtype)?;
+        let x_at = masked.as_ref().map_or_else(|| cuda::address(x.0, x.1), cuda::first)?;
+        let low_at = cuda::first(&low)?;
         plain.run(device, Matrix::new(x_at), Matrix::t(a.at()?), low_at)?;
         let onto = Product {
             inner: rank,
@@ -123,6 +127,15 @@ impl Adapted {
         let low = Tensor::from_storage(Storage::Cuda(low), (rows, rank), BackpropOp::none(), false);
         self.low.get_or_init(|| Left::Device(low));
         Ok((y, self.layer.sizes.out_shape(x.1.shape())))
+    }
+
+    /// m x; none where nothing is dropped.
+    fn masked_on(&self, device: &CudaDevice, x: Address, dtype: DType) -> Result<Option<CudaStorage>> {
+        let Some(mask) = &self.dropped else { return Ok(None) };
+        let count = self.layer.sizes.rows * self.layer.sizes.features;
+        let masked = cuda::fresh(device, count, dtype)?;
+        dropout::cuda::apply(mask, device, [x, cuda::first(&masked)?], count, dtype)?;
+        Ok(Some(masked))
     }
 
     /// The gradients that are wanted of x, A and B.
@@ -178,35 +191,42 @@ impl Adapted {
                 rows: rank,
                 inner: rows,
                 columns: features,
-                alpha: 1.0,
+                alpha: self.factor(),
                 to: a.dtype(),
                 ..product
             };
-            product.run(
-                device,
-                Matrix::t(down_at),
-                Matrix::new(cuda::address_of(x)?),
-                cuda::address_of(&da)?,
-            )?;
+            let masked = self.masked_on(device, cuda::address_of(x)?, dtype)?;
+            let x_at = masked.as_ref().map_or_else(|| cuda::address_of(x), cuda::first)?;
+            product.run(device, Matrix::t(down_at), Matrix::new(x_at), cuda::address_of(&da)?)?; // s (dy B)^T d
             found.1 = Some(da);
         }
         if x.track_op() {
-            let dx = self.layer.back_on(x, grad)?;
-            let onto = Product {
+            let a = a.to_dtype(dtype)?;
+            let part = Product {
                 inner: rank,
                 columns: features,
-                alpha: 1.0,
-                beta: 1.0,
+                alpha: self.factor(),
                 ..product
             };
-            let a = a.to_dtype(dtype)?;
-            onto.run(
-                device,
-                Matrix::new(down_at),
-                Matrix::new(cuda::address_of(&a)?),
-                cuda::address_of(&dx)?,
-            )?;
-            found.0 = Some(dx);
+            let run = |part: Product, dx: Address| {
+                let a = Matrix::new(cuda::address_of(&a)?);
+                part.run(device, Matrix::new(down_at), a, dx)
+            };
+            found.0 = Some(match &self.dropped {
+                None => {
+                    let dx = self.layer.back_on(x, grad, None)?;
+                    run(Product { beta: 1.0, ..part }, cuda::address_of(&dx)?)?;
+                    dx
+                }
+                Some(mask) => {
+                    // The adapter's part first, since it alone is masked.
+                    let dx = cuda::fresh_tensor(device, x.dims(), dtype)?;
+                    let at = cuda::address_of(&dx)?;
+                    run(part, at)?;
+                    dropout::cuda::apply(mask, device, [at, at], x.elem_count(), dtype)?;
+                    self.layer.back_on(x, grad, Some(dx))?
+                }
+            });
         }
         Ok(found)
     }

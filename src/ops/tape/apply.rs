@@ -1,7 +1,7 @@
 //! Running an op, and noting it where its stretch is recorded.
 
 use candle_core::op::BackpropOp;
-use candle_core::{CustomOp1, CustomOp3, Result, Shape, Storage, Tensor, Var, bail};
+use candle_core::{CustomOp1, CustomOp2, CustomOp3, Result, Shape, Storage, Tensor, Var, bail};
 
 use super::gradients::Source;
 use super::shelf::{Costly, Shelved};
@@ -28,6 +28,24 @@ where
     let output = run1(x, &op)?;
     note([x], output, reads, move |[x], output, gradient| {
         Ok(vec![op.bwd(x, output, gradient)?])
+    })
+}
+
+/// Runs an op of two inputs.
+pub fn apply2<C>([x, y]: [&Tensor; 2], op: C, reads: Reads<2>) -> Result<Tensor>
+where
+    C: CustomOp2 + Send + Sync + 'static,
+{
+    if ![x, y].iter().any(|input| input.track_op()) {
+        return x.apply_op2_no_bwd(y, &op);
+    }
+    if candle_records() {
+        return x.apply_op2(y, op);
+    }
+    let output = run2([x, y], &op)?;
+    note([x, y], output, reads, move |[x, y], output, gradient| {
+        let (x, y) = op.bwd(x, y, output, gradient)?;
+        Ok(vec![x, y])
     })
 }
 
@@ -91,6 +109,21 @@ fn run1(x: &Tensor, op: &impl CustomOp1) -> Result<Tensor> {
     }
 }
 
+fn run2(inputs: [&Tensor; 2], op: &impl CustomOp2) -> Result<Tensor> {
+    let [(x, x_layout), (y, y_layout)] = inputs.map(Tensor::storage_and_layout);
+    match (&*x, &*y) {
+        (Storage::Cpu(x), Storage::Cpu(y)) => {
+            let (output, shape) = op.cpu_fwd(x, x_layout, y, y_layout)?;
+            Ok(leaf(Storage::Cpu(output), shape))
+        }
+        (Storage::Cuda(x), Storage::Cuda(y)) => {
+            let (output, shape) = op.cuda_fwd(x, x_layout, y, y_layout)?;
+            Ok(leaf(Storage::Cuda(output), shape))
+        }
+        _ => elsewhere(op.name()),
+    }
+}
+
 fn run3(inputs: [&Tensor; 3], op: &impl CustomOp3) -> Result<Tensor> {
     let [(x, x_layout), (y, y_layout), (z, z_layout)] = inputs.map(Tensor::storage_and_layout);
     match (&*x, &*y, &*z) {
@@ -102,11 +135,12 @@ fn run3(inputs: [&Tensor; 3], op: &impl CustomOp3) -> Result<Tensor> {
             let (output, shape) = op.cuda_fwd(x, x_layout, y, y_layout, z, z_layout)?;
             Ok(leaf(Storage::Cuda(output), shape))
         }
-        _ => bail!(
-            "{} was given tensors on several devices, or on one that it has no kernel for",
-            op.name()
-        ),
+        _ => elsewhere(op.name()),
     }
+}
+
+fn elsewhere<T>(op: &str) -> Result<T> {
+    bail!("{op} was given tensors on several devices, or on one that it has no kernel for")
 }
 
 /// An op's result, at which candle's graph starts anew.

@@ -62,9 +62,14 @@ impl Vae {
         dtype: DType,
         device: &Device,
     ) -> anyhow::Result<Self> {
-        let folder: &WeightFolder = &folder.into();
+        let folder = folder.into();
+        let weights = Weights::open(&folder, dtype, device)?;
+        Self::read(&folder, half, weights)
+    }
+
+    /// As [`Vae::load_half`], from weights of the same folder.
+    pub fn read(folder: &WeightFolder, half: Half, weights: Weights) -> anyhow::Result<Self> {
         let config = Config::read(folder)?;
-        let weights = Weights::open(folder, dtype, device)?;
         weights.ensure_memory(half.unused())?;
         let (encodes, decodes) = (half != Half::Decoder, half != Half::Encoder);
         let point = |wanted: bool, channels: usize, name: &str| {
@@ -83,10 +88,7 @@ impl Vae {
                 config.out_channels,
                 "post_quant_conv",
             )?,
-            place: Place {
-                dtype,
-                device: device.clone(),
-            },
+            place: Place::new(&weights),
             config,
         };
         weights.finish(half.unused())?;

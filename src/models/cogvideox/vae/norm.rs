@@ -5,17 +5,20 @@
 //! up to x. Scaling up by repetition commutes with them, so they are computed on the latents as they are, and only
 //! looked up at x's size.
 //!
+//! The tables are f32 whatever the clip is: `shift` is mostly the mean that it takes away, in which a narrower type would
+//! round off what is to be left.
+//!
 //! Letters: B batch, F frames, H rows, W columns, C channels, G groups; f, h, w, L the latents'.
 
-use candle_core::{Result, Tensor};
+use candle_core::{DType, Result, Tensor};
 
 use crate::nn::conv3d::{Conv3d, Modulation, group_moments};
 use crate::nn::{Resnet, Weights};
 
 /// Group norm, modulated by the latents where there are some.
 pub struct Norm {
-    weight: Tensor, // (C)
-    bias: Tensor,   // (C)
+    weight: Tensor, // (C) f32
+    bias: Tensor,   // (C) f32
     groups: usize,
     eps: f64,
     spatial: Option<Spatial>,
@@ -29,6 +32,7 @@ struct Spatial {
 impl Norm {
     /// Reads `weight` and `bias`.
     pub fn group(channels: usize, groups: usize, eps: f64, weights: Weights) -> Result<Self> {
+        let weights = weights.to_dtype(DType::F32);
         Ok(Self {
             weight: weights.get(channels, "weight")?,
             bias: weights.get(channels, "bias")?,
@@ -40,6 +44,7 @@ impl Norm {
 
     /// Reads `norm_layer`, `conv_y` and `conv_b`. Its eps is not configurable.
     pub fn spatial(channels: usize, latent_channels: usize, groups: usize, weights: Weights) -> Result<Self> {
+        let weights = weights.to_dtype(DType::F32);
         let conv = |name: &str| Conv3d::pointwise(latent_channels, channels, weights.pp(name).pp("conv"));
         Ok(Self {
             spatial: Some(Spatial {
@@ -60,23 +65,21 @@ impl Norm {
                 .repeat((1, 1, channels / self.groups))?
                 .reshape((batch, 1, 1, 1, channels))
         };
-        let parameter = |values: &Tensor| values.to_dtype(mean.dtype())?.reshape((1, 1, 1, 1, channels));
+        let parameter = |values: &Tensor| values.reshape((1, 1, 1, 1, channels));
         let scale = per_channel(&(variance + self.eps)?.sqrt()?.recip()?)?.broadcast_mul(&parameter(&self.weight)?)?;
         let shift = parameter(&self.bias)?.broadcast_sub(&(per_channel(&mean)? * &scale)?)?;
         let (scale, shift) = match (&self.spatial, latents) {
             (None, _) => (scale, shift),
             (Some(_), None) => candle_core::bail!("a spatial norm needs the latents"),
             (Some(spatial), Some(latents)) => {
-                let y = spatial.conv_y.forward(latents.into())?.0.to_dtype(scale.dtype())?; // (B, f, h, w, C)
-                let b = spatial.conv_b.forward(latents.into())?.0.to_dtype(scale.dtype())?; // (B, f, h, w, C)
+                let latents = latents.to_dtype(DType::F32)?;
+                let y = spatial.conv_y.forward((&latents).into())?.0; // (B, f, h, w, C)
+                let b = spatial.conv_b.forward((&latents).into())?.0; // (B, f, h, w, C)
                 (y.broadcast_mul(&scale)?, (y.broadcast_mul(&shift)? + b)?)
             }
         };
-        Ok(Modulation {
-            scale: scale.to_dtype(x.dtype())?,
-            shift: shift.to_dtype(x.dtype())?,
-            rms_eps: None,
-        })
+        let rms_eps = None;
+        Ok(Modulation { scale, shift, rms_eps })
     }
 }
 

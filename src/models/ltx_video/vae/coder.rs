@@ -5,7 +5,7 @@
 //! Convolutions are `LTXVideoCausalConv3d`: 3x3x3 with a border of zeros, the first frame repeated before the clip (causal)
 //! or the first and the last at its ends.
 
-use candle_core::{Result, Tensor, bail};
+use candle_core::{DType, Result, Tensor, bail};
 
 use super::config::{Config, Down, Up};
 use super::norm::norm;
@@ -31,7 +31,7 @@ pub struct Coder {
 struct Time {
     timestep_scale_multiplier: Tensor, // ()
     time_embedder: TimeEmbedder,
-    scale_shift_table: Tensor, // (2, C)
+    scale_shift_table: Tensor, // (2, C) f32
 }
 
 enum Layer {
@@ -103,7 +103,7 @@ impl Coder {
             Ok::<_, candle_core::Error>(Time {
                 timestep_scale_multiplier: weights.get((), "timestep_scale_multiplier")?,
                 time_embedder: time_embedder(2 * last, &weights)?,
-                scale_shift_table: weights.get((2, last), "scale_shift_table")?,
+                scale_shift_table: weights.to_dtype(DType::F32).get((2, last), "scale_shift_table")?,
             })
         };
         let patch = config.out_channels * config.patch_size.pow(2);
@@ -172,8 +172,9 @@ fn resnet(channels: usize, outputs: usize, kind: Kind, weights: Weights) -> Resu
     Ok(Layer::Resnet(Box::new(Resnet::load(channels, outputs, kind, weights)?)))
 }
 
-/// `PixArtAlphaCombinedTimestepSizeEmbeddings` without sizes.
+/// `PixArtAlphaCombinedTimestepSizeEmbeddings` without sizes; in f32, since it is small and ends in tables.
 fn time_embedder(outputs: usize, weights: &Weights) -> Result<TimeEmbedder> {
+    let weights = weights.to_dtype(DType::F32);
     TimeEmbedder::new(TIME_PROJ, outputs, weights.pp("time_embedder.timestep_embedder"))
 }
 

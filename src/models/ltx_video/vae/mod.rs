@@ -52,11 +52,16 @@ impl Vae {
         dtype: DType,
         device: &Device,
     ) -> anyhow::Result<Self> {
-        let folder: &WeightFolder = &folder.into();
+        let folder = folder.into();
+        let weights = Weights::open(&folder, dtype, device)?;
+        Self::read(&folder, half, weights)
+    }
+
+    /// As [`Vae::load_half`], from weights of the same folder.
+    pub fn read(folder: &WeightFolder, half: Half, weights: Weights) -> anyhow::Result<Self> {
         let config = Config::read(folder)?;
-        let device = device.clone();
-        let place = Place { dtype, device };
-        let weights = Weights::open(folder, place.computed_in(), &place.device)?;
+        let place = Place::new(&weights);
+        let weights = weights.to_dtype(place.computed_in);
         weights.ensure_memory(half.unused())?;
         let statistics = Statistics::new(config.latent_channels, config.scaling_factor, &weights)
             .with_context(|| format!("{}: how latents are normalised", folder.display()))?;

@@ -1,15 +1,15 @@
 //! `RMSNorm(eps=1e-8)` without a gain, in front of every convolution but the first, which applies it on its way in.
 
-use candle_core::{Result, Tensor};
+use candle_core::{DType, Result, Tensor};
 
 use crate::nn::conv3d::Modulation;
 
 const RMS_EPS: f64 = 1e-8;
 
-/// norm(x) of x (1, F, H, W, C); norm(x) (1 + scale) + shift where there are rows of both, (C) each.
+/// norm(x) of x (1, F, H, W, C); norm(x) (1 + scale) + shift where there are rows of both, (C) each, in f32.
 pub fn norm(x: &Tensor, rows: Option<(&Tensor, &Tensor)>) -> Result<Modulation> {
     match rows {
         Some((shift, scale)) => Modulation::rms(x, RMS_EPS, &(scale + 1.0)?, Some(shift)),
-        None => Modulation::rms(x, RMS_EPS, &Tensor::ones(x.dim(4)?, x.dtype(), x.device())?, None),
+        None => Modulation::rms(x, RMS_EPS, &Tensor::ones(x.dim(4)?, DType::F32, x.device())?, None),
     }
 }

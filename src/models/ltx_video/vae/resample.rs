@@ -72,7 +72,7 @@ impl Upsampler {
         let bias = by_pixel(&weights.get(8 * outputs, "bias")?, 8)?;
         let sources = (0..8 * outputs).map(|i| (i % outputs % (channels / 8).max(1) * 8 + i / outputs) as u32);
         Ok(Self {
-            conv: Conv3d::new(&weight, &bias, Geometry::CAUSAL)?,
+            conv: Conv3d::new(&weight, &bias, Geometry::CAUSAL, &weights)?,
             residual: block
                 .residual
                 .then(|| Tensor::from_iter(sources, weights.device()))

@@ -4,7 +4,7 @@
 //! In the decoder the norms may be modulated by the timestep, and noise may be added after both convolutions: one
 //! normal number for every pixel, the same in all frames and channels, times a learned factor for every channel.
 
-use candle_core::{Result, Tensor, bail};
+use candle_core::{DType, Result, Tensor, bail};
 
 use super::norm::norm;
 use crate::nn::conv3d::{Conv3d, Memory};
@@ -21,7 +21,7 @@ pub struct Kind {
 
 /// What resnets hear besides the clip.
 pub struct Told<'a> {
-    /// What the timestep says, (4, C).
+    /// What the timestep says, (4, C) in f32.
     pub time: Option<Tensor>,
     pub rng: &'a mut Rng,
 }
@@ -30,8 +30,8 @@ pub struct Resnet {
     conv1: Conv3d,
     conv2: Conv3d,
     shortcut: Option<(Norm, Conv3d)>,        // norm3, conv_shortcut
-    per_channel_scales: Option<[Tensor; 2]>, // (C) each
-    scale_shift_table: Option<Tensor>,       // (4, C)
+    per_channel_scales: Option<[Tensor; 2]>, // (C) each, f32
+    scale_shift_table: Option<Tensor>,       // (4, C) f32
 }
 
 impl Resnet {
@@ -41,7 +41,8 @@ impl Resnet {
             let conv = Conv3d::pointwise(channels, outputs, weights.pp("conv_shortcut.conv"))?;
             Ok::<_, candle_core::Error>((norm, conv))
         };
-        let noise_scale = |name: &str| weights.get((channels, 1, 1), name)?.reshape(channels);
+        let tables = weights.to_dtype(DType::F32);
+        let noise_scale = |name: &str| tables.get((channels, 1, 1), name)?.reshape(channels);
         Ok(Self {
             conv1: Conv3d::causal(channels, outputs, weights.pp("conv1.conv"))?,
             conv2: Conv3d::causal(outputs, outputs, weights.pp("conv2.conv"))?,
@@ -52,7 +53,7 @@ impl Resnet {
             },
             scale_shift_table: kind
                 .timestep_conditioning
-                .then(|| weights.get((4, channels), "scale_shift_table"))
+                .then(|| tables.get((4, channels), "scale_shift_table"))
                 .transpose()?,
         })
     }
@@ -86,9 +87,7 @@ impl Resnet {
         };
         let (_, _, height, width, _) = x.dims5()?;
         let noise = Tensor::from_vec(told.rng.randn(height * width), (1, 1, height, width, 1), x.device())?;
-        let noise = noise
-            .to_dtype(x.dtype())?
-            .broadcast_mul(&scales[which].reshape((1, 1, 1, 1, ()))?)?;
-        x.broadcast_add(&noise) // (1, F, H, W, C)
+        let noise = noise.broadcast_mul(&scales[which].reshape((1, 1, 1, 1, ()))?)?;
+        x.broadcast_add(&noise.to_dtype(x.dtype())?) // (1, F, H, W, C)
     }
 }

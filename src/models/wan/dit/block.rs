@@ -98,6 +98,6 @@ impl CrossAttention {
         let v = keys.add_v_proj.forward(image)?; // (B, M, D)
         let seen = ops::attention(&q, &self.text.heads(&k)?, &self.text.heads(&v)?, None)?; // (B, N, H, K)
         let read = self.text.attend(&q, text, None)?; // (B, N, H, K)
-        self.text.out(&(read + seen)?)
+        self.text.out(&ops::add::add(&read, &seen)?)
     }
 }

@@ -54,9 +54,14 @@ impl Vae {
         dtype: DType,
         device: &Device,
     ) -> anyhow::Result<Self> {
-        let folder: &WeightFolder = &folder.into();
+        let folder = folder.into();
+        let weights = Weights::open(&folder, dtype, device)?;
+        Self::read(&folder, half, weights)
+    }
+
+    /// As [`Vae::load_half`], from weights of the same folder.
+    pub fn read(folder: &WeightFolder, half: Half, weights: Weights) -> anyhow::Result<Self> {
         let config = Config::read(folder)?;
-        let weights = Weights::open(folder, dtype, device)?;
         weights.ensure_memory(half.unused())?;
         let point = |channels, name| Conv3d::pointwise(channels, channels, weights.pp(name));
         let (inner, latents) = (2 * config.z_dim, config.z_dim);
@@ -73,12 +78,11 @@ impl Vae {
             ))
         })?;
         weights.finish(half.unused())?;
-        let device = device.clone();
         Ok(Self {
             config,
             encoder,
             decoder,
-            place: Place { dtype, device },
+            place: Place::new(&weights),
         })
     }
 

@@ -1,0 +1,82 @@
+//! `y = a + b`: residual connections without a gate. Both gradients are that of y, and nothing is held for them.
+
+#[cfg(feature = "cuda")]
+mod cuda;
+pub mod launch;
+
+use candle_core::backend::BackendStorage;
+use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, bail};
+use rayon::prelude::*;
+
+use super::device::has_kernels;
+use super::slices::{CHUNK, stored, widened};
+use super::tape::{Reads, apply2};
+use super::wide::wide;
+
+/// a + b, of the same shape and type.
+///
+/// # Errors
+/// Shapes or types that differ; on the CPU, another type than f32 and bf16.
+pub fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    if a.dims() != b.dims() || a.dtype() != b.dtype() {
+        let (a_type, b_type) = (a.dtype(), b.dtype());
+        bail!("{:?} in {a_type:?} + {:?} in {b_type:?}", a.dims(), b.dims());
+    }
+    if a.elem_count() == 0 || !has_kernels(a) {
+        return a + b;
+    }
+    let reads = Reads {
+        inputs: [false; 2],
+        output: false,
+    };
+    apply2([&a.contiguous()?, &b.contiguous()?], Add, reads)
+}
+
+struct Add;
+
+impl CustomOp2 for Add {
+    fn name(&self) -> &'static str {
+        "add"
+    }
+
+    fn cpu_fwd(
+        &self,
+        a: &CpuStorage,
+        a_layout: &Layout,
+        b: &CpuStorage,
+        b_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let (dtype, shape) = (a.dtype(), a_layout.shape().clone());
+        let (a, b) = (widened(a, a_layout)?, widened(b, b_layout)?);
+        let mut y = vec![0.0; a.len()];
+        let pieces = y
+            .par_chunks_mut(CHUNK)
+            .zip(a.par_chunks(CHUNK).zip(b.par_chunks(CHUNK)));
+        pieces.for_each(|(y, (a, b))| sums(a, b, y));
+        Ok((stored(y, dtype)?, shape))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        a: &candle_core::CudaStorage,
+        a_layout: &Layout,
+        b: &candle_core::CudaStorage,
+        b_layout: &Layout,
+    ) -> Result<(candle_core::CudaStorage, Shape)> {
+        cuda::forward((a, a_layout), (b, b_layout))
+    }
+
+    fn bwd(&self, a: &Tensor, b: &Tensor, _: &Tensor, grad: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let of = |input: &Tensor| input.track_op().then(|| grad.clone());
+        Ok((of(a), of(b)))
+    }
+}
+
+wide! {
+    fn sums(a: &[f32], b: &[f32], y: &mut [f32]) {
+        for (y, (a, b)) in y.iter_mut().zip(a.iter().zip(b)) {
+            *y = a + b;
+        }
+    }
+}

@@ -1,0 +1,27 @@
+//! Launches of dropout.cu.
+
+use candle_core::{DType, Result};
+
+use super::Mask;
+use crate::ops::kernel::{Address, Grid, Launch, aligned};
+
+impl Mask {
+    /// y = m x for `count` numbers; y may lie where x does.
+    ///
+    /// # Errors
+    /// Another type than f32 and bf16.
+    pub fn launch(&self, x: Address, y: Address, count: usize, dtype: DType) -> Result<Launch> {
+        let pack = 16 / dtype.size_in_bytes();
+        let aligned = aligned(pack, dtype, &[x, y]);
+        let arguments = vec![
+            x.into(),
+            y.into(),
+            (count as i64).into(),
+            self.start.cast_signed().into(),
+            self.below.cast_signed().into(),
+            aligned.into(),
+        ];
+        let grid = Grid::over(count.div_ceil(if aligned { pack } else { 1 }));
+        Launch::of_type("dropout", dtype, grid, arguments)
+    }
+}
