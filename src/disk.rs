@@ -13,6 +13,7 @@ mod error;
 mod journal;
 mod patience;
 pub mod space;
+pub mod writable;
 
 pub use error::WriteError;
 pub use journal::Journal;

@@ -43,7 +43,7 @@ fn kernels_are_built_by_build_rs_and_compile_for_every_card() {
         );
     }
     let Some(nvcc) = nvcc() else {
-        println!("skipped: there is no nvcc here (CUDA_HOME names none)");
+        crate::skipped::say("there is no nvcc here (CUDA_HOME names none)");
         return;
     };
     let folder = tempfile::tempdir().unwrap();

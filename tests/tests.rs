@@ -3,6 +3,7 @@
 mod architecture; // who may import whom
 mod bench; // measuring a step
 mod checkpoints; // a run goes on from what it left
+mod checks; // what would fail late, told before anything is loaded
 mod cli; // the program as a user runs it
 mod cogvideox_dit; // the transformer against diffusers, forwards and backwards
 mod cogvideox_sample; // whole pipelines from a seed, against diffusers
@@ -34,6 +35,7 @@ mod precompute; // clips and captions, encoded once
 mod report; // a run as a page
 mod rng; // torch's CPU generator, bit for bit
 mod schedulers; // timesteps, steps and noise, against diffusers
+mod skipped; // what a test leaves out where something is missing
 mod text; // captions as ids and embeddings
 mod training; // runs from clips to adapters, against PyTorch
 mod video; // decoding, selection, resizing and encoding of real files

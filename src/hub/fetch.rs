@@ -8,7 +8,7 @@ use anyhow::{Context, bail, ensure};
 use hf_hub::api::sync::{ApiBuilder, ApiRepo};
 use hf_hub::{Cache, Repo, RepoType};
 
-use super::{is_repository, offline, token};
+use super::{is_offline, is_repository, token};
 
 /// Broken downloads are taken up again so many times.
 const RETRIES: usize = 5;
@@ -20,7 +20,7 @@ const ADAPTER: &str = "pytorch_lora_weights.safetensors";
 const SETTINGS: &str = "adapter_config.json";
 
 /// Folders whose files the models here read.
-const PARTS: [&str; 7] = [
+pub const PARTS: [&str; 7] = [
     "image_encoder",
     "image_processor",
     "scheduler",
@@ -29,6 +29,9 @@ const PARTS: [&str; 7] = [
     "transformer",
     "vae",
 ];
+
+/// The folders among them without weights.
+pub const WITHOUT_WEIGHTS: [&str; 3] = ["image_processor", "scheduler", "tokenizer"];
 
 /// The directory of a checkpoint: `model` itself where that is one, else what the Hub has under that name.
 ///
@@ -46,9 +49,22 @@ pub fn locate(model: &str, revision: &str) -> anyhow::Result<PathBuf> {
     fetch(model, revision).with_context(|| format!("{model}, revision {revision}, on the Hugging Face Hub"))
 }
 
+/// Finds what [`locate`] would without fetching anything: none for a repository of which nothing is here yet.
+///
+/// # Errors
+/// As [`locate`].
+pub fn here(model: &str, revision: &str) -> anyhow::Result<Option<PathBuf>> {
+    if Path::new(model).is_dir() || !is_repository(model) || is_offline() {
+        return locate(model, revision).map(Some);
+    }
+    let repo = Repo::with_revision(model.into(), RepoType::Model, revision.into());
+    let index = Cache::from_env().repo(repo).get("model_index.json");
+    index.map(|index| snapshot(&index)).transpose()
+}
+
 fn fetch(name: &str, revision: &str) -> anyhow::Result<PathBuf> {
     let repo = Repo::with_revision(name.into(), RepoType::Model, revision.into());
-    if offline() {
+    if is_offline() {
         let index = Cache::from_env().repo(repo).get("model_index.json");
         let index = index.context("HF_HUB_OFFLINE is set, and the cache does not have it; fetch it once without")?;
         return snapshot(&index);
@@ -105,7 +121,7 @@ pub fn adapter(name: &str) -> anyhow::Result<PathBuf> {
 
 fn fetch_adapter(repository: &str, file: Option<&str>) -> anyhow::Result<PathBuf> {
     let repo = Repo::new(repository.into(), RepoType::Model);
-    if offline() {
+    if is_offline() {
         let cached = Cache::from_env().repo(repo).get(file.unwrap_or(ADAPTER));
         return cached.context("HF_HUB_OFFLINE is set, and the cache does not have it; fetch it once without");
     }
@@ -158,7 +174,7 @@ fn is_needed(file: &str) -> bool {
         return false;
     }
     match part {
-        "image_processor" | "scheduler" | "tokenizer" => true,
+        part if WITHOUT_WEIGHTS.contains(&part) => true,
         _ => {
             let stem = name
                 .strip_suffix(".safetensors")

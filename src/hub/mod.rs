@@ -29,7 +29,8 @@ fn token() -> Option<String> {
         .filter(|token| !token.is_empty())
 }
 
-fn offline() -> bool {
+/// Says whether no server is to be asked.
+pub fn is_offline() -> bool {
     let set = std::env::var("HF_HUB_OFFLINE").unwrap_or_default().to_lowercase();
     matches!(set.as_str(), "1" | "true" | "yes" | "on")
 }

@@ -23,7 +23,7 @@ use sha2::{Digest, Sha256};
 use ureq::http::Response;
 use ureq::{Agent, Body, RequestBuilder, typestate::WithBody};
 
-use super::{is_repository, offline, token};
+use super::{is_offline, is_repository, token};
 
 /// `hub:` in a run file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -86,14 +86,26 @@ const UPLOAD_PATIENCE: Duration = Duration::from_secs(3600);
 /// Of a file's beginning, by which the Hub tells text from data.
 const SAMPLE: usize = 512;
 
+/// Checks that something could be pushed, as far as that is known here: asked before a run that is to push.
+///
+/// # Errors
+/// No token, a Hub that is not to be asked.
+pub fn check() -> anyhow::Result<()> {
+    leave().map(drop)
+}
+
+/// The token to push with.
+fn leave() -> anyhow::Result<String> {
+    ensure!(!is_offline(), "HF_HUB_OFFLINE is set");
+    token().context("there is no token: set HF_TOKEN to one that may write (https://huggingface.co/settings/tokens)")
+}
+
 /// Uploads files in one commit. Gives the repository's address.
 ///
 /// # Errors
 /// No token, no leave to write, a server that stays away; none of it has changed anything on disk.
 pub fn push(repo: &str, private: bool, summary: &str, files: &[Upload]) -> anyhow::Result<String> {
-    ensure!(!offline(), "HF_HUB_OFFLINE is set");
-    let token = token()
-        .context("there is no token: set HF_TOKEN to one that may write (https://huggingface.co/settings/tokens)")?;
+    let token = leave()?;
     let endpoint = std::env::var("HF_ENDPOINT").unwrap_or_else(|_| "https://huggingface.co".into());
     let config = Agent::config_builder()
         .http_status_as_error(false)

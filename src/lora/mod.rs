@@ -12,6 +12,7 @@ pub mod merge;
 mod metadata;
 pub mod names;
 pub mod resize;
+pub mod selection;
 mod settings;
 mod svd;
 pub mod target;

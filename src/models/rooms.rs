@@ -5,7 +5,6 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, bail, ensure};
-use candle_core::{DType, Device};
 use serde_json::Value;
 
 use super::bare::Bare;
@@ -15,7 +14,7 @@ use crate::data::Bucket;
 use crate::data::cache::Footprint;
 use crate::lora::names::Names;
 use crate::nn::Weights;
-use crate::nn::weights::Planter;
+use crate::nn::weights::{Planter, Reading};
 
 /// Every family, in the order they were built.
 pub static ROOMS: &[Room] = &[cogvideox::ROOM, ltx_video::ROOM, wan::ROOM];
@@ -45,7 +44,7 @@ pub struct Room {
 }
 
 /// Opens a checkpoint by its directory; configs of parts that are gone may be remembered.
-pub type Open = fn(&Path, DType, &Device, &Remembered) -> anyhow::Result<Box<dyn Family>>;
+pub type Open = fn(&Path, &Reading, &Remembered) -> anyhow::Result<Box<dyn Family>>;
 
 /// Builds the transformer whose config is in a folder, and an input of so many clips of a bucket.
 pub type BareOpen = fn(&Path, Weights, Option<Arc<dyn Planter>>, Bucket, usize) -> anyhow::Result<Bare>;

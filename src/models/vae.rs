@@ -7,6 +7,8 @@ use std::ops::Range;
 use anyhow::Context;
 use candle_core::{DType, Device, Result, Tensor, bail};
 
+use crate::nn::weights::Reading;
+
 /// What is to be loaded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Half {
@@ -81,6 +83,12 @@ pub struct Place {
 }
 
 impl Place {
+    /// The place of weights that are read so.
+    pub fn of(reading: &Reading) -> Self {
+        let Reading { dtype, device, .. } = reading.clone();
+        Self { dtype, device }
+    }
+
     /// What is computed in.
     pub fn computed_in(&self) -> DType {
         if self.device.is_cpu() { DType::F32 } else { self.dtype }

@@ -27,6 +27,7 @@ use encoder::Encoder;
 use crate::diffusion::posterior::Posterior;
 use crate::models::vae::{Place, check_clip, check_latents, joined, loaded, one_by_one};
 use crate::nn::Weights;
+use crate::nn::weights::Reading;
 use crate::nn::conv3d::{Conv3d, Memory, Past};
 
 /// Frames of a batch.
@@ -53,13 +54,13 @@ impl Vae {
     /// # Errors
     /// A config that says anything unknown or impossible; weights that do not fit it.
     pub fn load(folder: &Path, dtype: DType, device: &Device) -> anyhow::Result<Self> {
-        Self::load_half(folder, Half::Both, dtype, device)
+        Self::load_half(folder, Half::Both, &Reading::numbers(dtype, device))
     }
 
     /// As [`Vae::load`], leaving out what is not needed.
-    pub fn load_half(folder: &Path, half: Half, dtype: DType, device: &Device) -> anyhow::Result<Self> {
+    pub fn load_half(folder: &Path, half: Half, reading: &Reading) -> anyhow::Result<Self> {
         let config = Config::read(folder)?;
-        let weights = Weights::open(folder, dtype, device)?;
+        let weights = Weights::read(folder, reading)?;
         weights.ensure_memory(half.unused())?;
         let (encodes, decodes) = (half != Half::Decoder, half != Half::Encoder);
         let point = |wanted: bool, channels: usize, name: &str| {
@@ -78,10 +79,7 @@ impl Vae {
                 config.out_channels,
                 "post_quant_conv",
             )?,
-            place: Place {
-                dtype,
-                device: device.clone(),
-            },
+            place: Place::of(reading),
             config,
         };
         weights.finish(half.unused())?;

@@ -26,6 +26,7 @@ use coder::Coder;
 use crate::diffusion::posterior::Posterior;
 use crate::models::vae::{Place, check_clip, check_latents, loaded, one_by_one};
 use crate::nn::Weights;
+use crate::nn::weights::Reading;
 use crate::nn::shuffle::{into_patches, out_of_patches};
 use crate::rng::Rng;
 
@@ -44,15 +45,15 @@ impl Vae {
     /// # Errors
     /// A config that says anything unknown or impossible; weights that do not fit it.
     pub fn load(folder: &Path, dtype: DType, device: &Device) -> anyhow::Result<Self> {
-        Self::load_half(folder, Half::Both, dtype, device)
+        Self::load_half(folder, Half::Both, &Reading::numbers(dtype, device))
     }
 
     /// As [`Vae::load`], leaving out what is not needed.
-    pub fn load_half(folder: &Path, half: Half, dtype: DType, device: &Device) -> anyhow::Result<Self> {
+    pub fn load_half(folder: &Path, half: Half, reading: &Reading) -> anyhow::Result<Self> {
         let config = Config::read(folder)?;
-        let device = device.clone();
-        let place = Place { dtype, device };
-        let weights = Weights::open(folder, place.computed_in(), &place.device)?;
+        let place = Place::of(reading);
+        let dtype = place.computed_in();
+        let weights = Weights::read(folder, &Reading { dtype, ..reading.clone() })?;
         weights.ensure_memory(half.unused())?;
         let statistics = Statistics::new(config.latent_channels, config.scaling_factor, &weights)
             .with_context(|| format!("{}: how latents are normalised", folder.display()))?;

@@ -25,6 +25,7 @@ use crate::diffusion::posterior::Posterior;
 use crate::models::family::Emit;
 use crate::models::vae::{Place, check_clip, check_latents, joined, loaded};
 use crate::nn::Weights;
+use crate::nn::weights::Reading;
 use crate::nn::conv3d::{Conv3d, Memory, Past};
 
 /// Frames of a piece, but of the first, which has one.
@@ -46,13 +47,13 @@ impl Vae {
     /// # Errors
     /// A config that says anything unknown or impossible; weights that do not fit it.
     pub fn load(folder: &Path, dtype: DType, device: &Device) -> anyhow::Result<Self> {
-        Self::load_half(folder, Half::Both, dtype, device)
+        Self::load_half(folder, Half::Both, &Reading::numbers(dtype, device))
     }
 
     /// As [`Vae::load`], leaving out what is not needed.
-    pub fn load_half(folder: &Path, half: Half, dtype: DType, device: &Device) -> anyhow::Result<Self> {
+    pub fn load_half(folder: &Path, half: Half, reading: &Reading) -> anyhow::Result<Self> {
         let config = Config::read(folder)?;
-        let weights = Weights::open(folder, dtype, device)?;
+        let weights = Weights::read(folder, reading)?;
         weights.ensure_memory(half.unused())?;
         let point = |channels, name| Conv3d::pointwise(channels, channels, weights.pp(name));
         let (inner, latents) = (2 * config.z_dim, config.z_dim);
@@ -69,12 +70,11 @@ impl Vae {
             ))
         })?;
         weights.finish(half.unused())?;
-        let device = device.clone();
         Ok(Self {
             config,
             encoder,
             decoder,
-            place: Place { dtype, device },
+            place: Place::of(reading),
         })
     }
 
