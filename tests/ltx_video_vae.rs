@@ -150,7 +150,12 @@ fn the_transformer_sees_normalised_latents() {
     let record = record();
     for version in VERSIONS {
         let folder = changed(version, |config| config["scaling_factor"] = 0.7.into());
-        let vae = Vae::load_half(folder.path(), Half::Encoder, &Reading::numbers(DType::F32, &Device::Cpu)).unwrap();
+        let vae = Vae::load_half(
+            folder.path(),
+            Half::Encoder,
+            &Reading::numbers(DType::F32, &Device::Cpu),
+        )
+        .unwrap();
         let latents = &record["latents"];
         assert_near(
             &vae.statistics.normalize(latents).unwrap(),

@@ -38,7 +38,10 @@ fn a_test_that_is_left_out_is_kept_by_its_name_in_one_line() {
     for _ in 0..2 {
         let name = "skipped::a_test_that_is_left_out_is_kept_by_its_name_in_one_line";
         let mut child = std::process::Command::new(std::env::current_exe().unwrap());
-        child.args(["--exact", name]).env(CHILD, "1").env("VTRAIN_SKIPPED", &list);
+        child
+            .args(["--exact", name])
+            .env(CHILD, "1")
+            .env("VTRAIN_SKIPPED", &list);
         assert!(child.output().unwrap().status.success());
     }
     let line = "skipped::a_test_that_is_left_out_is_kept_by_its_name_in_one_line: there is no moon to bark at\n";

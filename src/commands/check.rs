@@ -130,7 +130,12 @@ pub fn of_run(
 ///
 /// # Errors
 /// Everything that is wrong.
-pub fn of_sample(family: &dyn Family, reading: &Reading, request: &Request, adapters: &Arc<Adapters>) -> Result<(), Failure> {
+pub fn of_sample(
+    family: &dyn Family,
+    reading: &Reading,
+    request: &Request,
+    adapters: &Arc<Adapters>,
+) -> Result<(), Failure> {
     let mut problems = Problems::default();
     for Refused { why, .. } in sample::refused(family, request) {
         problems.of_model(Err(anyhow!(why)));
@@ -157,12 +162,7 @@ pub fn of_sample(family: &dyn Family, reading: &Reading, request: &Request, adap
 }
 
 /// Opens the model, where it is.
-fn model(
-    config: &RunConfig,
-    device: &Device,
-    download: Download,
-    problems: &mut Problems,
-) -> Option<Box<dyn Family>> {
+fn model(config: &RunConfig, device: &Device, download: Download, problems: &mut Problems) -> Option<Box<dyn Family>> {
     let directory = match locate(config, download) {
         Ok(Some(directory)) => directory,
         Ok(None) => {

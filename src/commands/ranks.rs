@@ -49,10 +49,12 @@ pub fn each<T>(ranks: &dyn Communicator, done: Result<T, Failure>) -> Result<T, 
     match (done, all.iter().flatten().next()) {
         (Ok(done), None) => Ok(done),
         (Ok(_), Some((exit, _))) => Err(told(*exit)),
-        (Err(failure), _) => Err(match known.contains(&own) || known.first().is_some_and(Option::is_some) {
-            true => told(failure.exit),
-            false => failure,
-        }),
+        (Err(failure), _) => Err(
+            match known.contains(&own) || known.first().is_some_and(Option::is_some) {
+                true => told(failure.exit),
+                false => failure,
+            },
+        ),
     }
 }
 

@@ -67,10 +67,7 @@ impl Trainable {
             selection: Selection::new(config)?,
             device: device.clone(),
             dropout: Seed::default(),
-            planted: Mutex::new(Planted {
-                rng,
-                pairs: Vec::new(),
-            }),
+            planted: Mutex::new(Planted { rng, pairs: Vec::new() }),
         })
     }
 

@@ -19,12 +19,7 @@ pub type Remembered = BTreeMap<String, String>;
 /// # Errors
 /// No such directory, no readable `model_index.json`, a pipeline of no family here.
 pub fn open(directory: &Path, family: FamilyName, dtype: DType, device: &Device) -> anyhow::Result<Box<dyn Family>> {
-    open_with(
-        directory,
-        family,
-        &Reading::numbers(dtype, device),
-        &Remembered::new(),
-    )
+    open_with(directory, family, &Reading::numbers(dtype, device), &Remembered::new())
 }
 
 /// As [`open`], read as `reading` says, where parts that only encode may be gone: what they encoded is in a cache, and so are

@@ -387,9 +387,10 @@ impl Checkpoint {
                 view.shape()
             );
         }
-        let near = self.tensors.keys().max_by(|a, b| {
-            strsim::normalized_levenshtein(a, name).total_cmp(&strsim::normalized_levenshtein(b, name))
-        });
+        let near = self
+            .tensors
+            .keys()
+            .max_by(|a, b| strsim::normalized_levenshtein(a, name).total_cmp(&strsim::normalized_levenshtein(b, name)));
         let near = near.map_or(String::new(), |near| format!("; the nearest name there is {near}"));
         format!(
             "{}: the tensor {name} {:?} is missing{near}",

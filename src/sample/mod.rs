@@ -300,7 +300,10 @@ pub fn refused(family: &dyn Family, request: &Request) -> Vec<Refused> {
         let why = done.err().map(|error| format!("{error:#}"));
         refused.extend(why.map(|why| Refused { what, why }));
     };
-    note(What::Start, check_start(family.takes_image(), request, canvas.as_ref().ok()));
+    note(
+        What::Start,
+        check_start(family.takes_image(), request, canvas.as_ref().ok()),
+    );
     if let Ok(canvas) = &canvas {
         note(What::Latents, check_latents(request, canvas));
         // A scheduler that cannot be read is told of where it is asked for.

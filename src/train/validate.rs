@@ -119,13 +119,18 @@ impl Prompt {
     pub fn refused(&self, family: Option<&dyn Family>) -> Vec<(String, String)> {
         let frame_rate = family.map(|family| family.frame_rate());
         // Whether there is an image is what the checkpoint is asked about, and not which.
-        let start = self.image.as_ref().map(|_| Tensor::zeros((1, 3, 1, 1), DType::F32, &Device::Cpu));
+        let start = self
+            .image
+            .as_ref()
+            .map(|_| Tensor::zeros((1, 3, 1, 1), DType::F32, &Device::Cpu));
         let start = match start.transpose() {
             Ok(start) => start.map_or(Start::Text, Start::Image),
             Err(error) => return vec![("image".into(), error.to_string())],
         };
         let request = self.starting_from(start, frame_rate.unwrap_or(1.0));
-        let refused = family.map(|family| sample::refused(family, &request)).unwrap_or_default();
+        let refused = family
+            .map(|family| sample::refused(family, &request))
+            .unwrap_or_default();
         let sized = refused.iter().all(|refused| refused.what != What::Size);
         let mut wrong: Vec<(String, String)> = refused
             .into_iter()

@@ -24,14 +24,21 @@ fn a_model_that_is_not_here_is_left_out_of_a_dry_run_which_says_so_and_checks_th
     let output = run.vtrain("train", &["--dry-run"], &["lora.target_modules=[q]"]);
     let said = stderr(&output);
     assert_eq!(output.status.code(), Some(0), "{said}");
-    assert!(said.contains("somebody/model is not here yet: what depends on the model is checked"), "{said}");
+    assert!(
+        said.contains("somebody/model is not here yet: what depends on the model is checked"),
+        "{said}"
+    );
     let output = run.vtrain("train", &["--dry-run"], &["lora.init=nowhere.safetensors"]);
     assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
     // Where nothing may be asked, the run could not begin.
     let mut offline = run.command("train", &["--dry-run"], &[]);
     let output = offline.env("HF_HUB_OFFLINE", "1").output().unwrap();
     assert_eq!(output.status.code(), Some(4), "{}", stderr(&output));
-    assert!(stderr(&output).contains("model.path: somebody/model"), "{}", stderr(&output));
+    assert!(
+        stderr(&output).contains("model.path: somebody/model"),
+        "{}",
+        stderr(&output)
+    );
 }
 
 #[test]
@@ -55,5 +62,9 @@ fn a_model_in_the_hubs_cache_is_checked_where_it_is_whole() {
     let mut offline = run.command("train", &["--dry-run"], &[]);
     let output = offline.env("HF_HUB_OFFLINE", "1").output().unwrap();
     assert_eq!(output.status.code(), Some(4), "{}", stderr(&output));
-    assert!(stderr(&output).contains("vae: no safetensors file"), "{}", stderr(&output));
+    assert!(
+        stderr(&output).contains("vae: no safetensors file"),
+        "{}",
+        stderr(&output)
+    );
 }

@@ -16,8 +16,8 @@ use crate::data::cache::{self, Cache, CaptionCoder, ClipCoder, Encoded, Encoding
 use crate::data::loader::Cut;
 use crate::data::{Bucket, Report, Sample};
 use crate::dist::Communicator;
-use crate::models::{self, Family};
 use crate::models::family::TakesImage;
+use crate::models::{self, Family};
 
 /// All clips and captions of a run, with their places in the cache.
 pub struct Plan<'a> {

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::anyhow;
 
-use super::interrupt::Interrupt;
 use super::check::{Download, Until};
+use super::interrupt::Interrupt;
 use super::{Exit, Failure, OrExit, precompute, ranks};
 use crate::config::RunConfig;
 use crate::disk;

@@ -211,7 +211,10 @@ impl Family for CogVideoX {
         let vae = self.vae(Half::Decoder)?;
         let frames = latents.dim(1)? - canvas.padding;
         let latents = canvas.layout.swap(&latents.narrow(1, canvas.padding, frames)?)?; // (1, C, F, h, w)
-        vae.decode_batches(&self.vae.unscale(&latents.to_dtype(self.reading.dtype)?)?.contiguous()?, emit)
+        vae.decode_batches(
+            &self.vae.unscale(&latents.to_dtype(self.reading.dtype)?)?.contiguous()?,
+            emit,
+        )
     }
 }
 

@@ -19,7 +19,8 @@ use crate::diffusion::posterior::Posterior;
 use crate::diffusion::schedulers::Scheduler;
 use crate::models::denoiser::Denoiser;
 use crate::models::family::{
-    Canvas, ClipEncoder, Conditioner, Emit, ImageCondition, Layout, TakesImage, TextShape, all_hold, posterior_of, whole_frames, whole_patches,
+    Canvas, ClipEncoder, Conditioner, Emit, ImageCondition, Layout, TakesImage, TextShape, all_hold, posterior_of,
+    whole_frames, whole_patches,
 };
 use crate::models::prompts::{Padding, Prompts};
 use crate::models::{Family, Remembered, part};
@@ -146,10 +147,7 @@ impl Family for LtxVideo {
 
     fn canvas(&self, num_frames: usize, height: usize, width: usize) -> anyhow::Result<Canvas> {
         let (time, space) = (TEMPORAL_COMPRESSION, SPATIAL_COMPRESSION);
-        all_hold([
-            whole_patches(height, width, [space; 2]),
-            whole_frames(num_frames, time),
-        ])?;
+        all_hold([whole_patches(height, width, [space; 2]), whole_frames(num_frames, time)])?;
         let (frames, height, width) = ((num_frames - 1) / time + 1, height / space, width / space);
         Ok(Canvas {
             num_frames,

@@ -19,11 +19,11 @@ use crate::diffusion::posterior::Posterior;
 use crate::diffusion::schedulers::Scheduler;
 use crate::models::denoiser::Denoiser;
 use crate::models::family::{
-    Beside, Canvas, ClipEncoder, Conditioner, Emit, ImageCondition, Kept, Layout, TakesImage, TextShape, all_hold, whole_frames,
-    whole_patches,
+    Beside, Canvas, ClipEncoder, Conditioner, Emit, ImageCondition, Kept, Layout, TakesImage, TextShape, all_hold,
+    whole_frames, whole_patches,
 };
-use crate::models::transformer::Network as _;
 use crate::models::prompts::{Padding, Prompts};
+use crate::models::transformer::Network as _;
 use crate::models::{Family, Remembered, part};
 use crate::nn::Weights;
 use crate::nn::weights::{Planter, Reading};

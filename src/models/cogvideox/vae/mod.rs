@@ -27,8 +27,8 @@ use encoder::Encoder;
 use crate::diffusion::posterior::Posterior;
 use crate::models::vae::{Place, check_clip, check_latents, joined, loaded, one_by_one};
 use crate::nn::Weights;
-use crate::nn::weights::Reading;
 use crate::nn::conv3d::{Conv3d, Memory, Past};
+use crate::nn::weights::Reading;
 
 /// Frames of a batch.
 const SAMPLE_FRAMES: usize = 8;

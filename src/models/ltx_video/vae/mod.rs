@@ -26,8 +26,8 @@ use coder::Coder;
 use crate::diffusion::posterior::Posterior;
 use crate::models::vae::{Place, check_clip, check_latents, loaded, one_by_one};
 use crate::nn::Weights;
-use crate::nn::weights::Reading;
 use crate::nn::shuffle::{into_patches, out_of_patches};
+use crate::nn::weights::Reading;
 use crate::rng::Rng;
 
 /// The autoencoder, or half of it.
@@ -53,7 +53,13 @@ impl Vae {
         let config = Config::read(folder)?;
         let place = Place::of(reading);
         let dtype = place.computed_in();
-        let weights = Weights::read(folder, &Reading { dtype, ..reading.clone() })?;
+        let weights = Weights::read(
+            folder,
+            &Reading {
+                dtype,
+                ..reading.clone()
+            },
+        )?;
         weights.ensure_memory(half.unused())?;
         let statistics = Statistics::new(config.latent_channels, config.scaling_factor, &weights)
             .with_context(|| format!("{}: how latents are normalised", folder.display()))?;

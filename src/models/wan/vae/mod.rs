@@ -25,8 +25,8 @@ use crate::diffusion::posterior::Posterior;
 use crate::models::family::Emit;
 use crate::models::vae::{Place, check_clip, check_latents, joined, loaded};
 use crate::nn::Weights;
-use crate::nn::weights::Reading;
 use crate::nn::conv3d::{Conv3d, Memory, Past};
+use crate::nn::weights::Reading;
 
 /// Frames of a piece, but of the first, which has one.
 const SAMPLE_FRAMES: usize = 4;
