@@ -17,19 +17,40 @@ missing() {
         { echo "libclang"; return; }
 }
 
+# apt-get as root. Another one may be at work just now, as on a machine that has just started and brings itself up to date:
+# it waits for its lock, ten minutes at most. The lock of the package lists knows no timeout, so that one is tried again.
+apt_get() {
+    local sudo='' said tries
+    if [ "$(id -u)" != 0 ]; then
+        command -v sudo >/dev/null || { say "Only root may install packages, and there is no sudo here."; return 1; }
+        sudo=sudo
+    fi
+    said=$(mktemp)
+    for tries in {1..60}; do
+        if $sudo env LC_ALL=C DEBIAN_FRONTEND=noninteractive apt-get -q -o DPkg::Lock::Timeout=600 "$@" 2>&1 |
+            tee "$said" >&2; then
+            rm -f "$said"
+            return
+        fi
+        grep -qE 'Could not get lock|Unable to (acquire|lock)' "$said" || break
+        [ "$tries" != 1 ] || say "apt is at work for somebody else; waiting for it"
+        sleep "${APT_PAUSE:-10}"
+    done
+    rm -f "$said"
+    return 1
+}
+
 install_system_packages() {
     local what
     what=$(missing)
     if [ -z "$what" ]; then
         say "System packages: all there."
     elif command -v apt-get >/dev/null; then
-        local sudo=
-        [ "$(id -u)" = 0 ] || sudo=sudo
         say "Installing FFmpeg's libraries, clang and pkg-config with apt ($what not found)"
-        $sudo apt-get update -q >&2
-        $sudo env DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends \
+        apt_get update
+        apt_get install -y --no-install-recommends \
             gcc g++ libc6-dev pkg-config clang libclang-dev \
-            libavcodec-dev libavformat-dev libavutil-dev libswscale-dev >&2
+            libavcodec-dev libavformat-dev libavutil-dev libswscale-dev
     elif command -v brew >/dev/null; then
         say "Installing FFmpeg, clang and pkg-config with brew ($what not found)"
         brew install ffmpeg llvm pkgconf >&2
@@ -54,12 +75,8 @@ install_system_packages() {
 install_mpi() {
     command -v mpicc >/dev/null && command -v mpirun >/dev/null && return
     if command -v apt-get >/dev/null; then
-        local sudo=
-        [ "$(id -u)" = 0 ] || sudo=sudo
         say "Installing Open MPI with apt"
-        $sudo apt-get update -q >&2
-        $sudo env DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends \
-            libopenmpi-dev openmpi-bin openssh-client >&2
+        apt_get update && apt_get install -y --no-install-recommends libopenmpi-dev openmpi-bin openssh-client
     elif command -v brew >/dev/null; then
         say "Installing Open MPI with brew"
         brew install open-mpi >&2

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Checks everything: formatting, lints, tests. Installs the system packages that are missing first.
+# Checks everything: formatting, lints, tests. Installs the system packages that are missing first. What a test had to leave
+# out here is listed at the end.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/system.sh
@@ -17,15 +18,24 @@ say "Formatting"
 cargo fmt --check
 say "Lints"
 cargo clippy --locked --lib --bins -- -D warnings
-cargo clippy --locked --all-targets "${features[@]}" -- -D warnings
+cargo clippy --locked --all-targets ${features[@]+"${features[@]}"} -- -D warnings
 # With a CUDA toolkit at hand, what is built with it as well; nothing here runs on a GPU (docs/gpu.md).
 if [ -x "${CUDA_HOME:-/usr/local/cuda}/bin/nvcc" ]; then
     say "Lints with CUDA"
     cargo clippy --locked --lib --bins --features cuda -- -D warnings
 fi
 say "Tests"
+VTRAIN_SKIPPED=$(mktemp)
+export VTRAIN_SKIPPED
+trap 'rm -f "$VTRAIN_SKIPPED"' EXIT
+passed=0
 if cargo nextest --version >/dev/null 2>&1; then
-    cargo nextest run --locked "${features[@]}"
+    cargo nextest run --locked ${features[@]+"${features[@]}"} || passed=$?
 else
-    cargo test --locked "${features[@]}"
+    cargo test --locked ${features[@]+"${features[@]}"} || passed=$?
 fi
+if [ -s "$VTRAIN_SKIPPED" ]; then
+    say "Left out here, in whole or in part:"
+    sort -u "$VTRAIN_SKIPPED" >&2
+fi
+exit "$passed"

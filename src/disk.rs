@@ -14,6 +14,7 @@ mod journal;
 mod patience;
 pub mod space;
 mod spelling;
+pub mod writable;
 
 pub use error::WriteError;
 pub use journal::Journal;

@@ -41,7 +41,7 @@ fn kernels_are_built_by_build_rs_and_compile_for_every_card() {
     sources.sort();
     assert_eq!(sources, listed, "what build.rs compiles: src/ops/kernel/sources.rs");
     let Some(nvcc) = nvcc() else {
-        println!("skipped: there is no nvcc here (CUDA_HOME names none)");
+        crate::skipped::say("there is no nvcc here (CUDA_HOME names none)");
         return;
     };
     let folder = tempfile::tempdir().unwrap();

@@ -30,12 +30,12 @@ fn root() -> PathBuf {
 /// Whether ranks can be started here; else says why not.
 fn has_mpi() -> bool {
     if !cfg!(feature = "mpi") {
-        println!("skipped: built without --features mpi");
+        crate::skipped::say("built without --features mpi");
         return false;
     }
     let there = Command::new("mpirun").arg("--version").output().is_ok();
     if !there {
-        println!("skipped: there is no mpirun");
+        crate::skipped::say("there is no mpirun");
     }
     there
 }

@@ -69,7 +69,7 @@ fn shim() -> Option<&'static Path> {
     static SHIM: OnceLock<Option<PathBuf>> = OnceLock::new();
     let compile = || {
         if !cfg!(all(target_os = "linux", target_env = "gnu")) {
-            println!("skipped: faults are injected on Linux with glibc only");
+            crate::skipped::say("faults are injected on Linux with glibc only");
             return None;
         }
         let made = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("faults-{}.so", std::process::id()));
@@ -83,7 +83,7 @@ fn shim() -> Option<&'static Path> {
             Ok(done) if done.status.success() => Some(made),
             Ok(done) => panic!("{}", String::from_utf8_lossy(&done.stderr)),
             Err(error) => {
-                println!("skipped: no C compiler: cc: {error}");
+                crate::skipped::say(format!("no C compiler: cc: {error}"));
                 None
             }
         }

@@ -195,6 +195,10 @@ impl Family for Made {
         })
     }
 
+    fn check_decoder(&self) -> anyhow::Result<()> {
+        unimplemented!("nothing is shown")
+    }
+
     fn decode(&self, _latents: &Tensor, _canvas: &Canvas, _rng: &mut Rng, _emit: Emit) -> anyhow::Result<()> {
         unimplemented!("nothing is shown")
     }

@@ -358,10 +358,8 @@ fn what_is_written_is_read_back_and_learned_on() {
         assert!(message.contains("adapter.safetensors"), "{message}");
     }
     let trainable = trainable(&again, 1);
-    let message = trainable
-        .plant("transformer_blocks.0.attn1.to_q", 31, 32)
-        .unwrap_err()
-        .to_string();
+    trainable.plant("transformer_blocks.0.attn1.to_q", 31, 32).unwrap();
+    let message = trainable.finish().unwrap_err().to_string();
     assert!(
         message.contains("transformer_blocks.0.attn1.to_q") && message.contains("(3, 31)"),
         "{message}"

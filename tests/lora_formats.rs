@@ -222,8 +222,7 @@ fn diffusers_loads_the_formats_that_it_knows_to_the_same_adapters() {
             std::fs::write(&path, adapters.write(format).unwrap()).unwrap();
             files.push(path);
         }
-        let Some(python) = std::env::var_os("VTRAIN_PYTHON") else {
-            println!("skipped: VTRAIN_PYTHON names no Python with diffusers");
+        let Some(python) = crate::skipped::python("diffusers") else {
             continue;
         };
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/check_lora_formats.py");

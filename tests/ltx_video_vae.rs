@@ -9,6 +9,7 @@ use candle_core::{DType, Device, Tensor};
 use serde_json::{Value, json};
 use vtrain::diffusion::posterior::Posterior;
 use vtrain::models::ltx_video::vae::{Config, Half, Vae};
+use vtrain::nn::weights::Reading;
 use vtrain::rng::Rng;
 
 const VERSIONS: [&str; 3] = ["ltx-0.9.0", "ltx-0.9.1", "ltx-0.9.5"];
@@ -149,7 +150,12 @@ fn the_transformer_sees_normalised_latents() {
     let record = record();
     for version in VERSIONS {
         let folder = changed(version, |config| config["scaling_factor"] = 0.7.into());
-        let vae = Vae::load_half(folder.path(), Half::Encoder, DType::F32, &Device::Cpu).unwrap();
+        let vae = Vae::load_half(
+            folder.path(),
+            Half::Encoder,
+            &Reading::numbers(DType::F32, &Device::Cpu),
+        )
+        .unwrap();
         let latents = &record["latents"];
         assert_near(
             &vae.statistics.normalize(latents).unwrap(),
@@ -186,7 +192,7 @@ fn refused(result: candle_core::Result<Tensor>) -> String {
 #[test]
 fn half_a_vae_does_half_the_work_and_says_so() {
     let record = record();
-    let load = |half| Vae::load_half(&folder("ltx-0.9.0"), half, DType::F32, &Device::Cpu).unwrap();
+    let load = |half| Vae::load_half(&folder("ltx-0.9.0"), half, &Reading::numbers(DType::F32, &Device::Cpu)).unwrap();
     let (encoder, decoder) = (load(Half::Encoder), load(Half::Decoder));
     assert!(encoder.encode(&record["clip"]).is_ok());
     let mut rng = Rng::new(0);

@@ -282,14 +282,11 @@ fn a_folder_that_holds_no_run_is_one_error() {
 
 /// Where there is a browser that `scripts/check_page.py` can use, and a Python for it.
 pub fn browser() -> Option<PathBuf> {
-    let Some(python) = std::env::var_os("VTRAIN_PYTHON") else {
-        println!("skipped: VTRAIN_PYTHON names no Python with playwright");
-        return None;
-    };
+    let python = crate::skipped::python("playwright")?;
     let paths = std::env::var_os("PATH").unwrap_or_default();
     let there = std::env::split_paths(&paths).any(|path| path.join("chromium").exists());
     if !there && std::env::var_os("CHROMIUM").is_none() {
-        println!("skipped: there is no chromium, and CHROMIUM names none");
+        crate::skipped::say("there is no chromium, and CHROMIUM names none");
         return None;
     }
     Some(python.into())

@@ -4,6 +4,7 @@ mod architecture; // who may import whom
 mod bench; // measuring a step
 mod blocks; // no graph of candle's within a block
 mod checkpoints; // a run goes on from what it left
+mod checks; // what would fail late, told before anything is loaded
 mod cli; // the program as a user runs it
 mod cogvideox_dit; // the transformer against diffusers, forwards and backwards
 mod cogvideox_sample; // whole pipelines from a seed, against diffusers
@@ -40,6 +41,7 @@ mod precompute; // clips and captions, encoded once
 mod report; // a run as a page
 mod rng; // torch's CPU generator, bit for bit
 mod schedulers; // timesteps, steps and noise, against diffusers
+mod skipped; // what a test leaves out where something is missing
 mod text; // captions as ids and embeddings
 mod training; // runs from clips to adapters, against PyTorch
 mod vae_bf16; // the autoencoders as a GPU computes them

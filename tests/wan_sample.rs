@@ -199,9 +199,9 @@ fn sizes_that_cannot_be_made_are_refused_with_the_nearest() {
     for (frames, height, width, said) in [
         (9, 40, 47, "the nearest is 48x48"),
         (9, 0, 48, "the nearest is 16x48"),
-        (8, 32, 48, "take 9 instead"),
-        (7, 32, 48, "take 5 instead"),
-        (2, 32, 48, "take 1 instead"),
+        (8, 32, 48, "the nearest is 9"),
+        (7, 32, 48, "the nearest is 9"),
+        (2, 32, 48, "the nearest is 1"),
         (0, 32, 48, "at least one frame"),
     ] {
         let error = family.canvas(frames, height, width).unwrap_err().to_string();

@@ -122,7 +122,7 @@ fn assert_told(folder: &Path, to: u64) {
 
 /// TensorBoard's own reader, where `VTRAIN_PYTHON` names a Python that has it.
 fn check_with_tensorboard(folder: &Path) {
-    let Some(python) = std::env::var_os("VTRAIN_PYTHON") else {
+    let Some(python) = crate::skipped::python("TensorBoard") else {
         return;
     };
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/check_tensorboard.py");

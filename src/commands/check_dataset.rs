@@ -74,14 +74,6 @@ pub fn survey(datasets: &[data::Config], decode: bool) -> Report {
     report
 }
 
-/// Surveys the data sets of a run, says what is to be said, and judges.
-pub fn judged(datasets: &[data::Config]) -> Result<Report, Failure> {
-    let report = survey(datasets, false);
-    tell(&report);
-    judge(&report)?;
-    Ok(report)
-}
-
 /// Says what was refused and what is worth knowing, a line each.
 pub fn tell<T>(report: &Report<T>) {
     for note in &report.notes {

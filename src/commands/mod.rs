@@ -8,6 +8,7 @@ use crate::process::memory::TooLittle;
 
 mod adapter;
 pub mod bench;
+pub mod check;
 pub mod check_dataset;
 pub mod completions;
 #[cfg(feature = "cuda")]

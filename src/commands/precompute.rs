@@ -13,6 +13,7 @@ use anyhow::{Context, anyhow};
 use candle_core::Tensor;
 use serde_json::json;
 
+use super::check::{self, Download, Until};
 use super::{Exit, Failure, OrExit, check_dataset, progress, ranks};
 use crate::config::RunConfig;
 use crate::data::cache::{Cache, Encoded, Key};
@@ -23,7 +24,7 @@ use crate::finite;
 use crate::hub;
 use crate::models::family::{ClipEncoder, Conditioner};
 use crate::models::{self, Family};
-use crate::nn::weights;
+use crate::nn::weights::{self, Reading};
 use crate::train::learnable;
 use crate::video::Frames;
 
@@ -56,8 +57,8 @@ pub struct Args {
 pub fn run(args: Args) -> Result<(), Failure> {
     let config = RunConfig::load(&args.config, &args.set).or_exit(Exit::Usage)?;
     ranks::together(config, |config, ranks| {
-        let report = survey(config, ranks)?;
-        let family = open_model(config)?;
+        let (report, family) = checked(config, Until::Encoded, Download::Allowed, ranks)?;
+        let family = here(family)?;
         let encoded = precompute(config, &*family, &report, &[], &AtomicBool::new(false), ranks)?;
         if args.json && ranks.is_first() {
             print_json(&encoded)?;
@@ -66,20 +67,59 @@ pub fn run(args: Args) -> Result<(), Failure> {
     })
 }
 
-/// What a run trains on. Every rank looks for itself, and rank 0 tells what is wrong; others what is wrong for them alone.
-pub fn survey(config: &RunConfig, ranks: &dyn Communicator) -> Result<Report, Failure> {
-    let judged = match ranks.is_first() {
-        true => check_dataset::judged(&config.datasets),
-        false => {
-            let report = check_dataset::survey(&config.datasets, false);
-            check_dataset::judge(&report).map(|()| report)
-        }
+/// Surveys what a run trains on, and checks its model and settings: all that is wrong is told at once. Every rank looks for
+/// itself.
+///
+/// # Errors
+/// Everything that [`check_dataset`] and [`check`] find; the exit code is that of the data set, if there is a choice.
+pub fn checked(
+    config: &RunConfig,
+    until: Until,
+    download: Download,
+    ranks: &dyn Communicator,
+) -> Result<(Report, Option<Box<dyn Family>>), Failure> {
+    let report = check_dataset::survey(&config.datasets, false);
+    if ranks.is_first() {
+        check_dataset::tell(&report);
+    }
+    // Nothing is fetched for a run that cannot start.
+    let (judged, download) = match check_dataset::judge(&report) {
+        Ok(()) => (Ok(()), download),
+        Err(failure) => (Err(failure), Download::No),
     };
-    let fails = ranks.all_gather(&[u8::from(judged.is_err())]).or_exit(Exit::Training)?;
-    judged.map_err(|failure| match fails[0] == [1] {
-        true => ranks::shared(ranks, failure),
-        false => failure,
-    })
+    let checked = check::of_run(config, until, download, ranks);
+    let both = match (judged, checked) {
+        (Ok(()), Ok(family)) => learns(config, &report, family.as_deref(), ranks).map(|()| (report, family)),
+        (Err(data), Err(run)) => Err(Failure {
+            exit: data.exit,
+            error: anyhow!("{data}\n{run}"),
+        }),
+        (Err(failure), _) | (_, Err(failure)) => Err(failure),
+    };
+    ranks::each(ranks, both)
+}
+
+/// Checks that the model can learn from these samples.
+fn learns(
+    config: &RunConfig,
+    report: &Report,
+    family: Option<&dyn Family>,
+    ranks: &dyn Communicator,
+) -> Result<(), Failure> {
+    let Some(family) = family else {
+        return Ok(());
+    };
+    let buckets = report.samples.iter().map(|sample| sample.bucket);
+    let warning = learnable::check(family, buckets, &config.train).map_err(Failure::usage)?;
+    if let Some(warning) = warning.filter(|_| ranks.is_first()) {
+        log::warn!("{warning}");
+    }
+    Ok(())
+}
+
+/// The model that was checked, of a run that may download it.
+pub fn here(family: Option<Box<dyn Family>>) -> Result<Box<dyn Family>, Failure> {
+    family.context("the model was not fetched").or_exit(Exit::Model)
 }
 
 /// The model of a run. Parts that only encode may be gone, where the run's cache has seen them.
@@ -88,8 +128,8 @@ pub fn open_model(config: &RunConfig) -> Result<Box<dyn Family>, Failure> {
     let model = &config.model;
     let directory = hub::fetch::locate(&model.path, &model.revision, model.variant.as_deref()).or_exit(Exit::Model)?;
     let remembered = Cache::open(&config.precompute.folder(&config.output_dir)).remembered(&directory);
-    let checkpoint = model.folder(&directory);
-    models::open_with(checkpoint, model.family, model.dtype.into(), &device, &remembered).or_exit(Exit::Model)
+    let reading = Reading::numbers(model.dtype.into(), &device);
+    models::open_with(model.folder(&directory), model.family, &reading, &remembered).or_exit(Exit::Model)
 }
 
 /// Encodes what the cache lacks of the surveyed clips, their captions, the empty caption, the prompts of validation and
@@ -106,14 +146,9 @@ pub fn precompute(
     stop: &AtomicBool,
     ranks: &dyn Communicator,
 ) -> Result<Encoded, Failure> {
-    let buckets = report.samples.iter().map(|sample| sample.bucket);
-    if let Some(warning) = learnable::check(family, buckets, &config.train).map_err(Failure::usage)?
-        && ranks.is_first()
-    {
-        log::warn!("{warning}");
-    }
     let plan = Plan::make_together(ranks, || Plan::make(config, family, report, more_prompts, stop))?;
     plan.announce();
+    plan.ensure_parts(family)?;
     if ranks.is_first() {
         plan.cache.sweep(); // before room is asked for
         plan.ensure_room()?;

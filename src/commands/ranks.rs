@@ -30,6 +30,34 @@ pub fn together<T>(
     done
 }
 
+/// Joins what each rank has done for itself: where one has failed, all do. A failure that several have come to is told by the
+/// first of them, and by rank 0 alone where it has come to any.
+pub fn each<T>(ranks: &dyn Communicator, done: Result<T, Failure>) -> Result<T, Failure> {
+    if ranks.world_size() == 1 {
+        return done;
+    }
+    let own = done.as_ref().err().map(|failure| (failure.exit, failure.to_string()));
+    let all = ranks.all_gather(&serde_json::to_vec(&own).or_exit(Exit::Training)?);
+    let all = all.or_exit(Exit::Training)?;
+    let read = |bytes: &Vec<u8>| serde_json::from_slice::<Option<(Exit, String)>>(bytes);
+    let all: Vec<_> = all.iter().map(read).collect::<Result<_, _>>().or_exit(Exit::Training)?;
+    let told = |exit| Failure {
+        exit,
+        error: ToldByFirst.into(),
+    };
+    let known = &all[..ranks.rank()];
+    match (done, all.iter().flatten().next()) {
+        (Ok(done), None) => Ok(done),
+        (Ok(_), Some((exit, _))) => Err(told(*exit)),
+        (Err(failure), _) => Err(
+            match known.contains(&own) || known.first().is_some_and(Option::is_some) {
+                true => told(failure.exit),
+                false => failure,
+            },
+        ),
+    }
+}
+
 /// A failure that all ranks have come to: rank 0 tells it.
 pub fn shared(ranks: &dyn Communicator, failure: Failure) -> Failure {
     match ranks.is_first() {

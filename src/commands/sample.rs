@@ -7,14 +7,14 @@ use anyhow::{Context, anyhow, ensure};
 use candle_core::{DType, Tensor};
 
 use super::adapter::Lora;
-use super::{Exit, Failure, OrExit, progress};
+use super::{Exit, Failure, OrExit, check, progress};
 use crate::config::Device;
 use crate::disk;
 use crate::hub;
 use crate::lora::adapters::Adapters;
 use crate::models::{self, Family, FamilyName};
 use crate::nn::WeightFolder;
-use crate::nn::weights::Planter;
+use crate::nn::weights::{Planter, Reading};
 use crate::sample::{self, Request, Sampled, Start};
 use crate::video::Writer;
 
@@ -106,6 +106,7 @@ pub fn run(args: Args) -> Result<(), Failure> {
     let request = request(&args, start, family.frame_rate()).or_exit(Exit::Usage)?;
     let writer = Writer::create(&args.output, size, request.fps).or_exit(Exit::Usage)?;
     let adapters = adapters(&args.lora, &device).or_exit(Exit::Model)?;
+    check::of_sample(&*family, &Reading::headers(dtype, &device), &request, &adapters)?;
     let sampled = denoise(&*family, request, &adapters).or_exit(Exit::Model)?;
     if let Some(path) = &args.output_latents {
         write_latents(path, &sampled.latents).or_exit(Exit::Training)?;
@@ -124,7 +125,6 @@ fn denoise(family: &dyn Family, request: Request, adapters: &Arc<Adapters>) -> a
         Ok(())
     })?;
     bar.finish_and_clear();
-    adapters.finish()?;
     Ok(sampled)
 }
 

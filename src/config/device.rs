@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
 
+use candle_core::DType;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
@@ -33,6 +34,16 @@ impl Device {
         }
     }
 
+    /// The reason why frozen weights of this type cannot be computed with on the device, where there is one.
+    pub fn lacks(self, device: &candle_core::Device, dtype: DType) -> Option<String> {
+        match dtype {
+            DType::BF16 => without_bf16(device).map(|card| {
+                format!("bf16: a GPU of compute capability 8.0 or more is needed, and this one has {card}; use f32")
+            }),
+            _ => None,
+        }
+    }
+
     /// The device of one of several processes on a machine, by its number there: each has a GPU of its own, also where the
     /// first is named. Where each sees one GPU alone, as under some batch systems, that is its own.
     pub fn of_rank(self, local_rank: usize) -> Device {
@@ -53,6 +64,22 @@ fn count() -> usize {
 fn count() -> usize {
     let count = cudarc::driver::CudaContext::device_count();
     count.ok().and_then(|count| count.try_into().ok()).unwrap_or(0)
+}
+
+/// The compute capability of a GPU that is too old for bf16.
+#[cfg(not(feature = "cuda"))]
+fn without_bf16(_device: &candle_core::Device) -> Option<String> {
+    None
+}
+
+#[cfg(feature = "cuda")]
+fn without_bf16(device: &candle_core::Device) -> Option<String> {
+    use cudarc::driver::sys::CUdevice_attribute as Attribute;
+    let stream = device.as_cuda_device().ok()?.cuda_stream();
+    let ask = |attribute| stream.context().attribute(attribute).ok();
+    let major = ask(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
+    let minor = ask(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
+    (major < 8).then(|| format!("{major}.{minor}"))
 }
 
 #[cfg(not(feature = "cuda"))]

@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use anyhow::{Context, anyhow};
+use anyhow::{Context, anyhow, ensure};
 use blake3::{Hash, Hasher};
 use candle_core::Tensor;
 use schemars::JsonSchema;
@@ -157,13 +157,7 @@ impl Cache {
         for name in parts {
             let folder = directory.join(name);
             let part = self.known.part(&folder).with_context(|| folder.display().to_string())?;
-            let (part, gone) = part.with_context(|| {
-                format!(
-                    "{}: the checkpoint has no {name}/, and the cache in {} has never seen it; download it in full",
-                    directory.display(),
-                    self.dir.display()
-                )
-            })?;
+            let (part, gone) = part.with_context(|| self.unseen(directory, name))?;
             if gone {
                 log::info!(
                     "{} is gone; the cache goes by what it was when last seen",
@@ -173,6 +167,31 @@ impl Cache {
             hasher.update(format!("{name} {}\n", part.fingerprint).as_bytes());
         }
         Ok(hasher.finalize())
+    }
+
+    /// Says whether all these parts of the checkpoint in `directory` are there. One that is gone must have been seen.
+    ///
+    /// # Errors
+    /// A part that is not there and never was.
+    pub fn has_parts(&self, directory: &Path, parts: &[&str]) -> anyhow::Result<bool> {
+        let mut all = true;
+        for name in parts {
+            let folder = directory.join(name);
+            if !known::is_there(&folder).with_context(|| folder.display().to_string())? {
+                ensure!(self.known.has_seen(&folder), self.unseen(directory, name));
+                all = false;
+            }
+        }
+        Ok(all)
+    }
+
+    /// The words for a part that is not there and never was.
+    fn unseen(&self, directory: &Path, part: &str) -> String {
+        format!(
+            "{}: the checkpoint has no {part}/, and the cache in {} has never seen it; download it in full",
+            directory.display(),
+            self.dir.display()
+        )
     }
 
     /// The configs of the parts that the checkpoint in `directory` has or had.

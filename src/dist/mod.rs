@@ -154,7 +154,7 @@ impl std::ops::Sub for Traffic {
     }
 }
 
-/// A failure that all ranks know of and rank 0 tells.
+/// A failure that another rank tells, mostly rank 0.
 #[derive(Debug)]
 pub struct ToldByFirst;
 

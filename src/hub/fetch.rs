@@ -19,7 +19,7 @@ const RETRIES: usize = 5;
 const SETTINGS: &str = "adapter_config.json";
 
 /// Folders whose files the models here read.
-const PARTS: [&str; 7] = [
+pub const PARTS: [&str; 7] = [
     "image_encoder",
     "image_processor",
     "scheduler",
@@ -28,6 +28,9 @@ const PARTS: [&str; 7] = [
     "transformer",
     "vae",
 ];
+
+/// The folders among them without weights.
+pub const WITHOUT_WEIGHTS: [&str; 3] = ["image_processor", "scheduler", "tokenizer"];
 
 /// Endings of single files, which no repository of a checkpoint is called.
 const FILES: [&str; 6] = [".safetensors", ".gguf", ".bin", ".pt", ".pth", ".ckpt"];
@@ -51,6 +54,20 @@ pub fn locate(model: &str, revision: &str, variant: Option<&str>) -> anyhow::Res
         "{model}: no such directory, and no name of a Hub repository (owner/name)"
     );
     fetch(model, revision, variant).with_context(|| format!("{model}, revision {revision}, on the Hugging Face Hub"))
+}
+
+/// Finds what [`locate`] would without fetching anything: none for a repository of which nothing is here yet.
+///
+/// # Errors
+/// As [`locate`].
+pub fn here(model: &str, revision: &str, variant: Option<&str>) -> anyhow::Result<Option<PathBuf>> {
+    let environment = Environment::of_process();
+    if Path::new(model).exists() || !is_repository(model) || environment.offline.is_some() {
+        return locate(model, revision, variant).map(Some);
+    }
+    let repo = Repo::with_revision(model.into(), RepoType::Model, revision.into());
+    let index = Cache::new(environment.cache).repo(repo).get("model_index.json");
+    index.map(|index| snapshot(&index)).transpose()
 }
 
 fn fetch(name: &str, revision: &str, variant: Option<&str>) -> anyhow::Result<PathBuf> {
@@ -191,7 +208,7 @@ fn needed<'a>(files: &'a [String], variant: Option<&str>) -> anyhow::Result<Vec<
         };
         let chosen = layout::variant(inside(), variant).with_context(|| format!("{part}/"))?;
         let is_needed = |name: &str| match part {
-            "image_processor" | "scheduler" | "tokenizer" => true,
+            part if WITHOUT_WEIGHTS.contains(&part) => true,
             _ => name == "config.json" || WeightFile::of(name).is_some_and(|file| file.variant == chosen),
         };
         needed.extend(files.iter().map(String::as_str).filter(|file| {

@@ -87,19 +87,31 @@ const UPLOAD_PATIENCE: Duration = Duration::from_secs(3600);
 /// Of a file's beginning, by which the Hub tells text from data.
 const SAMPLE: usize = 512;
 
+/// Checks that something could be pushed, as far as that is known here: asked before a run that is to push.
+///
+/// # Errors
+/// No token, a Hub that is not to be asked.
+pub fn check() -> anyhow::Result<()> {
+    leave(&Environment::of_process()).map(drop)
+}
+
+/// The token to push with.
+fn leave(environment: &Environment) -> anyhow::Result<String> {
+    if let Some(name) = environment.offline {
+        bail!("{name} is set");
+    }
+    let token = environment.token_to_write();
+    token.context("there is no token: set HF_TOKEN to one that may write (https://huggingface.co/settings/tokens)")
+}
+
 /// Uploads files in one commit. Gives the repository's address.
 ///
 /// # Errors
 /// No token, no leave to write, a server that stays away; none of it has changed anything on disk.
 pub fn push(repo: &str, private: bool, summary: &str, files: &[Upload]) -> anyhow::Result<String> {
     let environment = Environment::of_process();
-    if let Some(name) = environment.offline {
-        bail!("{name} is set");
-    }
+    let token = leave(&environment)?;
     environment.warn();
-    let token = environment
-        .token_to_write()
-        .context("there is no token: set HF_TOKEN to one that may write (https://huggingface.co/settings/tokens)")?;
     let config = Agent::config_builder()
         .http_status_as_error(false)
         .timeout_connect(Some(PATIENCE))

@@ -14,6 +14,7 @@ pub mod names;
 mod parts;
 pub mod resize;
 mod scales;
+pub mod selection;
 mod settings;
 mod svd;
 pub mod target;

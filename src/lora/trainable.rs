@@ -5,17 +5,15 @@
 //! as torch's `uniform_` draws it: with another order of loading they would be others. With `lora.init` both come from
 //! that file, and nothing is drawn.
 
-use std::collections::BTreeSet;
 use std::sync::{Mutex, MutexGuard};
 
-use anyhow::{Context, bail, ensure};
-use candle_core::{DType, Device, Error, Result, Tensor, Var};
+use candle_core::{DType, Device, Result, Tensor, Var};
 
-use super::adapters::{Adapter, AdapterFile};
+use super::Config;
+use super::adapters::Adapter;
 use super::diffusers::Named;
 use super::names::Names;
-use super::target::{self, Matcher};
-use super::{Config, file};
+use super::selection::Selection;
 use crate::nn::dropout::{Dropout, Seed};
 use crate::nn::linear::LowRank;
 use crate::nn::shards::Residency;
@@ -46,11 +44,9 @@ impl Pair {
 #[derive(Debug)]
 pub struct Trainable {
     config: Config,
-    targets: Matcher,
-    init: Option<AdapterFile>,
+    selection: Selection,
     device: Device,
     dropout: Seed,
-    residency: Residency,
     planted: Mutex<Planted>,
 }
 
@@ -58,8 +54,6 @@ pub struct Trainable {
 #[derive(Debug)]
 struct Planted {
     rng: Rng,
-    /// The paths of all linear layers, targets or not.
-    seen: Vec<String>,
     pairs: Vec<Pair>,
 }
 
@@ -68,36 +62,20 @@ impl Trainable {
     /// whose names the `init` file may use.
     ///
     /// # Errors
-    /// Bad `target_modules`; an `init` file that cannot be read, or whose rank or scale are not the run's.
+    /// As [`Selection::new`].
     pub fn new(config: &Config, families: &[&'static Names], rng: Rng, device: &Device) -> anyhow::Result<Self> {
-        let targets = config.target_modules.matcher();
-        let targets = targets.map_err(|message| anyhow::anyhow!("lora.target_modules: {message}"))?;
-        let init = config
-            .init
-            .as_deref()
-            .map(|path| file::read(path, families)?.apply(path, 1.0));
-        let init = init.transpose().context("lora.init")?;
-        if let Some(file) = &init {
-            check_init(file, config)?;
-        }
         Ok(Self {
             config: config.clone(),
-            targets,
-            init,
+            selection: Selection::new(config, families)?,
             device: device.clone(),
             dropout: Seed::default(),
-            residency: Residency::Whole,
-            planted: Mutex::new(Planted {
-                rng,
-                seen: Vec::new(),
-                pairs: Vec::new(),
-            }),
+            planted: Mutex::new(Planted { rng, pairs: Vec::new() }),
         })
     }
 
     /// The same, on a model whose frozen blocks live so.
     pub fn with_residency(mut self, residency: Residency) -> Self {
-        self.residency = residency;
+        self.selection = self.selection.with_residency(residency);
         self
     }
 
@@ -109,27 +87,10 @@ impl Trainable {
     /// Once the model stands: its adapters, in the order in which it asked for them.
     ///
     /// # Errors
-    /// A target that no layer matched, with what could have; adapters in the `init` file for other layers, and layers
-    /// that the file has none for.
+    /// As [`Selection::finish`].
     pub fn finish(&self) -> anyhow::Result<Vec<Pair>> {
-        let planted = self.planted();
-        let idle = self.targets.idle(&planted.seen)?;
-        if !idle.is_empty() {
-            ensure!(
-                !planted.seen.is_empty(),
-                "the model has no linear layer that could be trained"
-            );
-            bail!(
-                "lora.target_modules: no layer matches '{}'; the model's linear layers end in {}, the first is {}",
-                idle.join("', '"),
-                target::kinds(&planted.seen),
-                planted.seen[0]
-            );
-        }
-        if let Some(file) = &self.init {
-            check_layers(file, &planted.pairs)?;
-        }
-        Ok(planted.pairs.clone())
+        self.selection.finish()?;
+        Ok(self.planted().pairs.clone())
     }
 
     fn planted(&self) -> MutexGuard<'_, Planted> {
@@ -139,20 +100,15 @@ impl Trainable {
     /// The first values of A (rank, in) and B (out, rank).
     fn values(&self, rng: &mut Rng, path: &str, in_features: usize, out_features: usize) -> Result<(Tensor, Tensor)> {
         let (a, b) = ((self.config.rank, in_features), (out_features, self.config.rank));
-        if let Some(file) = &self.init {
-            // A layer that the file lacks is told of by `finish`, with all others.
-            if let Some(Adapter { a: from, b: to, .. }) = file.layers.get(path) {
-                if from.dims() != [a.0, a.1] || to.dims() != [b.0, b.1] {
-                    return Err(Error::Msg(format!(
-                        "lora.init: {}: the adapter of {path} is {:?} and {:?}, but the layer needs {a:?} and {b:?}",
-                        file.path.display(),
-                        from.dims(),
-                        to.dims()
-                    )));
-                }
-                let here = |tensor: &Tensor| tensor.to_dtype(DType::F32)?.to_device(&self.device);
-                return Ok((here(from)?, here(to)?));
-            }
+        if let Some(Adapter { a: from, b: to, .. }) = self.selection.init(path)
+            && from.dims() == [a.0, a.1]
+            && to.dims() == [b.0, b.1]
+        {
+            let here = |tensor: &Tensor| tensor.to_dtype(DType::F32)?.to_device(&self.device);
+            return Ok((here(from)?, here(to)?));
+        }
+        // A layer that the file lacks, or does not fit, is told of by `finish`, with all others.
+        if self.selection.starts_from_file() {
             return Ok((
                 Tensor::zeros(a, DType::F32, &self.device)?,
                 Tensor::zeros(b, DType::F32, &self.device)?,
@@ -169,15 +125,10 @@ impl Trainable {
 
 impl Planter for Trainable {
     fn plant(&self, path: &str, in_features: usize, out_features: usize) -> Result<Vec<LowRank>> {
-        let mut planted = self.planted();
-        planted.seen.push(path.to_string());
-        if !self
-            .targets
-            .matches(path)
-            .map_err(|error| Error::Msg(error.to_string()))?
-        {
+        if !self.selection.selects(path, in_features, out_features)? {
             return Ok(Vec::new());
         }
+        let mut planted = self.planted();
         let (a, b) = self.values(&mut planted.rng, path, in_features, out_features)?;
         let pair = Pair {
             layer: path.to_string(),
@@ -199,7 +150,7 @@ impl Planter for Trainable {
     }
 
     fn residency(&self) -> Residency {
-        self.residency.clone()
+        self.selection.residency()
     }
 }
 
@@ -207,66 +158,4 @@ impl Planter for Trainable {
 fn uniform(rng: &mut Rng, low: f64, high: f64, n: usize) -> Vec<f32> {
     let (low, high) = (low as f32, high as f32);
     rng.rand(n).into_iter().map(|u| u.mul_add(high - low, low)).collect()
-}
-
-/// Whether adapters from the file can go on in this run: rank and scale.
-fn check_init(file: &AdapterFile, config: &Config) -> anyhow::Result<()> {
-    let shown = file.path.display();
-    if let Some(first) = file.deltas.keys().next() {
-        bail!(
-            "lora.init: {shown}: {first} is added to as a whole, and {} parameters more, which do not learn; fold the file into \
-             the model with vtrain lora merge, and train on that",
-            file.deltas.len() - 1
-        );
-    }
-    for (layer, adapter) in &file.layers {
-        let rank = adapter.rank();
-        ensure!(
-            rank == config.rank,
-            "lora.init: {shown}: the adapter of {layer} has rank {rank}, but lora.rank is {}",
-            config.rank
-        );
-        ensure!(
-            adapter.alpha == config.alpha,
-            "lora.init: {shown}: the adapter of {layer} has alpha {}, but lora.alpha is {}; make them equal, since alpha \
-             scales what was learned",
-            adapter.alpha,
-            config.alpha
-        );
-        ensure!(
-            adapter.use_rslora == config.use_rslora,
-            "lora.init: {shown}: was trained with use_rslora: {}, but lora.use_rslora is {}",
-            adapter.use_rslora,
-            config.use_rslora
-        );
-    }
-    Ok(())
-}
-
-/// Whether the file's layers are those that the run trains.
-fn check_layers(file: &AdapterFile, pairs: &[Pair]) -> anyhow::Result<()> {
-    let shown = file.path.display();
-    let trained: BTreeSet<&String> = pairs.iter().map(|pair| &pair.layer).collect();
-    let missing: Vec<_> = trained
-        .iter()
-        .filter(|layer| !file.layers.contains_key(**layer))
-        .collect();
-    if let Some(first) = missing.first() {
-        bail!(
-            "lora.init: {shown}: {} of {} layers have no adapter in this file, first {first}; lora.target_modules must \
-             name the layers that it was trained on",
-            missing.len(),
-            trained.len()
-        );
-    }
-    let extra: Vec<&String> = file.layers.keys().filter(|layer| !trained.contains(layer)).collect();
-    if let Some(first) = extra.first() {
-        bail!(
-            "lora.init: {shown}: {} of {} adapters belong to layers that this run does not train, first {first}; \
-             lora.target_modules must name them, too",
-            extra.len(),
-            file.layers.len()
-        );
-    }
-    Ok(())
 }

@@ -97,6 +97,25 @@ pub fn whole_patches(height: usize, width: usize, [rows, columns]: [usize; 2]) -
     Ok(())
 }
 
+/// Refuses a number of frames of which all but the first do not become latent frames, `time` each, with the nearest that do.
+pub fn whole_frames(num_frames: usize, time: usize) -> anyhow::Result<()> {
+    anyhow::ensure!(num_frames > 0, "a clip has at least one frame");
+    anyhow::ensure!(
+        num_frames % time == 1 % time,
+        "{num_frames} frames must be a multiple of {time} and one more; the nearest is {}",
+        (num_frames - 1 + time / 2) / time * time + 1
+    );
+    Ok(())
+}
+
+/// Everything that does not hold, at once.
+pub fn all_hold<const N: usize>(checks: [anyhow::Result<()>; N]) -> anyhow::Result<()> {
+    let wrong = checks.into_iter().filter_map(std::result::Result::err);
+    let wrong: Vec<String> = wrong.map(|error| format!("{error:#}")).collect();
+    anyhow::ensure!(wrong.is_empty(), wrong.join("; "));
+    Ok(())
+}
+
 /// Whether a checkpoint starts from an image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TakesImage {
@@ -289,6 +308,12 @@ pub trait Family {
         canvas: &Canvas,
         rng: Option<&mut Rng>,
     ) -> anyhow::Result<ImageCondition>;
+
+    /// Loads what decodes latents, and frees it.
+    ///
+    /// # Errors
+    /// Why [`decode`](Self::decode) could not.
+    fn check_decoder(&self) -> anyhow::Result<()>;
 
     /// Decodes the network's latents, padding dropped: loads, uses and frees the VAE. Noise that decoding wants comes
     /// from `rng`, behind all that denoising drew.

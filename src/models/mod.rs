@@ -26,7 +26,7 @@ pub mod transformer;
 pub mod vae;
 pub mod wan;
 
-pub use checkpoint::{Remembered, open, open_with, part};
+pub use checkpoint::{Remembered, is_whole, open, open_with, part};
 pub use family::Family;
 
 /// `model:` in a run file.

@@ -60,10 +60,25 @@ impl Places {
                 self.channels
             ));
         }
-        let [depth, rows, columns] = self.patch;
         if batch == 0 {
             return refuse("no clips: latents without any numbers".into());
         }
+        self.check_size([frames, height, width])?;
+        self.check_text(batch, frames, input)?;
+        self.check_image(batch, input.image.as_ref())?;
+        match &input.ofs {
+            None if self.ofs => refuse("this model needs ofs; its pipeline gives 2.0".into()),
+            Some(_) if !self.ofs => refuse("this model has no ofs".into()),
+            Some(ofs) if ![1, batch].contains(&ofs.dims1()?) => {
+                refuse(format!("{batch} clips and {} ofs", ofs.elem_count()))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Checks that so many latent frames, rows and columns fall into patches that there are positions for.
+    pub fn check_size(&self, [frames, height, width]: [usize; 3]) -> Result<()> {
+        let [depth, rows, columns] = self.patch;
         for (what, size, patch) in [
             ("latent frames", frames, depth),
             ("latent rows", height, rows),
@@ -82,16 +97,7 @@ impl Places {
                 ));
             }
         }
-        self.check_text(batch, frames, input)?;
-        self.check_image(batch, input.image.as_ref())?;
-        match &input.ofs {
-            None if self.ofs => refuse("this model needs ofs; its pipeline gives 2.0".into()),
-            Some(_) if !self.ofs => refuse("this model has no ofs".into()),
-            Some(ofs) if ![1, batch].contains(&ofs.dims1()?) => {
-                refuse(format!("{batch} clips and {} ofs", ofs.elem_count()))
-            }
-            _ => Ok(()),
-        }
+        Ok(())
     }
 
     /// Text, and one timestep and frame rate for each clip.

@@ -8,6 +8,7 @@ use candle_core::{DType, Device, Tensor};
 use super::denoiser::Text;
 use super::family::Conditioner;
 use super::part;
+use crate::nn::weights::Reading;
 use crate::nn::{WeightFolder, Weights};
 use crate::text::clean::prompt_clean;
 use crate::text::{Encoding, TextTokenizer, t5};
@@ -42,20 +43,19 @@ impl Prompts {
         directory: &WeightFolder,
         length: usize,
         padding: Padding,
-        dtype: DType,
-        device: &Device,
+        reading: &Reading,
     ) -> anyhow::Result<Box<dyn Conditioner>> {
         let tokenizer = TextTokenizer::open(&part(directory, "tokenizer")?)?;
         let folder = part(directory, "text_encoder")?;
         let config = t5::Config::load(&folder.join("config.json"))?;
-        let weights = Weights::open(&folder, dtype, device)?;
+        let weights = Weights::read(&folder, reading)?;
         weights.ensure_memory(&[])?;
         Ok(Box::new(Self {
             tokenizer,
             encoder: t5::T5Encoder::new(&config, weights).with_context(|| folder.display().to_string())?,
             length,
             padding,
-            device: device.clone(),
+            device: reading.device.clone(),
         }))
     }
 }

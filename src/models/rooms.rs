@@ -5,7 +5,6 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, bail, ensure};
-use candle_core::{DType, Device};
 use serde_json::Value;
 
 use super::bare::Bare;
@@ -15,7 +14,7 @@ use crate::data::Bucket;
 use crate::data::cache::Footprint;
 use crate::lora::names::Names;
 use crate::magic;
-use crate::nn::weights::Planter;
+use crate::nn::weights::{Planter, Reading};
 use crate::nn::{WeightFolder, Weights};
 
 /// Every family, in the order they were built.
@@ -46,7 +45,7 @@ pub struct Room {
 }
 
 /// Opens a checkpoint by its directory; configs of parts that are gone may be remembered.
-pub type Open = fn(&WeightFolder, DType, &Device, &Remembered) -> anyhow::Result<Box<dyn Family>>;
+pub type Open = fn(&WeightFolder, &Reading, &Remembered) -> anyhow::Result<Box<dyn Family>>;
 
 /// Builds the transformer whose config is in a folder, and an input of so many clips of a bucket.
 pub type BareOpen = fn(&Path, Weights, Option<Arc<dyn Planter>>, Bucket, usize) -> anyhow::Result<Bare>;

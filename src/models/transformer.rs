@@ -10,7 +10,7 @@ use indicatif::BinaryBytes;
 use super::denoiser::{Denoiser, Input, State};
 use super::places::Places;
 use crate::nn::shards::Shards;
-use crate::nn::weights::Planter;
+use crate::nn::weights::{Planter, Reading};
 use crate::nn::{WeightFolder, Weights, config};
 
 /// What is a family's own in its transformer.
@@ -76,9 +76,17 @@ impl<N: Network> Transformer<N> {
         device: &Device,
         planter: Option<Arc<dyn Planter>>,
     ) -> anyhow::Result<Self> {
-        let folder: &WeightFolder = &folder.into();
+        Self::read(&folder.into(), &Reading::numbers(dtype, device), planter)
+    }
+
+    /// As [`load`](Self::load), read as `reading` says.
+    pub fn read(
+        folder: &WeightFolder,
+        reading: &Reading,
+        planter: Option<Arc<dyn Planter>>,
+    ) -> anyhow::Result<Self> {
         let config = config::read(folder)?; // says more than the weights, where both are wrong
-        let weights = planted(Weights::open(folder, dtype, device)?, planter);
+        let weights = planted(Weights::read(folder, reading)?, planter);
         weights.ensure_memory(&[])?;
         Self::build(folder, config, weights)
     }

@@ -71,7 +71,23 @@ impl Conv3d {
         } else {
             weights.get((outputs, channels, kt, kh, kw), "weight")?
         };
-        Self::new(&weight, &weights.get(outputs, "bias")?, geometry, &weights)
+        let bias = weights.get(outputs, "bias")?;
+        match weights.has_numbers() {
+            true => Self::new(&weight, &bias, geometry, &weights),
+            false => Self::outline(&weight, &bias, geometry),
+        }
+    }
+
+    /// One that knows its sizes and cannot be run, where only headers are read.
+    pub fn outline(weight: &Tensor, bias: &Tensor, geometry: Geometry) -> Result<Self> {
+        let (outputs, channels) = Self::check(weight, bias, geometry)?;
+        Ok(Self {
+            kernel: Kernel::Candle(bias.clone()),
+            geometry,
+            frame_stride: 1,
+            channels,
+            outputs,
+        })
     }
 
     /// From a weight (O, C, kt, kh, kw) and a bias (O), in the way that suits the place they come from.

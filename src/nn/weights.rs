@@ -13,12 +13,21 @@ use candle_core::safetensors::MmapedSafetensors;
 use candle_core::{DType, Device, Error, Result, Shape, Tensor};
 use indicatif::BinaryBytes;
 
+mod headers;
+
+pub use headers::{Content, Reading};
+
+use headers::Headers;
+
 use super::linear::LowRank;
 use super::made_up;
 use super::shards::{Matrix, Residency, Shards};
 use super::weight_files::{WeightFiles, WeightFolder, unreadable};
 use crate::finite;
 use crate::process::memory::{self, Limit, TooLittle};
+
+/// Tensors that do not fit are named up to so many.
+const SHOWN: usize = 8;
 
 /// A place in a checkpoint: layers read their tensors below it.
 #[derive(Clone)]
@@ -58,6 +67,7 @@ pub trait Planter: Send + Sync {
 #[derive(Clone)]
 enum Source {
     Checkpoint(Arc<Checkpoint>),
+    Headers(Arc<Headers>),
     Random,
 }
 
@@ -76,27 +86,37 @@ impl Weights {
     /// # Errors
     /// No safetensors there, a shard that the index names but is missing or lacks its tensors, a malformed header.
     pub fn open(folder: impl Into<WeightFolder>, dtype: DType, device: &Device) -> anyhow::Result<Self> {
-        let source = Source::Checkpoint(Arc::new(Checkpoint::open(&folder.into())?));
-        Ok(Self {
-            source,
-            prefix: String::new(),
-            dtype,
-            device: device.clone(),
-            planter: None,
-            shards: None,
-            in_block: false,
-            composed: false,
-            taken: Arc::default(),
-        })
+        Self::read(&folder.into(), &Reading::numbers(dtype, device))
+    }
+
+    /// Maps the checkpoint in `folder`, to be read as `reading` says. Of headers alone, every tensor that is asked for is
+    /// stood in for by one number, on the CPU; what does not fit is told by [`finish`](Self::finish), all at once.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn read(folder: &WeightFolder, reading: &Reading) -> anyhow::Result<Self> {
+        let checkpoint = Checkpoint::open(folder)?;
+        let (source, device) = match reading.content {
+            Content::Numbers => (Source::Checkpoint(Arc::new(checkpoint)), reading.device.clone()),
+            Content::Headers => {
+                let headers = Headers::of(checkpoint, reading.device.is_cpu());
+                (Source::Headers(Arc::new(headers)), Device::Cpu)
+            }
+        };
+        Ok(Self::of(source, reading.dtype, device))
     }
 
     /// No checkpoint at all: every tensor that is asked for is made up, always the same for the same name. For measuring.
     pub fn random(dtype: DType, device: &Device) -> Self {
+        Self::of(Source::Random, dtype, device.clone())
+    }
+
+    fn of(source: Source, dtype: DType, device: Device) -> Self {
         Self {
-            source: Source::Random,
+            source,
             prefix: String::new(),
             dtype,
-            device: device.clone(),
+            device,
             planter: None,
             shards: None,
             in_block: false,
@@ -108,8 +128,8 @@ impl Weights {
     /// The same weights, whose linear layers ask `planter` for adapters, and whose blocks live as it says.
     pub fn with_planter(mut self, planter: Arc<dyn Planter>) -> Self {
         self.shards = match planter.residency() {
-            Residency::Whole => None,
-            Residency::Shared(ranks) => Some(Arc::new(Shards::new(ranks))),
+            Residency::Shared(ranks) if self.has_numbers() => Some(Arc::new(Shards::new(ranks))),
+            _ => None,
         };
         self.planter = Some(planter);
         self
@@ -172,12 +192,25 @@ impl Weights {
         &self.prefix
     }
 
+    /// Says whether tensors hold the checkpoint's numbers. Where only headers are read, a layer must not rearrange what it gets:
+    /// that would fill memory with copies of one number.
+    pub fn has_numbers(&self) -> bool {
+        !matches!(self.source, Source::Headers(_))
+    }
+
+    fn checkpoint(&self) -> Option<&Checkpoint> {
+        match &self.source {
+            Source::Checkpoint(checkpoint) => Some(checkpoint),
+            Source::Headers(headers) => Some(&headers.checkpoint),
+            Source::Random => None,
+        }
+    }
+
     /// Whether the checkpoint has `name` here.
     pub fn contains(&self, name: &str) -> bool {
-        match &self.source {
-            Source::Checkpoint(checkpoint) => checkpoint.tensors.contains_key(&self.path(name)),
-            Source::Random => true,
-        }
+        let path = self.path(name);
+        self.checkpoint()
+            .is_none_or(|checkpoint| checkpoint.tensors.contains_key(&path))
     }
 
     /// Whether main memory has room for all of these tensors but those whose names begin with one of `ignored`, or for this
@@ -186,10 +219,14 @@ impl Weights {
     /// # Errors
     /// [`TooLittle`]: what they take, what is free, and which number format would fit.
     pub fn ensure_memory(&self, ignored: &[&str]) -> std::result::Result<(), TooLittle> {
-        let (Source::Checkpoint(checkpoint), true) = (&self.source, self.device.is_cpu()) else {
+        let in_memory = match &self.source {
+            Source::Headers(headers) => headers.in_memory,
+            _ => self.device.is_cpu(),
+        };
+        let (Some(checkpoint), true) = (self.checkpoint(), in_memory) else {
             return Ok(());
         };
-        let ranks = self.shards.as_ref().map_or(1, |shards| shards.ranks());
+        let ranks = self.planter.as_ref().map_or(1, |planter| planter.residency().ranks());
         let numbers = checkpoint.numbers(ignored) / ranks as u64;
         let bytes = |dtype: DType| numbers.saturating_mul(dtype.size_in_bytes() as u64);
         let needed = bytes(self.dtype);
@@ -215,10 +252,11 @@ impl Weights {
         self.taken.fetch_add(shape.elem_count(), Ordering::Relaxed);
         let read = |dtype, device: &Device| match &self.source {
             Source::Checkpoint(checkpoint) => checkpoint.read(&path, &shape, dtype, device),
+            Source::Headers(headers) => headers.stand_in(&path, &shape, dtype),
             Source::Random => made_up::tensor(&path, &shape, dtype, device),
         };
         let delta = self.planter.as_ref().map(|planter| planter.delta(&path, &shape));
-        match delta.transpose()?.flatten() {
+        match delta.transpose()?.flatten().filter(|_| self.has_numbers()) {
             None => read(self.dtype, &self.device),
             // Rounded once, as a merged checkpoint is.
             Some(delta) => (read(DType::F32, &Device::Cpu)? + delta)?
@@ -249,11 +287,25 @@ impl Weights {
         }
     }
 
-    /// Says which tensors no layer has asked for: once a model stands, there should be none.
+    /// Says which tensors no layer has asked for: once a model stands, there should be none. Of headers alone, also what
+    /// layers asked for in vain.
     ///
     /// `ignored` are prefixes that are known to have no part in the computation.
     pub fn finish(&self, ignored: &[&str]) -> anyhow::Result<()> {
-        let Source::Checkpoint(checkpoint) = &self.source else {
+        let misfits = match &self.source {
+            Source::Headers(headers) => headers.misfits(),
+            _ => None,
+        };
+        match (misfits, self.unread(ignored)) {
+            (None, Ok(())) => Ok(()),
+            (None, unread) => unread,
+            (Some(misfits), Ok(())) => bail!(misfits),
+            (Some(misfits), Err(unread)) => bail!("{misfits}\n{unread}"),
+        }
+    }
+
+    fn unread(&self, ignored: &[&str]) -> anyhow::Result<()> {
+        let Some(checkpoint) = self.checkpoint() else {
             return Ok(());
         };
         let unread = checkpoint
@@ -268,7 +320,7 @@ impl Weights {
         if extra.is_empty() {
             return Ok(());
         }
-        let shown = extra.iter().take(8).map(|name| {
+        let shown = extra.iter().take(SHOWN).map(|name| {
             format!(
                 "\n  {name} in {}",
                 checkpoint.files[checkpoint.tensors[*name]].0.display()
@@ -279,7 +331,7 @@ impl Weights {
             checkpoint.folder.display(),
             extra.len(),
             shown.collect::<String>(),
-            if extra.len() > 8 { "\n  ..." } else { "" }
+            if extra.len() > SHOWN { "\n  ..." } else { "" }
         )
     }
 
@@ -338,38 +390,50 @@ impl Checkpoint {
         sizes.fold(0, u64::saturating_add)
     }
 
-    fn read(&self, name: &str, shape: &Shape, dtype: DType, device: &Device) -> Result<Tensor> {
-        let Some(file) = self.tensors.get(name) else {
-            let near = self.tensors.keys().max_by(|a, b| {
-                strsim::normalized_levenshtein(a, name).total_cmp(&strsim::normalized_levenshtein(b, name))
-            });
-            let near = near.map_or(String::new(), |near| format!("; the nearest name there is {near}"));
-            return Err(Error::Msg(format!(
-                "{}: the tensor {name} {:?} is missing{near}",
-                self.folder.display(),
-                shape.dims()
-            )));
-        };
-        let (path, file) = &self.files[*file];
-        let view = file.get(name)?;
-        if view.shape() != shape.dims() {
-            return Err(Error::Msg(format!(
+    /// The file that holds a tensor of this name and shape. Counts it as asked for.
+    fn find(&self, name: &str, shape: &Shape) -> Option<&(PathBuf, MmapedSafetensors)> {
+        let file = &self.files[*self.tensors.get(name)?];
+        self.unread
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
+            .remove(name);
+        (file.1.get(name).ok()?.shape() == shape.dims()).then_some(file)
+    }
+
+    /// Why there is no tensor of this name and shape.
+    fn complaint(&self, name: &str, shape: &Shape) -> String {
+        let file = self.tensors.get(name).map(|file| &self.files[*file]);
+        if let Some((path, view)) = file.and_then(|(path, file)| Some((path, file.get(name).ok()?))) {
+            return format!(
                 "{}: the tensor {name} should be {:?} by config.json, but is {:?}",
                 path.display(),
                 shape.dims(),
                 view.shape()
-            )));
+            );
         }
+        let near = self
+            .tensors
+            .keys()
+            .max_by(|a, b| strsim::normalized_levenshtein(a, name).total_cmp(&strsim::normalized_levenshtein(b, name)));
+        let near = near.map_or(String::new(), |near| format!("; the nearest name there is {near}"));
+        format!(
+            "{}: the tensor {name} {:?} is missing{near}",
+            self.folder.display(),
+            shape.dims()
+        )
+    }
+
+    fn read(&self, name: &str, shape: &Shape, dtype: DType, device: &Device) -> Result<Tensor> {
+        let Some((path, file)) = self.find(name, shape) else {
+            return Err(Error::Msg(self.complaint(name, shape)));
+        };
+        let view = file.get(name)?;
         let tensor = file
             .load(name, device)
             .and_then(|tensor| tensor.to_dtype(dtype))
             .map_err(|error| Error::Msg(format!("{}: reading the tensor {name}: {error}", path.display())))?;
         // SAFETY: these bytes are a file's, mapped and never written.
         unsafe { unload(view.data()) };
-        self.unread
-            .lock()
-            .unwrap_or_else(|poisoned| poisoned.into_inner())
-            .remove(name);
         Ok(tensor)
     }
 }

@@ -267,8 +267,56 @@ fn draw(rng: &mut Rng, shape: &[usize], dtype: DType, device: &Device) -> anyhow
 
 /// Refuses what the checkpoint cannot make; the canvas of what it can.
 fn check(family: &dyn Family, request: &Request) -> anyhow::Result<Canvas> {
-    let canvas = family.canvas(request.num_frames, request.height, request.width)?;
-    match (&request.start, family.takes_image()) {
+    let refused = refused(family, request);
+    let said: Vec<String> = refused.into_iter().map(|refused| refused.why).collect();
+    ensure!(said.is_empty(), said.join("\n"));
+    family.canvas(request.num_frames, request.height, request.width)
+}
+
+/// Something asked for that a checkpoint cannot make.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refused {
+    pub what: What,
+    pub why: String,
+}
+
+/// The side of a request that cannot be made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum What {
+    /// Frames, height and width.
+    Size,
+    /// The image or clip to start from.
+    Start,
+    /// Denoising steps.
+    Steps,
+    Latents,
+}
+
+/// Everything in a request that the checkpoint cannot make. Nothing is loaded.
+pub fn refused(family: &dyn Family, request: &Request) -> Vec<Refused> {
+    let canvas = family.canvas(request.num_frames, request.height, request.width);
+    let mut refused = Vec::new();
+    let mut note = |what, done: anyhow::Result<()>| {
+        let why = done.err().map(|error| format!("{error:#}"));
+        refused.extend(why.map(|why| Refused { what, why }));
+    };
+    note(
+        What::Start,
+        check_start(family.takes_image(), request, canvas.as_ref().ok()),
+    );
+    if let Ok(canvas) = &canvas {
+        note(What::Latents, check_latents(request, canvas));
+        // A scheduler that cannot be read is told of where it is asked for.
+        if let Ok(scheduler) = family.scheduler() {
+            note(What::Steps, start(&scheduler, request, canvas).map(drop));
+        }
+    }
+    note(What::Size, canvas.map(drop));
+    refused
+}
+
+fn check_start(takes_image: TakesImage, request: &Request, canvas: Option<&Canvas>) -> anyhow::Result<()> {
+    match (&request.start, takes_image) {
         (Start::Image(_), TakesImage::Never) => {
             bail!("this checkpoint makes clips from text alone; leave out the image")
         }
@@ -277,7 +325,7 @@ fn check(family: &dyn Family, request: &Request) -> anyhow::Result<Canvas> {
         }
         _ => {}
     }
-    if let Start::Clip(..) = request.start {
+    if let (Start::Clip(..), Some(canvas)) = (&request.start, canvas) {
         ensure!(
             canvas.padding == 0,
             "a clip of {} frames leaves a patch half full; take {} more or fewer",
@@ -285,6 +333,10 @@ fn check(family: &dyn Family, request: &Request) -> anyhow::Result<Canvas> {
             canvas.padding
         );
     }
+    Ok(())
+}
+
+fn check_latents(request: &Request, canvas: &Canvas) -> anyhow::Result<()> {
     if let Some(latents) = &request.latents {
         ensure!(
             latents.dims() == canvas.shape,
@@ -297,5 +349,5 @@ fn check(family: &dyn Family, request: &Request) -> anyhow::Result<Canvas> {
             }
         );
     }
-    Ok(canvas)
+    Ok(())
 }

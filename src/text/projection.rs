@@ -26,7 +26,10 @@ impl Projection {
     /// Reads `weight` (out, in).
     pub fn new(in_features: usize, out_features: usize, weights: Weights) -> Result<Self> {
         let weight = weights.get((out_features, in_features), "weight")?;
-        let weight = transpose(&weight)?;
+        let weight = match weights.has_numbers() {
+            true => transpose(&weight)?,
+            false => weight.t()?,
+        };
         Ok(Self { weight })
     }
 

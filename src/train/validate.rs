@@ -5,15 +5,16 @@
 
 use std::path::PathBuf;
 
-use candle_core::{DType, Device};
+use anyhow::{Context, bail};
+use candle_core::{DType, Device, Tensor};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::data::cache::Encoded;
 use crate::models::Family;
 use crate::models::denoiser::{Denoiser, Text};
-use crate::sample::{self, Prepared, Request, Sampled, Start};
-use crate::video::Writer;
+use crate::sample::{self, Prepared, Refused, Request, Sampled, Start, What};
+use crate::video::{Clip, VideoError, Writer};
 
 /// `validation:` in a run file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -110,7 +111,66 @@ impl Prompt {
             Some(path) => Start::Image(sample::read(path, 1, (self.height, self.width))?.squeeze(2)?),
             None => Start::Text,
         };
-        Ok(Request {
+        Ok(self.starting_from(start, frame_rate))
+    }
+
+    /// Lists what of it cannot be made: by the checkpoint, where that is known yet, or at all. By path below the prompt, empty for
+    /// its sizes together.
+    pub fn refused(&self, family: Option<&dyn Family>) -> Vec<(String, String)> {
+        let frame_rate = family.map(|family| family.frame_rate());
+        // Whether there is an image is what the checkpoint is asked about, and not which.
+        let start = self
+            .image
+            .as_ref()
+            .map(|_| Tensor::zeros((1, 3, 1, 1), DType::F32, &Device::Cpu));
+        let start = match start.transpose() {
+            Ok(start) => start.map_or(Start::Text, Start::Image),
+            Err(error) => return vec![("image".into(), error.to_string())],
+        };
+        let request = self.starting_from(start, frame_rate.unwrap_or(1.0));
+        let refused = family
+            .map(|family| sample::refused(family, &request))
+            .unwrap_or_default();
+        let sized = refused.iter().all(|refused| refused.what != What::Size);
+        let mut wrong: Vec<(String, String)> = refused
+            .into_iter()
+            .map(|Refused { what, why }| {
+                let key = match what {
+                    What::Size | What::Latents => "",
+                    What::Start => "image",
+                    What::Steps => "steps",
+                };
+                (key.to_string(), why)
+            })
+            .collect();
+        if let Some(path) = &self.image {
+            let read = match (family, sized) {
+                (Some(_), true) => sample::read(path, 1, (self.height, self.width)).map(drop),
+                _ => Clip::open(path).map(drop).map_err(anyhow::Error::from), // the size is not to be trusted
+            };
+            wrong.extend(read.err().map(|error| ("image".to_string(), format!("{error:#}"))));
+        }
+        if sized && let Err(error) = self.could_be_written(frame_rate) {
+            wrong.push((String::new(), format!("{error:#}")));
+        }
+        wrong
+    }
+
+    /// Checks that a video of this size and frame rate can be encoded: tried in a folder that goes again.
+    fn could_be_written(&self, frame_rate: Option<f64>) -> anyhow::Result<()> {
+        let Some(fps) = self.fps.or(frame_rate) else {
+            return Ok(());
+        };
+        let scratch = tempfile::tempdir().context("the folder for temporary files")?;
+        let path = scratch.path().join("validation.mp4");
+        match Writer::create(&path, (self.height, self.width), fps) {
+            Err(VideoError::Encode { reason, .. }) => bail!("its video cannot be encoded: {reason}"),
+            created => Ok(created.map(drop)?),
+        }
+    }
+
+    fn starting_from(&self, start: Start, frame_rate: f64) -> Request {
+        Request {
             prompt: self.prompt.clone(),
             negative_prompt: self.negative_prompt.clone(),
             num_frames: self.num_frames,
@@ -123,7 +183,7 @@ impl Prompt {
             fps: self.fps.unwrap_or(frame_rate),
             start,
             latents: None,
-        })
+        }
     }
 }
 

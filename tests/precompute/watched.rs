@@ -158,6 +158,10 @@ impl Family for Watched {
         self.inner.condition_on(encoded, canvas, rng)
     }
 
+    fn check_decoder(&self) -> anyhow::Result<()> {
+        self.inner.check_decoder()
+    }
+
     fn decode(&self, latents: &Tensor, canvas: &Canvas, rng: &mut Rng, emit: Emit) -> anyhow::Result<()> {
         self.inner.decode(latents, canvas, rng, emit)
     }

@@ -103,7 +103,7 @@ fn a_run_interrupted_and_killed_equals_one_that_was_left_alone_byte_for_byte() {
 /// Every scalar at every step, none twice, as TensorBoard's own reader sees it: where `VTRAIN_PYTHON` names a Python that
 /// has it. `tests/watching.rs` holds the same without.
 fn real_tensorboard_agrees(run: &Run) {
-    let Some(python) = std::env::var_os("VTRAIN_PYTHON") else {
+    let Some(python) = crate::skipped::python("TensorBoard") else {
         return;
     };
     let script = super::root().join("scripts/check_tensorboard.py");

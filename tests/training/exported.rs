@@ -157,8 +157,7 @@ fn lora(args: &[&OsStr]) {
 
 #[test]
 fn diffusers_loads_the_adapter_in_every_format_and_samples_what_vtrain_samples() {
-    let Some(python) = std::env::var_os("VTRAIN_PYTHON") else {
-        println!("skipped: VTRAIN_PYTHON names no Python with diffusers");
+    let Some(python) = crate::skipped::python("diffusers") else {
         return;
     };
     for kind in KINDS {

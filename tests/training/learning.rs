@@ -112,7 +112,7 @@ fn the_quickstart_teaches_an_effect_and_what_is_not_asked_to_dissolve_stays() {
     assert!(after.gone >= 0.6, "with the adapter only {:.2} is gone", after.gone);
     assert!(plain.gone <= 0.2, "without DISSOLVE_FX {:.2} is gone", plain.gone);
     assert!(plain.right >= 0.9, "only {:.2} keep the asked colour", plain.right);
-    if let Some(python) = std::env::var_os("VTRAIN_PYTHON") {
+    if let Some(python) = crate::skipped::python("diffusers") {
         let mut check = Command::new(python);
         check.arg(root().join("scripts/check_videos.py"));
         check.arg(env!("CARGO_BIN_EXE_vtrain"));

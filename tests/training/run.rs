@@ -158,14 +158,36 @@ fn needs_no_encoders(model: &Path, parts: &[&str]) {
 }
 
 #[test]
-fn a_validation_that_fails_is_told_of_and_training_goes_on() {
+fn a_validation_that_fails_on_the_way_is_told_of_and_training_goes_on() {
     let run = whole(&model(), 1, 2);
-    let prompt = "validation.prompts.0.height=33";
-    let output = run.train(&["--set", prompt]);
-    assert!(stderr(&output).contains("training goes on"), "{}", stderr(&output));
-    assert!(stderr(&output).contains("the nearest is"), "{}", stderr(&output));
+    run.train(&["--set", "train.steps=1"]);
+    // Where the folder of its videos should be.
+    fs::write(run.out().join("validation/step-000002"), "").unwrap();
+    let output = run.train(&[]);
+    assert_eq!(
+        stderr(&output).matches("training goes on").count(),
+        2,
+        "{}",
+        stderr(&output)
+    );
     assert_eq!(run.metrics().len(), 2);
-    assert!(run.out().join("validation/step-000002/01-a-sun.mp4").is_file());
+    assert!(run.out().join(FINAL).is_file());
+}
+
+#[test]
+fn a_validation_that_cannot_be_made_stops_the_run_before_it_begins() {
+    let run = whole(&model(), 1, 2);
+    let output = run
+        .command(&["--set", "validation.prompts.0.height=33"])
+        .output()
+        .unwrap();
+    let said = stderr(&output);
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    assert!(
+        said.contains("validation.prompts[0]: 33x48") && said.contains("the nearest is 32x48"),
+        "{said}"
+    );
+    assert!(!run.out().exists(), "{said}");
 }
 
 #[test]

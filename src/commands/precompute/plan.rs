@@ -15,8 +15,8 @@ use crate::data::cache::{self, Cache, CaptionCoder, ClipCoder, Encoded, Encoding
 use crate::data::loader::Cut;
 use crate::data::{Bucket, Report, Sample};
 use crate::dist::Communicator;
-use crate::models::Family;
 use crate::models::family::TakesImage;
+use crate::models::{self, Family};
 use crate::nn::WeightFolder;
 
 /// All clips and captions of a run, with their places in the cache.
@@ -140,6 +140,19 @@ impl<'a> Plan<'a> {
             BinaryBytes(latents),
             BinaryBytes(embeds)
         );
+    }
+
+    /// Checks that what has to encode is there: a part that is gone is only missed where something is left to encode.
+    pub fn ensure_parts(&self, family: &dyn Family) -> Result<(), Failure> {
+        let texts = (!self.missing_texts.is_empty()).then(|| family.conditioner_parts());
+        let clips = (!self.missing_clips.is_empty()).then(|| family.encoder_parts());
+        let parts = texts.into_iter().chain(clips).flatten();
+        let gone = parts.filter_map(|part| models::part(family.directory(), part).err());
+        let gone: Vec<String> = gone.map(|error| error.to_string()).collect();
+        match gone.is_empty() {
+            true => Ok(()),
+            false => Err(anyhow!(gone.join("\n"))).or_exit(Exit::Model),
+        }
     }
 
     /// Whether all that is missing fits on the disk.

@@ -7,8 +7,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::anyhow;
 
+use super::check::{Download, Until};
 use super::interrupt::Interrupt;
-use super::{Exit, Failure, OrExit, check_dataset, precompute, ranks};
+use super::{Exit, Failure, OrExit, precompute, ranks};
 use crate::config::RunConfig;
 use crate::disk;
 use crate::dist::Communicator;
@@ -46,23 +47,32 @@ pub struct Args {
 
 pub fn run(args: Args) -> Result<(), Failure> {
     let config = RunConfig::load(&args.config, &args.set).or_exit(Exit::Usage)?;
-    if args.dry_run {
-        check_dataset::judged(&config.datasets)?;
-        let _lock = Lock::take(&config.output_dir).or_exit(Exit::Training)?;
-        return write_config(&config).or_exit(Exit::Training);
+    ranks::together(config, |config, ranks| match args.dry_run {
+        true => check(&args, config, ranks),
+        false => train(&args, config, ranks),
+    })
+}
+
+/// Looks for all that would stop a run, and writes what it would run with.
+fn check(args: &Args, config: &RunConfig, ranks: &dyn Communicator) -> Result<(), Failure> {
+    precompute::checked(config, Until::Trained, Download::No, ranks)?;
+    let lock = || Lock::take(&config.output_dir).or_exit(Exit::Training);
+    let _lock = ranks.is_first().then(lock).transpose()?;
+    resume::find(&args.resume, config, ranks).or_exit(Exit::Usage)?;
+    match ranks.is_first() {
+        true => write_config(config).or_exit(Exit::Training),
+        false => Ok(()),
     }
-    ranks::together(config, |config, ranks| train(&args, config, ranks))
 }
 
 fn train(args: &Args, config: &RunConfig, ranks: &dyn Communicator) -> Result<(), Failure> {
-    let report = precompute::survey(config, ranks)?;
+    let (report, family) = precompute::checked(config, Until::Trained, Download::Allowed, ranks)?;
+    let family = precompute::here(family)?;
     let lock = || Lock::take(&config.output_dir).or_exit(Exit::Training);
     let _lock = ranks.is_first().then(lock).transpose()?;
     let interrupt = Interrupt::catch().or_exit(Exit::Training)?;
     let checkpoint = resume::find(&args.resume, config, ranks).or_exit(Exit::Usage)?;
     let device = config.open_device().or_exit(Exit::Usage)?;
-    let family = precompute::open_model(config)?;
-    open::check(config, &*family).or_exit(Exit::Usage)?;
     let encoded = precompute::precompute(config, &*family, &report, &[], interrupt.flag(), ranks)?;
     process::release(); // the encoders' memory; the transformer comes next
     if ranks.is_first() {

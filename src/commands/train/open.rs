@@ -4,7 +4,6 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use anyhow::ensure;
 use candle_core::{Device, Var};
 use serde_json::json;
 
@@ -17,7 +16,6 @@ use crate::data::cache::Encoded;
 use crate::diffusion::objective::Objective;
 use crate::dist::Communicator;
 use crate::lora::trainable::{Pair, Trainable};
-use crate::models::family::TakesImage;
 use crate::models::{Family, Sharding, rooms};
 use crate::nn::shards::Residency;
 use crate::optim::adamw::AdamW;
@@ -128,27 +126,6 @@ fn past(parts: &Parts) -> anyhow::Result<Past> {
     Ok(serde_json::from_slice(
         &parts.ranks.broadcast(serde_json::to_vec(past)?)?,
     )?)
-}
-
-/// Whether the settings are for such a model: asked before anything heavy is loaded.
-///
-/// # Errors
-/// Settings that the model would ignore, by key.
-pub fn check(config: &RunConfig, family: &dyn Family) -> anyhow::Result<()> {
-    Objective::new(&family.scheduler()?, &config.diffusion)?;
-    let share = config.train.first_frame;
-    match family.takes_image() {
-        TakesImage::Never => ensure!(
-            share == 0.0,
-            "train.first_frame: {share}: this checkpoint cannot start from an image; remove it"
-        ),
-        TakesImage::Always => ensure!(
-            share == 0.0,
-            "train.first_frame: {share}: this checkpoint always starts from an image; remove it"
-        ),
-        TakesImage::Either => {}
-    }
-    Ok(())
 }
 
 /// The transformer with adapters that learn, and what moves them.

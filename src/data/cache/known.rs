@@ -115,7 +115,7 @@ impl Known {
     /// A folder of a checkpoint as it is; where it is gone or empty, as it was, and true.
     pub fn part(&self, folder: &Path) -> io::Result<Option<(Part, bool)>> {
         let name = name(folder).unwrap_or_default();
-        let files = if folder.is_dir() { decisive(folder)? } else { Vec::new() };
+        let files = decisive(folder)?;
         if files.is_empty() {
             return Ok(self.memo().parts.get(&name).cloned().map(|part| (part, true)));
         }
@@ -139,6 +139,11 @@ impl Known {
             memo.changed = true;
         }
         Ok(Some((part, false)))
+    }
+
+    /// Says whether a folder of a checkpoint was ever hashed.
+    pub fn has_seen(&self, folder: &Path) -> bool {
+        name(folder).is_some_and(|name| self.memo().parts.contains_key(&name))
     }
 
     /// The configs of the parts that `directory` once had.
@@ -191,9 +196,17 @@ fn read(path: &Path) -> io::Result<Memo> {
     }
 }
 
-/// The files in a part's folder that decide what it computes, by name.
+/// Says whether a part's folder is there, with anything in it.
+pub fn is_there(folder: &Path) -> io::Result<bool> {
+    Ok(!decisive(folder)?.is_empty())
+}
+
+/// The files in a part's folder that decide what it computes, by name; none where it is gone.
 fn decisive(folder: &Path) -> io::Result<Vec<PathBuf>> {
     let mut files = Vec::new();
+    if !folder.is_dir() {
+        return Ok(files);
+    }
     for entry in std::fs::read_dir(folder)? {
         let path = entry?.path();
         let ending = path.extension().and_then(|ending| ending.to_str());

@@ -3,8 +3,8 @@
 
 use std::sync::Arc;
 
-use anyhow::{Context, bail, ensure};
-use candle_core::{DType, Device, Tensor};
+use anyhow::{Context, bail};
+use candle_core::Tensor;
 
 use super::dit::{self, Dit};
 use super::vae::{self, Half, Vae};
@@ -12,13 +12,13 @@ use crate::diffusion::posterior::Posterior;
 use crate::diffusion::schedulers::Scheduler;
 use crate::models::denoiser::Denoiser;
 use crate::models::family::{
-    Beside, Canvas, ClipEncoder, Conditioner, Emit, ImageCondition, Kept, Layout, TakesImage, TextShape, posterior_of,
-    whole_patches,
+    Beside, Canvas, ClipEncoder, Conditioner, Emit, ImageCondition, Kept, Layout, TakesImage, TextShape, all_hold,
+    posterior_of, whole_frames, whole_patches,
 };
 use crate::models::prompts::{Padding, Prompts};
 use crate::models::{Family, Remembered, part};
 use crate::nn::WeightFolder;
-use crate::nn::weights::Planter;
+use crate::nn::weights::{Planter, Reading};
 use crate::rng::Rng;
 
 /// What image-to-video pipelines give as `ofs`.
@@ -33,18 +33,12 @@ pub struct CogVideoX {
     directory: WeightFolder,
     transformer: dit::Config,
     vae: vae::Config,
-    dtype: DType,
-    device: Device,
+    reading: Reading,
 }
 
 impl CogVideoX {
     /// Reads the configs in `directory`; the VAE's may be remembered instead.
-    pub fn open(
-        directory: &WeightFolder,
-        dtype: DType,
-        device: &Device,
-        remembered: &Remembered,
-    ) -> anyhow::Result<Self> {
+    pub fn open(directory: &WeightFolder, reading: &Reading, remembered: &Remembered) -> anyhow::Result<Self> {
         let vae = match remembered.get("vae") {
             Some(text) if !directory.join("vae/config.json").exists() => {
                 vae::Config::parse(text).context("the VAE's config.json, as it is remembered")?
@@ -55,8 +49,7 @@ impl CogVideoX {
             transformer: dit::Config::load(&part(directory, "transformer")?)?,
             vae,
             directory: directory.clone(),
-            dtype,
-            device: device.clone(),
+            reading: reading.clone(),
         })
     }
 
@@ -66,7 +59,7 @@ impl CogVideoX {
     }
 
     fn vae(&self, half: Half) -> anyhow::Result<Vae> {
-        Vae::load_half(&part(&self.directory, "vae")?, half, self.dtype, &self.device)
+        Vae::load_half(&part(&self.directory, "vae")?, half, &self.reading)
     }
 }
 
@@ -95,8 +88,7 @@ impl Family for CogVideoX {
             &self.directory,
             self.transformer.max_text_seq_length,
             Padding::Counts,
-            self.dtype,
-            &self.device,
+            &self.reading,
         )
     }
 
@@ -125,7 +117,7 @@ impl Family for CogVideoX {
 
     fn denoiser(&self, planter: Option<Arc<dyn Planter>>) -> anyhow::Result<Box<dyn Denoiser>> {
         let folder = part(&self.directory, "transformer")?;
-        Ok(Box::new(Dit::load(&folder, self.dtype, &self.device, planter)?))
+        Ok(Box::new(Dit::read(&folder, &self.reading, planter)?))
     }
 
     fn canvas(&self, num_frames: usize, height: usize, width: usize) -> anyhow::Result<Canvas> {
@@ -134,8 +126,8 @@ impl Family for CogVideoX {
             self.vae.spatial_compression(),
         );
         let step = space * self.transformer.patch_size;
-        ensure!(num_frames > 0, "a clip has at least one frame");
-        whole_patches(height, width, [step; 2])?;
+        all_hold([whole_patches(height, width, [step; 2]), whole_frames(num_frames, 1)])?;
+        dit::check_positions(&self.transformer, [height / step, width / step])?;
         let learned = (self.transformer.sample_height, self.transformer.sample_width);
         if self.transformer.use_learned_positional_embeddings && (height / space, width / space) != learned {
             bail!(
@@ -153,7 +145,7 @@ impl Family for CogVideoX {
             layout: Layout::FramesFirst,
             padding,
             seq_len: None,
-            dtype: self.dtype,
+            dtype: self.reading.dtype,
         })
     }
 
@@ -202,7 +194,7 @@ impl Family for CogVideoX {
         let ofs = self
             .transformer
             .ofs_embed_dim
-            .map(|_| Tensor::new(&[OFS as f32], &self.device))
+            .map(|_| Tensor::new(&[OFS as f32], &self.reading.device))
             .transpose()?;
         Ok(ImageCondition::Beside(Beside {
             latents: Tensor::cat(&[latents, rest], 1)?, // (B, F, C, h, w)
@@ -211,11 +203,18 @@ impl Family for CogVideoX {
         }))
     }
 
+    fn check_decoder(&self) -> anyhow::Result<()> {
+        self.vae(Half::Decoder).map(drop)
+    }
+
     fn decode(&self, latents: &Tensor, canvas: &Canvas, _rng: &mut Rng, emit: Emit) -> anyhow::Result<()> {
         let vae = self.vae(Half::Decoder)?;
         let frames = latents.dim(1)? - canvas.padding;
         let latents = canvas.layout.swap(&latents.narrow(1, canvas.padding, frames)?)?; // (1, C, F, h, w)
-        vae.decode_batches(&self.vae.unscale(&latents.to_dtype(self.dtype)?)?.contiguous()?, emit)
+        vae.decode_batches(
+            &self.vae.unscale(&latents.to_dtype(self.reading.dtype)?)?.contiguous()?,
+            emit,
+        )
     }
 }
 

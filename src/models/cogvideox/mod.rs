@@ -27,7 +27,7 @@ pub const ROOM: Room = Room {
     pipeline: "CogVideoX",
     transformer: "CogVideoXTransformer3DModel",
     repository: "cogvideox",
-    open: |directory, dtype, device, remembered| Ok(Box::new(CogVideoX::open(directory, dtype, device, remembered)?)),
+    open: |directory, reading, remembered| Ok(Box::new(CogVideoX::open(directory, reading, remembered)?)),
     bare,
     footprint: FOOTPRINT,
     footprint_of,

@@ -10,7 +10,7 @@
 use std::sync::Arc;
 
 use anyhow::{Context, ensure};
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Tensor};
 
 use super::dit::{self, Dit, SPATIAL_COMPRESSION, TEMPORAL_COMPRESSION};
 use super::vae::{self, Half, Vae};
@@ -18,13 +18,14 @@ use crate::diffusion::posterior::Posterior;
 use crate::diffusion::schedulers::Scheduler;
 use crate::models::denoiser::Denoiser;
 use crate::models::family::{
-    Canvas, ClipEncoder, Conditioner, Emit, ImageCondition, Layout, TakesImage, TextShape, posterior_of, whole_patches,
+    Canvas, ClipEncoder, Conditioner, Emit, ImageCondition, Layout, TakesImage, TextShape, all_hold, posterior_of,
+    whole_frames, whole_patches,
 };
 use crate::models::prompts::{Padding, Prompts};
 use crate::models::{Family, Remembered, part};
 use crate::nn::WeightFolder;
 use crate::nn::config;
-use crate::nn::weights::Planter;
+use crate::nn::weights::{Planter, Reading};
 use crate::rng::Rng;
 
 /// Tokens of a prompt, padding included: what the pipelines take unless told otherwise.
@@ -43,8 +44,7 @@ pub struct LtxVideo {
     directory: WeightFolder,
     transformer: dit::Config,
     vae: vae::Config,
-    dtype: DType,
-    device: Device,
+    reading: Reading,
 }
 
 impl LtxVideo {
@@ -52,12 +52,7 @@ impl LtxVideo {
     ///
     /// # Errors
     /// Configs that are missing or broken, a transformer that does not go with the VAE.
-    pub fn open(
-        directory: &WeightFolder,
-        dtype: DType,
-        device: &Device,
-        remembered: &Remembered,
-    ) -> anyhow::Result<Self> {
+    pub fn open(directory: &WeightFolder, reading: &Reading, remembered: &Remembered) -> anyhow::Result<Self> {
         let transformer = dit::Config::load(&part(directory, "transformer")?)?;
         let vae = match remembered.get("vae") {
             Some(text) if !directory.join("vae/config.json").exists() => {
@@ -70,13 +65,12 @@ impl LtxVideo {
             directory: directory.clone(),
             transformer,
             vae,
-            dtype,
-            device: device.clone(),
+            reading: reading.clone(),
         })
     }
 
     fn vae(&self, half: Half) -> anyhow::Result<Vae> {
-        Vae::load_half(&part(&self.directory, "vae")?, half, self.dtype, &self.device)
+        Vae::load_half(&part(&self.directory, "vae")?, half, &self.reading)
     }
 }
 
@@ -118,7 +112,7 @@ impl Family for LtxVideo {
     }
 
     fn conditioner(&self) -> anyhow::Result<Box<dyn Conditioner>> {
-        Prompts::load(&self.directory, TEXT_TOKENS, Padding::Masked, self.dtype, &self.device)
+        Prompts::load(&self.directory, TEXT_TOKENS, Padding::Masked, &self.reading)
     }
 
     /// Clips are encoded one by one, and whole: there is nothing to slice, and nothing is tiled.
@@ -148,18 +142,12 @@ impl Family for LtxVideo {
 
     fn denoiser(&self, planter: Option<Arc<dyn Planter>>) -> anyhow::Result<Box<dyn Denoiser>> {
         let folder = part(&self.directory, "transformer")?;
-        Ok(Box::new(Dit::load(&folder, self.dtype, &self.device, planter)?))
+        Ok(Box::new(Dit::read(&folder, &self.reading, planter)?))
     }
 
     fn canvas(&self, num_frames: usize, height: usize, width: usize) -> anyhow::Result<Canvas> {
         let (time, space) = (TEMPORAL_COMPRESSION, SPATIAL_COMPRESSION);
-        whole_patches(height, width, [space; 2])?;
-        ensure!(num_frames > 0, "a clip has at least one frame");
-        ensure!(
-            num_frames % time == 1,
-            "{num_frames} frames must be a multiple of {time} and one more; the nearest is {}",
-            (num_frames - 1 + time / 2) / time * time + 1
-        );
+        all_hold([whole_patches(height, width, [space; 2]), whole_frames(num_frames, time)])?;
         let (frames, height, width) = ((num_frames - 1) / time + 1, height / space, width / space);
         Ok(Canvas {
             num_frames,
@@ -192,16 +180,20 @@ impl Family for LtxVideo {
         Ok(ImageCondition::First(posterior_of(encoded)?.draw(rng)?)) // (B, C, 1, h, w)
     }
 
+    fn check_decoder(&self) -> anyhow::Result<()> {
+        self.vae(Half::Decoder).map(drop)
+    }
+
     fn decode(&self, latents: &Tensor, _canvas: &Canvas, rng: &mut Rng, emit: Emit) -> anyhow::Result<()> {
         let vae = self.vae(Half::Decoder)?;
-        let latents = vae.statistics.denormalize(latents)?.to_dtype(self.dtype)?; // (1, C, F, h, w)
+        let latents = vae.statistics.denormalize(latents)?.to_dtype(self.reading.dtype)?; // (1, C, F, h, w)
         if !self.vae.timestep_conditioning {
             return emit(vae.decode(&latents, None, rng)?);
         }
         let noise = Tensor::from_vec(rng.randn(latents.elem_count()), latents.shape(), latents.device())?;
-        let noise = (noise.to_dtype(self.dtype)? * DECODE_TIMESTEP)?;
+        let noise = (noise.to_dtype(self.reading.dtype)? * DECODE_TIMESTEP)?;
         let latents = ((latents * (1.0 - DECODE_TIMESTEP))? + noise)?;
-        let timestep = Tensor::new(&[DECODE_TIMESTEP as f32], latents.device())?.to_dtype(self.dtype)?;
+        let timestep = Tensor::new(&[DECODE_TIMESTEP as f32], latents.device())?.to_dtype(self.reading.dtype)?;
         emit(vae.decode(&latents, Some(&timestep), rng)?)
     }
 }

@@ -27,7 +27,7 @@ pub const ROOM: Room = Room {
     pipeline: "LTX",
     transformer: "LTXVideoTransformer3DModel",
     repository: "ltx-video",
-    open: |directory, dtype, device, remembered| Ok(Box::new(LtxVideo::open(directory, dtype, device, remembered)?)),
+    open: |directory, reading, remembered| Ok(Box::new(LtxVideo::open(directory, reading, remembered)?)),
     bare,
     footprint: FOOTPRINT,
     footprint_of,

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, bail, ensure};
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Tensor};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -19,11 +19,13 @@ use crate::diffusion::posterior::Posterior;
 use crate::diffusion::schedulers::Scheduler;
 use crate::models::denoiser::Denoiser;
 use crate::models::family::{
-    Beside, Canvas, ClipEncoder, Conditioner, Emit, ImageCondition, Kept, Layout, TakesImage, TextShape, whole_patches,
+    Beside, Canvas, ClipEncoder, Conditioner, Emit, ImageCondition, Kept, Layout, TakesImage, TextShape, all_hold,
+    whole_frames, whole_patches,
 };
 use crate::models::prompts::{Padding, Prompts};
+use crate::models::transformer::Network as _;
 use crate::models::{Family, Remembered, part};
-use crate::nn::weights::Planter;
+use crate::nn::weights::{Planter, Reading};
 use crate::nn::{WeightFolder, Weights};
 use crate::rng::Rng;
 use crate::vision::{ClipVision, Preprocessor, clip};
@@ -42,8 +44,7 @@ pub struct Wan {
     vae: vae::Config,
     /// Of checkpoints that start from an image.
     image_encoder: Option<clip::Config>,
-    dtype: DType,
-    device: Device,
+    reading: Reading,
 }
 
 /// What `model_index.json` says in Wan 2.2 alone.
@@ -61,12 +62,7 @@ impl Wan {
     ///
     /// # Errors
     /// Configs that are missing or broken, a checkpoint of Wan 2.2, a transformer that does not go with the VAE.
-    pub fn open(
-        directory: &WeightFolder,
-        dtype: DType,
-        device: &Device,
-        remembered: &Remembered,
-    ) -> anyhow::Result<Self> {
+    pub fn open(directory: &WeightFolder, reading: &Reading, remembered: &Remembered) -> anyhow::Result<Self> {
         Index::read(&directory.join("model_index.json"))?;
         let transformer = dit::Config::load(&part(directory, "transformer")?)?;
         let gone = |part: &str| {
@@ -92,8 +88,7 @@ impl Wan {
             transformer,
             vae,
             image_encoder,
-            dtype,
-            device: device.clone(),
+            reading: reading.clone(),
         };
         this.check().with_context(|| directory.display().to_string())?;
         Ok(this)
@@ -133,12 +128,12 @@ impl Wan {
     }
 
     fn vae(&self, half: Half) -> anyhow::Result<Vae> {
-        Vae::load_half(&part(&self.directory, "vae")?, half, self.dtype, &self.device)
+        Vae::load_half(&part(&self.directory, "vae")?, half, &self.reading)
     }
 
     fn vision(&self, config: &clip::Config) -> anyhow::Result<Vision> {
         let folder = part(&self.directory, "image_encoder")?;
-        let weights = Weights::open(&folder, self.dtype, &self.device)?;
+        let weights = Weights::read(&folder, &self.reading)?;
         weights.ensure_memory(&[])?;
         Ok(Vision {
             preprocessor: Preprocessor::load(&part(&self.directory, "image_processor")?)?,
@@ -196,7 +191,7 @@ impl Family for Wan {
     }
 
     fn conditioner(&self) -> anyhow::Result<Box<dyn Conditioner>> {
-        Prompts::load(&self.directory, TEXT_TOKENS, Padding::Zeros, self.dtype, &self.device)
+        Prompts::load(&self.directory, TEXT_TOKENS, Padding::Zeros, &self.reading)
     }
 
     /// A clip is encoded a few frames at a time and alone, so that there is nothing to tile or to slice.
@@ -230,21 +225,19 @@ impl Family for Wan {
 
     fn denoiser(&self, planter: Option<Arc<dyn Planter>>) -> anyhow::Result<Box<dyn Denoiser>> {
         let folder = part(&self.directory, "transformer")?;
-        Ok(Box::new(Dit::load(&folder, self.dtype, &self.device, planter)?))
+        Ok(Box::new(Dit::read(&folder, &self.reading, planter)?))
     }
 
     fn canvas(&self, num_frames: usize, height: usize, width: usize) -> anyhow::Result<Canvas> {
         let (time, space) = (self.vae.temporal_compression(), self.vae.spatial_compression());
         let [_, rows, columns] = self.transformer.patch_size.map(|patch| patch * space);
-        whole_patches(height, width, [rows, columns])?;
-        ensure!(num_frames > 0, "a clip has at least one frame");
         // The pipelines make a multiple and one of it; a bucket of clips must say it.
-        ensure!(
-            num_frames % time == 1 || time == 1,
-            "{num_frames} frames must be a multiple of {time} and one more; take {} instead",
-            num_frames / time * time + 1
-        );
+        all_hold([
+            whole_patches(height, width, [rows, columns]),
+            whole_frames(num_frames, time),
+        ])?;
         let frames = (num_frames - 1) / time + 1;
+        dit::Network::places(&self.transformer).check_size([frames, height / space, width / space])?;
         Ok(Canvas {
             num_frames,
             shape: [1, self.vae.latent_channels(), frames, height / space, width / space],
@@ -304,9 +297,13 @@ impl Family for Wan {
         }))
     }
 
+    fn check_decoder(&self) -> anyhow::Result<()> {
+        self.vae(Half::Decoder).map(drop)
+    }
+
     fn decode(&self, latents: &Tensor, _canvas: &Canvas, _rng: &mut Rng, emit: Emit) -> anyhow::Result<()> {
         let vae = self.vae(Half::Decoder)?;
-        vae.decode_batches(&self.vae.denormalize(&latents.to_dtype(self.dtype)?)?, emit)
+        vae.decode_batches(&self.vae.denormalize(&latents.to_dtype(self.reading.dtype)?)?, emit)
     }
 }
 

@@ -25,7 +25,7 @@ pub const ROOM: Room = Room {
     pipeline: "Wan",
     transformer: "WanTransformer3DModel",
     repository: "wan2.1",
-    open: |directory, dtype, device, remembered| Ok(Box::new(Wan::open(directory, dtype, device, remembered)?)),
+    open: |directory, reading, remembered| Ok(Box::new(Wan::open(directory, reading, remembered)?)),
     bare,
     footprint: FOOTPRINT,
     footprint_of,

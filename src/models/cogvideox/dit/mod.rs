@@ -16,6 +16,7 @@ mod patches;
 mod positions;
 
 pub use config::Config;
+pub use positions::check as check_positions;
 
 use crate::models::denoiser::{Fixed, Input, State};
 use crate::models::family::Layout;

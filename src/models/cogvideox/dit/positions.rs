@@ -71,12 +71,32 @@ impl Added {
     }
 }
 
+/// Checks that there are positions for so many rows and columns of patches.
+pub fn check(config: &Config, [height, width]: [usize; 2]) -> Result<()> {
+    let (rows, columns) = (
+        config.sample_height / config.patch_size,
+        config.sample_width / config.patch_size,
+    );
+    let counts = config.use_rotary_positional_embeddings && config.patch_size_t.is_some();
+    if counts && (height > rows || width > columns) {
+        return Err(Error::Msg(format!(
+            "latents of {}x{} are larger than the {}x{} that this model has positions for",
+            height * config.patch_size,
+            width * config.patch_size,
+            config.sample_height,
+            config.sample_width
+        )));
+    }
+    Ok(())
+}
+
 /// Rotary tables for the video tokens of a `grid` of frames, rows and columns; None where the model has none.
 pub fn rotary(config: &Config, grid: [usize; 3], device: &Device) -> Result<Option<Rotary>> {
     if !config.use_rotary_positional_embeddings {
         return Ok(None);
     }
     let [frames, height, width] = grid;
+    check(config, [height, width])?;
     let base = [
         config.sample_height / config.patch_size,
         config.sample_width / config.patch_size,
@@ -85,15 +105,6 @@ pub fn rotary(config: &Config, grid: [usize; 3], device: &Device) -> Result<Opti
         None => {
             let [(top, bottom), (left, right)] = crop_region([height, width], base);
             [stretched(top, bottom, height), stretched(left, right, width)]
-        }
-        Some(_) if height > base[0] || width > base[1] => {
-            return Err(Error::Msg(format!(
-                "latents of {}x{} are larger than the {}x{} that this model has positions for",
-                height * config.patch_size,
-                width * config.patch_size,
-                config.sample_height,
-                config.sample_width
-            )));
         }
         Some(_) => [counted(height), counted(width)],
     };

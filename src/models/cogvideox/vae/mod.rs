@@ -26,6 +26,7 @@ use encoder::Encoder;
 use crate::diffusion::posterior::Posterior;
 use crate::models::vae::{Place, check_clip, check_latents, joined, loaded, one_by_one};
 use crate::nn::conv3d::{Conv3d, Memory, Past};
+use crate::nn::weights::Reading;
 use crate::nn::{WeightFolder, Weights};
 
 /// Frames of a batch.
@@ -52,19 +53,12 @@ impl Vae {
     /// # Errors
     /// A config that says anything unknown or impossible; weights that do not fit it.
     pub fn load(folder: impl Into<WeightFolder>, dtype: DType, device: &Device) -> anyhow::Result<Self> {
-        Self::load_half(folder, Half::Both, dtype, device)
+        Self::load_half(&folder.into(), Half::Both, &Reading::numbers(dtype, device))
     }
 
     /// As [`Vae::load`], leaving out what is not needed.
-    pub fn load_half(
-        folder: impl Into<WeightFolder>,
-        half: Half,
-        dtype: DType,
-        device: &Device,
-    ) -> anyhow::Result<Self> {
-        let folder = folder.into();
-        let weights = Weights::open(&folder, dtype, device)?;
-        Self::read(&folder, half, weights)
+    pub fn load_half(folder: &WeightFolder, half: Half, reading: &Reading) -> anyhow::Result<Self> {
+        Self::read(folder, half, Weights::read(folder, reading)?)
     }
 
     /// As [`Vae::load_half`], from weights of the same folder.

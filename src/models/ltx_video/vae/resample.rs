@@ -68,11 +68,14 @@ impl Upsampler {
     pub fn load(block: &Up, weights: Weights) -> Result<Self> {
         let weights = weights.pp("conv.conv");
         let (outputs, channels) = (block.outputs, block.outputs * block.factor);
-        let weight = by_pixel(&weights.get((8 * outputs, channels, 3, 3, 3), "weight")?, 8)?;
-        let bias = by_pixel(&weights.get(8 * outputs, "bias")?, 8)?;
+        let weight = weights.get((8 * outputs, channels, 3, 3, 3), "weight")?;
+        let bias = weights.get(8 * outputs, "bias")?;
         let sources = (0..8 * outputs).map(|i| (i % outputs % (channels / 8).max(1) * 8 + i / outputs) as u32);
         Ok(Self {
-            conv: Conv3d::new(&weight, &bias, Geometry::CAUSAL, &weights)?,
+            conv: match weights.has_numbers() {
+                true => Conv3d::new(&by_pixel(&weight, 8)?, &by_pixel(&bias, 8)?, Geometry::CAUSAL, &weights)?,
+                false => Conv3d::outline(&weight, &bias, Geometry::CAUSAL)?,
+            },
             residual: block
                 .residual
                 .then(|| Tensor::from_iter(sources, weights.device()))

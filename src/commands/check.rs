@@ -1,0 +1,335 @@
+//! Checks of everything that a run would fail on, as far as its settings, the model's configs, the headers of its files and the files that the
+//! settings name can tell. Looked for before anything is loaded, by a run and by `--dry-run` alike, and told all at once.
+//!
+//! Nothing here decides by itself: the model is built as it is built for work, of names and shapes alone ([`Reading`]), and
+//! everything else is asked where it is used.
+
+use std::fmt::Display;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::anyhow;
+use candle_core::Device;
+
+use super::train::open;
+use super::{Exit, Failure};
+use crate::config::RunConfig;
+use crate::data::cache::Cache;
+use crate::diffusion::objective::Objective;
+use crate::disk::writable;
+use crate::dist::Communicator;
+use crate::hub;
+use crate::lora::adapters::Adapters;
+use crate::lora::selection::{Selection, Unfit};
+use crate::models::family::TakesImage;
+use crate::models::{self, Family, FamilyName, Remembered, rooms};
+use crate::nn::shards::Residency;
+use crate::nn::weights::{Planter, Reading};
+use crate::process::memory::TooLittle;
+use crate::rng::Rng;
+use crate::sample::{self, Refused, Request, Start};
+
+/// The point up to which a command goes with a run file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Until {
+    /// Clips and captions are encoded.
+    Encoded,
+    /// The adapters are trained.
+    Trained,
+}
+
+/// Permission to download a model of the Hub.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Download {
+    Allowed,
+    /// Where it is not here yet, what depends on it is left out, and that is said.
+    No,
+}
+
+/// Everything found so far that is wrong, each with the exit code that it alone would have.
+#[derive(Debug, Default)]
+pub struct Problems(Vec<(Exit, String)>);
+
+impl Problems {
+    /// Notes what is wrong with a key of the run file.
+    fn key(&mut self, key: impl Display, why: impl Display) {
+        self.0.push((Exit::Usage, format!("{key}: {why}")));
+    }
+
+    /// Notes why something failed, in words that say where.
+    fn failed(&mut self, exit: Exit, done: anyhow::Result<()>) {
+        let Err(error) = done else {
+            return;
+        };
+        let exit = match error.chain().any(|cause| cause.is::<TooLittle>()) {
+            true => Exit::Training,
+            false => exit,
+        };
+        let why = format!("{error:#}");
+        // Two parts of a checkpoint may be read from one folder.
+        if self.0.iter().all(|(_, known)| *known != why) {
+            self.0.push((exit, why));
+        }
+    }
+
+    fn of_model(&mut self, done: anyhow::Result<()>) {
+        self.failed(Exit::Model, done);
+    }
+
+    /// Fails with all of them, if there are any; the exit code is that of the first kind in the order of the exit codes.
+    pub fn judge(self) -> Result<(), Failure> {
+        let Some(exit) = self.0.iter().map(|(exit, _)| *exit).min_by_key(|exit| *exit as u8) else {
+            return Ok(());
+        };
+        let all: Vec<String> = self.0.into_iter().map(|(_, why)| why).collect();
+        let error = anyhow!(all.join("\n"));
+        Err(Failure { exit, error })
+    }
+}
+
+/// The model of a run, once all is well with it and with the run; none where it is not here and may not be downloaded.
+///
+/// # Errors
+/// Everything that is wrong, by key, file and tensor.
+pub fn of_run(
+    config: &RunConfig,
+    until: Until,
+    download: Download,
+    ranks: &dyn Communicator,
+) -> Result<Option<Box<dyn Family>>, Failure> {
+    let mut problems = Problems::default();
+    let device = config.open_device().unwrap_or_else(|error| {
+        problems.key("device", format!("{error:#}").trim_start_matches("device: "));
+        Device::Cpu
+    });
+    if let Some(lacks) = config.device.lacks(&device, config.model.dtype.into()) {
+        problems.key("model.dtype", lacks);
+    }
+    let folder = config.precompute.folder(&config.output_dir);
+    let key = match config.precompute.dir {
+        Some(_) => "precompute.dir",
+        None => "output_dir",
+    };
+    if let Err(error) = writable::ensure(&folder) {
+        problems.0.push((Exit::Training, format!("{key}: {error}")));
+    }
+    let family = model(config, &device, download, &mut problems);
+    if let Some(family) = &family {
+        let residency = (until == Until::Trained).then(|| open::residency(config, ranks));
+        parts(config, &**family, &device, residency, &mut problems);
+        buckets(config, &**family, &mut problems);
+    }
+    if until == Until::Trained {
+        training(config, family.as_deref(), ranks.is_first(), &mut problems);
+    }
+    problems.judge()?;
+    Ok(family)
+}
+
+/// Checks that the checkpoint and its files can do what a request asks for, with these adapters.
+///
+/// # Errors
+/// Everything that is wrong.
+pub fn of_sample(
+    family: &dyn Family,
+    reading: &Reading,
+    request: &Request,
+    adapters: &Arc<Adapters>,
+) -> Result<(), Failure> {
+    let mut problems = Problems::default();
+    for Refused { why, .. } in sample::refused(family, request) {
+        problems.of_model(Err(anyhow!(why)));
+    }
+    problems.of_model(family.scheduler().map(drop));
+    match models::open_with(family.directory(), FamilyName::Auto, reading, &Remembered::new()) {
+        Ok(outline) => {
+            problems.of_model(outline.conditioner().map(drop));
+            if !matches!(request.start, Start::Text) {
+                problems.of_model(outline.clip_encoder(false, false).map(drop));
+            }
+            problems.of_model(outline.check_decoder());
+            let planter: Arc<dyn Planter> = adapters.clone();
+            let stands = outline.denoiser(Some(planter)).map(drop);
+            let planted = stands.is_ok();
+            problems.of_model(stands);
+            if planted {
+                problems.of_model(adapters.finish());
+            }
+        }
+        Err(error) => problems.of_model(Err(error)),
+    }
+    problems.judge()
+}
+
+/// Opens the model, where it is.
+fn model(config: &RunConfig, device: &Device, download: Download, problems: &mut Problems) -> Option<Box<dyn Family>> {
+    let directory = match locate(config, download) {
+        Ok(Some(directory)) => directory,
+        Ok(None) => {
+            log::info!(
+                "{} is not here yet: what depends on the model is checked once it is downloaded, before anything is encoded",
+                config.model.path
+            );
+            return None;
+        }
+        Err(error) => {
+            problems.of_model(Err(error.context("model.path")));
+            return None;
+        }
+    };
+    match opened(config, &directory, Reading::numbers(config.model.dtype.into(), device)) {
+        Ok(family) => Some(family),
+        Err(error) => {
+            problems.of_model(Err(error));
+            None
+        }
+    }
+}
+
+fn locate(config: &RunConfig, download: Download) -> anyhow::Result<Option<PathBuf>> {
+    let (path, revision) = (&config.model.path, &config.model.revision);
+    let variant = config.model.variant.as_deref();
+    if download == Download::Allowed {
+        return hub::fetch::locate(path, revision, variant).map(Some);
+    }
+    let here = hub::fetch::here(path, revision, variant)?;
+    // What a broken download lacks is fetched by the run.
+    let fetched = config.model.directory().is_none() && hub::environment::Environment::of_process().offline.is_none();
+    Ok(here.filter(|directory| !fetched || models::is_whole(&config.model.folder(directory))))
+}
+
+fn opened(config: &RunConfig, directory: &Path, reading: Reading) -> anyhow::Result<Box<dyn Family>> {
+    let remembered = cache(config).remembered(directory);
+    models::open_with(config.model.folder(directory), config.model.family, &reading, &remembered)
+}
+
+fn cache(config: &RunConfig) -> Cache {
+    Cache::open(&config.precompute.folder(&config.output_dir))
+}
+
+/// The model again, of names and shapes alone.
+fn outline(config: &RunConfig, family: &dyn Family, device: &Device) -> anyhow::Result<Box<dyn Family>> {
+    let reading = Reading::headers(config.model.dtype.into(), device);
+    opened(config, family.directory(), reading)
+}
+
+/// Checks that the parts which encode, and those that show what was learnt, can be built of their files. Parts that only encode
+/// may be gone, where the cache has seen them. With `residency` the run trains, and its blocks live so.
+fn parts(
+    config: &RunConfig,
+    family: &dyn Family,
+    device: &Device,
+    residency: Option<Residency>,
+    problems: &mut Problems,
+) {
+    let outline = match outline(config, family, device) {
+        Ok(outline) => outline,
+        Err(error) => return problems.of_model(Err(error)),
+    };
+    let prompts = match residency {
+        Some(_) => config.validation.prompts.as_slice(),
+        None => &[],
+    };
+    let from_image = prompts.iter().any(|prompt| prompt.image.is_some());
+    let cache = cache(config);
+    let mut encoder = |parts: &[&str], shows: bool, load: &dyn Fn() -> anyhow::Result<()>| {
+        match cache.has_parts(family.directory(), parts) {
+            Ok(there) if there || shows => problems.of_model(load()),
+            Ok(_) => {} // whether it is needed is known when it is known what has to be encoded
+            Err(error) => problems.of_model(Err(error)),
+        }
+    };
+    encoder(family.conditioner_parts(), false, &|| outline.conditioner().map(drop));
+    encoder(family.encoder_parts(), from_image, &|| {
+        outline.clip_encoder(false, false).map(drop)
+    });
+    if !prompts.is_empty() {
+        problems.of_model(outline.check_decoder());
+    }
+    if let Some(residency) = residency {
+        transformer(config, &*outline, residency, problems);
+    }
+}
+
+/// Checks that the transformer can be built of its files, and adapted as `lora` says.
+fn transformer(config: &RunConfig, outline: &dyn Family, residency: Residency, problems: &mut Problems) {
+    // Settings that are wrong whatever the model is are told of by `training`.
+    let selection = Selection::new(&config.lora, &rooms::names()).ok();
+    let selection = selection.map(|selection| Arc::new(selection.with_residency(residency)));
+    let planter = selection.clone().map(|selection| selection as Arc<dyn Planter>);
+    problems.of_model(outline.denoiser(planter).map(drop));
+    let Some(selection) = selection.filter(|selection| selection.has_seen_layers()) else {
+        return;
+    };
+    if let Err(error) = selection.finish() {
+        match error.downcast::<Unfit>() {
+            Ok(Unfit(all)) => problems.0.extend(all.into_iter().map(|why| (Exit::Usage, why))),
+            Err(error) => problems.key("lora", format!("{error:#}")),
+        }
+    }
+    if config.checkpoint.comfyui
+        && let Ok(room) = rooms::of_checkpoint(outline.directory())
+        && let Some(layer) = selection.selected().into_iter().find(|layer| !room.names.has(layer))
+    {
+        problems.key(
+            "checkpoint.comfyui",
+            format!("{layer} has no name in ComfyUI; set it to false, or leave that layer out of lora.target_modules"),
+        );
+    }
+}
+
+/// Checks that the model can make what clips are brought to.
+fn buckets(config: &RunConfig, family: &dyn Family, problems: &mut Problems) {
+    for (i, dataset) in config.datasets.iter().enumerate() {
+        for (j, bucket) in dataset.buckets.iter().enumerate() {
+            if let Err(error) = family.canvas(bucket.frames, bucket.height, bucket.width) {
+                problems.key(format!("datasets[{i}].buckets[{j}]"), format!("{error:#}"));
+            }
+        }
+    }
+}
+
+/// Checks what only training asks for. `pushes`: whether it is this process that pushes what was learnt.
+fn training(config: &RunConfig, family: Option<&dyn Family>, pushes: bool, problems: &mut Problems) {
+    if let Err(Unfit(all)) = Selection::new(&config.lora, &rooms::names()) {
+        problems.0.extend(all.into_iter().map(|why| (Exit::Usage, why)));
+    }
+    if let Some(family) = family {
+        objective(config, family, problems);
+    }
+    for (i, prompt) in config.validation.prompts.iter().enumerate() {
+        for (key, why) in prompt.refused(family) {
+            let dot = if key.is_empty() { "" } else { "." };
+            problems.key(format!("validation.prompts[{i}]{dot}{key}"), why);
+        }
+    }
+    if config.hub.push
+        && pushes
+        && let Err(error) = hub::push::check()
+    {
+        problems.key("hub.push", format!("{error:#}"));
+    }
+}
+
+/// Checks that the checkpoint can be trained as the settings say.
+fn objective(config: &RunConfig, family: &dyn Family, problems: &mut Problems) {
+    let scheduler = match family.scheduler() {
+        Ok(scheduler) => scheduler,
+        Err(error) => return problems.of_model(Err(error)),
+    };
+    let drawn = Objective::new(&scheduler, &config.diffusion).and_then(|objective| {
+        let buckets = config.datasets.iter().flat_map(|dataset| &dataset.buckets);
+        let mut canvases = buckets.filter_map(|b| family.canvas(b.frames, b.height, b.width).ok());
+        canvases.try_for_each(|canvas| objective.draw(1, canvas.seq_len, &mut Rng::new(0)).map(drop))
+    });
+    problems.failed(Exit::Usage, drawn);
+    let share = config.train.first_frame;
+    let why = match family.takes_image() {
+        TakesImage::Never => "this checkpoint cannot start from an image; remove it",
+        TakesImage::Always => "this checkpoint always starts from an image; remove it",
+        TakesImage::Either => return,
+    };
+    if share != 0.0 {
+        problems.key("train.first_frame", format!("{share}: {why}"));
+    }
+}

@@ -1,0 +1,247 @@
+//! The layers that a run trains: those that `lora.target_modules` names, held against the adapters in `lora.init`.
+//!
+//! A run asks while its transformer loads; what only checks a run asks while the transformer is built of headers alone. Both
+//! hear the same.
+
+use std::collections::BTreeSet;
+use std::sync::{Mutex, MutexGuard};
+
+use candle_core::{Error, Result};
+
+use super::adapters::{Adapter, AdapterFile};
+use super::names::Names;
+use super::target::{self, Matcher};
+use super::{Config, file};
+use crate::nn::linear::LowRank;
+use crate::nn::shards::Residency;
+use crate::nn::weights::Planter;
+
+/// The layers that are trained. As a [`Planter`] it plants nothing, and only looks.
+#[derive(Debug)]
+pub struct Selection {
+    config: Config,
+    targets: Matcher,
+    init: Option<AdapterFile>,
+    residency: Residency,
+    seen: Mutex<Seen>,
+}
+
+/// The layers that a model has asked for while it loads.
+#[derive(Debug, Default)]
+struct Seen {
+    /// The paths of all linear layers, targets or not.
+    layers: Vec<String>,
+    selected: BTreeSet<String>,
+    /// Layers for which the `init` file has an adapter of another shape.
+    misfits: Vec<String>,
+}
+
+/// The faults of `lora:`, a line each that begins with the key.
+#[derive(Debug)]
+pub struct Unfit(pub Vec<String>);
+
+impl std::fmt::Display for Unfit {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0.join("\n"))
+    }
+}
+
+impl std::error::Error for Unfit {}
+
+impl Selection {
+    /// Reads the settings of a run, and the `init` file, which may use the names of these families.
+    ///
+    /// # Errors
+    /// Bad `target_modules`; an `init` file that cannot be read.
+    pub fn new(config: &Config, families: &[&'static Names]) -> std::result::Result<Self, Unfit> {
+        let targets = config.target_modules.matcher();
+        let targets = targets.map_err(|message| format!("lora.target_modules: {message}"));
+        let init = config
+            .init
+            .as_deref()
+            .map(|path| file::read(path, families)?.apply(path, 1.0));
+        let init = init.transpose().map_err(|error| format!("lora.init: {error:#}"));
+        match (targets, init) {
+            (Ok(targets), Ok(init)) => Ok(Self {
+                config: config.clone(),
+                targets,
+                init,
+                residency: Residency::Whole,
+                seen: Mutex::default(),
+            }),
+            (targets, init) => Err(Unfit(targets.err().into_iter().chain(init.err()).collect())),
+        }
+    }
+
+    /// The same, of a model whose frozen blocks live so.
+    pub fn with_residency(mut self, residency: Residency) -> Self {
+        self.residency = residency;
+        self
+    }
+
+    /// Notes the linear layer at `path`, and says whether it is trained. A layer is asked for once.
+    ///
+    /// # Errors
+    /// An expression that gave up on this path.
+    pub fn selects(&self, path: &str, in_features: usize, out_features: usize) -> Result<bool> {
+        let mut seen = self.seen();
+        seen.layers.push(path.to_string());
+        let matches = self.targets.matches(path);
+        if !matches.map_err(|error| Error::Msg(format!("lora.target_modules: {error}")))? {
+            return Ok(false);
+        }
+        if let Some(Adapter { a, b, .. }) = self.init(path) {
+            let rank = self.config.rank;
+            // One of another rank is told of by `finish`, once for all.
+            let own = a.dims().first().copied().unwrap_or(rank);
+            if a.dims() != [own, in_features] || b.dims() != [out_features, own] {
+                seen.misfits.push(format!(
+                    "the adapter of {path} is {:?} and {:?}, but the layer needs {:?} and {:?}",
+                    a.dims(),
+                    b.dims(),
+                    (rank, in_features),
+                    (out_features, rank)
+                ));
+            }
+        }
+        seen.selected.insert(path.to_string());
+        Ok(true)
+    }
+
+    /// The adapter that the `init` file has for a layer.
+    pub fn init(&self, path: &str) -> Option<&Adapter> {
+        self.init.as_ref()?.layers.get(path)
+    }
+
+    pub fn starts_from_file(&self) -> bool {
+        self.init.is_some()
+    }
+
+    /// Says whether any layer has been asked for: without, nothing is known.
+    pub fn has_seen_layers(&self) -> bool {
+        !self.seen().layers.is_empty()
+    }
+
+    /// The layers that are trained, of those asked for so far.
+    pub fn selected(&self) -> Vec<String> {
+        self.seen().selected.iter().cloned().collect()
+    }
+
+    /// Checks, once the model stands, that all targets are there and the `init` file is for them.
+    ///
+    /// # Errors
+    /// Everything that is wrong: a target that no layer matched, with what could have; adapters in the `init` file of
+    /// another rank, scale or shape, for other layers, and layers that the file has none for.
+    pub fn finish(&self) -> anyhow::Result<()> {
+        let seen = self.seen();
+        let mut wrong: Vec<String> = self.idle(&seen)?.into_iter().collect();
+        if let Some(file) = &self.init {
+            let faults = scale_faults(file, &self.config)
+                .into_iter()
+                .chain(shape_fault(&seen.misfits))
+                .chain(layer_faults(file, &seen.selected));
+            wrong.extend(faults.map(|fault| format!("lora.init: {}: {fault}", file.path.display())));
+        }
+        match wrong.is_empty() {
+            true => Ok(()),
+            false => Err(Unfit(wrong).into()),
+        }
+    }
+
+    /// Targets that no layer matched.
+    fn idle(&self, seen: &Seen) -> anyhow::Result<Option<String>> {
+        let idle = self.targets.idle(&seen.layers)?;
+        Ok(match (idle.is_empty(), seen.layers.first()) {
+            (true, _) => None,
+            (false, None) => Some("lora.target_modules: the model has no linear layer that could be trained".into()),
+            (false, Some(first)) => Some(format!(
+                "lora.target_modules: no layer matches '{}'; the model's linear layers end in {}, the first is {first}",
+                idle.join("', '"),
+                target::kinds(&seen.layers),
+            )),
+        })
+    }
+
+    fn seen(&self) -> MutexGuard<'_, Seen> {
+        self.seen.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+}
+
+impl Planter for Selection {
+    fn plant(&self, path: &str, in_features: usize, out_features: usize) -> Result<Vec<LowRank>> {
+        self.selects(path, in_features, out_features).map(|_| Vec::new())
+    }
+
+    fn residency(&self) -> Residency {
+        self.residency.clone()
+    }
+}
+
+/// The reasons why adapters from the file cannot go on in this run: what does not learn, rank and scale, the first of each.
+fn scale_faults(file: &AdapterFile, config: &Config) -> Vec<String> {
+    let first = |wrong: &dyn Fn(&Adapter) -> bool| file.layers.iter().find(|(_, adapter)| wrong(adapter));
+    let mut faults = Vec::new();
+    if let Some(parameter) = file.deltas.keys().next() {
+        faults.push(format!(
+            "{parameter} is added to as a whole, and {} parameters more, which do not learn; fold the file into the model with \
+             vtrain lora merge, and train on that",
+            file.deltas.len() - 1
+        ));
+    }
+    if let Some((layer, adapter)) = first(&|adapter| adapter.rank() != config.rank) {
+        faults.push(format!(
+            "the adapter of {layer} has rank {}, but lora.rank is {}",
+            adapter.rank(),
+            config.rank
+        ));
+    }
+    if let Some((layer, adapter)) = first(&|adapter| adapter.alpha != config.alpha) {
+        faults.push(format!(
+            "the adapter of {layer} has alpha {}, but lora.alpha is {}; make them equal, since alpha scales what was learned",
+            adapter.alpha, config.alpha
+        ));
+    }
+    if let Some((_, adapter)) = first(&|adapter| adapter.use_rslora != config.use_rslora) {
+        faults.push(format!(
+            "was trained with use_rslora: {}, but lora.use_rslora is {}",
+            adapter.use_rslora, config.use_rslora
+        ));
+    }
+    faults
+}
+
+/// The first adapter whose shape its layer does not have.
+fn shape_fault(misfits: &[String]) -> Option<String> {
+    let more = match misfits.len() {
+        0 | 1 => String::new(),
+        count => format!(" (and {} more); it was made for another model", count - 1),
+    };
+    misfits.first().map(|first| first.clone() + &more)
+}
+
+/// The differences between the file's layers and those that the run trains.
+fn layer_faults(file: &AdapterFile, trained: &BTreeSet<String>) -> Vec<String> {
+    let mut faults = Vec::new();
+    let missing: Vec<_> = trained
+        .iter()
+        .filter(|layer| !file.layers.contains_key(*layer))
+        .collect();
+    if let Some(first) = missing.first() {
+        faults.push(format!(
+            "{} of {} layers have no adapter in this file, first {first}; lora.target_modules must name the layers that it \
+             was trained on",
+            missing.len(),
+            trained.len()
+        ));
+    }
+    let extra: Vec<_> = file.layers.keys().filter(|layer| !trained.contains(*layer)).collect();
+    if let Some(first) = extra.first() {
+        faults.push(format!(
+            "{} of {} adapters belong to layers that this run does not train, first {first}; lora.target_modules must name \
+             them, too",
+            extra.len(),
+            file.layers.len()
+        ));
+    }
+    faults
+}
