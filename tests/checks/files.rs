@@ -138,7 +138,7 @@ fn a_file_of_the_model_that_would_not_load_is_told_before_anything_is_encoded() 
             "scheduler_config.json",
         ),
         (
-            "cogvideox/cogvideox-5b",
+            "ltx_video/ltx-0.9.5",
             |model| {
                 let path = model.join("transformer/diffusion_pytorch_model.safetensors");
                 let bytes = fs::read(&path).unwrap();

@@ -8,8 +8,8 @@ use super::{HANGS, Run, assert_same, end_of, finish, has_mpi, signal, stderr};
 const STEPS: usize = 16;
 const RANKS: usize = 2;
 
-/// How long all have to end after one has died.
-const SOON: Duration = Duration::from_secs(10);
+/// How long all have to end after one has died: far less than they would wait for it, also where the machine is busy.
+const SOON: Duration = Duration::from_secs(60);
 
 fn start(run: &Run, options: &[&str], more: &[&str]) -> Child {
     run.launch(RANKS, options, &[], more).spawn().unwrap()
@@ -73,14 +73,14 @@ fn a_rank_that_hangs_is_named_when_the_time_is_up() {
         return;
     }
     let run = Run::training(400, 400);
-    let mut child = start(&run, &[], &["--set", "dist.timeout=3"]);
+    let mut child = start(&run, &[], &["--set", "dist.timeout=10"]);
     run.wait_for_step(2, &mut child);
     signal(run.process_of(1).unwrap(), "-STOP");
-    let output = end_of(child, Duration::from_secs(20));
+    let output = end_of(child, Duration::from_secs(120));
     let said = stderr(&output);
     assert_eq!(output.status.code(), Some(5), "{said}");
     assert!(
-        said.contains("rank 1 did not come to") && said.contains("within 3 s"),
+        said.contains("rank 1 did not come to") && said.contains("within 10 s"),
         "{said}"
     );
     assert_eq!(run.processes(), 0);

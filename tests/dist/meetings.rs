@@ -79,7 +79,7 @@ fn ranks_that_do_not_come_are_named_and_rank_0_by_its_address() {
         error.contains(&format!("rank 0 at localhost:{}", meeting.port)),
         "{error}"
     );
-    assert!(started.elapsed() < Duration::from_secs(10));
+    assert!(started.elapsed() < Duration::from_secs(60));
 }
 
 #[test]

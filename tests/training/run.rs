@@ -146,7 +146,7 @@ fn needs_no_encoders(model: &Path, parts: &[&str]) {
         if child.try_wait().unwrap().is_some() {
             break child.wait_with_output().unwrap();
         }
-        assert!(started.elapsed() < Duration::from_secs(60), "the second run hangs");
+        assert!(started.elapsed() < Duration::from_secs(300), "the second run hangs");
         std::thread::sleep(Duration::from_millis(1));
     };
     println!("{:?} for three steps with a warm cache", started.elapsed());

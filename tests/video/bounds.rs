@@ -54,7 +54,7 @@ fn a_file_that_claims_to_be_enormous_is_refused_by_name_without_the_memory() {
             let error = Clip::open(&path).unwrap_err();
             assert!(error.to_string().contains(name), "{width}x{height}: {error}");
             assert!(
-                started.elapsed() < Duration::from_secs(10),
+                started.elapsed() < Duration::from_secs(60),
                 "{name}: {:?}",
                 started.elapsed()
             );
