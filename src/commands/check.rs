@@ -200,7 +200,12 @@ fn locate(config: &RunConfig, download: Download) -> anyhow::Result<Option<PathB
 
 fn opened(config: &RunConfig, directory: &Path, reading: Reading) -> anyhow::Result<Box<dyn Family>> {
     let remembered = cache(config).remembered(directory);
-    models::open_with(config.model.folder(directory), config.model.family, &reading, &remembered)
+    models::open_with(
+        config.model.folder(directory),
+        config.model.family,
+        &reading,
+        &remembered,
+    )
 }
 
 fn cache(config: &RunConfig) -> Cache {

@@ -76,15 +76,16 @@ impl<N: Network> Transformer<N> {
         device: &Device,
         planter: Option<Arc<dyn Planter>>,
     ) -> anyhow::Result<Self> {
-        Self::read(&folder.into(), &Reading::numbers(dtype, device), planter)
+        Self::read(folder, &Reading::numbers(dtype, device), planter)
     }
 
     /// As [`load`](Self::load), read as `reading` says.
     pub fn read(
-        folder: &WeightFolder,
+        folder: impl Into<WeightFolder>,
         reading: &Reading,
         planter: Option<Arc<dyn Planter>>,
     ) -> anyhow::Result<Self> {
+        let folder: &WeightFolder = &folder.into();
         let config = config::read(folder)?; // says more than the weights, where both are wrong
         let weights = planted(Weights::read(folder, reading)?, planter);
         weights.ensure_memory(&[])?;

@@ -45,16 +45,18 @@ impl Vae {
     /// # Errors
     /// A config that says anything unknown or impossible; weights that do not fit it.
     pub fn load(folder: impl Into<WeightFolder>, dtype: DType, device: &Device) -> anyhow::Result<Self> {
-        Self::load_half(&folder.into(), Half::Both, &Reading::numbers(dtype, device))
+        Self::load_half(folder, Half::Both, &Reading::numbers(dtype, device))
     }
 
     /// As [`Vae::load`], leaving out what is not needed.
-    pub fn load_half(folder: &WeightFolder, half: Half, reading: &Reading) -> anyhow::Result<Self> {
+    pub fn load_half(folder: impl Into<WeightFolder>, half: Half, reading: &Reading) -> anyhow::Result<Self> {
+        let folder: &WeightFolder = &folder.into();
         Self::read(folder, half, Weights::read(folder, reading)?)
     }
 
     /// As [`Vae::load_half`], from weights of the same folder.
-    pub fn read(folder: &WeightFolder, half: Half, weights: Weights) -> anyhow::Result<Self> {
+    pub fn read(folder: impl Into<WeightFolder>, half: Half, weights: Weights) -> anyhow::Result<Self> {
+        let folder: &WeightFolder = &folder.into();
         let config = Config::read(folder)?;
         weights.ensure_memory(half.unused())?;
         let point = |channels, name| Conv3d::pointwise(channels, channels, weights.pp(name));
