@@ -21,6 +21,7 @@ mod flow_family; // micro-batches, records and sampling of a family of flow matc
 mod flow_objective; // what flow matching trains on, against torch
 mod flow_schedulers; // sigmas, steps and noise of flow matching, against diffusers
 mod fuzz; // mutated input of every kind
+mod gpu_check; // the visit to a machine with a GPU, rehearsed without one
 mod hub; // checkpoints of the Hugging Face Hub
 mod lora; // which layers learn, first values, dropout, files, against PEFT and torch
 mod lora_formats; // adapter files of several programs, in and out, shrunk and merged

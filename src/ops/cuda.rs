@@ -8,6 +8,7 @@
 pub mod matmul;
 pub mod memory;
 
+use super::profile;
 use candle_core::backend::BackendStorage;
 use candle_core::cuda_backend::{CudaStorageSlice, WrapErr};
 use candle_core::op::BackpropOp;
@@ -69,6 +70,7 @@ impl Kernels {
             let most = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
             function.set_attribute(most, grid.shared as i32).w()?;
         }
+        let _span = profile::kernel(device, || name.to_string());
         let mut launch = function.builder();
         for argument in arguments {
             argument.push(&mut launch);

@@ -10,6 +10,7 @@
 pub mod activation;
 pub mod attention;
 pub mod chain;
+pub mod clock;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 mod device;
@@ -18,6 +19,7 @@ pub mod linear;
 pub mod norm;
 mod parts;
 mod product;
+pub mod profile;
 pub mod residual;
 pub mod rotary;
 mod slices;

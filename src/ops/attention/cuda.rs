@@ -8,6 +8,7 @@ use cudarc::driver::DeviceRepr;
 
 #[cfg(feature = "cudnn")]
 use super::cudnn;
+use super::way::{self, Way};
 use super::{Attention, Mask, Sizes};
 use crate::ops::cuda::{self, Address, Argument, Grid, Kernels, kernels, named};
 
@@ -78,8 +79,10 @@ impl Attention {
         let (to, sums) = (cuda::first(&out)?, cuda::address_of(&log_sums)?);
         #[cfg(feature = "cudnn")]
         if cudnn::forward(device, &self.sizes, self.mask.as_ref(), dtype, read, [to, sums])? {
+            way::note(Way::Cudnn, dtype, self.sizes.width);
             return Ok((out, log_sums));
         }
+        way::note(Way::Tiled, dtype, self.sizes.width);
         let mask = self.mask_at()?;
         let arguments: [&dyn Argument; 7] = [&read.q, &read.k, &read.v, &mask, &to, &sums, &self.passed()];
         self.tiled(device, "attention_forward", dtype, [queries, 2], &arguments)?;
@@ -119,8 +122,10 @@ impl Attention {
         );
         #[cfg(feature = "cudnn")]
         if cudnn::back(device, &self.sizes, self.mask.as_ref(), dtype, (read, also, written))? {
+            way::note(Way::Cudnn, dtype, self.sizes.width);
             return Ok(found);
         }
+        way::note(Way::Tiled, dtype, self.sizes.width);
         self.back_tiled(device, dtype, read, also, written)?;
         Ok(found)
     }

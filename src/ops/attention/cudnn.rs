@@ -17,6 +17,7 @@ use cudarc::driver::DevicePtr;
 use super::cuda::{Read, ReadBack, Written};
 use super::{Mask, Sizes};
 use crate::ops::cuda::{Address, address_of};
+use crate::ops::profile;
 
 /// Bytes that a mask may take, written out for every query.
 const MASK_BYTES: usize = 256 << 20;
@@ -120,10 +121,10 @@ fn asked(call: impl FnOnce(*mut c_char, usize) -> c_int) -> std::result::Result<
     }
 }
 
-/// Writes the output and the log-sum-exp; false, with nothing written, where cuDNN cannot.
+/// Writes the output and the log-sum-exp; false, with nothing written that counts, where cuDNN cannot.
 ///
 /// # Errors
-/// What cuDNN says of a graph that it has built.
+/// No memory for what cuDNN needs meanwhile.
 pub(super) fn forward(
     device: &CudaDevice,
     sizes: &Sizes,
@@ -143,7 +144,7 @@ pub(super) fn forward(
     run(device, sizes, mask, dtype, operands)
 }
 
-/// Writes the gradients; false, with nothing written, where cuDNN cannot.
+/// Writes the gradients; false, with nothing written that counts, where cuDNN cannot.
 ///
 /// # Errors
 /// As [`forward`].
@@ -189,6 +190,10 @@ fn run(device: &CudaDevice, sizes: &Sizes, mask: Option<&Mask>, dtype: DType, mu
     // SAFETY: cuDNN writes what it reads there.
     let workspace = unsafe { device.alloc::<u8>(plan.workspace.max(1)) }?;
     let room = workspace.device_ptr(&stream).0;
+    let _span = profile::kernel(device, || match shape.backward {
+        0 => format!("cudnn attention {}", shape.words()),
+        _ => format!("cudnn attention back {}", shape.words()),
+    });
     // SAFETY: the plan was made for these shapes by this handle; the addresses are of tensors of these shapes.
     let ran = asked(|error, size| unsafe {
         let (stream, room) = (stream.cu_stream().cast(), room as *mut c_void);
@@ -196,7 +201,11 @@ fn run(device: &CudaDevice, sizes: &Sizes, mask: Option<&Mask>, dtype: DType, mu
     });
     match ran {
         Ok(()) => Ok(true),
-        Err(why) => bail!("cuDNN's attention of {shape:?}: {why}"),
+        Err(why) => {
+            log::warn!("cuDNN's attention for {shape:?} does not run, a slower kernel takes its place from here on: {why}");
+            KNOWN.with_borrow_mut(|known| known.plans.insert(shape.key(device.id()), None));
+            Ok(false)
+        }
     }
 }
 
@@ -221,6 +230,11 @@ impl Shape {
             scale: sizes.scale(),
             backward: i32::from(backward),
         })
+    }
+
+    /// For people: queries x keys x features of a head.
+    fn words(&self) -> String {
+        format!("{}x{}x{}", self.queries, self.keys, self.width)
     }
 
     fn key(&self, device: DeviceId) -> Key {
