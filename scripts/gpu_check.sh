@@ -191,8 +191,9 @@ find_peer() {
 # Tiny checkpoints: parts against the CPU, then sampling.
 tiny_checkpoints() {
     local fixtures=$tree/tests/fixtures family image
-    for family in cogvideox/cogvideox-2b cogvideox/cogvideox-5b ltx_video/ltx-0.9.0 ltx_video/ltx-0.9.5 wan/wan-2.1-t2v \
-        cogvideox/cogvideox-5b-i2v wan/wan-2.1-i2v; do
+    local families=(cogvideox/cogvideox-2b ltx_video/ltx-0.9.5 wan/wan-2.1-t2v cogvideox/cogvideox-5b-i2v wan/wan-2.1-i2v)
+    [[ $size == full ]] && families+=(cogvideox/cogvideox-5b ltx_video/ltx-0.9.0)
+    for family in "${families[@]}"; do
         image=()
         [[ $family == *i2v ]] && image=(--group image)
         checked "tiny $family" 15 90 "$vtrain" gpu-check --device "$device" --group training --group dropout \
@@ -233,7 +234,7 @@ visit() {
         bench ltx-video-2b 49,512,768 0 8 auto
         bench wan-2.1-1.3b 81,480,832 0 3 auto
     else
-        rank=4 run_steps=24 tokens=70x64,50x128
+        rank=4 run_steps=12 tokens=70x64,50x128
         bench cogvideox-5b 5,32,32 1 1 "auto all inputs"
         bench ltx-video-2b 9,64,64 1 1 auto
         bench wan-2.1-1.3b 5,32,32 1 1 auto

@@ -143,10 +143,10 @@ fn expect_rows(told: &str, peer: bool) {
         &["kernel ", " x product "],
         &["ok ", "cogvideox-2b 20 training losses F32", "[cpu]"],
         &["ok ", "wan-2.1-i2v 20 training losses with dropout BF16"],
-        &["ok ", "ltx-0.9.0 gradients, keep: inputs+attention BF16"],
+        &["ok ", "ltx-0.9.5 gradients, keep: inputs+attention BF16"],
         &["ok ", "ltx-0.9.5 frames BF16"],
         &["ok ", "wan-2.1-t2v latents BF16"],
-        &["ok ", "cogvideox-5b prompt BF16"],
+        &["ok ", "cogvideox-2b prompt BF16"],
         &["ok ", "cogvideox-5b-i2v image BF16"],
         &["ok ", "wan-2.1-i2v image tokens BF16"],
         &["ok ", "tiled latents by tiles BF16"],
@@ -213,7 +213,7 @@ fn what_fails_or_hangs_costs_its_own_group_alone_and_is_looked_at_again() {
     let sanitizer = folder.path().join("sanitizer");
     make_executable(&sanitizer, "#!/bin/bash\necho \"========= looked at: ${@:3}\"\necho noise\nexec \"${@:3}\"\n");
     let began = Instant::now();
-    let output = visit(folder.path(), "20").env("COMPUTE_SANITIZER", &sanitizer).output().unwrap();
+    let output = visit(folder.path(), "30").env("COMPUTE_SANITIZER", &sanitizer).output().unwrap();
     let told = said(&output);
     assert!(began.elapsed() < Duration::from_secs(60), "{told}");
     assert_eq!(output.status.code(), Some(1), "{told}");
@@ -244,15 +244,16 @@ fn what_fails_or_hangs_costs_its_own_group_alone_and_is_looked_at_again() {
 
 #[test]
 fn a_line_is_there_as_soon_as_it_is_known() {
-    let folder = unpacked_with("#!/bin/bash\ncase \"$*\" in\n*'group norm'*) echo 'ok   first'; sleep 600 ;;\nesac\n");
-    let mut visit = visit(folder.path(), "6").stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
-    let lines = BufReader::new(visit.stdout.take().unwrap()).lines();
-    let first = lines.map(|line| line.unwrap()).find(|line| line == "ok   first");
+    let folder = unpacked_with("#!/bin/bash\ncase \"$*\" in\n*'group norm'*) echo 'ok   first'; sleep 5 ;;\nesac\n");
+    let mut visit = visit(folder.path(), "90").stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let mut lines = BufReader::new(visit.stdout.take().unwrap()).lines().map(Result::unwrap);
+    let first = lines.find(|line| line == "ok   first");
     assert!(first.is_some());
     assert!(visit.try_wait().unwrap().is_none(), "it came only at the end");
     let log = fs::read_to_string(folder.path().join("gpu_check.log")).unwrap();
     assert!(log.contains("ok   first"), "{log}");
-    assert_eq!(visit.wait().unwrap().code(), Some(1));
+    lines.for_each(drop); // it goes on only as long as somebody reads
+    visit.wait().unwrap();
 }
 
 /// A copy of the scripts in a repository of its own, with a file of so many bytes beside them.

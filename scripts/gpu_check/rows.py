@@ -27,6 +27,8 @@ def run(command, path):
 def read(path):
     """The last line that is a JSON object."""
     objects = [line for line in Path(path).read_text().splitlines() if line.startswith("{")]
+    if not objects:
+        sys.exit(f"FAIL what should print JSON printed none: {path}")
     return json.loads(objects[-1])
 
 

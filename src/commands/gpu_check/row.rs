@@ -92,6 +92,25 @@ pub fn most(dtype: DType) -> f64 {
 
 /// max |a - b| / max |b|, in f64; not a number where either holds what is none.
 pub fn difference(a: &Tensor, b: &Tensor) -> candle_core::Result<f64> {
+    let (a, b) = numbers(a, b)?;
+    if a.iter().chain(&b).any(|number| !number.is_finite()) {
+        return Ok(f64::NAN);
+    }
+    let furthest = a.iter().zip(&b).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+    let largest = b.iter().map(|b| b.abs()).fold(0.0, f64::max);
+    Ok(furthest / largest.max(1e-30))
+}
+
+/// ||a - b|| / ||b||, likewise.
+pub fn distance(a: &Tensor, b: &Tensor) -> candle_core::Result<f64> {
+    let (a, b) = numbers(a, b)?;
+    let norm = |numbers: &mut dyn Iterator<Item = f64>| numbers.map(|number| number * number).sum::<f64>().sqrt();
+    let apart = norm(&mut a.iter().zip(&b).map(|(a, b)| a - b));
+    Ok(apart / norm(&mut b.iter().copied()).max(1e-30))
+}
+
+/// Of two tensors of one size, in f64.
+fn numbers(a: &Tensor, b: &Tensor) -> candle_core::Result<(Vec<f64>, Vec<f64>)> {
     let numbers = |tensor: &Tensor| {
         let tensor = tensor.to_device(&Device::Cpu)?.to_dtype(DType::F64)?;
         tensor.flatten_all()?.to_vec1::<f64>()
@@ -100,12 +119,7 @@ pub fn difference(a: &Tensor, b: &Tensor) -> candle_core::Result<f64> {
     if a.len() != b.len() {
         candle_core::bail!("{} numbers beside {}", a.len(), b.len());
     }
-    if a.iter().chain(&b).any(|number| !number.is_finite()) {
-        return Ok(f64::NAN);
-    }
-    let furthest = a.iter().zip(&b).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
-    let largest = b.iter().map(|b| b.abs()).fold(0.0, f64::max);
-    Ok(furthest / largest.max(1e-30))
+    Ok((a, b))
 }
 
 /// Fills what the device's pool has free with what is no number, as far as small outputs go.

@@ -24,7 +24,8 @@ use crate::train::segments::{Keep, Policy, forward_backward};
 
 const STEPS: usize = 20;
 const LEARNING_RATE: f64 = 1e-2;
-const BUCKET: [usize; 3] = [17, 96, 128];
+/// Of which a checkpoint is given the first that it takes: some know positions for one size alone.
+const BUCKETS: [[usize; 3]; 2] = [[17, 96, 128], [9, 32, 48]];
 const POLICIES: [Policy; 4] = [
     Policy::Auto,
     Policy::All,
@@ -34,10 +35,11 @@ const POLICIES: [Policy; 4] = [
 
 /// The prediction, and the furthest of 20 losses, with so much dropout in the adapters.
 pub fn compare(folder: &Path, name: &str, device: &Device, dropout: f64) -> anyhow::Result<Vec<Row>> {
-    let theirs = Model::open(folder, &Device::Cpu, DType::F32, dropout)?.train()?;
+    let bucket = bucket(folder)?;
+    let theirs = Model::open(folder, bucket, &Device::Cpu, DType::F32, dropout)?.train()?;
     let mut rows = Vec::new();
     for dtype in [DType::F32, DType::BF16] {
-        let ours = Model::open(folder, device, dtype, dropout)?.train()?;
+        let ours = Model::open(folder, bucket, device, dtype, dropout)?.train()?;
         let furthest = ours.losses.iter().zip(&theirs.losses);
         let furthest = furthest.map(|(ours, theirs)| (ours - theirs).abs() / theirs.abs());
         let (prediction, losses) = match dtype {
@@ -45,12 +47,14 @@ pub fn compare(folder: &Path, name: &str, device: &Device, dropout: f64) -> anyh
             _ => (3e-2, 2e-2),
         };
         let with = if dropout > 0.0 { " with dropout" } else { "" };
-        rows.push(Row {
-            what: format!("{name} prediction {dtype:?}"),
-            error: difference(&ours.prediction, &theirs.prediction)?,
-            most: prediction,
-            attention: ours.attention.clone(),
-        });
+        if dropout == 0.0 {
+            rows.push(Row {
+                what: format!("{name} prediction {dtype:?}"),
+                error: difference(&ours.prediction, &theirs.prediction)?,
+                most: prediction,
+                attention: ours.attention.clone(),
+            });
+        }
         rows.push(Row {
             what: format!("{name} {STEPS} training losses{with} {dtype:?}"),
             // `max` would lose what is no number.
@@ -68,9 +72,10 @@ pub fn compare(folder: &Path, name: &str, device: &Device, dropout: f64) -> anyh
 /// The gradients of one step by every `train.keep`, beside those of the CPU with everything kept.
 pub fn policies(folder: &Path, name: &str, device: &Device) -> anyhow::Result<Vec<Row>> {
     let mut rows = Vec::new();
-    let theirs = Model::open(folder, &Device::Cpu, DType::F32, 0.0)?.gradients(Keep::All)?;
+    let bucket = bucket(folder)?;
+    let theirs = Model::open(folder, bucket, &Device::Cpu, DType::F32, 0.0)?.gradients(Keep::All)?;
     for dtype in [DType::F32, DType::BF16] {
-        let model = Model::open(folder, device, dtype, 0.0)?;
+        let model = Model::open(folder, bucket, device, dtype, 0.0)?;
         for policy in POLICIES {
             way::take();
             let ours = model.gradients(policy.keep(memory::free(device)))?;
@@ -84,6 +89,17 @@ pub fn policies(folder: &Path, name: &str, device: &Device) -> anyhow::Result<Ve
         }
     }
     Ok(rows)
+}
+
+/// The bucket for a checkpoint.
+fn bucket(folder: &Path) -> anyhow::Result<Bucket> {
+    let runs = |bucket: Bucket| -> anyhow::Result<Bucket> {
+        let bare = bare::open(folder, Weights::random(DType::F32, &Device::Cpu), None, bucket, 1)?;
+        bare.denoiser.forward(&bare.input)?;
+        Ok(bucket)
+    };
+    let [first, second] = BUCKETS.map(Bucket::from);
+    runs(first).or_else(|_| runs(second))
 }
 
 /// A tiny transformer with adapters.
@@ -102,7 +118,7 @@ struct Trained {
 }
 
 impl Model {
-    fn open(folder: &Path, device: &Device, dtype: DType, dropout: f64) -> anyhow::Result<Self> {
+    fn open(folder: &Path, bucket: Bucket, device: &Device, dtype: DType, dropout: f64) -> anyhow::Result<Self> {
         let config = lora::Config {
             rank: 4,
             alpha: 4.0,
@@ -112,7 +128,7 @@ impl Model {
         let trainable = Arc::new(Trainable::new(&config, Rng::new(0), device)?);
         let planter = Some(trainable.clone() as Arc<dyn Planter>);
         let weights = Weights::random(dtype, device);
-        let bare = bare::open(folder, weights, planter, Bucket::from(BUCKET), 1)?;
+        let bare = bare::open(folder, weights, planter, bucket, 1)?;
         let pairs = trainable.finish()?.into_iter();
         Ok(Self {
             bare,
