@@ -135,12 +135,20 @@ fn a_profile_tells_what_each_op_and_product_of_a_step_takes() {
     for once in ["optimiser", "norm of all gradients", "loss"] {
         assert_eq!(calls("op", once), 1.0, "{once}");
     }
-    assert!(lines.iter().any(|line| line.0 == "kernel" && line.1.starts_with("product ")), "{lines:?}");
+    assert!(
+        lines
+            .iter()
+            .any(|line| line.0 == "kernel" && line.1.starts_with("product ")),
+        "{lines:?}"
+    );
     // Ops do not hold each other: with the rest they make up the step.
     let step = profile["step_seconds"].as_f64().unwrap();
     let ops: f64 = lines.iter().filter(|line| line.0 == "op").map(|line| line.3).sum();
     let rest = profile["rest_seconds"].as_f64().unwrap();
-    assert!(ops > 0.0 && ops <= step && (ops + rest - step).abs() < 1e-9 * step, "{ops} + {rest} of {step}");
+    assert!(
+        ops > 0.0 && ops <= step && (ops + rest - step).abs() < 1e-9 * step,
+        "{ops} + {rest} of {step}"
+    );
     // What takes longest comes first.
     for level in ["op", "kernel"] {
         let of_level: Vec<f64> = lines.iter().filter(|line| line.0 == level).map(|line| line.3).collect();
@@ -148,7 +156,10 @@ fn a_profile_tells_what_each_op_and_product_of_a_step_takes() {
     }
     let table = bench(&folder, &["--random-weights", "--profile"]);
     let table = String::from_utf8_lossy(&table.stdout);
-    assert!(table.contains(" x attention back\n") && table.contains("what is in no op\n"), "{table}");
+    assert!(
+        table.contains(" x attention back\n") && table.contains("what is in no op\n"),
+        "{table}"
+    );
 }
 
 #[test]
@@ -162,7 +173,10 @@ fn a_measurement_tells_by_which_kernels_attention_ran_and_what_was_kept() {
         let output = bench(&folder, &[&["--random-weights", "--json"], more].concat());
         let told: Value = serde_json::from_slice(&output.stdout).unwrap();
         assert_eq!(told["attention"], serde_json::json!(["cpu"]));
-        assert_eq!((told["keep"].as_str(), told["device"].as_str()), (Some(keep), Some("cpu")));
+        assert_eq!(
+            (told["keep"].as_str(), told["device"].as_str()),
+            (Some(keep), Some("cpu"))
+        );
         assert!(told.get("profile").is_none(), "{told}");
     }
     let table = bench(&folder, &["--random-weights"]);

@@ -104,7 +104,16 @@ fn the_whole_visit_runs_on_the_cpu_out_of_an_archive_in_an_empty_folder_with_an_
     let python = std::env::var("VTRAIN_PYTHON");
     let mut visit = Command::new("bash");
     visit
-        .args(["./gpu_check.sh", "--device", "cpu", "--size", "tiny", "--budget", "1500", "--tree"])
+        .args([
+            "./gpu_check.sh",
+            "--device",
+            "cpu",
+            "--size",
+            "tiny",
+            "--budget",
+            "1500",
+            "--tree",
+        ])
         .arg(root())
         .args(["--python", python.as_deref().unwrap_or("python3")])
         .current_dir(&empty)
@@ -115,7 +124,11 @@ fn the_whole_visit_runs_on_the_cpu_out_of_an_archive_in_an_empty_folder_with_an_
     println!("{told}");
     assert!(visited.status.success());
     assert!(told.contains("nothing: all comparisons hold"));
-    assert_eq!(told, fs::read_to_string(empty.join("gpu_check.log")).unwrap(), "the log holds all of it");
+    assert_eq!(
+        told,
+        fs::read_to_string(empty.join("gpu_check.log")).unwrap(),
+        "the log holds all of it"
+    );
     expect_rows(&told, python.is_ok());
 }
 
@@ -169,7 +182,12 @@ fn expect_rows(told: &str, peer: bool) {
         }
         false => {
             println!("skipped: the peer, since VTRAIN_PYTHON names no Python with PyTorch");
-            assert!(left_out.iter().all(|line| line.ends_with("by PyTorch: it is not all there")), "{left_out:?}");
+            assert!(
+                left_out
+                    .iter()
+                    .all(|line| line.ends_with("by PyTorch: it is not all there")),
+                "{left_out:?}"
+            );
         }
     }
 }
@@ -211,41 +229,70 @@ fn what_fails_or_hangs_costs_its_own_group_alone_and_is_looked_at_again() {
          *) echo \"ok   1 $*\" ;;\nesac\n",
     );
     let sanitizer = folder.path().join("sanitizer");
-    make_executable(&sanitizer, "#!/bin/bash\necho \"========= looked at: ${@:3}\"\necho noise\nexec \"${@:3}\"\n");
+    make_executable(
+        &sanitizer,
+        "#!/bin/bash\necho \"========= looked at: ${@:3}\"\necho noise\nexec \"${@:3}\"\n",
+    );
     let began = Instant::now();
-    let output = visit(folder.path(), "30").env("COMPUTE_SANITIZER", &sanitizer).output().unwrap();
+    let output = visit(folder.path(), "30")
+        .env("COMPUTE_SANITIZER", &sanitizer)
+        .output()
+        .unwrap();
     let told = said(&output);
     assert!(began.elapsed() < Duration::from_secs(60), "{told}");
     assert_eq!(output.status.code(), Some(1), "{told}");
     for line in [
-        "FAIL 2 of 1 residual y",                    // as it comes
-        "FAIL ops: residual: 2 of 1 residual y",     // at the end
+        "FAIL 2 of 1 residual y",                // as it comes
+        "FAIL ops: residual: 2 of 1 residual y", // at the end
         "FAIL ops: residual: exit code 5",
         "FAIL ops: activation: exit code 139",
         "LEFT OUT ops: attention: ",
         "LEFT OUT tiny checkpoints, sampling and a whole run: there is no repository here (--tree)",
         "LEFT OUT NCCL: ",
     ] {
-        assert!(told.lines().any(|told| told.starts_with(line)), "no line '{line}' in {told}");
+        assert!(
+            told.lines().any(|told| told.starts_with(line)),
+            "no line '{line}' in {told}"
+        );
     }
     assert!(told.contains("FAIL ops: linear: stopped after "), "{told}");
-    assert!(told.lines().any(|line| line.starts_with("ok ") && line.contains("rotary")), "{told}");
+    assert!(
+        told.lines()
+            .any(|line| line.starts_with("ok ") && line.contains("rotary")),
+        "{told}"
+    );
     // Under the other program runs vtrain itself, with the same arguments.
     let looked = told.lines().filter(|line| line.starts_with("========= looked at"));
     let looked: Vec<&str> = looked.collect();
-    assert!(looked[0].ends_with("/vtrain gpu-check --device cpu --group residual"), "{looked:?}");
-    assert!(looked[1].ends_with("/vtrain gpu-check --device cpu --group activation"), "{looked:?}");
+    assert!(
+        looked[0].ends_with("/vtrain gpu-check --device cpu --group residual"),
+        "{looked:?}"
+    );
+    assert!(
+        looked[1].ends_with("/vtrain gpu-check --device cpu --group activation"),
+        "{looked:?}"
+    );
     assert!(!told.contains("noise"));
     // vtrain alone is told where libraries lie.
     let lib = folder.path().join("lib");
-    assert!(told.contains(&format!("norm, libraries in {}", lib.display())), "{told}");
-    assert!(told.contains("python is given no libraries") && !told.contains("python is given /"), "{told}");
+    assert!(
+        told.contains(&format!("norm, libraries in {}", lib.display())),
+        "{told}"
+    );
+    assert!(
+        told.contains("python is given no libraries") && !told.contains("python is given /"),
+        "{told}"
+    );
 }
 
 #[test]
 fn a_line_is_there_as_soon_as_it_is_known() {
     let folder = unpacked_with("#!/bin/bash\ncase \"$*\" in\n*'group norm'*) echo 'ok   first'; sleep 5 ;;\nesac\n");
-    let mut visit = visit(folder.path(), "90").stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let mut visit = visit(folder.path(), "90")
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
     let mut lines = BufReader::new(visit.stdout.take().unwrap()).lines().map(Result::unwrap);
     let first = lines.find(|line| line == "ok   first");
     assert!(first.is_some());
@@ -259,9 +306,19 @@ fn a_line_is_there_as_soon_as_it_is_known() {
 /// A copy of the scripts in a repository of its own, with a file of so many bytes beside them.
 fn repository(bytes: u64) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
-    super::fuzz::copy(&root().join("scripts/gpu_check"), &folder.path().join("scripts/gpu_check"));
-    fs::copy(root().join("scripts/gpu_check.sh"), folder.path().join("scripts/gpu_check.sh")).unwrap();
-    fs::File::create(folder.path().join("large")).unwrap().set_len(bytes).unwrap();
+    super::fuzz::copy(
+        &root().join("scripts/gpu_check"),
+        &folder.path().join("scripts/gpu_check"),
+    );
+    fs::copy(
+        root().join("scripts/gpu_check.sh"),
+        folder.path().join("scripts/gpu_check.sh"),
+    )
+    .unwrap();
+    fs::File::create(folder.path().join("large"))
+        .unwrap()
+        .set_len(bytes)
+        .unwrap();
     let made = Command::new("git").args(["init", "-q"]).arg(folder.path()).status();
     assert!(made.unwrap().success());
     folder
@@ -273,7 +330,12 @@ fn packing_fails_where_the_tree_and_what_is_carried_are_too_large_together() {
         let repository = repository(bytes);
         let script = repository.path().join("scripts/gpu_check.sh");
         let to = repository.path().join("carry"); // what is made there is counted once
-        let mut packing = pack(&script, Path::new("/bin/true"), &to, &["--no-peer", "--ffmpeg", "system"]);
+        let mut packing = pack(
+            &script,
+            Path::new("/bin/true"),
+            &to,
+            &["--no-peer", "--ffmpeg", "system"],
+        );
         let output = packing.output().unwrap();
         assert_eq!(output.status.success(), fits, "{}", said(&output));
         let too_large = "take more than 60.0 MiB together";
@@ -286,7 +348,11 @@ fn packing_fails_where_a_library_is_missing_that_no_other_machine_has() {
     let repository = repository(0);
     let folder = repository.path();
     fs::write(folder.join("own.c"), "int own(void) { return 0; }\n").unwrap();
-    fs::write(folder.join("main.c"), "int own(void);\nint main(void) { return own(); }\n").unwrap();
+    fs::write(
+        folder.join("main.c"),
+        "int own(void);\nint main(void) { return own(); }\n",
+    )
+    .unwrap();
     for arguments in [
         &["-shared", "-o", "libown.so", "own.c", "-Wl,-soname,libown.so.7"][..],
         &["-o", "program", "main.c", "libown.so"],
@@ -295,16 +361,31 @@ fn packing_fails_where_a_library_is_missing_that_no_other_machine_has() {
         assert!(built.unwrap().success());
     }
     let script = folder.join("scripts/gpu_check.sh");
-    let mut packing = pack(&script, &folder.join("program"), &folder.join("carry"), &["--no-peer", "--ffmpeg", "system"]);
+    let mut packing = pack(
+        &script,
+        &folder.join("program"),
+        &folder.join("carry"),
+        &["--no-peer", "--ffmpeg", "system"],
+    );
     let output = packing.output().unwrap();
     assert_eq!(output.status.code(), Some(1));
-    assert!(said(&output).contains("libown.so.7, which vtrain needs, is not to be found here"), "{}", said(&output));
+    assert!(
+        said(&output).contains("libown.so.7, which vtrain needs, is not to be found here"),
+        "{}",
+        said(&output)
+    );
 }
 
 #[test]
 fn the_tracked_tree_stays_below_32_mib() {
-    let listed = Command::new("git").args(["ls-files", "-z"]).current_dir(root()).output();
-    let Some(listed) = listed.ok().filter(|listed| listed.status.success() && !listed.stdout.is_empty()) else {
+    let listed = Command::new("git")
+        .args(["ls-files", "-z"])
+        .current_dir(root())
+        .output();
+    let Some(listed) = listed
+        .ok()
+        .filter(|listed| listed.status.success() && !listed.stdout.is_empty())
+    else {
         println!("skipped: this tree is no git repository");
         return;
     };

@@ -168,7 +168,9 @@ fn measure(args: &Args, config: &RunConfig, bucket: Bucket, device: &Device) -> 
         false => step(&bare, config, &vars, &mut optimizer, keep),
     };
     way::take();
-    let mut splits = (0..=args.steps).map(|_| once()).collect::<anyhow::Result<Vec<Split>>>()?;
+    let mut splits = (0..=args.steps)
+        .map(|_| once())
+        .collect::<anyhow::Result<Vec<Split>>>()?;
     let attention = way::ways(&way::take());
     splits.remove(0); // the first one warms up
     let peak_memory_bytes = memory::peak(device); // before the product below takes any

@@ -8,12 +8,13 @@
 pub mod matmul;
 pub mod memory;
 
-use super::profile;
 use candle_core::backend::BackendStorage;
 use candle_core::cuda_backend::{CudaStorageSlice, WrapErr};
 use candle_core::op::BackpropOp;
 use candle_core::{CudaDevice, CudaStorage, DType, Layout, Result, Shape, Storage, Tensor, bail};
 use cudarc::driver::{CudaSlice, DevicePtr, DeviceRepr, LaunchArgs, LaunchConfig, PushKernelArg, sys};
+
+use super::profile;
 
 /// The kernels of one `.cu` file.
 pub struct Kernels {

@@ -155,7 +155,10 @@ mod tests {
             Ok(())
         })
         .unwrap();
-        assert!(lines.iter().all(|line| line.seconds >= 0.002 * line.calls as f64), "{lines:?}");
+        assert!(
+            lines.iter().all(|line| line.seconds >= 0.002 * line.calls as f64),
+            "{lines:?}"
+        );
         let lines = lines.into_iter();
         lines.map(|line| (line.level, line.name, line.calls)).collect()
     }

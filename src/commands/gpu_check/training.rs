@@ -26,12 +26,7 @@ const STEPS: usize = 20;
 const LEARNING_RATE: f64 = 1e-2;
 /// Of which a checkpoint is given the first that it takes: some know positions for one size alone.
 const BUCKETS: [[usize; 3]; 2] = [[17, 96, 128], [9, 32, 48]];
-const POLICIES: [Policy; 4] = [
-    Policy::Auto,
-    Policy::All,
-    Policy::InputsAndAttention,
-    Policy::Inputs,
-];
+const POLICIES: [Policy; 4] = [Policy::Auto, Policy::All, Policy::InputsAndAttention, Policy::Inputs];
 
 /// The prediction, and the furthest of 20 losses, with so much dropout in the adapters.
 pub fn compare(folder: &Path, name: &str, device: &Device, dropout: f64) -> anyhow::Result<Vec<Row>> {

@@ -202,7 +202,9 @@ fn run(device: &CudaDevice, sizes: &Sizes, mask: Option<&Mask>, dtype: DType, mu
     match ran {
         Ok(()) => Ok(true),
         Err(why) => {
-            log::warn!("cuDNN's attention for {shape:?} does not run, a slower kernel takes its place from here on: {why}");
+            log::warn!(
+                "cuDNN's attention for {shape:?} does not run, a slower kernel takes its place from here on: {why}"
+            );
             KNOWN.with_borrow_mut(|known| known.plans.insert(shape.key(device.id()), None));
             Ok(false)
         }

@@ -52,7 +52,14 @@ pub struct Product {
 impl Product {
     /// For people: rows x inner x columns, and the types of the factors and of what comes out.
     fn words(&self) -> String {
-        let Self { rows, inner, columns, dtype, to, .. } = self;
+        let Self {
+            rows,
+            inner,
+            columns,
+            dtype,
+            to,
+            ..
+        } = self;
         format!("{rows}x{inner}x{columns} {dtype:?} {to:?}")
     }
 
