@@ -103,7 +103,8 @@ group() { # name, the least seconds, the most, command
         left_out "$name" "$(left) s are left, it may need $least"
         return
     fi
-    (($(left) < most)) && most=$(left)
+    # A rehearsal may be on a machine that is busy with others.
+    [[ $size == tiny ]] || (($(left) < most)) && most=$(left)
     timeout -k 10 "$most" "$@" 2>&1 | tee "$work/said"
     code=${PIPESTATUS[0]}
     grep '^FAIL' "$work/said" | sed "s#^FAIL#FAIL $name:#" >>"$work/failed"
