@@ -10,7 +10,6 @@ mod adapter;
 pub mod bench;
 pub mod check_dataset;
 pub mod completions;
-#[cfg(feature = "cuda")]
 pub mod gpu_check;
 mod interrupt;
 pub mod launch;
