@@ -146,11 +146,11 @@ machine() {
 }
 
 # A training step with made-up weights by every policy, and the peer's.
-bench() { # name, bucket, layers (0: its own), steps, policies
-    local name=$1 bucket=$2 layers=$3 steps=$4 policy more
+bench() { # name, bucket, steps, policies
+    local name=$1 bucket=$2 steps=$3 policies=$4 policy more
     local model=$work/$name
     mkdir -p "$model/transformer"
-    "${rows[@]}" model "$helpers/models/$name.json" "$layers" >"$model/transformer/config.json"
+    "${rows[@]}" model "$helpers/models/$name.json" "$size" >"$model/transformer/config.json"
     cat >"$model/run.yaml" <<END
 output_dir: $work/out
 device: $device
@@ -158,9 +158,9 @@ model: {path: $model, dtype: bf16}
 lora: {rank: $rank, alpha: $rank}
 datasets: [{path: nowhere, buckets: [[${bucket//,/, }]]}]
 END
-    for policy in $5; do
+    for policy in $policies; do
         more=()
-        [[ $policy == "${5%% *}" ]] && more=(--profile)
+        [[ $policy == "${policies%% *}" ]] && more=(--profile)
         group "$name $bucket, keep: $policy" 30 150 "${rows[@]}" ours "$name $bucket" "$model/$policy.json" \
             "$vtrain" bench --config "$model/run.yaml" --random-weights --json --steps "$steps" --bucket "$bucket" \
             --set "train.keep=$policy" "${more[@]}"
@@ -231,14 +231,14 @@ visit() {
     find_peer
     if [[ $size == full ]]; then
         rank=128 run_steps=400 tokens=17776x64,33000x128
-        bench cogvideox-5b 49,480,720 0 3 "auto all inputs"
-        bench ltx-video-2b 49,512,768 0 8 auto
-        bench wan-2.1-1.3b 81,480,832 0 3 auto
+        bench cogvideox-5b 49,480,720 3 "auto all inputs"
+        bench ltx-video-2b 49,512,768 8 auto
+        bench wan-2.1-1.3b 81,480,832 3 auto
     else
         rank=4 run_steps=12 tokens=70x64,50x128
-        bench cogvideox-5b 5,32,32 1 1 "auto all inputs"
-        bench ltx-video-2b 9,64,64 1 1 auto
-        bench wan-2.1-1.3b 5,32,32 1 1 auto
+        bench cogvideox-5b 5,32,32 1 "auto all inputs"
+        bench ltx-video-2b 9,64,64 1 auto
+        bench wan-2.1-1.3b 5,32,32 1 auto
     fi
     if [[ -n $tree ]]; then
         tiny_checkpoints

@@ -5,7 +5,7 @@
                                                      time goes; exit code 1 where attention was slow without need
     rows.py peer NAME PEER.json OURS.json COMMAND... the same for the peer: its line, and the ratios to ours
     rows.py machine                                  what there is: Python, PyTorch and its libraries
-    rows.py model MODEL.json LAYERS                  the settings of a model, with so many layers where LAYERS is not 0
+    rows.py model MODEL.json full|tiny               the settings of a model; one layer of it with two heads where it is tiny
 
 Needs nothing beyond Python; `machine` tells what else there is.
 """
@@ -107,10 +107,15 @@ def machine():
     return 0
 
 
-def model(path, layers):
+# What a rehearsal makes smaller, as far as a model has it.
+TINY = {"num_layers": 1, "num_attention_heads": 2, "text_embed_dim": 64, "caption_channels": 64, "text_dim": 64,
+        "cross_attention_dim": 128, "ffn_dim": 256}
+
+
+def model(path, size):
     config = json.loads(Path(path).read_text())
-    if int(layers):
-        config["num_layers"] = int(layers)
+    if size == "tiny":
+        config |= {key: value for key, value in TINY.items() if key in config}
     print(json.dumps(config))
     return 0
 
