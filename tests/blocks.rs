@@ -30,7 +30,7 @@ fn adapters(dropout: f64) -> Arc<Trainable> {
         dropout,
         ..lora::Config::default()
     };
-    let trainable = Trainable::new(&config, Rng::new(0), &Device::Cpu).unwrap();
+    let trainable = Trainable::new(&config, &[], Rng::new(0), &Device::Cpu).unwrap();
     trainable.dropout().set(Some(5));
     Arc::new(trainable)
 }
