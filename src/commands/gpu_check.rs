@@ -104,9 +104,8 @@ pub fn run(args: Args) -> Result<(), Failure> {
     let mut groups = args.group.clone();
     if groups.is_empty() {
         // Tiling and images are not for every checkpoint: these are named where they are wanted.
-        let usual = |group: &&Group| {
-            !matches!(group, Group::Tiling | Group::Image) && !(args.family.is_empty() && group.wants_a_checkpoint())
-        };
+        let possible = |group: &Group| !group.wants_a_checkpoint() || !args.family.is_empty();
+        let usual = |group: &&Group| !matches!(group, Group::Tiling | Group::Image) && possible(group);
         groups = Group::value_variants().iter().filter(usual).copied().collect();
     }
     if let Some(group) = groups.iter().find(|group| group.wants_a_checkpoint())
