@@ -1,125 +1,262 @@
 #!/usr/bin/env bash
-# Checks vtrain on a machine with a GPU that has the driver and NVIDIA's libraries, and neither Rust nor a network.
+# Checks and measures vtrain on a machine with a GPU that has the driver and NVIDIA's libraries, and neither Rust nor a network.
 #
-#   scripts/gpu_check.sh --pack BINARY FOLDER   where vtrain was built: everything to carry, into FOLDER
-#   FOLDER/gpu_check.sh                         where the GPU is: one table, in less than ten minutes
+#   scripts/gpu_check.sh --pack BINARY FOLDER [--ffmpeg minimal|system] [--no-peer]
+#       where vtrain was built: everything to carry, into FOLDER: this script and an archive, whose sizes it tells
+#   FOLDER/gpu_check.sh [OPTIONS]
+#       where the GPU is. Prints each line when it is known, and at the end those that say FAIL; then its exit code is 1
 #
-# The folder holds this script and an archive, which it unpacks there (with tar and xz): the stripped binary, FFmpeg's
-# libraries and what they need, and the tiny checkpoints of the tests. CUDA's own libraries are looked for where wheels and
-# toolkits put them. Its exit code is 1 where a line of the table says FAIL.
-set -euo pipefail
+#   --tree DIR        the checked out repository, for tiny checkpoints and clips; without one, what needs it is left out
+#                     (the current folder, or the one above this script, where it is one)
+#   --budget SECONDS  for all of it; what there is no time for is left out, and said to be (540)
+#   --log FILE        where everything that is printed goes as well ($GPU_CHECK_LOG, or gpu_check.log beside this script)
+#   --python PYTHON   with PyTorch, transformers and PEFT: the peer (python3)
+#   --device DEVICE   cuda; cpu is for trying this script out
+#   --size SIZE       full; tiny is for trying this script out
+#
+# In order: the machine; every op against the CPU; training steps of CogVideoX-5b, LTX-Video 2b and Wan 2.1 1.3B with made-up
+# weights, with PyTorch's beside them; tiny checkpoints against the CPU, part by part; sampling; a whole run; attention over
+# long clips; NCCL. Each is a process of its own with a time-out. One that fails is run again under compute-sanitizer, where
+# there is one ($COMPUTE_SANITIZER names another).
+set -uo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 
-# What every machine has itself: the loader, the C library, and the driver and libraries of NVIDIA.
-their_own='^(ld-linux.*|libc|libm|libdl|libpthread|librt|libgcc_s|libstdc\+\+|libcuda|libcudart|libcublas|libcublasLt|libcurand|libcudnn.*|libnccl|libnvrtc.*|linux-vdso)\.so'
-
-pack() {
-    local binary=$1 to=$2 folder family
-    folder=$(mktemp -d)
-    mkdir -p "$folder/lib" "$folder/tiny" "$to"
-    strip -o "$folder/vtrain" "$binary"
-    ldd "$binary" | awk '$2 == "=>" && $3 ~ /^\// { print $3 }' | while read -r library; do
-        [[ $(basename "$library") =~ $their_own ]] && continue
-        cp -L "$library" "$folder/lib/"
-    done
-    for family in cogvideox/cogvideox-2b cogvideox/cogvideox-5b ltx_video/ltx-0.9.0 wan/wan-2.1-t2v; do
-        cp -r "$here/../tests/fixtures/$family" "$folder/tiny/"
-    done
-    XZ_OPT=-9 tar -C "$folder" -cJf "$to/vtrain.tar.xz" vtrain lib tiny
-    cp "$0" "$to/gpu_check.sh"
-    echo "To carry: $(du -sm "$to" | cut -f1) MB in $to; unpacked $(du -sm "$folder" | cut -f1) MB," \
-        "of which vtrain is $(du -m "$folder/vtrain" | cut -f1)"
-    rm -rf "$folder"
-}
+usage() { sed -n '2,25s/^# \?//p' "$0" >&2; exit 2; }
+die() { echo "gpu_check.sh: $*" >&2; exit 2; }
 
 if [[ ${1:-} == --pack ]]; then
-    [[ $# == 3 ]] || { sed -n '2,9s/^# \?//p' "$0"; exit 2; }
-    pack "$2" "$3"
-    exit
+    shift
+    exec "$here/gpu_check/pack.sh" "$@"
 fi
 
-[[ -x $here/vtrain ]] || tar -C "$here" -xJf "$here/vtrain.tar.xz"
-
-# CUDA's libraries: of the wheels that PyTorch installs, of a toolkit; the driver's in containers, where the loader knows none.
-wheels=$(python3 -c 'import nvidia; print(list(nvidia.__path__)[0])' 2>/dev/null || true)
-drivers=(/usr/local/nvidia/lib64 /usr/local/cuda/compat)
-if ldconfig -p | grep -q 'libcuda\.so\.1'; then drivers=(); fi
-for folder in ${wheels:+"$wheels"/*/lib} /usr/local/cuda/lib64 "${drivers[@]}"; do
-    [[ -d $folder ]] && LD_LIBRARY_PATH="${LD_LIBRARY_PATH:+$LD_LIBRARY_PATH:}$folder"
+device=cuda tree='' budget=540 log=${GPU_CHECK_LOG:-$here/gpu_check.log} python=python3 size=full
+while [[ $# -gt 0 ]]; do
+    [[ $# -ge 2 ]] || usage
+    case $1 in
+    --device) device=$2 ;;
+    --tree) tree=$2 ;;
+    --budget) budget=$2 ;;
+    --log) log=$2 ;;
+    --python) python=$2 ;;
+    --size) size=$2 ;;
+    *) usage ;;
+    esac
+    shift 2
 done
-export LD_LIBRARY_PATH="${LD_LIBRARY_PATH:+$LD_LIBRARY_PATH:}$here/lib"
-# The driver compiles kernels at first use. What it made is kept here, out of later timings.
-export CUDA_CACHE_PATH=${CUDA_CACHE_PATH:-$here/.jit} CUDA_CACHE_MAXSIZE=2147483648
-vtrain=$here/vtrain
-if missing=$(ldd "$vtrain" | grep 'not found'); then
-    echo "vtrain cannot start here, for want of:" >&2
-    echo "$missing" >&2
-    exit 1
+[[ $budget =~ ^[0-9]+$ && ($size == full || $size == tiny) ]] || usage
+command -v "$python" >/dev/null || die "there is no $python here (--python names another)"
+if [[ -z $tree ]]; then
+    for folder in "$PWD" "$here/.."; do [[ -d $folder/tests/fixtures ]] && tree=$folder && break; done
 fi
+[[ -z $tree || -d $tree/tests/fixtures ]] || die "$tree is no repository of vtrain: it has no tests/fixtures"
+[[ -z $tree ]] || tree=$(cd "$tree" && pwd)
+
+unpack() {
+    [[ -f $here/carry.tar.xz ]] || die "carry.tar.xz is to lie beside this script: gpu_check.sh --pack makes it"
+    if command -v xz >/dev/null; then
+        tar -C "$here" -xJf "$here/carry.tar.xz"
+    else
+        "$python" -c 'import sys, tarfile; tarfile.open(sys.argv[1], "r:xz").extractall(sys.argv[2])' \
+            "$here/carry.tar.xz" "$here"
+    fi || die "carry.tar.xz cannot be unpacked"
+}
+[[ -x $here/vtrain ]] || unpack
+helpers=$here/gpu_check
+rows=("$python" "$helpers/rows.py")
+started=$SECONDS
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-verdict=0
-started=$SECONDS
 
-echo "== The machine"
-nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader || true
-"$vtrain" --version
-
-echo "== Ops and tiny transformers: errors against the CPU in f32"
-families=()
-for family in "$here"/tiny/*/; do families+=(--family "$family"); done
-"$vtrain" gpu-check "${families[@]}" | tee "$work/ops.txt" || verdict=1
-
-echo "== Sampling with tiny checkpoints: text encoder, transformer, VAE"
-sample() { # model, device, dtype
-    local size=(--num-frames 9 --height 32 --width 48)
-    [[ $1 == *ltx* ]] && size=(--num-frames 9 --height 64 --width 96)
-    "$vtrain" -q sample --model "$1" --prompt "a dog" --steps 4 --guidance-scale 1 --seed 1 "${size[@]}" \
-        --device "$2" --dtype "$3" --output "$work/$2-$3/" --output-latents "$work/$2-$3.safetensors"
+# Starts vtrain, and nothing else, with CUDA's libraries: of the wheels that PyTorch installs, or of a toolkit; in containers
+# the driver's as well, where the loader knows none. FFmpeg's are in lib/.
+vtrain=$work/vtrain
+wrap() {
+    local wheels folder drivers=()
+    libraries=$here/lib
+    wheels=$("$python" -c 'import nvidia; print(list(nvidia.__path__)[0])' 2>/dev/null)
+    ldconfig -p 2>/dev/null | grep -q 'libcuda\.so\.1' || drivers=(/usr/local/nvidia/lib64 /usr/local/cuda/compat)
+    for folder in ${wheels:+"$wheels"/*/lib} /usr/local/cuda/lib64 "${drivers[@]}"; do
+        [[ -d $folder ]] && libraries+=:$folder
+    done
+    # The driver compiles kernels at first use. What it made is kept, out of later timings.
+    cat >"$vtrain" <<END
+#!/bin/bash
+export LD_LIBRARY_PATH=$(printf %q "$libraries")\${LD_LIBRARY_PATH:+:\$LD_LIBRARY_PATH}
+export CUDA_CACHE_PATH=\${CUDA_CACHE_PATH:-$(printf %q "$here/.jit")} CUDA_CACHE_MAXSIZE=2147483648
+exec \${UNDER:-} $(printf %q "$here/vtrain") "\$@"
+END
+    chmod +x "$vtrain"
+    missing=$(LD_LIBRARY_PATH=$libraries${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH} ldd "$here/vtrain" 2>&1 | grep 'not found')
 }
-for family in "$here"/tiny/*/; do
-    rm -rf "$work"/c*
-    echo "$(basename "$family")"
-    for run in "cpu f32" "cuda f32" "cuda bf16"; do
-        # shellcheck disable=SC2086
-        sample "$family" $run || { verdict=1; echo "FAIL $run"; continue 2; }
-    done
-    for dtype in f32 bf16; do
-        "$vtrain" gpu-check --latents "$work/cuda-$dtype.safetensors" "$work/cpu-f32.safetensors" || verdict=1
-    done
-done | tee "$work/samples.txt"
-grep -q FAIL "$work/samples.txt" && verdict=1
 
-echo "== Training steps with made-up weights, bf16, rank 128, gradient checkpointing"
-bench() { # name, frames,height,width, config.json
-    local model=$work/$1
+left() { echo $((budget - (SECONDS - started))); }
+failed() { echo "FAIL $*"; echo "FAIL $*" >>"$work/failed"; }
+
+left_out() { echo "LEFT OUT $1: $2"; echo "$1: $2" >>"$work/left_out"; }
+
+# Runs a command with a time-out, if there is the least time for it; its lines that say FAIL are kept for the end.
+group() { # name, the least seconds, the most, command
+    local name=$1 least=$2 most=$3 code begun=$SECONDS
+    shift 3
+    echo "== $name"
+    if (($(left) < least)); then
+        left_out "$name" "$(left) s are left, it may need $least"
+        return
+    fi
+    # A rehearsal may be on a machine that is busy with others.
+    [[ $size == tiny ]] || (($(left) < most)) && most=$(left)
+    timeout -k 10 "$most" "$@" 2>&1 | tee "$work/said"
+    code=${PIPESTATUS[0]}
+    grep '^FAIL' "$work/said" | sed "s#^FAIL#FAIL $name:#" >>"$work/failed"
+    echo "   $((SECONDS - begun)) s"
+    ((code == 0)) && return
+    case $code in
+    124 | 137) failed "$name: stopped after $most s" ;;
+    *) failed "$name: exit code $code" ;;
+    esac
+    return "$code"
+}
+
+sanitizer=${COMPUTE_SANITIZER:-$(PATH=$PATH:/usr/local/cuda/bin type -P compute-sanitizer)}
+
+# The same; where it fails, once more under compute-sanitizer.
+checked() { # name, the least seconds, the most, command
+    local least=$2
+    group "$@" && return
+    shift 3
+    [[ -n $sanitizer && $device == cuda* || -n ${COMPUTE_SANITIZER:-} ]] || return
+    (($(left) < least)) && { echo "   no time to run it under $sanitizer"; return; }
+    echo "   once more under $sanitizer"
+    UNDER="$sanitizer --print-limit 20" timeout -k 10 $(($(left) < 90 ? $(left) : 90)) "$@" 2>&1 | grep '^=' | head -60
+}
+
+# What the machine is, and has.
+machine() {
+    nvidia-smi || echo "nvidia-smi: none"
+    nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.max.sm,power.limit --format=csv,noheader 2>/dev/null
+    uname -srm
+    echo "$(nproc) processors, $(awk '/^MemTotal/ { print int($2 / 1048576) }' /proc/meminfo) GiB of memory"
+    ldd --version | head -1
+    "${rows[@]}" machine
+    echo "compute-sanitizer: ${sanitizer:-none}"
+    echo "libraries of vtrain that are not its own:"
+    LD_LIBRARY_PATH=$libraries ldd "$here/vtrain" | grep 'lib\(cu\|nccl\|nv\)\|not found'
+    ldconfig -p 2>/dev/null | grep 'libcudart\|libcudnn\.so'
+    "$vtrain" --version
+}
+
+# A training step with made-up weights by every policy, and the peer's.
+bench() { # name, bucket, steps, policies
+    local name=$1 bucket=$2 steps=$3 policies=$4 policy more
+    local model=$work/$name
     mkdir -p "$model/transformer"
-    echo "$3" >"$model/transformer/config.json"
-    printf '%s\n' "output_dir: $work/out" "device: cuda" "model: {path: $model, dtype: bf16}" \
-        "lora: {rank: 128, alpha: 128}" "datasets: [{path: nowhere, buckets: [[$(echo "$2" | sed 's/,/, /g')]]}]" \
-        >"$model/run.yaml"
-    echo "-- $1 $2"
-    "$vtrain" bench --config "$model/run.yaml" --random-weights --steps 5 --bucket "$2" || verdict=1
+    "${rows[@]}" model "$helpers/models/$name.json" "$size" >"$model/transformer/config.json"
+    cat >"$model/run.yaml" <<END
+output_dir: $work/out
+device: $device
+model: {path: $model, dtype: bf16}
+lora: {rank: $rank, alpha: $rank}
+datasets: [{path: nowhere, buckets: [[${bucket//,/, }]]}]
+END
+    for policy in $policies; do
+        more=()
+        [[ $policy == "${policies%% *}" ]] && more=(--profile)
+        group "$name $bucket, keep: $policy" 30 150 "${rows[@]}" ours "$name $bucket" "$model/$policy.json" \
+            "$vtrain" bench --config "$model/run.yaml" --random-weights --json --steps "$steps" --bucket "$bucket" \
+            --set "train.keep=$policy" "${more[@]}"
+    done
+    if [[ $peer == no ]]; then
+        left_out "$name by PyTorch" "it is not all there"
+        return
+    fi
+    group "$name $bucket by PyTorch" 40 200 "${rows[@]}" peer "$name $bucket" "$model/peer.json" "$model/auto.json" \
+        env PYTHONPATH="$site" "$python" "$helpers/peer_step.py" --model "$model" --bucket "$bucket" --rank "$rank" \
+        --steps "$steps" --dtype bf16 --device "$device"
 }
-bench ltx-video-2b 49,512,768 '{"_class_name": "LTXVideoTransformer3DModel", "in_channels": 128, "out_channels": 128,
-    "patch_size": 1, "patch_size_t": 1, "num_attention_heads": 32, "attention_head_dim": 64, "cross_attention_dim": 2048,
-    "num_layers": 28, "caption_channels": 4096, "qk_norm": "rms_norm_across_heads", "norm_eps": 1e-6,
-    "norm_elementwise_affine": false, "attention_bias": true, "attention_out_bias": true,
-    "activation_fn": "gelu-approximate"}'
-bench wan-2.1-1.3b 81,480,832 '{"_class_name": "WanTransformer3DModel", "patch_size": [1, 2, 2], "num_attention_heads": 12,
-    "attention_head_dim": 128, "in_channels": 16, "out_channels": 16, "text_dim": 4096, "freq_dim": 256, "ffn_dim": 8960,
-    "num_layers": 30, "cross_attn_norm": true, "qk_norm": "rms_norm_across_heads", "eps": 1e-6, "image_dim": null,
-    "added_kv_proj_dim": null, "rope_max_seq_len": 1024}'
-bench cogvideox-5b 49,480,720 '{"_class_name": "CogVideoXTransformer3DModel", "num_attention_heads": 48,
-    "attention_head_dim": 64, "in_channels": 16, "out_channels": 16, "flip_sin_to_cos": true, "freq_shift": 0,
-    "time_embed_dim": 512, "text_embed_dim": 4096, "num_layers": 42, "dropout": 0.0, "attention_bias": true,
-    "sample_width": 90, "sample_height": 60, "sample_frames": 49, "patch_size": 2, "temporal_compression_ratio": 4,
-    "max_text_seq_length": 226, "activation_fn": "gelu-approximate", "timestep_activation_fn": "silu",
-    "norm_elementwise_affine": true, "norm_eps": 1e-5, "spatial_interpolation_scale": 1.875,
-    "temporal_interpolation_scale": 1.0, "use_rotary_positional_embeddings": true,
-    "use_learned_positional_embeddings": false}'
 
-echo "== What does not hold, if anything"
-grep -h FAIL "$work/ops.txt" "$work/samples.txt" || echo "nothing: all comparisons hold"
-echo "$((SECONDS - started)) seconds in all"
-exit $verdict
+# PyTorch and what it needs, with diffusers out of the archive where there is none.
+find_peer() {
+    site=$work/site${PYTHONPATH:+:$PYTHONPATH}
+    mkdir -p "$work/site"
+    for wheel in "$here"/wheels/*.whl; do
+        [[ -f $wheel ]] && "$python" -m zipfile -e "$wheel" "$work/site"
+    done
+    peer=no
+    if PYTHONPATH=$site "$python" -c 'import torch, diffusers, transformers, peft' 2>"$work/said"; then
+        peer=yes
+    else
+        echo "The peer cannot be measured: $(tail -1 "$work/said")"
+    fi
+}
+
+# Tiny checkpoints: parts against the CPU, then sampling.
+tiny_checkpoints() {
+    local fixtures=$tree/tests/fixtures family image
+    local families=(cogvideox/cogvideox-2b ltx_video/ltx-0.9.5 wan/wan-2.1-t2v cogvideox/cogvideox-5b-i2v wan/wan-2.1-i2v)
+    [[ $size == full ]] && families+=(cogvideox/cogvideox-5b ltx_video/ltx-0.9.0)
+    for family in "${families[@]}"; do
+        image=()
+        [[ $family == *i2v ]] && image=(--group image)
+        checked "tiny $family" 15 90 "$vtrain" gpu-check --device "$device" --group training --group dropout \
+            --group policies --group vae --group text "${image[@]}" --family "$fixtures/$family"
+    done
+    cp -r "$fixtures/cogvideox/cogvideox-2b" "$work/tiled"
+    # Of this size, tiles of pixels and of latents line up.
+    sed -i 's/"sample_height": [0-9]*/"sample_height": 96/; s/"sample_width": [0-9]*/"sample_width": 80/' "$work/tiled/vae/config.json"
+    checked "a VAE in tiles" 15 60 "$vtrain" gpu-check --device "$device" --group tiling --family "$work/tiled"
+    for family in cogvideox/cogvideox-2b ltx_video/ltx-0.9.0 wan/wan-2.1-t2v; do
+        checked "sampling $family" 15 60 bash "$helpers/sample.sh" "$vtrain" "$device" "$fixtures/$family"
+    done
+    for family in cogvideox/cogvideox-5b-i2v wan/wan-2.1-i2v; do
+        checked "image to video $family" 15 60 bash "$helpers/sample.sh" "$vtrain" "$device" "$fixtures/$family" \
+            "$fixtures/video/still.png"
+    done
+    checked "a run that is killed and resumed" 20 120 bash "$helpers/train.sh" "$vtrain" "$device" "$tree" "$run_steps"
+}
+
+visit() {
+    local name
+    echo "gpu_check.sh: $size size on $device, $budget s"
+    wrap
+    echo "== machine"
+    machine
+    if [[ -n $missing ]]; then
+        failed "vtrain cannot start here, for want of: $(awk '{ print $1 }' <<<"$missing" | xargs)"
+        return
+    fi
+    # The first process pays for what the driver compiles; the others find it.
+    for name in norm residual activation rotary linear attention masked-attention repeated convolution optimiser; do
+        checked "ops: $name" 5 90 "$vtrain" gpu-check --device "$device" --group "$name"
+    done
+    find_peer
+    if [[ $size == full ]]; then
+        rank=128 run_steps=400 tokens=17776x64,33000x128
+        bench cogvideox-5b 49,480,720 3 "auto all inputs"
+        bench ltx-video-2b 49,512,768 8 auto
+        bench wan-2.1-1.3b 81,480,832 3 auto
+    else
+        rank=4 run_steps=12 tokens=70x64,50x128
+        bench cogvideox-5b 5,32,32 1 "auto all inputs"
+        bench ltx-video-2b 9,64,64 1 auto
+        bench wan-2.1-1.3b 5,32,32 1 auto
+    fi
+    if [[ -n $tree ]]; then
+        tiny_checkpoints
+    else
+        left_out "tiny checkpoints, sampling and a whole run" "there is no repository here (--tree)"
+    fi
+    checked "long attention" 20 90 "$vtrain" gpu-check --device "$device" --group long-attention --tokens "$tokens"
+    group "NCCL" 10 60 "$vtrain" gpu-check --device "$device" --group nccl
+}
+
+# All of it goes to the log as well. What was left out and what does not hold come last.
+report() {
+    echo "== What was left out, if anything"
+    cat "$work/left_out" 2>/dev/null || echo "nothing"
+    echo "== What does not hold, if anything"
+    cat "$work/failed" 2>/dev/null || echo "nothing: all comparisons hold"
+    echo "$((SECONDS - started)) seconds of $budget"
+}
+: >"$log" || die "$log cannot be written"
+{ visit; report; } 2>&1 | tee "$log"
+[[ ! -s $work/failed ]]

@@ -106,3 +106,80 @@ fn without_weights_and_without_making_them_up_it_says_what_is_missing() {
     assert!(String::from_utf8_lossy(&output.stderr).contains("multiples of 16"));
     assert_eq!(bench(&folder, &["--bucket", "17x60"]).status.code(), Some(2));
 }
+
+#[test]
+fn a_profile_tells_what_each_op_and_product_of_a_step_takes() {
+    let folder = bare();
+    let output = bench(&folder, &["--random-weights", "--json", "--profile"]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let told: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let profile = &told["profile"];
+    let lines: Vec<(&str, &str, f64, f64)> = profile["lines"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|line| {
+            let text = |key: &str| line[key].as_str().unwrap();
+            let number = |key: &str| line[key].as_f64().unwrap();
+            (text("level"), text("name"), number("calls"), number("seconds"))
+        })
+        .collect();
+    let calls = |level: &str, name: &str| {
+        let found = lines.iter().find(|line| (line.0, line.1) == (level, name));
+        found.unwrap_or_else(|| panic!("no {level} {name}: {lines:?}")).2
+    };
+    // The transformer has two blocks, and the last one is not run a second time.
+    assert_eq!(calls("op", "attention back"), 2.0);
+    assert_eq!(calls("op", "lora-linear back"), 8.0);
+    assert!(calls("op", "lora-linear") >= 8.0 && calls("op", "norm") > 2.0 && calls("op", "norm back") > 2.0);
+    for once in ["optimiser", "norm of all gradients", "loss"] {
+        assert_eq!(calls("op", once), 1.0, "{once}");
+    }
+    assert!(
+        lines
+            .iter()
+            .any(|line| line.0 == "kernel" && line.1.starts_with("product ")),
+        "{lines:?}"
+    );
+    // Ops do not hold each other: with the rest they make up the step.
+    let step = profile["step_seconds"].as_f64().unwrap();
+    let ops: f64 = lines.iter().filter(|line| line.0 == "op").map(|line| line.3).sum();
+    let rest = profile["rest_seconds"].as_f64().unwrap();
+    assert!(
+        ops > 0.0 && ops <= step && (ops + rest - step).abs() < 1e-9 * step,
+        "{ops} + {rest} of {step}"
+    );
+    // What takes longest comes first.
+    for level in ["op", "kernel"] {
+        let of_level: Vec<f64> = lines.iter().filter(|line| line.0 == level).map(|line| line.3).collect();
+        assert!(of_level.is_sorted_by(|a, b| a >= b));
+    }
+    let table = bench(&folder, &["--random-weights", "--profile"]);
+    let table = String::from_utf8_lossy(&table.stdout);
+    assert!(
+        table.contains(" x attention back\n") && table.contains("what is in no op\n"),
+        "{table}"
+    );
+}
+
+#[test]
+fn a_measurement_tells_by_which_kernels_attention_ran_and_what_was_kept() {
+    let folder = bare();
+    for (more, keep) in [
+        (&[][..], "auto"),
+        (&["--set", "train.keep=inputs"], "inputs"),
+        (&["--set", "train.gradient_checkpointing=false"], "all"),
+    ] {
+        let output = bench(&folder, &[&["--random-weights", "--json"], more].concat());
+        let told: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(told["attention"], serde_json::json!(["cpu"]));
+        assert_eq!(
+            (told["keep"].as_str(), told["device"].as_str()),
+            (Some(keep), Some("cpu"))
+        );
+        assert!(told.get("profile").is_none(), "{told}");
+    }
+    let table = bench(&folder, &["--random-weights"]);
+    let table = String::from_utf8_lossy(&table.stdout);
+    assert!(table.contains("attention  cpu\n"), "{table}");
+}

@@ -23,6 +23,7 @@ mod flow_family; // micro-batches, records and sampling of a family of flow matc
 mod flow_objective; // what flow matching trains on, against torch
 mod flow_schedulers; // sigmas, steps and noise of flow matching, against diffusers
 mod fuzz; // mutated input of every kind
+mod gpu_check; // the visit to a machine with a GPU, rehearsed without one
 mod hub; // checkpoints of the Hugging Face Hub
 #[cfg(target_os = "linux")]
 mod kernels; // kernels of the GPU, run on the CPU

@@ -1,6 +1,6 @@
 //! `vtrain bench`: what a training step costs on this machine, on made-up clips of a run's bucket.
 
-mod clock;
+mod profile;
 
 use std::cell::RefCell;
 use std::path::PathBuf;
@@ -21,12 +21,15 @@ use crate::models::bare::{self, Bare, Work};
 use crate::models::{self, rooms};
 use crate::nn::Weights;
 use crate::nn::weights::Planter;
+use crate::ops::attention::way::{self, Way};
+use crate::ops::clock::Mark;
+use crate::ops::profile::{Level, span};
 use crate::optim::adamw::AdamW;
 use crate::optim::clip;
 use crate::rng::Rng;
 use crate::train::memory;
-use crate::train::segments::{Keep, forward_backward};
-use clock::Mark;
+use crate::train::segments::{Keep, Policy, forward_backward};
+use profile::Profile;
 
 /// Measure a training step: time, where it goes, memory
 #[derive(Debug, clap::Args)]
@@ -49,6 +52,9 @@ pub struct Args {
     /// Only the way forward, without adapters: a sampling step
     #[arg(long)]
     forward: bool,
+    /// Also tell what each op and kernel takes, in two further steps
+    #[arg(long)]
+    profile: bool,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -75,9 +81,14 @@ impl FromStr for Size {
 /// What was measured. Times in seconds.
 #[derive(Debug, Serialize)]
 struct Measured {
+    device: &'static str,
     bucket: Bucket,
     batch_size: usize,
     dtype: models::Dtype,
+    /// What `train.keep` is, as long as there is checkpointing.
+    keep: Policy,
+    /// By which kernels attention ran.
+    attention: Vec<Way>,
     threads: usize,
     params: usize,
     trainable: usize,
@@ -86,7 +97,10 @@ struct Measured {
     pace: Pace,
     /// The best that this machine's product of matrices reached, a second.
     matmul_flops_per_second: f64,
+    /// The most that was in use at once: resident memory of the process; on a GPU, what tensors took of its pool.
     peak_memory_bytes: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    profile: Option<Profile>,
 }
 
 /// How long steps took.
@@ -158,20 +172,29 @@ fn measure(args: &Args, config: &RunConfig, bucket: Bucket, device: &Device) -> 
     };
     let mut optimizer = AdamW::new(vars.clone(), &config.optimizer)?;
     let keep = config.train.keep(device);
-    let mut splits = Vec::new();
-    for _ in 0..=args.steps {
-        splits.push(match args.forward {
-            true => forward(&bare, device)?,
-            false => step(&bare, config, &vars, &mut optimizer, keep)?,
-        });
-    }
+    let mut once = || match args.forward {
+        true => forward(&bare, device),
+        false => step(&bare, config, &vars, &mut optimizer, keep),
+    };
+    way::take();
+    let mut splits = (0..=args.steps)
+        .map(|_| once())
+        .collect::<anyhow::Result<Vec<Split>>>()?;
+    let attention = way::ways(&way::take());
     splits.remove(0); // the first one warms up
     let peak_memory_bytes = memory::peak(device); // before the product below takes any
+    let profile = args.profile.then(|| profile::measure(device, || once().map(drop)));
     let work = bare.work;
     Ok(Measured {
+        device: if device.is_cpu() { "cpu" } else { "cuda" },
         bucket,
         batch_size,
         dtype: config.model.dtype,
+        keep: match config.train.gradient_checkpointing {
+            true => config.train.keep,
+            false => Policy::All,
+        },
+        attention,
         threads: rayon::current_num_threads(),
         params: weights.taken(),
         trainable: vars.iter().map(|var| var.elem_count()).sum(),
@@ -179,6 +202,7 @@ fn measure(args: &Args, config: &RunConfig, bucket: Bucket, device: &Device) -> 
         pace: Pace::of(&splits, work, batch_size, args.forward),
         matmul_flops_per_second: best_product(dtype, device)?,
         peak_memory_bytes,
+        profile: profile.transpose()?,
     })
 }
 
@@ -188,6 +212,7 @@ fn step(bare: &Bare, config: &RunConfig, vars: &[Var], optimizer: &mut AdamW, ke
     let started = Mark::now(device)?;
     let lost = RefCell::new(None);
     let loss = |prediction: &Tensor| {
+        let _span = span(Level::Op, device, || "loss".into());
         let loss = objective::loss(prediction, &bare.target, None)?;
         lost.replace(Some(Mark::now(device)?));
         Ok(loss)
@@ -195,13 +220,19 @@ fn step(bare: &Bare, config: &RunConfig, vars: &[Var], optimizer: &mut AdamW, ke
     let passed = forward_backward(&*bare.denoiser, &bare.input, &loss, vars, keep)?;
     let gradients: Option<Vec<Tensor>> = passed.gradients.into_iter().collect();
     let gradients = gradients.context("an adapter without a gradient")?;
-    let norm = clip::global_norm(&gradients)?;
+    let norm = {
+        let _span = span(Level::Op, device, || "norm of all gradients".into());
+        clip::global_norm(&gradients)?
+    };
     let back = Mark::now(device)?;
     let scale = config
         .train
         .max_grad_norm
         .map_or(1.0, |most| clip::coefficient(norm, most));
-    optimizer.step(&gradients, scale, config.optimizer.lr)?;
+    {
+        let _span = span(Level::Op, device, || "optimiser".into());
+        optimizer.step(&gradients, scale, config.optimizer.lr)?;
+    }
     let done = Mark::now(device)?;
     let lost = lost.into_inner().context("a step without a loss")?;
     Ok(Split {
@@ -272,13 +303,15 @@ impl Measured {
         let memory = self
             .peak_memory_bytes
             .map_or("unknown".into(), |bytes| format!("{} MiB", bytes >> 20));
-        format!(
+        let attention: Vec<String> = self.attention.iter().map(Way::to_string).collect();
+        let mut text = format!(
             "bucket     {} x {}, {} tokens each, {:?}, {} threads\n\
              numbers    {} in the transformer, {} in adapters\n\
              step       {:.3} s (median of {}; {least:.3} to {most:.3})\n\
              of that    {:.3} s forward, {:.3} s backward, {:.3} s optimiser\n\
              tokens     {:.0} a second\n\
              products   {flops:.1} GFLOP/s without recomputation, {:.0} % of the {peak:.1} that a square product reaches\n\
+             attention  {}\n\
              memory     {memory} at most\n",
             self.batch_size,
             self.bucket,
@@ -294,6 +327,11 @@ impl Measured {
             pace.optimizer_seconds_median,
             pace.tokens_per_second,
             100.0 * flops / peak,
-        )
+            attention.join(", "),
+        );
+        if let Some(profile) = &self.profile {
+            text += &profile.table();
+        }
+        text
     }
 }

@@ -1,26 +1,30 @@
-//! `vtrain gpu-check`: whether a GPU computes what the CPU does. Hidden, and there only with the feature `cuda`.
+//! `vtrain gpu-check`: whether a GPU computes what the CPU does. Hidden: scripts/gpu_check.sh calls it.
 //!
-//! Every op, forwards and back, and every tiny family of a folder, against the CPU in f32; or two files of latents against
-//! each other. Sums run in fixed orders, as with `deterministic: true`, which is checked as well. Errors are max |a - b| / max |b|. Inputs are fresh in every run, and the memory that outputs are written to is
-//! filled with what is no number before.
+//! Ops, forwards and back, the optimiser, and the parts of tiny checkpoints, each against the CPU in f32; or two files of
+//! latents against each other. Sums run in fixed orders, as with `deterministic: true`, which is checked as well. Errors are
+//! max |a - b| / max |b|. Inputs are fresh in every run, and the memory that outputs are written to is filled with what is no
+//! number before. With `--device cpu` the CPU stands in for the GPU.
 
 mod cases;
-mod families;
+mod coders;
 mod optimiser;
 #[cfg(feature = "nccl")]
 mod ranks;
+mod row;
+mod training;
 
-use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, ensure};
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Device};
+use clap::ValueEnum;
 
 use super::{Exit, Failure, OrExit};
 use crate::config::Device as Place;
 use crate::ops::determinism;
 use crate::rng::Rng;
+use row::{Row, Table, difference};
 
 /// Compare a GPU with the CPU
 #[derive(Debug, clap::Args)]
@@ -28,9 +32,20 @@ pub struct Args {
     /// The CPU itself, for trying this command out
     #[arg(long, default_value = "cuda")]
     device: Place,
-    /// Folders of tiny checkpoints, each with a transformer/config.json (repeatable)
+    /// What to compare (repeatable); all of it where none is named
+    #[arg(long, value_name = "GROUP")]
+    group: Vec<Group>,
+    /// Folders of tiny checkpoints, for the groups that want one (repeatable)
     #[arg(long, value_name = "DIR")]
     family: Vec<PathBuf>,
+    /// Tokens and features of a head of long attention
+    #[arg(
+        long,
+        value_name = "TOKENSxFEATURES",
+        value_delimiter = ',',
+        default_value = "17776x64,33000x128"
+    )]
+    tokens: Vec<cases::Tokens>,
     /// Compare what two files of latents hold, and nothing else
     #[arg(long, num_args = 2, value_names = ["FILE", "FILE"])]
     latents: Option<Vec<PathBuf>>,
@@ -39,25 +54,66 @@ pub struct Args {
     seed: Option<u64>,
 }
 
-/// One line of the table.
-pub(super) struct Row {
-    pub what: String,
-    pub error: f64,
-    /// The most that the error may be.
-    pub most: f64,
+/// What is compared together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Group {
+    Norm,
+    Residual,
+    Activation,
+    Rotary,
+    Linear,
+    Attention,
+    MaskedAttention,
+    LongAttention,
+    /// Attention once more: the same bits
+    Repeated,
+    /// What autoencoders are made of
+    Convolution,
+    Optimiser,
+    /// One rank of NCCL
+    Nccl,
+    /// Of a checkpoint: its prediction, and 20 training steps
+    Training,
+    /// Of a checkpoint: training steps with dropout in the adapters
+    Dropout,
+    /// Of a checkpoint: gradients by every `train.keep`
+    Policies,
+    /// Of a checkpoint: clips to latents and back
+    Vae,
+    /// Of a checkpoint: clips to latents and back in tiles
+    Tiling,
+    /// Of a checkpoint: a prompt
+    Text,
+    /// Of a checkpoint: an image to start from
+    Image,
 }
 
-impl Row {
-    /// What is no number is no success.
-    fn holds(&self) -> bool {
-        self.error <= self.most
+impl Group {
+    fn wants_a_checkpoint(self) -> bool {
+        use Group::{Dropout, Image, Policies, Text, Tiling, Training, Vae};
+        matches!(self, Training | Dropout | Policies | Vae | Tiling | Text | Image)
     }
 }
 
 pub fn run(args: Args) -> Result<(), Failure> {
+    let mut table = Table::default();
     if let Some([a, b]) = args.latents.as_deref() {
-        let row = latents(a, b).or_exit(Exit::Usage)?;
-        return told(&[row]);
+        table.tell(&latents(a, b).or_exit(Exit::Usage)?)?;
+        return table.end();
+    }
+    let mut groups = args.group.clone();
+    if groups.is_empty() {
+        // Tiling and images are not for every checkpoint: these are named where they are wanted.
+        let possible = |group: &Group| !group.wants_a_checkpoint() || !args.family.is_empty();
+        let usual = |group: &&Group| !matches!(group, Group::Tiling | Group::Image) && possible(group);
+        groups = Group::value_variants().iter().filter(usual).copied().collect();
+    }
+    if let Some(group) = groups.iter().find(|group| group.wants_a_checkpoint())
+        && args.family.is_empty()
+    {
+        return Err(Failure::usage(anyhow::anyhow!(
+            "the group {group:?} wants a checkpoint: name its folder by --family"
+        )));
     }
     determinism::require(true);
     let device = args.device.open().or_exit(Exit::Usage)?;
@@ -66,97 +122,57 @@ pub fn run(args: Args) -> Result<(), Failure> {
         .seed
         .unwrap_or_else(|| clock.map_or(0, |time| u64::from(time.subsec_nanos())));
     super::print(&format!("seed {seed}\n"))?;
-    let mut rows = Vec::new();
-    for case in cases::all() {
-        for dtype in [DType::F32, DType::BF16] {
-            // What a case cannot do is a line of the table as well: the others are still wanted.
-            let mut rng = Rng::new(seed);
-            match case.compare(&device, dtype, &mut rng) {
-                Ok(found) => rows.extend(found),
-                Err(error) => rows.push(failed(&format!("{} {dtype:?}", case.name), &error.into())),
+    for group in groups {
+        match group.wants_a_checkpoint() {
+            true => {
+                for folder in &args.family {
+                    of_checkpoint(&mut table, group, folder, &device, seed)?;
+                }
             }
+            false => alone(&mut table, group, &args.tokens, &device, seed)?,
         }
     }
-    match cases::repeated(&device, &mut Rng::new(seed)) {
-        Ok(found) => rows.extend(found),
-        Err(error) => rows.push(failed("attention once more", &error.into())),
-    }
-    match optimiser::compare(&device, &mut Rng::new(seed)) {
-        Ok(found) => rows.extend(found),
-        Err(error) => rows.push(failed("optimiser", &error.into())),
-    }
-    #[cfg(feature = "nccl")]
-    match ranks::compare(&device, &mut Rng::new(seed)) {
-        Ok(found) => rows.extend(found),
-        Err(error) => rows.push(failed("NCCL", &error)),
-    }
-    for folder in &args.family {
+    table.end()
+}
+
+/// A group that needs no checkpoint. What a case cannot do is a line of the table as well: the others are still wanted.
+fn alone(table: &mut Table, group: Group, tokens: &[cases::Tokens], device: &Device, seed: u64) -> Result<(), Failure> {
+    for case in cases::of(group, tokens) {
         for dtype in [DType::F32, DType::BF16] {
-            match families::compare(folder, &device, dtype) {
-                Ok(found) => rows.extend(found),
-                Err(error) => rows.push(failed(&format!("{} {dtype:?}", folder.display()), &error)),
-            }
+            let found = case.compare(device, dtype, &mut Rng::new(seed));
+            table.tell_all(&format!("{} {dtype:?}", case.name), found.map_err(Into::into))?;
         }
     }
-    told(&rows)
-}
-
-/// The most that an error may be in this type.
-pub(super) fn most(dtype: DType) -> f64 {
-    if dtype == DType::F32 { 1e-4 } else { 1e-2 }
-}
-
-fn failed(what: &str, error: &anyhow::Error) -> Row {
-    let words = format!("{error:#}");
-    Row {
-        what: format!("{what}: {}", words.lines().next().unwrap_or_default()),
-        error: f64::NAN,
-        most: 0.0,
+    match group {
+        Group::Repeated => {
+            let found = cases::repeated(device, &mut Rng::new(seed));
+            table.tell_all("attention once more", found.map_err(Into::into))
+        }
+        Group::Optimiser => {
+            let found = optimiser::compare(device, &mut Rng::new(seed));
+            table.tell_all("optimiser", found.map_err(Into::into))
+        }
+        #[cfg(feature = "nccl")]
+        Group::Nccl => table.tell_all("NCCL", ranks::compare(device, &mut Rng::new(seed))),
+        #[cfg(not(feature = "nccl"))]
+        Group::Nccl => super::print("NCCL: not built in\n"),
+        _ => Ok(()),
     }
 }
 
-/// The table; a failure where a line does not hold.
-fn told(rows: &[Row]) -> Result<(), Failure> {
-    let mut text = String::new();
-    for row in rows {
-        let verdict = if row.holds() { "ok  " } else { "FAIL" };
-        let _ = writeln!(text, "{verdict} {:9.2e} of {:7.0e}  {}", row.error, row.most, row.what);
-    }
-    let wrong = rows.iter().filter(|row| !row.holds()).count();
-    let _ = writeln!(text, "{} of {} lines hold", rows.len() - wrong, rows.len());
-    super::print(&text)?;
-    match wrong {
-        0 => Ok(()),
-        _ => Err(anyhow::anyhow!("{wrong} of {} comparisons failed", rows.len())).or_exit(Exit::Training),
-    }
-}
-
-/// max |a - b| / max |b|, in f64; not a number where either holds what is none.
-pub(super) fn difference(a: &Tensor, b: &Tensor) -> candle_core::Result<f64> {
-    let numbers = |tensor: &Tensor| {
-        let tensor = tensor.to_device(&Device::Cpu)?.to_dtype(DType::F64)?;
-        tensor.flatten_all()?.to_vec1::<f64>()
+fn of_checkpoint(table: &mut Table, group: Group, folder: &Path, device: &Device, seed: u64) -> Result<(), Failure> {
+    let name = folder.file_name().unwrap_or(folder.as_os_str()).to_string_lossy();
+    let found = match group {
+        Group::Training => training::compare(folder, &name, device, 0.0),
+        Group::Dropout => training::compare(folder, &name, device, 0.3),
+        Group::Policies => training::policies(folder, &name, device),
+        Group::Vae => coders::vae(folder, &name, device, seed),
+        Group::Tiling => coders::tiling(folder, &name, device, seed),
+        Group::Text => coders::text(folder, &name, device),
+        Group::Image => coders::image(folder, &name, device, seed),
+        _ => Ok(Vec::new()),
     };
-    let (a, b) = (numbers(a)?, numbers(b)?);
-    if a.len() != b.len() {
-        candle_core::bail!("{} numbers beside {}", a.len(), b.len());
-    }
-    if a.iter().chain(&b).any(|number| !number.is_finite()) {
-        return Ok(f64::NAN);
-    }
-    let furthest = a.iter().zip(&b).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
-    let largest = b.iter().map(|b| b.abs()).fold(0.0, f64::max);
-    Ok(furthest / largest.max(1e-30))
-}
-
-/// Fills what the device's pool has free with what is no number, as far as small outputs go.
-pub(super) fn poison(device: &Device) -> candle_core::Result<()> {
-    let sizes = [1 << 24, 1 << 20, 1 << 20, 1 << 16, 1 << 16, 1 << 12, 1 << 12];
-    let poisoned = sizes.map(|size| Tensor::full(f32::NAN, size, device));
-    for tensor in poisoned {
-        tensor?;
-    }
-    Ok(())
+    table.tell_all(&format!("{name} {group:?}"), found)
 }
 
 /// Two files of one tensor each.
@@ -172,5 +188,6 @@ fn latents(a: &Path, b: &Path) -> anyhow::Result<Row> {
         what: format!("{} beside {}", a.display(), b.display()),
         error: difference(&one(a)?, &one(b)?)?,
         most: 3e-2,
+        attention: Vec::new(),
     })
 }

@@ -11,7 +11,6 @@ pub mod bench;
 pub mod check;
 pub mod check_dataset;
 pub mod completions;
-#[cfg(feature = "cuda")]
 pub mod gpu_check;
 mod interrupt;
 pub mod launch;

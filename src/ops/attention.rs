@@ -25,6 +25,7 @@ mod cudnn;
 mod forward;
 mod heads;
 pub mod launch;
+pub mod way;
 
 use std::sync::{Arc, OnceLock};
 
@@ -37,6 +38,7 @@ use super::tape::{Costly, Left, Reads, apply3_costly};
 use super::tile::COLUMNS;
 use backward::{Given, Wanted, backward};
 use forward::forward;
+use way::Way;
 
 /// q (B, S, H, K), k and v (B, L, H, K), `mask` (B or 1, H or 1, S or 1, L) to be added to the scores -> (B, S, H, K).
 ///
@@ -53,6 +55,7 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>) -> R
         return q.zeros_like();
     }
     if !has_kernels(q) || !sizes.suit(q.device()) {
+        way::note(Way::Composed, q.dtype(), sizes.width);
         return composed(q, k, v, mask);
     }
     let op = Attention {
@@ -264,6 +267,7 @@ impl CustomOp3 for Attention {
         v_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
         let (wide_q, k, v) = (widened(q, q_layout)?, widened(k, k_layout)?, widened(v, v_layout)?);
+        way::note(Way::Cpu, q.dtype(), self.sizes.width);
         let (out, log_sums) = forward(&self.sizes, self.mask.as_ref(), &wide_q, &k, &v);
         self.log_sums.get_or_init(|| Left::Host(Arc::new(log_sums)));
         Ok((stored(out, q.dtype())?, q_layout.shape().clone()))

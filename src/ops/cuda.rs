@@ -15,6 +15,7 @@ use candle_core::{CudaDevice, CudaStorage, DType, Layout, Result, Shape, Storage
 use cudarc::driver::{CudaSlice, DevicePtr, LaunchConfig, PushKernelArg, sys};
 
 use super::kernel::{Address, Argument, Launch};
+use super::profile;
 
 /// The kernels of one `.cu` file.
 pub struct Kernels {
@@ -52,6 +53,7 @@ impl Kernels {
             let most = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
             function.set_attribute(most, grid.shared as i32).w()?;
         }
+        let _span = profile::kernel(device, || kernel.to_string());
         let mut builder = function.builder();
         for argument in arguments {
             match argument {

@@ -11,6 +11,7 @@ pub mod activation;
 pub mod add;
 pub mod attention;
 pub mod chain;
+pub mod clock;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 pub mod determinism;
@@ -23,6 +24,7 @@ pub mod modulate;
 pub mod norm;
 mod parts;
 mod product;
+pub mod profile;
 pub mod residual;
 pub mod rotary;
 mod slices;

@@ -1,6 +1,9 @@
 //! Products of large matrices within ops, by all threads: `c = beta c + alpha a b`, on candle's own gemm.
 
+use candle_core::Device;
 use gemm::Parallelism;
+
+use super::profile::{Level, span};
 
 /// A matrix in a slice: `rows` x `cols`, the number at (i, j) at `i row_stride + j col_stride`.
 #[derive(Debug, Clone, Copy)]
@@ -73,6 +76,7 @@ pub fn product(c: &mut [f32], row_stride: usize, beta: f32, alpha: f32, a: Matri
         }
         return;
     }
+    let _span = span(Level::Kernel, &Device::Cpu, || format!("product {m}x{k}x{n}"));
     // SAFETY: the assertions above and in `Matrix::check` keep all reads and writes inside of the slices; c is
     // borrowed mutably, so it overlaps neither a nor b.
     unsafe {

@@ -1,12 +1,15 @@
 //! Ops on a GPU beside the CPU: outputs, and the gradients of all inputs that learn.
 
+use std::str::FromStr;
+
 use candle_core::{DType, Device, Result, Tensor, Var};
 
-use super::{Row, difference, most, poison};
+use super::Group;
+use super::row::{Row, difference, most, poison};
 use crate::nn::conv3d::{Conv3d, Geometry};
 use crate::ops::activation::{gelu_erf, gelu_tanh, silu};
 use crate::ops::add::add;
-use crate::ops::attention;
+use crate::ops::attention::{attention, way};
 use crate::ops::chain::Given;
 use crate::ops::dropout::Mask;
 use crate::ops::linear::{Frozen, LowRank};
@@ -19,7 +22,7 @@ use crate::rng::Rng;
 
 /// An op with the shapes of its inputs.
 pub struct Case {
-    pub name: &'static str,
+    pub name: String,
     inputs: Vec<Input>,
     run: Box<Run>,
 }
@@ -65,12 +68,12 @@ impl Input {
 
 impl Case {
     fn new(
-        name: &'static str,
+        name: impl Into<String>,
         inputs: impl IntoIterator<Item = Input>,
         run: impl Fn(&[Tensor]) -> Result<Tensor> + 'static,
     ) -> Self {
         Self {
-            name,
+            name: name.into(),
             inputs: inputs.into_iter().collect(),
             run: Box::new(run),
         }
@@ -91,13 +94,16 @@ impl Case {
         let theirs = self.results(&wide, &gradient.to_dtype(DType::F32)?)?;
         let there: Vec<Tensor> = drawn.iter().map(|x| x.to_device(device)).collect::<Result<_>>()?;
         poison(device)?;
+        way::take(); // the CPU's
         let ours = self.results(&there, &gradient.to_device(device)?)?;
+        let attention = way::take();
         let mut rows = Vec::new();
         for ((what, ours), (_, theirs)) in ours.iter().zip(&theirs) {
             rows.push(Row {
                 what: format!("{} {what} {dtype:?}", self.name),
                 error: difference(ours, theirs)?,
                 most: most(dtype),
+                attention: attention.clone(),
             });
         }
         Ok(rows)
@@ -128,21 +134,20 @@ impl Case {
     }
 }
 
-/// Every op, on sizes that fill whole packs and on odd ones.
-pub fn all() -> Vec<Case> {
-    [
-        norms(),
-        residuals(),
-        activations(),
-        rotary(),
-        linear(),
-        attentions(),
-        masked_attentions(),
-        convolutions(),
-    ]
-    .into_iter()
-    .flatten()
-    .collect()
+/// The ops of a group, on sizes that fill whole packs and on odd ones; of a group of something else, none.
+pub fn of(group: Group, long: &[Tokens]) -> Vec<Case> {
+    match group {
+        Group::Norm => norms(),
+        Group::Residual => residuals(),
+        Group::Activation => activations(),
+        Group::Rotary => rotary(),
+        Group::Linear => linear(),
+        Group::Attention => attentions(),
+        Group::MaskedAttention => masked_attentions(),
+        Group::Convolution => convolutions(),
+        Group::LongAttention => long_attentions(long),
+        _ => Vec::new(),
+    }
 }
 
 fn norms() -> Vec<Case> {
@@ -268,25 +273,53 @@ fn linear() -> Vec<Case> {
     ]
 }
 
+/// `17776x64`: tokens that attend to each other, and the features of a head.
+#[derive(Debug, Clone, Copy)]
+pub struct Tokens {
+    count: usize,
+    width: usize,
+}
+
+impl FromStr for Tokens {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        let sizes = text.split_once('x').and_then(|(count, width)| {
+            let (count, width) = (count.parse().ok()?, width.parse().ok()?);
+            (count > 0 && width > 0).then_some(Self { count, width })
+        });
+        sizes.ok_or_else(|| format!("'{text}' is not of the form TOKENSxFEATURES"))
+    }
+}
+
 /// Samples, queries, keys, heads, features a head.
 type Heads = [usize; 5];
 
+fn attending(name: impl Into<String>, [batch, queries, keys, heads, width]: Heads) -> Case {
+    let inputs = [
+        input("q", &[batch, queries, heads, width]),
+        input("k", &[batch, keys, heads, width]),
+        input("v", &[batch, keys, heads, width]),
+    ];
+    Case::new(name, inputs, |given| attention(&given[0], &given[1], &given[2], None))
+}
+
 fn attentions() -> Vec<Case> {
-    let case = |name, [batch, queries, keys, heads, width]: Heads| {
-        let inputs = [
-            input("q", &[batch, queries, heads, width]),
-            input("k", &[batch, keys, heads, width]),
-            input("v", &[batch, keys, heads, width]),
-        ];
-        Case::new(name, inputs, |given| attention(&given[0], &given[1], &given[2], None))
-    };
     vec![
-        case("attention 64", [2, 333, 333, 3, 64]),
-        case("attention 128", [1, 300, 300, 2, 128]),
-        case("attention across", [2, 200, 77, 3, 96]),
-        case("attention 256", [1, 70, 90, 1, 256]),
-        case("attention tiled", [2, 45, 61, 3, 12]), // no whole 8 features: never cuDNN's
+        attending("attention 64", [2, 333, 333, 3, 64]),
+        attending("attention 128", [1, 300, 300, 2, 128]),
+        attending("attention across", [2, 200, 77, 3, 96]),
+        attending("attention 256", [1, 70, 90, 1, 256]),
+        attending("attention tiled", [2, 45, 61, 3, 12]), // no whole 8 features: never cuDNN's
     ]
+}
+
+/// One head over as many tokens as a clip has.
+fn long_attentions(long: &[Tokens]) -> Vec<Case> {
+    let case = |Tokens { count, width }: &Tokens| {
+        attending(format!("attention {count} x {width}"), [1, *count, *count, 1, *width])
+    };
+    long.iter().map(case).collect()
 }
 
 fn masked_attentions() -> Vec<Case> {
@@ -359,12 +392,15 @@ pub fn repeated(device: &Device, rng: &mut Rng) -> Result<Vec<Row>> {
             .map(|input| draw(&input.shape))
             .collect::<Result<_>>()?;
         let gradient = draw(&case.inputs[0].shape)?; // the output is as the queries
+        way::take();
         let [first, second] = [(); 2].map(|()| case.results(&inputs, &gradient));
+        let attention = way::take();
         for ((what, first), (_, second)) in first?.iter().zip(&second?) {
             rows.push(Row {
                 what: format!("{} {what} once more", case.name),
                 error: difference(second, first)?,
                 most: 0.0,
+                attention: attention.clone(),
             });
         }
     }

@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Device, Result, Tensor, Var};
 
-use super::{Row, difference, most, poison};
+use super::row::{Row, difference, most, poison};
 use crate::optim::adamw::{AdamW, Config};
 use crate::optim::clip;
 use crate::rng::Rng;
@@ -26,6 +26,7 @@ pub fn compare(device: &Device, rng: &mut Rng) -> Result<Vec<Row>> {
         what,
         error,
         most: most(DType::F32),
+        attention: Vec::new(),
     };
     let mut rows = vec![row(
         "norm of all gradients".into(),

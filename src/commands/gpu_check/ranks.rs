@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::ensure;
 use candle_core::{DType, Device, Tensor};
 
-use super::Row;
+use super::row::Row;
 use crate::dist::nccl::Nccl;
 use crate::dist::place::Starter;
 use crate::dist::{Communicator, Place};
@@ -52,5 +52,6 @@ fn row(what: &str, found: &Tensor, wanted: &Tensor) -> anyhow::Result<Row> {
         what: what.into(),
         error: f64::from(error),
         most: 0.0,
+        attention: Vec::new(),
     })
 }

@@ -6,6 +6,7 @@ use candle_core::backend::BackendStorage;
 use candle_core::{CudaDevice, CudaStorage, DType, Layout, Result, Tensor};
 
 use super::launch::{Masked, Read, ReadBack, Tiled, Written};
+use super::way::{self, Way};
 use super::{Attention, Sizes};
 #[cfg(feature = "cudnn")]
 use super::{Mask, cudnn};
@@ -36,11 +37,13 @@ impl Attention {
         let (to, sums) = (cuda::first(&out)?, cuda::address_of(&log_sums)?);
         #[cfg(feature = "cudnn")]
         if cudnn::forward(device, &self.sizes, self.mask.as_ref(), dtype, read, [to, sums])? {
+            way::note(Way::Cudnn, dtype, self.sizes.width);
             if let Some(mask) = &self.mask {
                 self.blind(device, dtype, mask, [to, sums])?;
             }
             return Ok((out, log_sums));
         }
+        way::note(Way::Tiled, dtype, self.sizes.width);
         KERNELS.launch(device, &self.by_tiles(dtype)?.forward(read, [to, sums])?)?;
         Ok((out, log_sums))
     }
@@ -78,8 +81,10 @@ impl Attention {
         );
         #[cfg(feature = "cudnn")]
         if cudnn::back(device, &self.sizes, self.mask.as_ref(), dtype, (read, also, written))? {
+            way::note(Way::Cudnn, dtype, self.sizes.width);
             return Ok(found);
         }
+        way::note(Way::Tiled, dtype, self.sizes.width);
         self.back_tiled(device, dtype, read, also, written)?;
         Ok(found)
     }

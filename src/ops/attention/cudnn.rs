@@ -18,8 +18,8 @@ use super::bias::Bias;
 use super::launch::{Read, ReadBack, Written};
 use super::{Mask, Sizes};
 use crate::ops::cuda::address_of;
-use crate::ops::determinism;
 use crate::ops::kernel::Address;
+use crate::ops::{determinism, profile};
 
 /// Bytes that a mask may take, written out for every query.
 const MASK_BYTES: usize = 256 << 20;
@@ -126,10 +126,10 @@ fn asked(call: impl FnOnce(*mut c_char, usize) -> c_int) -> std::result::Result<
     }
 }
 
-/// Writes the output and the log-sum-exp; false, with nothing written, where cuDNN cannot.
+/// Writes the output and the log-sum-exp; false, with nothing written that counts, where cuDNN cannot.
 ///
 /// # Errors
-/// What cuDNN says of a graph that it has built.
+/// No memory for what cuDNN needs meanwhile.
 pub(super) fn forward(
     device: &CudaDevice,
     sizes: &Sizes,
@@ -154,7 +154,7 @@ pub(super) fn seeing(sizes: &Sizes, mask: &Mask) -> Result<Option<Tensor>> {
     Ok(bias(sizes, mask)?.map(|bias| bias.seeing.clone()))
 }
 
-/// Writes the gradients; false, with nothing written, where cuDNN cannot.
+/// Writes the gradients; false, with nothing written that counts, where cuDNN cannot.
 ///
 /// # Errors
 /// As [`forward`].
@@ -201,6 +201,10 @@ fn run(device: &CudaDevice, sizes: &Sizes, mask: Option<&Mask>, dtype: DType, mu
     // SAFETY: cuDNN writes what it reads there.
     let workspace = unsafe { device.alloc::<u8>(plan.workspace.max(1)) }?;
     let room = workspace.device_ptr(&stream).0;
+    let _span = profile::kernel(device, || match shape.backward {
+        0 => format!("cudnn attention {}", shape.words()),
+        _ => format!("cudnn attention back {}", shape.words()),
+    });
     // SAFETY: the plan was made for these shapes by this handle; the addresses are of tensors of these shapes.
     let ran = asked(|error, size| unsafe {
         let (stream, room) = (stream.cu_stream().cast(), room as *mut c_void);
@@ -208,7 +212,13 @@ fn run(device: &CudaDevice, sizes: &Sizes, mask: Option<&Mask>, dtype: DType, mu
     });
     match ran {
         Ok(()) => Ok(true),
-        Err(why) => bail!("cuDNN's attention of {shape:?}: {why}"),
+        Err(why) => {
+            log::warn!(
+                "cuDNN's attention for {shape:?} does not run, a slower kernel takes its place from here on: {why}"
+            );
+            KNOWN.with_borrow_mut(|known| known.plans.insert(shape.key(device.id()), None));
+            Ok(false)
+        }
     }
 }
 
@@ -234,6 +244,11 @@ impl Shape {
             backward: i32::from(backward),
             deterministic: i32::from(backward && determinism::required()),
         })
+    }
+
+    /// For people: queries x keys x features of a head.
+    fn words(&self) -> String {
+        format!("{}x{}x{}", self.queries, self.keys, self.width)
     }
 
     fn key(&self, device: DeviceId) -> Key {

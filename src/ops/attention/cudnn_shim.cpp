@@ -140,7 +140,7 @@ int vtrain_cudnn_plan(void *handle, const Shape *shape, void **plan, int64_t *wo
     return guarded(error, size, [&] {
         auto made = std::make_unique<Plan>();
         describe(made->graph, *shape);
-        auto status = made->graph.build(static_cast<cudnnHandle_t>(handle), {fe::HeurMode_t::A});
+        auto status = made->graph.build(static_cast<cudnnHandle_t>(handle), {fe::HeurMode_t::A, fe::HeurMode_t::FALLBACK});
         if (status.is_good()) status = made->graph.get_workspace_size(made->workspace);
         if (status.is_bad()) return failed(status.get_message(), error, size);
         *workspace = made->workspace;

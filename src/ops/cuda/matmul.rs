@@ -15,6 +15,7 @@ use half::bf16;
 use super::{Kernels, kernels};
 use crate::ops::kernel::Address;
 use crate::ops::linear::launch;
+use crate::ops::profile;
 
 const KERNELS: Kernels = kernels!("linear");
 
@@ -51,6 +52,19 @@ pub struct Product {
 }
 
 impl Product {
+    /// For people: rows x inner x columns, and the types of the factors and of what comes out.
+    fn words(&self) -> String {
+        let Self {
+            rows,
+            inner,
+            columns,
+            dtype,
+            to,
+            ..
+        } = self;
+        format!("{rows}x{inner}x{columns} {dtype:?} {to:?}")
+    }
+
     /// Queues the product.
     ///
     /// # Errors
@@ -65,6 +79,7 @@ impl Product {
         };
         let step = |matrix: Matrix, height: i32, width: i32| if matrix.transposed { height } else { width };
         let pointer = |at: Address| at as *const c_void;
+        let _span = profile::kernel(device, || format!("product {}", self.words()));
         let blas = device.cublas_handle();
         // cuBLAS counts down columns: what it sees are the transposes, and c^T = b^T a^T.
         // SAFETY: the matrices have these sizes, and lie on the stream's device.
@@ -158,6 +173,7 @@ impl Biased<'_> {
             stride_bias: None,
             batch_size: None,
         };
+        let _span = profile::kernel(device, || format!("cublaslt {}", self.sizes.words()));
         let [weight, x, bias] = [self.weight, self.x, self.bias];
         let (weight, x) = (view::<T>(weight)?, view::<T>(x)?);
         let bias = view::<T>(bias)?;

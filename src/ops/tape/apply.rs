@@ -6,6 +6,7 @@ use candle_core::{CustomOp1, CustomOp2, CustomOp3, Result, Shape, Storage, Tenso
 use super::gradients::Source;
 use super::shelf::{Costly, Shelved};
 use super::{Line, MODE, Mode};
+use crate::ops::profile::{Level, Span, span};
 
 /// What an op's way back reads of what it was given and gave. Of the rest it sees shape and type, and no numbers.
 #[derive(Debug, Clone, Copy)]
@@ -19,6 +20,7 @@ pub fn apply1<C>(x: &Tensor, op: C, reads: Reads<1>) -> Result<Tensor>
 where
     C: CustomOp1 + Send + Sync + 'static,
 {
+    let _span = there(op.name(), x);
     if !x.track_op() {
         return x.apply_op1_no_bwd(&op);
     }
@@ -27,6 +29,7 @@ where
     }
     let output = run1(x, &op)?;
     note([x], output, reads, move |[x], output, gradient| {
+        let _span = back(op.name(), gradient);
         Ok(vec![op.bwd(x, output, gradient)?])
     })
 }
@@ -36,6 +39,7 @@ pub fn apply2<C>([x, y]: [&Tensor; 2], op: C, reads: Reads<2>) -> Result<Tensor>
 where
     C: CustomOp2 + Send + Sync + 'static,
 {
+    let _span = there(op.name(), x);
     if ![x, y].iter().any(|input| input.track_op()) {
         return x.apply_op2_no_bwd(y, &op);
     }
@@ -44,6 +48,7 @@ where
     }
     let output = run2([x, y], &op)?;
     note([x, y], output, reads, move |[x, y], output, gradient| {
+        let _span = back(op.name(), gradient);
         let (x, y) = op.bwd(x, y, output, gradient)?;
         Ok(vec![x, y])
     })
@@ -54,6 +59,7 @@ pub fn apply3<C>([x, y, z]: [&Tensor; 3], op: C, reads: Reads<3>) -> Result<Tens
 where
     C: CustomOp3 + Send + Sync + 'static,
 {
+    let _span = there(op.name(), x);
     if ![x, y, z].iter().any(|input| input.track_op()) {
         return x.apply_op3_no_bwd(y, z, &op);
     }
@@ -77,7 +83,10 @@ where
             op.resume(left);
             output
         }
-        None => run3(inputs, &op)?,
+        None => {
+            let _span = there(op.name(), inputs[0]);
+            run3(inputs, &op)?
+        }
     };
     MODE.with_borrow_mut(|mode| {
         if let Mode::Shelf(shelf) = mode {
@@ -86,6 +95,16 @@ where
         }
     });
     note3(inputs, output, op, reads)
+}
+
+/// An op's way forward, as far as anybody measures it.
+fn there(op: &str, x: &Tensor) -> Span {
+    span(Level::Op, x.device(), || op.to_string())
+}
+
+/// An op's way back.
+fn back(op: &str, gradient: &Tensor) -> Span {
+    span(Level::Op, gradient.device(), || format!("{op} back"))
 }
 
 fn candle_records() -> bool {
@@ -153,6 +172,7 @@ where
     C: CustomOp3 + Send + Sync + 'static,
 {
     note(inputs, output, reads, move |[x, y, z], output, gradient| {
+        let _span = back(op.name(), gradient);
         let (x, y, z) = op.bwd(x, y, z, output, gradient)?;
         Ok(vec![x, y, z])
     })

@@ -6,6 +6,7 @@ use candle_core::{CpuStorage, DType, InplaceOp2, Layout, Result, Tensor, TensorI
 use rayon::prelude::*;
 
 use crate::ops::chain::{Given, chain};
+use crate::ops::profile::{Level, span};
 use crate::ops::slices::{CHUNK, numbers_of};
 
 /// What an op's input is.
@@ -73,6 +74,7 @@ impl Gradients {
 
     /// Takes a gradient back through candle's own operations.
     fn through(&mut self, output: Tensor, gradient: Tensor) -> Result<()> {
+        let _span = span(Level::Op, output.device(), || "candle's operations back".into());
         let leaves = output.sorted_nodes().into_iter().filter(|node| node.is_variable());
         let leaves: Vec<Tensor> = leaves.cloned().collect();
         if let Some(mut store) = chain(&[Given { output, gradient }])? {
@@ -97,6 +99,7 @@ impl Gradients {
 
 impl Sum {
     fn plus(self, other: &Tensor) -> Result<Self> {
+        let _span = span(Level::Op, other.device(), || "sum of gradients".into());
         let numbers = self.gradient.device().is_cpu() && self.gradient.dtype() == DType::F32;
         let gradient = match (numbers, self.own) {
             (false, _) => (&self.gradient + other)?,

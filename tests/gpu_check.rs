@@ -1,0 +1,403 @@
+//! The visit to a machine with a GPU (`scripts/gpu_check.sh`), rehearsed on the CPU: packed, carried to an empty folder, and
+//! run there as a whole at tiny sizes.
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+const MIB: u64 = 1 << 20;
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// What both streams said.
+fn said(output: &Output) -> String {
+    let [out, err] = [&output.stdout, &output.stderr].map(|stream| String::from_utf8_lossy(stream));
+    format!("{out}{err}")
+}
+
+/// The FFmpeg that is carried, built from the source of the one that is installed; none where that source cannot be had.
+fn minimal_ffmpeg() -> Option<PathBuf> {
+    let named = std::env::var_os("VTRAIN_MINIMAL_FFMPEG").map(PathBuf::from);
+    let folder = named.unwrap_or_else(|| Path::new(env!("CARGO_TARGET_TMPDIR")).join("minimal-ffmpeg"));
+    let built = Command::new(root().join("scripts/gpu_check/minimal_ffmpeg.sh"))
+        .arg(&folder)
+        .output()
+        .unwrap();
+    match built.status.code() {
+        Some(0) => Some(folder),
+        Some(3) => {
+            println!("skipped: the size of FFmpeg as it is carried ({})", said(&built).trim());
+            None
+        }
+        _ => panic!("{}", said(&built)),
+    }
+}
+
+/// Packs a program, with a compression that takes little time.
+fn pack(script: &Path, binary: &Path, to: &Path, more: &[&str]) -> Command {
+    let mut command = Command::new("bash");
+    command
+        .arg(script)
+        .arg("--pack")
+        .args([binary, to])
+        .args(more)
+        .env("XZ_OPT", "-0");
+    command
+}
+
+/// A folder with all programs of the system but these.
+fn programs_without(names: &[&str]) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for from in ["/usr/bin", "/bin"] {
+        for entry in fs::read_dir(from).unwrap() {
+            let entry = entry.unwrap();
+            let name = entry.file_name();
+            if !names.iter().any(|left_out| *left_out == name) {
+                let _ = symlink(entry.path(), folder.path().join(name)); // a second one of that name is as good
+            }
+        }
+    }
+    folder
+}
+
+fn make_executable(path: &Path, text: &str) {
+    fs::write(path, text).unwrap();
+    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+/// The whole visit, from the archive: without an environment, in a folder that holds nothing else, and without xz.
+#[test]
+fn the_whole_visit_runs_on_the_cpu_out_of_an_archive_in_an_empty_folder_with_an_empty_environment() {
+    let carry = tempfile::tempdir().unwrap();
+    let (carried, empty) = (carry.path().join("carried"), carry.path().join("empty"));
+    let binary = Path::new(env!("CARGO_BIN_EXE_vtrain"));
+    let ffmpeg = minimal_ffmpeg();
+    let which = if ffmpeg.is_some() { "minimal" } else { "system" };
+    let mut packing = pack(
+        &root().join("scripts/gpu_check.sh"),
+        binary,
+        &carried,
+        &["--no-peer", "--ffmpeg", which],
+    );
+    if let Some(ffmpeg) = &ffmpeg {
+        packing.env("VTRAIN_MINIMAL_FFMPEG", ffmpeg);
+    }
+    let packed = packing.output().unwrap();
+    println!("{}", said(&packed));
+    let archive = carried.join("carry.tar.xz");
+    if ffmpeg.is_some() {
+        assert!(packed.status.success());
+        assert!(fs::metadata(&archive).unwrap().len() <= 45 * MIB);
+    }
+    assert!(said(&packed).contains("beside it: the tree"), "{}", said(&packed));
+
+    fs::create_dir(&empty).unwrap();
+    for name in ["carry.tar.xz", "gpu_check.sh"] {
+        fs::copy(carried.join(name), empty.join(name)).unwrap();
+    }
+    let programs = programs_without(&["xz", "unxz", "xzcat", "nvidia-smi", "compute-sanitizer"]);
+    let python = std::env::var("VTRAIN_PYTHON");
+    let mut visit = Command::new("bash");
+    visit
+        .args([
+            "./gpu_check.sh",
+            "--device",
+            "cpu",
+            "--size",
+            "tiny",
+            "--budget",
+            "1500",
+            "--tree",
+        ])
+        .arg(root())
+        .args(["--python", python.as_deref().unwrap_or("python3")])
+        .current_dir(&empty)
+        .env_clear()
+        .env("PATH", programs.path());
+    let visited = visit.output().unwrap();
+    let told = said(&visited);
+    println!("{told}");
+    assert!(visited.status.success());
+    assert!(told.contains("nothing: all comparisons hold"));
+    assert_eq!(
+        told,
+        fs::read_to_string(empty.join("gpu_check.log")).unwrap(),
+        "the log holds all of it"
+    );
+    expect_rows(&told, python.is_ok());
+}
+
+/// A line of everything that the visit is for.
+fn expect_rows(told: &str, peer: bool) {
+    let all_of = |line: &str, parts: &[&str]| parts.iter().all(|part| line.contains(part));
+    for parts in [
+        &["nvidia-smi: none"][..],
+        &["ldd (", ")"],
+        &["ok ", "layer norm dx BF16"],
+        &["ok ", "gated residual dgate F32"],
+        &["ok ", "gelu (tanh) dx BF16"],
+        &["ok ", "rotary, halves y BF16"],
+        &["ok ", "lora linear da BF16"],
+        &["ok ", "attention 64 dq BF16", "[cpu]"],
+        &["ok ", "attention 64, padded keys dv BF16", "[cpu]"],
+        &["ok ", "attention 64, a sample without keys dq BF16", "[cpu]"],
+        &["ok ", "attention 128 dv once more", "[cpu]"],
+        &["ok ", "lora linear, dropout dx BF16"],
+        &["ok ", "modulated silu, rms norm y BF16"],
+        &["ok ", "convolution y BF16"],
+        &["ok ", "three steps of AdamW"],
+        &["ok ", "cogvideox-5b 5,32,32, keep: auto", "GiB at most", "[cpu]"],
+        &["ok ", "cogvideox-5b 5,32,32, keep: all"],
+        &["ok ", "cogvideox-5b 5,32,32, keep: inputs:"],
+        &["ok ", "ltx-video-2b 9,64,64, keep: auto"],
+        &["ok ", "wan-2.1-1.3b 5,32,32, keep: auto"],
+        &["op ", " x attention back"],
+        &["op ", "what is in no op"],
+        &["kernel ", " x product "],
+        &["ok ", "cogvideox-2b 20 training losses F32", "[cpu]"],
+        &["ok ", "wan-2.1-i2v 20 training losses with dropout BF16"],
+        &["ok ", "ltx-0.9.5 gradients, keep: inputs+attention BF16"],
+        &["ok ", "ltx-0.9.5 frames BF16"],
+        &["ok ", "wan-2.1-t2v latents BF16"],
+        &["ok ", "cogvideox-2b prompt BF16"],
+        &["ok ", "cogvideox-5b-i2v image BF16"],
+        &["ok ", "wan-2.1-i2v image tokens BF16"],
+        &["ok ", "tiled latents by tiles BF16"],
+        &["ok ", "wan-2.1-t2v bf16.safetensors beside"],
+        &["ok ", "wan-2.1-i2v from an image f32.safetensors beside"],
+        &["ok ", "clips and captions are encoded"],
+        &["ok ", "killed behind step"],
+        &["ok ", "went on from a checkpoint to step"],
+        &["ok ", "attention 70 x 64 dk BF16", "[cpu]"],
+        &["NCCL"],
+        &["seconds of 1500"],
+    ] {
+        assert!(told.lines().any(|line| all_of(line, parts)), "no line with {parts:?}");
+    }
+    let left_out: Vec<&str> = told.lines().filter(|line| line.starts_with("LEFT OUT")).collect();
+    match peer {
+        true => {
+            assert!(left_out.is_empty(), "{left_out:?}");
+            assert_eq!(told.matches("ours over the peer's").count(), 3);
+        }
+        false => {
+            println!("skipped: the peer, since VTRAIN_PYTHON names no Python with PyTorch");
+            assert!(
+                left_out
+                    .iter()
+                    .all(|line| line.ends_with("by PyTorch: it is not all there")),
+                "{left_out:?}"
+            );
+        }
+    }
+}
+
+/// A folder as the archive leaves it, with a program in vtrain's place.
+fn unpacked_with(vtrain: &str) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    let scripts = root().join("scripts");
+    fs::copy(scripts.join("gpu_check.sh"), folder.path().join("gpu_check.sh")).unwrap();
+    super::fuzz::copy(&scripts.join("gpu_check"), &folder.path().join("gpu_check"));
+    fs::create_dir_all(folder.path().join("lib")).unwrap();
+    make_executable(&folder.path().join("vtrain"), vtrain);
+    folder
+}
+
+/// The visit in such a folder, with a Python that tells of its environment.
+fn visit(folder: &Path, budget: &str) -> Command {
+    let python = folder.join("python");
+    let tells = "#!/bin/bash\necho \"python is given ${LD_LIBRARY_PATH:-no libraries}\" >&2\nexec python3 \"$@\"\n";
+    make_executable(&python, tells);
+    let mut command = Command::new("bash");
+    command
+        .arg(folder.join("gpu_check.sh"))
+        .args(["--device", "cpu", "--size", "tiny", "--budget", budget, "--python"])
+        .arg(python)
+        .current_dir(folder)
+        .env_remove("LD_LIBRARY_PATH");
+    command
+}
+
+#[test]
+fn what_fails_or_hangs_costs_its_own_group_alone_and_is_looked_at_again() {
+    let folder = unpacked_with(
+        "#!/bin/bash\ncase \"$*\" in\n\
+         *'group norm'*) echo \"ok   1 norm, libraries in $LD_LIBRARY_PATH\" ;;\n\
+         *residual*) echo 'FAIL 2 of 1 residual y'; exit 5 ;;\n\
+         *activation*) kill -SEGV $$ ;;\n\
+         *'group linear'*) sleep 600 ;;\n\
+         *) echo \"ok   1 $*\" ;;\nesac\n",
+    );
+    let sanitizer = folder.path().join("sanitizer");
+    make_executable(
+        &sanitizer,
+        "#!/bin/bash\necho \"========= looked at: ${@:3}\"\necho noise\nexec \"${@:3}\"\n",
+    );
+    let began = Instant::now();
+    let output = visit(folder.path(), "30")
+        .env("COMPUTE_SANITIZER", &sanitizer)
+        .output()
+        .unwrap();
+    let told = said(&output);
+    assert!(began.elapsed() < Duration::from_secs(60), "{told}");
+    assert_eq!(output.status.code(), Some(1), "{told}");
+    for line in [
+        "FAIL 2 of 1 residual y",                // as it comes
+        "FAIL ops: residual: 2 of 1 residual y", // at the end
+        "FAIL ops: residual: exit code 5",
+        "FAIL ops: activation: exit code 139",
+        "LEFT OUT ops: attention: ",
+        "LEFT OUT tiny checkpoints, sampling and a whole run: there is no repository here (--tree)",
+        "LEFT OUT NCCL: ",
+    ] {
+        assert!(
+            told.lines().any(|told| told.starts_with(line)),
+            "no line '{line}' in {told}"
+        );
+    }
+    assert!(told.contains("FAIL ops: linear: stopped after "), "{told}");
+    assert!(
+        told.lines()
+            .any(|line| line.starts_with("ok ") && line.contains("rotary")),
+        "{told}"
+    );
+    // Under the other program runs vtrain itself, with the same arguments.
+    let looked = told.lines().filter(|line| line.starts_with("========= looked at"));
+    let looked: Vec<&str> = looked.collect();
+    assert!(
+        looked[0].ends_with("/vtrain gpu-check --device cpu --group residual"),
+        "{looked:?}"
+    );
+    assert!(
+        looked[1].ends_with("/vtrain gpu-check --device cpu --group activation"),
+        "{looked:?}"
+    );
+    assert!(!told.contains("noise"));
+    // vtrain alone is told where libraries lie.
+    let lib = folder.path().join("lib");
+    assert!(
+        told.contains(&format!("norm, libraries in {}", lib.display())),
+        "{told}"
+    );
+    assert!(
+        told.contains("python is given no libraries") && !told.contains("python is given /"),
+        "{told}"
+    );
+}
+
+#[test]
+fn a_line_is_there_as_soon_as_it_is_known() {
+    let folder = unpacked_with("#!/bin/bash\ncase \"$*\" in\n*'group norm'*) echo 'ok   first'; sleep 5 ;;\nesac\n");
+    let mut visit = visit(folder.path(), "90")
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(visit.stdout.take().unwrap()).lines().map(Result::unwrap);
+    let first = lines.find(|line| line == "ok   first");
+    assert!(first.is_some());
+    let log = fs::read_to_string(folder.path().join("gpu_check.log")).unwrap();
+    assert!(log.contains("ok   first"), "{log}");
+    assert!(!log.contains("ops: residual"), "it came only with what follows: {log}");
+    lines.for_each(drop); // it goes on only as long as somebody reads
+    visit.wait().unwrap();
+}
+
+/// A copy of the scripts in a repository of its own, with a file of so many bytes beside them.
+fn repository(bytes: u64) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    super::fuzz::copy(
+        &root().join("scripts/gpu_check"),
+        &folder.path().join("scripts/gpu_check"),
+    );
+    fs::copy(
+        root().join("scripts/gpu_check.sh"),
+        folder.path().join("scripts/gpu_check.sh"),
+    )
+    .unwrap();
+    fs::File::create(folder.path().join("large"))
+        .unwrap()
+        .set_len(bytes)
+        .unwrap();
+    let made = Command::new("git").args(["init", "-q"]).arg(folder.path()).status();
+    assert!(made.unwrap().success());
+    folder
+}
+
+#[test]
+fn packing_fails_where_the_tree_and_what_is_carried_are_too_large_together() {
+    for (bytes, fits) in [(59 * MIB, true), (60 * MIB, false)] {
+        let repository = repository(bytes);
+        let script = repository.path().join("scripts/gpu_check.sh");
+        let to = repository.path().join("carry"); // what is made there is counted once
+        let mut packing = pack(
+            &script,
+            Path::new("/bin/true"),
+            &to,
+            &["--no-peer", "--ffmpeg", "system"],
+        );
+        let output = packing.output().unwrap();
+        assert_eq!(output.status.success(), fits, "{}", said(&output));
+        let too_large = "take more than 60.0 MiB together";
+        assert_eq!(said(&output).contains(too_large), !fits, "{}", said(&output));
+    }
+}
+
+#[test]
+fn packing_fails_where_a_library_is_missing_that_no_other_machine_has() {
+    let repository = repository(0);
+    let folder = repository.path();
+    fs::write(folder.join("own.c"), "int own(void) { return 0; }\n").unwrap();
+    fs::write(
+        folder.join("main.c"),
+        "int own(void);\nint main(void) { return own(); }\n",
+    )
+    .unwrap();
+    for arguments in [
+        &["-shared", "-o", "libown.so", "own.c", "-Wl,-soname,libown.so.7"][..],
+        &["-o", "program", "main.c", "libown.so"],
+    ] {
+        let built = Command::new("cc").args(arguments).current_dir(folder).status();
+        assert!(built.unwrap().success());
+    }
+    let script = folder.join("scripts/gpu_check.sh");
+    let mut packing = pack(
+        &script,
+        &folder.join("program"),
+        &folder.join("carry"),
+        &["--no-peer", "--ffmpeg", "system"],
+    );
+    let output = packing.output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(
+        said(&output).contains("libown.so.7, which vtrain needs, is not to be found here"),
+        "{}",
+        said(&output)
+    );
+}
+
+#[test]
+fn the_tracked_tree_stays_below_32_mib() {
+    let listed = Command::new("git")
+        .args(["ls-files", "-z"])
+        .current_dir(root())
+        .output();
+    let Some(listed) = listed
+        .ok()
+        .filter(|listed| listed.status.success() && !listed.stdout.is_empty())
+    else {
+        println!("skipped: this tree is no git repository");
+        return;
+    };
+    let names = String::from_utf8(listed.stdout).unwrap();
+    let files = names.split('\0').filter(|name| !name.is_empty());
+    let sizes = files.filter_map(|name| fs::symlink_metadata(root().join(name)).ok()); // removed, and not yet told git
+    let bytes: u64 = sizes.map(|file| file.len()).sum();
+    println!("{:.1} MiB are tracked", bytes as f64 / MIB as f64);
+    assert!(bytes > MIB && bytes < 32 * MIB, "{bytes} bytes are tracked");
+}
