@@ -98,7 +98,7 @@ fn check(checkpoint: &str, [clip, latents]: [&[usize]; 2], code: Code, most: [f6
 #[test]
 fn cogvideox_in_bf16_comes_near_f32() {
     let code: Code = |folder, weights, clip, latents| {
-        let vae = cogvideox::vae::Vae::read(&folder.into(), cogvideox::vae::Half::Both, weights).unwrap();
+        let vae = cogvideox::vae::Vae::read(folder, cogvideox::vae::Half::Both, weights).unwrap();
         [vae.encode(clip).unwrap().mean, vae.decode(latents).unwrap()]
     };
     let shapes: [&[usize]; 2] = [&[1, 3, 9, 32, 48], &[1, 4, 3, 4, 6]];
@@ -108,7 +108,7 @@ fn cogvideox_in_bf16_comes_near_f32() {
 #[test]
 fn ltx_video_in_bf16_comes_near_f32() {
     let code: Code = |folder, weights, clip, latents| {
-        let vae = ltx_video::vae::Vae::read(&folder.into(), ltx_video::vae::Half::Both, weights).unwrap();
+        let vae = ltx_video::vae::Vae::read(folder, ltx_video::vae::Half::Both, weights).unwrap();
         let timestep = Tensor::new(&[0.05f32], &Device::Cpu).unwrap();
         let timestep = vae.config.timestep_conditioning.then_some(&timestep);
         let decoded = vae.decode(latents, timestep, &mut Rng::new(3)).unwrap();
@@ -131,7 +131,7 @@ fn ltx_video_in_bf16_comes_near_f32() {
 #[test]
 fn wan_in_bf16_comes_near_f32() {
     let code: Code = |folder, weights, clip, latents| {
-        let vae = wan::vae::Vae::read(&folder.into(), wan::vae::Half::Both, weights).unwrap();
+        let vae = wan::vae::Vae::read(folder, wan::vae::Half::Both, weights).unwrap();
         [vae.encode(clip).unwrap().mean, vae.decode(latents).unwrap()]
     };
     let config = wan::vae::Config::read(&fixture("wan/wan-2.1-t2v")).unwrap();

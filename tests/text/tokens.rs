@@ -200,7 +200,7 @@ fn a_damaged_model_is_refused_by_name_and_reason() {
     let whole = small(false, false);
     let charsmap = |bytes: &[u8]| (3, Field::Bytes(message(&[(2, Field::Bytes(bytes.to_vec()))])));
     let cases: [(Vec<u8>, &str); 16] = [
-        (vec![], "no pieces"),
+        (vec![], "is empty"),
         (b"{\"version\": 1}".to_vec(), "wire type"),
         (whole[..whole.len() - 1].to_vec(), "cut"),
         (without("<unk>"), "0 pieces stand for what is unknown"),
