@@ -16,6 +16,7 @@ mod disk; // written whole or not at all
 mod dist; // runs on several processes
 mod dit_answers; // what the transformers' tests share
 mod faults; // disks and memory that fail
+mod fingerprints; // names of records, fingerprints of runs: each ingredient by itself
 mod finite; // NaN and the infinities, found in stored tensors
 mod flow_family; // micro-batches, records and sampling of a family of flow matching, made up
 mod flow_objective; // what flow matching trains on, against torch
