@@ -37,6 +37,8 @@ mod rng; // torch's CPU generator, bit for bit
 mod schedulers; // timesteps, steps and noise, against diffusers
 mod text; // captions as ids and embeddings
 mod settings; // every key and every flag arrives where it is used
+mod text; // captions as ids and embeddings
+mod thresholds; // sizes at which code takes another way
 mod training; // runs from clips to adapters, against PyTorch
 mod video; // decoding, selection, resizing and encoding of real files
 mod vision; // pictures as embeddings, against transformers
