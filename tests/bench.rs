@@ -3,7 +3,7 @@
 use std::fs;
 use std::process::Command;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// A folder with nothing but a transformer's config.json, and a run file beside it.
 fn bare() -> tempfile::TempDir {
@@ -36,15 +36,23 @@ fn bench(folder: &tempfile::TempDir, more: &[&str]) -> std::process::Output {
 #[test]
 fn a_config_is_enough_to_measure_a_step() {
     let folder = bare();
-    for more in [
-        &[][..],
-        &["--set", "train.gradient_checkpointing=false"],
-        &["--set", "train.batch_size=2", "--bucket", "17,64,96"],
+    for (more, batch_size, bucket) in [
+        (&[][..], 1, [9, 32, 48]),
+        (&["--set", "train.gradient_checkpointing=false"], 1, [9, 32, 48]),
+        (
+            &["--set", "train.batch_size=2", "--bucket", "17,64,96"],
+            2,
+            [17, 64, 96],
+        ),
     ] {
         let output = bench(&folder, &[&["--random-weights", "--json"], more].concat());
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         let told: Value = serde_json::from_slice(&output.stdout).unwrap();
         assert_eq!(told["step_seconds"].as_array().unwrap().len(), 2);
+        assert_eq!(
+            (&told["batch_size"], &told["bucket"]),
+            (&json!(batch_size), &json!(bucket))
+        );
         for key in [
             "step_seconds_median",
             "forward_seconds_median",

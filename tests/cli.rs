@@ -176,6 +176,47 @@ fn a_bad_clip_stops_a_run_with_3_unless_it_may_be_skipped() {
 }
 
 #[test]
+fn every_command_that_reads_a_run_file_takes_overrides() {
+    let (_folder, path) = run_file("");
+    for command in ["train", "check-dataset", "precompute", "bench"] {
+        let output = vtrain(&[
+            command,
+            "--config",
+            &path,
+            "--set",
+            "lora.rank=many",
+            "--set",
+            "seed=often",
+        ]);
+        assert_eq!(output.status.code(), Some(2), "{command}");
+        for set in ["--set lora.rank=many: lora.rank: ", "--set seed=often: seed: "] {
+            assert!(stderr(&output).contains(set), "{command}: {}", stderr(&output));
+        }
+    }
+}
+
+/// Headers and packets are whole, and some bytes of the pictures are not.
+#[test]
+fn damage_inside_a_clip_is_found_by_decoding_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut bytes = std::fs::read(shipped("tests/fixtures/video/bt709.mp4")).unwrap();
+    let (middle, some) = (bytes.len() / 2, bytes.len() / 8);
+    bytes[middle..middle + some.min(400)].fill(0x55);
+    std::fs::write(folder.path().join("a.mp4"), bytes).unwrap();
+    std::fs::write(folder.path().join("a.txt"), "A clip").unwrap();
+    let path = folder.path().to_str().unwrap();
+    let output = vtrain(&["check-dataset", path]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let output = vtrain(&["check-dataset", path, "--decode"]);
+    assert_eq!(output.status.code(), Some(3), "{}", stderr(&output));
+    assert!(
+        stderr(&output).contains("a.mp4: cannot be decoded"),
+        "{}",
+        stderr(&output)
+    );
+}
+
+#[test]
 fn completions_and_manual_pages_are_made() {
     for shell in ["bash", "zsh", "fish"] {
         assert!(

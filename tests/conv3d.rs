@@ -49,6 +49,9 @@ fn cases() -> Vec<Case> {
         case([1, 2, 8, 10, 6], 17, [1, 3, 3], 2, [0, 1], [0, 1]),
         case([1, 3, 7, 11, 200], 20, [2, 1, 3], 3, [0, 0], [1, 1]),
         case([1, 5, 3, 4, 2], 3, [3, 1, 1], 1, [0, 0], [0, 0]),
+        // Frames in steps of about 2048 pixels: some frames at a time, and one.
+        case([1, 9, 25, 40, 2], 4, [3, 3, 3], 1, [1, 1], [1, 1]),
+        case([1, 5, 46, 45, 2], 3, [2, 3, 3], 1, [1, 1], [1, 1]),
     ]
 }
 
@@ -270,23 +273,33 @@ fn modulation_and_resampling_on_the_way_in_are_what_they_are_in_tensors() {
     }
 }
 
+/// Sums are taken over 256 pixels at a time, and these over 16 times as many.
 #[test]
 fn group_moments_hold_far_from_zero() {
-    // Noise around 1000: the squares' sum alone would leave nothing of the variance.
-    let x = (noise(&[2, 2, 7, 9, 6], 7) + 1000.0).unwrap();
-    let (mean, variance) = group_moments(&x, 3).unwrap();
-    let wide: Vec<f32> = x.flatten_all().unwrap().to_vec1().unwrap();
-    for (sample, group) in [(0, 0), (1, 2)] {
-        let of_group: Vec<f64> = (sample * 756..(sample + 1) * 756)
-            .filter(|i| i % 6 / 2 == group)
-            .map(|i| f64::from(wide[i]))
-            .collect();
-        let count = of_group.len() as f64;
-        let expected_mean = of_group.iter().sum::<f64>() / count;
-        let expected = of_group.iter().map(|x| (x - expected_mean).powi(2)).sum::<f64>() / count;
-        let found = |of: &Tensor| f64::from(of.to_vec2::<f32>().unwrap()[sample][group]);
-        assert!((found(&mean) - expected_mean).abs() < 1e-4);
-        assert!((found(&variance) / expected - 1.0).abs() < 1e-5);
+    for [batch, frames, height, width] in [
+        [2, 2, 7, 9],
+        [1, 1, 16, 16],
+        [2, 1, 257, 1],
+        [1, 2, 46, 47],
+        [2, 3, 53, 41],
+    ] {
+        // Noise around 1000: the squares' sum alone would leave nothing of the variance.
+        let x = (noise(&[batch, frames, height, width, 6], 7) + 1000.0).unwrap();
+        let (mean, variance) = group_moments(&x, 3).unwrap();
+        let wide: Vec<f32> = x.flatten_all().unwrap().to_vec1().unwrap();
+        let numbers = frames * height * width * 6;
+        for (sample, group) in [(0, 0), (batch - 1, 2)] {
+            let of_group: Vec<f64> = (sample * numbers..(sample + 1) * numbers)
+                .filter(|i| i % 6 / 2 == group)
+                .map(|i| f64::from(wide[i]))
+                .collect();
+            let count = of_group.len() as f64;
+            let expected_mean = of_group.iter().sum::<f64>() / count;
+            let expected = of_group.iter().map(|x| (x - expected_mean).powi(2)).sum::<f64>() / count;
+            let found = |of: &Tensor| f64::from(of.to_vec2::<f32>().unwrap()[sample][group]);
+            assert!((found(&mean) - expected_mean).abs() < 1e-4);
+            assert!((found(&variance) / expected - 1.0).abs() < 1e-5);
+        }
     }
 }
 

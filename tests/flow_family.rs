@@ -151,7 +151,7 @@ impl Family for Made {
             shape: [1, CHANNELS, frames, height, width],
             layout: Layout::ChannelsFirst,
             padding: 0,
-            seq_len: Some(frames * height * width),
+            seq_len: Some((frames * height * width).min(4096)), // a larger one shifts all steps together
             dtype: DType::F32,
         })
     }
@@ -278,12 +278,17 @@ fn encode(family: &Made, folder: &Path) -> Encoded {
 
 /// The micro-batch of both clips.
 fn micro_batch(family: &Made, encoded: &Encoded, first_frame: f64, latents: Latents) -> MicroBatch {
+    source(family, encoded, first_frame, latents).micro_batch(0).unwrap()
+}
+
+/// Micro-batches of both clips, with every caption.
+fn source<'a>(family: &'a Made, encoded: &'a Encoded, first_frame: f64, latents: Latents) -> Source<'a> {
     let config = Config {
         shift: Shift::Fixed(1.0),
         ..Config::default()
     };
     let items = encoded.samples.iter().map(|sample| (sample.bucket, sample.repeats));
-    let mut source = Source {
+    Source {
         family,
         encoded,
         objective: Objective::new(&family.scheduler().unwrap(), &config).unwrap(),
@@ -293,8 +298,7 @@ fn micro_batch(family: &Made, encoded: &Encoded, first_frame: f64, latents: Late
         first_frame,
         seed: SEED,
         device: Device::Cpu,
-    };
-    source.micro_batch(0).unwrap()
+    }
 }
 
 #[test]
@@ -330,6 +334,40 @@ fn micro_batches_draw_posterior_timesteps_noise_and_then_first_frames() {
     for (place, given) in given.into_iter().enumerate() {
         assert_eq!(values(&weight.narrow(0, place, 1).unwrap())[0] == 0.0, given);
     }
+}
+
+/// The draw is the last one here, behind timesteps and noise.
+#[test]
+fn a_share_of_captions_gives_way_to_the_empty_one() {
+    let (family, folder) = (Made::up(TakesImage::Either), TempDir::new().unwrap());
+    let encoded = encode(&family, folder.path());
+    let lengths = ["red", "a blue ball"].map(|caption| caption.len() as f32);
+    let mut dropped = Vec::new();
+    for (share, seed) in [(0.0, 42), (0.5, 42), (0.5, 43), (0.5, 44), (1.0, 42)] {
+        let mut source = source(&family, &encoded, 0.0, Latents::Mode);
+        (source.caption_dropout, source.seed) = (share, seed);
+        let got = source.micro_batch(0).unwrap();
+        let mut rng = Rng::new(seed);
+        (rng.rand(2), randn(&mut rng, &[2, CHANNELS, 3, 2, 1]));
+        let hidden = got.input.text.hidden.to_dtype(DType::F32).unwrap();
+        for (place, u) in rng.rand(2).into_iter().enumerate() {
+            let drops = f64::from(u) < share;
+            let length = if drops { 0.0 } else { lengths[got.batch.samples[place]] };
+            let own = values(&hidden.narrow(0, place, 1).unwrap());
+            assert_eq!(
+                own,
+                [length; TOKENS * WIDTH],
+                "share {share}, seed {seed}, place {place}"
+            );
+            if share == 0.5 {
+                dropped.push(drops);
+            }
+        }
+    }
+    assert!(
+        dropped.contains(&true) && dropped.contains(&false),
+        "choose other seeds"
+    );
 }
 
 #[test]
@@ -431,6 +469,39 @@ fn sampling_holds_the_first_frame_and_steps_the_others() {
         );
         assert_eq!(input.frame_rates, Some(vec![25.0, 25.0]));
         close(&input.latents.narrow(2, 0, 1).unwrap().narrow(0, 1, 1).unwrap(), &clean);
+    }
+}
+
+/// 2^20 numbers of latents are the most that both prompts are run in one batch for.
+#[test]
+fn guidance_is_the_same_in_one_batch_and_one_prompt_after_the_other() {
+    for (width, passes) in [(4096, 1), (4104, 2)] {
+        let family = Made::up(TakesImage::Either);
+        let request = Request {
+            prompt: "a blue ball".into(),
+            negative_prompt: "red".into(),
+            num_frames: 1,
+            height: 8192,
+            width,
+            steps: 1,
+            guidance_scale: 3.0,
+            dynamic_guidance: false,
+            seed: SEED,
+            fps: 25.0,
+            start: Start::Text,
+            latents: None,
+        };
+        let sampled = sample(&family, request, None, &|_, _| Ok(())).unwrap();
+        assert_eq!(family.seen.lock().unwrap().len(), passes, "{width}");
+        let noise = randn(&mut Rng::new(SEED), &[1, CHANNELS, 1, 1024, width / 8]);
+        let said = 0.01 * (3.0 + 3.0 * (11.0 - 3.0)); // lengths of the prompts
+        let scheduler = family.scheduler().unwrap();
+        let sigmas = scheduler.start(1, Some(4096)).unwrap().sigmas().unwrap().to_vec();
+        let answer = ((&noise * 0.5).unwrap() + said).unwrap();
+        close(
+            &sampled.latents,
+            &(noise + (answer * f64::from(sigmas[1] - sigmas[0])).unwrap()).unwrap(),
+        );
     }
 }
 

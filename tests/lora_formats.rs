@@ -515,6 +515,63 @@ fn effective(folder: &Path, files: Vec<AdapterFile>) -> BTreeMap<String, Tensor>
             *weight = (&*weight + delta).unwrap();
         }
     }
+/// Merging reads 32 MiB at a time: 2048 rows of 4096 numbers in f32.
+#[test]
+fn rows_behind_the_first_32_mib_of_a_weight_get_their_own_change() {
+    const COLUMNS: usize = 4096;
+    let folder = tempfile::tempdir().unwrap();
+    let (from, to) = (folder.path().join("transformer"), folder.path().join("merged"));
+    std::fs::create_dir_all(&from).unwrap();
+    std::fs::create_dir_all(&to).unwrap();
+    let mut rng = Rng::new(3);
+    let mut tensor =
+        |shape: (usize, usize)| Tensor::from_vec(rng.randn(shape.0 * shape.1), shape, &Device::Cpu).unwrap();
+    let (mut weights, mut layers) = (std::collections::HashMap::new(), BTreeMap::new());
+    for rows in [2048, 2049] {
+        let a = tensor((2, COLUMNS));
+        let weight = a
+            .narrow(0, 0, 1)
+            .unwrap()
+            .broadcast_as((rows, COLUMNS))
+            .unwrap()
+            .contiguous()
+            .unwrap();
+        weights.insert(format!("{rows}.weight"), weight);
+        let adapter = Adapter {
+            a,
+            b: tensor((rows, 2)),
+            alpha: 1.0,
+            use_rslora: false,
+        };
+        layers.insert(rows.to_string(), adapter);
+    }
+    candle_core::safetensors::save(&weights, from.join("model.safetensors")).unwrap();
+    let file = AdapterFile {
+        path: "style.safetensors".into(),
+        strength: 1.0,
+        layers,
+    };
+    Folder::open(&from)
+        .unwrap()
+        .merge(std::slice::from_ref(&file), &to)
+        .unwrap();
+    let merged = candle_core::safetensors::load(to.join("model.safetensors"), &Device::Cpu).unwrap();
+    for (layer, adapter) in &file.layers {
+        let name = format!("{layer}.weight");
+        let delta = (adapter.b.matmul(&adapter.a).unwrap() * adapter.scale()).unwrap();
+        let expected = (&weights[&name] + delta).unwrap();
+        let off = (&merged[&name] - expected)
+            .unwrap()
+            .abs()
+            .unwrap()
+            .flatten_all()
+            .unwrap()
+            .max(0)
+            .unwrap();
+        assert!(off.to_scalar::<f32>().unwrap() < 1e-4, "{layer} rows: off by {off}");
+    }
+}
+
     tensors
 }
 

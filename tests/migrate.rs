@@ -318,6 +318,66 @@ fn a_script_is_read_and_never_run() {
 }
 
 #[test]
+fn each_option_of_migrate_reaches_the_run_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| {
+        let path = folder.path().join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, text).unwrap();
+    };
+    let script =
+        "python train.py --model_name wan --pretrained_model_name_or_path a/b --data_root clips --rank $RANK\n";
+    write("scripts/train.sh", script);
+    let ran = |args: &str| {
+        let output = vtrain(&args.split(' ').collect::<Vec<_>>(), folder.path());
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(0), "{args}: {said}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let of_finetrainers = ran("migrate finetrainers scripts/train.sh --var RANK=48 --from elsewhere");
+    assert!(of_finetrainers.contains("rank: 48"), "{of_finetrainers}");
+    assert!(of_finetrainers.contains("elsewhere/clips"), "{of_finetrainers}");
+    assert_eq!(
+        ran("migrate finetrainers scripts/train.sh --var RANK=48 --output run.yaml"),
+        ""
+    );
+    let written = std::fs::read_to_string(folder.path().join("run.yaml")).unwrap();
+    assert!(
+        written.contains("rank: 48") && !written.contains("elsewhere"),
+        "{written}"
+    );
+
+    let script =
+        "accelerate launch wan_train_network.py --task t2v-1.3B --dataset_config own.toml --network_dim $RANK\n";
+    write("scripts/musubi.sh", script);
+    let set = |of: &str| {
+        format!("[general]\nresolution = [96, 64]\n[[datasets]]\nvideo_directory = \"{of}\"\ntarget_frames = [17]\n")
+    };
+    for (name, clips) in [
+        ("own.toml", "own"),
+        ("elsewhere/own.toml", "far"),
+        ("other.toml", "other"),
+    ] {
+        write(name, &set(clips));
+    }
+    let of_musubi = ran("migrate musubi scripts/musubi.sh --var RANK=24");
+    assert!(
+        of_musubi.contains("rank: 24") && of_musubi.contains("path: \"own\""),
+        "{of_musubi}"
+    );
+    let from = ran("migrate musubi scripts/musubi.sh --var RANK=24 --from elsewhere");
+    assert!(from.contains("far"), "{from}");
+    let other = ran("migrate musubi scripts/musubi.sh --var RANK=24 --dataset-config other.toml");
+    assert!(other.contains("path: \"other\""), "{other}");
+    ran("migrate musubi scripts/musubi.sh --var RANK=24 --output run.yaml");
+    assert!(
+        std::fs::read_to_string(folder.path().join("run.yaml"))
+            .unwrap()
+            .contains("rank: 24")
+    );
+}
+
+#[test]
 fn tokens_are_not_written_into_the_run_file() {
     let script = "huggingface-cli login --token hf_one\nwandb login two_two\nhf download set --token=hf_three --local-dir clips\n\
                   python train.py --model_name wan --pretrained_model_name_or_path a/b --data_root data \

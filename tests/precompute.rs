@@ -260,6 +260,40 @@ fn a_change_misses_what_it_concerns_and_nothing_else() {
     assert_eq!(run.misses(&[]), (0, 0));
 }
 
+/// Tiles are of half the size that the checkpoint was made for, here 48 x 80, where that lines up with the latents.
+#[test]
+fn the_encoder_tiles_and_slices_as_the_run_file_says() {
+    let run = Run::new(&THREE[..1]);
+    let config = run.path("model/vae/config.json");
+    let text = fs::read_to_string(&config).unwrap();
+    let larger = [
+        ("\"sample_height\": 32", "\"sample_height\": 96"),
+        ("\"sample_width\": 48", "\"sample_width\": 160"),
+    ];
+    let text = larger.iter().fold(text, |text, (from, to)| text.replace(from, to));
+    assert!(text.contains("160"), "{text}");
+    fs::write(&config, text).unwrap();
+    let bucket = "datasets.0.buckets=[[9, 64, 96]]";
+    let means = [(true, true), (true, false), (false, true)].map(|(tiling, slicing)| {
+        let sets = [
+            format!("precompute.vae_tiling={tiling}"),
+            format!("precompute.vae_slicing={slicing}"),
+            format!("precompute.dir=cache-{tiling}-{slicing}"),
+        ];
+        let (encoded, counts) = run.encode(&[bucket, &sets[0], &sets[1], &sets[2]]);
+        assert_eq!(counts.asked.get(), Some((tiling, slicing)));
+        values(&encoded.clip(0).unwrap().posterior.mean)
+    });
+    let report = survey(&run.config(&[bucket]).datasets, false, &|_, _| {});
+    let pixels = pixels::tensor(load(&report.samples[0], &mut Rng::new(0)).unwrap()).unwrap();
+    let mut vae = Vae::load(&run.path("model/vae"), DType::F32, &Device::Cpu).unwrap();
+    let whole = values(&vae.encode(&pixels).unwrap().mean);
+    vae.tiling = Some(vae.default_tiling());
+    let in_tiles = values(&vae.encode(&pixels).unwrap().mean);
+    assert!(whole != in_tiles, "tiles leave their mark");
+    assert!(means == [in_tiles.clone(), in_tiles, whole]);
+}
+
 #[test]
 fn posteriors_are_kept_in_f32_and_captions_as_the_model_takes_them() {
     let run = Run::new(&THREE[..1]);
@@ -514,6 +548,21 @@ fn the_command_says_what_it_does_and_lists_files_as_json() {
         assert_eq!(sample["bucket"], serde_json::json!([9, 32, 48]));
     }
     assert_eq!(tensors(&json["empty_caption"])["embeds"].dims(), [226, 24]);
+}
+
+/// How often each clip is named: at `-v` and above, not without.
+#[test]
+fn each_clip_that_is_encoded_is_named_where_more_is_to_be_said() {
+    for (level, named) in [(None, 0), (Some("-v"), 2), (Some("-vv"), 2), (Some("-q"), 0)] {
+        let run = Run::new(&THREE[..2]);
+        let output = run.vtrain(level.as_slice());
+        assert_eq!(output.status.code(), Some(0));
+        let said = String::from_utf8(output.stderr).unwrap();
+        let found = THREE[..2]
+            .iter()
+            .filter(|clip| said.contains(&format!("encoded {clip}.mp4")));
+        assert_eq!(found.count(), named, "{level:?}: {said}");
+    }
 }
 
 #[test]

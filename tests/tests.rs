@@ -18,6 +18,7 @@ mod disk; // written whole or not at all
 mod dist; // runs on several processes
 mod dit_answers; // what the transformers' tests share
 mod faults; // disks and memory that fail
+mod fingerprints; // names of records, fingerprints of runs: each ingredient by itself
 mod finite; // NaN and the infinities, found in stored tensors
 mod flow_family; // micro-batches, records and sampling of a family of flow matching, made up
 mod flow_objective; // what flow matching trains on, against torch
@@ -44,6 +45,9 @@ mod rng; // torch's CPU generator, bit for bit
 mod schedulers; // timesteps, steps and noise, against diffusers
 mod skipped; // what a test leaves out where something is missing
 mod text; // captions as ids and embeddings
+mod settings; // every key and every flag arrives where it is used
+mod text; // captions as ids and embeddings
+mod thresholds; // sizes at which code takes another way
 mod training; // runs from clips to adapters, against PyTorch
 mod vae_bf16; // the autoencoders as a GPU computes them
 mod variants; // weights as fp16 or bf16, alone or chosen

@@ -9,7 +9,7 @@ mod exported;
 mod learning;
 mod numbers;
 mod page;
-mod pushed;
+pub mod pushed;
 mod run;
 mod secrets;
 mod trajectory;
@@ -22,35 +22,35 @@ use std::process::{Command, Output};
 use candle_core::{DType, Device, Tensor};
 use serde_json::Value;
 
-const FINAL: &str = "pytorch_lora_weights.safetensors";
+pub const FINAL: &str = "pytorch_lora_weights.safetensors";
 
-fn root() -> PathBuf {
+pub fn root() -> PathBuf {
     env!("CARGO_MANIFEST_DIR").into()
 }
 
-fn fixture(name: &str) -> PathBuf {
+pub fn fixture(name: &str) -> PathBuf {
     root().join("tests/fixtures/training").join(name)
 }
 
-fn model() -> PathBuf {
+pub fn model() -> PathBuf {
     root().join("tests/fixtures/cogvideox/cogvideox-5b")
 }
 
 /// A folder with a run file in it, and the run's output below `out`.
-struct Run {
-    folder: tempfile::TempDir,
+pub struct Run {
+    pub folder: tempfile::TempDir,
 }
 
 impl Run {
     /// With the text of a run file.
-    fn new(text: &str) -> Self {
+    pub fn new(text: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join("run.yaml"), text).unwrap();
         Self { folder }
     }
 
     /// A case of the fixtures, on as many clips of `datasets/shapes` as it had.
-    fn case(name: &str, clips: usize) -> Self {
+    pub fn case(name: &str, clips: usize) -> Self {
         let text = fs::read_to_string(fixture(&format!("{name}.yaml"))).unwrap();
         let run = Self::new("");
         let data = run.folder.path().join("data");
@@ -62,43 +62,43 @@ impl Run {
         run
     }
 
-    fn file(&self) -> PathBuf {
+    pub fn file(&self) -> PathBuf {
         self.folder.path().join("run.yaml")
     }
 
-    fn out(&self) -> PathBuf {
+    pub fn out(&self) -> PathBuf {
         self.folder.path().join("out")
     }
 
-    fn command(&self, more: &[&str]) -> Command {
+    pub fn command(&self, more: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_vtrain"));
         command.arg("--config").arg(self.file()).args(more);
         command
     }
 
     /// Trains to the end.
-    fn train(&self, more: &[&str]) -> Output {
+    pub fn train(&self, more: &[&str]) -> Output {
         let output = self.command(more).output().unwrap();
         assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
         output
     }
 
-    fn metrics(&self) -> Vec<Value> {
+    pub fn metrics(&self) -> Vec<Value> {
         let text = fs::read_to_string(self.out().join("metrics.jsonl")).unwrap();
         text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     }
 
-    fn column(&self, name: &str) -> Vec<f64> {
+    pub fn column(&self, name: &str) -> Vec<f64> {
         self.metrics().iter().map(|line| line[name].as_f64().unwrap()).collect()
     }
 
-    fn adapter(&self) -> HashMap<String, Tensor> {
+    pub fn adapter(&self) -> HashMap<String, Tensor> {
         candle_core::safetensors::load(self.out().join(FINAL), &Device::Cpu).unwrap()
     }
 }
 
 /// The first clips of `datasets/shapes`.
-fn shapes(folder: &Path, count: usize) {
+pub fn shapes(folder: &Path, count: usize) {
     let source = root().join("datasets/shapes");
     for name in ["prompt.txt", "videos.txt"] {
         let text = fs::read_to_string(source.join(name)).unwrap();
@@ -113,12 +113,12 @@ fn shapes(folder: &Path, count: usize) {
     }
 }
 
-fn stderr(output: &Output) -> String {
+pub fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
 /// |a - b| / |b|
-fn relative(a: &Tensor, b: &Tensor) -> f64 {
+pub fn relative(a: &Tensor, b: &Tensor) -> f64 {
     let norm = |x: Tensor| {
         let x = x.to_dtype(DType::F64).unwrap();
         x.sqr().unwrap().sum_all().unwrap().to_scalar::<f64>().unwrap().sqrt()

@@ -225,6 +225,13 @@ fn covering_keeps_the_aspect_ratio_and_cuts() {
             top: 0,
             left: 66,
             height: 480,
+    // x is from the left, y from the top; a side without anything over stays whole.
+    let random = |from, to, x, y| {
+        let fit = Fit::cover(from, to, Crop::Random { x, y });
+        (fit.top, fit.left)
+    };
+    assert_eq!(random((60, 120), (60, 60), 0.25, 0.75), (0, 15));
+    assert_eq!(random((120, 60), (60, 60), 0.25, 0.75), (45, 0));
             width: 720
         }
     );

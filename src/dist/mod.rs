@@ -60,6 +60,13 @@ impl Config {
     }
 }
 
+/// Where the pieces of a length begin and how long they are, none longer than `most`: no message is.
+pub fn pieces(length: usize, most: usize) -> impl Iterator<Item = (usize, usize)> {
+    (0..length)
+        .step_by(most)
+        .map(move |from| (from, most.min(length - from)))
+}
+
 /// What ranks say to each other. Every call is made by all of them, in the same order.
 ///
 /// # Errors

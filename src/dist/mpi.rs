@@ -23,7 +23,7 @@ use mpi::ffi;
 use mpi::topology::{Communicator as _, SimpleCommunicator};
 use mpi::traits::AsRaw;
 
-use super::{Communicator, Gather, Gathering, Place, Traffic};
+use super::{Communicator, Gather, Gathering, Place, Traffic, pieces};
 
 mod numbers;
 
@@ -277,8 +277,8 @@ impl Communicator for Mpi {
         self.world.meet("the sum over all ranks")?;
         let length = numbers.dims1()?;
         let mut sums = Vec::new();
-        for from in (0..length).step_by(MOST) {
-            let part = numbers.narrow(0, from, MOST.min(length - from))?;
+        for (from, count) in pieces(length, MOST) {
+            let part = numbers.narrow(0, from, count)?;
             sums.push(self.world.sum(part.to_vec1()?)?);
         }
         let sum = match sums.len() {

@@ -105,6 +105,32 @@ fn one_process_needs_nothing_to_be_launched() {
     assert!(kept.contains("step 2/2"), "{kept}");
 }
 
+/// In its environment, as torchrun has it.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_rank_is_told_where_rank_0_is() {
+    let run = Run::training(4000, 4000);
+    let start = "launch --backend nccl --master-addr 10.1.2.3 --master-port 4321 --";
+    let mut child = run.vtrain(&start.split(' ').collect::<Vec<_>>(), &[]).spawn().unwrap();
+    run.wait_for_step(1, &mut child);
+    let told = std::fs::read_dir("/proc").unwrap().flatten().find_map(|entry| {
+        let own = std::fs::read(entry.path().join("environ")).ok()?;
+        let own: Vec<String> = own
+            .split(|byte| *byte == 0)
+            .map(|part| String::from_utf8_lossy(part).into())
+            .collect();
+        let line = std::fs::read(entry.path().join("cmdline")).ok()?;
+        let ours = String::from_utf8_lossy(&line).contains(run.path("run.yaml").to_str().unwrap());
+        (ours && own.contains(&"RANK=0".to_string())).then_some(own)
+    });
+    let told = told.expect("the rank runs");
+    for expected in ["MASTER_ADDR=10.1.2.3", "MASTER_PORT=4321", "WORLD_SIZE=1"] {
+        assert!(told.contains(&expected.to_string()), "{expected}");
+    }
+    super::signal(child.id() as i32, "-INT");
+    assert_eq!(super::end_of(child, super::HANGS).status.code(), Some(130));
+}
+
 #[test]
 fn a_process_that_fails_leaves_its_exit_code_and_its_last_words() {
     let run = Run::training(2, 2);

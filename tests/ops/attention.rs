@@ -116,6 +116,36 @@ fn long_sequences_agree_with_the_whole_matrix_in_f64() {
     assert_close("v", &dv, grads.get(&v).unwrap(), 1e-5);
 }
 
+/// Keys of one tile and one more, of three tiles, and of more than one piece of the way back: a mask that was read at another
+/// tile's place would let other keys through.
+#[test]
+fn a_mask_is_read_at_the_place_of_each_tile_of_keys() {
+    for (mask, sizes) in [
+        ("bias", [1, 5, 128, 1, 24]),
+        ("bias", [1, 5, 129, 1, 24]),
+        ("bias", [2, 100, 300, 2, 24]),
+        ("padding", [2, 3, 300, 2, 24]),
+        ("bias", [1, 3, 4500, 1, 24]),
+    ] {
+        let inputs = inputs(18, mask, sizes);
+        let found = there_and_back(&inputs);
+        let [q, k, v] =
+            [&inputs.q, &inputs.k, &inputs.v].map(|x| Var::from_tensor(&x.to_dtype(DType::F64).unwrap()).unwrap());
+        let expected = composed(&q, &k, &v, inputs.mask.as_ref()).unwrap();
+        let weights = inputs.weights.to_dtype(DType::F64).unwrap();
+        let grads = (&expected * weights).unwrap().sum_all().unwrap().backward().unwrap();
+        let of = |x: &Var| grads.get(x).unwrap();
+        for (part, (found, expected)) in found.iter().zip([&expected, of(&q), of(&k), of(&v)]).enumerate() {
+            assert_close(
+                &format!("{mask} {sizes:?}, {}", ["out", "q", "k", "v"][part]),
+                found,
+                expected,
+                1e-5,
+            );
+        }
+    }
+}
+
 #[test]
 fn large_scores_neither_overflow_nor_vanish() {
     let mut inputs = inputs(10, "", [1, 20, 300, 1, 16]);

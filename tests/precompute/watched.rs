@@ -21,6 +21,8 @@ pub struct Counts {
     pub encoders: Cell<usize>,
     pub texts: Cell<usize>,
     pub clips: Cell<usize>,
+    /// Whether the encoder of clips was to work in tiles, and one by one.
+    pub asked: Cell<Option<(bool, bool)>>,
     /// Loaded parts that are not dropped yet.
     pub alive: Cell<usize>,
     /// `stop` is set after so many clips.
@@ -97,6 +99,7 @@ impl Family for Watched {
     }
 
     fn clip_encoder(&self, tiling: bool, slicing: bool) -> anyhow::Result<Box<dyn ClipEncoder>> {
+        self.counts.asked.set(Some((tiling, slicing)));
         let inner = self.inner.clip_encoder(tiling, slicing)?;
         Ok(Box::new(Part::new(inner, &self.counts, &self.counts.encoders)))
     }

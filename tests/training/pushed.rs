@@ -30,6 +30,8 @@ pub struct Seen {
     pub busy: usize,
     /// Every answer is this one.
     pub refuses: Option<u16>,
+    /// What Git LFS says of every file instead of taking it.
+    pub lfs_error: Option<String>,
 }
 
 pub type Shared = Arc<Mutex<Seen>>;
@@ -121,6 +123,10 @@ fn respond(request: &str, signed: bool, body: &[u8], own: &str, seen: &mut Seen)
             let object = sent()["objects"][0].clone();
             let oid = object["oid"].as_str().unwrap();
             let mut answer = json!({"objects": [{"oid": oid, "size": object["size"]}]});
+            if let Some(message) = &seen.lfs_error {
+                answer["objects"][0]["error"] = json!({"code": 422, "message": message});
+                return (200, answer);
+            }
             if !seen.large.contains_key(oid) {
                 answer["objects"][0]["actions"] = json!({
                     "upload": {"href": format!("{own}/storage/{oid}"), "header": {"x-signed": "yes"}},
@@ -300,4 +306,45 @@ fn a_run_whose_push_fails_is_done_all_the_same_and_says_what_to_do() {
     );
     assert!(run.out().join(FINAL).is_file() && run.out().join("README.md").is_file());
     keeps_the_secret(&run, &output);
+}
+
+/// Git LFS answers 200, and says of the file itself what is wrong: with the token here, as a server that repeats its request.
+#[test]
+fn what_git_lfs_says_of_a_file_is_told_without_the_token() {
+    let refusing = Seen {
+        lfs_error: Some(format!("no room for Bearer {TOKEN}")),
+        ..Seen::default()
+    };
+    let (endpoint, _seen) = serve(refusing);
+    let (run, output) = run(&endpoint);
+    let said = stderr(&output);
+    assert_eq!(output.status.code(), Some(0), "{said}");
+    assert!(
+        said.contains("was not pushed") && said.contains("the Hub does not take it: no room for Bearer ***"),
+        "{said}"
+    );
+    keeps_the_secret(&run, &output);
+}
+
+#[test]
+fn a_repository_is_made_as_private_as_the_run_file_says() {
+    let (endpoint, seen) = serve(Seen::default());
+    let run = Run::new("");
+    let data = run.folder.path().join("data");
+    shapes(&data, 1);
+    let text = format!(
+        "output_dir: out\ndevice: cpu\nmodel: {{path: {}, dtype: f32}}\n\
+         datasets: [{{path: data, buckets: [[9, 32, 48]]}}]\nlora: {{rank: 2}}\ntrain: {{steps: 1}}\n\
+         hub: {{push: true, repo: somebody/style, private: false}}\n",
+        model().display(),
+    );
+    fs::write(run.file(), text).unwrap();
+    let output = push(&run, &endpoint);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let seen = seen.lock().unwrap();
+    let asked = seen.repository.as_ref().unwrap();
+    assert_eq!(
+        (&asked["private"], &asked["visibility"]),
+        (&json!(false), &json!("public"))
+    );
 }

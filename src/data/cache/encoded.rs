@@ -107,7 +107,8 @@ impl Encoded {
         self.cache.path(&sample.key)
     }
 
-    /// A hash of all that a run trains on, in its order: it changes where a clip, a caption or an encoder does.
+    /// A hash of all that a run trains on, in its order: it changes where a clip, its frame rate, a caption or an encoder
+    /// does.
     pub fn fingerprint(&self) -> Hash {
         let mut hasher = Hasher::new();
         for sample in &self.samples {
@@ -116,6 +117,7 @@ impl Encoded {
                 hasher.update(key.hash().as_bytes());
             }
             hasher.update(&(sample.repeats as u64).to_le_bytes());
+            hasher.update(&sample.fps.to_le_bytes());
         }
         hasher.finalize()
     }
