@@ -56,6 +56,7 @@ fn each_ingredient_of_a_clips_record_makes_another_name() {
                 width: 48,
             },
             fps: 8.0,
+            orientation: None,
         },
         coder: ClipCoder {
             fingerprint: hash(b"vae"),
@@ -65,7 +66,12 @@ fn each_ingredient_of_a_clips_record_makes_another_name() {
         },
     };
     let Clip { content: _, cut, coder } = &base;
-    let Cut { frames: _, fit, fps: _ } = cut;
+    let Cut {
+        frames: _,
+        fit,
+        fps: _,
+        orientation: _,
+    } = cut;
     let Fit {
         resize_height: _,
         resize_width: _,
@@ -80,7 +86,7 @@ fn each_ingredient_of_a_clips_record_makes_another_name() {
         tiling: _,
         image: _,
     } = coder;
-    let changes: [(&str, fn(&mut Clip)); 16] = [
+    let changes: [(&str, fn(&mut Clip)); 17] = [
         ("nothing", |_| {}),
         ("content", |clip| clip.content = hash(b"another")),
         ("a frame", |clip| clip.cut.frames[2] = 3),
@@ -93,6 +99,7 @@ fn each_ingredient_of_a_clips_record_makes_another_name() {
         ("top and left swapped", |clip| {
             (clip.cut.fit.top, clip.cut.fit.left) = (2, 1)
         }),
+        ("orientation", |clip| clip.cut.orientation = Some(6)),
         ("height", |clip| clip.cut.fit.height = 33),
         ("width", |clip| clip.cut.fit.width = 49),
         ("the encoder", |clip| clip.coder.fingerprint = hash(b"another")),
@@ -254,7 +261,7 @@ fn each_file_that_decides_what_a_model_computes_makes_another_fingerprint() {
         }
         change(folder.path());
         Cache::open(&folder.path().join("cache"))
-            .fingerprint(folder.path(), parts)
+            .fingerprint(&folder.path().into(), parts)
             .unwrap()
     };
     let writes = |name: &'static str| move |folder: &Path| fs::write(folder.join("vae").join(name), "other").unwrap();

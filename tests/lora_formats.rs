@@ -515,6 +515,9 @@ fn effective(folder: &Path, files: Vec<AdapterFile>) -> BTreeMap<String, Tensor>
             *weight = (&*weight + delta).unwrap();
         }
     }
+    tensors
+}
+
 /// Merging reads 32 MiB at a time: 2048 rows of 4096 numbers in f32.
 #[test]
 fn rows_behind_the_first_32_mib_of_a_weight_get_their_own_change() {
@@ -550,6 +553,7 @@ fn rows_behind_the_first_32_mib_of_a_weight_get_their_own_change() {
         path: "style.safetensors".into(),
         strength: 1.0,
         layers,
+        deltas: Default::default(),
     };
     Folder::open(&from)
         .unwrap()
@@ -570,9 +574,6 @@ fn rows_behind_the_first_32_mib_of_a_weight_get_their_own_change() {
             .unwrap();
         assert!(off.to_scalar::<f32>().unwrap() < 1e-4, "{layer} rows: off by {off}");
     }
-}
-
-    tensors
 }
 
 #[test]

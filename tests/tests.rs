@@ -43,9 +43,8 @@ mod precompute; // clips and captions, encoded once
 mod report; // a run as a page
 mod rng; // torch's CPU generator, bit for bit
 mod schedulers; // timesteps, steps and noise, against diffusers
-mod skipped; // what a test leaves out where something is missing
-mod text; // captions as ids and embeddings
 mod settings; // every key and every flag arrives where it is used
+mod skipped; // what a test leaves out where something is missing
 mod text; // captions as ids and embeddings
 mod thresholds; // sizes at which code takes another way
 mod training; // runs from clips to adapters, against PyTorch

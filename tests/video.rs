@@ -225,6 +225,11 @@ fn covering_keeps_the_aspect_ratio_and_cuts() {
             top: 0,
             left: 66,
             height: 480,
+            width: 720
+        }
+    );
+    let corner = Fit::cover((720, 1280), (480, 720), Crop::Random { x: 0.9999, y: 0.9999 });
+    assert_eq!((corner.top, corner.left), (0, 133));
     // x is from the left, y from the top; a side without anything over stays whole.
     let random = |from, to, x, y| {
         let fit = Fit::cover(from, to, Crop::Random { x, y });
@@ -232,11 +237,6 @@ fn covering_keeps_the_aspect_ratio_and_cuts() {
     };
     assert_eq!(random((60, 120), (60, 60), 0.25, 0.75), (0, 15));
     assert_eq!(random((120, 60), (60, 60), 0.25, 0.75), (45, 0));
-            width: 720
-        }
-    );
-    let corner = Fit::cover((720, 1280), (480, 720), Crop::Random { x: 0.9999, y: 0.9999 });
-    assert_eq!((corner.top, corner.left), (0, 133));
     // A cut is the part of the whole that it says.
     let clip = Clip::open(&fixtures().join("lossless.mkv")).unwrap();
     let fit = Fit::cover((48, 64), (30, 30), Crop::Center);

@@ -215,7 +215,7 @@ fn what_a_step_is_trained_on_is_as_the_run_file_says() {
         with(&run, &[set], |trainer, _| assert_eq!(trainer.source.latents, expected));
     }
     with(&run, &["train.max_grad_norm=0.25"], |trainer, _| {
-        assert_eq!(trainer.max_grad_norm, 0.25);
+        assert_eq!(trainer.max_grad_norm, Some(0.25));
     });
     let run = self::run(&flow());
     with(&run, &["train.first_frame=1"], |trainer, _| {
