@@ -336,7 +336,7 @@ fn sampling_is_refused_for_all_reasons_at_once_before_the_text_encoder_loads() {
     assert_eq!(output.status.code(), Some(4), "{said}");
     for found in [
         "16 frames must be a multiple of 8",
-        "adapters belong to layers that this model does not have",
+        "16 of 16 adapters have no place in this model",
         "no tokenizer.json and no spiece.model there",
         "the tensor decoder.conv_out.conv.",
     ] {
