@@ -225,7 +225,7 @@ visit() {
         return
     fi
     # The first process pays for what the driver compiles; the others find it.
-    for name in norm residual activation rotary linear attention masked-attention repeated convolution optimiser; do
+    for name in norm residual activation rotary linear attention masked-attention deterministic convolution optimiser; do
         checked "ops: $name" 5 90 "$vtrain" gpu-check --device "$device" --group "$name"
     done
     find_peer

@@ -146,6 +146,7 @@ fn expect_rows(told: &str, peer: bool) {
         &["ok ", "attention 64 dq BF16", "[cpu]"],
         &["ok ", "attention 64, padded keys dv BF16", "[cpu]"],
         &["ok ", "attention 64, a sample without keys dq BF16", "[cpu]"],
+        &["ok ", "attention 64, deterministic dk BF16", "[cpu]"],
         &["ok ", "attention 128 dv once more", "[cpu]"],
         &["ok ", "lora linear, dropout dx BF16"],
         &["ok ", "modulated silu, rms norm y BF16"],
