@@ -191,14 +191,15 @@ find_peer() {
 
 # Tiny checkpoints: parts against the CPU, then sampling.
 tiny_checkpoints() {
-    local fixtures=$tree/tests/fixtures family image
+    local fixtures=$tree/tests/fixtures family image quick=()
+    [[ $size == tiny ]] && quick=(--quick)
     local families=(cogvideox/cogvideox-2b ltx_video/ltx-0.9.5 wan/wan-2.1-t2v cogvideox/cogvideox-5b-i2v wan/wan-2.1-i2v)
     [[ $size == full ]] && families+=(cogvideox/cogvideox-5b ltx_video/ltx-0.9.0)
     for family in "${families[@]}"; do
         image=()
         [[ $family == *i2v ]] && image=(--group image)
         checked "tiny $family" 15 90 "$vtrain" gpu-check --device "$device" --group training --group dropout \
-            --group policies --group vae --group text "${image[@]}" --family "$fixtures/$family"
+            --group policies --group vae --group text "${image[@]}" "${quick[@]}" --family "$fixtures/$family"
     done
     cp -r "$fixtures/cogvideox/cogvideox-2b" "$work/tiled"
     # Of this size, tiles of pixels and of latents line up.
@@ -225,7 +226,7 @@ visit() {
         return
     fi
     # The first process pays for what the driver compiles; the others find it.
-    for name in norm residual activation rotary linear attention masked-attention repeated convolution optimiser; do
+    for name in norm residual activation rotary linear attention masked-attention deterministic convolution optimiser; do
         checked "ops: $name" 5 90 "$vtrain" gpu-check --device "$device" --group "$name"
     done
     find_peer

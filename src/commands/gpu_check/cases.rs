@@ -144,6 +144,13 @@ pub fn of(group: Group, long: &[Tokens]) -> Vec<Case> {
         Group::Linear => linear(),
         Group::Attention => attentions(),
         Group::MaskedAttention => masked_attentions(),
+        Group::Deterministic => {
+            let named = |case: Case| Case {
+                name: format!("{}, deterministic", case.name),
+                ..case
+            };
+            attentions().into_iter().map(named).collect()
+        }
         Group::Convolution => convolutions(),
         Group::LongAttention => long_attentions(long),
         _ => Vec::new(),

@@ -22,19 +22,37 @@ use crate::rng::Rng;
 use crate::train::memory;
 use crate::train::segments::{Keep, Policy, forward_backward};
 
-const STEPS: usize = 20;
 const LEARNING_RATE: f64 = 1e-2;
-/// Of which a checkpoint is given the first that it takes: some know positions for one size alone.
-const BUCKETS: [[usize; 3]; 2] = [[17, 96, 128], [9, 32, 48]];
+
+/// How much is trained.
+#[derive(Debug, Clone, Copy)]
+pub struct Extent {
+    pub steps: usize,
+    /// Of which a checkpoint is given the first that it takes: some know positions for one size alone.
+    pub buckets: [[usize; 3]; 3],
+}
+
+impl Extent {
+    pub const FULL: Self = Self {
+        steps: 20,
+        buckets: [[17, 96, 128], [9, 32, 48], [9, 64, 96]],
+    };
+
+    /// For trying it out.
+    pub const QUICK: Self = Self {
+        steps: 3,
+        buckets: [[9, 32, 48], [9, 64, 96], [17, 96, 128]],
+    };
+}
 const POLICIES: [Policy; 4] = [Policy::Auto, Policy::All, Policy::InputsAndAttention, Policy::Inputs];
 
-/// The prediction, and the furthest of 20 losses, with so much dropout in the adapters.
-pub fn compare(folder: &Path, name: &str, device: &Device, dropout: f64) -> anyhow::Result<Vec<Row>> {
-    let bucket = bucket(folder)?;
-    let theirs = Model::open(folder, bucket, &Device::Cpu, DType::F32, dropout)?.train()?;
+/// The prediction, and the furthest of all losses, with so much dropout in the adapters.
+pub fn compare(folder: &Path, name: &str, device: &Device, extent: Extent, dropout: f64) -> anyhow::Result<Vec<Row>> {
+    let bucket = bucket(folder, extent)?;
+    let theirs = Model::open(folder, bucket, &Device::Cpu, DType::F32, dropout)?.train(extent.steps)?;
     let mut rows = Vec::new();
     for dtype in [DType::F32, DType::BF16] {
-        let ours = Model::open(folder, bucket, device, dtype, dropout)?.train()?;
+        let ours = Model::open(folder, bucket, device, dtype, dropout)?.train(extent.steps)?;
         let furthest = ours.losses.iter().zip(&theirs.losses);
         let furthest = furthest.map(|(ours, theirs)| (ours - theirs).abs() / theirs.abs());
         let (prediction, losses) = match dtype {
@@ -51,7 +69,7 @@ pub fn compare(folder: &Path, name: &str, device: &Device, dropout: f64) -> anyh
             });
         }
         rows.push(Row {
-            what: format!("{name} {STEPS} training losses{with} {dtype:?}"),
+            what: format!("{name} {} training losses{with} {dtype:?}", extent.steps),
             // `max` would lose what is no number.
             error: furthest.fold(
                 0.0,
@@ -65,9 +83,9 @@ pub fn compare(folder: &Path, name: &str, device: &Device, dropout: f64) -> anyh
 }
 
 /// The gradients of one step by every `train.keep`, beside those of the CPU with everything kept.
-pub fn policies(folder: &Path, name: &str, device: &Device) -> anyhow::Result<Vec<Row>> {
+pub fn policies(folder: &Path, name: &str, device: &Device, extent: Extent) -> anyhow::Result<Vec<Row>> {
     let mut rows = Vec::new();
-    let bucket = bucket(folder)?;
+    let bucket = bucket(folder, extent)?;
     let theirs = Model::open(folder, bucket, &Device::Cpu, DType::F32, 0.0)?.gradients(Keep::All)?;
     for dtype in [DType::F32, DType::BF16] {
         let model = Model::open(folder, bucket, device, dtype, 0.0)?;
@@ -87,14 +105,14 @@ pub fn policies(folder: &Path, name: &str, device: &Device) -> anyhow::Result<Ve
 }
 
 /// The bucket for a checkpoint.
-fn bucket(folder: &Path) -> anyhow::Result<Bucket> {
+fn bucket(folder: &Path, extent: Extent) -> anyhow::Result<Bucket> {
     let runs = |bucket: Bucket| -> anyhow::Result<Bucket> {
         let bare = bare::open(folder, Weights::random(DType::F32, &Device::Cpu), None, bucket, 1)?;
         bare.denoiser.forward(&bare.input)?;
         Ok(bucket)
     };
-    let [first, second] = BUCKETS.map(Bucket::from);
-    runs(first).or_else(|_| runs(second))
+    let [first, second, third] = extent.buckets.map(Bucket::from);
+    runs(first).or_else(|_| runs(second)).or_else(|_| runs(third))
 }
 
 /// A tiny transformer with adapters.
@@ -158,12 +176,12 @@ impl Model {
         Ok(Tensor::cat(&flat.collect::<candle_core::Result<Vec<_>>>()?, 0)?)
     }
 
-    fn train(self) -> anyhow::Result<Trained> {
+    fn train(self, steps: usize) -> anyhow::Result<Trained> {
         let mut optimiser = AdamW::new(self.vars.clone(), &Config::default())?;
         way::take();
         let prediction = self.bare.denoiser.forward(&self.bare.input)?.detach();
         let mut losses = Vec::new();
-        for step in 0..STEPS {
+        for step in 0..steps {
             self.dropout.set(Some(step as u64));
             let (loss, gradients) = self.pass(Policy::Inputs.keep(None))?;
             let norm = clip::global_norm(&gradients)?;
