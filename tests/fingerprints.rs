@@ -28,6 +28,9 @@ fn all_differ<T: std::hash::Hash + Eq>(what: &str, made: impl IntoIterator<Item 
     }
 }
 
+/// An ingredient's name, and what changes it alone.
+type Change<T> = (&'static str, fn(&mut T));
+
 #[derive(Clone)]
 struct Clip {
     content: Hash,
@@ -86,7 +89,7 @@ fn each_ingredient_of_a_clips_record_makes_another_name() {
         tiling: _,
         image: _,
     } = coder;
-    let changes: [(&str, fn(&mut Clip)); 17] = [
+    let changes: [Change<Clip>; 17] = [
         ("nothing", |_| {}),
         ("content", |clip| clip.content = hash(b"another")),
         ("a frame", |clip| clip.cut.frames[2] = 3),
@@ -208,7 +211,7 @@ impl Data {
 #[test]
 fn each_ingredient_of_the_data_makes_another_fingerprint_of_a_run() {
     let folder = TempDir::new().unwrap();
-    let changes: [(&str, fn(&mut Data)); 8] = [
+    let changes: [Change<Data>; 8] = [
         ("nothing", |_| {}),
         ("a clip", |data| data.samples[1].key = data.texts["c"]),
         ("a caption", |data| data.samples[1].caption = "c".into()),
@@ -357,7 +360,7 @@ fn each_setting_of_adapters_is_in_the_header_of_their_file() {
         let notes: BTreeMap<_, _> = metadata.metadata().clone().unwrap().into_iter().collect();
         serde_json::to_string(&notes).unwrap()
     };
-    let changes: [(&'static str, fn(&mut lora::Config)); 5] = [
+    let changes: [Change<lora::Config>; 5] = [
         ("nothing", |_| {}),
         ("rank", |config| config.rank = 2),
         ("alpha", |config| config.alpha = 4.0),
