@@ -253,9 +253,9 @@ visit() {
 # All of it goes to the log as well. What was left out and what does not hold come last.
 report() {
     echo "== What was left out, if anything"
-    cat "$work/left_out" 2>/dev/null || echo "nothing"
+    if [[ -s $work/left_out ]]; then cat "$work/left_out"; else echo "nothing"; fi
     echo "== What does not hold, if anything"
-    cat "$work/failed" 2>/dev/null || echo "nothing: all comparisons hold"
+    if [[ -s $work/failed ]]; then cat "$work/failed"; else echo "nothing: all comparisons hold"; fi
     echo "$((SECONDS - started)) seconds of $budget"
 }
 : >"$log" || die "$log cannot be written"

@@ -8,13 +8,16 @@ vtrain=$1 device=$2 tree=$3 steps=$4
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 every=$((steps / 4))
+model=$tree/datasets/tiny-world dtype=bf16 batch=4 height=64 width=96
+# For a rehearsal, what a CPU is quicker with.
+[[ $device == cpu ]] && model=$tree/tests/fixtures/cogvideox/cogvideox-5b dtype=f32 batch=1 height=32 width=48
 cat >"$work/run.yaml" <<END
 output_dir: $work/out
 device: $device
-model: {path: $tree/datasets/tiny-world, dtype: bf16}
-datasets: [{path: $tree/datasets/dissolve, id_token: DISSOLVE_FX, buckets: [[9, 64, 96]]}]
+model: {path: $model, dtype: $dtype}
+datasets: [{path: $tree/datasets/dissolve, id_token: DISSOLVE_FX, buckets: [[9, $height, $width]]}]
 lora: {rank: 16, alpha: 16, dropout: 0.1}
-train: {steps: $steps, batch_size: 4}
+train: {steps: $steps, batch_size: $batch}
 optimizer: {lr: 2e-3}
 checkpoint: {every: $every, limit: 2}
 END
@@ -39,7 +42,7 @@ end=$(last_step)
 [[ $end == "$steps" ]] || fail "the resumed run ended at step $end of $steps"
 echo "ok   went on from a checkpoint to step $end"
 if grep -q '"loss":\(null\|NaN\)' "$work/out/metrics.jsonl"; then fail "a loss is no number"; fi
-"$vtrain" -q sample --model "$tree/datasets/tiny-world" --lora "$work/out/pytorch_lora_weights.safetensors" \
-    --prompt "DISSOLVE_FX a red square turns" --steps 4 --num-frames 9 --height 64 --width 96 --device "$device" \
+"$vtrain" -q sample --model "$model" --lora "$work/out/pytorch_lora_weights.safetensors" \
+    --prompt "DISSOLVE_FX a red square turns" --steps 4 --num-frames 9 --height $height --width $width --device "$device" --dtype "$dtype" \
     --output "$work/clip.mp4" || fail "sampling with the adapter: exit code $?"
 echo "ok   a clip with the adapter, $(stat -c %s "$work/clip.mp4") bytes"
