@@ -31,7 +31,7 @@ fn minimal_ffmpeg() -> Option<PathBuf> {
     match built.status.code() {
         Some(0) => Some(folder),
         Some(3) => {
-            println!("skipped: the size of FFmpeg as it is carried ({})", said(&built).trim());
+            crate::skipped::say(format!("the size of FFmpeg as it is carried ({})", said(&built).trim()));
             None
         }
         _ => panic!("{}", said(&built)),
@@ -187,7 +187,7 @@ fn expect_rows(told: &str, peer: bool) {
             assert_eq!(told.matches("ours over the peer's").count(), 3);
         }
         false => {
-            println!("skipped: the peer, since VTRAIN_PYTHON names no Python with PyTorch");
+            crate::skipped::say("the peer: VTRAIN_PYTHON names no Python with PyTorch");
             assert!(
                 left_out
                     .iter()
@@ -392,7 +392,7 @@ fn the_tracked_tree_stays_below_32_mib() {
         .ok()
         .filter(|listed| listed.status.success() && !listed.stdout.is_empty())
     else {
-        println!("skipped: this tree is no git repository");
+        crate::skipped::say("this tree is no git repository");
         return;
     };
     let names = String::from_utf8(listed.stdout).unwrap();

@@ -391,8 +391,7 @@ fn diffusers_and_peft_take_biases_for_the_same() {
         files.push(folder.path().join(format!("{format:?}.safetensors")));
         std::fs::write(files.last().unwrap(), read.write(format).unwrap()).unwrap();
     }
-    let Some(python) = std::env::var_os("VTRAIN_PYTHON") else {
-        println!("skipped: VTRAIN_PYTHON names no Python with diffusers");
+    let Some(python) = crate::skipped::python("diffusers") else {
         return;
     };
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/check_lora_formats.py");

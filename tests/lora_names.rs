@@ -354,8 +354,7 @@ fn diffusers_loads_what_was_converted_from_names_that_it_does_not_know() {
         assert!(output.status.success(), "{}", stderr(&output));
         files.push(to);
     }
-    let Some(python) = std::env::var_os("VTRAIN_PYTHON") else {
-        println!("skipped: VTRAIN_PYTHON names no Python with diffusers");
+    let Some(python) = crate::skipped::python("diffusers") else {
         return;
     };
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/check_lora_formats.py");
