@@ -562,8 +562,8 @@ fn training_does_not_start_from_what_does_not_learn() {
         init: Some(path),
         ..Config::default()
     };
-    let refused = Trainable::new(&config, &rooms::names(), Rng::new(0), &Device::Cpu).unwrap_err();
-    let message = format!("{refused:#}");
+    let trainable = Trainable::new(&config, &rooms::names(), Rng::new(0), &Device::Cpu).unwrap();
+    let message = format!("{:#}", trainable.finish().unwrap_err());
     assert!(
         message.contains("is added to as a whole") && message.contains("vtrain lora merge"),
         "{message}"
