@@ -89,7 +89,7 @@ pub fn checked(
     };
     let checked = check::of_run(config, until, download, ranks);
     let both = match (judged, checked) {
-        (Ok(()), Ok(family)) => learns(config, &report, family.as_deref(), ranks).map(|()| (report, family)),
+        (Ok(()), Ok(family)) => learns(config, &report, family.as_deref()).map(|_| (report, family)),
         (Err(data), Err(run)) => Err(Failure {
             exit: data.exit,
             error: anyhow!("{data}\n{run}"),
@@ -99,22 +99,13 @@ pub fn checked(
     ranks::each(ranks, both)
 }
 
-/// Checks that the model can learn from these samples.
-fn learns(
-    config: &RunConfig,
-    report: &Report,
-    family: Option<&dyn Family>,
-    ranks: &dyn Communicator,
-) -> Result<(), Failure> {
+/// Checks that the model can learn from these samples, and gives a warning where it learns nothing from some.
+fn learns(config: &RunConfig, report: &Report, family: Option<&dyn Family>) -> Result<Option<String>, Failure> {
     let Some(family) = family else {
-        return Ok(());
+        return Ok(None);
     };
     let buckets = report.samples.iter().map(|sample| sample.bucket);
-    let warning = learnable::check(family, buckets, &config.train).map_err(Failure::usage)?;
-    if let Some(warning) = warning.filter(|_| ranks.is_first()) {
-        log::warn!("{warning}");
-    }
-    Ok(())
+    learnable::check(family, buckets, &config.train).map_err(Failure::usage)
 }
 
 /// The model that was checked, of a run that may download it.
@@ -146,6 +137,9 @@ pub fn precompute(
     stop: &AtomicBool,
     ranks: &dyn Communicator,
 ) -> Result<Encoded, Failure> {
+    if let Some(warning) = learns(config, report, Some(family))?.filter(|_| ranks.is_first()) {
+        log::warn!("{warning}");
+    }
     let plan = Plan::make_together(ranks, || Plan::make(config, family, report, more_prompts, stop))?;
     plan.announce();
     plan.ensure_parts(family)?;

@@ -24,6 +24,10 @@ const FLAGS: &[(&str, &str)] = &[
         "bench::a_sampling_step_has_neither_adapters_nor_a_way_back",
     ),
     ("bench --json", "bench::a_config_is_enough_to_measure_a_step"),
+    (
+        "bench --profile",
+        "bench::a_profile_tells_what_each_op_and_product_of_a_step_takes",
+    ),
     ("bench --random-weights", "bench::a_config_is_enough_to_measure_a_step"),
     ("bench --set", "bench::a_config_is_enough_to_measure_a_step"),
     ("bench --steps", "bench::a_config_is_enough_to_measure_a_step"),
@@ -91,6 +95,10 @@ const FLAGS: &[(&str, &str)] = &[
         "lora_formats::a_merged_checkpoint_is_the_model_under_its_adapters",
     ),
     (
+        "lora merge --variant",
+        "variants::a_merged_variant_leaves_no_index_of_other_weights",
+    ),
+    (
         "lora merge OUTPUT",
         "lora_formats::a_merged_checkpoint_is_the_model_under_its_adapters",
     ),
@@ -152,6 +160,7 @@ const FLAGS: &[(&str, &str)] = &[
     ("sample --seed", PROMPTS),
     ("sample --steps", PROMPTS),
     ("sample --strength", SAMPLED),
+    ("sample --variant", "variants::sample_reads_the_variant_that_is_chosen"),
     ("sample --video", SAMPLED),
     ("sample --width", PROMPTS),
     ("train --config", "cli::the_verb_train_may_be_left_out"),

@@ -60,6 +60,13 @@ const KEYS: &[Line] = &[
         "cuda::a_build_without_cuda_says_so_in_one_line",
     ),
     (
+        "deterministic",
+        "true",
+        &[],
+        Free,
+        "config::opening_the_device_of_a_deterministic_run_makes_the_process_so",
+    ),
+    (
         "model.family",
         "wan",
         &[],
@@ -79,6 +86,13 @@ const KEYS: &[Line] = &[
         &[],
         Fingerprint,
         "settings::runs::a_revision_is_asked_of_the_hub_and_named",
+    ),
+    (
+        "model.variant",
+        "fp16",
+        &[],
+        Fingerprint,
+        "variants::a_run_file_chooses_a_variant",
     ),
     (
         "model.dtype",
@@ -207,6 +221,13 @@ const KEYS: &[Line] = &[
     ),
     ("lr_scheduler.name", "cosine", &[], Settings, WHOLE_RUN),
     ("lr_scheduler.warmup_steps", "1", &[], Settings, WHOLE_RUN),
+    (
+        "lr_scheduler.warmup_ratio",
+        "0.5",
+        COSINE,
+        Settings,
+        "optim::a_warm_up_given_as_a_share_is_as_many_steps_of_the_run",
+    ),
     ("lr_scheduler.num_cycles", "3", RESTARTS, Settings, WHOLE_RUN),
     ("lr_scheduler.power", "2", &[], Settings, WHOLE_RUN),
     ("checkpoint.every", "4", &[], Free, WHOLE_RUN),
