@@ -44,7 +44,7 @@ const PIECES: &[(&str, &str)] = &[
         "conv3d::group_moments_hold_far_from_zero",
     ),
     (
-        "nn/dropout.rs CHUNK",
+        "ops/dropout.rs CHUNK",
         "thresholds::dropout_draws_each_number_by_its_place",
     ),
     (
@@ -102,9 +102,37 @@ const OTHERS: &[(&str, &str)] = &[
     ("lora/file.rs MAX_CONFIG_BYTES", "a limit: larger files are refused"),
     ("lora/merge.rs MAX_HEADER_BYTES", "a limit: larger headers are refused"),
     ("lora/svd.rs SWEEPS", "a limit: iterations end there"),
-    ("nn/dropout.rs GAMMA", "of SplitMix64"),
+    ("ops/dropout.rs GAMMA", "of SplitMix64"),
+    ("nn/weights.rs SHOWN", "a limit: more are counted in a message"),
+    (
+        "nn/conv3d/by_candle.rs ONES",
+        "channels beside the others, whatever their number",
+    ),
+    (
+        "nn/conv3d/by_candle.rs STACK",
+        "frames of one product on a GPU: too large to be reached here",
+    ),
+    (
+        "ops/attention/launch.rs SIDE",
+        "of a launch: tests/kernels.rs has sizes on both sides",
+    ),
+    (
+        "ops/kernel/rows.rs MOST_PARTS",
+        "of a launch: tests/kernels.rs has sizes on both sides",
+    ),
+    (
+        "optim/launch.rs PIECE",
+        "of a launch: tests/kernels.rs has sizes on both sides",
+    ),
+    (
+        "optim/launch.rs THREADS",
+        "of a launch: tests/kernels.rs has sizes on both sides",
+    ),
     ("nn/config.rs MAX_BYTES", "a limit: larger files are refused"),
-    ("nn/weights.rs MAX_INDEX_BYTES", "a limit: larger files are refused"),
+    (
+        "nn/weight_files.rs MAX_INDEX_BYTES",
+        "a limit: larger files are refused",
+    ),
     (
         "ops/attention/backward.rs PIECES",
         "how many pieces there are at most; long sequences have them",

@@ -39,8 +39,8 @@ fn without_a_norm_gradients_are_not_clipped() {
 }
 
 #[test]
-fn a_norm_that_is_none_is_told() {
-    for wrong in ["0", "-1", ".nan", ".inf"] {
+fn a_norm_that_nothing_could_have_is_refused() {
+    for wrong in ["0", "-1"] {
         let run = Run::case("plain", 2);
         let output = run
             .command(&["--set", &format!("train.max_grad_norm={wrong}")])
