@@ -1,6 +1,8 @@
 //! The visit to a machine with a GPU (`scripts/gpu_check.sh`), rehearsed on the CPU: packed, carried to an empty folder, and
 //! run there as a whole at tiny sizes.
 
+mod row;
+
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::{PermissionsExt, symlink};

@@ -10,6 +10,7 @@ mod elementwise; // what norms, activations, turns and residuals are held to
 mod linear;
 mod modulate; // what precedes an autoencoder's convolution
 mod norm; // layer and RMS norm by parts
+mod profile; // where the time goes
 mod residual; // gated residuals by parts
 mod rotary; // pairs that turn
 mod tape; // the way back through a stretch

@@ -9,7 +9,7 @@ mod coders;
 mod optimiser;
 #[cfg(feature = "nccl")]
 mod ranks;
-mod row;
+pub mod row;
 mod training;
 
 use std::path::{Path, PathBuf};
