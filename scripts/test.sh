@@ -30,9 +30,9 @@ export VTRAIN_SKIPPED
 trap 'rm -f "$VTRAIN_SKIPPED"' EXIT
 passed=0
 if cargo nextest --version >/dev/null 2>&1; then
-    cargo nextest run --locked ${features[@]+"${features[@]}"} || passed=$?
+    cargo nextest run --locked --no-fail-fast ${features[@]+"${features[@]}"} || passed=$?
 else
-    cargo test --locked ${features[@]+"${features[@]}"} || passed=$?
+    cargo test --locked --no-fail-fast ${features[@]+"${features[@]}"} || passed=$?
 fi
 if [ -s "$VTRAIN_SKIPPED" ]; then
     say "Left out here, in whole or in part:"
