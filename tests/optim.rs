@@ -1,7 +1,7 @@
-//! The optimiser, clipping, averages and schedules against torch and diffusers, and AdamW against a crate of its own
-//! descent. scripts/make_optim_fixtures.py writes the expected numbers; variables and gradients come from `randn`.
+//! The optimiser, clipping, averages and schedules against torch and diffusers, and AdamW against candle-nn's.
+//! scripts/make_optim_fixtures.py writes the expected numbers; variables and gradients come from `randn`.
 
-mod peer; // candle-optimisers
+mod peer; // candle-nn
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
