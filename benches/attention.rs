@@ -1,7 +1,7 @@
 //! Attention and its gradients against torch's: 8 heads of 64 features, f32, the same threads on both sides.
 //!
-//! `PYTHON=/path/to/python cargo bench --bench attention`, where that Python has torch. Both sides take turns, once there
-//! and back each, so that whatever else the machine does falls on both; the figures are medians and minima.
+//! `PYTHON=/path/to/python cargo bench --bench attention`, where that Python has torch. Both sides alternate, one
+//! forward and backward pass each, so that other load affects both; the figures are medians and minima.
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
@@ -21,7 +21,7 @@ fn main() -> anyhow::Result<()> {
     let threads = candle_core::utils::get_num_threads().to_string();
     let folder = tempfile::tempdir()?;
     let mut theirs = Command::new(python)
-        .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/bench_attention.py"))
+        .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/bench/bench_attention.py"))
         .arg(folder.path())
         .args(RUNS.map(|(tokens, _)| tokens.to_string()))
         .env("THREADS", &threads)
@@ -91,7 +91,7 @@ fn main() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The largest difference, in parts of the largest number.
+/// Returns the largest difference, relative to the largest number.
 fn distance(found: &Tensor, expected: &Tensor) -> anyhow::Result<f32> {
     let largest = |x: &Tensor| x.abs()?.max_all()?.to_scalar::<f32>();
     Ok(largest(&(found - expected)?)? / largest(expected)?)

@@ -2,7 +2,7 @@
 //!
 //!     PYTHON=python cargo bench --bench decode
 //!
-//! PYTHON needs scripts/requirements.txt. Runs alternate between the two, so that both see the same machine.
+//! PYTHON needs scripts/setup/requirements.txt. Runs alternate between the two, so that both see the same machine.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -31,7 +31,7 @@ fn main() {
         );
         println!("  vtrain  {}", spread(&mut ours));
         if theirs.is_empty() {
-            println!("  peer    not run: set PYTHON to a Python that has scripts/requirements.txt");
+            println!("  peer    not run: set PYTHON to a Python that has scripts/setup/requirements.txt");
         } else {
             println!("  peer    {}", spread(&mut theirs));
             println!("  ratio of medians {:.2}", ours[RUNS / 2] / theirs[theirs.len() / 2]);
@@ -85,7 +85,7 @@ fn peer(paths: &[PathBuf]) -> Option<f64> {
     let python = std::env::var_os("PYTHON")?;
     let threads = rayon::current_num_threads();
     let output = Command::new(python)
-        .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/bench_decode.py"))
+        .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/bench/bench_decode.py"))
         .args([2, threads, FRAMES, TARGET.0, TARGET.1].map(|n| n.to_string()))
         .args(paths)
         .output()

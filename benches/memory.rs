@@ -16,7 +16,7 @@ use vtrain::models::denoiser::Input;
 use vtrain::models::{self, FamilyName};
 use vtrain::process::memory;
 use vtrain::rng::Rng;
-use vtrain::train::segments::{Policy, forward_backward};
+use vtrain::train::segments::{ActivationPolicy, forward_backward};
 
 /// Latent frames, rows and columns of a clip of 17 x 256 x 384; with 226 text tokens 2,146 in all.
 const LATENTS: [usize; 3] = [5, 32, 48];
@@ -72,7 +72,7 @@ fn child(folder: &Path, inputs: bool) -> anyhow::Result<()> {
     let pairs = trainable.finish()?;
     let vars: Vec<Var> = pairs.iter().flat_map(|pair| [pair.a.clone(), pair.b.clone()]).collect();
     let width = family.text_shape().width;
-    let channels = family.canvas(17, 256, 384)?.shape[2];
+    let channels = family.latent_size(17, 256, 384)?.shape[2];
     let mut rng = Rng::new(1);
     let mut randn = |shape: &[usize]| Tensor::from_vec(rng.randn(shape.iter().product()), shape, &Device::Cpu);
     let [frames, height, columns] = LATENTS;
@@ -80,7 +80,12 @@ fn child(folder: &Path, inputs: bool) -> anyhow::Result<()> {
     let text = randn(&[1, TEXT, width])?;
     let input = Input::new(latents, Tensor::new(&[500i64], &Device::Cpu)?, text);
     let target = randn(&[1, frames, channels, height, columns])?;
-    let keep = if inputs { Policy::Inputs } else { Policy::All }.keep(None);
+    let keep = if inputs {
+        ActivationPolicy::Inputs
+    } else {
+        ActivationPolicy::All
+    }
+    .saved_activations(None);
     let loss = |prediction: &Tensor| objective::loss(prediction, &target, None);
     let passed = forward_backward(&*denoiser, &input, &loss, &vars, keep)?;
     assert!(passed.gradients.iter().all(Option::is_some));

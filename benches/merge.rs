@@ -1,7 +1,7 @@
 //! Peak memory of `vtrain lora merge`: shards stream through, so that it stays below one of them.
 //!
-//! `cargo bench --bench merge [-- GIGABYTES]`, 2 by default: a made-up CogVideoX transformer of four shards in bf16, and an
-//! adapter of rank 128 on all attention layers. Ends with an error where the peak is above 1.3 times the largest shard.
+//! `cargo bench --bench merge [-- GIGABYTES]`, 2 by default: a synthetic CogVideoX transformer of four shards in bf16,
+//! and an adapter of rank 128 on all attention layers. Fails if the peak is above 1.3 times the largest shard.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};

@@ -1,7 +1,7 @@
 //! The T5 encoder against transformers: d_model 512, 8 layers, 226 tokens, f32, the same threads on both sides.
 //!
-//! `PYTHON=/path/to/python cargo bench --bench t5`, where that Python has torch and transformers. Both sides take turns,
-//! one forward pass each, so that whatever else the machine does falls on both; the figures are medians and minima.
+//! `PYTHON=/path/to/python cargo bench --bench t5`, where that Python has torch and transformers. Both sides alternate,
+//! one forward pass each, so that other load affects both; the figures are medians and minima.
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
@@ -22,7 +22,7 @@ fn main() -> anyhow::Result<()> {
     let threads = candle_core::utils::get_num_threads().to_string();
     let folder = tempfile::tempdir()?;
     let mut theirs = Command::new(python)
-        .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/bench_t5.py"))
+        .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/bench/bench_t5.py"))
         .arg(folder.path())
         .env("THREADS", &threads)
         .stdin(Stdio::piped())

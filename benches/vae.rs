@@ -28,7 +28,7 @@ fn main() -> anyhow::Result<()> {
     }
     let threads = std::thread::available_parallelism()?.to_string();
     let python = std::env::var_os("PYTHON");
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/bench_vae.py");
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/bench/bench_vae.py");
     let scratch = tempfile::tempdir()?;
     let folder = match (&python, std::env::var_os("VAE")) {
         (_, Some(folder)) => PathBuf::from(folder),
@@ -109,7 +109,7 @@ fn parse(command: &mut Command) -> anyhow::Result<Measured> {
 /// Encodes or decodes, as is said.
 type Code = Box<dyn Fn(&str, &Tensor) -> anyhow::Result<()>>;
 
-/// Prints what `scripts/bench_vae.py` prints.
+/// Prints what `scripts/bench/bench_vae.py` prints.
 fn measure(what: &str, folder: &Path) -> anyhow::Result<()> {
     let device = Device::Cpu;
     let config: serde_json::Value = serde_json::from_slice(&std::fs::read(folder.join("config.json"))?)?;

@@ -163,7 +163,7 @@ END
         [[ $policy == "${policies%% *}" ]] && more=(--profile)
         group "$name $bucket, keep: $policy" 30 150 "${rows[@]}" ours "$name $bucket" "$model/$policy.json" \
             "$vtrain" bench --config "$model/run.yaml" --random-weights --json --steps "$steps" --bucket "$bucket" \
-            --set "train.keep=$policy" "${more[@]}"
+            --set "train.activation_policy=$policy" "${more[@]}"
     done
     if [[ $peer == no ]]; then
         left_out "$name by PyTorch" "it is not all there"

@@ -3,7 +3,7 @@
 # pretrained CogVideoX an effect with the clips that ship with vtrain. Training takes less than a minute.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-source scripts/system.sh
+source scripts/setup/system.sh
 install_system_packages
 
 say "Building (the first time takes some minutes)"

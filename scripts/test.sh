@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Checks everything: formatting, lints, tests. Installs the system packages that are missing first. What a test had to leave
-# out here is listed at the end.
+# Checks everything: formatting, lints, documentation, tests. Installs the system packages that are missing first. Tests
+# that cannot run here are left out, and named at the end with what they need.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-source scripts/system.sh
+source scripts/setup/system.sh
 install_system_packages
 
 # Runs on several processes are built and tested where there is an MPI; nothing else needs one.
@@ -11,7 +11,7 @@ features=()
 if install_mpi; then
     features=(--features mpi)
 else
-    say "No mpicc and mpirun: runs on several processes are not tested"
+    say "No mpicc and mpirun: tests of several processes are left out"
 fi
 
 say "Formatting"
@@ -19,23 +19,36 @@ cargo fmt --check
 say "Lints"
 cargo clippy --locked --lib --bins -- -D warnings
 cargo clippy --locked --all-targets ${features[@]+"${features[@]}"} -- -D warnings
+say "Documentation"
+RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --lib ${features[@]+"${features[@]}"}
 # With a CUDA toolkit at hand, what is built with it as well; nothing here runs on a GPU (docs/gpu.md).
 if [ -x "${CUDA_HOME:-/usr/local/cuda}/bin/nvcc" ]; then
     say "Lints with CUDA"
     cargo clippy --locked --lib --bins --features cuda -- -D warnings
 fi
+say "Scripts"
+if command -v ruff >/dev/null; then
+    ruff check scripts
+else
+    say "No ruff: the Python of scripts/ is not checked"
+fi
+if command -v shellcheck >/dev/null; then
+    shellcheck -x .ci/run scripts/*.sh scripts/*/*.sh
+else
+    say "No shellcheck: the shell scripts are not checked"
+fi
 say "Tests"
-VTRAIN_SKIPPED=$(mktemp)
-export VTRAIN_SKIPPED
-trap 'rm -f "$VTRAIN_SKIPPED"' EXIT
+source scripts/setup/needs.sh
+find_needs
 passed=0
 if cargo nextest --version >/dev/null 2>&1; then
-    cargo nextest run --locked --no-fail-fast ${features[@]+"${features[@]}"} || passed=$?
+    cargo nextest run --tests --locked --no-fail-fast ${features[@]+"${features[@]}"} --run-ignored all \
+        -E "$(without_absent)" || passed=$?
 else
-    cargo test --locked --no-fail-fast ${features[@]+"${features[@]}"} || passed=$?
+    # With --exact, --skip takes whole names, too.
+    cargo test --tests --locked --no-fail-fast ${features[@]+"${features[@]}"} -- --include-ignored --exact \
+        ${absent[@]+"${absent[@]/#/--skip=}"} || passed=$?
 fi
-if [ -s "$VTRAIN_SKIPPED" ]; then
-    say "Left out here, in whole or in part:"
-    sort -u "$VTRAIN_SKIPPED" >&2
-fi
+cargo test --doc --locked ${features[@]+"${features[@]}"} || passed=$?
+tell_absent
 exit "$passed"

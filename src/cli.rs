@@ -1,4 +1,4 @@
-//! The front door: parse, set up logging, dispatch, exit code.
+//! Command line: parsing, logging, dispatch, exit code.
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -23,7 +23,7 @@ mod logging;
 pub struct Cli {
     #[command(subcommand)]
     command: Option<Command>,
-    /// `vtrain --config run.yaml` is `vtrain train --config run.yaml`.
+    /// `vtrain --config run.yaml` is short for `vtrain train --config run.yaml`.
     #[command(flatten)]
     train: Option<commands::train::Args>,
     #[command(flatten)]
@@ -74,7 +74,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let cli = match Cli::try_parse_from(verb_first(args)) {
         Ok(cli) => cli,
         Err(error) => {
-            // Help and version are results; anything else is a usage error (2). A closed pipe is nobody's fault.
+            // Help and version are results; anything else is a usage error (2). A closed pipe is not an error.
             let _ = error.print();
             return ExitCode::from(error.exit_code() as u8);
         }
@@ -107,7 +107,7 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
     }
 }
 
-/// Moves `-v` and `-q` before a verb to behind it: clap takes anything before a verb for the options of `train`.
+/// Moves `-v` and `-q` from before a verb to after it: clap takes anything before a verb for the options of `train`.
 fn verb_first(args: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
     let mut args: Vec<OsString> = args.into_iter().collect();
     let is_level = |arg: &OsString| match arg.to_str() {

@@ -1,9 +1,9 @@
-//! A run, as its YAML file describes it: every owner's `Config` put together.
+//! Configuration of a run from its YAML file: every owner's `Config` put together.
 //!
-//! Loading reports everything wrong at once. The file is parsed into a located tree ([`yaml`]), `--set` overrides are laid
-//! on it, and the tree is handed to serde. serde stops at its first error, so that error is noted, the entry it stands
-//! on is taken out of the tree, and serde tries again until it succeeds; then each owner checks its values. Messages
-//! carry file, line and dotted path.
+//! Loading reports all problems at once. The file is parsed into a located tree ([`yaml`]), `--set` overrides are
+//! applied to it, and the tree is handed to serde. serde stops at its first error, so that error is recorded, its entry
+//! is removed from the tree, and serde tries again until it succeeds; then each owner checks its values. Messages carry
+//! file, line and dotted path.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -11,49 +11,63 @@ use std::path::{Path, PathBuf};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{data, diffusion, dist, hub, lora, models, ops, optim, train};
+use crate::{data, diffusion, distributed, hub, lora, models, ops, optim, train};
 
 use crate::models::Sharding;
-use crate::train::segments::Policy;
+use crate::run_dir::RunDir;
+use crate::train::segments::ActivationPolicy;
 
 mod device;
+mod hyperparameters;
 mod unknown;
 pub mod yaml;
 
 pub use device::Device;
 use yaml::{Node, Origin, Step};
 
-/// A settings file larger than this is no settings file.
+/// Upper limit for a settings file.
 const MAX_BYTES: u64 = 1 << 20;
 
-/// Everything one training run needs. Relative paths are resolved against the folder of the file that holds them.
+/// Settings of a training run. Relative paths are resolved against the folder of the file that holds them.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 #[schemars(title = "vtrain run")]
 pub struct RunConfig {
-    /// Where checkpoints, logs, validation videos and the finished adapter go.
+    /// Folder of checkpoints, logs, validation videos and the finished adapter.
     pub output_dir: PathBuf,
     /// Seed of every draw: order of clips, noise, timesteps, adapter initialisation.
     pub seed: u64,
     /// `auto` takes the first GPU if there is one, else the CPU.
     pub device: Device,
-    /// Sums run in the same order in every run, so that the same run gives the same bits again on the same GPU: its way back
+    /// Run all sums in a fixed order, so that the same run gives the same bits again on the same GPU: its backward pass
     /// takes longer. The CPU always does so.
     pub deterministic: bool,
+    /// Base model and its number format.
     pub model: models::Config,
     /// One or more folders of clips and captions.
     pub datasets: Vec<data::dataset::Config>,
+    /// Cache of encoded clips and captions.
     pub precompute: data::cache::Config,
+    /// Adapters that are trained.
     pub lora: lora::Config,
-    pub train: train::recipe::Config,
+    /// Steps, batches and memory.
+    pub train: train::config::Config,
+    /// Timesteps that are trained on, and their weights.
     pub diffusion: diffusion::timesteps::Config,
+    /// Optimiser of the adapters.
     pub optimizer: optim::adamw::Config,
+    /// Schedule of the learning rate.
     pub lr_scheduler: optim::lr::Config,
+    /// Checkpoints of the run.
     pub checkpoint: train::checkpoint::Config,
+    /// Videos made while training.
     pub validation: train::validate::Config,
+    /// Metrics and how often they are logged.
     pub tracking: train::metrics::Config,
+    /// Upload of the finished adapter.
     pub hub: hub::push::Config,
-    pub dist: dist::Config,
+    /// Communication between processes.
+    pub dist: distributed::Config,
 }
 
 impl Default for RunConfig {
@@ -80,17 +94,18 @@ impl Default for RunConfig {
     }
 }
 
-/// One thing wrong with a configuration.
+/// A problem of a configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
-    /// The file and its line, or the `--set` option.
+    /// File and line, or the `--set` option.
     pub place: String,
     /// Dotted path, empty for the document as a whole.
     pub path: String,
+    /// Description of the problem, and what to do.
     pub message: String,
 }
 
-/// Everything wrong with a configuration, in the order of the file.
+/// All problems of a configuration, in the order of the file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problems(pub Vec<Problem>);
 
@@ -118,13 +133,13 @@ impl RunConfig {
     /// `sets` are `a.b=value` texts; the values are YAML.
     pub fn load(path: &Path, sets: &[String]) -> Result<Self, Problems> {
         let text = read(path).map_err(|message| Problems::whole(path, message))?;
-        // An absolute folder: what is written into `output_dir` must mean the same from anywhere.
+        // An absolute folder: paths written into `output_dir` must mean the same from anywhere.
         let folder = std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf());
         let folder = folder.parent().unwrap_or(Path::new("/"));
         Self::parse(&text, path, folder, sets)
     }
 
-    /// As [`load`](Self::load), from the text of a file called `name` whose paths are relative to `folder`.
+    /// Same as [`load`](Self::load), from the text of a file called `name` whose paths are relative to `folder`.
     pub fn parse(text: &str, name: &Path, folder: &Path, sets: &[String]) -> Result<Self, Problems> {
         let mut found = Found {
             name,
@@ -146,7 +161,7 @@ impl RunConfig {
         let (mut config, pruned) = deserialize(&tree, &mut found);
         for (path, message) in config.check() {
             let steps = yaml::parse_path(&path).unwrap_or_default();
-            // What could not be read is already told; do not also call its default wrong.
+            // Values that could not be read are reported already; their defaults are not.
             if !pruned
                 .iter()
                 .any(|gone| steps.starts_with(gone) || gone.starts_with(&steps))
@@ -163,21 +178,26 @@ impl RunConfig {
         }
     }
 
+    /// The folder that the run writes to.
+    pub fn run_dir(&self) -> RunDir {
+        RunDir::new(&self.output_dir)
+    }
+
     /// The device of the run, on which this process from now on computes as `deterministic` says.
     ///
     /// # Errors
-    /// As [`Device::open`].
+    /// Same as [`Device::open`].
     pub fn open_device(&self) -> anyhow::Result<candle_core::Device> {
         ops::determinism::require(self.deterministic);
         self.device.open()
     }
 
-    /// The resolved configuration as YAML, itself a valid run file.
+    /// Returns the resolved configuration as YAML, itself a valid run file.
     pub fn to_yaml(&self) -> anyhow::Result<String> {
         Ok(serde_saphyr::to_string(self)?)
     }
 
-    /// The JSON Schema that editors check run files against.
+    /// Returns the JSON Schema that editors check run files against.
     pub fn schema() -> String {
         let schema = schemars::schema_for!(RunConfig);
         let mut text = serde_json::to_string_pretty(&schema).expect("a schema is plain JSON");
@@ -185,7 +205,7 @@ impl RunConfig {
         text
     }
 
-    /// Values that parse but make no sense, by dotted path.
+    /// Returns values that parse but make no sense, by dotted path.
     fn check(&self) -> Vec<(String, String)> {
         let mut wrong = Vec::new();
         for (i, dataset) in self.datasets.iter().enumerate() {
@@ -219,9 +239,9 @@ impl RunConfig {
         add("validation", self.validation.check());
         add("hub", self.hub.check());
         add("dist", self.dist.check());
-        let keeps_all = !self.train.gradient_checkpointing || self.train.keep == Policy::All;
+        let keeps_all = !self.train.gradient_checkpointing || self.train.activation_policy == ActivationPolicy::All;
         if self.model.sharding == Sharding::Full && keeps_all {
-            let message = "full needs train.gradient_checkpointing, and a train.keep other than all: what is kept for the \
+            let message = "full needs train.gradient_checkpointing, and a train.activation_policy other than all: what is kept for the \
                            way back would hold every block whole";
             add("model", vec![("sharding".into(), message.into())]);
         }
@@ -232,7 +252,7 @@ impl RunConfig {
     }
 
     fn resolve(&mut self, folder: &Path) {
-        let absolute = |path: &mut PathBuf| *path = models::tidy(&folder.join(&*path));
+        let absolute = |path: &mut PathBuf| *path = crate::paths::normalize(&folder.join(&*path));
         absolute(&mut self.output_dir);
         for dataset in &mut self.datasets {
             absolute(&mut dataset.path);
@@ -280,7 +300,7 @@ fn read(path: &Path) -> Result<String, String> {
     })
 }
 
-/// Lays one `a.b=value` on the tree.
+/// Applies one `a.b=value` to the tree.
 fn override_with(tree: &mut Node, index: usize, set: &str) -> Result<(), String> {
     let (path, value) = set.split_once('=').ok_or("is not of the form a.b=value")?;
     let path = yaml::parse_path(path.trim())?;
@@ -289,7 +309,7 @@ fn override_with(tree: &mut Node, index: usize, set: &str) -> Result<(), String>
     tree.set(&path, value)
 }
 
-/// serde's first error, again and again: each is noted and its entry taken out, until what is left can be read.
+/// Deserialises repeatedly: each error is recorded and its entry removed, until the rest can be read.
 fn deserialize(tree: &Node, found: &mut Found) -> (RunConfig, Vec<Vec<Step>>) {
     let mut rest = tree.clone();
     let mut pruned = Vec::new();
@@ -313,7 +333,7 @@ fn deserialize(tree: &Node, found: &mut Found) -> (RunConfig, Vec<Vec<Step>>) {
         found.at(tree.nearest(&path).origin, &path, unknown::in_plain_words(&message));
         match rest.prune(&path) {
             Some(gone) => pruned.push(gone),
-            // Nothing left to take out: the document itself is of the wrong kind.
+            // Nothing is left to remove: the document itself is of the wrong kind.
             None => return (RunConfig::default(), vec![Vec::new()]),
         }
     }
@@ -330,7 +350,7 @@ fn steps(path: &serde_path_to_error::Path) -> Vec<Step> {
         .collect()
 }
 
-/// The problems found so far, each with its place in reading order.
+/// Problems found so far, each with its position in reading order.
 struct Found<'a> {
     name: &'a Path,
     sets: &'a [String],

@@ -1,7 +1,7 @@
-//! Files and folders that are there whole or not at all: written beside, synced, renamed.
+//! Atomic writes of files and folders: written next to the destination, synced, renamed.
 //!
-//! While it is made, a thing lies beside its destination in a hidden entry, named `.vtrain-` and some letters, which
-//! its maker keeps locked. A process that is killed leaves its entries behind, unlocked; [`sweep`] takes those away.
+//! An unfinished entry is hidden next to its destination, named `.vtrain-` and some letters, and locked by its writer.
+//! A killed process leaves its entries unlocked; [`sweep`] removes those.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Write};
@@ -11,30 +11,30 @@ use tempfile::{Builder, NamedTempFile};
 
 mod error;
 mod journal;
-mod patience;
+mod retry;
 pub mod space;
-mod spelling;
+mod unicode_names;
 pub mod writable;
 
 pub use error::WriteError;
 pub use journal::Journal;
-pub use patience::patiently;
-pub use spelling::{composed, spelled};
+pub use retry::with_retries;
+pub use unicode_names::{composed, spelled};
 
-/// What the names of unfinished entries begin with.
+/// Prefix of the names of unfinished entries.
 const PREFIX: &str = ".vtrain-";
 
-/// What the name of a folder begins with that lies aside while another takes its place: it is never swept.
+/// Prefix of a folder that is moved aside while another takes its place: it is never swept.
 const ASIDE: &str = "replaced-";
 
-/// A file being made beside its destination; without [`keep`](Self::keep) it vanishes.
-pub struct Beside {
+/// A temporary file next to its destination; without [`keep`](Self::keep) it is removed.
+pub struct TempFile {
     destination: PathBuf,
     hidden: NamedTempFile,
 }
 
-impl Beside {
-    /// Starts a file, and makes the folder it belongs to.
+impl TempFile {
+    /// Creates the file, and its folder.
     pub fn of(destination: &Path) -> Result<Self, WriteError> {
         let folder = folder_of(destination);
         fs::create_dir_all(folder).map_err(WriteError::at(folder))?;
@@ -49,37 +49,37 @@ impl Beside {
         })
     }
 
-    /// Where it lies for now: for libraries that write by name.
+    /// Returns the temporary path: for libraries that write by name.
     pub fn path(&self) -> &Path {
         self.hidden.path()
     }
 
-    /// Adds bytes at its end.
+    /// Appends bytes.
     pub fn write(&mut self, bytes: &[u8]) -> Result<(), WriteError> {
-        // The file itself: tempfile's own errors no longer say their number.
+        // Uses the file itself: tempfile's own errors drop the error number.
         let file = self.hidden.as_file_mut();
         file.write_all(bytes).map_err(WriteError::at(&self.destination))
     }
 
-    /// Syncs it and gives it its name; what had that name is replaced.
+    /// Syncs it and renames it to its destination, replacing an existing file.
     pub fn keep(self) -> Result<(), WriteError> {
         let at = WriteError::at(&self.destination);
         self.hidden.as_file().sync_all().map_err(&at)?;
         fs::rename(self.hidden.path(), &self.destination).map_err(&at)?;
-        let _ = self.hidden.keep(); // it has its name
+        let _ = self.hidden.keep(); // it is renamed already
         sync_folder(folder_of(&self.destination)).map_err(at)
     }
 
-    /// Syncs it and gives it its name, unless that is taken: then it comes back.
+    /// Syncs it and renames it to its destination; returns it if the destination exists.
     pub fn keep_new(self) -> Result<Option<Self>, WriteError> {
         self.hidden
             .as_file()
             .sync_all()
             .map_err(WriteError::at(&self.destination))?;
         match fs::hard_link(self.hidden.path(), &self.destination) {
-            Ok(()) => {} // the other name goes with `hidden`
+            Ok(()) => {} // `hidden` removes the other name
             Err(error) if error.kind() == ErrorKind::AlreadyExists => return Ok(Some(self)),
-            // This file system has no links.
+            // This file system has no hard links.
             Err(error) if matches!(error.kind(), ErrorKind::Unsupported | ErrorKind::PermissionDenied) => {
                 return self.keep().map(|()| None);
             }
@@ -90,21 +90,21 @@ impl Beside {
     }
 }
 
-/// Writes a whole file: whoever is interrupted leaves the old one, if there was one. Makes the folder, too. What may pass is
-/// tried again.
+/// Writes a whole file atomically: an interruption leaves the old one, if any. Creates the folder, too. Retries
+/// transient errors.
 pub fn write_whole(destination: &Path, bytes: &[u8]) -> Result<(), WriteError> {
-    patiently(|| {
-        let mut beside = Beside::of(destination)?;
+    with_retries(|| {
+        let mut beside = TempFile::of(destination)?;
         beside.write(bytes)?;
         beside.keep()
     })
 }
 
-/// Makes a whole folder: `make` fills a hidden one, which is then synced and gets its name.
+/// Writes a whole folder atomically: `make` fills a hidden one, which is then synced and renamed.
 ///
-/// An old folder of that name changes places with the new one and goes. Where the file system cannot do that at once, the
-/// old one is moved aside just before: whoever is killed between these two renames leaves it as `replaced-...`, and if only
-/// the second fails, it comes back.
+/// An existing folder of that name is exchanged with the new one and removed. If the file system cannot do that
+/// atomically, the old one is moved aside just before: a kill between these two renames leaves it as `replaced-...`,
+/// and if only the second fails, it is moved back.
 pub fn write_folder_whole<E: From<WriteError>>(
     destination: &Path,
     make: impl FnOnce(&Path) -> Result<(), E>,
@@ -125,25 +125,25 @@ pub fn write_folder_whole<E: From<WriteError>>(
     Ok(())
 }
 
-/// Removes a whole folder: whoever is interrupted leaves all of it or nothing, under its name.
+/// Removes a whole folder atomically: an interruption leaves all of it or nothing, under its name.
 ///
 /// # Errors
-/// The folder is as it was.
+/// On failure the folder is unchanged.
 pub fn remove_folder_whole(folder: &Path) -> io::Result<()> {
     let name = folder.file_name().unwrap_or_default().to_string_lossy();
     let hidden = HiddenFolder(folder_of(folder).join(format!("{PREFIX}{name}")));
     if hidden.path().exists() {
         fs::remove_dir_all(hidden.path())?; // left by an interrupted run
     }
-    fs::rename(folder, hidden.path()) // and there it goes
+    fs::rename(folder, hidden.path()) // dropping `hidden` removes it
 }
 
-/// Takes away what killed processes left unfinished in `folder`. What a living process is making stays.
+/// Removes the unfinished entries of killed processes in `folder`. Those of a living process are kept.
 ///
-/// Leftovers do no harm, so one that cannot be removed is told of and no more.
+/// Leftovers do no harm, so one that cannot be removed is only logged.
 pub fn sweep(folder: &Path) {
     let Ok(entries) = fs::read_dir(folder) else {
-        return; // nothing there yet
+        return; // no folder yet
     };
     for entry in entries.flatten() {
         let (path, kind) = (entry.path(), entry.file_type());
@@ -151,7 +151,7 @@ pub fn sweep(folder: &Path) {
         let Some(kind) = kind.ok().filter(|kind| ours && (kind.is_file() || kind.is_dir())) else {
             continue;
         };
-        // Held until it is gone: who comes to lock it then sees that it is.
+        // Locked until it is removed: a process that waits for the lock then sees that it is gone.
         let free = File::open(&path).ok().filter(|file| file.try_lock().is_ok());
         let Some(_held) = free else {
             log::debug!("{}: is being written by another process", path.display());
@@ -164,24 +164,27 @@ pub fn sweep(folder: &Path) {
         match removed {
             Ok(()) => log::debug!("{}: left by an interrupted run, removed", path.display()),
             Err(error) if error.kind() == ErrorKind::NotFound => {}
-            Err(error) => log::warn!("{}: left by an interrupted run, stays: {error}", path.display()),
+            Err(error) => log::warn!(
+                "{}: left by an interrupted run, cannot be removed: {error}",
+                path.display()
+            ),
         }
     }
 }
 
-/// The folder that a file or folder belongs to.
+/// Returns the parent folder of a file or folder.
 fn folder_of(path: &Path) -> &Path {
     path.parent()
         .filter(|folder| !folder.as_os_str().is_empty())
         .unwrap_or(Path::new("."))
 }
 
-/// As any new file, but one that was not there.
+/// Creates a file, failing if it exists.
 fn new_file(path: &Path) -> io::Result<File> {
     OpenOptions::new().read(true).write(true).create_new(true).open(path)
 }
 
-/// A folder that goes with all that is in it, unless it has got another name.
+/// A folder that is removed with its contents, unless it was renamed.
 struct HiddenFolder(PathBuf);
 
 impl HiddenFolder {
@@ -196,7 +199,7 @@ impl HiddenFolder {
         &self.0
     }
 
-    /// Lets it stay.
+    /// Keeps the folder.
     fn keep(mut self) -> PathBuf {
         std::mem::take(&mut self.0)
     }
@@ -206,14 +209,14 @@ impl Drop for HiddenFolder {
     fn drop(&mut self) {
         match fs::remove_dir_all(&self.0) {
             Err(error) if error.kind() != ErrorKind::NotFound => {
-                log::debug!("{}: stays for now: {error}", self.0.display()); // the next start sweeps it
+                log::debug!("{}: not removed yet: {error}", self.0.display()); // the next start sweeps it
             }
             _ => {}
         }
     }
 }
 
-/// Makes an entry and locks it, which may find it swept in between: then once more. `make` says whether it is still there.
+/// Creates an entry and locks it, again if it was swept in between. `make` returns whether it still exists.
 fn unswept<T>(mut make: impl FnMut() -> io::Result<(bool, T)>) -> io::Result<T> {
     loop {
         if let (true, made) = make()? {
@@ -223,10 +226,10 @@ fn unswept<T>(mut make: impl FnMut() -> io::Result<(bool, T)>) -> io::Result<T> 
 }
 
 fn is_there(path: &Path) -> bool {
-    path.try_exists().unwrap_or(true) // what cannot be asked is not gone
+    path.try_exists().unwrap_or(true) // on errors, assume that it exists
 }
 
-/// Keeps an entry from being swept. Where the file system knows no locks, nothing is swept either.
+/// Locks an entry against sweeping. On a file system without locks, nothing is swept either.
 fn lock(file: &File) {
     if let Err(error) = file.lock() {
         log::debug!("no lock on an unfinished file: {error}");
@@ -244,9 +247,9 @@ fn replace(unfinished: &Path, destination: &Path) -> io::Result<()> {
         return fs::rename(unfinished, destination);
     }
     if exchange(unfinished, destination)? {
-        return Ok(()); // the old folder is removed where the new one was made
+        return Ok(()); // `hidden` now holds the old folder and removes it
     }
-    let old = HiddenFolder::create(folder_of(destination), ASIDE)?; // removed with the old folder in it
+    let old = HiddenFolder::create(folder_of(destination), ASIDE)?; // removed together with the old folder
     fs::rename(destination, old.path())?;
     let Err(error) = fs::rename(unfinished, destination) else {
         return Ok(());
@@ -254,12 +257,12 @@ fn replace(unfinished: &Path, destination: &Path) -> io::Result<()> {
     if let Err(error) = fs::rename(old.path(), destination) {
         let kept = old.keep();
         let (destination, kept) = (destination.display(), kept.display());
-        log::warn!("{destination}: the old folder cannot be put back, it is {kept} now: {error}");
+        log::warn!("{destination}: the old folder cannot be moved back, it is now {kept}: {error}");
     }
     Err(error)
 }
 
-/// Gives each of two folders the other's name at once; false where the file system cannot.
+/// Exchanges the names of two folders atomically; returns false if the file system cannot.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 fn exchange(one: &Path, other: &Path) -> io::Result<bool> {
     use std::os::unix::ffi::OsStrExt;
@@ -289,7 +292,7 @@ fn exchange(_one: &Path, _other: &Path) -> io::Result<bool> {
     Ok(false)
 }
 
-/// Brings a folder, and all that is in it, to the disk.
+/// Syncs a folder and everything in it.
 fn sync_tree(folder: &Path) -> io::Result<()> {
     for entry in fs::read_dir(folder)? {
         let entry = entry?;
@@ -303,7 +306,7 @@ fn sync_tree(folder: &Path) -> io::Result<()> {
     sync_folder(folder)
 }
 
-/// Brings a folder's names to the disk. Some file systems cannot, and say so.
+/// Syncs a folder's entries. Some file systems do not support this, which is ignored.
 fn sync_folder(folder: &Path) -> io::Result<()> {
     match File::open(folder)?.sync_all() {
         Err(error) if matches!(error.kind(), ErrorKind::InvalidInput | ErrorKind::Unsupported) => Ok(()),

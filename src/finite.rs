@@ -1,7 +1,7 @@
-//! Numbers that are none, NaN and the infinities, found in tensors as they are stored.
+//! Finds NaN and infinities in stored tensors.
 //!
-//! A number of floating point is finite unless all bits of its exponent are set (IEEE 754, 3.4). So bits are looked at, a
-//! stretch at a time, and nothing is converted.
+//! A floating-point number is finite unless all bits of its exponent are set (IEEE 754, 3.4). So blocks of bits are
+//! checked, without any conversion.
 
 use std::fmt;
 
@@ -9,46 +9,49 @@ use candle_core::{DType, Result, Tensor};
 use half::{bf16, f16};
 use safetensors::View;
 
-/// Numbers that are looked at together.
+/// Numbers that are checked together.
 const STRETCH: usize = 4096;
 
-/// The first number of a tensor that is none.
+/// First NaN or infinity of a tensor.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct NotFinite {
-    /// Its place, from 0, in row-major order.
+    /// Index, from 0, in row-major order.
     pub place: usize,
+    /// Value: NaN or an infinity.
     pub value: f64,
 }
 
 impl fmt::Display for NotFinite {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} at place {}", self.value, self.place)
+        write!(f, "{} at index {}", self.value, self.place)
     }
 }
 
-/// A named tensor that holds a number that is none.
+/// A named tensor that holds NaN or an infinity.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Held {
+pub struct NonfiniteTensor {
+    /// Name of the tensor.
     pub name: String,
+    /// First such value.
     pub first: NotFinite,
 }
 
-impl fmt::Display for Held {
+impl fmt::Display for NonfiniteTensor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} holds {}", self.name, self.first)
     }
 }
 
-impl std::error::Error for Held {}
+impl std::error::Error for NonfiniteTensor {}
 
-/// Refuses a tensor that is not finite.
+/// Checks that all values of a tensor are finite.
 ///
 /// # Errors
-/// [`Held`], by this name; out of memory on a device.
+/// Fails with [`NonfiniteTensor`], by this name, and if a device is out of memory.
 pub fn check(name: &str, tensor: &Tensor) -> anyhow::Result<()> {
     match first(tensor)? {
         None => Ok(()),
-        Some(first) => Err(Held {
+        Some(first) => Err(NonfiniteTensor {
             name: name.into(),
             first,
         }
@@ -56,7 +59,7 @@ pub fn check(name: &str, tensor: &Tensor) -> anyhow::Result<()> {
     }
 }
 
-/// The first number of a tensor on any device that is none.
+/// Returns the first NaN or infinity of a tensor on any device.
 pub fn first(tensor: &Tensor) -> Result<Option<NotFinite>> {
     match tensor.dtype() {
         dtype @ (DType::F64 | DType::F32 | DType::F16 | DType::BF16) => Ok(first_in(&tensor.data(), dtype)),
@@ -64,7 +67,7 @@ pub fn first(tensor: &Tensor) -> Result<Option<NotFinite>> {
     }
 }
 
-/// The first number that is none among those that these bytes are, little-endian; none in formats of whole numbers.
+/// Returns the first NaN or infinity in little-endian bytes; None for integer types.
 pub fn first_in(bytes: &[u8], dtype: DType) -> Option<NotFinite> {
     match dtype {
         DType::F64 => search(bytes, |b| f64::from_le_bytes(b).is_finite(), f64::from_le_bytes),
@@ -87,14 +90,14 @@ pub fn first_in(bytes: &[u8], dtype: DType) -> Option<NotFinite> {
     }
 }
 
-/// The first number of `N` bytes that is not finite.
+/// Returns the first non-finite number of `N` bytes.
 fn search<const N: usize>(
     bytes: &[u8],
     is_finite: impl Fn([u8; N]) -> bool,
     value: impl Fn([u8; N]) -> f64,
 ) -> Option<NotFinite> {
     let (numbers, _) = bytes.as_chunks::<N>();
-    // Without a way out in between, many numbers are looked at at once.
+    // Without an early exit, the loop is vectorised.
     let bad = |stretch: &[[u8; N]]| !stretch.iter().fold(true, |all, number| all & is_finite(*number));
     let start = numbers.chunks(STRETCH).position(bad)? * STRETCH;
     let place = start + numbers[start..].iter().position(|number| !is_finite(*number))?;

@@ -1,7 +1,7 @@
-//! One run at a time in a folder.
+//! Lock of an output folder: one run at a time.
 //!
-//! The holder keeps `.lock` in the folder locked by the system (flock), which ends with the process however it ends; the
-//! file says who that is. Where the file system knows no locks, the file's word is taken as long as its process lives.
+//! The holder keeps `.lock` in the folder locked by the system (flock), which is released with the process however it
+//! ends; the file names the process. On a file system without locks, the file counts as long as its process lives.
 
 use std::fmt;
 use std::fs::{self, File, OpenOptions, TryLockError};
@@ -10,37 +10,52 @@ use std::path::{Path, PathBuf};
 
 use crate::disk::WriteError;
 
-/// The file's name.
+/// Name of the lock file.
 const NAME: &str = ".lock";
 
-/// A folder that is ours until this is dropped or the process ends.
+/// Limit for the bytes of the file that are read.
+const LONGEST: u64 = 1024;
+
+/// POSIX limit for a host name, including the zero byte at the end.
+const HOST_BYTES: usize = 256;
+
+/// A lock on a folder, until it is dropped or the process ends.
 #[derive(Debug)]
 pub struct Lock {
     path: PathBuf,
     file: File,
-    /// Whether the folder was made for the lock.
+    /// True if the folder was created for the lock.
     made: bool,
 }
 
-/// Why a folder cannot be had.
+/// Reasons why a folder cannot be locked.
 #[derive(Debug)]
 pub enum LockError {
-    Held { folder: PathBuf, by: Option<Holder> },
+    /// Another run holds the folder.
+    Held {
+        /// Folder to be locked.
+        folder: PathBuf,
+        /// Process that holds it, if the lock file names one.
+        by: Option<Holder>,
+    },
+    /// The lock file cannot be written.
     Unwritable(WriteError),
 }
 
-/// A process, as the file names it.
+/// A process, as named by the lock file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Holder {
+    /// Name of the machine.
     pub host: String,
+    /// Process id.
     pub pid: u32,
 }
 
 impl Lock {
-    /// Makes the folder, if it is not there, and locks it. A lock whose process is gone is taken over.
+    /// Creates the folder if needed, and locks it. A lock whose process has ended is taken over.
     ///
     /// # Errors
-    /// Another process holds it; the file cannot be written.
+    /// Fails if another process holds it, and if the file cannot be written.
     pub fn take(folder: &Path) -> Result<Self, LockError> {
         let made = !folder.exists();
         fs::create_dir_all(folder).map_err(|cause| unwritable(folder, cause))?;
@@ -67,13 +82,13 @@ impl Lock {
                     }
                 }
             }
-            // The last holder may have removed the file between the opening and the lock.
+            // The previous holder may have removed the file between opening and locking.
             if is_at(&file, &path) {
                 break file;
             }
         };
         if let Some(gone) = Holder::read(&mut file) {
-            log::warn!("{}: {gone} has ended without its leave; going on", folder.display());
+            log::warn!("{}: removed the stale lock of {gone}", folder.display());
         }
         Holder::here()
             .write(&mut file)
@@ -83,12 +98,12 @@ impl Lock {
 }
 
 impl Drop for Lock {
-    /// Removes the file while it is still locked; and the folder, if it was made for the lock and nothing came of it.
+    /// Removes the file while it is still locked; and the folder, if it was created for the lock and is still empty.
     fn drop(&mut self) {
-        let _ = self.file.set_len(0); // for those who have it open
+        let _ = self.file.set_len(0); // for processes that have it open
         let _ = fs::remove_file(&self.path);
         if let Some(folder) = self.path.parent().filter(|_| self.made) {
-            let _ = fs::remove_dir(folder); // only one that is empty goes
+            let _ = fs::remove_dir(folder); // fails unless it is empty
         }
     }
 }
@@ -105,7 +120,7 @@ impl Holder {
     fn read(file: &mut File) -> Option<Self> {
         let mut text = String::new();
         file.rewind().ok()?;
-        file.take(1024).read_to_string(&mut text).ok()?;
+        file.take(LONGEST).read_to_string(&mut text).ok()?;
         let (host, pid) = text.trim().rsplit_once(' ')?;
         Some(Self {
             host: host.into(),
@@ -119,7 +134,7 @@ impl Holder {
         file.write_all(format!("{} {}\n", self.host, self.pid).as_bytes())
     }
 
-    /// Of another host nothing is known.
+    /// Returns true for processes of other hosts, which cannot be checked.
     fn may_live(&self) -> bool {
         self.host != host() || lives(self.pid)
     }
@@ -153,7 +168,7 @@ fn unwritable(path: &Path, cause: io::Error) -> LockError {
     LockError::Unwritable(WriteError::at(path)(cause))
 }
 
-/// Whether the open file is the one that has this name.
+/// Checks that the open file is still the one of this name.
 fn is_at(file: &File, path: &Path) -> bool {
     #[cfg(unix)]
     {
@@ -171,11 +186,11 @@ fn is_at(file: &File, path: &Path) -> bool {
     }
 }
 
-/// The name of this machine.
+/// Returns the name of this machine.
 fn host() -> String {
     #[cfg(unix)]
     {
-        let mut name = [0u8; 256];
+        let mut name = [0u8; HOST_BYTES];
         // SAFETY: the system writes at most that many bytes, and the last one stays zero.
         let failed = unsafe { libc::gethostname(name.as_mut_ptr().cast(), name.len() - 1) };
         let name = name.split(|byte| *byte == 0).next().unwrap_or_default();
@@ -186,14 +201,14 @@ fn host() -> String {
     std::env::var("COMPUTERNAME").unwrap_or_else(|_| "this host".into())
 }
 
-/// Whether there is such a process here; where that cannot be asked, yes.
+/// Checks for a process on this machine; true if that cannot be checked.
 fn lives(pid: u32) -> bool {
     #[cfg(unix)]
     {
         let Ok(pid) = i32::try_from(pid) else {
             return false;
         };
-        // SAFETY: signal 0 is only asked whether it could be sent.
+        // SAFETY: signal 0 only checks whether a signal could be sent.
         let sent = unsafe { libc::kill(pid, 0) } == 0;
         sent || io::Error::last_os_error().raw_os_error() == Some(libc::EPERM)
     }

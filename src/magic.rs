@@ -1,7 +1,8 @@
-//! What a file is by its first bytes, whatever its name says: users are handed pointers, pickles and web pages under the
+//! Detects a file's format by its first bytes, whatever its name: users get pointers, pickles and web pages under the
 //! names of weights.
 //!
-//! Facts: the specification of Git LFS's pointer, `torch.save` (a ZIP file, before 1.6 a bare pickle), llama.cpp's GGUF.
+//! Facts: the specification of Git LFS's pointer, `torch.save` (a ZIP file, before 1.6 a bare pickle), llama.cpp's
+//! GGUF.
 
 use std::fs::File;
 use std::io::Read;
@@ -9,10 +10,10 @@ use std::path::Path;
 
 use anyhow::bail;
 
-/// No beginning that is told here is longer.
+/// Number of bytes that are read, the longest signature.
 const LOOKED_AT: u64 = 64;
 
-/// What is at the beginning of files of a kind, and what is to be said of one.
+/// Signatures of formats, with a message for each.
 const KINDS: [(&[u8], &str); 12] = [
     (b"version https://git-lfs.github.com/spec/", LFS),
     (b"version https://hawser.github.com/spec/", LFS),
@@ -25,13 +26,13 @@ const KINDS: [(&[u8], &str); 12] = [
         "a pointer of git-annex, not the file itself; run git annex get",
     ),
     (b"PK\x03\x04", PICKLE),
-    // torch's number and what else it begins with; \x80\x02 alone may be the length of a safetensors header.
+    // torch's magic number, with other beginnings of pickles; \x80\x02 alone may be the length of a safetensors header.
     (b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19", PICKLE),
     (b"\x80\x02}q", PICKLE),
     (b"\x80\x02ccollections", PICKLE),
     (
         b"GGUF",
-        "a GGUF file, which is not read here; a safetensors file is needed",
+        "a GGUF file, which is not supported; a safetensors file is needed",
     ),
     (
         b"\x89HDF\r\n",
@@ -50,7 +51,7 @@ const PICKLE: &str = "a file of torch.save (.bin, .pt, .ckpt), not safetensors; 
 const WEB_PAGE: &str = "a web page, not the file itself; it was downloaded from a page that shows it, or from one that asks \
                         for a login";
 
-/// What the file at `path` is instead of text or safetensors, and what to do; None where nothing strange is seen.
+/// Returns what the file at `path` is instead of text or safetensors, and advice; None if nothing is recognised.
 pub fn explain(path: &Path) -> Option<&'static str> {
     let mut start = Vec::new();
     File::open(path).ok()?.take(LOOKED_AT).read_to_end(&mut start).ok()?;
@@ -65,10 +66,10 @@ pub fn explain(path: &Path) -> Option<&'static str> {
     KINDS.iter().find(|(magic, _)| begins(magic)).map(|(_, what)| *what)
 }
 
-/// Refuses a file that is something else than text or safetensors.
+/// Rejects a file recognised as something else than text or safetensors.
 ///
 /// # Errors
-/// What it is instead, and what to do.
+/// Names its format, with advice.
 pub fn refuse(path: &Path) -> anyhow::Result<()> {
     match explain(path) {
         Some(what) => bail!("is {what}"),

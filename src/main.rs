@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 #[global_allocator]
-static ALLOCATOR: vtrain::process::allocator::Telling = vtrain::process::allocator::Telling;
+static ALLOCATOR: vtrain::process::allocator::ReportingAllocator = vtrain::process::allocator::ReportingAllocator;
 
 fn main() -> ExitCode {
     vtrain::process::set_up();

@@ -1,40 +1,52 @@
-//! Seeded streams of numbers, equal to those of torch's CPU generator: `Rng::new(s)` and
-//! `torch.Generator("cpu").manual_seed(s)`, asked for the same things in the same order, answer alike.
+//! Seeded random numbers, equal to those of torch's CPU generator: `Rng::new(s)` and
+//! `torch.Generator("cpu").manual_seed(s)` return the same for the same calls in the same order.
 //!
-//! What torch does, and this file with it:
+//! The algorithms of torch:
 //!
 //! * the engine is MT19937 (Matsumoto and Nishimura 1998), seeded with the low 32 bits of the seed;
 //! * `rand` keeps 24 bits of one draw: u = (x mod 2^24) / 2^24;
 //! * `randint` is low + x mod (high - low), with x of 32 bits, or of 64 where the range reaches 2^28;
-//! * `randperm` is Fisher-Yates from the front, each step a draw modulo what is left; from n = 2^32 / 20
-//!   on, its inside-out variant with draws of 64 bits;
-//! * `randn` is Box-Muller. From 16 numbers on: z = sqrt(-2 ln(1-u)) (cos 2 pi v, sin 2 pi v) in f32,
-//!   u and v being the halves of a block of 16 uniforms. Below 16: in f64, one number at a time,
-//!   the sine's half waiting in the generator for the next short call, whenever that comes.
+//! * `randperm` is Fisher-Yates from the front, each step a draw modulo the remaining count (from n = 2^32 / 20 on, torch
+//!   takes another variant, which is not implemented: no data set is that large);
+//! * `randn` is Box-Muller. From 16 numbers on: z = sqrt(-2 ln(1-u)) (cos 2 pi v, sin 2 pi v) in f32, u and v being the
+//!   halves of a block of 16 uniforms. Below 16: in f64, one number at a time, the sine's half being kept in the
+//!   generator for the next short call.
 //!
-//! How equal: every integer and every uniform bit for bit. Normals too, bit for bit, for torch 2.15 on
-//! x86-64 with AVX2, whose f32 logarithm, sine and cosine (the polynomials of Cephes by S. Moshier)
-//! are followed rounding by rounding. On other processors torch calls the C library there and differs
-//! from itself by up to 3e-6; this file gives the AVX2 numbers everywhere. Short calls rest on the
-//! system's f64 `log1p`, `sin`, `cos`: to the last digit of an f32, in practice exact.
+//! Accuracy: every integer and every uniform bit for bit. Normals too, bit for bit, for torch 2.15 on x86-64 with AVX2,
+//! whose f32 logarithm, sine and cosine (the polynomials of Cephes by S. Moshier) are reproduced rounding by rounding.
+//! On other processors torch calls the C library there and differs from itself by up to 3e-6; this file gives the AVX2
+//! numbers everywhere. Short calls depend on the system's f64 `log1p`, `sin`, `cos`: to the last digit of an f32, in
+//! practice exact.
 //!
-//! Older releases of torch let `randint` take 32 bits up to 2^32, which training never reaches.
+//! In older releases of torch `randint` takes 32 bits up to 2^32, which training never reaches.
+//!
+//! ```
+//! use vtrain::rng::Rng;
+//!
+//! // g = torch.Generator("cpu").manual_seed(0)
+//! let mut rng = Rng::new(0);
+//! let uniform = rng.rand(3); // torch.rand(3, generator=g): tensor([0.4963, 0.7682, 0.0885])
+//! for (drawn, torchs) in uniform.iter().zip([0.4963, 0.7682, 0.0885]) {
+//!     assert!((drawn - torchs).abs() < 1e-4);
+//! }
+//! assert_eq!(rng.randperm(5), [0, 4, 2, 1, 3]); // torch.randperm(5, generator=g)
+//! ```
 
 use std::f64::consts::PI;
 
 use serde::{Deserialize, Serialize};
 
-/// A stream of random numbers. It moves with each draw; nothing else moves it.
+/// A stream of random numbers, which only draws advance.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(into = "State", try_from = "State")]
 pub struct Rng {
     engine: Engine,
-    /// The second half of the last scalar Box-Muller pair, if nobody has asked for it yet.
+    /// Unused second half of the last scalar Box-Muller pair.
     spare_normal: Option<f64>,
 }
 
 impl Rng {
-    /// As `torch.Generator("cpu").manual_seed(seed)`: seeds equal in their low 32 bits are one seed.
+    /// `torch.Generator("cpu").manual_seed(seed)`: only the low 32 bits of the seed count.
     pub fn new(seed: u64) -> Rng {
         Rng {
             engine: Engine::new(seed as u32),
@@ -42,8 +54,7 @@ impl Rng {
         }
     }
 
-    /// `torch.randn(n)`: standard normals in f32. A tensor is drawn whole: `randn(8)` twice is not
-    /// `randn(16)`.
+    /// `torch.randn(n)`: standard normals in f32. Two calls of `randn(8)` differ from one of `randn(16)`.
     pub fn randn(&mut self, n: usize) -> Vec<f32> {
         if n < BLOCK {
             return (0..n).map(|_| self.scalar_normal() as f32).collect();
@@ -51,7 +62,7 @@ impl Rng {
         let mut values = self.rand(n);
         normals_from_uniforms(&mut values);
         if !n.is_multiple_of(BLOCK) {
-            // The last 16 numbers are drawn anew, so a few of the last whole block are overwritten.
+            // The last 16 numbers are redrawn, which overwrites a part of the last whole block.
             let mut tail = self.rand(BLOCK);
             normals_from_uniforms(&mut tail);
             values[n - BLOCK..].copy_from_slice(&tail);
@@ -80,7 +91,7 @@ impl Rng {
     pub fn randint(&mut self, low: i64, high: i64, n: usize) -> Vec<i64> {
         assert!(low < high, "randint: the range {low}..{high} is empty");
         let range = high.wrapping_sub(low) as u64; // wraps to the right distance even over i64's width
-        let wide = range >= 1 << 28;
+        let wide = range >= WIDE_RANGE;
         (0..n)
             .map(|_| {
                 let draw = self.engine.draw(wide);
@@ -89,24 +100,17 @@ impl Rng {
             .collect()
     }
 
-    /// `torch.randperm(n)`: the numbers 0..n in random order.
+    /// `torch.randperm(n)`: the numbers 0..n in random order. From 2^32 / 20 on, torch draws differently.
     pub fn randperm(&mut self, n: usize) -> Vec<usize> {
         let mut order: Vec<usize> = (0..n).collect();
-        if n < u32::MAX as usize / 20 {
-            for i in 0..n.saturating_sub(1) {
-                let left = (n - i) as u64;
-                order.swap(i, i + (self.engine.draw(false) % left) as usize);
-            }
-        } else {
-            for i in 0..n {
-                let met = (i + 1) as u64;
-                order.swap(i, (self.engine.draw(true) % met) as usize);
-            }
+        for i in 0..n.saturating_sub(1) {
+            let left = (n - i) as u64;
+            order.swap(i, i + (self.engine.draw(false) % left) as usize);
         }
         order
     }
 
-    /// Where the stream stands, to be kept in a checkpoint. `Rng` itself serialises as this.
+    /// Returns the state of the stream for a checkpoint. `Rng` itself serialises as this.
     pub fn state(&self) -> State {
         State {
             words: self.engine.words.to_vec(),
@@ -115,7 +119,7 @@ impl Rng {
         }
     }
 
-    /// The stream that stood where `state` says; an error if no stream can stand there.
+    /// Stream with this state; fails for an impossible state.
     pub fn from_state(state: State) -> Result<Rng, BadState> {
         let found = state.words.len();
         let words = state.words.try_into().map_err(|_| BadState::Words(found))?;
@@ -132,7 +136,7 @@ impl Rng {
         })
     }
 
-    /// One normal by Box-Muller in f64: the cosine's now, the sine's at the next call.
+    /// Draws one normal by Box-Muller in f64: the cosine's now, the sine's at the next call.
     fn scalar_normal(&mut self) -> f64 {
         if let Some(spare) = self.spare_normal.take() {
             return spare;
@@ -145,8 +149,8 @@ impl Rng {
     }
 }
 
-/// A stream's standing as plain numbers. The waiting normal is kept as its bits, because decimal
-/// text would not bring it back exactly.
+/// State of a stream as plain numbers. The pending normal is stored as its bits, because decimal text would not restore
+/// it exactly.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct State {
@@ -155,12 +159,12 @@ pub struct State {
     spare_normal_bits: Option<u64>,
 }
 
-/// Why a [`State`] describes no stream.
+/// Problems of a [`State`].
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum BadState {
     /// The engine has another number of words than MT19937's 624.
     Words(usize),
-    /// The next word to hand out lies behind the last.
+    /// The index of the next word is beyond the last.
     Position(usize),
 }
 
@@ -192,15 +196,18 @@ impl TryFrom<State> for Rng {
     }
 }
 
-/// Words of MT19937's state, and how far apart the recurrence reaches.
+/// Ranges from here on take 64 bits per draw.
+const WIDE_RANGE: u64 = 1 << 28;
+
+/// Number of words in MT19937's state, and the offset of the recurrence.
 const N: usize = 624;
 const M: usize = 397;
 
-/// MT19937: x[k+N] = x[k+M] ^ twist(x[k], x[k+1]), handed out after tempering.
+/// MT19937: x[k+N] = x[k+M] ^ twist(x[k], x[k+1]), returned after tempering.
 #[derive(Clone, Debug, PartialEq)]
 struct Engine {
     words: [u32; N],
-    /// The word to hand out next; N once all are spent.
+    /// Index of the next word; N once all are used.
     next: usize,
 }
 
@@ -226,7 +233,7 @@ impl Engine {
         y ^ (y >> 18)
     }
 
-    /// Two draws, the first on top.
+    /// Joins two draws, the first in the high bits.
     fn next_u64(&mut self) -> u64 {
         let high = self.next_u32();
         u64::from(high) << 32 | u64::from(self.next_u32())
@@ -253,21 +260,21 @@ impl Engine {
     }
 }
 
-/// Numbers that Box-Muller turns together: 8 radii, then their 8 angles.
+/// Numbers that Box-Muller converts together: 8 radii, then their 8 angles.
 const BLOCK: usize = 16;
 
-/// Turns each whole block of uniforms into normals in place; a rest shorter than a block stays.
+/// Converts each whole block of uniforms to normals in place; a shorter rest is left unchanged.
 fn normals_from_uniforms(values: &mut [f32]) {
     #[cfg(target_arch = "x86_64")]
     if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-        // SAFETY: the processor has just said that it has both features.
+        // SAFETY: both features were just detected.
         return unsafe { normals_from_uniforms_avx2(values) };
     }
     normals_from_uniforms_plain(values);
 }
 
-/// The same function, compiled for wide registers: the fused steps of `ln` and `sin_cos` become
-/// instructions, eight at a time, where `mul_add` otherwise calls the C library.
+/// Same function, compiled for wide registers: the fused steps of `ln` and `sin_cos` become instructions, eight at a
+/// time, where `mul_add` otherwise calls the C library.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
 fn normals_from_uniforms_avx2(values: &mut [f32]) {
@@ -286,11 +293,11 @@ fn normals_from_uniforms_plain(values: &mut [f32]) {
     }
 }
 
-// The coefficients of the three polynomials are Cephes' (logf.c and sinf.c), written out as there.
-// Which products are fused with the sum after them is what torch's compiler chose.
+// Coefficients of the three polynomials from Cephes (logf.c and sinf.c), as written there. The choice of fused products
+// is that of torch's compiler.
 
-/// ln x for normal x > 0: x = 2^e m with m in [sqrt(1/2), sqrt(2)), then
-/// ln m = t - t^2/2 + t^3 p(t) with t = m - 1, and e ln 2 added in two parts, small then large.
+/// Returns ln x for normal x > 0: x = 2^e m with m in [sqrt(1/2), sqrt(2)), then ln m = t - t^2/2 + t^3 p(t) with
+/// t = m - 1, and e ln 2 added in two parts, small then large.
 #[inline(always)]
 #[allow(clippy::excessive_precision)]
 fn ln(x: f32) -> f32 {
@@ -317,8 +324,8 @@ fn ln(x: f32) -> f32 {
     e.mul_add(0.693359375, t + y)
 }
 
-/// (sin x, cos x) for x >= 0: the multiple of pi/2 nearest to x is taken off in three parts, the rest
-/// goes through both polynomials, and its octant says which is which and with what sign.
+/// Returns (sin x, cos x) for x >= 0: subtracts the multiple of pi/2 nearest to x in three parts, evaluates both
+/// polynomials on the rest, and selects them and their signs by the octant.
 #[inline(always)]
 #[allow(clippy::excessive_precision)]
 fn sin_cos(x: f32) -> (f32, f32) {

@@ -1,4 +1,4 @@
-//! What a block's recorded forward pass consists of: ops with ways back of their own, and no graph of candle's.
+//! Ops of a block's recorded forward pass: all have their own backward pass, and none uses candle's graph.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -7,10 +7,10 @@ use candle_core::{DType, Device, Var};
 use vtrain::data::Bucket;
 use vtrain::lora;
 use vtrain::lora::trainable::Trainable;
-use vtrain::models::bare;
 use vtrain::models::denoiser::State;
+use vtrain::models::registry;
 use vtrain::nn::Weights;
-use vtrain::nn::weights::Planter;
+use vtrain::nn::adapter::Adapt;
 use vtrain::ops::tape::record;
 use vtrain::rng::Rng;
 
@@ -23,7 +23,7 @@ const CHECKPOINTS: [&str; 6] = [
     "wan/wan-2.1-flf2v",
 ];
 
-/// Adapters, and what they drop.
+/// Adapters with dropout.
 fn adapters(dropout: f64) -> Arc<Trainable> {
     let config = lora::Config {
         rank: 2,
@@ -47,14 +47,14 @@ fn candle_computes_nothing_in_a_block_that_learns() {
             ("with adapters that drop", Some(adapters(0.1))),
         ] {
             let weights = Weights::random(DType::F32, &Device::Cpu);
-            let planter = trainable.map(|trainable| trainable as Arc<dyn Planter>);
+            let adapt = trainable.map(|trainable| trainable as Arc<dyn Adapt>);
             let bucket = Bucket::from([9, 32, 64]);
-            let bare = bare::open(&folder, weights, planter, bucket, 2).unwrap();
-            let state = bare.denoiser.stem(&bare.input).unwrap();
-            // As behind a block before, whose adapters learn.
+            let batch = registry::open_synthetic(&folder, weights, adapt, bucket, 2).unwrap();
+            let state = batch.denoiser.embed(&batch.input).unwrap();
+            // As after a previous block with trained adapters.
             let hidden = Var::from_tensor(&state.hidden.detach()).unwrap().into_inner();
             let state = State { hidden, ..state };
-            let (after, tape) = record(|| bare.denoiser.block(0, &state)).unwrap();
+            let (after, tape) = record(|| batch.denoiser.block(0, &state)).unwrap();
             let found = tape.by_candle();
             assert!(found.is_empty(), "{checkpoint} {what}: candle computed {found:?}");
             assert!(

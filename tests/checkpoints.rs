@@ -1,4 +1,4 @@
-//! A run can go on from what it left behind, whatever happened to it.
+//! Resuming from checkpoints, under all kinds of damage.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -6,9 +6,10 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor};
 use serde_json::json;
-use vtrain::data::cache::Listed;
+use vtrain::data::cache::SampleListing;
+use vtrain::run_dir::RunDir;
 use vtrain::train::checkpoint::{Checkpoints, Config, Loaded, Snapshot, State};
-use vtrain::train::{data_difference, difference};
+use vtrain::train::{config_diff, data_diff};
 
 use crate::disk::{again, folder_of_child, kill_after, names};
 
@@ -20,7 +21,7 @@ const FILES: [&str; 3] = [
 
 fn checkpoints(folder: &Path, limit: usize) -> Checkpoints {
     Checkpoints::new(
-        folder,
+        &RunDir::new(folder),
         &Config {
             every: 10,
             limit,
@@ -65,8 +66,8 @@ fn sized(step: u64, n: usize) -> Snapshot {
 }
 
 /// A sample whose clip and caption have these keys.
-fn listed(video: &str, clip: &str, caption: &str) -> Listed {
-    Listed {
+fn listed(video: &str, clip: &str, caption: &str) -> SampleListing {
+    SampleListing {
         video: video.into(),
         clip: clip.into(),
         caption: caption.into(),
@@ -255,7 +256,7 @@ fn a_checkpoint_under_a_wrong_name_or_of_another_format_is_no_checkpoint() {
     let told = format!("{:#}", Loaded::read(&path).unwrap_err());
     assert!(told.contains("state.json: has format 7"), "{told}");
     let told = Loaded::read(&folder.path().join("nothing")).unwrap_err().to_string();
-    assert!(told.ends_with("nothing: is no checkpoint folder"), "{told}");
+    assert!(told.ends_with("nothing: not a checkpoint folder"), "{told}");
 }
 
 #[test]
@@ -290,9 +291,9 @@ fn a_run_with_other_settings_is_refused_and_told_which() {
 fn differences_are_listed_key_by_key() {
     let then = json!({"a": 1, "b": {"c": [1, 2], "d": "x"}, "list": [{"p": 1}, {"p": 2}], "gone": null});
     let now = json!({"b": {"d": "x", "c": [1, 3]}, "a": 1, "list": [{"p": 1}, {"p": 3}, {"p": 4}], "new": {"e": true}});
-    assert!(difference::list(&then, &then).is_empty());
+    assert!(config_diff::list(&then, &then).is_empty());
     assert_eq!(
-        difference::list(&then, &now),
+        config_diff::list(&then, &now),
         [
             "b.c: [1,2] in the checkpoint, [1,3] now",
             "list[1].p: 2 in the checkpoint, 3 now",
@@ -358,7 +359,7 @@ fn a_full_disk_is_told_by_file_and_the_old_checkpoints_stay() {
             "{told}"
         );
         assert!(
-            told.starts_with("step 30 is not saved, and the run goes on from step 20"),
+            told.starts_with("step 30 is not saved; when started again, the run resumes from step 20"),
             "{told}"
         );
         assert_eq!(newest_step(&checkpoints), Some(20));
@@ -407,7 +408,7 @@ fn data_that_differ_are_told_clip_by_clip() {
         listed("x/b.mp4", "B", "2"),
         listed("x/c.mp4", "C", "3"),
     ];
-    let told = |now: &[Listed]| data_difference::list(&then, now);
+    let told = |now: &[SampleListing]| data_diff::list(&then, now);
     let [a, b, c] = then.clone();
     assert_eq!(told(&[a.clone(), b.clone()]), ["x/c.mp4: is gone"]);
     assert_eq!(
@@ -415,9 +416,9 @@ fn data_that_differ_are_told_clip_by_clip() {
         ["x/d.mp4: is new"]
     );
     let other = listed("x/b.mp4", "BB", "22");
-    let both = "x/b.mp4: the clip is another, or cut otherwise; its caption has changed";
+    let both = "x/b.mp4: the clip is different, or selected differently; its caption has changed";
     assert_eq!(told(&[a.clone(), other, c.clone()]), [both]);
-    let twice = Listed {
+    let twice = SampleListing {
         repeats: 2,
         ..b.clone()
     };
@@ -426,7 +427,7 @@ fn data_that_differ_are_told_clip_by_clip() {
         ["x/b.mp4: repeats: 1 in the checkpoint, 2 now"]
     );
     // A folder that was moved is no change; what was changed in it is found by name.
-    let moved: Vec<Listed> = then
+    let moved: Vec<SampleListing> = then
         .iter()
         .map(|s| listed(&s.video.replace('x', "y"), &s.clip, &s.caption))
         .collect();
@@ -441,18 +442,18 @@ fn data_that_differ_are_told_clip_by_clip() {
         ["the same clips and captions in another order"]
     );
     // An encoder that changed is one line.
-    let all: Vec<Listed> = then
+    let all: Vec<SampleListing> = then
         .iter()
         .map(|s| listed(&s.video, &s.clip.repeat(2), &s.caption))
         .collect();
     let [line] = &told(&all)[..] else { panic!("one line") };
     assert!(line.starts_with("all clips: "), "{line}");
     // A checkpoint from before clips were listed.
-    assert!(data_difference::list(&[], &then)[0].contains("earlier version"));
-    let many: Vec<Listed> = (0..20)
+    assert!(data_diff::list(&[], &then)[0].contains("earlier version"));
+    let many: Vec<SampleListing> = (0..20)
         .map(|n| listed(&format!("{n}.mp4"), &n.to_string(), "1"))
         .collect();
-    let lines = data_difference::list(&many, &many[..1]);
+    let lines = data_diff::list(&many, &many[..1]);
     assert_eq!((lines.len(), lines[10].as_str()), (11, "and 9 more"));
 }
 

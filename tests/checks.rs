@@ -1,4 +1,5 @@
-//! What would fail late is told before anything is loaded, all at once, by a run and by `--dry-run` alike.
+//! Problems that would fail late are reported before anything is loaded, all at once, by a run and by `--dry-run`
+//! alike.
 
 mod files;
 mod hub;
@@ -36,13 +37,13 @@ fn stderr(output: &Output) -> String {
     String::from_utf8(output.stderr.clone()).unwrap()
 }
 
-/// One clip and a run file, with which all is well.
+/// One clip and a valid run file.
 struct Run {
     folder: TempDir,
 }
 
 impl Run {
-    /// Of this checkpoint, `more` at the end of the run file.
+    /// Run of this checkpoint, with `more` at the end of the run file.
     fn new(model: &Path, more: &str) -> Self {
         let run = Self {
             folder: tempfile::tempdir().unwrap(),
@@ -59,7 +60,7 @@ impl Run {
         run
     }
 
-    /// Of a copy of the checkpoint, which a test may damage.
+    /// Run of a copy of the checkpoint, which a test may damage.
     fn of_copy(model: &Path, more: &str) -> Self {
         let run = Self::new(Path::new("./model"), more);
         copy(model, &run.path("model"));
@@ -94,7 +95,8 @@ impl Run {
         self.command(verb, options, sets).output().unwrap()
     }
 
-    /// What a dry run and a run say, which is the same, with this exit code and before anything is there.
+    /// Returns the message of a dry run and of a run, which must be the same, with this exit code and without any
+    /// output files.
     fn refused(&self, code: i32, sets: &[&str]) -> String {
         let (dry, real) = (
             self.vtrain("train", &["--dry-run"], sets),

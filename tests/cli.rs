@@ -1,4 +1,4 @@
-//! The front door: verbs, exit codes, what goes to which stream.
+//! Command line: verbs, exit codes, output streams.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -170,7 +170,7 @@ fn a_bad_clip_stops_a_run_with_3_unless_it_may_be_skipped() {
         !folder.path().join("out").exists(),
         "a run that may not start leaves nothing behind"
     );
-    let skip = vtrain(&["--config", run, "--dry-run", "--set", "datasets.0.on_bad_clip=skip"]);
+    let skip = vtrain(&["--config", run, "--dry-run", "--set", "datasets.0.on_invalid_clip=skip"]);
     assert_eq!(skip.status.code(), Some(0), "{}", stderr(&skip));
     assert!(stderr(&skip).contains("warning: skipped: "), "{}", stderr(&skip));
 }

@@ -1,5 +1,5 @@
 //! CogVideoX's transformer against diffusers. The files in `tests/fixtures/cogvideox` are written by
-//! `scripts/make_cogvideox_fixtures.py`; what is asked there is in `scripts/fixtures/cogvideox/{dit,lora}.py`.
+//! `scripts/fixtures/make_cogvideox.py`; the queries are in `scripts/fixtures/cogvideox/{dit,lora}.py`.
 
 mod gradients; // against PEFT, finite differences, and segment by segment
 
@@ -10,7 +10,7 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Tensor};
 use vtrain::models::cogvideox::dit::Dit;
 use vtrain::models::denoiser::{Denoiser, Input, State};
-use vtrain::nn::weights::Planter;
+use vtrain::nn::adapter::Adapt;
 use vtrain::rng::Rng;
 
 const CASES: [(&str, &str); 9] = [
@@ -33,8 +33,8 @@ fn load(name: &str) -> HashMap<String, Tensor> {
     candle_core::safetensors::load(fixtures().join(name), &Device::Cpu).unwrap()
 }
 
-fn dit(name: &str, dtype: DType, planter: Option<Arc<dyn Planter>>) -> Dit {
-    Dit::load(&fixtures().join(name).join("transformer"), dtype, &Device::Cpu, planter).unwrap()
+fn dit(name: &str, dtype: DType, adapt: Option<Arc<dyn Adapt>>) -> Dit {
+    Dit::load(&fixtures().join(name).join("transformer"), dtype, &Device::Cpu, adapt).unwrap()
 }
 
 fn input(answers: &HashMap<String, Tensor>, key: &str) -> Input {
@@ -80,7 +80,7 @@ fn every_variant_predicts_what_diffusers_predicts() {
                 assert!(error <= 1e-5, "{key}.{what}: {error:e}");
             }
         };
-        let stem = dit.stem(&input).unwrap();
+        let stem = dit.embed(&input).unwrap();
         equal("tokens", &stem.video().unwrap());
         if input.ofs.is_none() {
             equal("time_embedding", &stem.time);
@@ -98,7 +98,7 @@ fn every_variant_predicts_what_diffusers_predicts() {
     }
 }
 
-/// The stem's answer for the checkpoint `name` with other settings, all of which leave its weights as they are.
+/// Returns the embedding of the checkpoint `name` with other settings that leave its weights as they are.
 fn stem_with(name: &str, changes: &[(&str, usize)], latents: &Tensor, tokens: usize) -> State {
     let folder = tempfile::tempdir().unwrap();
     let from = fixtures().join(name).join("transformer");
@@ -118,7 +118,7 @@ fn stem_with(name: &str, changes: &[(&str, usize)], latents: &Tensor, tokens: us
         Tensor::new(&[1i64], &Device::Cpu).unwrap(),
         Tensor::zeros((1, tokens, 24), DType::F32, &Device::Cpu).unwrap(),
     );
-    dit.stem(&input).unwrap()
+    dit.embed(&input).unwrap()
 }
 
 fn sum(x: &Tensor) -> f64 {
@@ -289,8 +289,34 @@ fn a_config_that_is_not_understood_is_named_with_its_key() {
 fn a_state_is_rebuilt_only_from_tensors_that_fit() {
     let answers = load("dit.safetensors");
     let dit = dit("cogvideox-5b", DType::F32, None);
-    let state = dit.stem(&input(&answers, "cogvideox-5b.wide")).unwrap();
+    let state = dit.embed(&input(&answers, "cogvideox-5b.wide")).unwrap();
     assert!(state.with_tensors(state.tensors()).is_ok());
     assert!(state.with_tensors(state.tensors()[1..].to_vec()).is_err());
     assert!(state.with_tensors(state.tensors().into_iter().rev().collect()).is_err());
+}
+
+#[test]
+fn a_timestep_becomes_the_sines_and_cosines_of_diffusers_with_either_shift() {
+    // from diffusers.models.embeddings import get_timestep_embedding as g
+    // g(torch.tensor([250.0]), 7, flip_sin_to_cos=True, downscale_freq_shift=shift).tolist()
+    let unshifted = [0.240988, 0.571554, 0.858423, -0.970528, -0.820565, 0.512942, 0.0];
+    let shifted = [0.240988, -0.801144, 0.999687, -0.970528, 0.598472, 0.0249974, 0.0];
+    for (freq_shift, expected) in [(0.0, unshifted), (1.0, shifted)] {
+        let sinusoid = vtrain::nn::embed::Sinusoid {
+            width: 7,
+            flip_sin_to_cos: true,
+            freq_shift,
+        };
+        let timestep = Tensor::new(&[250f32], &Device::Cpu).unwrap();
+        let found: Vec<f32> = sinusoid
+            .forward(&timestep)
+            .unwrap()
+            .squeeze(0)
+            .unwrap()
+            .to_vec1()
+            .unwrap();
+        for (a, b) in found.iter().zip(expected) {
+            assert!((a - b).abs() < 2e-5, "{freq_shift}: {found:?}");
+        }
+    }
 }

@@ -1,4 +1,4 @@
-//! Whole pipelines from a seed, against diffusers: `scripts/make_cogvideox_fixtures.py` ran them with
+//! Whole pipelines from a seed, against diffusers: `scripts/fixtures/make_cogvideox.py` ran them with
 //! `generator=torch.Generator("cpu").manual_seed(42)`, 4 steps, guidance 6 and a negative prompt, in f32.
 
 use std::collections::HashMap;
@@ -8,9 +8,9 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 use vtrain::lora::adapters::Adapters;
-use vtrain::lora::diffusers;
+use vtrain::lora::file;
 use vtrain::models::{self, FamilyName};
-use vtrain::nn::weights::Planter;
+use vtrain::nn::adapter::Adapt;
 use vtrain::sample::{Request, Start, sample};
 use vtrain::video::{Clip, Frames, write};
 
@@ -63,8 +63,8 @@ pub fn last(latents: &Tensor) -> Tensor {
     latents.get(latents.dim(0).unwrap() - 1).unwrap()
 }
 
-/// Runs a request on a checkpoint and holds latents and frames against the record; returns both differences.
-fn compare(run: &str, checkpoint: &str, request: &Request, adapters: Option<Arc<dyn Planter>>) -> (f64, f64) {
+/// Runs a request on a checkpoint and compares latents and frames with the record; returns both differences.
+fn compare(run: &str, checkpoint: &str, request: &Request, adapters: Option<Arc<dyn Adapt>>) -> (f64, f64) {
     let expected = expected(run);
     let family = models::open(&fixtures().join(checkpoint), FamilyName::Auto, DType::F32, &Device::Cpu).unwrap();
     let sampled = sample(&*family, request.clone(), adapters, &|_, _| Ok(())).unwrap();
@@ -149,15 +149,15 @@ fn video_to_video_equals_diffusers() {
 }
 
 fn adapters(file: &str, strength: f64) -> Arc<Adapters> {
-    let file = diffusers::read(&fixtures().join("lora").join(file), strength).unwrap();
+    let file = file::read_diffusers(&fixtures().join("lora").join(file), strength).unwrap();
     Arc::new(Adapters::new(vec![file], &Device::Cpu))
 }
 
 #[test]
 fn a_lora_that_diffusers_saved_does_what_it_does_there() {
-    let planter = adapters("pytorch_lora_weights.safetensors", 0.7);
-    compare("t2v-5b-lora", "cogvideox-5b", &request(5), Some(planter.clone()));
-    planter.finish().unwrap();
+    let adapt = adapters("pytorch_lora_weights.safetensors", 0.7);
+    compare("t2v-5b-lora", "cogvideox-5b", &request(5), Some(adapt.clone()));
+    adapt.finish().unwrap();
     // Without metadata alpha is the rank: 4 where the file's author meant 8, so twice the strength gives the same.
     compare(
         "t2v-5b-lora",
@@ -336,8 +336,13 @@ fn what_is_missing_is_named() {
     let model = fixtures().join("cogvideox-2b");
     fails(&model, &["--height", "33"], 4, "the nearest is 32x48");
     let lora = fixtures().join("lora/pytorch_lora_weights.safetensors");
-    fails(&model, &["--lora", &format!("{}=x", lora.display())], 2, "is no number");
+    fails(
+        &model,
+        &["--lora", &format!("{}=x", lora.display())],
+        2,
+        "is not a number",
+    );
     let not_lora = fixtures().join("dit.safetensors");
-    fails(&model, &["--lora", not_lora.to_str().unwrap()], 4, "is no adapter");
+    fails(&model, &["--lora", not_lora.to_str().unwrap()], 4, "is not an adapter");
     fails(&model, &["--video", "nowhere.mp4"], 2, "nowhere.mp4: no such file");
 }

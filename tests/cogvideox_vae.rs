@@ -1,12 +1,12 @@
 //! The CogVideoX autoencoder against diffusers.
 //!
-//! The fixtures and what is in them: `tests/fixtures/cogvideox/README.md`.
+//! Fixtures: `tests/fixtures/cogvideox/README.md`.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
-use vtrain::models::cogvideox::vae::{Half, Tiling, Vae};
+use vtrain::models::cogvideox::vae::{Parts, Tiling, Vae};
 use vtrain::nn::weights::Reading;
 
 fn fixtures() -> PathBuf {
@@ -151,7 +151,7 @@ fn the_posterior_is_sampled_as_mean_plus_deviation_times_noise() {
 fn half_a_vae_does_half_the_work_and_says_so() {
     let (folder, record) = (fixtures().join("cogvideox-2b/vae"), record());
     let load = |half| Vae::load_half(&folder, half, &Reading::numbers(DType::F32, &Device::Cpu)).unwrap();
-    let (encoder, decoder) = (load(Half::Encoder), load(Half::Decoder));
+    let (encoder, decoder) = (load(Parts::Encoder), load(Parts::Decoder));
     assert!(encoder.encode(&record["clip"]).is_ok());
     assert!(decoder.decode(&record["latents"]).is_ok());
     let complaint = |result: candle_core::Result<Tensor>| result.unwrap_err().to_string();
@@ -168,7 +168,7 @@ fn the_transformer_sees_scaled_latents_and_image_latents_as_the_config_says() {
         ("cogvideox-1.5-5b-i2v", 0.7, 1.0 / 0.7),
     ] {
         let folder = fixtures().join(name).join("vae");
-        let vae = Vae::load_half(&folder, Half::Encoder, &Reading::numbers(DType::F32, &Device::Cpu)).unwrap();
+        let vae = Vae::load_half(&folder, Parts::Encoder, &Reading::numbers(DType::F32, &Device::Cpu)).unwrap();
         for (found, expected) in [
             (vae.config.scale(&one), scale),
             (vae.config.unscale(&one), 1.0 / scale),
@@ -179,7 +179,7 @@ fn the_transformer_sees_scaled_latents_and_image_latents_as_the_config_says() {
     }
 }
 
-/// What is said about the fixture's config after `change`.
+/// Returns the error for the fixture's config after `change`.
 fn complaint(change: impl Fn(&mut serde_json::Value)) -> String {
     let original = fixtures().join("cogvideox-2b/vae");
     let folder = tempfile::tempdir().unwrap();

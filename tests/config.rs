@@ -1,4 +1,4 @@
-//! Run files: everything wrong is told at once, with file, line and path.
+//! Run files: all errors are reported at once, with file, line and path.
 
 use std::path::Path;
 
@@ -58,12 +58,12 @@ lr_scheduler: {name: cosin}
 ";
     let told = problems(text, &[]);
     let starts = [
-        "run.yaml:3: model.dtyp: is no known key; did you mean 'dtype'?",
+        "run.yaml:3: model.dtyp: unknown key; did you mean 'dtype'?",
         "run.yaml:4: lora.rank: expected a whole number of at least 0, found the text \"many\"",
         "run.yaml:4: lora.alpha: must be above 0, got -1",
         "run.yaml:7: datasets[0].buckets",
         "run.yaml:9: datasets[1].repeats: ",
-        "run.yaml:10: optimiser: is no known key; did you mean 'optimizer'?",
+        "run.yaml:10: optimiser: unknown key; did you mean 'optimizer'?",
         "run.yaml:12: train.steps: expected a whole number of at least 0, found -5",
         "run.yaml:13: train.gradient_checkpointing: expected true or false, found 1",
         "run.yaml:14: lr_scheduler.name: 'cosin' is not one of",
@@ -105,7 +105,7 @@ fn set_overrides_with_yaml_values() {
             &["optimizer.lrr=1", "train.steps=x", "datasets.3.path=a", "nonsense"]
         ),
         [
-            "--set optimizer.lrr=1: optimizer.lrr: is no known key; did you mean 'lr'?",
+            "--set optimizer.lrr=1: optimizer.lrr: unknown key; did you mean 'lr'?",
             "--set train.steps=x: train.steps: expected a whole number of at least 0, found the text \"x\"",
             "--set datasets.3.path=a: there is no item 3, the list has 1",
             "--set nonsense: is not of the form a.b=value",
@@ -189,15 +189,37 @@ fn every_shipped_configuration_is_valid_and_points_editors_at_the_schema() {
 }
 
 #[test]
+fn a_key_that_was_renamed_is_told_with_its_new_name() {
+    let text = "model: {path: m}\ndatasets: [{path: d, on_bad_clip: skip, buckets: [[9, 64, 96]]}]\n\
+                train: {keep: all, first_frame: 0.5, max_nonfinite: 2}\n";
+    let problems = problems(text, &[]).join("\n");
+    for (old, new) in [
+        ("datasets[0].on_bad_clip", "on_invalid_clip"),
+        ("train.keep", "activation_policy"),
+        ("train.first_frame", "first_frame_conditioning_p"),
+        ("train.max_nonfinite", "max_consecutive_nonfinite"),
+    ] {
+        assert!(
+            problems.contains(&format!("{old}: was renamed to '{new}'")),
+            "{old}: {problems}"
+        );
+    }
+}
+
+#[test]
 fn what_checkpointing_keeps_is_not_said_where_it_is_off() {
     let text = "model: {path: m}\ndatasets: [{path: d, buckets: [[9, 64, 96]]}]\n\
-                train: {gradient_checkpointing: false, keep: inputs+attention}\n";
-    let problems = problems(text, &[]);
-    assert_eq!(problems.len(), 1);
+                train: {gradient_checkpointing: false, activation_policy: inputs+attention}\n";
+    let told = problems(text, &[]);
+    assert_eq!(told.len(), 1);
     assert!(
-        problems[0].contains("train.keep: says what gradient_checkpointing keeps"),
-        "{problems:?}"
+        told[0].contains("train.activation_policy: needs gradient_checkpointing, which is off"),
+        "{told:?}"
     );
+    for (checkpointing, keep) in [("true", "inputs+attention"), ("false", "all"), ("false", "auto")] {
+        let text = text.replace("false", checkpointing).replace("inputs+attention", keep);
+        assert!(parse(&text, &[]).is_ok(), "{text}");
+    }
 }
 
 #[test]

@@ -1,7 +1,7 @@
-//! The 3D convolution against its definition, on every kind of vectors that this machine has.
+//! The 3D convolution against its definition, for every instruction set of this machine.
 
 use candle_core::{DType, Device, Tensor};
-use vtrain::nn::conv3d::{Conv3d, Geometry, Input, Isa, Modulation, Past, Resample, group_moments};
+use vtrain::nn::conv3d::{Conv3d, Geometry, Input, Isa, Modulation, Resample, TemporalPadding, group_moments};
 
 use super::cogvideox_vae::assert_near;
 
@@ -138,7 +138,7 @@ fn a_clip_in_pieces_is_convolved_as_the_whole_clip() {
         for (first, count) in [(0, 1), (1, 2), (3, 1)] {
             let piece = x.narrow(1, first, count).unwrap();
             let input = Input {
-                past: past.as_ref().map_or(Past::First, Past::Frames),
+                past: past.as_ref().map_or(TemporalPadding::First, TemporalPadding::Frames),
                 ..(&piece).into()
             };
             let (y, new_past) = conv.forward(input).unwrap();
@@ -162,8 +162,8 @@ fn before_the_first_frame_lie_zeros_where_that_is_asked_for() {
             Conv3d::direct(&weight, &bias, case.geometry, Isa::detect()).unwrap(),
             Conv3d::by_candle(&weight, &bias, case.geometry).unwrap(),
         ] {
-            for past in [Past::Zeros, Past::Frames(&zeros)] {
-                if reach > 0 || matches!(past, Past::Zeros) {
+            for past in [TemporalPadding::Zeros, TemporalPadding::Frames(&zeros)] {
+                if reach > 0 || matches!(past, TemporalPadding::Zeros) {
                     let input = Input { past, ..(&x).into() };
                     answers.push(conv.forward(input).unwrap());
                 }
@@ -195,7 +195,7 @@ fn a_centred_convolution_is_the_causal_one_a_frame_later() {
         ] {
             let later = conv.forward((&with_last_again(&x)).into()).unwrap().0;
             let input = Input {
-                past: Past::Centred,
+                past: TemporalPadding::Centred,
                 ..(&x).into()
             };
             let (y, past) = conv.forward(input).unwrap();

@@ -1,4 +1,4 @@
-//! Runs that are killed, doubled, signalled and left alone for long, with the real program on a tiny model.
+//! Runs that are killed, started twice, signalled and run for long, with the real program on a tiny model.
 //!
 //! The figures of the long ones, with their commands, are in `docs/reliability.md`.
 
@@ -68,7 +68,7 @@ impl Run {
         command
     }
 
-    /// Starts training. What it says goes to a file: nobody reads a pipe while it runs.
+    /// Starts training. Its output goes to a file, because nothing reads a pipe meanwhile.
     fn start(&self) -> Child {
         let said = fs::File::create(self.path("said")).unwrap();
         self.command("train").stderr(said).spawn().unwrap()
@@ -88,7 +88,7 @@ impl Run {
         fs::read(self.out().join("metrics.jsonl")).map_or(0, |text| text.iter().filter(|byte| **byte == b'\n').count())
     }
 
-    /// The log without what depends on the machine's mood.
+    /// Returns the log without timings.
     fn metrics(&self) -> String {
         let text = fs::read_to_string(self.out().join("metrics.jsonl")).unwrap();
         let without = |line: &str| {
@@ -120,9 +120,9 @@ fn said(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
-/// Waits for something to become true, a minute or two.
+/// Waits for something to become true, minutes at most.
 fn wait_for(what: &str, come: impl FnMut() -> bool) {
-    wait_at_most(Duration::from_secs(120), what, come);
+    wait_at_most(Duration::from_secs(600), what, come);
 }
 
 fn wait_at_most(limit: Duration, what: &str, mut come: impl FnMut() -> bool) {

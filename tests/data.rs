@@ -16,12 +16,12 @@ use tempfile::TempDir;
 use vtrain::data::manifest::{self, Listing};
 use vtrain::data::{Bucket, Config, Found, Report};
 
-/// A survey with nobody watching.
+/// A survey without progress reports.
 fn survey(configs: &[Config], decode: bool) -> Report {
     vtrain::data::survey(configs, decode, &|_, _| {})
 }
 
-/// A survey of a folder with nobody watching.
+/// A survey of a folder without progress reports.
 fn survey_folder(path: &Path, decode: bool) -> Report<Found> {
     vtrain::data::survey_folder(path, decode, &|_, _| {})
 }

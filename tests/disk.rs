@@ -1,4 +1,4 @@
-//! What is written is there whole or not at all.
+//! Files are written atomically.
 
 use std::ffi::OsString;
 use std::fs;
@@ -7,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use vtrain::disk::{self, Beside, WriteError};
+use vtrain::disk::{self, TempFile, WriteError};
 
 /// Names in a folder, hidden ones too.
 pub fn names(folder: &Path) -> Vec<OsString> {
@@ -39,11 +39,12 @@ pub fn folder_of_child() -> Option<PathBuf> {
 /// Kills a child some milliseconds after it has come to something.
 pub fn kill_after(mut child: Child, milliseconds: u64, come_to: impl Fn() -> bool) {
     let started = Instant::now();
-    while !come_to() && started.elapsed() < Duration::from_secs(60) {
+    while !come_to() && child.try_wait().unwrap().is_none() {
+        assert!(started.elapsed() < Duration::from_secs(600), "it does not come to it");
         std::thread::sleep(Duration::from_millis(1));
     }
     std::thread::sleep(Duration::from_millis(milliseconds));
-    child.kill().unwrap();
+    let _ = child.kill(); // one that has panicked is told below
     let ended = child.wait_with_output().unwrap();
     let said = String::from_utf8_lossy(&ended.stderr);
     assert!(!said.contains("panicked"), "{said}");
@@ -78,7 +79,7 @@ fn an_unfinished_file_vanishes_and_leaves_the_old_one() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("clip.mp4");
     disk::write_whole(&path, b"old").unwrap();
-    let mut beside = Beside::of(&path).unwrap();
+    let mut beside = TempFile::of(&path).unwrap();
     beside.write(b"half").unwrap();
     assert_eq!(names(folder.path()).len(), 2);
     drop(beside);
@@ -139,7 +140,7 @@ fn sweeping_takes_what_was_abandoned_and_nothing_else() {
     fs::write(at(".vtrain-GhIjKl/a"), b"left").unwrap();
     fs::write(at(".hidden"), b"not ours").unwrap();
     fs::write(at("seen"), b"").unwrap();
-    let mut in_use = Beside::of(&at("film.mp4")).unwrap();
+    let mut in_use = TempFile::of(&at("film.mp4")).unwrap();
     in_use.write(b"half").unwrap();
     disk::write_folder_whole(&at("z"), |inside| {
         fs::write(inside.join("a"), b"").unwrap();

@@ -1,5 +1,5 @@
-//! Runs on several processes. What needs MPI is run by `mpirun` where the tests were built with the feature `mpi` and there
-//! is one; elsewhere such a test says why it does nothing.
+//! Runs on several processes. What needs MPI is run by `mpirun` where the tests were built with the feature `mpi`; elsewhere
+//! such a test is ignored.
 
 mod deaths;
 mod launching;
@@ -21,23 +21,10 @@ use tempfile::TempDir;
 const FINAL: &str = "pytorch_lora_weights.safetensors";
 
 /// No run here takes so long: one that does hangs.
-const HANGS: Duration = Duration::from_secs(300);
+const HANGS: Duration = Duration::from_secs(600);
 
 fn root() -> PathBuf {
     env!("CARGO_MANIFEST_DIR").into()
-}
-
-/// Whether ranks can be started here; else says why not.
-fn has_mpi() -> bool {
-    if !cfg!(feature = "mpi") {
-        crate::skipped::say("built without --features mpi");
-        return false;
-    }
-    let there = Command::new("mpirun").arg("--version").output().is_ok();
-    if !there {
-        crate::skipped::say("there is no mpirun");
-    }
-    there
 }
 
 /// A folder with clips, a run file, and the run's output below `out`.
@@ -159,7 +146,7 @@ impl Run {
             .find_map(|entry| entry.file_name().to_str()?.parse().ok())
     }
 
-    /// How many processes of this run there are, `vtrain launch` and `mpirun` among them.
+    /// Returns the number of processes of this run, including `vtrain launch` and `mpirun`.
     fn processes(&self) -> usize {
         let file = self.path("run.yaml");
         let processes = fs::read_dir("/proc").unwrap().flatten();
@@ -177,7 +164,7 @@ fn finish(mut command: Command) -> Output {
     end_of(command.spawn().unwrap(), HANGS)
 }
 
-/// What a process leaves, which has so long to end.
+/// Waits for a process, with a time limit, and returns its output.
 fn end_of(mut child: Child, within: Duration) -> Output {
     let started = Instant::now();
     // Full pipes would hold it up.

@@ -1,4 +1,5 @@
-//! What the tests of all transformers need: tiny checkpoints and their answers, adapters as variables, changed configs.
+//! Shared parts of the transformers' tests: tiny checkpoints with expected outputs, adapters as variables, changed
+//! configs.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -6,14 +7,14 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Result, Tensor, Var};
 use vtrain::models::denoiser::{Denoiser, Input};
-use vtrain::nn::linear::LowRank;
-use vtrain::nn::weights::Planter;
-use vtrain::train::segments::{Policy, forward_backward};
+use vtrain::nn::adapter::Adapt;
+use vtrain::nn::adapter::LoraLayer;
+use vtrain::train::segments::{ActivationPolicy, forward_backward};
 
-/// What the fixtures' adapters are multiplied by: alpha 6, rank 3.
+/// Scale of the fixtures' adapters: alpha 6, rank 3.
 const SCALE: f64 = 2.0;
 
-/// The fixtures of a family, as `scripts/make_FAMILY_fixtures.py` writes them.
+/// The fixtures of a family, as `scripts/fixtures/make_FAMILY.py` writes them.
 pub struct Answers {
     folder: PathBuf,
     tensors: HashMap<String, Tensor>,
@@ -65,7 +66,13 @@ impl Answers {
             names.extend([format!("{path}.A"), format!("{path}.B")]);
             vars.extend([a.clone(), b.clone()]);
         }
-        for keep in [Policy::All, Policy::Inputs, Policy::InputsAndAttention].map(|policy| policy.keep(None)) {
+        for keep in [
+            ActivationPolicy::All,
+            ActivationPolicy::Inputs,
+            ActivationPolicy::InputsAndAttention,
+        ]
+        .map(|policy| policy.saved_activations(None))
+        {
             let passed = forward_backward(denoiser, input, &loss, &vars, keep).unwrap();
             let error = relative_error(&passed.loss, &self.get(&format!("{key}.loss")));
             assert!(error <= 1e-5, "{keep:?}: loss {error:e}");
@@ -80,7 +87,7 @@ impl Answers {
         }
     }
 
-    /// What loading the checkpoint says where one key of its config has another value.
+    /// Returns the error of loading the checkpoint with another value of a config key.
     pub fn refusal<T: std::fmt::Debug>(
         &self,
         checkpoint: &str,
@@ -99,9 +106,9 @@ impl Answers {
 /// Adapters by path, whose matrices are variables.
 pub struct Adapters(HashMap<String, [Var; 2]>);
 
-impl Planter for Adapters {
-    fn plant(&self, path: &str, _: usize, _: usize) -> Result<Vec<LowRank>> {
-        let adapter = self.0.get(path).map(|[a, b]| LowRank {
+impl Adapt for Adapters {
+    fn adapt(&self, path: &str, _: usize, _: usize) -> Result<Vec<LoraLayer>> {
+        let adapter = self.0.get(path).map(|[a, b]| LoraLayer {
             a: a.as_tensor().clone(),
             b: b.as_tensor().clone(),
             scale: SCALE,

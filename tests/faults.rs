@@ -1,7 +1,7 @@
-//! A run whose disk or memory fails says so, loses nothing that was good, and goes on from there.
+//! A run whose disk or memory fails reports so, loses no good files, and can resume.
 //!
-//! `faults/shim.c` stands between the program and the C library and lets single calls fail. By default some forty calls
-//! are tried, one of each kind; with `VTRAIN_FAULTS=all` every one, in several ways.
+//! `faults/shim.c` intercepts calls to the C library and makes single ones fail. By default some forty calls are tried,
+//! one of each kind; with `VTRAIN_FAULTS=all` every one, in several ways.
 
 mod memory;
 mod mounts;
@@ -31,17 +31,17 @@ struct Run {
     folder: tempfile::TempDir,
 }
 
-/// What shall fail. The default is nothing.
+/// Fault to inject. The default is none.
 #[derive(Debug, Default, Clone)]
 struct Fault {
     /// The call, counted from 1.
     at: usize,
-    /// Whether all behind it fail, too.
+    /// True if all later calls fail, too.
     stays: bool,
-    /// Of those, calls of these names only, between commas.
+    /// Restricts to calls of these names, between commas.
     only: &'static str,
     errno: i32,
-    /// Only what is below this part of the run's output; thumbnails can be had in no other way.
+    /// Restricts to paths below this part of the run's output; thumbnails cannot be reached otherwise.
     below: &'static str,
     /// Bytes that the disk says are free, from call `at` on.
     free: Option<u64>,
@@ -64,12 +64,11 @@ fn model() -> PathBuf {
     root().join("tests/fixtures/cogvideox/cogvideox-5b")
 }
 
-/// The compiled shim; None, and a line that says why, where there can be none.
+/// The compiled shim; None where there can be none. Rust itself links with `cc`, so there is one.
 fn shim() -> Option<&'static Path> {
     static SHIM: OnceLock<Option<PathBuf>> = OnceLock::new();
     let compile = || {
         if !cfg!(all(target_os = "linux", target_env = "gnu")) {
-            crate::skipped::say("faults are injected on Linux with glibc only");
             return None;
         }
         let made = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("faults-{}.so", std::process::id()));
@@ -79,14 +78,9 @@ fn shim() -> Option<&'static Path> {
             .arg(&made)
             .arg(source)
             .arg("-ldl");
-        match cc.output() {
-            Ok(done) if done.status.success() => Some(made),
-            Ok(done) => panic!("{}", String::from_utf8_lossy(&done.stderr)),
-            Err(error) => {
-                crate::skipped::say(format!("no C compiler: cc: {error}"));
-                None
-            }
-        }
+        let done = cc.output().expect("a C compiler called cc");
+        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+        Some(made)
     };
     SHIM.get_or_init(compile).as_deref()
 }
@@ -150,7 +144,7 @@ impl Run {
             part => self.out().join(part),
         };
         command
-            .env("LD_PRELOAD", shim().expect("asked before"))
+            .env("LD_PRELOAD", shim().expect("the test is ignored elsewhere"))
             .env("FAULT_UNDER", below)
             .env("FAULT_BUT", if fault.below.is_empty() { "/report/clips" } else { "" })
             .env("FAULT_LOG", &log)
@@ -196,7 +190,7 @@ impl Run {
         fs::read(self.out().join(FINAL)).unwrap()
     }
 
-    /// The log without what depends on the machine's mood.
+    /// Returns the log without timings.
     fn metrics(&self) -> Vec<Value> {
         let text = fs::read_to_string(self.out().join("metrics.jsonl")).unwrap();
         let lines = text.lines().map(|line| {
@@ -224,7 +218,7 @@ impl Run {
         steps
     }
 
-    /// What is hidden and unfinished, wherever.
+    /// Returns hidden and unfinished files anywhere.
     fn leftovers(&self) -> Vec<PathBuf> {
         fn look(folder: &Path, found: &mut Vec<PathBuf>) {
             for entry in fs::read_dir(folder).unwrap() {
@@ -284,7 +278,7 @@ fn straight() -> &'static Straight {
     })
 }
 
-/// Goes on without faults: the run ends as if there had been none.
+/// Resumes without faults: the run ends as if there had been none.
 fn assert_recovers(run: &Run, told: &str) {
     let output = run.command().output().unwrap();
     let said = stderr(&output);

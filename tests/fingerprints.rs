@@ -1,6 +1,6 @@
-//! Names of records and fingerprints of runs: each ingredient by itself makes another one, and nothing else does.
+//! Names of records and fingerprints of runs: each ingredient changes them, and nothing else does.
 //!
-//! What is taken apart here is taken apart in full, so that an ingredient that is added does not compile until it has a line.
+//! Structures are destructured completely, so that a new ingredient does not compile until it has a line.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs;
@@ -12,8 +12,8 @@ use candle_core::{DType, Device, Tensor};
 use serde_json::Value;
 use tempfile::TempDir;
 use vtrain::data::Bucket;
-use vtrain::data::cache::{Cache, CaptionCoder, ClipCoder, Encoded, Encoding, Form, Key, rng};
-use vtrain::data::loader::Cut;
+use vtrain::data::cache::{Cache, Encoded, EncoderId, Encoding, Key, RecordSchema, TextEncoderId, rng};
+use vtrain::data::loader::ClipSelection;
 use vtrain::lora::diffusers::{self, Named};
 use vtrain::lora::{self, TargetModules};
 use vtrain::video::Fit;
@@ -34,8 +34,8 @@ type Change<T> = (&'static str, fn(&mut T));
 #[derive(Clone)]
 struct Clip {
     content: Hash,
-    cut: Cut,
-    coder: ClipCoder,
+    cut: ClipSelection,
+    coder: EncoderId,
 }
 
 impl Clip {
@@ -48,7 +48,7 @@ impl Clip {
 fn each_ingredient_of_a_clips_record_makes_another_name() {
     let base = Clip {
         content: hash(b"clip"),
-        cut: Cut {
+        cut: ClipSelection {
             frames: vec![0, 1, 2],
             fit: Fit {
                 resize_height: 40,
@@ -61,7 +61,7 @@ fn each_ingredient_of_a_clips_record_makes_another_name() {
             fps: 8.0,
             orientation: None,
         },
-        coder: ClipCoder {
+        coder: EncoderId {
             fingerprint: hash(b"vae"),
             dtype: DType::F32,
             tiling: false,
@@ -69,7 +69,7 @@ fn each_ingredient_of_a_clips_record_makes_another_name() {
         },
     };
     let Clip { content: _, cut, coder } = &base;
-    let Cut {
+    let ClipSelection {
         frames: _,
         fit,
         fps: _,
@@ -83,7 +83,7 @@ fn each_ingredient_of_a_clips_record_makes_another_name() {
         height: _,
         width: _,
     } = fit;
-    let ClipCoder {
+    let EncoderId {
         fingerprint: _,
         dtype: _,
         tiling: _,
@@ -124,13 +124,13 @@ fn each_ingredient_of_a_clips_record_makes_another_name() {
 
 #[test]
 fn each_ingredient_of_a_captions_record_makes_another_name() {
-    let coder = |fingerprint: &[u8], dtype, tokens| CaptionCoder {
+    let coder = |fingerprint: &[u8], dtype, tokens| TextEncoderId {
         fingerprint: hash(fingerprint),
         dtype,
         tokens,
     };
     let base = coder(b"t5", DType::F32, 226);
-    let CaptionCoder {
+    let TextEncoderId {
         fingerprint: _,
         dtype: _,
         tokens: _,
@@ -176,7 +176,7 @@ struct Data {
 
 impl Data {
     fn new() -> Self {
-        let captions = CaptionCoder {
+        let captions = TextEncoderId {
             fingerprint: hash(b"t5"),
             dtype: DType::F32,
             tokens: 8,
@@ -188,7 +188,7 @@ impl Data {
             repeats: 1,
             fps: 8.0,
             key: Key::caption(&format!("stands for the clip {name}"), &captions),
-            form: Form::clip([1, 1, 1, 1], Vec::new()),
+            form: RecordSchema::clip([1, 1, 1, 1], Vec::new()),
         });
         let texts = ["a", "b", "c"].map(|text| (text.to_string(), Key::caption(text, &captions)));
         Self {
@@ -202,7 +202,7 @@ impl Data {
             cache: Cache::open(folder),
             samples: self.samples,
             texts: self.texts,
-            text_form: Form::caption(Vec::new(), DType::F32),
+            text_form: RecordSchema::caption(Vec::new(), DType::F32),
         };
         encoded.fingerprint()
     }
@@ -379,12 +379,12 @@ fn each_setting_of_adapters_is_in_the_header_of_their_file() {
 fn each_part_of_a_record_that_is_another_is_damage() {
     let folder = TempDir::new().unwrap();
     let cache = Cache::open(folder.path());
-    let coder = CaptionCoder {
+    let coder = TextEncoderId {
         fingerprint: hash(b"t5"),
         dtype: DType::F32,
         tokens: 8,
     };
-    let form = |name: &'static str, shape: &[usize], dtype| Form::caption(vec![(name, shape.to_vec())], dtype);
+    let form = |name: &'static str, shape: &[usize], dtype| RecordSchema::caption(vec![(name, shape.to_vec())], dtype);
     let kept = form("embeds", &[2, 3], DType::F32);
     let key = Key::caption("a ball", &coder);
     let tensor = Tensor::arange(0f32, 6.0, &Device::Cpu)

@@ -1,4 +1,4 @@
-//! NaN and the infinities are found wherever they stand, in every format, and nothing else is.
+//! NaN and infinities are found at any index, in every format, and nothing else is.
 
 use candle_core::{DType, Device, Tensor};
 use vtrain::finite::{NotFinite, check, first, first_in};
@@ -48,5 +48,5 @@ fn only_what_a_tensor_shows_of_its_memory_counts() {
     let turned = first(&tensor.t().unwrap()).unwrap();
     assert!(matches!(turned, Some(NotFinite { place: 2, .. })), "{turned:?}");
     let said = format!("{:#}", check("its mean", &tensor).unwrap_err());
-    assert_eq!(said, "its mean holds NaN at place 1");
+    assert_eq!(said, "its mean holds NaN at index 1");
 }

@@ -1,28 +1,30 @@
-//! The shared parts under a family unlike CogVideoX, made up: flow matching, channels before frames, masked prompts,
-//! positions in seconds, and an image that is the first frame or stands beside the noisy latents with tokens of its own.
+//! The shared parts under a synthetic family unlike CogVideoX: flow matching, channels before frames, masked prompts,
+//! positions in seconds, and an image that is the first frame or is concatenated to the noisy latents, with its own
+//! tokens.
 
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use candle_core::{DType, Device, Result, Tensor, Var};
 use tempfile::TempDir;
-use vtrain::data::cache::{Cache, CaptionCoder, ClipCoder, Encoded, Encoding, Form, Key, Latents};
-use vtrain::data::loader::Cut;
+use vtrain::data::cache::{Cache, Encoded, EncoderId, Encoding, Key, Latents, RecordSchema, TextEncoderId};
+use vtrain::data::loader::ClipSelection;
 use vtrain::data::{Bucket, Order};
 use vtrain::diffusion::objective::Objective;
 use vtrain::diffusion::posterior::Posterior;
 use vtrain::diffusion::schedulers::{self, Scheduler};
 use vtrain::diffusion::timesteps::{Config, Shift};
-use vtrain::models::denoiser::{Denoiser, Input, State, Text};
+use vtrain::models::denoiser::{Denoiser, Input, State, TextEmbeds};
 use vtrain::models::family::{
-    Beside, Canvas, ClipEncoder, Conditioner, Emit, ImageCondition, Kept, Layout, TakesImage, TextShape,
+    ConcatCondition, Emit, ImageCondition, ImageMode, LatentSize, Layout, TensorSpecs, TextEncoder, TextShape,
+    VideoEncoder,
 };
-use vtrain::models::{Family, rooms};
+use vtrain::models::{Family, registry};
 use vtrain::nn::WeightFolder;
-use vtrain::nn::weights::Planter;
+use vtrain::nn::adapter::Adapt;
 use vtrain::rng::Rng;
 use vtrain::sample::{Request, Start, sample};
-use vtrain::train::micro_batch::{MicroBatch, Source};
+use vtrain::train::micro_batch::{MicroBatch, MicroBatches};
 use vtrain::video::Fit;
 
 const CHANNELS: usize = 2;
@@ -31,13 +33,13 @@ const WIDTH: usize = 2;
 const SEED: u64 = 42;
 
 struct Made {
-    takes_image: TakesImage,
-    /// What the network was given.
+    takes_image: ImageMode,
+    /// Inputs of the network.
     seen: Arc<Mutex<Vec<Input>>>,
 }
 
 impl Made {
-    fn up(takes_image: TakesImage) -> Self {
+    fn up(takes_image: ImageMode) -> Self {
         Self {
             takes_image,
             seen: Arc::default(),
@@ -48,9 +50,9 @@ impl Made {
 /// Embeds a prompt as its length; the last token is padding.
 struct Prompts;
 
-impl Conditioner for Prompts {
-    fn embed(&self, prompt: &str) -> anyhow::Result<Text> {
-        Ok(Text {
+impl TextEncoder for Prompts {
+    fn embed(&self, prompt: &str) -> anyhow::Result<TextEmbeds> {
+        Ok(TextEmbeds {
             hidden: Tensor::full(prompt.len() as f32, (1, TOKENS, WIDTH), &Device::Cpu)?,
             mask: Some(Tensor::new(&[[1f32, 1.0, 0.0]], &Device::Cpu)?),
         })
@@ -60,7 +62,7 @@ impl Conditioner for Prompts {
 /// An image's latents are the mean over each 8x8, and so is its only token.
 struct Images;
 
-impl ClipEncoder for Images {
+impl VideoEncoder for Images {
     fn encode(&self, _clip: &Tensor) -> anyhow::Result<Posterior> {
         unimplemented!("records are made up as well")
     }
@@ -77,7 +79,7 @@ impl ClipEncoder for Images {
 struct Network(Arc<Mutex<Vec<Input>>>);
 
 impl Denoiser for Network {
-    fn stem(&self, _input: &Input) -> Result<State> {
+    fn embed(&self, _input: &Input) -> Result<State> {
         unimplemented!("it has no segments")
     }
 
@@ -111,19 +113,19 @@ impl Family for Made {
         "MadeUpPipeline"
     }
 
-    fn conditioner_parts(&self) -> &'static [&'static str] {
+    fn text_encoder_parts(&self) -> &'static [&'static str] {
         &[]
     }
 
-    fn encoder_parts(&self) -> &'static [&'static str] {
+    fn video_encoder_parts(&self) -> &'static [&'static str] {
         &[]
     }
 
-    fn conditioner(&self) -> anyhow::Result<Box<dyn Conditioner>> {
+    fn text_encoder(&self) -> anyhow::Result<Box<dyn TextEncoder>> {
         Ok(Box::new(Prompts))
     }
 
-    fn clip_encoder(&self, _tiling: bool, _slicing: bool) -> anyhow::Result<Box<dyn ClipEncoder>> {
+    fn video_encoder(&self, _tiling: bool, _slicing: bool) -> anyhow::Result<Box<dyn VideoEncoder>> {
         Ok(Box::new(Images))
     }
 
@@ -140,13 +142,13 @@ impl Family for Made {
         Scheduler::new(schedulers::Config::parse(config)?)
     }
 
-    fn denoiser(&self, _planter: Option<Arc<dyn Planter>>) -> anyhow::Result<Box<dyn Denoiser>> {
+    fn denoiser(&self, _planter: Option<Arc<dyn Adapt>>) -> anyhow::Result<Box<dyn Denoiser>> {
         Ok(Box::new(Network(self.seen.clone())))
     }
 
-    fn canvas(&self, num_frames: usize, height: usize, width: usize) -> anyhow::Result<Canvas> {
+    fn latent_size(&self, num_frames: usize, height: usize, width: usize) -> anyhow::Result<LatentSize> {
         let (frames, height, width) = ((num_frames - 1) / 2 + 1, height / 8, width / 8);
-        Ok(Canvas {
+        Ok(LatentSize {
             num_frames,
             shape: [1, CHANNELS, frames, height, width],
             layout: Layout::ChannelsFirst,
@@ -160,7 +162,7 @@ impl Family for Made {
         25.0
     }
 
-    fn takes_image(&self) -> TakesImage {
+    fn image_mode(&self) -> ImageMode {
         self.takes_image
     }
 
@@ -168,9 +170,9 @@ impl Family for Made {
         Ok((sample * 2.0)?)
     }
 
-    fn image_kept(&self, canvas: &Canvas) -> Kept {
+    fn image_tensor_specs(&self, canvas: &LatentSize) -> TensorSpecs {
         match self.takes_image {
-            TakesImage::Always => vec![("condition", canvas.encoded().to_vec()), ("tokens", vec![4, WIDTH])],
+            ImageMode::Always => vec![("condition", canvas.encoded().to_vec()), ("tokens", vec![4, WIDTH])],
             _ => Vec::new(),
         }
     }
@@ -178,11 +180,11 @@ impl Family for Made {
     fn condition_on(
         &self,
         encoded: &[Tensor],
-        _canvas: &Canvas,
+        _canvas: &LatentSize,
         rng: Option<&mut Rng>,
     ) -> anyhow::Result<ImageCondition> {
         Ok(match (self.takes_image, encoded) {
-            (TakesImage::Always, [condition, tokens]) => ImageCondition::Beside(Beside {
+            (ImageMode::Always, [condition, tokens]) => ImageCondition::Concat(ConcatCondition {
                 latents: condition.clone(),
                 tokens: Some(tokens.clone()),
                 ofs: None,
@@ -199,7 +201,7 @@ impl Family for Made {
         unimplemented!("nothing is shown")
     }
 
-    fn decode(&self, _latents: &Tensor, _canvas: &Canvas, _rng: &mut Rng, _emit: Emit) -> anyhow::Result<()> {
+    fn decode(&self, _latents: &Tensor, _canvas: &LatentSize, _rng: &mut Rng, _emit: Emit) -> anyhow::Result<()> {
         unimplemented!("nothing is shown")
     }
 }
@@ -223,12 +225,12 @@ fn encode(family: &Made, folder: &Path) -> Encoded {
     let cache = Cache::open(folder);
     let (dtype, fingerprint) = (DType::BF16, blake3::hash(b"coder"));
     let tokens = family.text_shape().tokens;
-    let coder = CaptionCoder {
+    let coder = TextEncoderId {
         fingerprint,
         dtype,
         tokens,
     };
-    let text_form = Form::caption(family.text_shape().kept(), dtype);
+    let text_form = RecordSchema::caption(family.text_shape().kept(), dtype);
     let texts = ["", "red", "a blue ball"].map(|text| (text.to_string(), Key::caption(text, &coder)));
     for (text, key) in &texts {
         let embedded = family.embed(&[text]).unwrap();
@@ -236,17 +238,17 @@ fn encode(family: &Made, folder: &Path) -> Encoded {
         cache.write(key, &text_form, &tensors.collect::<Vec<_>>(), &[]).unwrap();
     }
     let bucket = Bucket::from([5, 16, 8]);
-    let canvas = family.canvas(bucket.frames, bucket.height, bucket.width).unwrap();
-    let form = Form::clip(canvas.encoded(), family.image_kept(&canvas));
-    let coder = ClipCoder {
+    let canvas = family.latent_size(bucket.frames, bucket.height, bucket.width).unwrap();
+    let form = RecordSchema::clip(canvas.encoded(), family.image_tensor_specs(&canvas));
+    let coder = EncoderId {
         fingerprint,
         dtype,
         tiling: false,
-        image: family.takes_image() == TakesImage::Always,
+        image: family.image_mode() == ImageMode::Always,
     };
     let sample = |(n, caption): (u8, &str)| {
         let (fit, fps) = (Fit::squash((16, 8)), 12.0 * f64::from(n + 1));
-        let cut = Cut {
+        let cut = ClipSelection {
             frames: vec![0, 1, 2, 3, 4],
             fit,
             fps,
@@ -282,20 +284,20 @@ fn micro_batch(family: &Made, encoded: &Encoded, first_frame: f64, latents: Late
 }
 
 /// Micro-batches of both clips, with every caption.
-fn source<'a>(family: &'a Made, encoded: &'a Encoded, first_frame: f64, latents: Latents) -> Source<'a> {
+fn source<'a>(family: &'a Made, encoded: &'a Encoded, first_frame: f64, latents: Latents) -> MicroBatches<'a> {
     let config = Config {
         shift: Shift::Fixed(1.0),
         ..Config::default()
     };
     let items = encoded.samples.iter().map(|sample| (sample.bucket, sample.repeats));
-    Source {
+    MicroBatches {
         family,
         encoded,
         objective: Objective::new(&family.scheduler().unwrap(), &config).unwrap(),
         order: Order::new(items, 2, SEED),
         latents,
         caption_dropout: 0.0,
-        first_frame,
+        first_frame_conditioning_p: first_frame,
         seed: SEED,
         device: Device::Cpu,
     }
@@ -303,7 +305,7 @@ fn source<'a>(family: &'a Made, encoded: &'a Encoded, first_frame: f64, latents:
 
 #[test]
 fn micro_batches_draw_posterior_timesteps_noise_and_then_first_frames() {
-    let (family, folder) = (Made::up(TakesImage::Either), TempDir::new().unwrap());
+    let (family, folder) = (Made::up(ImageMode::Either), TempDir::new().unwrap());
     let encoded = encode(&family, folder.path());
     let got = micro_batch(&family, &encoded, 0.5, Latents::Sample);
     let order = &got.batch.samples;
@@ -339,7 +341,7 @@ fn micro_batches_draw_posterior_timesteps_noise_and_then_first_frames() {
 /// The draw is the last one here, behind timesteps and noise.
 #[test]
 fn a_share_of_captions_gives_way_to_the_empty_one() {
-    let (family, folder) = (Made::up(TakesImage::Either), TempDir::new().unwrap());
+    let (family, folder) = (Made::up(ImageMode::Either), TempDir::new().unwrap());
     let encoded = encode(&family, folder.path());
     let lengths = ["red", "a blue ball"].map(|caption| caption.len() as f32);
     let mut dropped = Vec::new();
@@ -373,7 +375,7 @@ fn a_share_of_captions_gives_way_to_the_empty_one() {
 
 #[test]
 fn masks_and_frame_rates_of_the_clips_reach_the_network() {
-    let (family, folder) = (Made::up(TakesImage::Either), TempDir::new().unwrap());
+    let (family, folder) = (Made::up(ImageMode::Either), TempDir::new().unwrap());
     let encoded = encode(&family, folder.path());
     let got = micro_batch(&family, &encoded, 0.0, Latents::Mode);
     let (text, order) = (&got.input.text, &got.batch.samples);
@@ -386,7 +388,7 @@ fn masks_and_frame_rates_of_the_clips_reach_the_network() {
     assert_eq!(values(mask), [1.0, 1.0, 0.0, 1.0, 1.0, 0.0]);
     let rates: Vec<f64> = order.iter().map(|sample| 12.0 * (*sample + 1) as f64).collect();
     assert_eq!(got.input.frame_rates, Some(rates));
-    // Nobody's first frame is given: one timestep for each clip, and all counts alike.
+    // No first frame is given: one timestep per clip, and equal weights.
     assert_eq!(got.input.timestep.dims(), [2]);
     assert!(got.weight.is_none());
     assert!(got.input.image.is_none());
@@ -394,7 +396,7 @@ fn masks_and_frame_rates_of_the_clips_reach_the_network() {
 
 #[test]
 fn what_a_family_keeps_of_images_stands_beside_the_noise() {
-    let (family, folder) = (Made::up(TakesImage::Always), TempDir::new().unwrap());
+    let (family, folder) = (Made::up(ImageMode::Always), TempDir::new().unwrap());
     let encoded = encode(&family, folder.path());
     let got = micro_batch(&family, &encoded, 0.0, Latents::Mode);
     assert_eq!(got.input.latents.dims(), [2, 2 * CHANNELS, 3, 2, 1]);
@@ -411,10 +413,10 @@ fn what_a_family_keeps_of_images_stands_beside_the_noise() {
     assert_eq!(got.input.timestep.dims(), [2]);
 }
 
-/// As LTXImageToVideoPipeline: the posterior of the image, then the noise; the scheduler steps the other frames.
+/// Same as LTXImageToVideoPipeline: the posterior of the image, then the noise; the scheduler steps the other frames.
 #[test]
 fn sampling_holds_the_first_frame_and_steps_the_others() {
-    let family = Made::up(TakesImage::Either);
+    let family = Made::up(ImageMode::Either);
     let image = (Tensor::arange(0f32, 3.0 * 16.0 * 8.0, &Device::Cpu).unwrap() / 384.0).unwrap();
     let image = image.reshape((1, 3, 16, 8)).unwrap();
     let request = Request {
@@ -477,7 +479,7 @@ fn sampling_holds_the_first_frame_and_steps_the_others() {
 #[test]
 fn guidance_is_the_same_in_one_batch_and_one_prompt_after_the_other() {
     for (width, passes) in [(4096, 1), (4104, 2)] {
-        let family = Made::up(TakesImage::Either);
+        let family = Made::up(ImageMode::Either);
         let request = Request {
             prompt: "a blue ball".into(),
             negative_prompt: "red".into(),
@@ -508,7 +510,7 @@ fn guidance_is_the_same_in_one_batch_and_one_prompt_after_the_other() {
 
 #[test]
 fn latents_of_another_order_are_refused_in_the_order_of_the_family() {
-    let family = Made::up(TakesImage::Either);
+    let family = Made::up(ImageMode::Either);
     let request = Request {
         prompt: "red".into(),
         negative_prompt: String::new(),
@@ -537,20 +539,20 @@ fn a_checkpoint_of_no_family_here_is_refused_by_its_class_with_those_that_are_kn
     };
     write("model_index.json", "FluxPipeline");
     write("transformer/config.json", "FluxTransformer2DModel");
-    let known: Vec<&str> = rooms::ROOMS.iter().map(|room| room.title).collect();
+    let known: Vec<&str> = registry::FAMILIES.iter().map(|room| room.title).collect();
     let refused = [
-        rooms::of_checkpoint(folder.path()).unwrap_err(),
-        rooms::of_transformer(&folder.path().join("transformer")).unwrap_err(),
+        registry::of_checkpoint(folder.path()).unwrap_err(),
+        registry::of_transformer(&folder.path().join("transformer")).unwrap_err(),
     ];
     for (refused, class) in refused.iter().zip(["FluxPipeline", "FluxTransformer2DModel"]) {
         let said = format!("{refused:#}");
         assert!(said.contains(class) && said.contains(&known.join(", ")), "{said}");
     }
-    for room in rooms::ROOMS {
+    for room in registry::FAMILIES {
         write("model_index.json", &format!("{}Pipeline", room.pipeline));
         write("transformer/config.json", room.transformer);
-        assert_eq!(rooms::of_checkpoint(folder.path()).unwrap().name, room.name);
-        let transformer = rooms::of_transformer(&folder.path().join("transformer")).unwrap();
+        assert_eq!(registry::of_checkpoint(folder.path()).unwrap().name, room.name);
+        let transformer = registry::of_transformer(&folder.path().join("transformer")).unwrap();
         assert_eq!(transformer.name, room.name);
     }
 }

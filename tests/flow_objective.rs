@@ -1,5 +1,5 @@
-//! What flow matching trains on, against torch and diffusers. `tests/fixtures/flow/objective.*` are written by
-//! `scripts/make_flow_objective_fixtures.py`.
+//! Targets of flow matching, against torch and diffusers. `tests/fixtures/flow/objective.*` are written by
+//! `scripts/fixtures/make_flow_objective.py`.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};

@@ -1,5 +1,5 @@
 //! Schedulers of flow matching against diffusers. `tests/fixtures/flow/schedulers.*` are written by
-//! `scripts/make_flow_fixtures.py`.
+//! `scripts/fixtures/make_flow.py`.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};

@@ -1,8 +1,8 @@
-//! Hostile files: real ones of every format that vtrain reads, spoiled a little, from fixed seeds. Each is read or refused
-//! by its name, without a panic, within 10 s and in less than 1 GB.
+//! Hostile files: real ones of every format that vtrain reads, slightly corrupted, from fixed seeds. Each is read or
+//! refused by its name, without a panic, within 10 s and in less than 1 GB.
 //!
-//! `FORMATS` is the list. Together they have 2,000 cases; `VTRAIN_FUZZ=100000 cargo test fuzz:: -- --nocapture` tries as
-//! many in all, and `VTRAIN_FUZZ_CASE=17` one of each format again. What fails is left in the temporary folder.
+//! `FORMATS` is the list. Together they have 2,000 cases; `VTRAIN_FUZZ=100000 cargo test fuzz:: -- --nocapture` tries
+//! as many in all, and `VTRAIN_FUZZ_CASE=17` one of each format again. What fails is left in the temporary folder.
 
 mod datasets; // captions and manifests
 mod media; // clips and images
@@ -23,7 +23,7 @@ use vtrain::rng::Rng;
 const CASES: usize = 2_000;
 /// A case takes less, also where the machine is busy.
 const LONGEST: Duration = Duration::from_secs(60);
-/// Of a case that never ends: the tests do.
+/// Time-out of a case, after which the tests end.
 const HANGS: Duration = Duration::from_secs(120);
 /// The process holds less.
 const MOST_BYTES: u64 = 1 << 30;
@@ -68,16 +68,16 @@ fn all_formats_together_have_as_many_cases_as_is_said() {
     assert_eq!(FORMATS.iter().map(|(_, cases)| cases).sum::<usize>(), CASES);
 }
 
-/// Real files of a format, where they can be spoiled, and who reads them.
+/// Files of a format, those to corrupt, and their reader.
 pub struct Corpus {
     folder: TempDir,
     /// Those that are spoiled, from the folder.
     files: Vec<PathBuf>,
     /// Reads a file, and whatever goes with it, as far as a run would; given the folder and the file's name in it.
     read: Box<Read>,
-    /// What an error may name in place of the file.
+    /// Names that an error may have in place of the file.
     or_names: fn(&Path) -> Option<String>,
-    /// Such files only save work, or are shown as far as they go: none is refused.
+    /// True for files that only save work, or are shown as far as possible: none is rejected.
     forgiving: bool,
     /// Makes what is spoiled look right: checksums.
     sign: Option<fn(&Path, &Path, &mut Rng)>,
@@ -102,7 +102,7 @@ impl Corpus {
     }
 }
 
-/// How many cases of its share a format gets.
+/// Returns the number of cases for a format, given its share.
 fn cases(share: usize) -> usize {
     let all = std::env::var("VTRAIN_FUZZ").map_or(CASES, |n| n.parse().expect("VTRAIN_FUZZ is a number of cases"));
     (share * all).div_ceil(CASES)
@@ -189,7 +189,7 @@ fn run(format: &'static str, share: usize, corpus: Corpus) {
     }
 }
 
-/// Whether an error says which file it is about.
+/// Checks that an error names its file.
 fn named(corpus: &Corpus, file: &Path, said: &str) -> Result<(), String> {
     let name = file.file_name().unwrap().to_string_lossy();
     let other = (corpus.or_names)(file);
@@ -249,7 +249,7 @@ pub fn copy(from: &Path, to: &Path) {
     }
 }
 
-/// Where what the tests ship lies.
+/// Returns a path in the tests' fixtures.
 fn shipped(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
 }

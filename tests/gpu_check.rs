@@ -1,4 +1,4 @@
-//! The visit to a machine with a GPU (`scripts/gpu_check.sh`), rehearsed on the CPU: packed, carried to an empty folder, and
+//! The check on a machine with a GPU (`scripts/gpu_check.sh`), run on the CPU: packed, carried to an empty folder, and
 //! run there as a whole at tiny sizes.
 
 mod row;
@@ -16,28 +16,10 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// What both streams said.
+/// Returns both output streams.
 fn said(output: &Output) -> String {
     let [out, err] = [&output.stdout, &output.stderr].map(|stream| String::from_utf8_lossy(stream));
     format!("{out}{err}")
-}
-
-/// The FFmpeg that is carried, built from the source of the one that is installed; none where that source cannot be had.
-fn minimal_ffmpeg() -> Option<PathBuf> {
-    let named = std::env::var_os("VTRAIN_MINIMAL_FFMPEG").map(PathBuf::from);
-    let folder = named.unwrap_or_else(|| Path::new(env!("CARGO_TARGET_TMPDIR")).join("minimal-ffmpeg"));
-    let built = Command::new(root().join("scripts/gpu_check/minimal_ffmpeg.sh"))
-        .arg(&folder)
-        .output()
-        .unwrap();
-    match built.status.code() {
-        Some(0) => Some(folder),
-        Some(3) => {
-            crate::skipped::say(format!("the size of FFmpeg as it is carried ({})", said(&built).trim()));
-            None
-        }
-        _ => panic!("{}", said(&built)),
-    }
 }
 
 /// Packs a program, with a compression that takes little time.
@@ -72,38 +54,35 @@ fn make_executable(path: &Path, text: &str) {
     fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
 }
 
+/// Copies the archive to an empty folder.
+fn carry(carried: &Path) -> tempfile::TempDir {
+    let empty = tempfile::tempdir().unwrap();
+    for name in ["carry.tar.xz", "gpu_check.sh"] {
+        fs::copy(carried.join(name), empty.path().join(name)).unwrap();
+    }
+    empty
+}
+
 /// The whole visit, from the archive: without an environment, in a folder that holds nothing else, and without xz.
 #[test]
+#[ignore = "needs visit: python3, xz and git"]
 fn the_whole_visit_runs_on_the_cpu_out_of_an_archive_in_an_empty_folder_with_an_empty_environment() {
-    let carry = tempfile::tempdir().unwrap();
-    let (carried, empty) = (carry.path().join("carried"), carry.path().join("empty"));
-    let binary = Path::new(env!("CARGO_BIN_EXE_vtrain"));
-    let ffmpeg = minimal_ffmpeg();
-    let which = if ffmpeg.is_some() { "minimal" } else { "system" };
+    let carried = tempfile::tempdir().unwrap();
     let mut packing = pack(
         &root().join("scripts/gpu_check.sh"),
-        binary,
-        &carried,
-        &["--no-peer", "--ffmpeg", which],
+        Path::new(env!("CARGO_BIN_EXE_vtrain")),
+        carried.path(),
+        &["--no-peer", "--ffmpeg", "system"],
     );
-    if let Some(ffmpeg) = &ffmpeg {
-        packing.env("VTRAIN_MINIMAL_FFMPEG", ffmpeg);
-    }
-    let packed = packing.output().unwrap();
-    println!("{}", said(&packed));
-    let archive = carried.join("carry.tar.xz");
-    if ffmpeg.is_some() {
-        assert!(packed.status.success());
-        assert!(fs::metadata(&archive).unwrap().len() <= 45 * MIB);
-    }
-    assert!(said(&packed).contains("beside it: the tree"), "{}", said(&packed));
+    // With all of FFmpeg's dependencies it may be too large for the file system; it is packed first.
+    let packed = said(&packing.output().unwrap());
+    println!("{packed}");
+    assert!(packed.contains("beside it: the tree"), "{packed}");
 
-    fs::create_dir(&empty).unwrap();
-    for name in ["carry.tar.xz", "gpu_check.sh"] {
-        fs::copy(carried.join(name), empty.join(name)).unwrap();
-    }
+    let empty = carry(carried.path());
     let programs = programs_without(&["xz", "unxz", "xzcat", "nvidia-smi", "compute-sanitizer"]);
-    let python = std::env::var("VTRAIN_PYTHON");
+    let python = programs.path().join("python-without-packages");
+    make_executable(&python, "#!/bin/sh\nexec python3 -S \"$@\"\n");
     let mut visit = Command::new("bash");
     visit
         .args([
@@ -113,12 +92,13 @@ fn the_whole_visit_runs_on_the_cpu_out_of_an_archive_in_an_empty_folder_with_an_
             "--size",
             "tiny",
             "--budget",
-            "1500",
+            "3600",
             "--tree",
         ])
         .arg(root())
-        .args(["--python", python.as_deref().unwrap_or("python3")])
-        .current_dir(&empty)
+        .arg("--python")
+        .arg(&python)
+        .current_dir(empty.path())
         .env_clear()
         .env("PATH", programs.path());
     let visited = visit.output().unwrap();
@@ -128,14 +108,67 @@ fn the_whole_visit_runs_on_the_cpu_out_of_an_archive_in_an_empty_folder_with_an_
     assert!(told.contains("nothing: all comparisons hold"));
     assert_eq!(
         told,
-        fs::read_to_string(empty.join("gpu_check.log")).unwrap(),
+        fs::read_to_string(empty.path().join("gpu_check.log")).unwrap(),
         "the log holds all of it"
     );
-    expect_rows(&told, python.is_ok());
+    expect_rows(&told);
+}
+
+/// With an FFmpeg of its own, built from the source of the one that is installed, under the same names.
+#[test]
+#[ignore = "needs ffmpeg: apt-get has the source of the one that is installed"]
+fn an_archive_with_a_small_ffmpeg_takes_45_mib_at_most_and_reads_and_writes_clips() {
+    let named = std::env::var_os("VTRAIN_MINIMAL_FFMPEG").map(PathBuf::from);
+    let ffmpeg = named.unwrap_or_else(|| Path::new(env!("CARGO_TARGET_TMPDIR")).join("minimal-ffmpeg"));
+    let carried = tempfile::tempdir().unwrap();
+    let mut packing = pack(
+        &root().join("scripts/gpu_check.sh"),
+        Path::new(env!("CARGO_BIN_EXE_vtrain")),
+        carried.path(),
+        &["--no-peer", "--ffmpeg", "minimal"],
+    );
+    let packed = packing.env("VTRAIN_MINIMAL_FFMPEG", &ffmpeg).output().unwrap();
+    println!("{}", said(&packed));
+    assert!(packed.status.success());
+    let archive = fs::metadata(carried.path().join("carry.tar.xz")).unwrap().len();
+    assert!(archive <= 45 * MIB, "{archive} bytes");
+
+    let there = carry(carried.path());
+    let there = there.path();
+    let mut unpacking = Command::new("tar");
+    let unpacked = unpacking.args(["-xJf", "carry.tar.xz"]).current_dir(there).status();
+    assert!(unpacked.unwrap().success());
+    let vtrain = there.join("with-libraries");
+    let text = "#!/bin/sh\nLD_LIBRARY_PATH=${0%/*}/lib exec \"${0%/*}/vtrain\" \"$@\"\n";
+    make_executable(&vtrain, text);
+    let image = root().join("tests/fixtures/video/still.png");
+    let checkpoint = root().join("tests/fixtures/cogvideox/cogvideox-5b-i2v");
+    for (script, arguments) in [
+        ("train.sh", [root(), Path::new("12")]),
+        ("sample.sh", [&checkpoint, &image]),
+    ] {
+        let mut run = Command::new("bash");
+        run.arg(there.join("gpu_check").join(script)).arg(&vtrain).arg("cpu");
+        let output = run.args(arguments).output().unwrap();
+        assert!(output.status.success(), "{script}: {}", said(&output));
+        assert!(!said(&output).contains("FAIL"), "{script}: {}", said(&output));
+    }
+}
+
+#[test]
+#[ignore = "needs python: VTRAIN_PYTHON names one with what scripts/setup/requirements.txt lists"]
+fn training_steps_of_all_families_stand_beside_those_of_the_peer() {
+    let vtrain = env!("CARGO_BIN_EXE_vtrain");
+    let folder = unpacked_with(&format!("#!/bin/bash\n[[ $1 != bench ]] || exec '{vtrain}' \"$@\"\n"));
+    let output = visit(folder.path(), &crate::needs::python(), "3600").output().unwrap();
+    let told = said(&output);
+    assert!(output.status.success(), "{told}");
+    assert_eq!(told.matches("ours over the peer's").count(), 3, "{told}");
+    assert!(!told.contains("by PyTorch: it is not all there"), "{told}");
 }
 
 /// A line of everything that the visit is for.
-fn expect_rows(told: &str, peer: bool) {
+fn expect_rows(told: &str) {
     let all_of = |line: &str, parts: &[&str]| parts.iter().all(|part| line.contains(part));
     for parts in [
         &["nvidia-smi: none"][..],
@@ -159,8 +192,8 @@ fn expect_rows(told: &str, peer: bool) {
         &["ok ", "cogvideox-5b 5,32,32, keep: inputs:"],
         &["ok ", "ltx-video-2b 9,64,64, keep: auto"],
         &["ok ", "wan-2.1-1.3b 5,32,32, keep: auto"],
-        &["op ", " x attention back"],
-        &["op ", "what is in no op"],
+        &["op ", " x attention backward"],
+        &["op ", "outside of ops"],
         &["kernel ", " x product "],
         &["ok ", "cogvideox-2b 3 training losses F32", "[cpu]"],
         &["ok ", "wan-2.1-i2v 3 training losses with dropout BF16"],
@@ -171,32 +204,21 @@ fn expect_rows(told: &str, peer: bool) {
         &["ok ", "cogvideox-5b-i2v image BF16"],
         &["ok ", "wan-2.1-i2v image tokens BF16"],
         &["ok ", "tiled latents by tiles BF16"],
-        &["ok ", "wan-2.1-t2v bf16.safetensors beside"],
-        &["ok ", "wan-2.1-i2v from an image f32.safetensors beside"],
+        &["ok ", "wan-2.1-t2v bf16.safetensors and "],
+        &["ok ", "wan-2.1-i2v from an image f32.safetensors and "],
         &["ok ", "clips and captions are encoded"],
         &["ok ", "killed behind step"],
         &["ok ", "went on from a checkpoint to step"],
         &["ok ", "attention 70 x 64 dk BF16", "[cpu]"],
         &["NCCL"],
-        &["seconds of 1500"],
+        &["seconds of 3600"],
     ] {
         assert!(told.lines().any(|line| all_of(line, parts)), "no line with {parts:?}");
     }
     let left_out: Vec<&str> = told.lines().filter(|line| line.starts_with("LEFT OUT")).collect();
-    match peer {
-        true => {
-            assert!(left_out.is_empty(), "{left_out:?}");
-            assert_eq!(told.matches("ours over the peer's").count(), 3);
-        }
-        false => {
-            crate::skipped::say("the peer: VTRAIN_PYTHON names no Python with PyTorch");
-            assert!(
-                left_out
-                    .iter()
-                    .all(|line| line.ends_with("by PyTorch: it is not all there")),
-                "{left_out:?}"
-            );
-        }
+    assert_eq!(left_out.len(), 3, "{left_out:?}");
+    for line in left_out {
+        assert!(line.ends_with("by PyTorch: it is not all there"), "{line}");
     }
 }
 
@@ -212,21 +234,25 @@ fn unpacked_with(vtrain: &str) -> tempfile::TempDir {
 }
 
 /// The visit in such a folder, with a Python that tells of its environment.
-fn visit(folder: &Path, budget: &str) -> Command {
-    let python = folder.join("python");
-    let tells = "#!/bin/bash\necho \"python is given ${LD_LIBRARY_PATH:-no libraries}\" >&2\nexec python3 \"$@\"\n";
-    make_executable(&python, tells);
+fn visit(folder: &Path, python: &Path, budget: &str) -> Command {
+    let telling = folder.join("python");
+    let text = format!(
+        "#!/bin/bash\necho \"python is given ${{LD_LIBRARY_PATH:-no libraries}}\" >&2\nexec '{}' \"$@\"\n",
+        python.display()
+    );
+    make_executable(&telling, &text);
     let mut command = Command::new("bash");
     command
         .arg(folder.join("gpu_check.sh"))
         .args(["--device", "cpu", "--size", "tiny", "--budget", budget, "--python"])
-        .arg(python)
+        .arg(telling)
         .current_dir(folder)
         .env_remove("LD_LIBRARY_PATH");
     command
 }
 
 #[test]
+#[ignore = "needs visit: python3, xz and git"]
 fn what_fails_or_hangs_costs_its_own_group_alone_and_is_looked_at_again() {
     let folder = unpacked_with(
         "#!/bin/bash\ncase \"$*\" in\n\
@@ -242,12 +268,12 @@ fn what_fails_or_hangs_costs_its_own_group_alone_and_is_looked_at_again() {
         "#!/bin/bash\necho \"========= looked at: ${@:3}\"\necho noise\nexec \"${@:3}\"\n",
     );
     let began = Instant::now();
-    let output = visit(folder.path(), "30")
+    let output = visit(folder.path(), Path::new("python3"), "60")
         .env("COMPUTE_SANITIZER", &sanitizer)
         .output()
         .unwrap();
     let told = said(&output);
-    assert!(began.elapsed() < Duration::from_secs(60), "{told}");
+    assert!(began.elapsed() < Duration::from_secs(300), "{told}");
     assert_eq!(output.status.code(), Some(1), "{told}");
     for line in [
         "FAIL 2 of 1 residual y",                // as it comes
@@ -294,6 +320,7 @@ fn what_fails_or_hangs_costs_its_own_group_alone_and_is_looked_at_again() {
 }
 
 #[test]
+#[ignore = "needs visit: python3, xz and git"]
 fn a_line_is_there_as_soon_as_it_is_known() {
     // The first group goes on when this test has read its line.
     let folder = unpacked_with(
@@ -301,7 +328,7 @@ fn a_line_is_there_as_soon_as_it_is_known() {
          echo 'ok   first'\n\
          while [[ ! -e ${0%/*}/read ]]; do sleep 0.1; done ;;\nesac\n",
     );
-    let mut visit = visit(folder.path(), "90")
+    let mut visit = visit(folder.path(), Path::new("python3"), "3600")
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
         .spawn()
@@ -311,7 +338,7 @@ fn a_line_is_there_as_soon_as_it_is_known() {
     assert!(first.is_some());
     // tee writes the log after the pipe, a moment later.
     let log = folder.path().join("gpu_check.log");
-    let logged = (0..300).any(|_| {
+    let logged = (0..3000).any(|_| {
         std::thread::sleep(Duration::from_millis(100));
         fs::read_to_string(&log).unwrap().contains("ok   first")
     });
@@ -343,6 +370,7 @@ fn repository(bytes: u64) -> tempfile::TempDir {
 }
 
 #[test]
+#[ignore = "needs visit: python3, xz and git"]
 fn packing_fails_where_the_tree_and_what_is_carried_are_too_large_together() {
     for (bytes, fits) in [(59 * MIB, true), (60 * MIB, false)] {
         let repository = repository(bytes);
@@ -362,6 +390,7 @@ fn packing_fails_where_the_tree_and_what_is_carried_are_too_large_together() {
 }
 
 #[test]
+#[ignore = "needs visit: python3, xz and git"]
 fn packing_fails_where_a_library_is_missing_that_no_other_machine_has() {
     let repository = repository(0);
     let folder = repository.path();
@@ -395,18 +424,11 @@ fn packing_fails_where_a_library_is_missing_that_no_other_machine_has() {
 }
 
 #[test]
+#[ignore = "needs git: it knows this tree"]
 fn the_tracked_tree_stays_below_32_mib() {
-    let listed = Command::new("git")
-        .args(["ls-files", "-z"])
-        .current_dir(root())
-        .output();
-    let Some(listed) = listed
-        .ok()
-        .filter(|listed| listed.status.success() && !listed.stdout.is_empty())
-    else {
-        crate::skipped::say("this tree is no git repository");
-        return;
-    };
+    let mut list = Command::new("git");
+    let listed = list.args(["ls-files", "-z"]).current_dir(root()).output().unwrap();
+    assert!(listed.status.success(), "{}", said(&listed));
     let names = String::from_utf8(listed.stdout).unwrap();
     let files = names.split('\0').filter(|name| !name.is_empty());
     let sizes = files.filter_map(|name| fs::symlink_metadata(root().join(name)).ok()); // removed, and not yet told git

@@ -1,4 +1,4 @@
-//! The Hub, spoken to as it speaks: a server on this machine that answers its endpoints.
+//! The Hub, against a server on this machine that implements its endpoints.
 
 mod environment; // its variables, against huggingface_hub
 
@@ -289,13 +289,13 @@ fn an_adapter_comes_from_the_hub_by_its_repository_or_its_file() {
     assert!(
         several
             .1
-            .contains("name one of them after it: a.safetensors, b.safetensors"),
+            .contains("append the name of one: a.safetensors, b.safetensors"),
         "{}",
         several.1
     );
     let none = inspect("someone/style/x/y.bin", false);
     assert!(
-        none.1.contains("no such file, and no name of a Hub repository"),
+        none.1.contains("no such file, and not the name of a Hub repository"),
         "{}",
         none.1
     );

@@ -1,8 +1,8 @@
 //! The kernels of the `.cu` files, run on the CPU as they are written, against references in f64.
 //!
-//! `kernels/emulator.cpp` runs a block's threads in turns. Launches come from the functions that a GPU's come from, so that
-//! arguments and grids are tested as well. Every check runs in several orders of threads, with buffers between pages that may
-//! not be touched, aligned and not; results do not depend on the order to the bit.
+//! `kernels/emulator.cpp` runs a block's threads in turns. Launches come from the same functions as on a GPU, so that
+//! arguments and grids are tested as well. Every check runs in several orders of threads, with buffers between pages
+//! that may not be touched, aligned and not; results do not depend on the order to the bit.
 //!
 //! A new kernel: its `.cu` file in `src/ops/kernel/sources.rs`, a launch beside the op, a check here.
 

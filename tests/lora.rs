@@ -1,5 +1,5 @@
-//! Adapters that learn: which layers get one, their first values, dropout, files. scripts/make_lora_fixtures.py writes
-//! the expected numbers; scripts/check_lora.py loads a file written here with diffusers.
+//! Trained adapters: target layers, initial values, dropout, files. scripts/fixtures/make_lora.py writes the expected
+//! numbers; scripts/checks/check_lora.py loads a file written here with diffusers.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -8,12 +8,13 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Tensor, Var};
 use serde::Deserialize;
 use vtrain::lora::diffusers::{self, Named};
-use vtrain::lora::trainable::{Pair, Trainable};
+use vtrain::lora::file;
+use vtrain::lora::trainable::{LoraPair, Trainable};
 use vtrain::lora::{Config, TargetModules};
 use vtrain::models::cogvideox::dit::Dit;
-use vtrain::models::rooms;
+use vtrain::models::registry;
+use vtrain::nn::adapter::Adapt;
 use vtrain::nn::dropout::{Dropout, Seed};
-use vtrain::nn::weights::Planter;
 use vtrain::nn::{Weights, linear};
 use vtrain::rng::Rng;
 
@@ -39,12 +40,12 @@ fn config(rank: usize, alpha: f64, target_modules: TargetModules) -> Config {
 }
 
 fn trainable(config: &Config, seed: u64) -> Arc<Trainable> {
-    Arc::new(Trainable::new(config, &rooms::names(), Rng::new(seed), &Device::Cpu).unwrap())
+    Arc::new(Trainable::new(config, &registry::names(), Rng::new(seed), &Device::Cpu).unwrap())
 }
 
 /// The adapters of a tiny CogVideoX.
-fn planted(config: &Config, model: &str) -> anyhow::Result<Vec<Pair>> {
-    let trainable = Arc::new(Trainable::new(config, &rooms::names(), Rng::new(1), &Device::Cpu)?);
+fn planted(config: &Config, model: &str) -> anyhow::Result<Vec<LoraPair>> {
+    let trainable = Arc::new(Trainable::new(config, &registry::names(), Rng::new(1), &Device::Cpu)?);
     let folder = fixtures("cogvideox").join(model).join("transformer");
     Dit::load(&folder, DType::F32, &Device::Cpu, Some(trainable.clone()))?;
     trainable.finish()
@@ -155,10 +156,10 @@ fn first_values_are_those_of_torch_from_one_stream() {
     let init: Init = json("lora/init.json");
     let mut rng = Rng::new(init.seed);
     for drawn in &init.rows {
-        // One layer at a time, since ranks differ; `rng` goes on where the layer before left it.
+        // One layer at a time, because ranks differ; `rng` continues after the previous layer.
         let config = config(drawn.rank, 1.0, suffixes(&["layer"]));
         let trainable = Trainable::new(&config, &[], rng.clone(), &Device::Cpu).unwrap();
-        trainable.plant("layer", drawn.in_features, 3).unwrap();
+        trainable.adapt("layer", drawn.in_features, 3).unwrap();
         rng.rand(drawn.rank * drawn.in_features);
         let pairs = trainable.finish().unwrap();
         let bits: Vec<u32> = values(&pairs[0].a).into_iter().map(f32::to_bits).collect();
@@ -174,9 +175,9 @@ fn first_values_are_those_of_torch_from_one_stream() {
 fn layers_draw_one_after_the_other() {
     let config = config(4, 4.0, suffixes(&["x", "y"]));
     let both = trainable(&config, 3);
-    both.plant("x", 8, 2).unwrap();
-    both.plant("z", 8, 2).unwrap(); // no target, so it draws nothing
-    both.plant("y", 8, 2).unwrap();
+    both.adapt("x", 8, 2).unwrap();
+    both.adapt("z", 8, 2).unwrap(); // no target, so it draws nothing
+    both.adapt("y", 8, 2).unwrap();
     let pairs = both.finish().unwrap();
     let whole: Vec<f32> = pairs.iter().flat_map(|pair| values(&pair.a)).collect();
     let expected: Vec<f32> = Rng::new(3).rand(64);
@@ -188,11 +189,11 @@ fn layers_draw_one_after_the_other() {
 }
 
 /// A layer from 6 to 5 numbers under one adapter, with PEFT's values.
-fn adapted(config: &Config) -> (vtrain::nn::Linear, Pair, Arc<Trainable>, HashMap<String, Tensor>) {
+fn adapted(config: &Config) -> (vtrain::nn::Linear, LoraPair, Arc<Trainable>, HashMap<String, Tensor>) {
     let answers = candle_core::safetensors::load(fixtures("lora/linear.safetensors"), &Device::Cpu).unwrap();
     let trainable = trainable(config, 1);
     let weights = Weights::open(&fixtures("lora/linear"), DType::F32, &Device::Cpu).unwrap();
-    let weights = weights.with_planter(trainable.clone());
+    let weights = weights.with_adapt(trainable.clone());
     let layer = linear(6, 5, weights.pp("layer")).unwrap();
     let pair = trainable.finish().unwrap().remove(0);
     pair.a.set(&answers["a"]).unwrap();
@@ -291,12 +292,12 @@ fn dropout_acts_on_what_the_adapter_receives_and_only_where_it_is_seeded() {
     assert_ne!(values(&once), values(&layer.forward(x).unwrap()));
 }
 
-fn named(pairs: &[Pair]) -> Vec<Named<'_>> {
-    pairs.iter().map(Pair::named).collect()
+fn named(pairs: &[LoraPair]) -> Vec<Named<'_>> {
+    pairs.iter().map(LoraPair::named).collect()
 }
 
 /// Gives every B numbers of its own, so that the adapters do something.
-fn stir(pairs: &[Pair]) {
+fn stir(pairs: &[LoraPair]) {
     let mut rng = Rng::new(33);
     for pair in pairs {
         let b = Tensor::from_vec(rng.randn(pair.b.elem_count()), pair.b.shape(), &Device::Cpu).unwrap();
@@ -319,7 +320,7 @@ fn what_is_written_is_read_back_and_learned_on() {
     assert_eq!(bytes, diffusers::to_bytes(&written, &named(&pairs)).unwrap());
     std::fs::write(&path, bytes).unwrap();
 
-    let file = diffusers::read(&path, 1.0).unwrap();
+    let file = file::read_diffusers(&path, 1.0).unwrap();
     assert_eq!(file.layers.len(), pairs.len());
     let again = Config {
         init: Some(path.clone()),
@@ -358,7 +359,7 @@ fn what_is_written_is_read_back_and_learned_on() {
         assert!(message.contains("adapter.safetensors"), "{message}");
     }
     let trainable = trainable(&again, 1);
-    trainable.plant("transformer_blocks.0.attn1.to_q", 31, 32).unwrap();
+    trainable.adapt("transformer_blocks.0.attn1.to_q", 31, 32).unwrap();
     let message = trainable.finish().unwrap_err().to_string();
     assert!(
         message.contains("transformer_blocks.0.attn1.to_q") && message.contains("(3, 31)"),
@@ -376,7 +377,7 @@ fn taken_apart(bytes: &[u8]) -> (serde_json::Value, &[u8]) {
 #[test]
 fn an_adapter_file_is_the_one_that_diffusers_writes_but_for_settings_that_an_older_peft_may_not_know() {
     let theirs = std::fs::read(fixtures("cogvideox/lora/pytorch_lora_weights.safetensors")).unwrap();
-    let read = diffusers::read(&fixtures("cogvideox/lora/pytorch_lora_weights.safetensors"), 1.0).unwrap();
+    let read = file::read_diffusers(&fixtures("cogvideox/lora/pytorch_lora_weights.safetensors"), 1.0).unwrap();
     let config = config(4, 8.0, suffixes(&["to_v", "to_q", "to_k", "to_out.0"]));
     let adapters: Vec<Named> = read
         .layers
@@ -420,7 +421,7 @@ fn what_is_not_finite_is_not_written() {
     }
 }
 
-/// With `WRITE_LORA=folder`, leaves files there for scripts/check_lora.py; else in a folder that goes.
+/// With `WRITE_LORA=folder`, leaves files there for scripts/checks/check_lora.py; else in a folder that goes.
 #[test]
 fn files_for_diffusers_of_every_kind_of_target_can_be_written() {
     let scratch = tempfile::tempdir().unwrap();
@@ -442,8 +443,16 @@ fn files_for_diffusers_of_every_kind_of_target_can_be_written() {
         let pairs = planted(&config, "cogvideox-5b").unwrap();
         stir(&pairs);
         let bytes = diffusers::to_bytes(&config, &named(&pairs)).unwrap();
+        let (_, header) = safetensors::SafeTensors::read_metadata(&bytes).unwrap();
+        let told = &header.metadata().as_ref().unwrap()["lora_adapter_metadata"];
+        let told = &serde_json::from_str::<serde_json::Value>(told).unwrap()["transformer.target_modules"];
+        match name {
+            "regex" => assert_eq!(told, r".*\.(?!to_k)(to_[qkv]|net\.2)"),
+            "list" => assert_eq!(told, &serde_json::json!(["to_k", "to_out.0", "to_q", "to_v"])),
+            _ => assert_eq!(told.as_array().unwrap().len(), pairs.len(), "each layer by its name"),
+        }
         let path = folder.join(format!("{name}.safetensors"));
         std::fs::write(&path, bytes).unwrap();
-        assert_eq!(diffusers::read(&path, 1.0).unwrap().layers.len(), pairs.len());
+        assert_eq!(file::read_diffusers(&path, 1.0).unwrap().layers.len(), pairs.len());
     }
 }

@@ -1,13 +1,13 @@
 //! LTX-Video's transformer against diffusers and PEFT. The files in `tests/fixtures/ltx_video` are written by
-//! `scripts/make_ltx_video_fixtures.py`; what is asked there is in `scripts/fixtures/{ltx_video/dit,dit_lora}.py`.
+//! `scripts/fixtures/make_ltx_video.py`; the queries are in `scripts/fixtures/{ltx_video/dit,dit_lora}.py`.
 
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
-use vtrain::models::denoiser::{Denoiser, Input, Text};
+use vtrain::models::denoiser::{Denoiser, Input, TextEmbeds};
 use vtrain::models::ltx_video::dit::Dit;
 use vtrain::nn::Weights;
-use vtrain::nn::weights::Planter;
+use vtrain::nn::adapter::Adapt;
 
 use crate::dit_answers::{Answers, relative_error};
 
@@ -18,13 +18,13 @@ fn answers() -> Answers {
     Answers::of("ltx_video")
 }
 
-fn dit(dtype: DType, planter: Option<Arc<dyn Planter>>) -> Dit {
-    Dit::load(&answers().transformer(NAME), dtype, &Device::Cpu, planter).unwrap()
+fn dit(dtype: DType, adapt: Option<Arc<dyn Adapt>>) -> Dit {
+    Dit::load(&answers().transformer(NAME), dtype, &Device::Cpu, adapt).unwrap()
 }
 
 fn input(answers: &Answers, key: &str) -> Input {
     let of = |what: &str| answers.get(&format!("{key}.{what}"));
-    let text = Text {
+    let text = TextEmbeds {
         hidden: of("text"),
         mask: answers.find(&format!("{key}.mask")),
     };
@@ -67,7 +67,7 @@ fn clips_of_real_sizes_stand_where_diffusers_puts_them() {
             frame_rates: Some(vec![rate]),
             ..Input::new(zeros(&[1, 4, frames, rows, columns]), zeros(&[1]), zeros(&[1, 2, 4]))
         };
-        let state = dit.stem(&input).unwrap();
+        let state = dit.embed(&input).unwrap();
         let rotary = state.fixed.rotary.as_ref().unwrap();
         let last = rotary.sin().narrow(0, frames * rows * columns - 1, 1).unwrap();
         let sum = |x: &Tensor| {
@@ -123,7 +123,7 @@ fn a_timestep_for_a_clip_is_one_for_each_of_its_frames() {
 #[test]
 fn blocks_renew_the_tokens_and_nothing_else() {
     let (answers, dit) = (answers(), dit(DType::F32, None));
-    let stem = dit.stem(&input(&answers, &format!("{NAME}.frames"))).unwrap();
+    let stem = dit.embed(&input(&answers, &format!("{NAME}.frames"))).unwrap();
     let behind = dit.block(0, &stem).unwrap();
     let new = behind
         .tensors()
@@ -157,10 +157,7 @@ fn an_input_that_does_not_fit_is_refused_in_words() {
     refused(&|input| input.timestep = zeros(&[2, 3]), "timesteps [2, 3]");
     refused(&|input| input.text.hidden = zeros(&[2, 7, 8]), "width 8");
     refused(&|input| input.text.mask = Some(zeros(&[2, 6])), "mask [2, 6]");
-    refused(
-        &|input| input.image = Some(zeros(&[2, 1, 1])),
-        "no place for an encoded image",
-    );
+    refused(&|input| input.image = Some(zeros(&[2, 1, 1])), "takes no encoded image");
     refused(&|input| input.frame_rates = None, "needs the clips' frame rates");
     refused(
         &|input| input.frame_rates = Some(vec![25.0]),

@@ -1,4 +1,4 @@
-//! Whole LTX-Video pipelines from a seed, against diffusers: `scripts/make_ltx_video_fixtures.py` ran them with
+//! Whole LTX-Video pipelines from a seed, against diffusers: `scripts/fixtures/make_ltx_video.py` ran them with
 //! `generator=torch.Generator("cpu").manual_seed(42)`, 4 steps, guidance 3, a negative prompt and `decode_timestep=0.05`, in
 //! f32 (`scripts/fixtures/ltx_video/pipelines.py`).
 
@@ -9,8 +9,8 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 use vtrain::lora::adapters::Adapters;
-use vtrain::lora::diffusers;
-use vtrain::models::family::{ImageCondition, Layout, TakesImage};
+use vtrain::lora::file;
+use vtrain::models::family::{ImageCondition, ImageMode, Layout};
 use vtrain::models::ltx_video::vae::Vae;
 use vtrain::models::{self, Family, FamilyName};
 use vtrain::rng::Rng;
@@ -75,12 +75,12 @@ fn from_image(num_frames: usize) -> Request {
     }
 }
 
-/// Runs a request on a checkpoint and holds latents and frames against the record.
+/// Runs a request on a checkpoint and compares latents and frames with the record.
 fn compare(run: &str, checkpoint: &str, request: Request, adapters: Option<Arc<Adapters>>) {
     let expected = expected(run);
     let family = open(checkpoint);
-    let planter = adapters.clone().map(|adapters| adapters as _);
-    let mut sampled = sample(&*family, request, planter, &|_, _| Ok(())).unwrap();
+    let adapt = adapters.clone().map(|adapters| adapters as _);
+    let mut sampled = sample(&*family, request, adapt, &|_, _| Ok(())).unwrap();
     if let Some(adapters) = adapters {
         adapters.finish().unwrap();
     }
@@ -133,7 +133,7 @@ fn image_to_video_equals_diffusers_in_all_releases() {
 #[test]
 fn a_lora_that_diffusers_saved_does_what_it_does_there() {
     let adapters = || {
-        let file = diffusers::read(&fixtures().join(ADAPTER), 0.7).unwrap();
+        let file = file::read_diffusers(&fixtures().join(ADAPTER), 0.7).unwrap();
         Some(Arc::new(Adapters::new(vec![file], &Device::Cpu)))
     };
     compare("t2v-lora", "ltx-0.9.0", request(9), adapters());
@@ -182,13 +182,13 @@ fn padding_is_embedded_and_masked() {
 fn the_first_step_sees_what_it_sees_in_diffusers() {
     let family = open("ltx-0.9.0");
     let expected = expected("i2v-ltx-0.9.0");
-    let canvas = family.canvas(17, 64, 96).unwrap();
+    let canvas = family.latent_size(17, 64, 96).unwrap();
     assert_eq!(
         (canvas.layout, canvas.shape, canvas.seq_len),
         (Layout::ChannelsFirst, [1, 8, 3, 2, 3], Some(18))
     );
-    assert_eq!(family.takes_image(), TakesImage::Either);
-    assert!(family.image_kept(&canvas).is_empty());
+    assert_eq!(family.image_mode(), ImageMode::Either);
+    assert!(family.image_tensor_specs(&canvas).is_empty());
     let mut rng = Rng::new(42);
     let ImageCondition::First(first) = family.image_condition(&image(), &canvas, &mut rng).unwrap() else {
         panic!("the image is the first frame");
@@ -225,10 +225,10 @@ fn sizes_that_cannot_be_made_are_refused_with_the_nearest() {
         ((12, 64, 96), "the nearest is 9"),
         ((0, 64, 96), "at least one frame"),
     ] {
-        let refused = family.canvas(frames, height, width).unwrap_err().to_string();
+        let refused = family.latent_size(frames, height, width).unwrap_err().to_string();
         assert!(refused.contains(said), "{refused}");
     }
-    assert_eq!(family.canvas(1, 32, 32).unwrap().frames(), 1);
+    assert_eq!(family.latent_size(1, 32, 32).unwrap().frames(), 1);
 }
 
 #[test]
@@ -279,7 +279,7 @@ fn clips_are_encoded_to_posteriors_of_normalised_latents() {
     let theirs = vae.encode(&clip).unwrap().draw(Some(&mut Rng::new(7))).unwrap();
     let theirs = vae.statistics.normalize(&theirs).unwrap();
     let family = open("ltx-0.9.1");
-    let canvas = family.canvas(9, 64, 96).unwrap();
+    let canvas = family.latent_size(9, 64, 96).unwrap();
     let ours = family.encode(&clip, &canvas, &mut Rng::new(7)).unwrap();
     assert!(relative(&ours, &theirs) <= 1e-6);
     assert_eq!(ours.dims(), canvas.shape);

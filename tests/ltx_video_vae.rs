@@ -1,6 +1,6 @@
 //! The LTX-Video autoencoders against diffusers: 0.9.0, 0.9.1 and 0.9.5.
 //!
-//! The Python that made the numbers: `scripts/make_ltx_video_fixtures.py`, `scripts/fixtures/ltx_video/vae.py`.
+//! The Python that made the numbers: `scripts/fixtures/make_ltx_video.py`, `scripts/fixtures/ltx_video/vae.py`.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -8,13 +8,13 @@ use std::path::{Path, PathBuf};
 use candle_core::{DType, Device, Tensor};
 use serde_json::{Value, json};
 use vtrain::diffusion::posterior::Posterior;
-use vtrain::models::ltx_video::vae::{Config, Half, Vae};
+use vtrain::models::ltx_video::vae::{Config, Parts, Vae};
 use vtrain::nn::weights::Reading;
 use vtrain::rng::Rng;
 
 const VERSIONS: [&str; 3] = ["ltx-0.9.0", "ltx-0.9.1", "ltx-0.9.5"];
 const WEIGHTS: &str = "diffusion_pytorch_model.safetensors";
-/// Of decoded frames the record has every so many rows and columns.
+/// Stride of the recorded rows and columns of decoded frames.
 const KEPT: usize = 5;
 const BAR: f64 = 1e-5;
 
@@ -59,7 +59,7 @@ fn assert_encoded(posterior: &Posterior, record: &HashMap<String, Tensor>, key: 
     assert_near(&posterior.logvar, &record[&format!("{key}.logvar")], BAR);
 }
 
-/// What the record has of decoded frames.
+/// Returns the recorded part of decoded frames.
 pub fn kept(frames: &Tensor) -> Tensor {
     let every = |x: &Tensor, dim: usize| {
         let places: Vec<u32> = (0..x.dim(dim).unwrap() as u32).step_by(KEPT).collect();
@@ -152,7 +152,7 @@ fn the_transformer_sees_normalised_latents() {
         let folder = changed(version, |config| config["scaling_factor"] = 0.7.into());
         let vae = Vae::load_half(
             folder.path(),
-            Half::Encoder,
+            Parts::Encoder,
             &Reading::numbers(DType::F32, &Device::Cpu),
         )
         .unwrap();
@@ -193,7 +193,7 @@ fn refused(result: candle_core::Result<Tensor>) -> String {
 fn half_a_vae_does_half_the_work_and_says_so() {
     let record = record();
     let load = |half| Vae::load_half(&folder("ltx-0.9.0"), half, &Reading::numbers(DType::F32, &Device::Cpu)).unwrap();
-    let (encoder, decoder) = (load(Half::Encoder), load(Half::Decoder));
+    let (encoder, decoder) = (load(Parts::Encoder), load(Parts::Decoder));
     assert!(encoder.encode(&record["clip"]).is_ok());
     let mut rng = Rng::new(0);
     assert!(decoder.decode(&record["latents"], None, &mut rng).is_ok());
@@ -247,7 +247,7 @@ fn a_config_of_the_first_release_says_little_and_means_the_defaults() {
     assert_eq!([config.spatial_compression(), config.temporal_compression()], [32, 8]);
 }
 
-/// What is said about a fixture whose config has another value under a key.
+/// Returns the error for a fixture with another value of a key.
 fn complaint(version: &str, key: &str, value: &Value) -> String {
     let folder = changed(version, |config| config[key] = value.clone());
     match Vae::load(folder.path(), DType::F32, &Device::Cpu) {

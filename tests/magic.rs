@@ -1,5 +1,4 @@
-//! Files that are something else than their names say, and single files where a directory is wanted: each said as what it
-//! is.
+//! Files of another format than their names suggest, and single files in place of a directory: each is named correctly.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -8,10 +7,10 @@ use candle_core::{DType, Device, Tensor};
 use vtrain::lora::file;
 use vtrain::lora::merge::Folder;
 use vtrain::magic;
-use vtrain::models::{self, FamilyName, rooms};
+use vtrain::models::{self, FamilyName, registry};
 use vtrain::nn::Weights;
 
-/// As `git clone` leaves files without Git LFS.
+/// Pointer left by `git clone` without Git LFS.
 const POINTER: &str = "version https://git-lfs.github.com/spec/v1\n\
     oid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393\nsize 9984000\n";
 
@@ -77,12 +76,12 @@ fn beginnings_of_files_are_told_apart() {
         std::fs::write(&path, bytes).unwrap();
         let told = magic::explain(&path).unwrap();
         assert!(told.contains(expected), "{expected}: {told}");
-        // Whoever reads weights or adapters says it, with the file's name.
+        // Readers of weights or adapters report it, with the file's name.
         let weights = Weights::open(folder.path(), DType::F32, &Device::Cpu)
             .map(drop)
             .unwrap_err();
         let merged = Folder::open(folder.path()).map(drop).unwrap_err();
-        let adapter = file::read(&path, &rooms::names()).map(drop).unwrap_err();
+        let adapter = file::read(&path, &registry::names()).map(drop).unwrap_err();
         for message in [weights, merged, adapter].map(|error| format!("{error:#}")) {
             assert!(
                 message.contains(told) && message.contains("model.safetensors"),

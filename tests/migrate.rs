@@ -67,7 +67,7 @@ fn expect(config: &Value, wanted: &[(&str, Value)]) {
     }
 }
 
-/// Every flag of the script is named in the run file: behind the key that it became, or in a comment that says why not.
+/// Every flag of the script is named in the run file: after the key that it became, or in a comment with the reason.
 fn nothing_is_dropped(name: &str, migrated: &Migrated) {
     let code = text(name);
     let lines = code

@@ -1,5 +1,5 @@
 //! The operations against torch, against finite differences in f64, and against themselves with other numbers of threads.
-//! scripts/make_ops_fixtures.py writes torch's numbers; inputs come from `randn`.
+//! scripts/fixtures/make_ops.py writes torch's numbers; inputs come from `randn`.
 
 mod activation; // GELU and SiLU
 mod add; // residuals without a gate
@@ -87,7 +87,7 @@ fn slopes(x: &Tensor, loss: impl Fn(&Tensor) -> Result<Tensor>) -> Tensor {
     Tensor::from_vec(slopes, x.dims(), &Device::Cpu).unwrap()
 }
 
-/// What `compute` gives with 1, 2 and 5 threads, bit for bit the same.
+/// Checks that `compute` gives the same bits with 1, 2 and 5 threads.
 fn assert_same_on_all_threads(compute: impl Fn() -> Vec<Tensor> + Sync) {
     let bits = |threads: usize| -> Vec<Vec<u32>> {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();

@@ -1,5 +1,5 @@
 //! The optimiser, clipping, averages and schedules against torch and diffusers, and AdamW against candle-nn's.
-//! scripts/make_optim_fixtures.py writes the expected numbers; variables and gradients come from `randn`.
+//! scripts/fixtures/make_optim.py writes the expected numbers; variables and gradients come from `randn`.
 
 mod peer; // candle-nn
 
@@ -123,7 +123,7 @@ fn what_is_not_f32_goes_through_candles_operations_to_the_same_end() {
     follows_torch("f64.safetensors", "decay", DType::F64, 1e-12);
 }
 
-/// All variables behind `steps`, from a pool of so many threads.
+/// All variables after `steps`, with this many threads.
 fn run(threads: usize, optimizer: &mut AdamW, vars: &[Var], steps: &[Vec<Tensor>]) -> Vec<Vec<u32>> {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
     pool.install(|| {

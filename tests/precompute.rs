@@ -1,4 +1,4 @@
-//! Encoding once and keeping: tiny checkpoints, and clips that are copied so that they can be moved and damaged.
+//! Encoding into the cache: tiny checkpoints, and clips that are copied so that they can be moved and damaged.
 
 mod told; // what is said of captions and pictures; names of records
 mod watched;
@@ -17,7 +17,7 @@ use vtrain::config::RunConfig;
 use vtrain::data::cache::{Cache, Encoded};
 use vtrain::data::loader::load;
 use vtrain::data::{pixels, survey};
-use vtrain::dist::Single;
+use vtrain::distributed::Single;
 use vtrain::models::cogvideox::vae::Vae;
 use vtrain::models::family::ImageCondition;
 use vtrain::rng::Rng;
@@ -103,7 +103,7 @@ impl Run {
         (encoded, counts)
     }
 
-    /// How many captions and clips a run like this still has to encode.
+    /// Returns the captions and clips that a run like this still has to encode.
     fn misses(&self, sets: &[&str]) -> (usize, usize) {
         self.encode(sets).1.encoded()
     }
@@ -194,7 +194,7 @@ fn a_warm_cache_needs_no_encoders_not_even_on_disk() {
     assert_eq!(counts.encoded(), (0, 0));
     assert_eq!((counts.conditioners.get(), counts.encoders.get()), (0, 0));
     assert_eq!(values(&warm.clip(0).unwrap().posterior.mean), values(&sample));
-    // What training must know of the VAE is remembered.
+    // The VAE's facts that training needs are remembered.
     let after = open_model(&run.config(&[])).unwrap().latents(&sample).unwrap();
     assert_eq!(after.dims(), [1, 4, 3, 4, 6]);
     assert_eq!(values(&before), values(&after));
@@ -227,7 +227,7 @@ fn moved_folders_and_renamed_clips_are_known_again() {
 fn a_change_misses_what_it_concerns_and_nothing_else() {
     let run = Run::new(&THREE);
     run.encode(&[]);
-    // One byte behind the last box of an MP4: the same pictures in another file.
+    // One byte after the last box of an MP4: the same pictures in another file.
     let mut clip = fs::read(run.path("data/sun_rises.mp4")).unwrap();
     clip.extend([0, 0, 0, 9, b'f', b'r', b'e', b'e', 0]);
     fs::write(run.path("data/sun_rises.mp4"), &clip).unwrap();
@@ -327,7 +327,7 @@ fn damaged_records_are_found_and_made_anew() {
     let error = warm.clip(2).unwrap_err().to_string();
     assert!(error.contains("is damaged") && error.contains("start again"), "{error}");
     assert_eq!(run.misses(&[]), (0, 1));
-    // What is kept about files only saves work.
+    // The file hashes only save work.
     fs::write(run.path("out/precomputed/known.json"), "{").unwrap();
     assert_eq!(run.misses(&[]), (0, 0));
 }
@@ -407,8 +407,8 @@ fn image_to_video_keeps_the_first_frame_as_well() {
     assert_eq!(values(&image[0]), values(&theirs.mean));
     assert_eq!(values(&image[1]), values(&theirs.logvar));
     let family = open_model(&config).unwrap();
-    let canvas = family.canvas(9, 32, 48).unwrap();
-    let ImageCondition::Beside(condition) = family.condition_on(&image, &canvas, None).unwrap() else {
+    let canvas = family.latent_size(9, 32, 48).unwrap();
+    let ImageCondition::Concat(condition) = family.condition_on(&image, &canvas, None).unwrap() else {
         panic!("CogVideoX is told of the image beside the noisy latents");
     };
     assert_eq!(condition.latents.dims(), [1, 3, 4, 4, 6]);
@@ -429,7 +429,7 @@ fn patches_of_two_frames_are_filled_up_with_the_first() {
         values(&latents.narrow(2, 0, 1).unwrap()),
         values(&scaled.narrow(2, 0, 1).unwrap())
     );
-    let layout = family.canvas(9, 32, 48).unwrap().layout;
+    let layout = family.latent_size(9, 32, 48).unwrap().layout;
     let arranged = layout.swap(&latents).unwrap(); // (B, F, C, h, w)
     assert_eq!(values(&arranged), values(&latents.transpose(1, 2).unwrap()));
     let even = family.latents(&sample.narrow(2, 0, 2).unwrap()).unwrap();
@@ -450,7 +450,7 @@ fn a_bucket_that_the_model_cannot_take_is_said_before_anything_is_loaded() {
 #[test]
 fn a_clip_that_breaks_after_the_survey_stops_the_run_or_is_left_out() {
     let run = Run::new(&THREE);
-    for (skip, sets) in [(false, &[][..]), (true, &["datasets.0.on_bad_clip=skip"])] {
+    for (skip, sets) in [(false, &[][..]), (true, &["datasets.0.on_invalid_clip=skip"])] {
         let config = run.config(sets);
         run.add("sun_rises", "sun_rises");
         let report = survey(&config.datasets, false, &|_, _| {});
@@ -550,7 +550,7 @@ fn the_command_says_what_it_does_and_lists_files_as_json() {
     assert_eq!(tensors(&json["empty_caption"])["embeds"].dims(), [226, 24]);
 }
 
-/// How often each clip is named: at `-v` and above, not without.
+/// Each clip is named at `-v` and above, not without.
 #[test]
 fn each_clip_that_is_encoded_is_named_where_more_is_to_be_said() {
     for (level, named) in [(None, 0), (Some("-v"), 2), (Some("-vv"), 2), (Some("-q"), 0)] {

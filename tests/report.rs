@@ -1,14 +1,17 @@
-//! A run as a page: what stands in it, and what `vtrain report` makes of one run or several.
+//! A run as a page: its contents, and the output of `vtrain report` for one run or several.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Output};
 
 use serde_json::{Value, json};
 use vtrain::data::Bucket;
 use vtrain::report::about::{About, Clip};
 use vtrain::report::{self, Curves, Environment, Run};
+use vtrain::run_dir::RunDir;
 use vtrain::video::{Frames, write};
+
+use crate::needs::python;
 
 const CONFIG: &str = "\
 output_dir: out
@@ -68,7 +71,7 @@ fn made_up(folder: &Path) {
             clip("b.mp4", "</script><script>alert(1)</script><!--"),
         ],
     };
-    about.write(folder).unwrap();
+    about.write(&RunDir::new(folder)).unwrap();
 }
 
 fn html(folder: &Path) -> String {
@@ -77,7 +80,7 @@ fn html(folder: &Path) -> String {
     report::html(&[run], &from).unwrap()
 }
 
-/// What the script of a page is given.
+/// Returns the data of a page's script.
 fn facts(html: &str) -> Value {
     let start = html.find("id=\"facts\">").unwrap() + "id=\"facts\">".len();
     let end = start + html[start..].find("</script>").unwrap();
@@ -280,33 +283,21 @@ fn a_folder_that_holds_no_run_is_one_error() {
     assert_eq!(vtrain(folder.path(), &[]).status.code(), Some(2));
 }
 
-/// Where there is a browser that `scripts/check_page.py` can use, and a Python for it.
-pub fn browser() -> Option<PathBuf> {
-    let python = crate::skipped::python("playwright")?;
-    let paths = std::env::var_os("PATH").unwrap_or_default();
-    let there = std::env::split_paths(&paths).any(|path| path.join("chromium").exists());
-    if !there && std::env::var_os("CHROMIUM").is_none() {
-        crate::skipped::say("there is no chromium, and CHROMIUM names none");
-        return None;
-    }
-    Some(python.into())
-}
-
 /// Looks at a page in a browser.
-pub fn look_at(python: &Path, page: &Path) {
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/check_page.py");
-    let output = Command::new(python).arg(script).arg(page).output().unwrap();
+pub fn look_at(page: &Path) {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/checks/check_page.py");
+    let output = Command::new(python()).arg(script).arg(page).output().unwrap();
     println!("{}", String::from_utf8_lossy(&output.stdout));
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
 #[test]
+#[ignore = "needs browser: VTRAIN_PYTHON names a Python with playwright, and there is a chromium"]
 fn a_browser_shows_runs_beside_each_other() {
-    let Some(python) = browser() else { return };
     let folder = tempfile::tempdir().unwrap();
     made_up(&folder.path().join("a & b"));
     made_up(&folder.path().join("#c?"));
     fs::write(folder.path().join("#c?/metrics.jsonl"), line(1, Some(0.5))).unwrap();
     assert!(vtrain(folder.path(), &["a & b", "#c?"]).status.success());
-    look_at(&python, &folder.path().join("report.html"));
+    look_at(&folder.path().join("report.html"));
 }

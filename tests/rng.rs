@@ -1,4 +1,4 @@
-//! torch's CPU generator, replayed. scripts/make_rng_fixtures.py writes the expected numbers.
+//! torch's CPU generator, replayed. scripts/fixtures/make_rng.py writes the expected numbers.
 
 use serde::Deserialize;
 use vtrain::rng::{BadState, Rng, State};

@@ -13,7 +13,7 @@ use std::fs;
 use std::path::Path;
 
 /// The paths of all tests here, as the test binary lists them: read from the sources.
-fn names_of_tests() -> BTreeSet<String> {
+pub fn names_of_tests() -> BTreeSet<String> {
     let mut names = BTreeSet::new();
     collect(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests"), "", &mut names);
     names
@@ -55,8 +55,8 @@ fn read(text: &str, module: &str, names: &mut BTreeSet<String>) {
     }
 }
 
-/// What is wrong with a table of things and the tests that show them: what it lacks, what is not there any more, tests that
-/// are none.
+/// Returns the problems of a table of settings and their tests: missing entries, entries that no longer exist, tests
+/// that do not exist.
 pub fn faults<'a>(there: &BTreeSet<String>, table: impl Iterator<Item = (String, &'a str)>) -> Vec<String> {
     let tests = names_of_tests();
     let (mut faults, mut listed) = (Vec::new(), BTreeSet::new());

@@ -17,6 +17,7 @@ mod data; // layouts, captions, buckets, order
 mod disk; // written whole or not at all
 mod dist; // runs on several processes
 mod dit_answers; // what the transformers' tests share
+mod examples; // the programs of examples/, run one after the other
 mod faults; // disks and memory that fail
 mod fingerprints; // names of records, fingerprints of runs: each ingredient by itself
 mod finite; // NaN and the infinities, found in stored tensors
@@ -37,6 +38,7 @@ mod ltx_video_sample; // whole pipelines from a seed, against diffusers
 mod ltx_video_vae; // encode, decode, normalised latents
 mod magic; // pointers, pickles and single files in place of weights
 mod migrate; // other trainers' commands as run files
+mod needs; // tests that cannot run everywhere
 mod ops; // operations with backward passes of their own, against torch and their formulas
 mod optim; // AdamW, clipping, averages, schedules, against torch
 mod precompute; // clips and captions, encoded once
@@ -44,7 +46,7 @@ mod report; // a run as a page
 mod rng; // torch's CPU generator, bit for bit
 mod schedulers; // timesteps, steps and noise, against diffusers
 mod settings; // every key and every flag arrives where it is used
-mod skipped; // what a test leaves out where something is missing
+mod shards; // frozen weights shared out over ranks
 mod text; // captions as ids and embeddings
 mod thresholds; // sizes at which code takes another way
 mod training; // runs from clips to adapters, against PyTorch

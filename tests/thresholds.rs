@@ -1,228 +1,28 @@
-//! Sizes at which code takes another way: tiles, strips, chunks for threads, pieces of a file. What is computed is the same on
-//! both sides of each, and a constant of that kind that no test here or elsewhere reaches fails.
+//! Sizes at which code behaves differently, or stops: tiles, strips, chunks for threads, pieces of a file, limits of
+//! what is read, how much of a list is shown. Each is a constant, and `table.rs` names the test that has less and more
+//! than it.
 
-use std::collections::BTreeSet;
-use std::fs;
-use std::path::Path;
+mod configs; // the largest sizes that settings may name
+mod files; // files that are refused by their size
+mod lists; // how much of many things is shown
+mod pictures; // how large, how long and how deep clips may be
+mod scripts; // how deep and how long other trainers' scripts may be
+mod table; // each constant, and its test or what else it is
 
 use candle_core::{DType, Device, Tensor, Var};
-use vtrain::dist;
+use vtrain::distributed;
 use vtrain::nn::Weights;
 use vtrain::nn::dropout::{Dropout, Seed};
 use vtrain::ops::activation::silu;
+use vtrain::ops::kernel::Grid;
+use vtrain::ops::kernel::rows::Rows;
 use vtrain::ops::linear::Frozen;
+use vtrain::ops::modulate::launch;
 use vtrain::optim::adamw::{self, AdamW};
 use vtrain::optim::clip;
 use vtrain::optim::ema::Ema;
 use vtrain::rng::Rng;
-
-/// Constants that cut work into pieces, and the test that has less than one piece, and more.
-const PIECES: &[(&str, &str)] = &[
-    ("dist/mpi.rs MOST", "thresholds::pieces_cover_a_length_in_order"),
-    (
-        "finite.rs STRETCH",
-        "finite::the_first_number_that_is_none_is_found_in_every_format",
-    ),
-    (
-        "lora/merge.rs CHUNK",
-        "lora_formats::rows_behind_the_first_32_mib_of_a_weight_get_their_own_change",
-    ),
-    (
-        "nn/conv3d/direct.rs BLOCK_PIXELS",
-        "conv3d::a_convolution_is_what_its_definition_says_with_whatever_vectors",
-    ),
-    (
-        "nn/conv3d/direct.rs PASS",
-        "conv3d::a_convolution_is_what_its_definition_says_with_whatever_vectors",
-    ),
-    (
-        "nn/conv3d/direct.rs STEP_PIXELS",
-        "conv3d::a_convolution_is_what_its_definition_says_with_whatever_vectors",
-    ),
-    (
-        "nn/conv3d/moments.rs STRETCH",
-        "conv3d::group_moments_hold_far_from_zero",
-    ),
-    (
-        "ops/dropout.rs CHUNK",
-        "thresholds::dropout_draws_each_number_by_its_place",
-    ),
-    (
-        "nn/made_up.rs CHUNK",
-        "thresholds::numbers_that_are_made_up_do_not_come_again_after_a_chunk",
-    ),
-    (
-        "ops/attention/backward.rs KEYS",
-        "ops::attention::a_mask_is_read_at_the_place_of_each_tile_of_keys",
-    ),
-    (
-        "ops/attention/backward.rs PIECE",
-        "ops::attention::long_sequences_agree_with_the_whole_matrix_in_f64",
-    ),
-    (
-        "ops/attention/backward.rs QUERIES",
-        "ops::attention::a_mask_is_read_at_the_place_of_each_tile_of_keys",
-    ),
-    (
-        "ops/attention/forward.rs KEYS",
-        "ops::attention::a_mask_is_read_at_the_place_of_each_tile_of_keys",
-    ),
-    (
-        "ops/attention/forward.rs QUERIES",
-        "ops::attention::a_mask_is_read_at_the_place_of_each_tile_of_keys",
-    ),
-    (
-        "ops/linear.rs STRIP",
-        "thresholds::a_matrix_in_bf16_is_the_same_in_one_strip_and_in_several",
-    ),
-    ("ops/parts.rs ROWS", "ops::norm::a_norm_holds_in_any_form"),
-    ("ops/rotary.rs TOKENS", "ops::rotary::a_turn_holds_in_any_form"),
-    (
-        "ops/slices.rs CHUNK",
-        "thresholds::numbers_in_bf16_are_read_and_written_alike_in_every_chunk",
-    ),
-    ("ops/tile.rs PANEL", "ops::tile::products_are_those_of_a_plain_loop"),
-    (
-        "optim/in_place.rs CHUNK",
-        "thresholds::the_optimiser_and_the_average_move_each_number_by_itself",
-    ),
-    (
-        "sample/mod.rs ONE_BATCH",
-        "flow_family::guidance_is_the_same_in_one_batch_and_one_prompt_after_the_other",
-    ),
-    (
-        "text/transpose.rs TILE",
-        "text::embeddings::embeddings_equal_transformers_with_and_without_a_mask",
-    ),
-];
-
-/// Constants of the same modules that are no such sizes: what they are.
-const OTHERS: &[(&str, &str)] = &[
-    ("lora/file.rs MAX_BYTES", "a limit: larger files are refused"),
-    ("lora/file.rs MAX_CONFIG_BYTES", "a limit: larger files are refused"),
-    ("lora/merge.rs MAX_HEADER_BYTES", "a limit: larger headers are refused"),
-    ("lora/svd.rs SWEEPS", "a limit: iterations end there"),
-    ("ops/dropout.rs GAMMA", "of SplitMix64"),
-    ("nn/weights.rs SHOWN", "a limit: more are counted in a message"),
-    (
-        "nn/conv3d/by_candle.rs ONES",
-        "channels beside the others, whatever their number",
-    ),
-    (
-        "nn/conv3d/by_candle.rs STACK",
-        "frames of one product on a GPU: too large to be reached here",
-    ),
-    (
-        "ops/attention/launch.rs SIDE",
-        "of a launch: tests/kernels.rs has sizes on both sides",
-    ),
-    (
-        "ops/kernel/rows.rs MOST_PARTS",
-        "of a launch: tests/kernels.rs has sizes on both sides",
-    ),
-    (
-        "optim/launch.rs PIECE",
-        "of a launch: tests/kernels.rs has sizes on both sides",
-    ),
-    (
-        "optim/launch.rs THREADS",
-        "of a launch: tests/kernels.rs has sizes on both sides",
-    ),
-    ("nn/config.rs MAX_BYTES", "a limit: larger files are refused"),
-    (
-        "nn/weight_files.rs MAX_INDEX_BYTES",
-        "a limit: larger files are refused",
-    ),
-    (
-        "ops/attention/backward.rs PIECES",
-        "how many pieces there are at most; long sequences have them",
-    ),
-    (
-        "ops/tile.rs COLUMNS",
-        "the width of a vector: all sizes of tests go beside it",
-    ),
-    (
-        "ops/wide.rs LANES",
-        "the width of a vector: all sizes of tests go beside it",
-    ),
-    (
-        "optim/clip.rs LANES",
-        "the order of additions: optim holds norms of all lengths",
-    ),
-    (
-        "text/sentencepiece.rs MAX_MODEL_BYTES",
-        "a limit: larger files are refused",
-    ),
-    (
-        "text/sentencepiece/normalize.rs MAX_REPLACEMENT_BYTES",
-        "a limit: larger tables are refused",
-    ),
-    ("text/special.rs DEFAULT_EXTRA_IDS", "of T5"),
-    ("text/special.rs MAX_EXTRA_IDS", "a limit: more are refused"),
-    (
-        "text/special.rs MAX_SIDE_FILE_BYTES",
-        "a limit: larger files are refused",
-    ),
-    (
-        "text/t5/elementwise.rs LANES",
-        "the width of a vector: all sizes of tests go beside it",
-    ),
-    ("text/tokenize.rs MAX_JSON_BYTES", "a limit: larger files are refused"),
-    ("text/clean.rs MAX_ROUNDS", "a limit: unescaping ends there"),
-    (
-        "diffusion/schedulers/config/mod.rs MAX_BYTES",
-        "a limit: larger files are refused",
-    ),
-];
-
-/// Of the modules that compute: whole numbers that are constants of a file, without what runs on GPUs only.
-fn constants() -> BTreeSet<String> {
-    let (source, mut found) = (Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), BTreeSet::new());
-    let folders = [
-        "diffusion",
-        "dist",
-        "lora",
-        "nn",
-        "ops",
-        "optim",
-        "sample",
-        "text",
-        "finite.rs",
-    ];
-    let mut waiting: Vec<_> = folders.iter().map(|name| source.join(name)).collect();
-    while let Some(path) = waiting.pop() {
-        if path.is_dir() {
-            waiting.extend(fs::read_dir(path).unwrap().map(|entry| entry.unwrap().path()));
-            continue;
-        }
-        let name = path.strip_prefix(&source).unwrap().to_str().unwrap().to_string();
-        if !name.ends_with(".rs") || name.contains("cuda") || name.contains("cudnn") {
-            continue;
-        }
-        for line in fs::read_to_string(&path).unwrap().lines() {
-            let line = line.trim_start_matches("pub(super) ").trim_start_matches("pub ");
-            let constant = line.strip_prefix("const ").and_then(|rest| rest.split_once(": "));
-            if let Some((constant, rest)) = constant
-                && ["usize = ", "u64 = "].iter().any(|kind| rest.starts_with(kind))
-            {
-                found.insert(format!("{name} {constant}"));
-            }
-        }
-    }
-    found
-}
-
-#[test]
-fn every_size_at_which_work_is_cut_has_a_test_on_both_sides() {
-    let there = constants();
-    let table = PIECES.iter().map(|(name, test)| (name.to_string(), *test));
-    let others: BTreeSet<String> = OTHERS.iter().map(|(name, _)| name.to_string()).collect();
-    let gone: Vec<_> = others.difference(&there).collect();
-    assert!(gone.is_empty(), "{gone:?}");
-    let there = there.difference(&others).cloned().collect();
-    let faults = crate::settings::faults(&there, table);
-    assert!(faults.is_empty(), "tests/thresholds.rs:\n{}", faults.join("\n"));
-}
+use vtrain::text::t5::{self, T5Encoder};
 
 fn randn(seed: u64, shape: &[usize]) -> Tensor {
     let numbers = Rng::new(seed).randn(shape.iter().product());
@@ -236,7 +36,7 @@ fn values(tensor: &Tensor) -> Vec<f32> {
 
 #[test]
 fn pieces_cover_a_length_in_order() {
-    let pieces = |length, most| dist::pieces(length, most).collect::<Vec<_>>();
+    let pieces = |length, most| distributed::pieces(length, most).collect::<Vec<_>>();
     assert!(pieces(0, 4).is_empty());
     assert_eq!(pieces(3, 4), [(0, 3)]);
     assert_eq!(pieces(4, 4), [(0, 4)]);
@@ -350,4 +150,74 @@ fn the_optimiser_and_the_average_move_each_number_by_itself() {
         let squares: f64 = values(&gradient).into_iter().map(|x| f64::from(x).powi(2)).sum();
         assert!((norm / squares.sqrt() - 1.0).abs() < 1e-9, "{count}");
     }
+}
+
+/// Threads take 16 rows at least, 2^12 numbers of a gate or 2^14 of a sum: a caption is the same alone as among others.
+#[test]
+fn a_caption_is_the_same_alone_and_in_a_batch_that_threads_share_out() {
+    for (tokens, d_model, d_ff) in [(4, 8, 16), (33, 8, 128), (129, 128, 16)] {
+        let config = t5::Config {
+            vocab_size: 50,
+            d_model,
+            d_kv: 4,
+            d_ff,
+            num_layers: 1,
+            num_heads: 2,
+            ..t5::Config::default()
+        };
+        let encoder = T5Encoder::new(&config, Weights::random(DType::F32, &Device::Cpu)).unwrap();
+        let ids = |from: usize, captions: usize| {
+            let ids = (from * tokens..(from + captions) * tokens)
+                .map(|i| (i * 7 % 50) as u32)
+                .collect::<Vec<_>>();
+            Tensor::from_vec(ids, (captions, tokens), &Device::Cpu).unwrap()
+        };
+        let together = values(&encoder.forward(&ids(0, 5), None).unwrap());
+        for caption in 0..5 {
+            let alone = values(&encoder.forward(&ids(caption, 1), None).unwrap());
+            for (a, b) in alone.iter().zip(&together[caption * alone.len()..]) {
+                assert!(
+                    (a - b).abs() <= 1e-4 * a.abs().max(1.0),
+                    "{tokens} {caption}: {a} for {b}"
+                );
+            }
+        }
+    }
+}
+
+/// A launch has 2^16 blocks at most, a row 32 to 512 threads, a sum 64 rows or a 64th part of them.
+#[test]
+fn launches_grow_with_what_they_go_through_up_to_what_a_card_takes() {
+    let blocks = |count: usize| Grid::over(count).blocks[0];
+    assert_eq!([0, 256, 257].map(blocks), [1, 1, 2]);
+    assert_eq!([1 << 24, (1 << 24) + 1].map(blocks), [1 << 16, 1 << 16]);
+    assert_eq!(blocks((1 << 24) - 256), (1 << 16) - 1);
+    let threads = |width: usize| Grid::rows(1, width, DType::F32, false).threads;
+    assert_eq!(
+        [1, 32, 33, 480, 481, 512, 513].map(threads),
+        [32, 32, 64, 480, 512, 512, 512]
+    );
+    let slices = |rows: usize| {
+        Rows {
+            batch: 1,
+            parts: &[rows],
+            width: 1,
+            dtype: DType::F32,
+        }
+        .slices()
+    };
+    assert_eq!([0, 64, 65, 4096, 4097].map(slices), [1, 1, 2, 64, 64]);
+    let read = launch::Read {
+        x: 0,
+        scale: 0,
+        shift: 0,
+    };
+    let clip = |pixels: usize| {
+        let sizes = launch::Sizes {
+            x: [1, 1, 1, pixels, 16],
+            table: [1, 1, 1],
+        };
+        launch::forward(sizes, read, None, 0, DType::F32).unwrap().grid.blocks[0]
+    };
+    assert_eq!([8, 9, 1 << 19, (1 << 19) + 1].map(clip), [1, 2, 1 << 16, 1 << 16]);
 }

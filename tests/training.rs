@@ -1,7 +1,7 @@
-//! Training: from clips to an adapter, held against PyTorch and PEFT.
+//! Training: from clips to an adapter, compared with PyTorch and PEFT.
 //!
-//! The numbers in `tests/fixtures/training` were made by `scripts/make_training_fixtures.py`, which runs the PyTorch loop
-//! of `scripts/train_reference.py` on what `vtrain precompute` encodes.
+//! The numbers in `tests/fixtures/training` were made by `scripts/fixtures/make_training.py`, which runs the PyTorch
+//! loop of `scripts/fixtures/train_reference.py` on what `vtrain precompute` encodes.
 
 mod checkpoints;
 mod clipping;

@@ -1,6 +1,8 @@
-//! The autoencoders in bf16 as a GPU computes them, beside f32: with features whose mean is five times their deviation.
+//! The autoencoders in bf16 as a GPU computes them, compared with f32: with features whose mean is five times their
+//! deviation.
 //!
-//! Bars lie between what rounding once leaves and what rounding tables, SiLU and sums of convolutions at each step left.
+//! Bounds are between the error of rounding once and that of rounding tables, SiLU and sums of convolutions at each
+//! step.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -70,7 +72,7 @@ fn randn(seed: u64, shape: &[usize]) -> Tensor {
     wide(&tensor.to_dtype(DType::BF16).unwrap())
 }
 
-/// What encodes and decodes: the weights' folder and type, whether as a GPU does, a clip, latents.
+/// Encodes and decodes, given: the weights' folder and type, whether to compute like a GPU, a clip, latents.
 type Code = fn(&Path, Weights, &Tensor, &Tensor) -> [Tensor; 2];
 
 /// The largest errors of encoding and decoding in bf16 that are allowed.
@@ -81,12 +83,12 @@ fn check(checkpoint: &str, [clip, latents]: [&[usize]; 2], code: Code, most: [f6
     let open = |dtype| Weights::open(folder.path(), dtype, &Device::Cpu).unwrap();
     let expected = code(folder.path(), open(DType::F32), &clip, &latents);
     // The convolutions for other devices are those of the CPU.
-    let composed = code(folder.path(), open(DType::F32).composed(), &clip, &latents);
+    let composed = code(folder.path(), open(DType::F32).with_reference_ops(), &clip, &latents);
     for (found, expected) in composed.iter().zip(&expected) {
         let error = relative_error(found, expected);
         assert!(error <= 1e-4, "{checkpoint} in f32: {error:.1e}");
     }
-    let narrow = code(folder.path(), open(DType::BF16).composed(), &clip, &latents);
+    let narrow = code(folder.path(), open(DType::BF16).with_reference_ops(), &clip, &latents);
     for (((what, found), expected), most) in ["encode", "decode"].iter().zip(&narrow).zip(&expected).zip(most) {
         assert_eq!(found.dtype(), DType::BF16);
         let error = relative_error(found, expected);
@@ -98,7 +100,7 @@ fn check(checkpoint: &str, [clip, latents]: [&[usize]; 2], code: Code, most: [f6
 #[test]
 fn cogvideox_in_bf16_comes_near_f32() {
     let code: Code = |folder, weights, clip, latents| {
-        let vae = cogvideox::vae::Vae::read(folder, cogvideox::vae::Half::Both, weights).unwrap();
+        let vae = cogvideox::vae::Vae::read(folder, cogvideox::vae::Parts::Both, weights).unwrap();
         [vae.encode(clip).unwrap().mean, vae.decode(latents).unwrap()]
     };
     let shapes: [&[usize]; 2] = [&[1, 3, 9, 32, 48], &[1, 4, 3, 4, 6]];
@@ -108,7 +110,7 @@ fn cogvideox_in_bf16_comes_near_f32() {
 #[test]
 fn ltx_video_in_bf16_comes_near_f32() {
     let code: Code = |folder, weights, clip, latents| {
-        let vae = ltx_video::vae::Vae::read(folder, ltx_video::vae::Half::Both, weights).unwrap();
+        let vae = ltx_video::vae::Vae::read(folder, ltx_video::vae::Parts::Both, weights).unwrap();
         let timestep = Tensor::new(&[0.05f32], &Device::Cpu).unwrap();
         let timestep = vae.config.timestep_conditioning.then_some(&timestep);
         let decoded = vae.decode(latents, timestep, &mut Rng::new(3)).unwrap();
@@ -131,7 +133,7 @@ fn ltx_video_in_bf16_comes_near_f32() {
 #[test]
 fn wan_in_bf16_comes_near_f32() {
     let code: Code = |folder, weights, clip, latents| {
-        let vae = wan::vae::Vae::read(folder, wan::vae::Half::Both, weights).unwrap();
+        let vae = wan::vae::Vae::read(folder, wan::vae::Parts::Both, weights).unwrap();
         [vae.encode(clip).unwrap().mean, vae.decode(latents).unwrap()]
     };
     let config = wan::vae::Config::read(&fixture("wan/wan-2.1-t2v")).unwrap();

@@ -1,4 +1,4 @@
-//! Weights that were saved as a variant (`save_pretrained(variant="fp16")`): alone, beside the usual ones, in shards.
+//! Weights that were saved as a variant (`save_pretrained(variant="fp16")`): alone, next to the usual ones, in shards.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -6,7 +6,7 @@ use std::process::{Command, Output};
 
 use candle_core::{DType, Device, Tensor};
 use vtrain::data::cache::Cache;
-use vtrain::hub::layout::{Kind, WeightFile};
+use vtrain::hub::layout::{self, Kind, WeightFile};
 use vtrain::models::{self, FamilyName};
 use vtrain::nn::{WeightFolder, Weights};
 
@@ -134,7 +134,19 @@ fn a_variant_is_read_where_it_is_wanted_or_where_there_is_nothing_else() {
     assert_eq!(marked(wanted("bf16")).unwrap(), 17.0);
     let message = format!("{:#}", marked(wanted("fp8")).unwrap_err());
     assert!(
-        message.contains("not there as the variant fp8") && message.contains("bf16, fp16"),
+        message.contains("neither as the variant fp8 nor without one") && message.contains("bf16, fp16"),
+        "{message}"
+    );
+}
+
+#[test]
+fn the_only_variant_is_no_substitute_for_another_that_was_asked_for() {
+    let files = || ["config.json", "model.fp16.safetensors"].into_iter();
+    assert_eq!(layout::variant(files(), None).unwrap(), Some("fp16"));
+    assert_eq!(layout::variant(files(), Some("fp16")).unwrap(), Some("fp16"));
+    let message = layout::variant(files(), Some("bf16")).unwrap_err().to_string();
+    assert!(
+        message.contains("the variant bf16") && message.contains("as fp16"),
         "{message}"
     );
 }
@@ -156,10 +168,10 @@ fn shards_of_a_variant_go_by_its_own_index() {
             write(&at.join(&first), &[("x", 16.0)]);
             write(&at.join(&second), &[("y", 17.0)]);
             let loose = format!("{:#}", marked(at).unwrap_err());
-            assert!(loose.contains("2 safetensors files and no index"), "{loose}");
+            assert!(loose.contains("2 safetensors files without an index"), "{loose}");
             let map = serde_json::json!({"weight_map": {"x": first, "y": second}});
             std::fs::write(at.join(index), map.to_string()).unwrap();
-            // Beside usual shards with an index of their own.
+            // Next to usual shards with an index of their own.
             for usual in [false, true] {
                 if usual {
                     write(&at.join("model-00001-of-00001.safetensors"), &[("x", 32.0)]);
@@ -229,7 +241,7 @@ fn a_run_file_chooses_a_variant() {
     assert_eq!(check("fp16").unwrap().model.variant.as_deref(), Some("fp16"));
     let problems = check("a/b").unwrap_err();
     assert!(
-        problems.to_string().contains("model.variant: 'a/b' is no variant"),
+        problems.to_string().contains("model.variant: 'a/b' is not a variant"),
         "{problems}"
     );
     // What is encoded with other weights is not found in the cache.
@@ -247,7 +259,7 @@ fn a_run_file_chooses_a_variant() {
     let opened = WeightFolder::new(&model, Some("fp16"));
     let family = models::open(opened, FamilyName::Auto, DType::F32, &Device::Cpu).unwrap();
     assert_eq!(family.directory().variant(), Some("fp16"));
-    family.clip_encoder(false, false).unwrap();
+    family.video_encoder(false, false).unwrap();
 }
 
 #[test]

@@ -1,5 +1,5 @@
-//! Video: real files in, real files out. The clips and what PyAV, Pillow and torchvision make of them come from
-//! `scripts/make_video_fixtures.py`.
+//! Video: real files in, real files out. The clips and the results of PyAV, Pillow and torchvision come from
+//! `scripts/fixtures/make_video.py`.
 
 mod aspect; // pixels that are not square, HDR: what is made of them, and that it is said
 mod bounds; // sizes, frames, time
@@ -10,7 +10,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
-use vtrain::video::{Clip, Crop, Fit, Frames, Select, VideoError, Writer, available, select, write};
+use vtrain::video::{Clip, Crop, Fit, Frames, Select, VideoError, Writer, available, jpeg, select, write};
 
 fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/video")
@@ -80,16 +80,11 @@ fn frames_and_timestamps_are_those_that_pyav_reads() {
 }
 
 /// The same on any folder: `make_video_fixtures.py --clips FOLDER OUT`, then
-/// `VTRAIN_CLIPS=FOLDER VTRAIN_CLIPS_EXPECTED=OUT cargo test clips_of_your_own -- --nocapture`.
+/// `VTRAIN_CLIPS=FOLDER VTRAIN_CLIPS_EXPECTED=OUT cargo test clips_of_your_own -- --ignored --nocapture`.
 #[test]
+#[ignore = "needs clips: VTRAIN_CLIPS and VTRAIN_CLIPS_EXPECTED name some"]
 fn clips_of_your_own_are_read_as_pyav_reads_them() {
-    let folders = (
-        std::env::var_os("VTRAIN_CLIPS"),
-        std::env::var_os("VTRAIN_CLIPS_EXPECTED"),
-    );
-    let (Some(folder), Some(expected)) = folders else {
-        return;
-    };
+    let [folder, expected] = ["VTRAIN_CLIPS", "VTRAIN_CLIPS_EXPECTED"].map(|name| std::env::var_os(name).expect(name));
     let expected = PathBuf::from(expected).join("expected.safetensors");
     let expected = candle_core::safetensors::load(expected, &Device::Cpu).unwrap();
     for (name, (worst, mean)) in against_pyav(Path::new(&folder), &expected) {
@@ -279,6 +274,25 @@ fn what_is_written_is_read_again() {
 }
 
 #[test]
+fn a_clip_runs_as_fast_as_was_asked_for() {
+    let frames = Clip::open(&fixtures().join("lossless.mkv")).unwrap();
+    let frames = frames.decode(&[0, 1, 2, 3, 4]).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    for (asked, told) in [
+        (1.0, 1.0),
+        (4.0, 4.0),
+        (24.0, 24.0),
+        (12.5, 12.5),
+        (29.97, 30_000.0 / 1001.0),
+    ] {
+        let path = folder.path().join("a.mp4");
+        write(&path, &frames, asked).unwrap();
+        let fps = Clip::open(&path).unwrap().fps();
+        assert!((fps - told).abs() < 1e-6, "{asked}: {fps}");
+    }
+}
+
+#[test]
 fn odd_sides_are_padded_by_their_last_row_and_column() {
     let clip = Clip::open(&fixtures().join("odd_size.webm")).unwrap();
     let frames = clip.decode(&[0, 1, 2]).unwrap();
@@ -346,4 +360,41 @@ fn every_kind_of_broken_file_has_its_own_error() {
         Clip::open(&fixtures().join("sound_only.mp4")).unwrap_err(),
         VideoError::NoVideo { .. }
     ));
+}
+
+#[test]
+fn a_matroska_file_may_promise_half_a_second_more_than_it_holds() {
+    // 30 frames of an eighth of a second. The promise is the segment's Duration: 0x4489, eight bytes, a float of milliseconds.
+    let whole = std::fs::read(fixtures().join("vp8.webm")).unwrap();
+    let at = whole.windows(3).position(|id| id == [0x44, 0x89, 0x88]).unwrap() + 3;
+    let folder = tempfile::tempdir().unwrap();
+    let promising = |milliseconds: f64| {
+        let mut bytes = whole.clone();
+        bytes[at..at + 8].copy_from_slice(&milliseconds.to_be_bytes());
+        let path = folder.path().join("clip.webm");
+        std::fs::write(&path, bytes).unwrap();
+        Clip::open(&path).map(|clip| clip.num_frames())
+    };
+    for kept in [1000.0, 3750.0, 4250.0] {
+        assert_eq!(promising(kept).unwrap(), 30, "{kept}");
+    }
+    for cut in [4251.0, 60_000.0] {
+        assert!(matches!(promising(cut), Err(VideoError::Truncated { .. })), "{cut}");
+    }
+}
+
+#[test]
+fn thumbnails_are_all_of_one_quality() {
+    let (height, width) = (64, 96);
+    let plain = vec![90; height * width * 3];
+    let noise: Vec<u8> = (0..plain.len() as u32)
+        .map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8)
+        .collect();
+    // The quantisers of a JPEG file stand behind 0xffdb.
+    let quantisers = |picture: &[u8]| {
+        let file = jpeg(picture, (height, width)).unwrap();
+        let at = file.windows(2).position(|marker| marker == [0xff, 0xdb]).unwrap();
+        file[at..at + 69].to_vec()
+    };
+    assert_eq!(quantisers(&plain), quantisers(&noise));
 }

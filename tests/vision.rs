@@ -1,5 +1,5 @@
-//! Pictures as embeddings, against transformers. `tests/fixtures/wan/clip.safetensors` is written by
-//! `scripts/make_wan_fixtures.py`.
+//! Image embeddings against transformers. `tests/fixtures/wan/clip.safetensors` is written by
+//! `scripts/fixtures/make_wan.py`.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};

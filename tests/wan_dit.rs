@@ -1,5 +1,5 @@
 //! Wan's transformer against diffusers and PEFT. The files in `tests/fixtures/wan` are written by
-//! `scripts/make_wan_fixtures.py`; what is asked there is in `scripts/fixtures/{wan/dit,dit_lora}.py`.
+//! `scripts/fixtures/make_wan.py`; the queries are in `scripts/fixtures/{wan/dit,dit_lora}.py`.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -7,7 +7,7 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Tensor};
 use vtrain::models::denoiser::{Denoiser, Input};
 use vtrain::models::wan::dit::Dit;
-use vtrain::nn::weights::Planter;
+use vtrain::nn::adapter::Adapt;
 
 use crate::dit_answers::{Answers, relative_error};
 
@@ -22,8 +22,8 @@ fn answers() -> Answers {
     Answers::of("wan")
 }
 
-fn dit(name: &str, dtype: DType, planter: Option<Arc<dyn Planter>>) -> Dit {
-    Dit::load(&answers().transformer(name), dtype, &Device::Cpu, planter).unwrap()
+fn dit(name: &str, dtype: DType, adapt: Option<Arc<dyn Adapt>>) -> Dit {
+    Dit::load(&answers().transformer(name), dtype, &Device::Cpu, adapt).unwrap()
 }
 
 fn input(answers: &Answers, key: &str) -> Input {
@@ -73,7 +73,7 @@ fn adapters_have_the_gradients_that_torch_gives_them() {
 #[test]
 fn blocks_renew_the_tokens_and_nothing_else() {
     let (answers, dit) = (answers(), dit("wan-2.1-i2v", DType::F32, None));
-    let stem = dit.stem(&input(&answers, "wan-2.1-i2v.wide")).unwrap();
+    let stem = dit.embed(&input(&answers, "wan-2.1-i2v.wide")).unwrap();
     let behind = dit.block(0, &stem).unwrap();
     let both = behind.tensors().into_iter().zip(stem.tensors());
     let new: Vec<bool> = both.map(|(new, old)| new.id() != old.id()).collect();
@@ -122,14 +122,8 @@ fn an_input_that_does_not_fit_is_refused_in_words() {
     t2v(&|input| input.latents = zeros(&[1, 4, 3, 4, 6]), "1 clips, 2 texts");
     t2v(&|input| input.timestep = zeros(&[2, 3]), "timesteps [2, 3]");
     t2v(&|input| input.text.hidden = zeros(&[2, 7, 5]), "width 5");
-    t2v(
-        &|input| input.text.mask = Some(zeros(&[2, 7])),
-        "no place for a text mask",
-    );
-    t2v(
-        &|input| input.image = Some(zeros(&[2, 7, 9])),
-        "no place for an encoded image",
-    );
+    t2v(&|input| input.text.mask = Some(zeros(&[2, 7])), "takes no text mask");
+    t2v(&|input| input.image = Some(zeros(&[2, 7, 9])), "takes no encoded image");
     let i2v = |change: &dyn Fn(&mut Input), said: &str| refused("wan-2.1-i2v", "wide", change, said);
     i2v(&|input| input.image = None, "needs an encoded image");
     i2v(&|input| input.image = Some(zeros(&[1, 7, 8])), "tokens of width 24");

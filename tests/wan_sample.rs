@@ -1,4 +1,4 @@
-//! Whole Wan pipelines from a seed, against diffusers: `scripts/make_wan_fixtures.py` ran them with
+//! Whole Wan pipelines from a seed, against diffusers: `scripts/fixtures/make_wan.py` ran them with
 //! `generator=torch.Generator("cpu").manual_seed(42)`, 4 steps, guidance 5 and a negative prompt, in f32
 //! (`scripts/fixtures/wan/{pipelines,lora}.py`).
 
@@ -9,8 +9,8 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 use vtrain::lora::adapters::Adapters;
-use vtrain::lora::diffusers;
-use vtrain::models::family::{ImageCondition, Layout, TakesImage};
+use vtrain::lora::file;
+use vtrain::models::family::{ImageCondition, ImageMode, Layout};
 use vtrain::models::{self, Family, FamilyName};
 use vtrain::rng::Rng;
 use vtrain::sample::{Request, Start, sample};
@@ -19,7 +19,7 @@ use vtrain::video::{Frames, write};
 use super::cogvideox_sample::{clip, last, relative};
 use super::fuzz::copy;
 
-/// Entities, spaces and a broken letter are mended before it is cut into tokens.
+/// Entities, spaces and a broken letter are repaired before tokenisation.
 const PROMPT: &str = "A red ball rolls   over a green floor, salt &amp; light, cafÃ©.";
 const NEGATIVE: &str = "black and white film, hand-drawn animation";
 
@@ -69,12 +69,12 @@ fn from_image(num_frames: usize) -> Request {
     }
 }
 
-/// Runs a request on a checkpoint and holds latents and frames against the record.
+/// Runs a request on a checkpoint and compares latents and frames with the record.
 fn compare(run: &str, checkpoint: &Path, request: Request, adapters: Option<Arc<Adapters>>) {
     let expected = expected(run);
     let family = open(checkpoint).unwrap();
-    let planter = adapters.clone().map(|adapters| adapters as _);
-    let mut sampled = sample(&*family, request, planter, &|_, _| Ok(())).unwrap();
+    let adapt = adapters.clone().map(|adapters| adapters as _);
+    let mut sampled = sample(&*family, request, adapt, &|_, _| Ok(())).unwrap();
     if let Some(adapters) = adapters {
         adapters.finish().unwrap();
     }
@@ -126,7 +126,7 @@ fn image_to_video_equals_diffusers() {
 fn a_lora_of_text_to_video_does_in_both_what_it_does_in_diffusers() {
     let file = fixtures().join("lora/pytorch_lora_weights.safetensors");
     let adapters = || {
-        let file = diffusers::read(&file, 0.7).unwrap();
+        let file = file::read_diffusers(&file, 0.7).unwrap();
         Some(Arc::new(Adapters::new(vec![file], &Device::Cpu)))
     };
     compare("t2v-lora", &t2v(), request(5), adapters());
@@ -163,24 +163,28 @@ fn half_precision_stays_close() {
 #[test]
 fn an_image_says_the_same_as_in_diffusers_mask_latents_and_tokens() {
     let (family, expected) = (open(&i2v()).unwrap(), expected("i2v"));
-    assert_eq!(family.takes_image(), TakesImage::Always);
-    let canvas = family.canvas(9, 32, 48).unwrap();
+    assert_eq!(family.image_mode(), ImageMode::Always);
+    let canvas = family.latent_size(9, 32, 48).unwrap();
     assert_eq!((canvas.shape, canvas.layout), ([1, 4, 3, 4, 6], Layout::ChannelsFirst));
     let Start::Image(image) = from_image(9).start else {
         unreachable!("it starts from one")
     };
     let encoded = family
-        .clip_encoder(false, false)
+        .video_encoder(false, false)
         .unwrap()
         .encode_image(&image, 9)
         .unwrap();
-    let kept: Vec<Vec<usize>> = family.image_kept(&canvas).into_iter().map(|(_, shape)| shape).collect();
+    let kept: Vec<Vec<usize>> = family
+        .image_tensor_specs(&canvas)
+        .into_iter()
+        .map(|(_, shape)| shape)
+        .collect();
     let shapes: Vec<Vec<usize>> = encoded.iter().map(|tensor| tensor.dims()[1..].to_vec()).collect();
     assert_eq!(kept, shapes);
     // Nothing is drawn: the noise is the generator's first.
     let mut rng = Rng::new(42);
     let condition = family.condition_on(&encoded, &canvas, Some(&mut rng)).unwrap();
-    let ImageCondition::Beside(beside) = condition else {
+    let ImageCondition::Concat(beside) = condition else {
         panic!("it stands beside the noise");
     };
     let noise = Tensor::from_vec(rng.randn(4 * 3 * 4 * 6), (1, 4, 3, 4, 6), &Device::Cpu).unwrap();
@@ -204,7 +208,7 @@ fn sizes_that_cannot_be_made_are_refused_with_the_nearest() {
         (2, 32, 48, "the nearest is 1"),
         (0, 32, 48, "at least one frame"),
     ] {
-        let error = family.canvas(frames, height, width).unwrap_err().to_string();
+        let error = family.latent_size(frames, height, width).unwrap_err().to_string();
         assert!(error.contains(said), "{error}");
     }
 }

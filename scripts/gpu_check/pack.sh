@@ -52,7 +52,7 @@ while read -r name; do
 done < <(awk '/not found/ { print $1 }' <<<"$needed")
 
 if [[ $peer == yes ]]; then
-    wheel=$(grep -x 'diffusers==.*' "$root/scripts/requirements.txt")
+    wheel=$(grep -x 'diffusers==.*' "$root/scripts/setup/requirements.txt")
     python3 -m pip download -q --no-deps --only-binary=:all: -d "$folder/wheels" "$wheel" >&2 ||
         fail "$wheel cannot be fetched; --no-peer leaves PyTorch's step out"
 fi

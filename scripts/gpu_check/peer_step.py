@@ -13,6 +13,7 @@ of the card to that end.
 
 Needs torch, diffusers, transformers, peft.
 """
+
 import argparse
 import json
 import resource
@@ -35,9 +36,11 @@ def cogvideox(model, bucket, random):
     grid = (height // 2, width // 2)
     rotary = get_3d_rotary_pos_embed(model.config.attention_head_dim, ((0, 0), grid), grid, frames)
     return latents, {
-        "hidden_states": latents, "encoder_hidden_states": random(1, 226, model.config.text_embed_dim),
+        "hidden_states": latents,
+        "encoder_hidden_states": random(1, 226, model.config.text_embed_dim),
         "timestep": torch.tensor([TIMESTEP], device=latents.device),
-        "image_rotary_emb": tuple(table.to(latents.device) for table in rotary)}
+        "image_rotary_emb": tuple(table.to(latents.device) for table in rotary),
+    }
 
 
 def ltx_video(model, bucket, random):
@@ -45,10 +48,15 @@ def ltx_video(model, bucket, random):
     frames, height, width = (bucket[0] - 1) // 8 + 1, bucket[1] // 32, bucket[2] // 32
     latents = random(1, frames * height * width, model.config.in_channels)
     return latents, {
-        "hidden_states": latents, "encoder_hidden_states": random(1, 128, model.config.caption_channels),
+        "hidden_states": latents,
+        "encoder_hidden_states": random(1, 128, model.config.caption_channels),
         "timestep": torch.tensor([float(TIMESTEP)], device=latents.device),
         "encoder_attention_mask": torch.ones(1, 128, device=latents.device),
-        "num_frames": frames, "height": height, "width": width, "rope_interpolation_scale": (8 / 25, 32, 32)}
+        "num_frames": frames,
+        "height": height,
+        "width": width,
+        "rope_interpolation_scale": (8 / 25, 32, 32),
+    }
 
 
 def wan(model, bucket, random):
@@ -56,8 +64,10 @@ def wan(model, bucket, random):
     frames, height, width = (bucket[0] - 1) // 4 + 1, bucket[1] // 8, bucket[2] // 8
     latents = random(1, model.config.in_channels, frames, height, width)
     return latents, {
-        "hidden_states": latents, "encoder_hidden_states": random(1, 512, model.config.text_dim),
-        "timestep": torch.tensor([float(TIMESTEP)], device=latents.device)}
+        "hidden_states": latents,
+        "encoder_hidden_states": random(1, 512, model.config.text_dim),
+        "timestep": torch.tensor([float(TIMESTEP)], device=latents.device),
+    }
 
 
 FAMILIES = {
@@ -110,8 +120,7 @@ def step(model, learning, optimizer, latents, call, dtype):
 def memory(device):
     """The most that was in use."""
     if device.startswith("cuda"):
-        return {"peak_memory_bytes": torch.cuda.max_memory_allocated(),
-                    "peak_reserved_bytes": torch.cuda.max_memory_reserved()}
+        return {"peak_memory_bytes": torch.cuda.max_memory_allocated(), "peak_reserved_bytes": torch.cuda.max_memory_reserved()}
     return {"peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
 
 
@@ -140,12 +149,24 @@ def main():
     import diffusers
     import peft
 
-    print(json.dumps(dict(
-        peer=f"torch {torch.__version__}, diffusers {diffusers.__version__}, peft {peft.__version__}",
-        device=args.device, dtype=args.dtype, bucket=args.bucket, rank=args.rank, checkpointing=args.checkpointing,
-        params=sum(parameter.numel() for parameter in model.parameters()) - sum(map(torch.numel, learning)),
-        trainable=sum(map(torch.numel, learning)), step_seconds=seconds[1:],
-        step_seconds_median=statistics.median(seconds[1:]), loss_finite=finite, **memory(args.device))))
+    print(
+        json.dumps(
+            dict(
+                peer=f"torch {torch.__version__}, diffusers {diffusers.__version__}, peft {peft.__version__}",
+                device=args.device,
+                dtype=args.dtype,
+                bucket=args.bucket,
+                rank=args.rank,
+                checkpointing=args.checkpointing,
+                params=sum(parameter.numel() for parameter in model.parameters()) - sum(map(torch.numel, learning)),
+                trainable=sum(map(torch.numel, learning)),
+                step_seconds=seconds[1:],
+                step_seconds_median=statistics.median(seconds[1:]),
+                loss_finite=finite,
+                **memory(args.device),
+            )
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -1,26 +1,27 @@
-//! Messages for people, on standard error, that do not tear a progress bar.
+//! Logging to standard error, without breaking a progress bar.
 //!
-//! Of several ranks each line names its own, and those behind rank 0 say only what is wrong. `vtrain launch` puts the names
-//! there itself, and keeps what it does not show for a rank's last words: its ranks say all, without.
+//! With several ranks each line has its rank as a prefix, and ranks other than 0 log only warnings and errors. `vtrain
+//! launch` adds the prefixes itself, and buffers hidden lines for error reports: so its ranks log everything, without
+//! prefixes.
 
 use std::io::{IsTerminal, Write};
 
 use log::{Level, LevelFilter, Log, Metadata, Record};
 
 use crate::commands::{Failure, progress};
-use crate::dist::{Place, ToldByFirst};
+use crate::distributed::{RankInfo, ReportedByRankZero};
 use crate::launch;
 
 struct Stderr {
     colour: bool,
-    /// Such as `[rank 1] `.
+    /// Prefix such as `[rank 1] `.
     rank: String,
 }
 
 /// Starts logging; each `-v` shows one level more, each `-q` one less.
 pub fn init(verbose: u8, quiet: u8) {
     let (mut rank, mut less) = (String::new(), 0);
-    if let Ok(place) = Place::here()
+    if let Ok(place) = RankInfo::here()
         && place.world_size > 1
         && !launch::is_watched()
     {
@@ -35,15 +36,15 @@ pub fn init(verbose: u8, quiet: u8) {
         _ => LevelFilter::Trace,
     };
     let colour = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-    // A second start, as in tests that call `run` twice, keeps the first logger.
+    // A second initialisation, as in tests that call `run` twice, keeps the first logger.
     if log::set_boxed_logger(Box::new(Stderr { colour, rank })).is_ok() {
         log::set_max_level(level);
     }
 }
 
-/// Tells why the program ends.
+/// Logs the error that ends the program.
 pub fn error(failure: &Failure) {
-    if failure.error.is::<ToldByFirst>() {
+    if failure.error.is::<ReportedByRankZero>() {
         return;
     }
     log::error!("{:#}", failure.error);
@@ -51,7 +52,7 @@ pub fn error(failure: &Failure) {
 
 impl Log for Stderr {
     fn enabled(&self, metadata: &Metadata) -> bool {
-        // Other crates speak only when something is wrong.
+        // Other crates log only warnings and errors.
         metadata.target().starts_with("vtrain") || metadata.level() <= Level::Warn
     }
 
@@ -71,10 +72,11 @@ impl Log for Stderr {
         } else {
             ("", "")
         };
-        // In one piece: lines of several processes do not mix, and mpirun puts a rank's name before each piece.
+        // Writes a line at once, so that lines of several processes do not mix; mpirun adds a rank's name to each
+        // write.
         let line = format!("{}{on}{word}{off}{}\n", self.rank, record.args());
         progress::above(|| {
-            // A closed standard error leaves nobody to tell.
+            // Standard error may be closed.
             let _ = std::io::stderr().lock().write_all(line.as_bytes());
         });
     }

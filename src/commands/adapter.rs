@@ -1,4 +1,4 @@
-//! `FILE[=SCALE]` on the command line: an adapter file, and how strongly it is applied.
+//! `FILE[=SCALE]` on the command line: an adapter file and its scale.
 
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -6,7 +6,7 @@ use std::str::FromStr;
 use crate::hub;
 use crate::lora::adapters::AdapterFile;
 use crate::lora::file;
-use crate::models::rooms;
+use crate::models::registry;
 
 /// `FILE` or `FILE=SCALE`.
 #[derive(Debug, Clone)]
@@ -16,16 +16,16 @@ pub struct Lora {
 }
 
 impl Lora {
-    /// Reads the file, which may be of any format; one that is not on disk may be on the Hub.
+    /// Reads the file, of any format; a name that is not on disk may be on the Hub.
     ///
     /// # Errors
-    /// A file that cannot be read, or not all of which can be applied.
+    /// Fails for a file that cannot be read, or not applied completely.
     pub fn read(&self) -> anyhow::Result<AdapterFile> {
         let path = match self.path.exists() {
             true => self.path.clone(),
             false => hub::fetch::adapter(&self.path.to_string_lossy())?,
         };
-        file::read(&path, &rooms::names())?.apply(&self.path, self.scale)
+        file::read(&path, &registry::names())?.apply(&self.path, self.scale)
     }
 }
 
@@ -34,14 +34,14 @@ impl FromStr for Lora {
 
     fn from_str(text: &str) -> Result<Self, String> {
         match text.rsplit_once('=') {
-            // A name may hold an '=' of its own.
+            // A file name may contain '='.
             Some((path, scale)) if !Path::new(text).exists() => match scale.parse::<f64>() {
                 Ok(scale) if scale.is_finite() => Ok(Self {
                     path: path.into(),
                     scale,
                 }),
                 _ => Err(format!(
-                    "'{scale}' is no number; give FILE=SCALE, such as style.safetensors=0.8"
+                    "'{scale}' is not a number; give FILE=SCALE, such as style.safetensors=0.8"
                 )),
             },
             _ => Ok(Self {

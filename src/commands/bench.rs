@@ -1,4 +1,4 @@
-//! `vtrain bench`: what a training step costs on this machine, on made-up clips of a run's bucket.
+//! `vtrain bench`: the cost of a training step on this machine, on synthetic clips of a run's bucket.
 
 mod profile;
 
@@ -17,21 +17,21 @@ use crate::data::Bucket;
 use crate::diffusion::objective;
 use crate::hub;
 use crate::lora::trainable::Trainable;
-use crate::models::bare::{self, Bare, Work};
-use crate::models::{self, rooms};
+use crate::models::synthetic::{Flops, SyntheticBatch};
+use crate::models::{self, registry};
 use crate::nn::Weights;
-use crate::nn::weights::Planter;
-use crate::ops::attention::way::{self, Way};
-use crate::ops::clock::Mark;
+use crate::nn::adapter::Adapt;
+use crate::ops::attention::way::{self, Backend};
+use crate::ops::clock::Timestamp;
 use crate::ops::profile::{Level, span};
 use crate::optim::adamw::AdamW;
 use crate::optim::clip;
 use crate::rng::Rng;
 use crate::train::memory;
-use crate::train::segments::{Keep, Policy, forward_backward};
+use crate::train::segments::{ActivationPolicy, SavedActivations, forward_backward};
 use profile::Profile;
 
-/// Measure a training step: time, where it goes, memory
+/// Measure a training step: total time, time per part, memory
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// The run file (YAML)
@@ -40,19 +40,19 @@ pub struct Args {
     /// Override a key of the run file (repeatable; values are YAML)
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
-    /// Make the weights up: nothing but model.path/transformer/config.json is needed
+    /// Use random weights: nothing but model.path/transformer/config.json is needed
     #[arg(long)]
     random_weights: bool,
     /// Frames, height and width, in place of the first bucket of the first data set
     #[arg(long, value_name = "F,H,W")]
     bucket: Option<Size>,
-    /// Steps that are measured, after one that is not
+    /// Number of measured steps, after a warm-up
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..))]
     steps: u16,
-    /// Only the way forward, without adapters: a sampling step
+    /// Only the forward pass, without adapters: a sampling step
     #[arg(long)]
     forward: bool,
-    /// Also tell what each op and kernel takes, in two further steps
+    /// Also profile ops and kernels, in two further steps
     #[arg(long)]
     profile: bool,
     /// Print JSON
@@ -78,32 +78,32 @@ impl FromStr for Size {
     }
 }
 
-/// What was measured. Times in seconds.
+/// Measurements. Times in seconds.
 #[derive(Debug, Serialize)]
 struct Measured {
     device: &'static str,
     bucket: Bucket,
     batch_size: usize,
     dtype: models::Dtype,
-    /// What `train.keep` is, as long as there is checkpointing.
-    keep: Policy,
-    /// By which kernels attention ran.
-    attention: Vec<Way>,
+    /// `train.activation_policy`, if checkpointing is on.
+    activation_policy: ActivationPolicy,
+    /// Implementations that attention ran on.
+    attention: Vec<Backend>,
     threads: usize,
     params: usize,
     trainable: usize,
     tokens: usize,
     #[serde(flatten)]
     pace: Pace,
-    /// The best that this machine's product of matrices reached, a second.
+    /// Highest throughput of this machine's matrix product, per second.
     matmul_flops_per_second: f64,
-    /// The most that was in use at once: resident memory of the process; on a GPU, what tensors took of its pool.
+    /// Peak memory: resident memory of the process; on a GPU, memory of the tensors' pool.
     peak_memory_bytes: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     profile: Option<Profile>,
 }
 
-/// How long steps took.
+/// Durations of steps.
 #[derive(Debug, Serialize)]
 struct Pace {
     step_seconds_median: f64,
@@ -112,11 +112,11 @@ struct Pace {
     backward_seconds_median: f64,
     optimizer_seconds_median: f64,
     tokens_per_second: f64,
-    /// Of the large products of a step without recomputation, a second.
+    /// FLOPs of the large products of a step without recomputation, per second.
     model_flops_per_second: f64,
 }
 
-/// The parts of one step, in seconds.
+/// Parts of one step, in seconds.
 #[derive(Debug, Clone, Copy)]
 struct Split {
     forward: f64,
@@ -124,6 +124,10 @@ struct Split {
     optimizer: f64,
 }
 
+/// Runs `vtrain bench`: times training steps and prints the table, or JSON.
+///
+/// # Errors
+/// Fails for settings, model files, or a failed step, each with its exit code.
 pub fn run(args: Args) -> Result<(), Failure> {
     let config = RunConfig::load(&args.config, &args.set).or_exit(Exit::Usage)?;
     let device = config.open_device().or_exit(Exit::Usage)?;
@@ -155,13 +159,13 @@ fn measure(args: &Args, config: &RunConfig, bucket: Bucket, device: &Device) -> 
     weights.ensure_memory(&[])?;
     let trainable = Arc::new(Trainable::new(
         &config.lora,
-        &rooms::names(),
+        &registry::names(),
         Rng::new(config.seed),
         device,
     )?);
-    let planter = (!args.forward).then(|| trainable.clone() as Arc<dyn Planter>);
+    let adapt = (!args.forward).then(|| trainable.clone() as Arc<dyn Adapt>);
     let batch_size = config.train.batch_size;
-    let bare = bare::open(&directory, weights.clone(), planter, bucket, batch_size)?;
+    let batch = registry::open_synthetic(&directory, weights.clone(), adapt, bucket, batch_size)?;
     let vars: Vec<Var> = match args.forward {
         true => Vec::new(),
         false => trainable
@@ -171,10 +175,10 @@ fn measure(args: &Args, config: &RunConfig, bucket: Bucket, device: &Device) -> 
             .collect(),
     };
     let mut optimizer = AdamW::new(vars.clone(), &config.optimizer)?;
-    let keep = config.train.keep(device);
+    let saved = config.train.saved_activations(device);
     let mut once = || match args.forward {
-        true => forward(&bare, device),
-        false => step(&bare, config, &vars, &mut optimizer, keep),
+        true => forward(&batch, device),
+        false => step(&batch, config, &vars, &mut optimizer, saved),
     };
     way::take();
     let mut splits = (0..=args.steps)
@@ -182,17 +186,17 @@ fn measure(args: &Args, config: &RunConfig, bucket: Bucket, device: &Device) -> 
         .collect::<anyhow::Result<Vec<Split>>>()?;
     let attention = way::ways(&way::take());
     splits.remove(0); // the first one warms up
-    let peak_memory_bytes = memory::peak(device); // before the product below takes any
+    let peak_memory_bytes = memory::peak(device); // before the product below uses more
     let profile = args.profile.then(|| profile::measure(device, || once().map(drop)));
-    let work = bare.work;
+    let work = batch.work;
     Ok(Measured {
         device: if device.is_cpu() { "cpu" } else { "cuda" },
         bucket,
         batch_size,
         dtype: config.model.dtype,
-        keep: match config.train.gradient_checkpointing {
-            true => config.train.keep,
-            false => Policy::All,
+        activation_policy: match config.train.gradient_checkpointing {
+            true => config.train.activation_policy,
+            false => ActivationPolicy::All,
         },
         attention,
         threads: rayon::current_num_threads(),
@@ -206,25 +210,31 @@ fn measure(args: &Args, config: &RunConfig, bucket: Bucket, device: &Device) -> 
     })
 }
 
-/// A training step as `train` makes it.
-fn step(bare: &Bare, config: &RunConfig, vars: &[Var], optimizer: &mut AdamW, keep: Keep) -> anyhow::Result<Split> {
-    let device = bare.target.device();
-    let started = Mark::now(device)?;
+/// Runs a training step as `train` does.
+fn step(
+    batch: &SyntheticBatch,
+    config: &RunConfig,
+    vars: &[Var],
+    optimizer: &mut AdamW,
+    saved: SavedActivations,
+) -> anyhow::Result<Split> {
+    let device = batch.target.device();
+    let started = Timestamp::now(device)?;
     let lost = RefCell::new(None);
     let loss = |prediction: &Tensor| {
         let _span = span(Level::Op, device, || "loss".into());
-        let loss = objective::loss(prediction, &bare.target, None)?;
-        lost.replace(Some(Mark::now(device)?));
+        let loss = objective::loss(prediction, &batch.target, None)?;
+        lost.replace(Some(Timestamp::now(device)?));
         Ok(loss)
     };
-    let passed = forward_backward(&*bare.denoiser, &bare.input, &loss, vars, keep)?;
+    let passed = forward_backward(&*batch.denoiser, &batch.input, &loss, vars, saved)?;
     let gradients: Option<Vec<Tensor>> = passed.gradients.into_iter().collect();
     let gradients = gradients.context("an adapter without a gradient")?;
     let norm = {
         let _span = span(Level::Op, device, || "norm of all gradients".into());
         clip::global_norm(&gradients)?
     };
-    let back = Mark::now(device)?;
+    let back = Timestamp::now(device)?;
     let scale = config
         .train
         .max_grad_norm
@@ -233,7 +243,7 @@ fn step(bare: &Bare, config: &RunConfig, vars: &[Var], optimizer: &mut AdamW, ke
         let _span = span(Level::Op, device, || "optimiser".into());
         optimizer.step(&gradients, scale, config.optimizer.lr)?;
     }
-    let done = Mark::now(device)?;
+    let done = Timestamp::now(device)?;
     let lost = lost.into_inner().context("a step without a loss")?;
     Ok(Split {
         forward: lost.since(&started)?,
@@ -242,27 +252,27 @@ fn step(bare: &Bare, config: &RunConfig, vars: &[Var], optimizer: &mut AdamW, ke
     })
 }
 
-/// A sampling step without guidance.
-fn forward(bare: &Bare, device: &Device) -> anyhow::Result<Split> {
-    let started = Mark::now(device)?;
-    drop(bare.denoiser.forward(&bare.input)?);
+/// Runs a sampling step without guidance.
+fn forward(batch: &SyntheticBatch, device: &Device) -> anyhow::Result<Split> {
+    let started = Timestamp::now(device)?;
+    drop(batch.denoiser.forward(&batch.input)?);
     Ok(Split {
-        forward: Mark::now(device)?.since(&started)?,
+        forward: Timestamp::now(device)?.since(&started)?,
         backward: 0.0,
         optimizer: 0.0,
     })
 }
 
-/// The fastest of some products of square matrices, in operations a second.
+/// Returns the highest throughput of several square matrix products, in operations per second.
 fn best_product(dtype: DType, device: &Device) -> anyhow::Result<f64> {
     const TIMES: usize = 8;
     let side = if device.is_cpu() { 1536 } else { 8192 };
     let a = Tensor::randn(0f32, 1.0, (side, side), device)?.to_dtype(dtype)?;
     let mut best = f64::INFINITY;
     for _ in 0..TIMES {
-        let started = Mark::now(device)?;
+        let started = Timestamp::now(device)?;
         drop(a.matmul(&a)?);
-        best = best.min(Mark::now(device)?.since(&started)?);
+        best = best.min(Timestamp::now(device)?.since(&started)?);
     }
     Ok(2.0 * (side as f64).powi(3) / best)
 }
@@ -274,7 +284,7 @@ fn median(values: impl Iterator<Item = f64>) -> f64 {
 }
 
 impl Pace {
-    fn of(splits: &[Split], work: Work, batch_size: usize, forward: bool) -> Self {
+    fn of(splits: &[Split], work: Flops, batch_size: usize, forward: bool) -> Self {
         let all = |split: &Split| split.forward + split.backward + split.optimizer;
         let step_seconds: Vec<f64> = splits.iter().map(all).collect();
         let seconds = median(step_seconds.iter().copied());
@@ -303,7 +313,7 @@ impl Measured {
         let memory = self
             .peak_memory_bytes
             .map_or("unknown".into(), |bytes| format!("{} MiB", bytes >> 20));
-        let attention: Vec<String> = self.attention.iter().map(Way::to_string).collect();
+        let attention: Vec<String> = self.attention.iter().map(Backend::to_string).collect();
         let mut text = format!(
             "bucket     {} x {}, {} tokens each, {:?}, {} threads\n\
              numbers    {} in the transformer, {} in adapters\n\

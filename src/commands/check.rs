@@ -1,8 +1,9 @@
-//! Checks of everything that a run would fail on, as far as its settings, the model's configs, the headers of its files and the files that the
-//! settings name can tell. Looked for before anything is loaded, by a run and by `--dry-run` alike, and told all at once.
+//! Checks before a run: everything that its settings, the model's configs, the headers of its files and the files that
+//! the settings name can reveal. Run before anything is loaded, by a run and by `--dry-run` alike; all problems are
+//! reported at once.
 //!
-//! Nothing here decides by itself: the model is built as it is built for work, of names and shapes alone ([`Reading`]), and
-//! everything else is asked where it is used.
+//! No rule is duplicated here: the model is built as for real work, but from names and shapes alone ([`Reading`]), and
+//! everything else is checked by the code that uses it.
 
 use std::fmt::Display;
 use std::path::{Path, PathBuf};
@@ -11,25 +12,25 @@ use std::sync::Arc;
 use anyhow::anyhow;
 use candle_core::Device;
 
-use super::train::open;
 use super::{Exit, Failure};
 use crate::config::RunConfig;
 use crate::data::cache::Cache;
 use crate::diffusion::objective::Objective;
 use crate::disk::writable;
-use crate::dist::Communicator;
+use crate::distributed::Communicator;
 use crate::hub;
 use crate::lora::adapters::Adapters;
-use crate::lora::selection::{Selection, Unfit};
-use crate::models::family::TakesImage;
-use crate::models::{self, Family, FamilyName, Remembered, rooms};
+use crate::lora::selection::{AdapterMismatch, Selection};
+use crate::models::family::ImageMode;
+use crate::models::{self, CachedConfigs, Family, FamilyName, registry};
+use crate::nn::adapter::Adapt;
 use crate::nn::shards::Residency;
-use crate::nn::weights::{Planter, Reading};
+use crate::nn::weights::Reading;
 use crate::process::memory::TooLittle;
 use crate::rng::Rng;
-use crate::sample::{self, Refused, Request, Start};
+use crate::sample::{self, Request, Start, UnsupportedRequest};
 
-/// The point up to which a command goes with a run file.
+/// Extent to which a command executes a run file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Until {
     /// Clips and captions are encoded.
@@ -38,25 +39,26 @@ pub enum Until {
     Trained,
 }
 
-/// Permission to download a model of the Hub.
+/// Permission to download a model from the Hub.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Download {
+    /// Missing files are fetched.
     Allowed,
-    /// Where it is not here yet, what depends on it is left out, and that is said.
+    /// For a model that is not cached, dependent checks are skipped, with a message.
     No,
 }
 
-/// Everything found so far that is wrong, each with the exit code that it alone would have.
+/// Problems found so far, each with its exit code.
 #[derive(Debug, Default)]
 pub struct Problems(Vec<(Exit, String)>);
 
 impl Problems {
-    /// Notes what is wrong with a key of the run file.
+    /// Records a problem with a key of the run file.
     fn key(&mut self, key: impl Display, why: impl Display) {
         self.0.push((Exit::Usage, format!("{key}: {why}")));
     }
 
-    /// Notes why something failed, in words that say where.
+    /// Records a failure, whose message names the place.
     fn failed(&mut self, exit: Exit, done: anyhow::Result<()>) {
         let Err(error) = done else {
             return;
@@ -76,7 +78,7 @@ impl Problems {
         self.failed(Exit::Model, done);
     }
 
-    /// Fails with all of them, if there are any; the exit code is that of the first kind in the order of the exit codes.
+    /// Fails with all problems, if any; the exit code is that of the first kind in the order of the exit codes.
     pub fn judge(self) -> Result<(), Failure> {
         let Some(exit) = self.0.iter().map(|(exit, _)| *exit).min_by_key(|exit| *exit as u8) else {
             return Ok(());
@@ -87,10 +89,10 @@ impl Problems {
     }
 }
 
-/// The model of a run, once all is well with it and with the run; none where it is not here and may not be downloaded.
+/// Checks a run and its model; returns the model, or None if it is not cached and must not be downloaded.
 ///
 /// # Errors
-/// Everything that is wrong, by key, file and tensor.
+/// Lists every problem, by key, file and tensor.
 pub fn of_run(
     config: &RunConfig,
     until: Until,
@@ -105,7 +107,7 @@ pub fn of_run(
     if let Some(lacks) = config.device.lacks(&device, config.model.dtype.into()) {
         problems.key("model.dtype", lacks);
     }
-    let folder = config.precompute.folder(&config.output_dir);
+    let folder = config.precompute.folder(&config.run_dir());
     let key = match config.precompute.dir {
         Some(_) => "precompute.dir",
         None => "output_dir",
@@ -115,7 +117,7 @@ pub fn of_run(
     }
     let family = model(config, &device, download, &mut problems);
     if let Some(family) = &family {
-        let residency = (until == Until::Trained).then(|| open::residency(config, ranks));
+        let residency = (until == Until::Trained).then(|| config.model.residency(ranks));
         parts(config, &**family, &device, residency, &mut problems);
         buckets(config, &**family, &mut problems);
     }
@@ -126,10 +128,10 @@ pub fn of_run(
     Ok(family)
 }
 
-/// Checks that the checkpoint and its files can do what a request asks for, with these adapters.
+/// Checks that the checkpoint and its files can fulfil a request, with these adapters.
 ///
 /// # Errors
-/// Everything that is wrong.
+/// Lists every problem.
 pub fn of_sample(
     family: &dyn Family,
     reading: &Reading,
@@ -137,22 +139,22 @@ pub fn of_sample(
     adapters: &Arc<Adapters>,
 ) -> Result<(), Failure> {
     let mut problems = Problems::default();
-    for Refused { why, .. } in sample::refused(family, request) {
+    for UnsupportedRequest { why, .. } in sample::refused(family, request) {
         problems.of_model(Err(anyhow!(why)));
     }
     problems.of_model(family.scheduler().map(drop));
-    match models::open_with(family.directory(), FamilyName::Auto, reading, &Remembered::new()) {
+    match models::open_with(family.directory(), FamilyName::Auto, reading, &CachedConfigs::new()) {
         Ok(outline) => {
-            problems.of_model(outline.conditioner().map(drop));
+            problems.of_model(outline.text_encoder().map(drop));
             if !matches!(request.start, Start::Text) {
-                problems.of_model(outline.clip_encoder(false, false).map(drop));
+                problems.of_model(outline.video_encoder(false, false).map(drop));
             }
             problems.of_model(outline.check_decoder());
-            let planter: Arc<dyn Planter> = adapters.clone();
-            let stands = outline.denoiser(Some(planter)).map(drop);
-            let planted = stands.is_ok();
+            let adapt: Arc<dyn Adapt> = adapters.clone();
+            let stands = outline.denoiser(Some(adapt)).map(drop);
+            let adapted = stands.is_ok();
             problems.of_model(stands);
-            if planted {
+            if adapted {
                 problems.of_model(adapters.finish());
             }
         }
@@ -161,13 +163,13 @@ pub fn of_sample(
     problems.judge()
 }
 
-/// Opens the model, where it is.
+/// Opens the model, if it is cached.
 fn model(config: &RunConfig, device: &Device, download: Download, problems: &mut Problems) -> Option<Box<dyn Family>> {
     let directory = match locate(config, download) {
         Ok(Some(directory)) => directory,
         Ok(None) => {
             log::info!(
-                "{} is not here yet: what depends on the model is checked once it is downloaded, before anything is encoded",
+                "{} is not downloaded yet: checks that need the model run after the download, before anything is encoded",
                 config.model.path
             );
             return None;
@@ -193,7 +195,7 @@ fn locate(config: &RunConfig, download: Download) -> anyhow::Result<Option<PathB
         return hub::fetch::locate(path, revision, variant).map(Some);
     }
     let here = hub::fetch::here(path, revision, variant)?;
-    // What a broken download lacks is fetched by the run.
+    // Files missing from an interrupted download are fetched by the run.
     let fetched = config.model.directory().is_none() && hub::environment::Environment::of_process().offline.is_none();
     Ok(here.filter(|directory| !fetched || models::is_whole(&config.model.folder(directory))))
 }
@@ -209,17 +211,17 @@ fn opened(config: &RunConfig, directory: &Path, reading: Reading) -> anyhow::Res
 }
 
 fn cache(config: &RunConfig) -> Cache {
-    Cache::open(&config.precompute.folder(&config.output_dir))
+    Cache::open(&config.precompute.folder(&config.run_dir()))
 }
 
-/// The model again, of names and shapes alone.
+/// Opens the model again, as names and shapes alone.
 fn outline(config: &RunConfig, family: &dyn Family, device: &Device) -> anyhow::Result<Box<dyn Family>> {
     let reading = Reading::headers(config.model.dtype.into(), device);
     opened(config, family.directory(), reading)
 }
 
-/// Checks that the parts which encode, and those that show what was learnt, can be built of their files. Parts that only encode
-/// may be gone, where the cache has seen them. With `residency` the run trains, and its blocks live so.
+/// Checks that the encoding parts, and those for validation, can be built from their files. Parts that only encode may
+/// be missing, if the cache has seen them. With `residency` the run trains, with its blocks stored accordingly.
 fn parts(
     config: &RunConfig,
     family: &dyn Family,
@@ -240,13 +242,13 @@ fn parts(
     let mut encoder = |parts: &[&str], shows: bool, load: &dyn Fn() -> anyhow::Result<()>| {
         match cache.has_parts(family.directory(), parts) {
             Ok(there) if there || shows => problems.of_model(load()),
-            Ok(_) => {} // whether it is needed is known when it is known what has to be encoded
+            Ok(_) => {} // whether it is needed is decided once the missing encodings are known
             Err(error) => problems.of_model(Err(error)),
         }
     };
-    encoder(family.conditioner_parts(), false, &|| outline.conditioner().map(drop));
-    encoder(family.encoder_parts(), from_image, &|| {
-        outline.clip_encoder(false, false).map(drop)
+    encoder(family.text_encoder_parts(), false, &|| outline.text_encoder().map(drop));
+    encoder(family.video_encoder_parts(), from_image, &|| {
+        outline.video_encoder(false, false).map(drop)
     });
     if !prompts.is_empty() {
         problems.of_model(outline.check_decoder());
@@ -256,24 +258,24 @@ fn parts(
     }
 }
 
-/// Checks that the transformer can be built of its files, and adapted as `lora` says.
+/// Checks that the transformer can be built from its files, and adapted according to `lora`.
 fn transformer(config: &RunConfig, outline: &dyn Family, residency: Residency, problems: &mut Problems) {
-    // Settings that are wrong whatever the model is are told of by `training`.
-    let selection = Selection::new(&config.lora, &rooms::names()).ok();
+    // Settings that are wrong for any model are reported by `training`.
+    let selection = Selection::new(&config.lora, &registry::names()).ok();
     let selection = selection.map(|selection| Arc::new(selection.with_residency(residency)));
-    let planter = selection.clone().map(|selection| selection as Arc<dyn Planter>);
-    problems.of_model(outline.denoiser(planter).map(drop));
+    let adapt = selection.clone().map(|selection| selection as Arc<dyn Adapt>);
+    problems.of_model(outline.denoiser(adapt).map(drop));
     let Some(selection) = selection.filter(|selection| selection.has_seen_layers()) else {
         return;
     };
     if let Err(error) = selection.finish() {
-        match error.downcast::<Unfit>() {
-            Ok(Unfit(all)) => problems.0.extend(all.into_iter().map(|why| (Exit::Usage, why))),
+        match error.downcast::<AdapterMismatch>() {
+            Ok(AdapterMismatch(all)) => problems.0.extend(all.into_iter().map(|why| (Exit::Usage, why))),
             Err(error) => problems.key("lora", format!("{error:#}")),
         }
     }
     if config.checkpoint.comfyui
-        && let Ok(room) = rooms::of_checkpoint(outline.directory())
+        && let Ok(room) = registry::of_checkpoint(outline.directory())
         && let Some(layer) = selection.selected().into_iter().find(|layer| !room.names.has(layer))
     {
         problems.key(
@@ -283,20 +285,20 @@ fn transformer(config: &RunConfig, outline: &dyn Family, residency: Residency, p
     }
 }
 
-/// Checks that the model can make what clips are brought to.
+/// Checks that the model supports all buckets.
 fn buckets(config: &RunConfig, family: &dyn Family, problems: &mut Problems) {
     for (i, dataset) in config.datasets.iter().enumerate() {
         for (j, bucket) in dataset.buckets.iter().enumerate() {
-            if let Err(error) = family.canvas(bucket.frames, bucket.height, bucket.width) {
+            if let Err(error) = family.latent_size(bucket.frames, bucket.height, bucket.width) {
                 problems.key(format!("datasets[{i}].buckets[{j}]"), format!("{error:#}"));
             }
         }
     }
 }
 
-/// Checks what only training asks for. `pushes`: whether it is this process that pushes what was learnt.
+/// Checks the requirements of training alone. `pushes` is true in the process that uploads the adapter.
 fn training(config: &RunConfig, family: Option<&dyn Family>, pushes: bool, problems: &mut Problems) {
-    if let Err(Unfit(all)) = Selection::new(&config.lora, &rooms::names()) {
+    if let Err(AdapterMismatch(all)) = Selection::new(&config.lora, &registry::names()) {
         problems.0.extend(all.into_iter().map(|why| (Exit::Usage, why)));
     }
     if let Some(family) = family {
@@ -316,7 +318,7 @@ fn training(config: &RunConfig, family: Option<&dyn Family>, pushes: bool, probl
     }
 }
 
-/// Checks that the checkpoint can be trained as the settings say.
+/// Checks that the checkpoint can be trained with these settings.
 fn objective(config: &RunConfig, family: &dyn Family, problems: &mut Problems) {
     let scheduler = match family.scheduler() {
         Ok(scheduler) => scheduler,
@@ -324,17 +326,17 @@ fn objective(config: &RunConfig, family: &dyn Family, problems: &mut Problems) {
     };
     let drawn = Objective::new(&scheduler, &config.diffusion).and_then(|objective| {
         let buckets = config.datasets.iter().flat_map(|dataset| &dataset.buckets);
-        let mut canvases = buckets.filter_map(|b| family.canvas(b.frames, b.height, b.width).ok());
+        let mut canvases = buckets.filter_map(|b| family.latent_size(b.frames, b.height, b.width).ok());
         canvases.try_for_each(|canvas| objective.draw(1, canvas.seq_len, &mut Rng::new(0)).map(drop))
     });
     problems.failed(Exit::Usage, drawn);
-    let share = config.train.first_frame;
-    let why = match family.takes_image() {
-        TakesImage::Never => "this checkpoint cannot start from an image; remove it",
-        TakesImage::Always => "this checkpoint always starts from an image; remove it",
-        TakesImage::Either => return,
+    let share = config.train.first_frame_conditioning_p;
+    let why = match family.image_mode() {
+        ImageMode::Never => "this checkpoint cannot start from an image; remove it",
+        ImageMode::Always => "this checkpoint always starts from an image; remove it",
+        ImageMode::Either => return,
     };
     if share != 0.0 {
-        problems.key("train.first_frame", format!("{share}: {why}"));
+        problems.key("train.first_frame_conditioning_p", format!("{share}: {why}"));
     }
 }

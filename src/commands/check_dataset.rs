@@ -1,4 +1,4 @@
-//! `vtrain check-dataset`: every clip of a run or a folder, accepted or refused, and why.
+//! `vtrain check-dataset`: lists every clip of a run or a folder, accepted or refused, with the reason.
 
 use std::fmt::Write;
 use std::path::PathBuf;
@@ -11,10 +11,10 @@ use crate::config::RunConfig;
 use crate::data::{self, Bucket, Facts, Found, Report, Sample, Totals};
 use crate::models::Dtype;
 
-/// Tell what a run would train on: every clip, accepted or refused, and why
+/// List what a run would train on: every clip, accepted or refused, and why
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// A folder of clips: only what can be read, no buckets
+    /// A folder of clips: only checks that they can be read, without buckets
     #[arg(value_name = "DIR", required_unless_present = "config", conflicts_with_all = ["config", "set"])]
     folder: Option<PathBuf>,
     /// A run file (YAML): its data sets, with the bucket that each clip goes to
@@ -26,11 +26,15 @@ pub struct Args {
     /// Print JSON instead of a table
     #[arg(long)]
     json: bool,
-    /// Decode every frame of every clip: slower, and finds damage inside
+    /// Decode every frame of every clip: slower, but finds damage inside
     #[arg(long)]
     decode: bool,
 }
 
+/// Runs `vtrain check-dataset`: prints the survey of a data set.
+///
+/// # Errors
+/// Fails for settings that make no sense, and for unusable clips, each with its exit code.
 pub fn run(args: Args) -> Result<(), Failure> {
     match (&args.config, &args.folder) {
         (Some(path), _) => {
@@ -74,7 +78,7 @@ pub fn survey(datasets: &[data::Config], decode: bool) -> Report {
     report
 }
 
-/// Says what was refused and what is worth knowing, a line each.
+/// Logs rejections and notes, one line each.
 pub fn tell<T>(report: &Report<T>) {
     for note in &report.notes {
         log::info!("note: {note}");
@@ -87,7 +91,7 @@ pub fn tell<T>(report: &Report<T>) {
     }
 }
 
-/// Whether a run may start on this.
+/// Fails if a run must not start with these rejections.
 pub fn judge<T>(report: &Report<T>) -> Result<(), Failure> {
     let stopping = report.refused.iter().filter(|refusal| refusal.stops).count();
     if stopping == 0 {
@@ -100,12 +104,12 @@ pub fn judge<T>(report: &Report<T>) -> Result<(), Failure> {
         format!("{stopping} ")
     };
     Err(anyhow!(
-        "{count}{things} refused, see above; mend them, or set on_bad_clip: skip to train without bad clips"
+        "{count}{things} refused, see above; fix them, or set on_invalid_clip: skip to train without bad clips"
     ))
     .or_exit(Exit::Data)
 }
 
-/// What a row of the table says of a clip.
+/// Columns of a clip's row in the table.
 trait Row {
     fn found(&self) -> &Found;
     fn place(&self) -> Option<(Bucket, &str)>;
@@ -131,7 +135,7 @@ impl Row for Found {
     }
 }
 
-/// One line a clip, columns aligned; nothing where there are no clips.
+/// Formats one line per clip, columns aligned; empty without clips.
 fn table(rows: &[impl Row]) -> String {
     let mut lines = vec![["CLIP", "SIZE", "FRAMES", "FPS", "SECONDS", "CODEC", "BUCKET", "FIT"].map(String::from)];
     for row in rows {
@@ -157,7 +161,7 @@ fn table(rows: &[impl Row]) -> String {
             fit,
         ]);
     }
-    // A folder alone has no buckets to show.
+    // A folder alone has no buckets.
     let columns = if rows.iter().any(|row| row.place().is_some()) {
         8
     } else {
@@ -190,7 +194,7 @@ fn sums(totals: &Totals) -> String {
     text
 }
 
-/// What precomputing will leave on disk.
+/// Size of the cache after precomputing.
 #[derive(Debug, Serialize)]
 struct Cache {
     latent_bytes: u64,
@@ -199,7 +203,7 @@ struct Cache {
 }
 
 impl Cache {
-    /// None where the model's family cannot be told yet.
+    /// Returns None if the model's family is not known yet.
     fn of(config: &RunConfig, report: &Report) -> Option<Self> {
         let footprint = config.model.footprint()?;
         let mut captions: Vec<&str> = report.samples.iter().map(|s| s.found.entry.caption.as_str()).collect();

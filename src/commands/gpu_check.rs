@@ -1,8 +1,8 @@
-//! `vtrain gpu-check`: whether a GPU computes what the CPU does. Hidden: scripts/gpu_check.sh calls it.
+//! `vtrain gpu-check`: compares a GPU's results with the CPU's. Hidden: scripts/gpu_check.sh calls it.
 //!
-//! Ops, forwards and back, the optimiser, and the parts of tiny checkpoints, each against the CPU in f32; or two files of
-//! latents against each other. Errors are max |a - b| / max |b|. Inputs are fresh in every run, and the memory that outputs
-//! are written to is filled with what is no number before. With `--device cpu` the CPU stands in for the GPU.
+//! Ops, forward and backward, the optimiser, and the parts of tiny checkpoints, each against the CPU in f32; or two
+//! files of latents against each other. Errors are max |a - b| / max |b|. Inputs are new in every run, and the memory
+//! of the outputs is filled with NaN before. With `--device cpu` the CPU replaces the GPU.
 
 mod cases;
 mod coders;
@@ -29,13 +29,13 @@ use training::Extent;
 /// Compare a GPU with the CPU
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The CPU itself, for trying this command out
+    /// The CPU itself, to test this command
     #[arg(long, default_value = "cuda")]
     device: Place,
-    /// What to compare (repeatable); all of it where none is named
+    /// Groups to compare (repeatable); all by default
     #[arg(long, value_name = "GROUP")]
     group: Vec<Group>,
-    /// Folders of tiny checkpoints, for the groups that want one (repeatable)
+    /// Folders of tiny checkpoints, for the groups that need one (repeatable)
     #[arg(long, value_name = "DIR")]
     family: Vec<PathBuf>,
     /// Tokens and features of a head of long attention
@@ -46,18 +46,18 @@ pub struct Args {
         default_value = "17776x64,33000x128"
     )]
     tokens: Vec<cases::Tokens>,
-    /// A few steps on small clips, where the usual is 20 on larger ones: for trying this command out
+    /// A few steps on small clips, instead of 20 on larger ones: to test this command
     #[arg(long)]
     quick: bool,
-    /// Compare what two files of latents hold, and nothing else
+    /// Compare only two files of latents
     #[arg(long, num_args = 2, value_names = ["FILE", "FILE"])]
     latents: Option<Vec<PathBuf>>,
-    /// Of the inputs; by the clock where none is given
+    /// Seed of the inputs; by default from the clock
     #[arg(long)]
     seed: Option<u64>,
 }
 
-/// What is compared together.
+/// Groups of comparisons.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Group {
     Norm,
@@ -70,24 +70,24 @@ enum Group {
     LongAttention,
     /// Attention as with `deterministic: true`: twice the same bits
     Deterministic,
-    /// What autoencoders are made of
+    /// Layers of autoencoders
     Convolution,
     Optimiser,
     /// One rank of NCCL
     Nccl,
-    /// Of a checkpoint: its prediction, and training steps
+    /// The prediction of a checkpoint, and training steps
     Training,
-    /// Of a checkpoint: training steps with dropout in the adapters
+    /// Training steps of a checkpoint with dropout in the adapters
     Dropout,
-    /// Of a checkpoint: gradients by every `train.keep`
+    /// Gradients of a checkpoint under every `train.activation_policy`
     Policies,
-    /// Of a checkpoint: clips to latents and back
+    /// Clips to latents and back, with a checkpoint's VAE
     Vae,
-    /// Of a checkpoint: clips to latents and back in tiles
+    /// Clips to latents and back in tiles, with a checkpoint's VAE
     Tiling,
-    /// Of a checkpoint: a prompt
+    /// A prompt, with a checkpoint's text encoder
     Text,
-    /// Of a checkpoint: an image to start from
+    /// An image to start from, with a checkpoint's encoders
     Image,
 }
 
@@ -98,6 +98,10 @@ impl Group {
     }
 }
 
+/// Runs `vtrain gpu-check`: prints a line per comparison.
+///
+/// # Errors
+/// Fails for an unusable device, and for a comparison beyond its bound.
 pub fn run(args: Args) -> Result<(), Failure> {
     let mut table = Table::default();
     if let Some([a, b]) = args.latents.as_deref() {
@@ -106,7 +110,7 @@ pub fn run(args: Args) -> Result<(), Failure> {
     }
     let mut groups = args.group.clone();
     if groups.is_empty() {
-        // Tiling and images are not for every checkpoint: these are named where they are wanted.
+        // Not every checkpoint supports tiling and images, so these must be requested.
         let possible = |group: &Group| !group.wants_a_checkpoint() || !args.family.is_empty();
         let usual = |group: &&Group| !matches!(group, Group::Tiling | Group::Image) && possible(group);
         groups = Group::value_variants().iter().filter(usual).copied().collect();
@@ -115,7 +119,7 @@ pub fn run(args: Args) -> Result<(), Failure> {
         && args.family.is_empty()
     {
         return Err(Failure::usage(anyhow::anyhow!(
-            "the group {group:?} wants a checkpoint: name its folder by --family"
+            "the group {group:?} needs a checkpoint: name its folder by --family"
         )));
     }
     let device = args.device.open().or_exit(Exit::Usage)?;
@@ -139,7 +143,8 @@ pub fn run(args: Args) -> Result<(), Failure> {
     table.end()
 }
 
-/// A group that needs no checkpoint. What a case cannot do is a line of the table as well: the others are still wanted.
+/// Runs a group that needs no checkpoint. A case that fails to run is a line of the table as well, so that the others
+/// follow.
 fn alone(table: &mut Table, group: Group, tokens: &[cases::Tokens], device: &Device, seed: u64) -> Result<(), Failure> {
     for case in cases::of(group, tokens) {
         for dtype in [DType::F32, DType::BF16] {
@@ -185,7 +190,7 @@ fn of_checkpoint(
     table.tell_all(&format!("{name} {group:?}"), found)
 }
 
-/// Two files of one tensor each.
+/// Compares two files of one tensor each.
 fn latents(a: &Path, b: &Path) -> anyhow::Result<Row> {
     let one = |path: &Path| {
         let mut tensors = candle_core::safetensors::load(path, &Device::Cpu)
@@ -195,7 +200,7 @@ fn latents(a: &Path, b: &Path) -> anyhow::Result<Row> {
         tensors.remove(&name).context("the one tensor is there")
     };
     Ok(Row {
-        what: format!("{} beside {}", a.display(), b.display()),
+        what: format!("{} and {}", a.display(), b.display()),
         error: difference(&one(a)?, &one(b)?)?,
         most: 3e-2,
         attention: Vec::new(),

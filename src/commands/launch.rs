@@ -1,4 +1,4 @@
-//! `vtrain launch`: a run on several processes, as torchrun starts them.
+//! `vtrain launch`: runs several processes, as torchrun does.
 
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -10,39 +10,39 @@ use clap::ValueEnum;
 use super::{Exit, Failure, OrExit};
 use crate::launch::lines::Lines;
 use crate::launch::signals::Asked;
-use crate::launch::{self, Death, End, How, Job, Starter, gpus};
+use crate::launch::{self, ExitKind, Job, RankFailure, Starter, Termination, gpus};
 
-/// Start a run on several processes, and end all when one dies
+/// Start a run on several processes, and end all when one fails
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Processes on each machine: a number, gpu (one for each GPU), or auto (the same, and 1 where there is none)
+    /// Processes on each machine: a number, gpu (one per GPU), or auto (the same, and 1 without a GPU)
     #[arg(long, value_name = "N|auto|gpu", default_value = "1")]
     nproc_per_node: PerNode,
     /// Machines
     #[arg(long, value_name = "N", default_value_t = 1)]
     nnodes: usize,
-    /// This machine's number, from 0
+    /// Index of this machine, from 0
     #[arg(long, value_name = "N", default_value_t = 0)]
     node_rank: usize,
-    /// Where rank 0 runs
+    /// Host of rank 0
     #[arg(long, value_name = "HOST", default_value = "127.0.0.1")]
     master_addr: String,
-    /// Where it listens
+    /// Port of rank 0
     #[arg(long, value_name = "PORT", default_value_t = 29500)]
     master_port: u16,
-    /// What this run's folder below --log-dir is called
+    /// Name of this run's folder below --log-dir
     #[arg(long, value_name = "NAME", default_value = "none")]
     rdzv_id: String,
-    /// How often all are started again after one died, from the newest checkpoint
+    /// Number of restarts of all processes after a failure, from the newest checkpoint
     #[arg(long, value_name = "R", default_value_t = 0)]
     max_restarts: usize,
-    /// Keep all that every rank says in D/<rdzv-id>/attempt-<n>/<rank>/
+    /// Write the output of every rank to D/RDZV_ID/attempt-N/RANK/
     #[arg(long, value_name = "D")]
     log_dir: Option<PathBuf>,
-    /// How the processes talk: nccl (GPUs), or mpi (mpirun starts them). Without: what this vtrain was built with
+    /// Communication: nccl (GPUs), or mpi (mpirun starts the processes). Default: what this vtrain was built with
     #[arg(long, value_name = "nccl|mpi")]
     backend: Option<Backend>,
-    /// What each process does: the arguments of vtrain itself, such as --config run.yaml
+    /// Command of each process: the arguments of vtrain itself, such as --config run.yaml
     #[arg(last = true, required = true, value_name = "ARGS")]
     args: Vec<String>,
 }
@@ -69,7 +69,7 @@ impl FromStr for PerNode {
             ("auto", _) => Ok(Self::Auto),
             ("gpu", _) => Ok(Self::Gpu),
             (_, Ok(number)) if number > 0 => Ok(Self::Number(number)),
-            _ => Err("is no number of processes; use 1 or more, auto, or gpu".into()),
+            _ => Err("is not a number of processes; use 1 or more, auto, or gpu".into()),
         }
     }
 }
@@ -85,6 +85,10 @@ impl PerNode {
     }
 }
 
+/// Runs `vtrain launch`: starts the ranks and waits for them.
+///
+/// # Errors
+/// Fails for an impossible number of ranks, and with the exit code of the first rank that failed.
 pub fn run(args: Args) -> Result<(), Failure> {
     let job = job(&args).or_exit(Exit::Usage)?;
     let starter = starter(&args, &job).or_exit(Exit::Usage)?;
@@ -96,19 +100,19 @@ pub fn run(args: Args) -> Result<(), Failure> {
         let all = log::log_enabled!(log::Level::Debug);
         let lines = Lines::new(job.world_size(), all, folder.as_deref());
         match launch::attempt(&job, starter, lines, &asked).or_exit(Exit::Training)? {
-            End::Done => break,
-            End::Interrupted => {
+            ExitKind::Done => break,
+            ExitKind::Interrupted => {
                 return Err(Failure {
                     exit: Exit::Interrupted,
                     error: anyhow!("interrupted"),
                 });
             }
-            End::Died(death) if restarts < args.max_restarts && may_pass(&death) => {
+            ExitKind::Died(death) if restarts < args.max_restarts && may_pass(&death) => {
                 let (next, most) = (restarts + 1, args.max_restarts);
                 log::warn!("{death}; all ranks start again from the newest checkpoint (restart {next} of {most})");
                 job.restarted_since = Some(began);
             }
-            End::Died(death) => return Err(failure(&death)),
+            ExitKind::Died(death) => return Err(failure(&death)),
         }
     }
     Ok(())
@@ -124,7 +128,7 @@ fn job(args: &Args) -> anyhow::Result<Job> {
     );
     ensure!(
         !matches!(args.args[0].as_str(), "launch"),
-        "launch cannot be launched itself; name another verb behind --"
+        "launch cannot be launched itself; name another verb after --"
     );
     Ok(Job {
         program: std::env::current_exe()?,
@@ -138,7 +142,7 @@ fn job(args: &Args) -> anyhow::Result<Job> {
     })
 }
 
-/// Who starts the ranks, if this build can connect them.
+/// Returns the launcher, if this build can connect the ranks.
 fn starter(args: &Args, job: &Job) -> anyhow::Result<Starter> {
     let (world_size, mpi, nccl) = (job.world_size(), cfg!(feature = "mpi"), cfg!(feature = "nccl"));
     let on_gpus = nccl && (gpus::count() > 0 || !mpi);
@@ -154,14 +158,14 @@ fn starter(args: &Args, job: &Job) -> anyhow::Result<Starter> {
             );
             ensure!(
                 args.node_rank == 0,
-                "--node-rank {}: mpirun starts the ranks on all machines; run this on the first one alone",
+                "--node-rank {}: mpirun starts the ranks on all machines; run this on the first one only",
                 args.node_rank
             );
             Ok(Starter::Mpirun)
         }
         Backend::Nccl if world_size == 1 || nccl => Ok(Starter::Processes),
         Backend::Nccl => Err(anyhow!(
-            "{world_size} ranks need something to talk by, and this vtrain was built {}",
+            "{world_size} ranks need MPI or NCCL, but this vtrain was built {}",
             match mpi {
                 true => "with MPI and without NCCL: choose --backend mpi",
                 false =>
@@ -172,15 +176,17 @@ fn starter(args: &Args, job: &Job) -> anyhow::Result<Starter> {
     }
 }
 
-/// Whether the same command may go well next time: a mistake in the run file stays one.
-fn may_pass(death: &Death) -> bool {
+/// Returns true if a retry may succeed, unlike after an error in the run file.
+fn may_pass(death: &RankFailure) -> bool {
     let mistakes = [Exit::Usage, Exit::Data, Exit::Model];
-    !mistakes.iter().any(|exit| death.how == How::Exit(*exit as i32))
+    !mistakes.iter().any(|exit| death.how == Termination::Exit(*exit as i32))
 }
 
-fn failure(death: &Death) -> Failure {
+fn failure(death: &RankFailure) -> Failure {
     let exits = [Exit::Usage, Exit::Data, Exit::Model, Exit::Interrupted];
-    let exit = exits.into_iter().find(|exit| death.how == How::Exit(*exit as i32));
+    let exit = exits
+        .into_iter()
+        .find(|exit| death.how == Termination::Exit(*exit as i32));
     Failure {
         exit: exit.unwrap_or(Exit::Training),
         error: anyhow!("{death}, and all others were ended"),

@@ -1,4 +1,4 @@
-//! `vtrain man`: the manual, one page a verb.
+//! `vtrain man`: the manual, one page per verb.
 
 use std::path::PathBuf;
 

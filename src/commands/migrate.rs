@@ -1,4 +1,4 @@
-//! `vtrain migrate`: a run file from another trainer's command.
+//! `vtrain migrate`: converts another trainer's command to a run file.
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -9,7 +9,7 @@ use super::{Exit, Failure, OrExit};
 use crate::disk;
 use crate::migrate::{self, Migrated, Source};
 
-/// A script is not longer.
+/// Upper limit for a script.
 const MOST_BYTES: u64 = 1 << 20;
 
 /// Turn another trainer's command into a run file
@@ -27,7 +27,7 @@ enum Trainer {
     Musubi {
         #[command(flatten)]
         script: Script,
-        /// The data set's file, in place of the script's
+        /// The data set's file, which replaces the script's
         #[arg(long, value_name = "FILE")]
         dataset_config: Option<PathBuf>,
     },
@@ -65,7 +65,7 @@ pub fn run(args: Args) -> Result<(), Failure> {
         }
         Trainer::Musubi { script, dataset_config } => {
             let source = script.source()?;
-            // Of the command line, not of the script: relative to here.
+            // Given on the command line, so relative to the current folder.
             let file = match dataset_config {
                 Some(file) => Some(absolute(&file)?.to_string_lossy().into_owned()),
                 None => None,
@@ -84,11 +84,11 @@ pub fn run(args: Args) -> Result<(), Failure> {
 
 fn tell(migrated: &Migrated) {
     for problem in &migrated.problems {
-        log::warn!("the run file is not ready: {problem}");
+        log::warn!("the run file is incomplete: {problem}");
     }
     if migrated.remarks > 0 {
         log::info!(
-            "{} things of the script have no key of their own: the comments at the end say why",
+            "{} settings of the script have no key of their own; see the comments at the end",
             migrated.remarks
         );
     }
@@ -134,7 +134,7 @@ impl Script {
         .with_context(|| format!("{name}: cannot be read"))?;
         anyhow::ensure!(
             bytes.len() as u64 <= MOST_BYTES,
-            "{name}: is longer than {MOST_BYTES} bytes; a script is not"
+            "{name}: is longer than {MOST_BYTES} bytes, the limit for a script"
         );
         migrate::text::decode(bytes).map_err(|why| anyhow!("{name}: {why}"))
     }

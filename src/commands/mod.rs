@@ -1,8 +1,6 @@
-//! The verbs, one file each.
+//! Commands, one file per verb.
 
 use std::fmt;
-
-use serde::{Deserialize, Serialize};
 
 use crate::process::memory::TooLittle;
 
@@ -24,29 +22,19 @@ pub mod report;
 pub mod sample;
 pub mod train;
 
-/// What the program's exit code says.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Exit {
-    /// The command line or the configuration is wrong.
-    Usage = 2,
-    /// The data set cannot be trained on.
-    Data = 3,
-    /// The model's files are missing or broken.
-    Model = 4,
-    /// Training, or writing what it made, failed; or there was too little room on the disk or in memory for it.
-    Training = 5,
-    /// Ctrl-C or SIGTERM; what was done is kept.
-    Interrupted = 130,
-}
+pub use crate::process::exit::Exit;
 
-/// A command's failure: what to say, and the exit code.
+/// Failure of a command, with its exit code.
 #[derive(Debug)]
 pub struct Failure {
+    /// Exit code of the process.
     pub exit: Exit,
+    /// The error and its causes.
     pub error: anyhow::Error,
 }
 
 impl Failure {
+    /// Failure of the command line or the run file (exit code 2).
     pub fn usage(error: impl Into<anyhow::Error>) -> Self {
         Self {
             exit: Exit::Usage,
@@ -61,8 +49,12 @@ impl fmt::Display for Failure {
     }
 }
 
-/// `work().or_exit(Exit::Data)?`
+/// Conversion of errors: `work().or_exit(Exit::Data)?`
 pub trait OrExit<T> {
+    /// Turns an error into a failure with this exit code.
+    ///
+    /// # Errors
+    /// Returns the same error.
     fn or_exit(self, exit: Exit) -> Result<T, Failure>;
 }
 
@@ -70,7 +62,7 @@ impl<T, E: Into<anyhow::Error>> OrExit<T> for Result<T, E> {
     fn or_exit(self, exit: Exit) -> Result<T, Failure> {
         self.map_err(|error| {
             let error = error.into();
-            // A machine that is too small is no fault of the files that were being read.
+            // Too little memory is not a fault of the files that were being read.
             let exit = match error.chain().any(|cause| cause.is::<TooLittle>()) {
                 true => Exit::Training,
                 false => exit,

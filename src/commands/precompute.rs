@@ -1,8 +1,8 @@
-//! `vtrain precompute`, which is also how `vtrain train` begins: every clip and caption is encoded once and kept.
+//! `vtrain precompute`, also the first phase of `vtrain train`: encodes every clip and caption once into the cache.
 //!
-//! Captions come first; the text encoder is gone before the VAE loads. Clips are decoded a few ahead of the one that is
-//! being encoded. What is in the cache is neither decoded nor encoded, and where nothing is missing nothing is loaded.
-//! Ranks share out what is missing, and fill one cache.
+//! Captions come first; the text encoder is dropped before the VAE loads. Clips are decoded ahead while another is
+//! encoded. Cached items are neither decoded nor encoded, and if nothing is missing nothing is loaded. Ranks divide the
+//! missing items, and fill one cache.
 
 use std::collections::HashSet;
 use std::path::PathBuf;
@@ -17,12 +17,12 @@ use super::check::{self, Download, Until};
 use super::{Exit, Failure, OrExit, check_dataset, progress, ranks};
 use crate::config::RunConfig;
 use crate::data::cache::{Cache, Encoded, Key};
-use crate::data::dataset::OnBadClip;
+use crate::data::dataset::OnInvalidClip;
 use crate::data::{Report, pixels};
-use crate::dist::Communicator;
+use crate::distributed::Communicator;
 use crate::finite;
 use crate::hub;
-use crate::models::family::{ClipEncoder, Conditioner};
+use crate::models::family::{TextEncoder, VideoEncoder};
 use crate::models::{self, Family};
 use crate::nn::weights::{self, Reading};
 use crate::train::learnable;
@@ -34,11 +34,14 @@ mod shortened;
 
 use plan::{ClipPlan, Plan};
 
-/// Decoded clips that wait to be encoded.
+/// Number of decoded clips that wait to be encoded.
 const AHEAD: usize = 2;
 
-/// Said where it ends early.
-const KEPT: &str = "what is encoded is kept, and the same command goes on from there";
+/// Limit for the characters of a note in a record.
+const LONGEST_NOTE: usize = 1000;
+
+/// Message for an early end.
+const KEPT: &str = "finished encodings are kept, and the same command resumes from there";
 
 /// Encode the clips and captions of a run once, for training to read
 #[derive(Debug, clap::Args)]
@@ -54,9 +57,13 @@ pub struct Args {
     json: bool,
 }
 
+/// Runs `vtrain precompute`: encodes clips and captions that the cache lacks.
+///
+/// # Errors
+/// Fails for settings, clips, or model files that cannot be used, each with its exit code.
 pub fn run(args: Args) -> Result<(), Failure> {
     let config = RunConfig::load(&args.config, &args.set).or_exit(Exit::Usage)?;
-    ranks::together(config, |config, ranks| {
+    ranks::run_distributed(config, |config, ranks| {
         let (report, family) = checked(config, Until::Encoded, Download::Allowed, ranks)?;
         let family = here(family)?;
         let encoded = precompute(config, &*family, &report, &[], &AtomicBool::new(false), ranks)?;
@@ -67,11 +74,11 @@ pub fn run(args: Args) -> Result<(), Failure> {
     })
 }
 
-/// Surveys what a run trains on, and checks its model and settings: all that is wrong is told at once. Every rank looks for
-/// itself.
+/// Surveys the training data, and checks the model and the settings, reporting all problems at once. Every rank checks
+/// for itself.
 ///
 /// # Errors
-/// Everything that [`check_dataset`] and [`check`] find; the exit code is that of the data set, if there is a choice.
+/// Lists everything that [`check_dataset`] and [`check`] find; problems of the data set decide the exit code.
 pub fn checked(
     config: &RunConfig,
     until: Until,
@@ -99,7 +106,7 @@ pub fn checked(
     ranks::each(ranks, both)
 }
 
-/// Checks that the model can learn from these samples, and gives a warning where it learns nothing from some.
+/// Checks that the model can learn from these samples; returns a warning if it learns nothing from some.
 fn learns(config: &RunConfig, report: &Report, family: Option<&dyn Family>) -> Result<Option<String>, Failure> {
     let Some(family) = family else {
         return Ok(None);
@@ -108,27 +115,28 @@ fn learns(config: &RunConfig, report: &Report, family: Option<&dyn Family>) -> R
     learnable::check(family, buckets, &config.train).map_err(Failure::usage)
 }
 
-/// The model that was checked, of a run that may download it.
+/// Returns the checked model of a run that may download it.
 pub fn here(family: Option<Box<dyn Family>>) -> Result<Box<dyn Family>, Failure> {
     family.context("the model was not fetched").or_exit(Exit::Model)
 }
 
-/// The model of a run. Parts that only encode may be gone, where the run's cache has seen them.
+/// Opens the model of a run. Parts that only encode may be missing, if the run's cache has seen them.
 pub fn open_model(config: &RunConfig) -> Result<Box<dyn Family>, Failure> {
     let device = config.open_device().or_exit(Exit::Usage)?;
     let model = &config.model;
     let directory = hub::fetch::locate(&model.path, &model.revision, model.variant.as_deref()).or_exit(Exit::Model)?;
-    let remembered = Cache::open(&config.precompute.folder(&config.output_dir)).remembered(&directory);
+    let remembered = Cache::open(&config.precompute.folder(&config.run_dir())).remembered(&directory);
     let reading = Reading::numbers(model.dtype.into(), &device);
     models::open_with(model.folder(&directory), model.family, &reading, &remembered).or_exit(Exit::Model)
 }
 
-/// Encodes what the cache lacks of the surveyed clips, their captions, the empty caption, the prompts of validation and
+/// Encodes what the cache lacks of the surveyed clips, their captions, the empty caption, the validation prompts and
 /// `more_prompts`.
 ///
 /// # Errors
-/// Buckets that the model cannot take or learn from (2), clips that cannot be decoded (3), model files (4), too little room, found
-/// before anything is encoded (5); interrupted (130) once `stop` is true: the next run goes on from there.
+/// Fails for buckets that the model does not support or learns nothing from (2), clips that cannot be decoded (3),
+/// model files (4), and too little space, found before anything is encoded (5); interrupted (130) once `stop` is true:
+/// the next run resumes.
 pub fn precompute(
     config: &RunConfig,
     family: &dyn Family,
@@ -144,7 +152,7 @@ pub fn precompute(
     plan.announce();
     plan.ensure_parts(family)?;
     if ranks.is_first() {
-        plan.cache.sweep(); // before room is asked for
+        plan.cache.sweep(); // before the space is checked
         plan.ensure_room()?;
     }
     let done = encode_texts(family, &plan, stop, ranks);
@@ -162,7 +170,7 @@ fn encode_texts(family: &dyn Family, plan: &Plan, stop: &AtomicBool, ranks: &dyn
         return Ok(());
     }
     let missing: Vec<&(String, Key)> = plan.missing_texts().collect();
-    let mut conditioner: Option<Box<dyn Conditioner>> = None;
+    let mut conditioner: Option<Box<dyn TextEncoder>> = None;
     let mut count = progress::Count::start("captions", missing.len());
     let encode = |place: usize| -> Result<rounds::Encoded, Failure> {
         go_on(stop)?;
@@ -174,7 +182,7 @@ fn encode_texts(family: &dyn Family, plan: &Plan, stop: &AtomicBool, ranks: &dyn
             Some(conditioner) => conditioner,
             none => {
                 log::info!("loading the text encoder");
-                none.insert(family.conditioner().or_exit(Exit::Model)?)
+                none.insert(family.text_encoder().or_exit(Exit::Model)?)
             }
         };
         let embed = || -> anyhow::Result<Vec<Tensor>> {
@@ -185,12 +193,12 @@ fn encode_texts(family: &dyn Family, plan: &Plan, stop: &AtomicBool, ranks: &dyn
         };
         let tensors = embed()
             .with_context(|| format!("the caption {text:?}"))
-            .map_err(|error| explained(error, family, family.conditioner_parts()))
+            .map_err(|error| explained(error, family, family.text_encoder_parts()))
             .or_exit(Exit::Model)?;
         let notes = [("caption", shortened(text))];
         let written = plan.cache.write(key, &plan.text_form, &tensors, &notes);
         written.context(KEPT).or_exit(Exit::Training)?;
-        Ok(match conditioner.lost_tokens(text).or_exit(Exit::Model)? {
+        Ok(match conditioner.truncated_tokens(text).or_exit(Exit::Model)? {
             0 => rounds::Encoded::Done,
             lost => rounds::Encoded::Shortened(lost),
         })
@@ -203,15 +211,15 @@ fn encode_texts(family: &dyn Family, plan: &Plan, stop: &AtomicBool, ranks: &dyn
         count.step();
     });
     if ranks.is_first() {
-        shortened::tell(plan, &shortened); // of those before a failure, too: they are kept, and not seen again
+        shortened::tell(plan, &shortened); // also before a failure: these are cached, and not reported again
     }
     done?;
     count.finish();
     Ok(())
 }
 
-/// Decodes ahead and encodes, clip by clip. Returns the records of clips that could not be decoded, where their data
-/// sets allow that.
+/// Decodes ahead and encodes, clip by clip. Returns the keys of clips that could not be decoded, if their data sets
+/// allow that.
 fn encode_clips(
     config: &RunConfig,
     family: &dyn Family,
@@ -232,17 +240,17 @@ fn encode_clips(
         scope.spawn(move || {
             for clip in share {
                 let decoded = clip.cut.decode(clip.sample);
-                // Nobody listens any more where encoding has failed or was stopped.
+                // The receiver is gone if encoding failed or was stopped.
                 if stop.load(Ordering::Relaxed) || send.send(decoded).is_err() {
                     break;
                 }
             }
         });
-        let mut encoder: Option<Box<dyn ClipEncoder>> = None;
+        let mut encoder: Option<Box<dyn VideoEncoder>> = None;
         let encode = |place: usize| -> Result<rounds::Encoded, Failure> {
             go_on(stop)?;
             let clip = missing[place];
-            // Without one, it was stopped just now.
+            // Without a clip, it was just stopped.
             match receive.recv().map_err(|_| interrupted())? {
                 Ok(_) if plan.cache.has_come(&clip.key, &clip.form) => Ok(rounds::Encoded::Done),
                 Ok(frames) => {
@@ -251,11 +259,11 @@ fn encode_clips(
                         none => none.insert(load_encoder(config, family)?),
                     };
                     let encoded = encode_clip(&**encoder, clip, frames);
-                    let encoded = encoded.map_err(|error| explained(error, family, family.encoder_parts()));
+                    let encoded = encoded.map_err(|error| explained(error, family, family.video_encoder_parts()));
                     keep_clip(plan, clip, &encoded.or_exit(Exit::Model)?).or_exit(Exit::Training)?;
                     Ok(rounds::Encoded::Done)
                 }
-                Err(error) if config.datasets[clip.sample.dataset].on_bad_clip == OnBadClip::Skip => {
+                Err(error) if config.datasets[clip.sample.dataset].on_invalid_clip == OnInvalidClip::Skip => {
                     Ok(rounds::Encoded::Skipped(error.to_string()))
                 }
                 Err(error) => Err(error).or_exit(Exit::Data),
@@ -271,7 +279,7 @@ fn encode_clips(
             count.step();
         };
         let done = rounds::go_round(ranks, missing.len(), encode, heard);
-        drop(receive); // whoever still decodes may stop
+        drop(receive); // stops the decoding threads
         done?;
         go_on(stop)?;
         count.finish();
@@ -279,14 +287,14 @@ fn encode_clips(
     })
 }
 
-fn load_encoder(config: &RunConfig, family: &dyn Family) -> Result<Box<dyn ClipEncoder>, Failure> {
+fn load_encoder(config: &RunConfig, family: &dyn Family) -> Result<Box<dyn VideoEncoder>, Failure> {
     log::info!("loading the VAE's encoder");
     let (tiling, slicing) = (config.precompute.vae_tiling, config.precompute.vae_slicing);
-    family.clip_encoder(tiling, slicing).or_exit(Exit::Model)
+    family.video_encoder(tiling, slicing).or_exit(Exit::Model)
 }
 
-/// What the record of a clip is to hold.
-fn encode_clip(encoder: &dyn ClipEncoder, clip: &ClipPlan, frames: Frames) -> anyhow::Result<Vec<Tensor>> {
+/// Returns the tensors of a clip's record.
+fn encode_clip(encoder: &dyn VideoEncoder, clip: &ClipPlan, frames: Frames) -> anyhow::Result<Vec<Tensor>> {
     let encode = || -> anyhow::Result<Vec<Tensor>> {
         let pixels = pixels::tensor(frames)?; // (1, 3, T, H, W)
         let whole = encoder.encode(&pixels)?;
@@ -309,14 +317,14 @@ fn keep_clip(plan: &Plan, clip: &ClipPlan, tensors: &[Tensor]) -> anyhow::Result
     Ok(())
 }
 
-/// Says of an encoding that is not finite which weight is to blame, where one is.
+/// Names the damaged weight behind a non-finite encoding, if there is one.
 fn explained(error: anyhow::Error, family: &dyn Family, parts: &[&str]) -> anyhow::Error {
-    if !error.is::<finite::Held>() {
+    if !error.is::<finite::NonfiniteTensor>() {
         return error;
     }
     let damage = parts.iter().find_map(|part| {
         let folder = family.directory().part(part);
-        weights::not_finite(&folder).ok().flatten() // a part without weights has none that are damaged
+        weights::not_finite(&folder).ok().flatten() // a part without weights cannot have damaged ones
     });
     match damage {
         Some(damage) => error.context(format!("{damage}; the file is damaged, fetch it again")),
@@ -324,7 +332,7 @@ fn explained(error: anyhow::Error, family: &dyn Family, parts: &[&str]) -> anyho
     }
 }
 
-/// What stands alone in each batch.
+/// Concatenates tensors that are single in their batch.
 fn all_of<'a>(batches: impl IntoIterator<Item = &'a Tensor>) -> anyhow::Result<Vec<Tensor>> {
     batches.into_iter().map(|batch| Ok(batch.squeeze(0)?)).collect()
 }
@@ -339,13 +347,13 @@ fn go_on(stop: &AtomicBool) -> Result<(), Failure> {
 fn interrupted() -> Failure {
     Failure {
         exit: Exit::Interrupted,
-        error: anyhow!("interrupted; what is encoded is kept, and the next run goes on from there"),
+        error: anyhow!("interrupted; finished encodings are kept, and the next run resumes from there"),
     }
 }
 
-/// A note for people in a header need not be a book.
+/// Shortens a note in a header.
 fn shortened(text: &str) -> String {
-    text.chars().take(1000).collect()
+    text.chars().take(LONGEST_NOTE).collect()
 }
 
 fn print_json(encoded: &Encoded) -> Result<(), Failure> {

@@ -1,4 +1,4 @@
-//! Progress on standard error, only where that is a terminal.
+//! Progress on standard error, only if that is a terminal.
 
 use std::io::IsTerminal;
 use std::sync::LazyLock;
@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 
 use indicatif::{HumanDuration, MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-/// How often a count that nobody watches says where it is.
+/// Interval of the log lines of a count without a terminal.
 const SILENCE: Duration = Duration::from_secs(30);
 
-/// All bars of the process: whoever prints a line has them step aside.
+/// All bars of the process, so that they can be hidden while a line is printed.
 static BARS: LazyLock<MultiProgress> = LazyLock::new(|| {
     MultiProgress::with_draw_target(match std::io::stderr().is_terminal() {
         true => ProgressDrawTarget::stderr(),
@@ -17,27 +17,28 @@ static BARS: LazyLock<MultiProgress> = LazyLock::new(|| {
     })
 });
 
-/// A bar over `len` things of a kind, hidden where nobody can watch it.
+/// Progress bar over `len` items, hidden without a terminal.
 pub fn bar(what: &'static str, len: usize) -> ProgressBar {
     let style = ProgressStyle::with_template("{prefix} {bar:30} {pos}/{len} {per_sec} {eta} left")
         .expect("the template is a constant");
     BARS.add(ProgressBar::new(len as u64).with_style(style).with_prefix(what))
 }
 
-/// Runs `print` with the bars out of the way.
+/// Runs `print` with the bars hidden.
 pub fn above(print: impl FnOnce()) {
     BARS.suspend(print);
 }
 
-/// A bar as a report of (done, of how many).
-pub fn on(bar: &ProgressBar) -> impl Fn(usize, usize) + Sync {
-    |done, of| {
+/// A bar as a report of (done, of how many). Whoever holds neither clears it.
+pub fn on(bar: &ProgressBar) -> impl Fn(usize, usize) + Sync + use<> {
+    let bar = bar.clone();
+    move |done, of| {
         bar.set_length(of as u64);
         bar.set_position(done as u64);
     }
 }
 
-/// Counts things done one after the other: a bar, or a line now and then where nobody could watch one.
+/// Counter of finished items: a bar, or occasional log lines without a terminal.
 pub struct Count {
     what: &'static str,
     bar: ProgressBar,
@@ -46,6 +47,7 @@ pub struct Count {
 }
 
 impl Count {
+    /// Starts a count to `of` items called `what`.
     pub fn start(what: &'static str, of: usize) -> Self {
         Self {
             what,
@@ -55,7 +57,7 @@ impl Count {
         }
     }
 
-    /// One more is done.
+    /// Counts one more item.
     pub fn step(&mut self) {
         self.bar.inc(1);
         if self.bar.is_hidden() && self.said.elapsed() > SILENCE {
@@ -70,7 +72,7 @@ impl Count {
         }
     }
 
-    /// Says what was done, and how fast.
+    /// Logs the total and the rate.
     pub fn finish(self) {
         self.bar.finish_and_clear();
         let (done, time) = (self.bar.position(), self.started.elapsed().as_secs_f64());
@@ -83,16 +85,17 @@ impl Count {
     }
 }
 
-/// How often a line is logged where nobody can watch it being redrawn.
+/// Interval of log lines without a terminal.
 const BETWEEN_LINES: Duration = Duration::from_secs(10);
 
-/// One line that tells how work goes: redrawn on a terminal, else logged now and then.
+/// A progress line: redrawn on a terminal, else logged occasionally.
 pub struct Line {
     bar: Option<ProgressBar>,
     told: Option<Instant>,
 }
 
 impl Line {
+    /// Empty line.
     pub fn new() -> Self {
         let style = ProgressStyle::with_template("{msg}").expect("the template is a constant");
         let watched = std::io::stderr().is_terminal();
@@ -102,7 +105,7 @@ impl Line {
         }
     }
 
-    /// Shows how things are now. `last` is shown in any case.
+    /// Shows the current text. `last` forces it to be shown.
     pub fn tell(&mut self, text: String, last: bool) {
         match &self.bar {
             Some(bar) if !last => {

@@ -1,4 +1,4 @@
-//! A verb that several processes carry out together: opened, agreed upon, ended.
+//! Helpers for verbs that run on several ranks: start, agreement, end.
 
 use std::time::Duration;
 
@@ -7,31 +7,31 @@ use blake3::Hash;
 
 use super::{Exit, Failure, OrExit};
 use crate::config::RunConfig;
-use crate::dist::{self, Communicator, ToldByFirst};
+use crate::distributed::{self, Communicator, ReportedByRankZero};
 
-/// How long a rank whose failure rank 0 tells gives it to do so: whoever started them ends all once one has ended.
+/// Time that a failed rank leaves rank 0 to report the failure: the launcher ends all once one has ended.
 const TO_TELL: Duration = Duration::from_secs(2);
 
-/// Runs `work` among the ranks that the environment names.
+/// Runs `work` on this process as one of the ranks named by the environment.
 ///
-/// A rank that fails leaves without taking leave, with an exit code that is not zero; its starter then ends the others.
-pub fn together<T>(
+/// A rank that fails exits at once with a non-zero code; its launcher then ends the others.
+pub fn run_distributed<T>(
     mut config: RunConfig,
     work: impl FnOnce(&RunConfig, &dyn Communicator) -> Result<T, Failure>,
 ) -> Result<T, Failure> {
-    let ranks = dist::open(&config.dist).or_exit(Exit::Usage)?;
+    let ranks = distributed::open(&config.dist).or_exit(Exit::Usage)?;
     config.device = config.device.of_rank(ranks.local_rank());
     let done = work(&config, &*ranks);
     match &done {
         Ok(_) => ranks.finish(),
-        Err(failure) if failure.error.is::<ToldByFirst>() => std::thread::sleep(TO_TELL),
+        Err(failure) if failure.error.is::<ReportedByRankZero>() => std::thread::sleep(TO_TELL),
         Err(_) => {}
     }
     done
 }
 
-/// Joins what each rank has done for itself: where one has failed, all do. A failure that several have come to is told by the
-/// first of them, and by rank 0 alone where it has come to any.
+/// Combines the results of the ranks: if one has failed, all do. A failure is reported by the first rank that has it,
+/// and by rank 0 alone if it has one itself.
 pub fn each<T>(ranks: &dyn Communicator, done: Result<T, Failure>) -> Result<T, Failure> {
     if ranks.world_size() == 1 {
         return done;
@@ -43,7 +43,7 @@ pub fn each<T>(ranks: &dyn Communicator, done: Result<T, Failure>) -> Result<T, 
     let all: Vec<_> = all.iter().map(read).collect::<Result<_, _>>().or_exit(Exit::Training)?;
     let told = |exit| Failure {
         exit,
-        error: ToldByFirst.into(),
+        error: ReportedByRankZero.into(),
     };
     let known = &all[..ranks.rank()];
     match (done, all.iter().flatten().next()) {
@@ -58,22 +58,22 @@ pub fn each<T>(ranks: &dyn Communicator, done: Result<T, Failure>) -> Result<T, 
     }
 }
 
-/// A failure that all ranks have come to: rank 0 tells it.
+/// Failure that all ranks share, which rank 0 reports.
 pub fn shared(ranks: &dyn Communicator, failure: Failure) -> Failure {
     match ranks.is_first() {
         true => failure,
         false => Failure {
             exit: failure.exit,
-            error: ToldByFirst.into(),
+            error: ReportedByRankZero.into(),
         },
     }
 }
 
-/// Whether all ranks have the same of something, such as their settings.
+/// Checks that all ranks have the same value, such as their settings.
 ///
 /// # Errors
-/// Ranks that have something else than rank 0 has.
-pub fn agree(ranks: &dyn Communicator, on: &str, what: Hash) -> Result<(), Failure> {
+/// Names the ranks whose value differs from rank 0's.
+pub fn check_consistent(ranks: &dyn Communicator, on: &str, what: Hash) -> Result<(), Failure> {
     let each = ranks.all_gather(what.as_bytes()).or_exit(Exit::Training)?;
     let others: Vec<String> = (0..each.len())
         .filter(|&rank| each[rank] != each[0])
@@ -97,7 +97,7 @@ pub fn agree(ranks: &dyn Communicator, on: &str, what: Hash) -> Result<(), Failu
     ))
 }
 
-/// Does `work` on rank 0 first, then on the others, who find what it left.
+/// Runs `work` on rank 0 first, then on the others, which find its output.
 pub fn first_alone<T>(ranks: &dyn Communicator, work: impl FnOnce() -> Result<T, Failure>) -> Result<T, Failure> {
     if ranks.is_first() {
         let done = work()?;

@@ -1,4 +1,4 @@
-//! `vtrain sample`: a clip from a prompt, an image or another clip.
+//! `vtrain sample`: generates a clip from a prompt, an image or another clip.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,11 +14,12 @@ use crate::hub;
 use crate::lora::adapters::Adapters;
 use crate::models::{self, Family, FamilyName};
 use crate::nn::WeightFolder;
-use crate::nn::weights::{Planter, Reading};
+use crate::nn::adapter::Adapt;
+use crate::nn::weights::Reading;
 use crate::sample::{self, Request, Sampled, Start};
 use crate::video::Writer;
 
-/// Make a clip from a prompt, an image or another clip
+/// Generate a clip from a prompt, an image or another clip
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// A diffusers directory, or a repository of the Hugging Face Hub
@@ -30,7 +31,7 @@ pub struct Args {
     /// Which variant of the weights to read: fp16 for model.fp16.safetensors
     #[arg(long, value_name = "NAME")]
     variant: Option<String>,
-    /// An adapter file, or a folder with one, and how strongly it is applied (repeatable)
+    /// An adapter file, or a folder with one, and its scale (repeatable)
     #[arg(long, value_name = "FILE[=SCALE]")]
     lora: Vec<Lora>,
     #[arg(long, value_name = "TEXT")]
@@ -43,7 +44,7 @@ pub struct Args {
     /// Start from this clip
     #[arg(long, value_name = "FILE")]
     video: Option<PathBuf>,
-    /// How much of the clip is made anew, 0 to 1
+    /// Strength of the change to the clip, 0 to 1
     #[arg(long, default_value_t = 0.8, requires = "video")]
     strength: f64,
     #[arg(long, default_value_t = 49)]
@@ -52,21 +53,21 @@ pub struct Args {
     height: usize,
     #[arg(long, default_value_t = 720)]
     width: usize,
-    /// Frames a second of the output; without it, as the model's clips have
+    /// Frames per second of the output; by default those of the model's clips
     #[arg(long)]
     fps: Option<f64>,
     /// Denoising steps
     #[arg(long, default_value_t = 50)]
     steps: usize,
-    /// How closely to follow the prompt; 1 and below: no guidance, half the time
+    /// Guidance scale; 1 and below: no guidance, half the time
     #[arg(long, default_value_t = 6.0)]
     guidance_scale: f64,
-    /// Let guidance grow along the run (use_dynamic_cfg)
+    /// Let guidance grow during the run (use_dynamic_cfg)
     #[arg(long)]
     dynamic_guidance: bool,
     #[arg(long, default_value_t = 42)]
     seed: u64,
-    /// Where the clip goes: .mp4, .webm, .gif, or a folder for PNG, ending in /
+    /// Destination of the clip: .mp4, .webm, .gif, or a folder for PNG, ending in /
     #[arg(short, long, value_name = "FILE")]
     output: PathBuf,
     /// Start from these latents instead of drawn noise
@@ -89,16 +90,21 @@ enum Precision {
     Bf16,
 }
 
+/// Runs `vtrain sample`: generates one clip and writes it.
+///
+/// # Errors
+/// Fails for a request that the checkpoint cannot fulfil, and for files that cannot be read or written, each with its
+/// exit code.
 pub fn run(args: Args) -> Result<(), Failure> {
     let device = args.device.open().or_exit(Exit::Usage)?;
     let dtype = match args.dtype {
         Precision::F32 => DType::F32,
         Precision::Bf16 => DType::BF16,
     };
-    // What can be wrong is found before anything is computed.
+    // Reports errors before anything is computed.
     let start = start(&args).or_exit(Exit::Usage)?;
     let size = (args.height, args.width);
-    // Only the model knows the usual frame rate, but whether a file can be written is known now.
+    // The usual frame rate depends on the model, but whether a file can be written is known now.
     drop(Writer::create(&args.output, size, args.fps.unwrap_or(1.0)).or_exit(Exit::Usage)?);
     let directory = hub::fetch::locate(&args.model, &args.revision, args.variant.as_deref()).or_exit(Exit::Model)?;
     let checkpoint = WeightFolder::new(&directory, args.variant.as_deref());
@@ -118,9 +124,9 @@ pub fn run(args: Args) -> Result<(), Failure> {
 
 fn denoise(family: &dyn Family, request: Request, adapters: &Arc<Adapters>) -> anyhow::Result<Sampled> {
     let bar = progress::bar("denoising", 0);
-    let planter: Arc<dyn Planter> = adapters.clone();
+    let adapt: Arc<dyn Adapt> = adapters.clone();
     let on = progress::on(&bar);
-    let sampled = sample::sample(family, request, Some(planter), &|done, of| {
+    let sampled = sample::sample(family, request, Some(adapt), &|done, of| {
         on(done, of);
         Ok(())
     })?;
@@ -128,7 +134,7 @@ fn denoise(family: &dyn Family, request: Request, adapters: &Arc<Adapters>) -> a
     Ok(sampled)
 }
 
-/// What the clip starts from, once the settings are looked at.
+/// Reads the start of the clip, after checking the settings.
 fn start(args: &Args) -> anyhow::Result<Start> {
     ensure!(args.steps > 0, "--steps must be at least 1");
     ensure!(args.guidance_scale.is_finite(), "--guidance-scale must be a number");

@@ -8,20 +8,23 @@ use candle_core::DType;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
-/// Where tensors live.
+/// Device of the tensors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum Device {
+    /// A GPU if there is one, else the CPU.
     Auto,
+    /// Main memory.
     Cpu,
+    /// GPU by index.
     Cuda(usize),
 }
 
 impl Device {
-    /// The device itself; `auto` takes the first GPU that can be used, and the CPU where there is none.
+    /// Opens the device; `auto` takes the first usable GPU, or else the CPU.
     ///
     /// # Errors
-    /// A GPU that is not there, or a build without CUDA.
+    /// Fails for a GPU that does not exist, and in a build without CUDA.
     pub fn open(self) -> anyhow::Result<candle_core::Device> {
         match self {
             Device::Cpu => Ok(candle_core::Device::Cpu),
@@ -34,18 +37,18 @@ impl Device {
         }
     }
 
-    /// The reason why frozen weights of this type cannot be computed with on the device, where there is one.
+    /// Returns why the device cannot compute with frozen weights of this type, or None if it can.
     pub fn lacks(self, device: &candle_core::Device, dtype: DType) -> Option<String> {
         match dtype {
             DType::BF16 => without_bf16(device).map(|card| {
-                format!("bf16: a GPU of compute capability 8.0 or more is needed, and this one has {card}; use f32")
+                format!("bf16: needs a GPU of compute capability 8.0 or more, and this one has {card}; use f32")
             }),
             _ => None,
         }
     }
 
-    /// The device of one of several processes on a machine, by its number there: each has a GPU of its own, also where the
-    /// first is named. Where each sees one GPU alone, as under some batch systems, that is its own.
+    /// Device of one of several processes on a machine, by its local rank: each has its own GPU, even if the first is
+    /// named. If each process sees a single GPU, as under some batch systems, it uses that.
     pub fn of_rank(self, local_rank: usize) -> Device {
         match self {
             Device::Auto | Device::Cuda(0) if local_rank > 0 && count() > 0 => Device::Cuda(local_rank % count()),
@@ -54,7 +57,7 @@ impl Device {
     }
 }
 
-/// How many GPUs this process sees.
+/// Returns the number of GPUs that this process sees.
 #[cfg(not(feature = "cuda"))]
 fn count() -> usize {
     0
@@ -66,7 +69,7 @@ fn count() -> usize {
     count.ok().and_then(|count| count.try_into().ok()).unwrap_or(0)
 }
 
-/// The compute capability of a GPU that is too old for bf16.
+/// Returns the compute capability of a GPU that is too old for bf16.
 #[cfg(not(feature = "cuda"))]
 fn without_bf16(_device: &candle_core::Device) -> Option<String> {
     None
@@ -89,7 +92,7 @@ fn gpu(index: usize) -> anyhow::Result<candle_core::Device> {
     )
 }
 
-/// A GPU with one stream for everything, which keeps the memory that it has freed.
+/// Opens a GPU with one stream for everything, which retains freed memory.
 #[cfg(feature = "cuda")]
 fn gpu(index: usize) -> anyhow::Result<candle_core::Device> {
     use crate::ops::cuda::memory;
@@ -97,14 +100,14 @@ fn gpu(index: usize) -> anyhow::Result<candle_core::Device> {
     let opened = || {
         let device = candle_core::Device::new_cuda_with_stream(index)?;
         let cuda = device.as_cuda_device()?;
-        // SAFETY: there is one stream, on which everything runs in its order.
+        // SAFETY: there is a single stream, on which everything runs in order.
         unsafe { cuda.disable_event_tracking() };
         memory::keep(cuda)?;
         candle_core::Result::Ok(device)
     };
     opened().map_err(|error| {
         let words = error.to_string();
-        let first = words.lines().next().unwrap_or_default(); // the rest is a backtrace, where one was asked for
+        let first = words.lines().next().unwrap_or_default(); // the rest is a backtrace, if requested
         anyhow::anyhow!("device: cuda:{index} cannot be used: {first}; is there a GPU with its driver? (docs/gpu.md)")
     })
 }
@@ -113,7 +116,7 @@ impl FromStr for Device {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || format!("'{text}' is no device; use auto, cpu, cuda or cuda:N");
+        let wrong = || format!("'{text}' is not a device; use auto, cpu, cuda or cuda:N");
         match text {
             "auto" => Ok(Device::Auto),
             "cpu" => Ok(Device::Cpu),

@@ -1,14 +1,27 @@
-//! serde's messages in the words of somebody who writes YAML.
+//! Translates serde's messages into the terms of YAML.
 
-/// From "unknown field `lr_rate`, expected one of `lr`, ..." the key and a message that names the nearest known key.
+/// Renamed keys, old and new.
+const RENAMED: &[(&str, &str)] = &[
+    ("first_frame", "first_frame_conditioning_p"),
+    ("keep", "activation_policy"),
+    ("max_nonfinite", "max_consecutive_nonfinite"),
+    ("on_bad_clip", "on_invalid_clip"),
+];
+
+/// Parses "unknown field `lr_rate`, expected one of `lr`, ..." and returns the key and a message with the nearest known
+/// key.
 pub fn explain(message: &str) -> Option<(String, String)> {
     let rest = message.strip_prefix("unknown field `")?;
     let (key, expected) = rest.split_once('`')?;
     let known: Vec<&str> = expected.split('`').skip(1).step_by(2).collect();
+    let renamed = RENAMED.iter().find(|(old, new)| *old == key && known.contains(new));
+    if let Some((_, new)) = renamed {
+        return Some((key.to_string(), format!("was renamed to '{new}'")));
+    }
     let text = match nearest(key, &known) {
-        Some(near) => format!("is no known key; did you mean '{near}'?"),
-        None if known.is_empty() => "is no known key; nothing goes in here".to_string(),
-        None => format!("is no known key; the keys here are {}", known.join(", ")),
+        Some(near) => format!("unknown key; did you mean '{near}'?"),
+        None if known.is_empty() => "unknown key; this mapping has no keys".to_string(),
+        None => format!("unknown key; the keys here are {}", known.join(", ")),
     };
     Some((key.to_string(), text))
 }

@@ -1,4 +1,4 @@
-//! A YAML document as a tree that remembers where each value stands.
+//! A YAML document as a tree with the line of each value.
 //!
 //! serde-saphyr parses (YAML 1.2, with budgets against hostile documents); this tree adds what a settings file needs on
 //! top: `--set` overrides by dotted path, and the line of any path for messages.
@@ -8,14 +8,20 @@ use std::fmt;
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_saphyr::{MessageFormatter, Spanned};
 
-/// A value and the place it came from.
+/// Limit for nested mappings, safe for a thread's stack and deeper than any settings.
+const MAX_DEPTH: usize = 16;
+const MAX_NODES: usize = 100_000;
+
+/// A value and its origin.
 #[derive(Debug, Clone)]
 pub struct Node {
+    /// The value itself.
     pub value: Value,
+    /// Origin of the value.
     pub origin: Origin,
 }
 
-/// Where a value was written.
+/// Origin of a value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Origin {
     /// In the file, at this line (from 1).
@@ -24,30 +30,42 @@ pub enum Origin {
     Set(usize),
 }
 
-/// What YAML can say.
+/// YAML values.
 #[derive(Debug, Clone)]
 pub enum Value {
+    /// `null`, `~` or nothing.
     Null,
+    /// `true` or `false`.
     Bool(bool),
+    /// An integer that fits 64 bits with a sign.
     Int(i64),
+    /// An integer that needs all 64 bits.
     UInt(u64),
+    /// A floating-point number.
     Float(f64),
+    /// Text.
     String(String),
+    /// A sequence.
     List(Vec<Node>),
+    /// A mapping, in the order of the document.
     Map(Vec<(String, Node)>),
 }
 
 /// One step of a dotted path: `datasets`, then `0`, then `path`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Step {
+    /// Key of a mapping.
     Key(String),
+    /// Index of a list, from 0.
     Index(usize),
 }
 
-/// A syntax error: the line (from 1; 0 when unknown) and what is wrong.
+/// A syntax error: the line (from 1; 0 if unknown) and the problem.
 #[derive(Debug)]
 pub struct SyntaxError {
+    /// Line of the document, from 1; 0 if unknown.
     pub line: u64,
+    /// Description of the error.
     pub message: String,
 }
 
@@ -57,11 +75,11 @@ impl Node {
         let options = serde_saphyr::options! {
             duplicate_keys: serde_saphyr::DuplicateKeyPolicy::Error,
             with_snippet: false,
-            // A settings file is small and flat; the tree below is walked by recursion.
-            budget: serde_saphyr::budget! { max_depth: 64, max_nodes: 100_000, max_events: 400_000 },
+            // A settings file is small and flat; the tree below is traversed by recursion.
+            budget: serde_saphyr::budget! { max_depth: MAX_DEPTH, max_nodes: MAX_NODES, max_events: 4 * MAX_NODES },
         };
         let root: Spanned<Value> = serde_saphyr::from_str_with_options(text, options).map_err(|error| {
-            // The caller tells the place, once, for every kind of problem.
+            // The caller adds the place, once, for every kind of problem.
             let line = error.location().map_or(0, |at| at.line());
             let message = serde_saphyr::DefaultMessageFormatter.format_message(error.without_snippet());
             SyntaxError {
@@ -72,7 +90,7 @@ impl Node {
         Ok(Node::from(root))
     }
 
-    /// The node at `path`, or the deepest one that exists on the way there.
+    /// Returns the node at `path`, or its deepest existing ancestor.
     pub fn nearest(&self, path: &[Step]) -> &Node {
         let mut node = self;
         for step in path {
@@ -89,7 +107,7 @@ impl Node {
         node
     }
 
-    /// Puts `value` at `path`; maps on the way are made, lists must be long enough.
+    /// Sets `value` at `path`; missing maps are created, lists must be long enough.
     pub fn set(&mut self, path: &[Step], value: Node) -> Result<(), String> {
         let Some((step, rest)) = path.split_first() else {
             *self = value;
@@ -127,7 +145,7 @@ impl Node {
         }
     }
 
-    /// Removes the nearest map entry at or above `path`. Returns the path of what went.
+    /// Removes the nearest map entry at or above `path`. Returns the path of the removed entry.
     pub fn prune(&mut self, path: &[Step]) -> Option<Vec<Step>> {
         for end in (1..=path.len()).rev() {
             let Step::Key(key) = &path[end - 1] else {
@@ -152,8 +170,8 @@ impl Node {
         })
     }
 
-    /// The same tree for serde. A float that JSON cannot hold (`.nan`, `.inf`) becomes its YAML spelling, which no
-    /// number accepts.
+    /// Returns the same tree for serde. A float that JSON cannot hold (`.nan`, `.inf`) becomes its YAML spelling, which
+    /// is not accepted as a number.
     pub fn to_json(&self) -> serde_json::Value {
         match &self.value {
             Value::Null => serde_json::Value::Null,
@@ -169,7 +187,7 @@ impl Node {
         }
     }
 
-    /// Gives every value below the same origin: what came from `--set` says so.
+    /// Sets the origin of every value below, as for `--set`.
     pub fn stamp(&mut self, origin: Origin) {
         self.origin = origin;
         match &mut self.value {
@@ -202,7 +220,7 @@ impl From<Spanned<Value>> for Node {
     }
 }
 
-/// Reads `a.b.0.c` and `a.b[0].c`.
+/// Parses `a.b.0.c` and `a.b[0].c`.
 pub fn parse_path(text: &str) -> Result<Vec<Step>, String> {
     let mut path = Vec::new();
     for part in text.replace('[', ".").replace(']', "").split('.') {
@@ -216,7 +234,7 @@ pub fn parse_path(text: &str) -> Result<Vec<Step>, String> {
     Ok(path)
 }
 
-/// `datasets[0].path`
+/// Formats a path as `datasets[0].path`.
 pub fn show_path(path: &[Step]) -> String {
     let mut text = String::new();
     for step in path {

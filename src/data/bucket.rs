@@ -1,5 +1,4 @@
-//! Buckets: the shapes `[frames, height, width]` that clips are brought to, so that they can be
-//! stacked into batches.
+//! Buckets: the shapes `[frames, height, width]` that clips are fitted to, so that they can be batched.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -11,8 +10,11 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(from = "[usize; 3]", into = "[usize; 3]")]
 pub struct Bucket {
+    /// Frames of a clip.
     pub frames: usize,
+    /// Rows of pixels.
     pub height: usize,
+    /// Columns of pixels.
     pub width: usize,
 }
 
@@ -28,7 +30,7 @@ impl From<Bucket> for [usize; 3] {
     }
 }
 
-/// As it stands in a config, so that a message can be searched for.
+/// Formatted as in a config, so that a message can be searched for.
 impl fmt::Display for Bucket {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         write!(f, "[{}, {}, {}]", self.frames, self.height, self.width)
@@ -42,7 +44,7 @@ impl JsonSchema for Bucket {
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
         json_schema!({
-            "description": "A shape that clips are brought to: [frames, height, width], each at least 1.",
+            "description": "A shape that clips are fitted to: [frames, height, width], each at least 1.",
             "type": "array",
             "items": { "type": "integer", "minimum": 1 },
             "minItems": 3,
@@ -51,9 +53,9 @@ impl JsonSchema for Bucket {
     }
 }
 
-/// The bucket of a clip with `available` frames of `height` x `width`: of those that ask for no more
-/// frames than it has, the ones that ask for the most; of these the nearest in aspect ratio, then the
-/// nearest in area, then the first listed. `None` where the clip is too short for every bucket.
+/// Returns the bucket of a clip with `available` frames of `height` x `width`: of the buckets with no more frames than
+/// the clip, those with the most; of these the nearest in aspect ratio, then the nearest in area, then the first
+/// listed. `None` if the clip is too short for every bucket.
 pub fn choose(buckets: &[Bucket], available: usize, height: usize, width: usize) -> Option<Bucket> {
     let frames = buckets.iter().map(|b| b.frames).filter(|&f| f <= available).max()?;
     let distance = |b: &Bucket| {
@@ -76,7 +78,7 @@ pub fn choose(buckets: &[Bucket], available: usize, height: usize, width: usize)
     longest.min_by(|a, b| nearer(&distance(a), &distance(b))).copied() // the first of equals
 }
 
-/// The bucket that asks for the fewest frames: what a clip that fits none fell short of.
+/// Returns the bucket with the fewest frames, for reports of clips that fit none.
 pub fn shortest(buckets: &[Bucket]) -> Option<Bucket> {
     buckets.iter().min_by_key(|b| b.frames).copied()
 }

@@ -1,14 +1,14 @@
-//! What is kept of each clip and caption between runs: posteriors of latents, and text embeddings.
+//! The cache of encoded clips and captions: posteriors of latents, and text embeddings.
 //!
 //! ```text
-//! clips/<key>.safetensors      mean, logvar (C, f, h, w) f32; image to video: what the family keeps of the first frame
+//! clips/<key>.safetensors      mean, logvar (C, f, h, w) f32; image to video: the family's first-frame tensors
 //! captions/<key>.safetensors   embeds (L, D) and, where the family masks padding, mask (L), in the model's dtype
-//! known.json                   hashes of files that have not changed since, and what parts of models were
+//! known.json                   hashes of unchanged files, and fingerprints of model parts
 //! ```
 //!
-//! A [`Key`] is a hash of content: the same clip, cut and coder have one record, wherever the files lie and whichever
-//! run asks. Records are written whole or not at all, so several processes may fill one cache, and one that was
-//! interrupted goes on. Each carries a digest, which is held against its content whenever it is read.
+//! A [`Key`] is a hash of content: the same clip, selection and encoder have one record, regardless of paths and runs.
+//! Records are written whole or not at all, so several processes may fill one cache, and an interrupted one resumes.
+//! Each carries a digest, which is verified at every read.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -20,28 +20,29 @@ use candle_core::Tensor;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::disk::{self, space, space::NoRoom};
+use crate::disk::{self, space, space::NotEnoughSpace};
 use crate::nn::WeightFolder;
+use crate::run_dir::RunDir;
 
 mod encoded;
+mod hash_cache;
 mod key;
-mod known;
 mod record;
 
-pub use encoded::{Clip, Encoded, Encoding, Listed};
-pub use key::{CaptionCoder, ClipCoder, Key, rng};
-pub use record::Form;
+pub use encoded::{Clip, Encoded, Encoding, SampleListing};
+pub use key::{EncoderId, Key, TextEncoderId, rng};
+pub use record::RecordSchema;
 
-use known::Known;
-use record::Fault;
+use hash_cache::HashCache;
+use record::RecordError;
 
 /// `precompute:` in a run file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
-    /// Where latents and text embeddings are kept; null: `precomputed` in the output directory.
+    /// Folder of the latents and text embeddings; null: `precomputed` in the output directory.
     pub dir: Option<PathBuf>,
-    /// `sample` draws a latent anew each epoch, `mode` takes the mean.
+    /// `sample` draws a new latent each epoch, `mode` takes the mean.
     pub latents: Latents,
     /// Encode large frames in overlapping tiles: less memory, nearly the same latents.
     pub vae_tiling: bool,
@@ -61,94 +62,66 @@ impl Default for Config {
 }
 
 impl Config {
-    /// The cache of a run that writes to `output_dir`.
-    pub fn folder(&self, output_dir: &Path) -> PathBuf {
-        self.dir.clone().unwrap_or_else(|| output_dir.join("precomputed"))
+    /// Folder of the cache of a run.
+    pub fn folder(&self, run: &RunDir) -> PathBuf {
+        self.dir.clone().unwrap_or_else(|| run.cache())
     }
 }
 
-/// What a step trains on, given a clip's posterior.
+/// Latents to train on, given a clip's posterior.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Latents {
+    /// A draw from the posterior, new in each epoch.
     Sample,
+    /// The posterior's mean.
     Mode,
-}
-
-/// How large a family's encodings are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Footprint {
-    pub latent_channels: usize,
-    /// Frames a latent frame stands for; the first frame stands alone (a causal VAE).
-    pub temporal_compression: usize,
-    pub spatial_compression: usize,
-    pub text_tokens: usize,
-    pub text_width: usize,
-}
-
-impl Footprint {
-    /// Bytes of one clip's posterior: mean and log-variance, f32.
-    pub fn latent_bytes(&self, num_frames: usize, height: usize, width: usize) -> u64 {
-        let frames = num_frames.saturating_sub(1).div_ceil(self.temporal_compression.max(1)) + 1;
-        let scale = self.spatial_compression.max(1);
-        let (rows, columns) = (height.div_ceil(scale), width.div_ceil(scale));
-        product([2, self.latent_channels, frames, rows, columns, size_of::<f32>()])
-    }
-
-    /// Bytes of one caption's embedding at `bytes_per_value`.
-    pub fn caption_bytes(&self, bytes_per_value: usize) -> u64 {
-        product([self.text_tokens, self.text_width, bytes_per_value])
-    }
-}
-
-/// The sizes are those of a checkpoint's configs, whatever these say.
-fn product(sizes: impl IntoIterator<Item = usize>) -> u64 {
-    sizes.into_iter().fold(1, |all, size| all.saturating_mul(size as u64))
 }
 
 /// A folder of records.
 #[derive(Debug)]
 pub struct Cache {
     dir: PathBuf,
-    known: Known,
+    known: HashCache,
 }
 
 impl Cache {
-    /// The cache in `dir`, which need not be there yet.
+    /// Opens the cache in `dir`, which need not exist yet.
     pub fn open(dir: &Path) -> Self {
         Self {
             dir: dir.into(),
-            known: Known::open(dir.join("known.json")),
+            known: HashCache::open(dir.join("known.json")),
         }
     }
 
-    /// Takes away what killed processes left half-written.
+    /// Removes the unfinished files of killed processes.
     pub fn sweep(&self) {
         for folder in [self.dir.clone(), self.dir.join("clips"), self.dir.join("captions")] {
             disk::sweep(&folder);
         }
     }
 
+    /// Folder of the cache.
     pub fn dir(&self) -> &Path {
         &self.dir
     }
 
-    /// Where a record lies, or would.
+    /// Returns the path of a record, whether it exists or not.
     pub fn path(&self, key: &Key) -> PathBuf {
         key.path(&self.dir)
     }
 
-    /// The hash of a file's content, read only if the file has changed since it was last asked for.
+    /// Returns the hash of a file's content, reading it only if it has changed since the last call.
     pub fn hash(&self, path: &Path) -> std::io::Result<Hash> {
         self.known.hash(path)
     }
 
-    /// What the parts of the checkpoint in `directory` compute, as a hash of their files. A part that is gone counts as
-    /// what it was when it was last seen, and the log says so. A variant of the weights that is wanted counts, too: other
-    /// files of the same folder are read.
+    /// Returns a hash of the files of the checkpoint's parts in `directory`. For a missing part, the last known hash is
+    /// used, with a warning. The variant of the weights counts as well, because it selects other files of the same
+    /// folder.
     ///
     /// # Errors
-    /// A part that is not there and never was; files that cannot be read.
+    /// Fails for a missing part that was never seen, and for files that cannot be read.
     pub fn fingerprint(&self, directory: &WeightFolder, parts: &[&str]) -> anyhow::Result<Hash> {
         let mut hasher = Hasher::new();
         if let Some(variant) = directory.variant() {
@@ -159,25 +132,23 @@ impl Cache {
             let part = self.known.part(&folder).with_context(|| folder.display().to_string())?;
             let (part, gone) = part.with_context(|| self.unseen(directory, name))?;
             if gone {
-                log::info!(
-                    "{} is gone; the cache goes by what it was when last seen",
-                    folder.display()
-                );
+                log::info!("{} is missing; the cache uses its last known content", folder.display());
             }
             hasher.update(format!("{name} {}\n", part.fingerprint).as_bytes());
         }
         Ok(hasher.finalize())
     }
 
-    /// Says whether all these parts of the checkpoint in `directory` are there. One that is gone must have been seen.
+    /// Returns true if all these parts of the checkpoint in `directory` exist. A missing one must have been seen
+    /// before.
     ///
     /// # Errors
-    /// A part that is not there and never was.
+    /// Fails for a missing part that was never seen.
     pub fn has_parts(&self, directory: &Path, parts: &[&str]) -> anyhow::Result<bool> {
         let mut all = true;
         for name in parts {
             let folder = directory.join(name);
-            if !known::is_there(&folder).with_context(|| folder.display().to_string())? {
+            if !hash_cache::is_there(&folder).with_context(|| folder.display().to_string())? {
                 ensure!(self.known.has_seen(&folder), self.unseen(directory, name));
                 all = false;
             }
@@ -185,7 +156,7 @@ impl Cache {
         Ok(all)
     }
 
-    /// The words for a part that is not there and never was.
+    /// Message for a missing part that was never seen.
     fn unseen(&self, directory: &Path, part: &str) -> String {
         format!(
             "{}: the checkpoint has no {part}/, and the cache in {} has never seen it; download it in full",
@@ -194,17 +165,17 @@ impl Cache {
         )
     }
 
-    /// The configs of the parts that the checkpoint in `directory` has or had.
+    /// Returns the configs of the checkpoint's present or remembered parts in `directory`.
     pub fn remembered(&self, directory: &Path) -> BTreeMap<String, String> {
         self.known.configs(directory)
     }
 
-    /// Whether the record is there and whole. One that has not changed since it was last read is not read again; one
-    /// that is damaged is told and counts as missing.
+    /// Returns true if the record exists and is whole. A record unchanged since its last read is not read again; a
+    /// damaged one is logged and counts as missing.
     ///
     /// # Errors
-    /// A file that is there and cannot be read.
-    pub fn holds(&self, key: &Key, form: &Form) -> anyhow::Result<bool> {
+    /// Fails for a file that exists but cannot be read.
+    pub fn holds(&self, key: &Key, form: &RecordSchema) -> anyhow::Result<bool> {
         let path = self.path(key);
         if self.known.recall(&path).is_some() {
             return Ok(true);
@@ -215,41 +186,47 @@ impl Cache {
                 self.known.note(&path, &metadata, started, digest);
                 Ok(true)
             }
-            (Err(Fault::Missing), _) | (Ok(_), Err(_)) => Ok(false),
-            (Err(fault @ Fault::Damaged(_)), _) => {
-                log::warn!("{} {fault}; it is made anew", path.display());
+            (Err(RecordError::Missing), _) | (Ok(_), Err(_)) => Ok(false),
+            (Err(fault @ RecordError::Damaged(_)), _) => {
+                log::warn!("{} {fault}; it will be encoded again", path.display());
                 Ok(false)
             }
-            (Err(fault @ Fault::Unreadable(_)), _) => Err(anyhow!("{} {fault}", path.display())),
+            (Err(fault @ RecordError::Unreadable(_)), _) => Err(anyhow!("{} {fault}", path.display())),
         }
     }
 
-    /// Whether a record that was missing has come from another process meanwhile.
-    pub fn has_come(&self, key: &Key, form: &Form) -> bool {
+    /// Checks whether another process has written a missing record meanwhile.
+    pub fn has_come(&self, key: &Key, form: &RecordSchema) -> bool {
         let path = self.path(key);
         path.exists() && record::read(&path, form).is_ok()
     }
 
-    /// A record's tensors, in the order of its form.
+    /// Reads a record's tensors, in the order of its schema.
     ///
     /// # Errors
-    /// A record that is missing or damaged. The latter is removed, so that the next run makes it anew.
-    pub fn read(&self, key: &Key, form: &Form) -> anyhow::Result<Vec<Tensor>> {
+    /// Fails for a record that is missing or damaged. A damaged one is removed, so that the next run encodes it again.
+    pub fn read(&self, key: &Key, form: &RecordSchema) -> anyhow::Result<Vec<Tensor>> {
         let path = self.path(key);
         record::read(&path, form).map(|(tensors, _)| tensors).map_err(|fault| {
-            if let Fault::Damaged(_) = fault {
-                // Where that fails it is found again.
+            if let RecordError::Damaged(_) = fault {
+                // If removal fails, the next run finds the damage again.
                 let _ = std::fs::remove_file(&path);
             }
-            anyhow!("{} {fault}; start again, and it is made anew", path.display())
+            anyhow!("{} {fault}; start again to encode it anew", path.display())
         })
     }
 
-    /// Writes a record whole: tensors in the order of the form, and notes for people.
+    /// Writes a record atomically: tensors in the order of the schema, and notes for readers.
     ///
     /// # Errors
-    /// No room, no permission.
-    pub fn write(&self, key: &Key, form: &Form, tensors: &[Tensor], notes: &[(&str, String)]) -> anyhow::Result<()> {
+    /// Fails without space or permission.
+    pub fn write(
+        &self,
+        key: &Key,
+        form: &RecordSchema,
+        tensors: &[Tensor],
+        notes: &[(&str, String)],
+    ) -> anyhow::Result<()> {
         let path = self.path(key);
         let digest = record::write(&path, form, tensors, notes)?;
         if let Ok(metadata) = std::fs::metadata(&path) {
@@ -258,19 +235,19 @@ impl Cache {
         Ok(())
     }
 
-    /// Whether the records of these forms can be written, too.
+    /// Checks that there is space for the missing records of these schemas.
     ///
     /// # Errors
-    /// How much they take, and how much is free.
-    pub fn ensure_room<'f>(&self, forms: impl Iterator<Item = &'f Form>) -> Result<(), NoRoom> {
+    /// Reports the needed and the free bytes.
+    pub fn ensure_room<'f>(&self, forms: impl Iterator<Item = &'f RecordSchema>) -> Result<(), NotEnoughSpace> {
         let needed = space::taken(forms.map(|form| form.bytes() + record::USUAL_HEADER));
         space::ensure(&self.dir, needed, || "what is to be encoded".into())
     }
 
-    /// Keeps what was hashed for the next run. Where that fails, it is only hashed again.
+    /// Saves the hashes for the next run. On failure, they are only computed again.
     pub fn save(&self) {
         if let Err(error) = self.known.save() {
-            log::warn!("{error:#} (everything is hashed anew next time)");
+            log::warn!("{error:#} (all files will be hashed again next time)");
         }
     }
 }

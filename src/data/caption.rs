@@ -1,8 +1,7 @@
-//! What is done to a caption before it is encoded: the openings that captioning models like are
-//! removed, and the identifying token is put in front.
+//! Preparation of captions: removes openings that captioning models like, and prepends the identifying token.
 
-/// What a caption of a captioning model is about, after `this`, `the`, `a`, ... `animation` and its
-/// like are not here: they name a style, which is content.
+/// Nouns for the video itself, after `this`, `the`, `a`, ... `animation` and similar are not included: they name a
+/// style, which is content.
 const SUBJECTS: [&str; 9] = [
     "video clip",
     "video sequence",
@@ -15,8 +14,8 @@ const SUBJECTS: [&str; 9] = [
     "film clip",
 ];
 
-/// What that subject is said to do. `begins with` and its like are not here: they say when
-/// something happens, which is content.
+/// Verbs of that subject. `begins with` and similar are not included: they say when something happens, which is
+/// content.
 const VERBS: [&str; 16] = [
     "shows",
     "depicts",
@@ -36,7 +35,7 @@ const VERBS: [&str; 16] = [
     "gives us a view of",
 ];
 
-/// What may stand after `In this video,`.
+/// Phrases after `In this video,`.
 const WITNESSES: [&str; 10] = [
     "we see",
     "we can see",
@@ -50,7 +49,7 @@ const WITNESSES: [&str; 10] = [
     "one can see",
 ];
 
-/// What joins `A video` to what it is a video of.
+/// Joins between `A video` and its content.
 const JOINS: [&str; 7] = [
     "of",
     "showing",
@@ -61,8 +60,8 @@ const JOINS: [&str; 7] = [
     "which shows",
 ];
 
-/// The caption without openings such as `This video shows`, `In the clip, we see` or
-/// `Here is a video of`, its first letter made a capital again where an opening was removed.
+/// Removes openings such as `This video shows`, `In the clip, we see` or `Here is a video of`, and capitalises the
+/// first letter if it removed one.
 pub fn without_prefix(caption: &str) -> String {
     let caption = caption.trim();
     let mut rest = caption;
@@ -76,7 +75,7 @@ pub fn without_prefix(caption: &str) -> String {
     }
 }
 
-/// `token caption`, or the caption alone where the token is blank.
+/// Returns `token caption`, or the caption alone if the token is blank.
 pub fn with_token(token: &str, caption: &str) -> String {
     match token.trim() {
         "" => caption.to_owned(),
@@ -84,7 +83,7 @@ pub fn with_token(token: &str, caption: &str) -> String {
     }
 }
 
-/// What follows one known opening of `text`.
+/// Returns the text after one known opening.
 fn opening(text: &str) -> Option<&str> {
     located(text).or_else(|| asserted(text)).or_else(|| titled(text))
 }
@@ -115,15 +114,15 @@ fn titled(text: &str) -> Option<&str> {
     any(any(rest, &SUBJECTS)?, &JOINS)
 }
 
-/// A `scene` may show something, but `a scene of calm` is content.
+/// `scene` is a subject only with a verb: `a scene of calm` is content.
 fn subject(text: &str) -> Option<&str> {
     any(text, &SUBJECTS).or_else(|| any(text, &["scene"]))
 }
 
-/// What follows the longest of `phrases` that `text` starts with, as whole words and in any case.
+/// Returns the text after the longest of `phrases` that starts it, as whole words and in any case.
 fn any<'a>(text: &'a str, phrases: &[impl AsRef<str>]) -> Option<&'a str> {
     let after = |phrase: &str| {
-        let head = text.get(..phrase.len())?; // None, too, inside a character
+        let head = text.get(..phrase.len())?; // also None inside a character
         let rest = &text[phrase.len()..];
         let ends = rest
             .chars()

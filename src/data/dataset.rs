@@ -1,4 +1,4 @@
-//! The configuration of one data set.
+//! Configuration of a data set.
 
 use std::path::PathBuf;
 
@@ -11,41 +11,41 @@ use super::bucket::Bucket;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
-    /// The data set's folder. Required.
+    /// Folder of the data set. Required.
     pub path: PathBuf,
-    /// How clips and captions are laid out.
+    /// Layout of clips and captions.
     pub layout: Layout,
-    /// For `lines`: the file with a caption on every line. null: the one of prompt.txt, prompts.txt
-    /// and captions.txt that is there.
+    /// For `lines`: the file with a caption on every line. null: whichever of prompt.txt, prompts.txt and captions.txt
+    /// exists.
     pub captions: Option<PathBuf>,
     /// For `lines`: the file with a clip's path on every line. null: videos.txt.
     pub videos: Option<PathBuf>,
-    /// For `metadata`: the table. null: metadata.csv, .jsonl, .json or .parquet, whichever is there.
+    /// For `metadata`: the table. null: metadata.csv, .jsonl, .json or .parquet, whichever exists.
     pub metadata: Option<PathBuf>,
     /// For `metadata`: the column with the captions. null: text, caption, prompt or description.
     pub caption_column: Option<String>,
     /// For `metadata`: the column with the clips' paths. null: file_name, video, path or the like.
     pub video_column: Option<String>,
-    /// A word put before every caption, with a space, for prompts to call up what was learnt.
+    /// A word put before every caption, with a space, for prompts to recall what was learnt.
     pub id_token: Option<String>,
-    /// How many times an epoch goes through this data set, to weigh it against others.
+    /// Number of passes through this data set per epoch, its weight against others.
     #[schemars(range(min = 1, max = 10_000))]
     pub repeats: usize,
-    /// The shapes, [frames, height, width], that clips are brought to. Each clip goes to the bucket with
-    /// the most frames that it can fill, and among those to the nearest in aspect ratio.
+    /// Shapes, [frames, height, width], that clips are fitted to. Each clip goes to the bucket with the most frames
+    /// that it can fill, and among those to the nearest in aspect ratio.
     #[schemars(length(min = 1))]
     pub buckets: Vec<Bucket>,
-    /// Frames are picked at this rate. null: every frame counts, at the clip's own rate.
+    /// Rate at which frames are picked. null: every frame, at the clip's own rate.
     pub fps: Option<f64>,
-    /// Which frames are taken of a clip that has more than its bucket.
+    /// Frames taken of a clip that has more than its bucket.
     pub frames: Frames,
-    /// What happens to the part of the picture that its bucket has no room for.
+    /// Cropping of the part of the picture outside of its bucket.
     pub crop: Cropping,
-    /// Remove openings such as "This video shows" from captions, as captioning models write them.
+    /// Remove openings such as "This video shows" from captions, which captioning models write.
     pub remove_caption_prefixes: bool,
-    /// What a clip that cannot be used means for a run.
-    pub on_bad_clip: OnBadClip,
-    /// Let symbolic links and `..` lead out of the data set's folder.
+    /// Effect of an unusable clip on a run.
+    pub on_invalid_clip: OnInvalidClip,
+    /// Follow symbolic links and `..` out of the data set's folder.
     pub follow_links: bool,
 }
 
@@ -70,30 +70,30 @@ impl Default for Config {
             frames: Frames::default(),
             crop: Cropping::default(),
             remove_caption_prefixes: false,
-            on_bad_clip: OnBadClip::default(),
+            on_invalid_clip: OnInvalidClip::default(),
             follow_links: false,
         }
     }
 }
 
-/// How clips and captions are laid out in a folder.
+/// Layouts of clips and captions in a folder.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Layout {
-    /// Found by looking.
+    /// Detected from the files.
     #[default]
     Auto,
-    /// videos.txt beside prompt.txt, line by line.
+    /// videos.txt and prompt.txt, line by line.
     Lines,
-    /// x.mp4 beside x.txt, in the folder and all below it.
+    /// x.mp4 and x.txt, in the folder and all below it.
     Pairs,
     /// A table with a row for every clip.
     Metadata,
-    /// x.png beside x.txt, in the folder and all below it.
+    /// x.png and x.txt, in the folder and all below it.
     Images,
 }
 
-/// Which frames are taken of a clip that has more than its bucket.
+/// Frames taken of a clip that has more than its bucket.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Frames {
@@ -102,27 +102,27 @@ pub enum Frames {
     Uniform,
     /// The first ones.
     Head,
-    /// A stretch drawn once for each clip, by the seed and the clip's content.
+    /// Consecutive frames, drawn once for each clip, by the seed and the clip's content.
     Random,
 }
 
-/// What happens to the part of the picture that its bucket has no room for.
+/// Cropping of the part of the picture outside of its bucket.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Cropping {
-    /// Both sides are cut off alike.
+    /// Both sides are cut equally.
     #[default]
     Center,
-    /// The place to cut is drawn once for each clip, by the seed and the clip's content.
+    /// The position is drawn once for each clip, by the seed and the clip's content.
     Random,
     /// Nothing is cut: the picture is squeezed into the bucket's aspect ratio.
     Fit,
 }
 
-/// What a clip that cannot be used means for a run.
+/// Effect of an unusable clip on a run.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
-pub enum OnBadClip {
+pub enum OnInvalidClip {
     /// The run does not start.
     #[default]
     Error,
@@ -130,14 +130,14 @@ pub enum OnBadClip {
     Skip,
 }
 
-/// More would only make epochs too long to be counted.
+/// Upper limit; more would only make epochs too long to be counted.
 const MOST_REPEATS: usize = 10_000;
-/// Far beyond any model; what is larger is a slip that would exhaust memory.
+/// Upper limit, far beyond any model; a larger value is a slip that would exhaust memory.
 const LARGEST_SIDE: usize = 16_384;
 const MOST_FRAMES: usize = 100_000;
 
 impl Config {
-    /// Adds what is wrong with the values, each with its key's path: `at` and the key.
+    /// Adds problems with the values, each with its key's path: `at` and the key.
     pub fn check(&self, at: &str, problems: &mut Vec<(String, String)>) {
         let mut say = |key: &str, message: String| {
             let path = if at.is_empty() {
@@ -195,7 +195,7 @@ impl Config {
         }
     }
 
-    /// A key that the layout does not read would be ignored in silence.
+    /// Checks for file keys that the layout would silently ignore.
     fn check_files(&self, say: &mut impl FnMut(&str, String)) {
         let lines = [("videos", self.videos.is_some()), ("captions", self.captions.is_some())];
         let table = [

@@ -1,4 +1,4 @@
-//! Samples as pixels: frames picked, resized and cut to their bucket.
+//! Samples as pixels: frames selected, resized and cropped to their bucket.
 
 use std::fmt;
 
@@ -9,28 +9,34 @@ use super::survey::Sample;
 use crate::rng::Rng;
 use crate::video::{self, Crop, Fit, Frames, Select, VideoError};
 
-/// What is taken of a clip: which frames, and which part of the picture.
+/// Selection from a clip: its frames, and a part of the picture.
 #[derive(Debug, Clone)]
-pub struct Cut {
+pub struct ClipSelection {
+    /// Indices of the selected frames, in order.
     pub frames: Vec<usize>,
+    /// Resizing and cropping to the bucket.
     pub fit: Fit,
-    /// Frames a second of those that are taken.
+    /// Frames per second of the selected frames.
     pub fps: f64,
-    /// EXIF's number (1 to 8) of how the picture is turned, where it says so itself.
+    /// EXIF orientation (1 to 8), if the picture has one.
     pub orientation: Option<u32>,
 }
 
-/// A clip that could be read when it was surveyed and no longer can.
+/// A clip that could be read by the survey and no longer can.
 #[derive(Debug)]
 pub struct LoadError {
+    /// Name of the clip.
     pub name: String,
+    /// Cause of the failure.
     pub cause: Cause,
 }
 
+/// Reason why a clip can no longer be read.
 #[derive(Debug)]
 pub enum Cause {
     /// Fewer frames than the bucket asks for.
     TooShort,
+    /// The file cannot be decoded.
     Video(VideoError),
 }
 
@@ -55,10 +61,10 @@ impl std::error::Error for LoadError {
     }
 }
 
-impl Cut {
-    /// Drawn from `rng` in this order: where the stretch of frames starts, if `frames: random`; x and
-    /// y of the part that is kept, if `crop: random`. Otherwise nothing is drawn.
-    pub fn draw(sample: &Sample, rng: &mut Rng) -> Result<Cut, LoadError> {
+impl ClipSelection {
+    /// Draws from `rng` in this order: the start of the frames, with `frames: random`; x and y of the crop, with `crop:
+    /// random`. Otherwise nothing is drawn.
+    pub fn draw(sample: &Sample, rng: &mut Rng) -> Result<ClipSelection, LoadError> {
         let mut one = || f64::from(rng.rand(1)[0]);
         let how = match sample.frames {
             Picking::Uniform => Select::Uniform,
@@ -74,7 +80,7 @@ impl Cut {
         };
         let frames = video::select(clip.timestamps(), clip.fps(), how, sample.fps, bucket.frames);
         let fps = video::rate(clip.timestamps(), clip.fps(), how, sample.fps, bucket.frames);
-        Ok(Cut {
+        Ok(ClipSelection {
             frames: frames.ok_or_else(|| failed(sample, Cause::TooShort))?,
             fit,
             fps,
@@ -82,23 +88,27 @@ impl Cut {
         })
     }
 
+    /// Decodes and fits the frames of a clip: (F, H, W, 3), 8 bits a channel.
+    ///
+    /// # Errors
+    /// Fails for a clip that changed or vanished since the survey.
     pub fn decode(&self, sample: &Sample) -> Result<Frames, LoadError> {
         let decoded = sample.found.clip.decode_fitted(&self.frames, &self.fit);
         decoded.map_err(|error| failed(sample, Cause::Video(error)))
     }
 }
 
-/// The frames of a sample, of its bucket's shape.
+/// Loads the frames of a sample, in its bucket's shape.
 pub fn load(sample: &Sample, rng: &mut Rng) -> Result<Frames, LoadError> {
-    Cut::draw(sample, rng)?.decode(sample)
+    ClipSelection::draw(sample, rng)?.decode(sample)
 }
 
-/// The frames of several samples, decoded at once. The draws are made one sample after the other, so
-/// they do not depend on how many threads there are.
+/// Loads the frames of several samples, decoded in parallel. The draws are made in order, so they do not depend on the
+/// number of threads.
 pub fn load_all(samples: &[&Sample], rng: &mut Rng) -> Result<Vec<Frames>, LoadError> {
     let cuts = samples
         .iter()
-        .map(|sample| Cut::draw(sample, rng))
+        .map(|sample| ClipSelection::draw(sample, rng))
         .collect::<Result<Vec<_>, _>>()?;
     cuts.par_iter()
         .zip(samples)

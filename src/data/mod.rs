@@ -1,8 +1,8 @@
-//! Data sets: from a folder of clips and captions to batches. Knows no model.
+//! Data sets: from a folder of clips and captions to batches. Independent of any model.
 //!
-//! [`manifest`] reads which clips there are and what they are captioned, [`survey`](mod@survey) opens each and
-//! gives it a [`bucket`] or a [`refusal`], [`order`] says which batch comes when, and [`loader`]
-//! decodes it. [`cache`] keeps what became of clips and captions.
+//! [`manifest`] lists the clips and their captions, [`survey`](mod@survey) opens each and gives it a [`bucket`] or a
+//! [`rejection`], [`order`] decides the order of batches, and [`loader`] decodes clips. [`cache`] keeps encoded clips
+//! and captions.
 
 pub mod bucket;
 pub mod cache;
@@ -13,7 +13,7 @@ pub mod manifest;
 pub mod order;
 pub mod pixels;
 pub mod reason;
-pub mod refusal;
+pub mod rejection;
 mod remarks;
 pub mod survey;
 
@@ -22,5 +22,5 @@ pub use dataset::Config;
 pub use manifest::Entry;
 pub use order::{Batch, Order};
 pub use reason::Reason;
-pub use refusal::{Refusal, Source};
+pub use rejection::{Rejection, Source};
 pub use survey::{Facts, Found, Report, Sample, Totals, survey, survey_folder};

@@ -1,49 +1,51 @@
-//! The order of batches: from the seed and the epoch alone, so that every rank and every resumed run
-//! knows it without being told.
+//! The order of batches: derived from the seed and the epoch alone, so that every rank and every resumed run computes
+//! the same.
 //!
-//! An epoch is drawn thus, from one `Rng::new(mix(seed, epoch))`:
-//! 1. The items are the samples in order, each standing `repeats` times in a row. `randperm(items)`
-//!    is the order in which they are dealt out, each to the pile of its bucket.
-//! 2. A pile that holds `batch_size` items is a batch. What is left in the piles at the end is a short
-//!    batch each, in the order in which the buckets first occur among the samples: nothing is dropped.
+//! An epoch is drawn from one `Rng::new(mix(seed, epoch))`:
+//! 1. The items are the samples in order, each repeated `repeats` times. They are dealt out in the order of
+//!    `randperm(items)`, each to the pile of its bucket.
+//! 2. A pile of `batch_size` items is a batch. The rest of each pile at the end is a short batch, in the order in which
+//!    the buckets first occur among the samples: nothing is dropped.
 //! 3. `randperm(batches)` is the order of the batches.
 //!
-//! `mix(seed, epoch) = splitmix64(splitmix64(seed) + epoch)`: the seeds of neighbouring epochs have
-//! nothing in common with each other, nor with the seeds `seed + i` of the training steps.
+//! `mix(seed, epoch) = splitmix64(splitmix64(seed) + epoch)`: the seeds of neighbouring epochs are unrelated to each
+//! other, and to the seeds `seed + i` of the training steps.
 //!
-//! Every epoch has the same number of batches, so the epoch of the i-th batch is known at once.
+//! Every epoch has the same number of batches, so the epoch of the i-th batch is known directly.
 
 use super::bucket::Bucket;
 use super::survey::Sample;
 use crate::rng::Rng;
 
-/// Samples of one bucket that are trained on together.
+/// Samples of one bucket that form a training batch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Batch {
+    /// Bucket that all samples share.
     pub bucket: Bucket,
     /// Indices into the surveyed samples.
     pub samples: Vec<usize>,
 }
 
-/// All batches of all epochs, drawn an epoch at a time when it is asked for.
+/// All batches of all epochs, each epoch drawn on demand.
 #[derive(Debug, Clone)]
 pub struct Order {
     seed: u64,
     batch_size: usize,
-    /// The buckets, as they first occur.
+    /// Buckets, in order of first occurrence.
     buckets: Vec<Bucket>,
-    /// A sample and the place of its bucket, as often as it is repeated.
+    /// A sample and the index of its bucket, once for each repeat.
     items: Vec<(usize, usize)>,
     batches_per_epoch: usize,
     drawn: Option<(u64, Vec<Batch>)>,
 }
 
 impl Order {
+    /// An order of `samples` in batches of one bucket each, shuffled anew in each epoch by `seed`.
     pub fn of(samples: &[Sample], batch_size: usize, seed: u64) -> Order {
         Order::new(samples.iter().map(|s| (s.bucket, s.repeats)), batch_size, seed)
     }
 
-    /// From the bucket and the repeats of each sample.
+    /// Order of samples given as their buckets and repeats.
     pub fn new(samples: impl IntoIterator<Item = (Bucket, usize)>, batch_size: usize, seed: u64) -> Order {
         let (mut buckets, mut items, mut counts) = (Vec::new(), Vec::new(), Vec::new());
         for (sample, (bucket, repeats)) in samples.into_iter().enumerate() {
@@ -70,12 +72,12 @@ impl Order {
         }
     }
 
-    /// How many batches an epoch has; none where there are no samples or `batch_size` is 0.
+    /// Returns the number of batches in an epoch; 0 without samples or with a `batch_size` of 0.
     pub fn batches_per_epoch(&self) -> usize {
         self.batches_per_epoch
     }
 
-    /// The batches of one epoch, from 0.
+    /// Returns the batches of one epoch, from 0.
     pub fn epoch(&self, epoch: u64) -> Vec<Batch> {
         if self.batch_size == 0 {
             return Vec::new();
@@ -104,8 +106,8 @@ impl Order {
             .collect()
     }
 
-    /// The i-th batch, counted from 0 through all epochs: what the micro-batch with global index i
-    /// trains on. `None` where there is nothing to make batches of.
+    /// Returns the i-th batch, counted from 0 through all epochs: the data of the micro-batch with global index i.
+    /// `None` if there are no batches.
     pub fn batch_at(&mut self, i: u64) -> Option<&Batch> {
         let per_epoch = self.batches_per_epoch as u64;
         let epoch = i.checked_div(per_epoch)?;

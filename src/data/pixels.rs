@@ -1,10 +1,10 @@
-//! Frames as an autoencoder takes them.
+//! Frames in the input format of an autoencoder.
 
 use candle_core::{DType, Device, Result, Tensor};
 
 use crate::video::Frames;
 
-/// Frames as (1, 3, F, H, W) of -1..1, f32: x = 2 byte / 255 - 1.
+/// Converts frames to (1, 3, F, H, W) in -1..1, f32: x = 2 byte / 255 - 1.
 pub fn tensor(frames: Frames) -> Result<Tensor> {
     let Frames {
         data,

@@ -1,4 +1,4 @@
-//! The reasons of refusals, and the sentence for each: what was found, and what to do.
+//! Reasons of rejections, with a message for each: what was found, and what to do.
 
 use std::fmt;
 
@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::bucket::Bucket;
 
-/// What was found; `kind` in JSON.
+/// Problem that was found; `kind` in JSON.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Reason {
@@ -15,112 +15,153 @@ pub enum Reason {
     NoFolder,
     /// `path` names a file.
     NotAFolder,
-    /// Neither manifests nor clips in the folder.
+    /// The folder has neither manifests nor clips.
     NothingFound {
+        /// File names that were looked for.
         looked_for: String,
     },
-    /// Everything that the data set names was refused.
+    /// Everything that the data set names was rejected.
     NothingUsable,
-    /// More than one file or layout could be meant.
+    /// Several files or layouts are possible.
     Ambiguous {
+        /// Candidates that were found.
         found: Vec<String>,
+        /// Key of the run file that decides between them.
         choose_with: &'static str,
     },
-    /// A manifest or caption file is not there.
+    /// A manifest or caption file does not exist.
     NoManifest {
+        /// File names that were looked for.
         looked_for: String,
+        /// Key of the run file that names another.
         choose_with: &'static str,
     },
     /// The operating system, or the parser, could not read a file or folder.
     UnreadableFile {
+        /// Message of the system or the parser.
         error: String,
     },
     /// `videos.txt` and the captions have different numbers of lines.
     CountsDiffer {
+        /// Lines of `videos.txt`.
         videos: usize,
+        /// Lines of the captions' file.
         captions: usize,
+        /// Name of the captions' file.
         captions_file: String,
     },
     /// The manifest lacks the column for clips or for captions.
     NoColumn {
+        /// Names that the column might have.
         wanted: String,
+        /// Columns that the manifest has.
         found: Vec<String>,
+        /// Key of the run file that names the column.
         choose_with: &'static str,
     },
     /// A value of the configuration is out of range.
     BadConfig {
+        /// Path of the key in the run file.
         key: String,
+        /// Description of the error.
         error: String,
     },
 
     // A line of a manifest.
     /// Text that is not UTF-8; `byte` counts from 1 in its line, or in its file where there are no lines.
     NotUtf8 {
+        /// Position of the first invalid byte, from 1.
         byte: usize,
     },
-    /// A row that is not what its format asks for.
+    /// A row that does not follow its format.
     BadRow {
+        /// Description of the error.
         error: String,
     },
     /// A row without a value, or with one that is not text.
     BadCell {
+        /// Name of the column.
         column: String,
+        /// Kind of value that was found.
         found: String,
     },
     /// A blank line where a clip's name should be.
     EmptyName,
-    /// No caption, or nothing left of it.
+    /// A caption that is empty, or empty without its prefix.
     EmptyCaption {
+        /// Caption before the prefix was removed, if there was one.
         was: Option<String>,
     },
-    /// A clip without a caption file beside it.
+    /// A clip without a caption file next to it.
     NoCaption {
+        /// Name of the file that was looked for.
         looked_for: String,
     },
     /// Two caption files whose names differ in case only, as `x.txt` and `x.TXT`.
     SecondCaption {
+        /// Name of the other file.
         other: String,
     },
-    /// A caption file without a clip beside it.
+    /// A caption file without a clip next to it.
     NoClip {
+        /// Name of the file that was looked for.
         looked_for: String,
     },
 
     // A clip.
+    /// The clip's file does not exist.
     MissingFile {
+        /// Target of the link, if the file is a broken symbolic link.
         link_to: Option<String>,
     },
+    /// The file has no bytes.
     EmptyFile,
+    /// A folder or a device where a file is expected.
     NotAFile,
     /// `..`, an absolute path or a symbolic link leads out of the data set's folder.
     OutsideFolder {
+        /// Path outside of the data set's folder.
         leads_to: String,
     },
+    /// The file cannot be opened or read.
     Unreadable {
+        /// Message of the system or the decoder.
         error: String,
     },
-    /// A picture of a kind that is told, and not read: `HEIC`, `AVIF`.
+    /// A picture of a recognised but unsupported kind: `HEIC`, `AVIF`.
     Heif {
+        /// Message of the decoder.
         error: String,
     },
     /// Audio only, or no stream at all.
     NoVideo {
+        /// Message of the decoder.
         error: String,
     },
+    /// The file ends too early.
     Truncated {
+        /// Message of the decoder.
         error: String,
     },
+    /// The picture exceeds the decoding limit.
     TooLarge {
+        /// Message of the decoder.
         error: String,
     },
+    /// The decoder gives up on the file.
     Undecodable {
+        /// Message of the decoder.
         error: String,
     },
-    /// Fewer frames than the smallest bucket asks for.
+    /// Fewer frames than the smallest bucket needs.
     TooShort {
+        /// Frames of the clip at the data set's frame rate.
         available: usize,
+        /// Frames in the file.
         frames: usize,
+        /// Frames per second that the data set is read at, if configured.
         fps: Option<f64>,
+        /// Bucket with the fewest frames.
         shortest: Bucket,
     },
 }
@@ -137,12 +178,12 @@ impl fmt::Display for Reason {
             NothingFound { looked_for } => write!(f, "no data set found; looked for {looked_for}"),
             NothingUsable => write!(
                 f,
-                "no usable clip in this data set; mend what is refused, or remove the data set"
+                "no usable clip in this data set; fix what was rejected, or remove the data set"
             ),
             Ambiguous { found, choose_with } => {
                 write!(
                     f,
-                    "found {}, and only one can be used; choose with `{choose_with}`",
+                    "found {}, but only one can be used; choose with `{choose_with}`",
                     found.join(" and ")
                 )
             }
@@ -210,7 +251,7 @@ impl fmt::Display for Reason {
                 write!(f, "no such file; correct the name, or add the file")
             }
             MissingFile { link_to: Some(to) } => {
-                write!(f, "a symbolic link to {}, which does not exist; mend or remove it", to)
+                write!(f, "a symbolic link to {}, which does not exist; fix or remove it", to)
             }
             EmptyFile => write!(f, "the file has zero bytes; fetch it again, or remove it"),
             NotAFile => write!(f, "not an ordinary file; name a file"),

@@ -3,10 +3,11 @@
 use super::reason::count;
 use crate::video::Remark;
 
-/// Clips that a line names; the others are counted.
+/// Clips named in a line; the rest are counted.
 const NAMED: usize = 5;
 
-/// Lines such as `pixels that are not square, ... (2 clips): a.mpg (pixels 4:3, ...), b.mpg (...)`, from clips by name.
+/// Returns lines such as `pixels that are not square, ... (2 clips): a.mpg (pixels 4:3, ...), b.mpg (...)`, from clips
+/// by name.
 pub fn gathered(clips: &[(String, Vec<Remark>)]) -> Vec<String> {
     let mut kinds: Vec<(&str, Vec<String>)> = Vec::new();
     for (name, remarks) in clips {

@@ -1,4 +1,4 @@
-//! The survey: every clip opened once, and given a bucket or a refusal, before anything is trained.
+//! The survey: opens every clip once, and gives it a bucket or a rejection, before training starts.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -8,81 +8,100 @@ use rayon::prelude::*;
 use serde::Serialize;
 
 use super::bucket::{self, Bucket};
-use super::dataset::{Config, Cropping, Frames, OnBadClip};
+use super::dataset::{Config, Cropping, Frames, OnInvalidClip};
 use super::manifest::{self, Entry};
 use super::reason::Reason;
-use super::refusal::{Refusal, Source};
+use super::rejection::{Rejection, Source};
 use super::remarks;
 use crate::video::{self, Clip, Crop, Fit, VideoError};
 
-/// Told how many clips of a data set are done, and of how many.
+/// Callback with the number of finished clips of a data set, and their total.
 pub type Progress<'a> = &'a (dyn Fn(usize, usize) + Sync);
 
-/// What a survey found, all in the manifests' order.
+/// Result of a survey, in the manifests' order.
 #[derive(Debug, Serialize)]
 pub struct Report<T = Sample> {
+    /// Clips that can be used.
     pub samples: Vec<T>,
-    pub refused: Vec<Refusal>,
-    /// What is used otherwise than one might think, or not at all.
+    /// Rejections: clips and lines that cannot be used.
+    pub refused: Vec<Rejection>,
+    /// Notes on items that are unused, or used in an unexpected way.
     pub notes: Vec<String>,
 }
 
 /// A clip that can be read.
 #[derive(Debug, Serialize)]
 pub struct Found {
+    /// Line of the manifest.
     #[serde(flatten)]
     pub entry: Entry,
+    /// Properties of the file.
     #[serde(flatten)]
     pub facts: Facts,
+    /// The clip, ready to be decoded.
     #[serde(skip)]
     pub clip: Clip,
 }
 
-/// What a clip's file says of it.
+/// Properties of a clip's file.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Facts {
+    /// Columns of pixels, upright.
     pub width: usize,
+    /// Rows of pixels, upright.
     pub height: usize,
+    /// Frames in the file.
     pub num_frames: usize,
+    /// Frames per second.
     pub fps: f64,
-    /// In seconds.
+    /// Duration in seconds.
     pub duration: f64,
+    /// Name of the codec.
     pub codec: String,
 }
 
 /// A clip with its place in training.
 #[derive(Debug, Serialize)]
 pub struct Sample {
+    /// The clip.
     #[serde(flatten)]
     pub found: Found,
+    /// Bucket that the clip is fitted to.
     pub bucket: Bucket,
-    /// How the picture is brought to its bucket, in words.
+    /// Fitting of the picture to its bucket, described for people.
     pub fit: String,
-    /// Which of the configured data sets it belongs to.
+    /// Index of its data set.
     pub dataset: usize,
+    /// Number of times the clip is seen in an epoch.
     pub repeats: usize,
-    /// How its frames are picked, for the loader.
+    /// Selection of its frames, for the loader.
     #[serde(skip)]
     pub frames: Frames,
+    /// Frames per second that the data set is read at; None for the file's own rate.
     #[serde(skip)]
     pub fps: Option<f64>,
+    /// Part of the picture that is kept.
     #[serde(skip)]
     pub crop: Cropping,
 }
 
-/// The sums below a report.
+/// Totals below a report.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Totals {
+    /// Clips that can be used.
     pub accepted: usize,
+    /// Clips and lines that cannot be used.
     pub refused: usize,
+    /// Frames of all clips that can be used.
     pub frames: usize,
+    /// Duration of these frames.
     pub seconds: f64,
-    /// Samples in each bucket, without repeats; empty where there are no buckets.
+    /// Samples in each bucket, without repeats; empty without buckets.
     pub buckets: Vec<(Bucket, usize)>,
 }
 
 impl<T> Report<T> {
-    /// Whether something refused keeps a run from starting.
+    /// Returns true if a rejection keeps a run from starting.
     pub fn stops(&self) -> bool {
         self.refused.iter().any(|refusal| refusal.stops)
     }
@@ -104,6 +123,7 @@ impl<T> Report<T> {
 }
 
 impl Report<Sample> {
+    /// Returns totals over the samples, each counted once.
     pub fn totals(&self) -> Totals {
         let mut buckets = BTreeMap::new();
         for sample in &self.samples {
@@ -114,13 +134,14 @@ impl Report<Sample> {
 }
 
 impl Report<Found> {
+    /// Returns totals over the clips.
     pub fn totals(&self) -> Totals {
         self.totals_of(self.samples.iter(), Vec::new())
     }
 }
 
-/// Opens every clip of the data sets, many at once; with `decode`, decodes every frame of each as
-/// well, which finds damage that headers do not show.
+/// Opens every clip of the data sets in parallel; with `decode`, decodes every frame of each as well, which finds
+/// damage that headers do not show.
 pub fn survey(configs: &[Config], decode: bool, progress: Progress) -> Report {
     let mut report = Report {
         samples: Vec::new(),
@@ -134,7 +155,7 @@ pub fn survey(configs: &[Config], decode: bool, progress: Progress) -> Report {
         if problems.is_empty() {
             report.add(config, decode, progress, |found| Sample::place(found, dataset, config));
         }
-        let refuse = |reason| Refusal::of_data_set(Source::file(&config.path), reason);
+        let refuse = |reason| Rejection::of_data_set(Source::file(&config.path), reason);
         report.refused.extend(
             problems
                 .into_iter()
@@ -145,7 +166,7 @@ pub fn survey(configs: &[Config], decode: bool, progress: Progress) -> Report {
     report
 }
 
-/// Opens every clip of a folder, as [`survey()`] does, without buckets: only what can be read.
+/// Opens every clip of a folder, as [`survey()`] does, without buckets: reports only readability.
 pub fn survey_folder(path: &Path, decode: bool, progress: Progress) -> Report<Found> {
     let mut report = Report {
         samples: Vec::new(),
@@ -167,12 +188,12 @@ impl<T: Send> Report<T> {
         config: &Config,
         decode: bool,
         progress: Progress,
-        place: impl Fn(Found) -> Result<T, Refusal> + Sync,
+        place: impl Fn(Found) -> Result<T, Rejection> + Sync,
     ) {
         let listing = manifest::read(config);
         let (done, of) = (AtomicUsize::new(0), listing.items.len());
         progress(0, of);
-        let inspect = |item: Result<Entry, Refusal>| {
+        let inspect = |item: Result<Entry, Rejection>| {
             let placed = item.and_then(|entry| Found::open(entry, decode)).and_then(|found| {
                 let said = (found.entry.name.clone(), found.clip.remarks().to_vec());
                 Ok((place(found)?, said))
@@ -196,23 +217,25 @@ impl<T: Send> Report<T> {
         self.notes.extend(notes.map(named));
     }
 
-    /// Decides what the refusals of one data set mean for a run.
+    /// Decides the effect of a data set's rejections on a run.
     fn settle(&mut self, (samples, refused): (usize, usize), config: &Config) {
         let refusals = &mut self.refused[refused..];
-        // Where a fault of the whole data set is said, that nothing is left of it goes without saying.
+        // If a problem of the whole data set is reported, the lack of clips need not be.
         let said = refusals.iter().any(|refusal| refusal.stops);
         for refusal in refusals {
-            refusal.stops |= config.on_bad_clip == OnBadClip::Error;
+            refusal.stops |= config.on_invalid_clip == OnInvalidClip::Error;
         }
         if self.samples.len() == samples && !said {
-            self.refused
-                .push(Refusal::of_data_set(Source::file(&config.path), Reason::NothingUsable));
+            self.refused.push(Rejection::of_data_set(
+                Source::file(&config.path),
+                Reason::NothingUsable,
+            ));
         }
     }
 }
 
 impl Found {
-    fn open(entry: Entry, decode: bool) -> Result<Found, Refusal> {
+    fn open(entry: Entry, decode: bool) -> Result<Found, Rejection> {
         let opened = Clip::open(&entry.video).and_then(|clip| {
             if decode {
                 decode_all(&clip)?;
@@ -223,7 +246,7 @@ impl Found {
             Ok(clip) => clip,
             Err(error) => {
                 let reason = reason(&error, &entry.video);
-                return Err(Refusal::of_clip(entry.name, entry.source, reason));
+                return Err(Rejection::of_clip(entry.name, entry.source, reason));
             }
         };
         let facts = Facts {
@@ -238,9 +261,10 @@ impl Found {
     }
 }
 
-/// Decodes in stretches, since a long clip does not fit into memory at once.
+/// Bytes of pictures that are decoded at once: a long clip does not fit into memory.
+const AT_ONCE: usize = 256 << 20;
+
 fn decode_all(clip: &Clip) -> Result<(), VideoError> {
-    const AT_ONCE: usize = 256 << 20; // bytes
     let frame = clip.width().saturating_mul(clip.height()).saturating_mul(3);
     let stretch = (AT_ONCE / frame.max(1)).max(1);
     let frames: Vec<_> = (0..clip.num_frames()).collect();
@@ -252,7 +276,7 @@ fn decode_all(clip: &Clip) -> Result<(), VideoError> {
 fn reason(error: &VideoError, path: &Path) -> Reason {
     let text = error.to_string();
     let path = format!("{}: ", path.display());
-    let text = text.strip_prefix(&path).unwrap_or(&text).to_owned(); // the refusal's source says it
+    let text = text.strip_prefix(&path).unwrap_or(&text).to_owned(); // already in the rejection's source
     match error {
         VideoError::Missing { .. } => Reason::MissingFile { link_to: None },
         VideoError::Empty { .. } => Reason::EmptyFile,
@@ -266,7 +290,7 @@ fn reason(error: &VideoError, path: &Path) -> Reason {
 }
 
 impl Sample {
-    fn place(found: Found, dataset: usize, config: &Config) -> Result<Sample, Refusal> {
+    fn place(found: Found, dataset: usize, config: &Config) -> Result<Sample, Rejection> {
         let facts = &found.facts;
         let available = video::available(found.clip.timestamps(), facts.fps, config.fps);
         match bucket::choose(&config.buckets, available, facts.height, facts.width) {
@@ -286,7 +310,7 @@ impl Sample {
                 })
             }
             None => {
-                let zero = Bucket::from([0, 0, 0]); // there is always a bucket: `Config::check` has seen to it
+                let zero = Bucket::from([0, 0, 0]); // there is always a bucket: see `Config::check`
                 let shortest = bucket::shortest(&config.buckets).unwrap_or(zero);
                 let reason = Reason::TooShort {
                     available,
@@ -294,14 +318,14 @@ impl Sample {
                     fps: config.fps,
                     shortest,
                 };
-                Err(Refusal::of_clip(found.entry.name, found.entry.source, reason))
+                Err(Rejection::of_clip(found.entry.name, found.entry.source, reason))
             }
         }
     }
 }
 
-/// `resized to 427x240, cut to 360x240 at the center`, as width x height. What is stored differs from what is shown where
-/// pixels are not square.
+/// Returns `resized to 427x240, cut to 360x240 at the center`, as width x height. Stored and displayed sizes differ for
+/// pixels that are not square.
 fn in_words(stored: (usize, usize), shown: (usize, usize), bucket: Bucket, crop: Cropping) -> String {
     let to = (bucket.height, bucket.width);
     let size = |(height, width): (usize, usize)| format!("{width}x{height}");
@@ -311,7 +335,7 @@ fn in_words(stored: (usize, usize), shown: (usize, usize), bucket: Bucket, crop:
     };
     let resized = (fit.resize_height, fit.resize_width);
     let place = if crop == Cropping::Random {
-        "at a random place"
+        "at a random position"
     } else {
         "at the center"
     };

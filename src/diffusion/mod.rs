@@ -1,4 +1,4 @@
-//! The mathematics of diffusion: posteriors, timesteps, schedulers. Knows no model.
+//! The mathematics of diffusion: posteriors, timesteps, schedulers. Independent of any model.
 
 pub mod guidance;
 pub mod objective;

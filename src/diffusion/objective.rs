@@ -1,14 +1,14 @@
-//! What the network is trained to say: a clean sample, noise, and how they mix at a timestep.
+//! Training objectives: how a clean sample and noise mix at a timestep, and the network's target.
 //!
-//! DDPM families (CogVideoX): t is one of the scheduler's timesteps, drawn evenly; x(t) = sqrt(a) x0 + sqrt(1 - a) n with
-//! the checkpoint's own alphas; the target is v = sqrt(a) n - sqrt(1 - a) x0, or n, or x0, as `prediction_type` says. The
-//! loss is the plain |v_hat - v|^2: to weigh |x0_hat - x0|^2 by 1 / (1 - a), as others do, comes to the same, because
+//! DDPM families (CogVideoX): t is one of the scheduler's timesteps, drawn uniformly; x(t) = sqrt(a) x0 + sqrt(1 - a) n
+//! with the checkpoint's own alphas; the target is v = sqrt(a) n - sqrt(1 - a) x0, or n, or x0, by `prediction_type`.
+//! The loss is the plain |v_hat - v|^2. Others weight |x0_hat - x0|^2 by 1 / (1 - a), which is the same, because
 //! x0_hat - x0 = -sqrt(1 - a) (v_hat - v).
 //!
-//! Flow matching (LTX-Video, Wan): a sigma is drawn as `timesteps` says; x = (1 - sigma) x0 + sigma n; the timestep is
-//! sigma times the timesteps of training, never rounded; the target is n - x0. The loss is w(sigma) |v_hat - v|^2. The
-//! first latent frame of a sample may be given clean: its own sigma and timestep are 0, and it does not count in the
-//! loss, whose mean is over what does.
+//! Flow matching (LTX-Video, Wan): a sigma is drawn as in `timesteps`; x = (1 - sigma) x0 + sigma n; the timestep is
+//! sigma times the number of training timesteps, never rounded; the target is n - x0. The loss is w(sigma) |v_hat -
+//! v|^2. The first latent frame of a sample may be given clean as a condition: its sigma and timestep are 0, and the
+//! mean of the loss excludes it.
 //!
 //! Shapes: B samples, C channels, F frames, h and w rows and columns, in the order of the VAE.
 
@@ -20,53 +20,57 @@ use super::schedulers::{Process, Scheduler};
 use super::timesteps::{Config, Shift, Weighting, shifted};
 use crate::rng::Rng;
 
-/// The forward process of a family, and what its network predicts.
+/// Forward process of a family, with its prediction target.
 #[derive(Debug, Clone)]
 pub enum Objective {
+    /// Denoising diffusion by a table of variances.
     Ddpm(Process),
+    /// Flow matching along straight lines.
     Flow(Flow),
 }
 
-/// Flow matching: straight from the sample to noise.
+/// Flow matching: a straight line from the sample to noise.
 #[derive(Debug, Clone)]
 pub struct Flow {
     config: Config,
-    /// The checkpoint's, for its shift.
+    /// The checkpoint's scheduler, for its shift.
     scheduler: Scheduler,
 }
 
-/// Where each sample of a batch stands between clean and noise.
+/// Noise level of each sample in a batch.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Timesteps {
-    /// As the network is told them: whole numbers of a table; sigma times the timesteps of training.
+    /// Timesteps as the network takes them: integers of a table, or sigma times the number of training timesteps.
     pub values: Vec<f64>,
-    /// Of flow matching: the share of noise.
+    /// Sigmas of flow matching: the share of noise.
     sigmas: Vec<f32>,
-    /// Samples whose first latent frame is given clean.
+    /// True for samples whose first latent frame is given clean.
     given: Vec<bool>,
 }
 
-/// What the network sees, and what it should answer. All in f32.
+/// Noised input and target of the network, all in f32.
 #[derive(Debug, Clone)]
 pub struct Noised {
-    pub noisy: Tensor,  // (B, C, F, h, w)
-    pub target: Tensor, // (B, C, F, h, w)
-    /// What each squared error counts in the mean, (B, 1, F or 1, 1, 1); none where all count alike.
+    /// Noisy latents (B, C, F, h, w).
+    pub noisy: Tensor,
+    /// Expected output of the network (B, C, F, h, w).
+    pub target: Tensor,
+    /// Weight of each squared error in the mean, (B, 1, F or 1, 1, 1); None for equal weights.
     pub weight: Option<Tensor>,
 }
 
 impl Objective {
-    /// What a checkpoint with this scheduler is trained for, by the settings of the run.
+    /// Objective of a checkpoint with this scheduler, under the run's settings.
     ///
     /// # Errors
-    /// Settings that such a checkpoint would ignore, by key.
+    /// Lists the keys that such a checkpoint would ignore.
     pub fn new(scheduler: &Scheduler, config: &Config) -> anyhow::Result<Self> {
         match scheduler {
             Scheduler::Ddim(process) | Scheduler::Dpm(process) => {
                 let ignored = config.beyond_ddpm();
                 ensure!(
                     ignored.is_empty(),
-                    "diffusion.{}: this checkpoint draws each timestep of its table alike, and weighs them alike; only \
+                    "diffusion.{}: this checkpoint draws all timesteps with equal probability and equal weight; only \
                      models of flow matching read this. Remove it",
                     ignored.join(", diffusion.")
                 );
@@ -82,11 +86,11 @@ impl Objective {
         }
     }
 
-    /// Timesteps for a batch of clips of `seq_len` tokens, where the family says how many: `torch.randint(0,
-    /// num_train_timesteps, (B,))`, or as `timesteps` says.
+    /// Draws timesteps for a batch of clips, whose sequences are `seq_len` tokens long if the family reports it:
+    /// `torch.randint(0, num_train_timesteps, (B,))`, or as in `timesteps`.
     ///
     /// # Errors
-    /// A shift by the clip's size, and none said.
+    /// Fails for a shift that depends on the clip's size without a `seq_len`.
     pub fn draw(&self, batch: usize, seq_len: Option<usize>, rng: &mut Rng) -> anyhow::Result<Timesteps> {
         match self {
             Self::Ddpm(process) => {
@@ -102,10 +106,10 @@ impl Objective {
         }
     }
 
-    /// Mixes `clean` and `noise`, of one shape, at these timesteps.
+    /// Mixes `clean` and `noise`, of the same shape, at these timesteps.
     ///
     /// # Errors
-    /// Timesteps of the other kind; a frame given clean in DDPM, which knows no frames apart.
+    /// Fails for timesteps of the other kind, and for a clean first frame with DDPM, whose timesteps are per sample.
     pub fn mix(&self, clean: &Tensor, noise: &Tensor, at: &Timesteps) -> anyhow::Result<Noised> {
         let (clean, noise) = (clean.to_dtype(DType::F32)?, noise.to_dtype(DType::F32)?);
         match self {
@@ -138,7 +142,7 @@ impl Objective {
 }
 
 impl Flow {
-    /// k of the shift, for clips of so many tokens.
+    /// Returns k of the shift, for clips of `seq_len` tokens.
     fn shift(&self, seq_len: Option<usize>) -> anyhow::Result<f64> {
         if let Shift::Fixed(shift) = self.config.shift {
             return Ok(shift);
@@ -161,7 +165,8 @@ impl Flow {
         }
     }
 
-    /// By sigma, and 0 for frames that are given; scaled such that the mean over everything is that over what counts.
+    /// Weights by sigma, 0 for given frames; scaled such that the mean over everything equals that over the counted
+    /// frames.
     fn weight(&self, at: &Timesteps, frames: usize, device: &Device) -> Result<Option<Tensor>> {
         if !at.any_given() && self.config.weighting == Weighting::None {
             return Ok(None);
@@ -177,7 +182,7 @@ impl Flow {
 }
 
 impl Timesteps {
-    /// Of a table.
+    /// Timesteps of a table.
     pub fn tabled(values: &[i64]) -> Self {
         Self {
             values: values.iter().map(|value| *value as f64).collect(),
@@ -186,7 +191,7 @@ impl Timesteps {
         }
     }
 
-    /// Of flow matching with so many timesteps in training.
+    /// Timesteps of flow matching, for a number of training timesteps.
     pub fn flowing(sigmas: Vec<f32>, num_train_timesteps: usize) -> Self {
         let timestep = |sigma: &f32| f64::from(*sigma * num_train_timesteps as f32);
         Self {
@@ -196,7 +201,7 @@ impl Timesteps {
         }
     }
 
-    /// The same, where the first latent frame of some samples, of several frames each, is given clean.
+    /// Marks samples, of several frames each, whose first latent frame is given clean.
     pub fn with_given(self, given: Vec<bool>) -> Self {
         Self { given, ..self }
     }
@@ -205,7 +210,7 @@ impl Timesteps {
         self.given.contains(&true)
     }
 
-    /// As the network takes them, f32: (B), or (B, F) where the first of F frames of some sample is given.
+    /// Returns the network's input in f32: (B), or (B, F) if the first of F frames of some sample is given.
     pub fn tensor(&self, frames: usize, device: &Device) -> Result<Tensor> {
         let values: Vec<f32> = self.values.iter().map(|value| *value as f32).collect();
         match self.any_given() {
@@ -214,13 +219,13 @@ impl Timesteps {
         }
     }
 
-    /// (B, 1, F or 1, 1, 1)
+    /// Returns the sigmas, (B, 1, F or 1, 1, 1).
     fn sigmas(&self, frames: usize, device: &Device) -> Result<Tensor> {
         let frames = if self.any_given() { frames } else { 1 };
         self.by_frame(frames, self.sigmas.clone(), device)
     }
 
-    /// One number of each sample for all its frames, and 0 for those that are given: (B, 1, F, 1, 1).
+    /// Expands a number per sample to its frames, with 0 for given frames: (B, 1, F, 1, 1).
     fn by_frame(&self, frames: usize, values: Vec<f32>, device: &Device) -> Result<Tensor> {
         let given = |sample: usize| self.given.get(sample).copied().unwrap_or(false);
         let each = values.iter().enumerate();
@@ -232,7 +237,7 @@ impl Timesteps {
     }
 }
 
-/// The mean of weight |prediction - target|^2 over everything, in f32: a scalar. The weight's shape need only broadcast.
+/// Returns the mean of weight |prediction - target|^2 over all elements, in f32: a scalar. The weight is broadcast.
 pub fn loss(prediction: &Tensor, target: &Tensor, weight: Option<&Tensor>) -> Result<Tensor> {
     let squares = (prediction.to_dtype(DType::F32)? - target)?.sqr()?;
     match weight {

@@ -1,14 +1,14 @@
-//! Which timesteps training visits, and how much each counts.
+//! Distribution of training timesteps, and the weight of each.
 //!
-//! Families of flow matching stand at a sigma between the sample (0) and noise (1). A position u is drawn, and
+//! Flow matching families use a sigma between the sample (0) and noise (1). A position u is drawn, and
 //! sigma = k u / (1 + (k - 1) u) with the shift k, in f32 as torch computes it:
 //! * `uniform`: u = rand;
 //! * `logit_normal`: u = 1 / (1 + e^-(mean + std randn));
 //! * `mode`: u = 1 - v - s (cos^2(pi v / 2) - 1 + v) with v = rand and the scale s.
 //!
-//! All are of arXiv:2403.03206, as `compute_density_for_timestep_sampling` and `compute_loss_weighting_for_sd3` of
-//! diffusers have them. Families with a table of noise (DDPM) draw each of its timesteps alike: they read nothing of this,
-//! and what would go unread is refused.
+//! All are from arXiv:2403.03206, as in `compute_density_for_timestep_sampling` and `compute_loss_weighting_for_sd3` of
+//! diffusers. Families with a table of noise (DDPM) draw its timesteps uniformly: they read none of these settings, and
+//! settings that would be ignored are rejected.
 
 use std::f32::consts::PI;
 
@@ -21,16 +21,16 @@ use crate::rng::Rng;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
-    /// How the position u in 0..1 is drawn. DDPM families always draw an integer timestep uniformly.
+    /// Distribution of the position u in 0..1. DDPM families always draw an integer timestep uniformly.
     pub timesteps: Density,
     /// Mean of `logit_normal`.
     pub logit_mean: f64,
     /// Standard deviation of `logit_normal`.
     pub logit_std: f64,
-    /// How far `mode` prefers the middle (above 0) or the ends (below 0).
+    /// Preference of `mode` for the middle (above 0) or the ends (below 0).
     pub mode_scale: f64,
-    /// sigma = shift u / (1 + (shift - 1) u); above 1 visits high noise more often. `auto`: as the checkpoint's scheduler
-    /// samples, by a fixed shift or by the clip's size.
+    /// sigma = shift u / (1 + (shift - 1) u); above 1 visits high noise more often. `auto`: the shift of the
+    /// checkpoint's scheduler in sampling, fixed or by the clip's size.
     pub shift: Shift,
     /// Weight of each timestep's loss.
     pub weighting: Weighting,
@@ -53,8 +53,11 @@ impl Default for Config {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Density {
+    /// Evenly over 0..1.
     Uniform,
+    /// The logistic function of a normal variate.
     LogitNormal,
+    /// Mode sampling: `1 - u - mode_scale (cos^2(pi u / 2) - 1 + u)`.
     Mode,
 }
 
@@ -62,6 +65,7 @@ pub enum Density {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Weighting {
+    /// Equal weights.
     None,
     /// sigma^-2
     SigmaSqrt,
@@ -73,26 +77,29 @@ pub enum Weighting {
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(untagged, expecting = "expected a number, or auto")]
 pub enum Shift {
+    /// A fixed k.
     Fixed(f64),
+    /// A named rule for k.
     Named(Named),
 }
 
-/// A shift that is no number.
+/// Shifts with a name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Named {
-    /// The checkpoint's.
+    /// The checkpoint's shift.
     Auto,
 }
 
 impl Shift {
+    /// Shift of the checkpoint's scheduler.
     pub const AUTO: Self = Self::Named(Named::Auto);
 }
 
 impl Config {
-    /// Values that parse but make no sense, by path below `diffusion`.
+    /// Returns values that parse but make no sense, by path below `diffusion`.
     pub fn check(&self) -> Vec<(String, String)> {
-        /// Beyond these, u is not within 0..1 any more.
+        /// Range within which u stays in 0..1.
         const MODE_SCALES: std::ops::RangeInclusive<f64> = -1.0..=1.75;
         let mut wrong = Vec::new();
         let mut add = |key: &str, message: String| wrong.push((key.to_string(), message));
@@ -118,7 +125,7 @@ impl Config {
         wrong
     }
 
-    /// Keys that were set and that this way of drawing u does not read, and the one that does.
+    /// Returns keys that were set but that this distribution ignores, with the distribution that reads them.
     fn unread(&self, density: Density) -> Vec<(&'static str, &'static str)> {
         let usual = Self::default();
         let keys = [
@@ -140,7 +147,7 @@ impl Config {
         unread.map(|(key, _, _, by)| (key, by)).collect()
     }
 
-    /// Keys that say something a family with a table of noise does not do.
+    /// Returns the set keys that a family with a table of noise ignores.
     pub fn beyond_ddpm(&self) -> Vec<&'static str> {
         let mut keys: Vec<&str> = self.unread(Density::Uniform).into_iter().map(|(key, _)| key).collect();
         if self.timesteps != Density::Uniform {
@@ -157,7 +164,7 @@ impl Config {
 }
 
 impl Density {
-    /// Positions u of a batch: `rand(B)`, or `randn(B)` for `logit_normal`.
+    /// Draws positions u of a batch: `rand(B)`, or `randn(B)` for `logit_normal`.
     pub fn draw(self, config: &Config, batch: usize, rng: &mut Rng) -> Vec<f32> {
         let (mean, std) = (config.logit_mean as f32, config.logit_std as f32);
         let scale = config.mode_scale as f32;
@@ -179,7 +186,7 @@ impl Density {
 }
 
 impl Weighting {
-    /// What the squared error at this sigma counts.
+    /// Returns the weight of the squared error at this sigma.
     pub fn at(self, sigma: f32) -> f32 {
         match self {
             Self::None => 1.0,

@@ -1,18 +1,20 @@
-//! What goes wrong when something is written, in words that say what to do.
+//! Errors of writing, with advice for the user.
 
 use std::fmt;
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
-/// Something could not be written: where, and what the system says.
+/// A failed write: the path, and the system's error.
 #[derive(Debug)]
 pub struct WriteError {
+    /// Path of the file.
     pub path: PathBuf,
+    /// Error of the system.
     pub cause: io::Error,
 }
 
 impl WriteError {
-    /// For `map_err`.
+    /// Returns a converter for `map_err`.
     pub fn at(path: &Path) -> impl Fn(io::Error) -> Self {
         move |cause| Self {
             path: path.into(),
@@ -20,7 +22,7 @@ impl WriteError {
         }
     }
 
-    /// Whether the same may work a moment later, as on a network's file system.
+    /// Returns true if a retry may succeed, as on a network file system.
     pub fn may_pass(&self) -> bool {
         matches!(
             self.cause.kind(),
@@ -41,13 +43,13 @@ impl fmt::Display for WriteError {
 
 impl std::error::Error for WriteError {}
 
-/// What the user can do about it.
+/// Returns advice for the user.
 fn advice(cause: &io::Error) -> Option<&'static str> {
     match cause.kind() {
-        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => Some("make room there"),
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => Some("free some space there"),
         ErrorKind::FileTooLarge => Some("raise the limit on file sizes (ulimit -f)"),
         ErrorKind::ReadOnlyFilesystem | ErrorKind::PermissionDenied => {
-            Some("name a place that may be written, or change who may write to it")
+            Some("choose a writable folder, or change its permissions")
         }
         ErrorKind::TimedOut | ErrorKind::StaleNetworkFileHandle => Some(FAULT),
         _ if is_fault(cause) => Some(FAULT),
@@ -55,9 +57,9 @@ fn advice(cause: &io::Error) -> Option<&'static str> {
     }
 }
 
-const FAULT: &str = "the disk, or the way to it, has a fault";
+const FAULT: &str = "the disk or its connection failed";
 
-/// EIO, which has no kind of its own.
+/// Checks for EIO, which has no `ErrorKind`.
 fn is_fault(cause: &io::Error) -> bool {
     cfg!(unix) && cause.raw_os_error() == Some(5)
 }

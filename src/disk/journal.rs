@@ -1,7 +1,7 @@
-//! Files that grow by whole records, and that a run can do without for a while.
+//! Append-only files of whole records, which a run can do without for a while.
 //!
-//! A record that cannot be written waits and is written with the next; what of it has come to the file is cut off again,
-//! so that no reader ever finds half a record with others behind it.
+//! A record that cannot be written is queued and written with the next one. A partial write is truncated, so that no
+//! reader finds half a record followed by others.
 
 use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
@@ -10,35 +10,35 @@ use std::path::{Path, PathBuf};
 
 use super::WriteError;
 
-/// Records that wait may take so many bytes; of more, the oldest are lost.
+/// Limit in bytes for queued records; beyond it, the oldest are lost.
 const MOST: usize = 16 << 20;
 
-/// A file, open at its end.
+/// A file, open for appending.
 #[derive(Debug)]
 pub struct Journal {
     path: PathBuf,
     file: File,
     /// Bytes of whole records.
     whole: u64,
-    /// Whether there may be half a record behind them.
+    /// True if there may be half a record after them.
     torn: bool,
     waiting: VecDeque<Vec<u8>>,
-    /// Records that will never be written.
+    /// Number of records lost for good.
     lost: usize,
-    /// Whether the last try failed, and was told of.
+    /// True if the last write failed and was logged.
     failing: bool,
 }
 
 impl Journal {
-    /// Opens a file at its end; one that is not there is made.
+    /// Opens a file for appending, creating it if needed.
     pub fn open(path: &Path) -> Result<Self, WriteError> {
         Self::start(OpenOptions::new().append(true).create(true), path)
     }
 
-    /// Makes a new file.
+    /// Creates a new file.
     ///
     /// # Errors
-    /// `AlreadyExists`, among others.
+    /// Fails with `AlreadyExists`, among others.
     pub fn create(path: &Path) -> Result<Self, WriteError> {
         Self::start(OpenOptions::new().append(true).create_new(true), path)
     }
@@ -57,7 +57,7 @@ impl Journal {
         })
     }
 
-    /// Adds a record, behind those that wait. What goes wrong is told of once.
+    /// Appends a record, after the queued ones. Logs a failure once.
     pub fn add(&mut self, record: Vec<u8>) {
         self.waiting.push_back(record);
         let done = self.catch_up();
@@ -71,7 +71,7 @@ impl Journal {
         }
     }
 
-    /// Brings all that was added to the disk, as far as that is possible.
+    /// Syncs everything appended so far, if possible.
     pub fn sync(&mut self) {
         let done = self.catch_up().and_then(|()| self.file.sync_all());
         self.tell(done);
@@ -101,14 +101,14 @@ impl Journal {
             Ok(()) if self.failing => {
                 self.failing = false;
                 match std::mem::take(&mut self.lost) {
-                    0 => log::info!("{}: is written again, and nothing of it is lost", self.path.display()),
-                    lost => log::warn!("{}: is written again; {lost} records are lost", self.path.display()),
+                    0 => log::info!("{}: is writable again, and no records were lost", self.path.display()),
+                    lost => log::warn!("{}: is writable again; {lost} records were lost", self.path.display()),
                 }
             }
             Err(cause) if !self.failing => {
                 self.failing = true;
                 let error = WriteError::at(&self.path)(cause);
-                log::warn!("{error} (the run goes on; what is not written waits)");
+                log::warn!("{error} (the run continues; unwritten records are queued)");
             }
             _ => {}
         }

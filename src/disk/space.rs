@@ -1,29 +1,31 @@
-//! How much a disk still holds, asked before much is written.
+//! Free space of a disk, checked before much is written.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
 
 use indicatif::BinaryBytes;
 
-/// File systems give room in pieces of this size at least.
+/// Smallest allocation unit of file systems, in bytes.
 const BLOCK: u64 = 4096;
 
-/// What is to be written does not fit.
+/// Error for data that does not fit.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct NoRoom {
+pub struct NotEnoughSpace {
+    /// Destination folder.
     pub folder: PathBuf,
-    /// What wants the room.
+    /// Data that needs the space.
     pub what: String,
-    /// In bytes, as `free`.
+    /// Bytes needed, in the unit of `free`.
     pub needed: u64,
+    /// Bytes free there.
     pub free: u64,
 }
 
-impl fmt::Display for NoRoom {
+impl fmt::Display for NotEnoughSpace {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{}: too little room: {} takes {}, and {} are free; make room there",
+            "{}: not enough space: {} takes {}, and {} are free; free some space there",
             self.folder.display(),
             self.what,
             BinaryBytes(self.needed),
@@ -32,13 +34,13 @@ impl fmt::Display for NoRoom {
     }
 }
 
-impl std::error::Error for NoRoom {}
+impl std::error::Error for NotEnoughSpace {}
 
-/// Whether `needed` bytes fit where `folder` is or will be. Where the system does not say how much is free, they do; a
-/// quota may still be in the way, which writing tells.
-pub fn ensure(folder: &Path, needed: u64, what: impl FnOnce() -> String) -> Result<(), NoRoom> {
+/// Checks that `needed` bytes fit at `folder`, which need not exist. If the system does not report the free space, the
+/// check passes; a quota may still stop the write itself.
+pub fn ensure(folder: &Path, needed: u64, what: impl FnOnce() -> String) -> Result<(), NotEnoughSpace> {
     match free(folder) {
-        Some(free) if free < needed => Err(NoRoom {
+        Some(free) if free < needed => Err(NotEnoughSpace {
             folder: folder.into(),
             what: what(),
             needed,
@@ -48,13 +50,13 @@ pub fn ensure(folder: &Path, needed: u64, what: impl FnOnce() -> String) -> Resu
     }
 }
 
-/// What files of these sizes take, in bytes.
+/// Returns the bytes that files of these sizes occupy.
 pub fn taken(sizes: impl IntoIterator<Item = u64>) -> u64 {
     let blocks = sizes.into_iter().map(|size| size.div_ceil(BLOCK).saturating_mul(BLOCK));
     blocks.fold(0, u64::saturating_add)
 }
 
-/// Bytes that may still be written where `path` is or will be; `None` where the system does not say.
+/// Returns the bytes free at `path`, which need not exist; `None` if the system does not report them.
 pub fn free(path: &Path) -> Option<u64> {
     let path = std::path::absolute(path).ok()?;
     available(path.ancestors().find(|folder| folder.exists())?)
@@ -66,14 +68,14 @@ fn available(folder: &Path) -> Option<u64> {
     use std::os::unix::ffi::OsStrExt;
     let folder = std::ffi::CString::new(folder.as_os_str().as_bytes()).ok()?;
     let mut stat = std::mem::MaybeUninit::<libc::statvfs>::zeroed();
-    // SAFETY: the path ends in a zero byte, and the result has room; all zeros are a valid `statvfs`.
+    // SAFETY: the path ends in a zero byte, and the result is large enough; all zeros are a valid `statvfs`.
     let stat = unsafe {
         if libc::statvfs(folder.as_ptr(), stat.as_mut_ptr()) != 0 {
             return None;
         }
         stat.assume_init()
     };
-    // Some file systems count no blocks at all.
+    // Some file systems report no blocks at all.
     (stat.f_blocks > 0).then(|| (stat.f_bavail as u64).saturating_mul(stat.f_frsize as u64))
 }
 

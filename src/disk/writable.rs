@@ -1,17 +1,18 @@
-//! Permission to write to a folder, asked before hours of work are to go there. Nothing is made.
+//! Permission to write to a folder, checked before hours of work. Creates nothing.
 
 use std::io;
 use std::path::Path;
 
 use super::WriteError;
 
-/// Checks that files may be made in `folder`, or the folder itself where it is not there yet. A full disk is not told here.
+/// Checks that files can be created in `folder`, or the folder itself if it does not exist. Does not detect a full
+/// disk.
 ///
 /// # Errors
-/// No permission, a file system that is read only, a file where a folder should be.
+/// Fails without permission, on a read-only file system, and for a file instead of a folder.
 pub fn ensure(folder: &Path) -> Result<(), WriteError> {
     let whole = std::path::absolute(folder).map_err(WriteError::at(folder))?;
-    // Where even that cannot be asked, writing will tell.
+    // If even that is unknown, the write itself will fail.
     let Some(there) = whole.ancestors().find(|path| path.symlink_metadata().is_ok()) else {
         return Ok(());
     };

@@ -5,10 +5,10 @@
 
 use std::path::PathBuf;
 
-/// Where the Hub is, unless `HF_ENDPOINT` says otherwise.
+/// Address of the Hub, unless `HF_ENDPOINT` is set.
 const ENDPOINT: &str = "https://huggingface.co";
 
-/// Variables that mean something to `huggingface_hub` and nothing here, and why.
+/// Variables that have an effect in `huggingface_hub` but not here, and why.
 const UNHEEDED: [(&str, &str); 8] = [
     ("HF_HUB_ETAG_TIMEOUT", NO_TIMEOUT),
     ("HF_HUB_DOWNLOAD_TIMEOUT", NO_TIMEOUT),
@@ -17,20 +17,17 @@ const UNHEEDED: [(&str, &str); 8] = [
     ("HF_XET_HIGH_PERFORMANCE", PLAIN_HTTP),
     (
         "HF_OIDC_RESOURCE",
-        "no token is asked for by OpenID Connect; set HF_TOKEN",
+        "tokens are not requested by OpenID Connect; set HF_TOKEN",
     ),
     ("HUGGINGFACE_CO_STAGING", "set HF_ENDPOINT to the server that is meant"),
-    (
-        "HF_HUB_LOCAL_DIR_AUTO_SYMLINK_THRESHOLD",
-        "files go to the cache and nowhere else",
-    ),
+    ("HF_HUB_LOCAL_DIR_AUTO_SYMLINK_THRESHOLD", "files go only to the cache"),
 ];
 
 const NO_TIMEOUT: &str = "a download waits for as long as the connection stands";
 
-const PLAIN_HTTP: &str = "files come by plain HTTP";
+const PLAIN_HTTP: &str = "files are fetched by plain HTTP";
 
-/// Variables that name a proxy, the first before the others.
+/// Proxy variables, by precedence.
 const PROXIES: [&str; 6] = [
     "ALL_PROXY",
     "all_proxy",
@@ -40,36 +37,36 @@ const PROXIES: [&str; 6] = [
     "http_proxy",
 ];
 
-/// What the environment says.
+/// The Hub's settings in the environment.
 #[derive(Clone)]
 pub struct Environment {
-    /// `HF_HUB_CACHE`, else `HUGGINGFACE_HUB_CACHE`, else `hub` in `HF_HOME`, which is `~/.cache/huggingface` or lies in
-    /// `XDG_CACHE_HOME`.
+    /// `HF_HUB_CACHE`, else `HUGGINGFACE_HUB_CACHE`, else `hub` in `HF_HOME`, which defaults to `~/.cache/huggingface`
+    /// or a folder in `XDG_CACHE_HOME`.
     pub cache: PathBuf,
     /// `HF_ENDPOINT`, without a slash at its end.
     pub endpoint: String,
-    /// `HF_HUB_OFFLINE`, or else `TRANSFORMERS_OFFLINE`: the name of the one that says so.
+    /// Name of the variable that forbids requests: `HF_HUB_OFFLINE`, or else `TRANSFORMERS_OFFLINE`.
     pub offline: Option<&'static str>,
-    /// Whether downloads may show how far they are: not with `HF_HUB_DISABLE_PROGRESS_BARS`.
+    /// True to show the progress of downloads: not with `HF_HUB_DISABLE_PROGRESS_BARS`.
     pub progress: bool,
     /// `HF_HUB_USER_AGENT_ORIGIN`.
     pub origin: Option<String>,
-    /// `HF_TOKEN`, else `HUGGING_FACE_HUB_TOKEN`, else what the file `HF_TOKEN_PATH` (`token` in `HF_HOME`) holds. Nothing
-    /// that is printed or written may hold it.
+    /// `HF_TOKEN`, else `HUGGING_FACE_HUB_TOKEN`, else the content of the file `HF_TOKEN_PATH` (`token` in `HF_HOME`).
+    /// Must never be printed or written.
     token: Option<String>,
-    /// Whether it is sent where nothing is written: not with `HF_HUB_DISABLE_IMPLICIT_TOKEN`.
+    /// True to send the token with requests that only read: not with `HF_HUB_DISABLE_IMPLICIT_TOKEN`.
     implicit: bool,
-    /// What is set and not heeded: the variable, and why.
+    /// Variables that are set but ignored, and why.
     pub unheeded: Vec<(&'static str, String)>,
 }
 
 impl Environment {
-    /// Reads that of the process.
+    /// Reads the process's environment.
     pub fn of_process() -> Self {
         Self::read(|name| std::env::var(name).ok())
     }
 
-    /// Reads an environment. Variables that are empty count as not set.
+    /// Reads an environment. Empty variables count as unset.
     pub fn read(variable: impl Fn(&str) -> Option<String>) -> Self {
         let get = |name: &str| variable(name).filter(|value| !value.trim().is_empty());
         let path = |name: &str| Some(PathBuf::from(expanded(&get(name)?, &variable)));
@@ -83,7 +80,7 @@ impl Environment {
         let token = get("HF_TOKEN").or_else(|| get("HUGGING_FACE_HUB_TOKEN"));
         let token = token.or_else(|| std::fs::read_to_string(token_path).ok());
         let clean = |token: String| token.replace(['\r', '\n'], "").trim().to_string();
-        // The first decides, even where it says no.
+        // The first one decides, even if it is false.
         let offline = ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"]
             .into_iter()
             .find(|name| get(name).is_some());
@@ -100,17 +97,17 @@ impl Environment {
         }
     }
 
-    /// The token of a request that only reads.
+    /// Returns the token of a request that only reads.
     pub fn token_to_read(&self) -> Option<String> {
         self.token.clone().filter(|_| self.implicit)
     }
 
-    /// The token of a request that writes.
+    /// Returns the token of a request that writes.
     pub fn token_to_write(&self) -> Option<String> {
         self.token.clone()
     }
 
-    /// Tells what is set and not heeded.
+    /// Logs variables that are set but ignored.
     pub fn warn(&self) {
         for (name, why) in &self.unheeded {
             log::warn!("{name} is set, but has no effect: {why}");
@@ -127,17 +124,20 @@ fn unheeded(get: &impl Fn(&str) -> Option<String>) -> Vec<(&'static str, String)
         .collect();
     let proxy = PROXIES.into_iter().find_map(|name| Some((name, get(name)?)));
     if let Some((name, _)) = proxy.filter(|(_, address)| ureq::Proxy::new(address).is_err()) {
-        unheeded.push((name, "it is no address of a proxy, such as http://HOST:PORT".into()));
+        unheeded.push((
+            name,
+            "it is not the address of a proxy, such as http://HOST:PORT".into(),
+        ));
     }
     unheeded
 }
 
-/// As `huggingface_hub` reads switches.
+/// Parses a switch as `huggingface_hub` does.
 fn is_true(value: &str) -> bool {
     matches!(value.to_uppercase().as_str(), "1" | "ON" | "YES" | "TRUE")
 }
 
-/// A path with `~` in front and `$NAME` or `${NAME}` in it put in; a name that is not set stays.
+/// Expands a leading `~`, and `$NAME` or `${NAME}`; unset names are kept.
 fn expanded(path: &str, variable: &impl Fn(&str) -> Option<String>) -> String {
     let home = || variable("HOME").or_else(|| variable("USERPROFILE"));
     let path = match (path.strip_prefix('~'), home()) {

@@ -1,5 +1,5 @@
-//! Checkpoints and adapters of the Hugging Face Hub: the files that are needed, in the Hub's own cache. What is there is
-//! not fetched again; a download that broke off goes on where it stopped.
+//! Downloads checkpoints and adapters from the Hugging Face Hub: the needed files, in the Hub's own cache. Cached files
+//! are not fetched again; an interrupted download resumes.
 
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
@@ -12,13 +12,13 @@ use super::environment::Environment;
 use super::is_repository;
 use super::layout::{self, WeightFile};
 
-/// Broken downloads are taken up again so many times.
+/// Number of times an interrupted download is resumed.
 const RETRIES: usize = 5;
 
-/// As PEFT calls the settings beside adapters.
+/// PEFT's name for the settings of an adapter.
 const SETTINGS: &str = "adapter_config.json";
 
-/// Folders whose files the models here read.
+/// Folders whose files our models read.
 pub const PARTS: [&str; 7] = [
     "image_encoder",
     "image_processor",
@@ -29,37 +29,37 @@ pub const PARTS: [&str; 7] = [
     "vae",
 ];
 
-/// The folders among them without weights.
+/// Those of them without weights.
 pub const WITHOUT_WEIGHTS: [&str; 3] = ["image_processor", "scheduler", "tokenizer"];
 
-/// Endings of single files, which no repository of a checkpoint is called.
+/// Extensions of single files, which no checkpoint repository has in its name.
 const FILES: [&str; 6] = [".safetensors", ".gguf", ".bin", ".pt", ".pth", ".ckpt"];
 
-/// The directory of a checkpoint: `model` itself where that is on disk, else what the Hub has under that name. A `variant`
-/// of its weights is fetched where there is one.
+/// Returns the directory of a checkpoint: `model` itself if it is on disk, else the Hub repository of that name,
+/// fetched. A `variant` of its weights is fetched if there is one.
 ///
 /// # Errors
-/// Neither on disk nor a repository that can be read; the server's answer is in the message.
+/// Fails if it is neither on disk nor a readable repository, with the server's answer.
 pub fn locate(model: &str, revision: &str, variant: Option<&str>) -> anyhow::Result<PathBuf> {
     let path = Path::new(model);
     if path.exists() {
-        return Ok(path.into()); // a file is told apart by whoever opens it
+        return Ok(path.into()); // a file is detected when it is opened
     }
     ensure!(
         !FILES.iter().any(|end| model.to_lowercase().ends_with(end)),
-        "{model}: no such file; and a model is a diffusers directory or a Hub repository, no single file"
+        "{model}: no such file; a model is a diffusers directory or a Hub repository, not a single file"
     );
     ensure!(
         is_repository(model),
-        "{model}: no such directory, and no name of a Hub repository (owner/name)"
+        "{model}: no such directory, and not the name of a Hub repository (owner/name)"
     );
     fetch(model, revision, variant).with_context(|| format!("{model}, revision {revision}, on the Hugging Face Hub"))
 }
 
-/// Finds what [`locate`] would without fetching anything: none for a repository of which nothing is here yet.
+/// Returns what [`locate`] would without fetching anything; None for a repository that is not cached.
 ///
 /// # Errors
-/// As [`locate`].
+/// Same as [`locate`].
 pub fn here(model: &str, revision: &str, variant: Option<&str>) -> anyhow::Result<Option<PathBuf>> {
     let environment = Environment::of_process();
     if Path::new(model).exists() || !is_repository(model) || environment.offline.is_some() {
@@ -93,10 +93,10 @@ fn fetch(name: &str, revision: &str, variant: Option<&str>) -> anyhow::Result<Pa
     snapshot(&index.context("model_index.json was not fetched")?)
 }
 
-/// A file that is in the cache, since the Hub is not to be asked: `offline` is the variable that says so.
+/// Returns a cached file when the Hub must not be contacted; `offline` names the variable that forbids it.
 fn cached(environment: &Environment, offline: &str, repo: Repo, file: &str) -> anyhow::Result<PathBuf> {
     let cache = Cache::new(environment.cache.clone());
-    // A commit has no reference of its own where huggingface_hub made the cache.
+    // A commit has no reference of its own in a cache made by huggingface_hub.
     let commit = environment
         .cache
         .join(repo.folder_name())
@@ -106,7 +106,7 @@ fn cached(environment: &Environment, offline: &str, repo: Repo, file: &str) -> a
     let found = cache.repo(repo).get(file).or_else(|| commit.exists().then_some(commit));
     found.with_context(|| {
         format!(
-            "{offline} is set, and the cache in {} does not have it; fetch it once without",
+            "{offline} is set, but the cache in {} does not have it; fetch it once without",
             environment.cache.display()
         )
     })
@@ -126,15 +126,15 @@ fn api(environment: Environment, repo: Repo) -> anyhow::Result<ApiRepo> {
     Ok(builder.build()?.repo(repo))
 }
 
-/// Names of all files of a repository.
+/// Returns the names of all files of a repository.
 fn names(repo: &ApiRepo) -> anyhow::Result<Vec<String>> {
     Ok(repo.info()?.siblings.into_iter().map(|file| file.rfilename).collect())
 }
 
-/// The adapter file that `name` stands for: `owner/name`, or `owner/name/file.safetensors`.
+/// Returns the adapter file that `name` stands for: `owner/name`, or `owner/name/file.safetensors`.
 ///
 /// # Errors
-/// No such repository or file; a repository of several files of which none has the usual name.
+/// Fails without such a repository or file, and for several files none of which has the usual name.
 pub fn adapter(name: &str) -> anyhow::Result<PathBuf> {
     let mut slashes = name.match_indices('/');
     let second = slashes.nth(1).map(|(at, _)| at);
@@ -144,7 +144,7 @@ pub fn adapter(name: &str) -> anyhow::Result<PathBuf> {
     };
     ensure!(
         is_repository(repository) && file.is_none_or(|file| file.ends_with(".safetensors")),
-        "{name}: no such file, and no name of a Hub repository (owner/name, or owner/name/file.safetensors)"
+        "{name}: no such file, and not the name of a Hub repository (owner/name, or owner/name/file.safetensors)"
     );
     fetch_adapter(repository, file).with_context(|| format!("{name}: no such file, and on the Hugging Face Hub"))
 }
@@ -164,7 +164,7 @@ fn fetch_adapter(repository: &str, file: Option<&str>) -> anyhow::Result<PathBuf
         Some(file) => file,
         None => layout::adapter(&names).context("the repository")?,
     };
-    // The settings of adapters that PEFT saved stand beside them.
+    // PEFT saves the settings of an adapter next to it.
     let settings = Path::new(file).with_file_name(SETTINGS);
     if let Some(settings) = names.iter().find(|name| Path::new(name) == settings) {
         api.get(settings).with_context(|| settings.clone())?;
@@ -172,7 +172,7 @@ fn fetch_adapter(repository: &str, file: Option<&str>) -> anyhow::Result<PathBuf
     api.get(file).with_context(|| file.to_string())
 }
 
-/// The adapter of a repository among those of its files that are in the cache.
+/// Returns the adapter among a repository's cached files.
 fn cached_adapter(environment: &Environment, offline: &str, repo: &Repo) -> anyhow::Result<PathBuf> {
     let copy = || Repo::new(repo.url(), RepoType::Model);
     let mut found = layout::ADAPTERS
@@ -184,15 +184,15 @@ fn cached_adapter(environment: &Environment, offline: &str, repo: &Repo) -> anyh
     }
 }
 
-/// The folder that a file of the repository's root lies in.
+/// Returns the snapshot folder, given a file of the repository's root.
 fn snapshot(index: &Path) -> anyhow::Result<PathBuf> {
-    Ok(index.parent().context("a file lies in a folder")?.into())
+    Ok(index.parent().context("a file is in a folder")?.into())
 }
 
-/// Configs, tokenizers and weights in safetensors, of each part those that are read: see [`layout::variant`].
+/// Selects configs, tokenizers and safetensors weights, of each part those that are read: see [`layout::variant`].
 ///
 /// # Errors
-/// A part with several variants and none that is wanted.
+/// Fails for a part that has several variants, but not the requested one.
 fn needed<'a>(files: &'a [String], variant: Option<&str>) -> anyhow::Result<Vec<&'a str>> {
     let mut needed: Vec<&str> = files
         .iter()

@@ -1,43 +1,48 @@
-//! How repositories of diffusers and PEFT name their files: weights, their shards and variants, adapters. A folder on disk
-//! is laid out as a repository is.
+//! File names in repositories of diffusers and PEFT: weights, their shards and variants, adapters. A folder on disk has
+//! the same layout as a repository.
 //!
-//! Weights: `STEM.safetensors`, in shards `STEM-00001-of-00002.safetensors` with `STEM.safetensors.index.json`. A variant:
-//! `STEM.fp16.safetensors`, `STEM.fp16-00001-of-00002.safetensors` and `STEM.safetensors.index.fp16.json`; from older
-//! versions `STEM-00001-of-00002.fp16.safetensors` and `STEM.safetensors.fp16.index.json`.
-//! Facts: `variant_compatible_siblings` and `_add_variant` of diffusers.
+//! Weights: `STEM.safetensors`, in shards `STEM-00001-of-00002.safetensors` with `STEM.safetensors.index.json`. A
+//! variant: `STEM.fp16.safetensors`, `STEM.fp16-00001-of-00002.safetensors` and `STEM.safetensors.index.fp16.json`;
+//! from older versions `STEM-00001-of-00002.fp16.safetensors` and `STEM.safetensors.fp16.index.json`. Facts:
+//! `variant_compatible_siblings` and `_add_variant` of diffusers.
 
 use std::collections::BTreeSet;
 
 use anyhow::{bail, ensure};
 
-/// As diffusers and PEFT call adapters, those of diffusers first.
+/// Adapter file names of diffusers and PEFT, diffusers' first.
 pub const ADAPTERS: [&str; 2] = ["pytorch_lora_weights.safetensors", "adapter_model.safetensors"];
 
 const SAFETENSORS: &str = ".safetensors";
 
-/// A file of weights, or an index of several, by its name.
+/// Names that a message lists.
+const SHOWN: usize = 10;
+
+/// A file of weights, or an index of several, parsed from its name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct WeightFile<'a> {
     /// `fp16`; None for the usual files.
     pub variant: Option<&'a str>,
+    /// Role of the file.
     pub kind: Kind,
 }
 
+/// Role of a file among a model's weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// All weights.
     Whole,
     /// One of several files.
     Shard,
-    /// What says which file has which tensor.
+    /// Map from tensors to files.
     Index,
 }
 
 impl<'a> WeightFile<'a> {
-    /// Of a file's name; None where it is of no safetensors.
+    /// Parses a file name; None if it is not a safetensors file.
     pub fn of(name: &'a str) -> Option<Self> {
         if let Some(rest) = name.strip_suffix(".json") {
-            // `.safetensors.index`, and a variant behind it, between the two or before them
+            // `.safetensors.index`, with a variant after it, within it or before it
             let (stem, behind) = rest.split_once(SAFETENSORS)?;
             let variant = match behind.split('.').collect::<Vec<_>>()[..] {
                 ["", "index"] => stem.split_once('.').map(|(_, variant)| variant),
@@ -65,7 +70,7 @@ impl<'a> WeightFile<'a> {
     }
 }
 
-/// A name without `-00001-of-00002`.
+/// Removes `-00001-of-00002` from a name.
 fn unnumbered(name: &str) -> &str {
     let digits = |text: &str| text.len() == 5 && text.bytes().all(|byte| byte.is_ascii_digit());
     let mut parts = name.rsplitn(4, '-');
@@ -75,11 +80,11 @@ fn unnumbered(name: &str) -> &str {
     }
 }
 
-/// The variant to be read among the files of a folder: the one that is wanted where it is there, else the usual files, else
+/// Selects the variant to read among the files of a folder: the requested one if it exists, else the usual files, else
 /// the only variant.
 ///
 /// # Errors
-/// Several variants and no usual files, with none of them wanted.
+/// Fails for several variants without usual files, none of them requested.
 pub fn variant<'a>(
     names: impl Iterator<Item = &'a str> + Clone,
     wanted: Option<&str>,
@@ -95,22 +100,23 @@ pub fn variant<'a>(
         [only] if wanted.is_none() => Ok(Some(*only)),
         _ => match wanted {
             None => bail!(
-                "the weights are there in several variants and none without; choose one with model.variant (sample: \
+                "the weights exist in several variants only; choose one with model.variant (sample: \
                  --variant): {}",
                 variants.join(", ")
             ),
             Some(wanted) => bail!(
-                "the weights are not there as the variant {wanted}, nor without one, but as {}",
+                "the weights exist neither as the variant {wanted} nor without one, but as {}",
                 variants.join(", ")
             ),
         },
     }
 }
 
-/// The adapter among the files of a folder or repository: the one that diffusers or PEFT would load, or the only one.
+/// Returns the adapter among the files of a folder or repository: the one that diffusers or PEFT would load, or the
+/// only one.
 ///
 /// # Errors
-/// None, or several of which it cannot be told; with their names.
+/// Fails without a file, or with several candidates, which are named.
 pub fn adapter(names: &[String]) -> anyhow::Result<&str> {
     let files: Vec<&str> = names
         .iter()
@@ -125,21 +131,21 @@ pub fn adapter(names: &[String]) -> anyhow::Result<&str> {
             let pickles: Vec<&String> = names.iter().filter(|name| is_pickle(name)).collect();
             ensure!(
                 pickles.is_empty(),
-                "has no safetensors file, only {}, which can run code and is not read",
+                "has no safetensors file, only {}, which can run code and is never read",
                 shown(&pickles)
             );
             bail!("has no safetensors file")
         }
-        _ => bail!("has several files; name one of them after it: {}", shown(&files)),
+        _ => bail!("has several files; append the name of one: {}", shown(&files)),
     }
 }
 
-/// Whether a file of this name is one of `torch.save`.
+/// Checks for the extensions of `torch.save`.
 pub fn is_pickle(name: &str) -> bool {
     [".bin", ".pt", ".pth", ".ckpt"].iter().any(|end| name.ends_with(end))
 }
 
 fn shown(names: &[impl AsRef<str>]) -> String {
-    let names: Vec<&str> = names.iter().take(10).map(AsRef::as_ref).collect();
+    let names: Vec<&str> = names.iter().take(SHOWN).map(AsRef::as_ref).collect();
     names.join(", ")
 }

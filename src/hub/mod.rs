@@ -1,14 +1,14 @@
-//! The Hugging Face Hub: checkpoints and adapters from there, finished adapters to there.
+//! The Hugging Face Hub: fetches checkpoints and adapters, uploads finished adapters.
 //!
-//! `HF_HOME` says where the cache is, `HF_TOKEN` (or the file that `hf auth login` leaves) who asks, `HF_ENDPOINT` which
-//! server answers, and `HF_HUB_OFFLINE=1` that none is asked; all of them are in [`environment`].
+//! `HF_HOME` sets the cache's location, `HF_TOKEN` (or the file that `hf auth login` writes) the user, `HF_ENDPOINT`
+//! the server, and `HF_HUB_OFFLINE=1` forbids requests; all of them are in [`environment`].
 
 pub mod environment;
 pub mod fetch;
 pub mod layout;
 pub mod push;
 
-/// Whether this is `owner/name`.
+/// Checks for the form `owner/name`.
 pub fn is_repository(name: &str) -> bool {
     let plain = |part: &str| {
         !part.is_empty()

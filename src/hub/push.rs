@@ -1,13 +1,13 @@
-//! A finished adapter goes to the Hub: one commit, large files by Git LFS.
+//! Upload of a finished adapter to the Hub: one commit, large files by Git LFS.
 //!
 //! <https://huggingface.co/docs/hub/api>, <https://github.com/git-lfs/git-lfs/blob/main/docs/api/batch.md>
 //!
-//! 1. `POST /api/repos/create`: the repository, unless it is there
-//! 2. `POST /api/models/{repo}/preupload/main`: which files are for LFS
-//! 3. `POST /{repo}.git/info/lfs/objects/batch`, then `PUT` of those that are not there yet, and `POST` of their proof
+//! 1. `POST /api/repos/create`: creates the repository, unless it exists
+//! 2. `POST /api/models/{repo}/preupload/main`: returns which files go to LFS
+//! 3. `POST /{repo}.git/info/lfs/objects/batch`, then `PUT` of the missing ones, and `POST` of their verification
 //! 4. `POST /api/models/{repo}/commit/main`: small files in base64, large ones by their SHA-256
 //!
-//! A server that is busy or gone is asked again, with growing pauses.
+//! Requests to a busy or unreachable server are retried with increasing pauses.
 
 use std::fs::{self, File};
 use std::io::Read;
@@ -30,11 +30,11 @@ use super::is_repository;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
-    /// Upload the finished adapter, its card and validation videos to the Hugging Face Hub. `HF_TOKEN` says whose.
+    /// Upload the finished adapter, its card and validation videos to the Hugging Face Hub, as the user of `HF_TOKEN`.
     pub push: bool,
-    /// `user/name`. It is made if it is not there.
+    /// `user/name`. Created if it does not exist.
     pub repo: Option<String>,
-    /// Whether a repository that is made is private.
+    /// Create the repository as a private one.
     pub private: bool,
 }
 
@@ -49,22 +49,23 @@ impl Default for Config {
 }
 
 impl Config {
-    /// Values that parse but make no sense, by path below `hub`.
+    /// Returns values that parse but make no sense, by path below `hub`.
     pub fn check(&self) -> Vec<(String, String)> {
         let wrong = match &self.repo {
             None if self.push => Some("is required by push: a name such as user/my-adapter".to_string()),
-            Some(repo) if !is_repository(repo) => Some(format!("'{repo}' is no name such as user/my-adapter")),
+            Some(repo) if !is_repository(repo) => Some(format!("'{repo}' is not a name such as user/my-adapter")),
             _ => None,
         };
         wrong.map(|message| ("repo".to_string(), message)).into_iter().collect()
     }
 }
 
-/// A file on its way.
+/// A file to upload.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Upload {
-    /// Its name in the repository, parted by `/`.
+    /// Name in the repository, with `/` between folders.
     pub name: String,
+    /// Path of the file on this machine.
     pub path: PathBuf,
 }
 
@@ -78,24 +79,30 @@ const PAUSES: [Duration; 4] = [
     Duration::from_secs(10),
 ];
 
-/// Connecting, and waiting for an answer.
+/// Time-out for connecting and for an answer.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Sending one file.
+/// Time-out for sending one file.
 const UPLOAD_PATIENCE: Duration = Duration::from_secs(3600);
 
-/// Of a file's beginning, by which the Hub tells text from data.
+/// Bytes of a file's beginning, from which the Hub distinguishes text and data.
 const SAMPLE: usize = 512;
 
-/// Checks that something could be pushed, as far as that is known here: asked before a run that is to push.
+/// Bytes of a file that are hashed at a time.
+const STRETCH: usize = 1 << 20;
+
+/// Characters of an answer that are passed on.
+const TOLD: usize = 200;
+
+/// Checks that a push is possible, without contacting the server: called before a run that will push.
 ///
 /// # Errors
-/// No token, a Hub that is not to be asked.
+/// Fails without a token, and in offline mode.
 pub fn check() -> anyhow::Result<()> {
     leave(&Environment::of_process()).map(drop)
 }
 
-/// The token to push with.
+/// Returns the token to push with.
 fn leave(environment: &Environment) -> anyhow::Result<String> {
     if let Some(name) = environment.offline {
         bail!("{name} is set");
@@ -104,10 +111,10 @@ fn leave(environment: &Environment) -> anyhow::Result<String> {
     token.context("there is no token: set HF_TOKEN to one that may write (https://huggingface.co/settings/tokens)")
 }
 
-/// Uploads files in one commit. Gives the repository's address.
+/// Uploads files in one commit and returns the repository's address.
 ///
 /// # Errors
-/// No token, no leave to write, a server that stays away; none of it has changed anything on disk.
+/// Fails without a token or permission, and if the server stays unreachable; files on disk are never changed.
 pub fn push(repo: &str, private: bool, summary: &str, files: &[Upload]) -> anyhow::Result<String> {
     let environment = Environment::of_process();
     let token = leave(&environment)?;
@@ -134,7 +141,7 @@ pub fn push(repo: &str, private: bool, summary: &str, files: &[Upload]) -> anyho
     Ok(format!("{}/{repo}", hub.endpoint))
 }
 
-/// A file, measured.
+/// A file with its size and hash.
 struct Prepared<'a> {
     upload: &'a Upload,
     size: u64,
@@ -146,7 +153,7 @@ impl<'a> Prepared<'a> {
     fn of(upload: &'a Upload) -> anyhow::Result<Self> {
         let read = || -> std::io::Result<_> {
             let (mut file, mut hasher, mut size) = (File::open(&upload.path)?, Sha256::new(), 0);
-            let mut buffer = vec![0; 1 << 20];
+            let mut buffer = vec![0; STRETCH];
             loop {
                 let read = file.read(&mut buffer)?;
                 if read == 0 {
@@ -177,7 +184,7 @@ struct Hub {
     repo: String,
 }
 
-/// What was answered.
+/// A response.
 struct Answer {
     status: u16,
     text: String,
@@ -186,7 +193,7 @@ struct Answer {
 impl Hub {
     fn create(&self, private: bool) -> anyhow::Result<()> {
         let (owner, name) = self.repo.split_once('/').context("a repository is owner/name")?;
-        // huggingface_hub sent the first until lately, and sends the second now.
+        // huggingface_hub used to send the first, and now sends the second.
         let visibility = if private { "private" } else { "public" };
         let body =
             json!({"type": "model", "name": name, "organization": owner, "private": private, "visibility": visibility});
@@ -194,7 +201,7 @@ impl Hub {
         let answer = self.post(&url, "application/json", body.to_string().as_bytes())?;
         let refused = matches!(answer.status, 401..=403 | 409);
         match self.good(answer) {
-            // It is there, or a token that may write to it alone may not make it.
+            // It exists, or a token restricted to it may not create it.
             Err(_) if refused && self.exists()? => Ok(()),
             answer => answer.map(drop),
         }
@@ -215,7 +222,7 @@ impl Hub {
         let answer = self.good(self.post(&url, "application/json", body.to_string().as_bytes())?)?;
         let told = answer["files"]
             .as_array()
-            .context("the Hub did not say which files are large")?;
+            .context("the Hub did not report which files are large")?;
         let large = |file: &Prepared| {
             let of = told.iter().find(|told| told["path"] == file.upload.name.as_str());
             of.is_some_and(|told| told["uploadMode"] == "lfs")
@@ -232,7 +239,7 @@ impl Hub {
         let answer = self.good(self.post(&url, "application/vnd.git-lfs+json", body.to_string().as_bytes())?)?;
         let told = &answer["objects"][0];
         if let Some(message) = told["error"]["message"].as_str() {
-            bail!("the Hub does not take it: {}", self.told(message));
+            bail!("the Hub rejects it: {}", self.told(message));
         }
         let actions = &told["actions"];
         if actions["upload"].is_object() {
@@ -255,7 +262,7 @@ impl Hub {
         Ok(())
     }
 
-    /// One line of JSON for each thing that the commit does.
+    /// Builds one line of JSON for each operation of the commit.
     fn commit(&self, summary: &str, files: &[Prepared], large: &[bool]) -> anyhow::Result<()> {
         let mut lines = json!({"key": "header", "value": {"summary": summary, "description": ""}}).to_string();
         for (file, large) in files.iter().zip(large) {
@@ -286,7 +293,7 @@ impl Hub {
         request.header("Authorization", format!("Bearer {}", self.token))
     }
 
-    /// Asks until there is an answer that another attempt would not change.
+    /// Retries until there is an answer that another attempt would not change.
     fn again(&self, ask: impl Fn() -> anyhow::Result<Result<Response<Body>, ureq::Error>>) -> anyhow::Result<Answer> {
         let mut pauses = PAUSES.iter();
         loop {
@@ -306,19 +313,19 @@ impl Hub {
         }
     }
 
-    /// What the server says, for people.
+    /// Returns the server's message.
     fn told(&self, text: &str) -> String {
-        text.replace(&self.token, "***").chars().take(200).collect()
+        text.replace(&self.token, "***").chars().take(TOLD).collect()
     }
 
-    /// The JSON of an answer that says yes; null where there is none.
+    /// Returns the JSON of a successful answer; null without JSON.
     fn good(&self, answer: Answer) -> anyhow::Result<Value> {
         let json: Value = serde_json::from_str(&answer.text).unwrap_or_default();
         let why = json["error"]
             .as_str()
             .unwrap_or(&answer.text)
             .replace(&self.token, "***");
-        let why: String = why.chars().take(200).collect();
+        let why: String = why.chars().take(TOLD).collect();
         match answer.status {
             200..300 => Ok(json),
             401 | 403 => bail!(
@@ -343,7 +350,7 @@ fn with_headers(request: RequestBuilder<WithBody>, action: &Value) -> RequestBui
     })
 }
 
-/// A file below `folder`, by its name in the repository.
+/// Upload of a file below `folder`, given its name in the repository.
 pub fn below(folder: &Path, name: &str) -> Upload {
     Upload {
         name: name.into(),

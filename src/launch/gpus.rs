@@ -1,6 +1,6 @@
-//! How many GPUs a machine has, without asking their driver.
+//! Number of GPUs of a machine, without querying their driver.
 
-/// Those that `CUDA_VISIBLE_DEVICES` names, else those that NVIDIA's driver lists under `/proc`.
+/// Counts the GPUs in `CUDA_VISIBLE_DEVICES`, else those that NVIDIA's driver lists under `/proc`.
 pub fn count() -> usize {
     match std::env::var("CUDA_VISIBLE_DEVICES") {
         Ok(named) => visible(&named),
@@ -8,7 +8,7 @@ pub fn count() -> usize {
     }
 }
 
-/// CUDA stops at the first number below 0.
+/// CUDA stops at the first negative number.
 fn visible(named: &str) -> usize {
     let named = named.split(',').map(str::trim);
     named

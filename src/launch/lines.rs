@@ -1,7 +1,7 @@
-//! What ranks write, line by line: shown under their names, kept for their last words, and in files where asked.
+//! Output of ranks, line by line: shown with a prefix, buffered for error reports, and written to files on request.
 //!
-//! Rank 0 is shown in full. Of the others, which all say nearly the same, only warnings and errors are; all they say is in
-//! the files of `--log-dir`, and what they said last is told when they die.
+//! Rank 0 is shown in full. Of the others, whose output is nearly the same, only warnings and errors are shown. The
+//! files of `--log-dir` have everything, and the last lines of a rank that fails are shown.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::{self, File};
@@ -11,45 +11,49 @@ use std::sync::mpsc::Sender;
 
 use anyhow::Context;
 
-use super::{Death, prefix};
+use super::{RankFailure, prefix};
 
-/// Last words are at most so many lines.
+/// Limit for the last lines of a rank.
 const LAST: usize = 20;
 
-/// A line longer than this is not kept in full.
+/// Characters beyond which a line is truncated.
 const LONGEST: usize = 4000;
 
-/// Where a line was written.
+/// Stream of a line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Stream {
+    /// Standard output.
     Out,
+    /// Standard error.
     Err,
 }
 
-/// A line, without its end.
+/// A line, without its terminator.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Line {
-    /// None of one that no rank wrote.
+    /// Rank of the line; None if no rank wrote it.
     pub rank: Option<usize>,
+    /// Stream that the line came from.
     pub stream: Stream,
+    /// Text of the line.
     pub text: String,
 }
 
 /// All lines of an attempt.
 pub struct Lines {
-    /// Whether lines of all ranks are shown.
+    /// True to show the lines of all ranks.
     all: bool,
-    /// With one rank there is nothing to tell apart.
+    /// True for a single rank, whose lines need no prefix.
     alone: bool,
     folder: Option<PathBuf>,
     files: BTreeMap<(usize, Stream), File>,
     last: BTreeMap<Option<usize>, VecDeque<String>>,
-    /// Rank 0's results go here.
+    /// True to discard rank 0's results.
     silent: bool,
 }
 
 impl Lines {
-    /// Of `world_size` ranks; `folder` gets a folder for each, with `stdout.log` and `stderr.log`.
+    /// Lines of `world_size` ranks; `folder` gets a subfolder for each, with `stdout.log` and `stderr.log`.
     pub fn new(world_size: usize, all: bool, folder: Option<&Path>) -> Self {
         Self {
             all,
@@ -61,16 +65,16 @@ impl Lines {
         }
     }
 
-    /// Takes a line in.
+    /// Processes a line.
     ///
     /// # Errors
-    /// A log file that cannot be written.
+    /// Fails if a log file cannot be written.
     pub fn take(&mut self, line: &Line) -> anyhow::Result<()> {
         self.keep(line)?;
         if self.silent || !self.is_shown(line) {
             return Ok(());
         }
-        // Nobody may be there to read.
+        // Write errors are ignored: the reader may be gone.
         let _ = match (line.stream, line.rank) {
             (Stream::Out, Some(0)) => writeln!(std::io::stdout().lock(), "{}", line.text),
             (_, Some(rank)) if !self.alone => writeln!(std::io::stderr().lock(), "{}{}", prefix(rank), line.text),
@@ -79,21 +83,21 @@ impl Lines {
         Ok(())
     }
 
-    /// From now on lines are kept, and no longer shown: what ranks say while they are ended is of no interest.
+    /// Stops showing lines, but keeps them: what ranks log while they are being ended is of no interest.
     pub fn silence(&mut self) {
         self.silent = true;
     }
 
-    /// Tells how a rank ended, and what it said last.
-    pub fn tell(&self, death: &Death) {
+    /// Reports how a rank ended, and its last lines.
+    pub fn tell(&self, death: &RankFailure) {
         let last = death.rank.and_then(|rank| self.last.get(&Some(rank)));
         let empty = VecDeque::new();
         let last = last.unwrap_or(&empty);
         log::error!(
             "{death}; {}",
             match last.is_empty() {
-                true => "it had said nothing",
-                false => "its last words:",
+                true => "it wrote nothing",
+                false => "its last lines:",
             }
         );
         for line in last {
@@ -102,7 +106,7 @@ impl Lines {
         }
     }
 
-    /// What no rank wrote: messages of who started them.
+    /// Returns the lines without a rank: messages of the launcher.
     pub fn of_starter(&self) -> impl Iterator<Item = &str> {
         self.last.get(&None).into_iter().flatten().map(String::as_str)
     }
@@ -118,7 +122,7 @@ impl Lines {
     fn keep(&mut self, line: &Line) -> anyhow::Result<()> {
         let last = self.last.entry(line.rank).or_default();
         last.push_back(line.text.chars().take(LONGEST).collect());
-        // Those who start ranks say much at the end, and how the first one died stands at its head.
+        // mpirun writes much at the end, and how the first rank failed is at the start of it.
         if last.len() > if line.rank.is_some() { LAST } else { 10 * LAST } {
             last.pop_front();
         }
@@ -144,7 +148,7 @@ impl Lines {
     }
 }
 
-/// Reads lines to their end on a thread of its own; `read` says whose each is.
+/// Reads lines to their end on a thread of its own; `read` assigns them to ranks.
 pub fn follow(
     from: impl Read + Send + 'static,
     to: Sender<Line>,

@@ -1,12 +1,12 @@
-//! Starting the ranks of a run and watching over them, as torchrun does.
+//! Starts and supervises the ranks of a run, as torchrun does.
 //!
 //! ```text
 //! attempt   all ranks, from their start until the last one has ended
-//! watch     their lines as they come, under their ranks' names, kept for last words
-//! death     how the first of them ended, and what it said last
+//! output    their lines, prefixed with their ranks, buffered for error reports
+//! failure   how the first of them ended, and its last lines
 //! ```
 //!
-//! Two ways to start: each rank as a process of our own ([`processes`]), or all by `mpirun` ([`mpirun`]).
+//! Two ways to start: each rank as a child process ([`processes`]), or all by `mpirun` ([`mpirun`]).
 
 use std::fmt;
 use std::path::PathBuf;
@@ -22,51 +22,56 @@ pub mod signals;
 use lines::Lines;
 use signals::Asked;
 
-/// Tells ranks that somebody puts their names to their lines.
+/// Variable set for ranks whose lines get a prefix.
 const WATCHED: &str = "VTRAIN_LAUNCHED";
 
-/// Tells ranks that were started again when the first attempt began, in seconds since 1970.
+/// Variable with the start of the first attempt, in seconds since 1970, for ranks that were restarted.
 const RESTARTED: &str = "VTRAIN_RESTARTED";
 
-/// Where `vtrain launch` started this process again after a death: when it started the first attempt.
+/// Returns the start of the first attempt, if `vtrain launch` restarted this process after a failure.
 pub fn restarted_since() -> Option<SystemTime> {
     let since = std::env::var(RESTARTED).ok()?.parse().ok()?;
     SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(since))
 }
 
-/// Whether this process was started by `vtrain launch`.
+/// Returns true if this process was started by `vtrain launch`.
 pub fn is_watched() -> bool {
     std::env::var_os(WATCHED).is_some()
 }
 
-/// What stands before a rank's lines.
+/// Returns the prefix of a rank's lines.
 pub fn prefix(rank: usize) -> String {
     format!("[rank {rank}] ")
 }
 
-/// What to start.
+/// A job to start.
 #[derive(Debug, Clone)]
 pub struct Job {
+    /// Program that each rank runs.
     pub program: PathBuf,
+    /// Arguments of the program.
     pub args: Vec<String>,
     /// Ranks on this machine.
     pub nproc_per_node: usize,
     /// Machines.
     pub nnodes: usize,
-    /// This machine's number among them.
+    /// Index of this machine, from 0.
     pub node_rank: usize,
+    /// Name or address of the first machine.
     pub master_addr: String,
+    /// TCP port of the rendezvous.
     pub master_port: u16,
-    /// When the first attempt began, of a later one.
+    /// Start of the first attempt, for a later one.
     pub restarted_since: Option<SystemTime>,
 }
 
 impl Job {
+    /// Number of ranks on all machines.
     pub fn world_size(&self) -> usize {
         self.nproc_per_node * self.nnodes
     }
 
-    /// What every rank finds in its environment, whoever starts it.
+    /// Sets the environment variables that every rank gets from any launcher.
     fn tell(&self, command: &mut Command) {
         command.env(WATCHED, "1");
         if let Some(since) = self.restarted_since {
@@ -77,45 +82,51 @@ impl Job {
     }
 }
 
-/// How the ranks ended.
+/// Outcome of an attempt.
 #[derive(Debug)]
-pub enum End {
+pub enum ExitKind {
+    /// All ranks ended with exit code 0.
     Done,
-    /// Somebody asked for it.
+    /// Interrupted by the user.
     Interrupted,
-    Died(Death),
+    /// A rank failed, and the others were ended.
+    Died(RankFailure),
 }
 
-/// The first rank that ended badly.
+/// The first rank that failed.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Death {
-    /// Where it is known.
+pub struct RankFailure {
+    /// Rank, if known.
     pub rank: Option<usize>,
-    pub how: How,
+    /// Manner of its end.
+    pub how: Termination,
 }
 
+/// Manner in which a process ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum How {
+pub enum Termination {
+    /// An exit code other than 0.
     Exit(i32),
+    /// A signal.
     Signal(i32),
 }
 
-impl fmt::Display for Death {
+impl fmt::Display for RankFailure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.rank {
             Some(rank) => write!(f, "rank {rank} ")?,
             None => f.write_str("a rank ")?,
         }
         match self.how {
-            How::Exit(code) => write!(f, "ended with exit code {code}"),
-            How::Signal(signal) => write!(f, "was killed by signal {signal}{}", name_of(signal)),
+            Termination::Exit(code) => write!(f, "ended with exit code {code}"),
+            Termination::Signal(signal) => write!(f, "was killed by signal {signal}{}", name_of(signal)),
         }
     }
 }
 
 fn name_of(signal: i32) -> &'static str {
     match signal {
-        libc::SIGKILL => " (SIGKILL; where nobody sent it, memory ran out)",
+        libc::SIGKILL => " (SIGKILL; usually out of memory, unless somebody sent it)",
         libc::SIGSEGV => " (SIGSEGV)",
         libc::SIGABRT => " (SIGABRT)",
         libc::SIGTERM => " (SIGTERM)",
@@ -125,8 +136,8 @@ fn name_of(signal: i32) -> &'static str {
     }
 }
 
-impl How {
-    /// None where all went well.
+impl Termination {
+    /// Returns None for success.
     fn of(status: ExitStatus) -> Option<Self> {
         use std::os::unix::process::ExitStatusExt;
         match (status.code(), status.signal()) {
@@ -137,18 +148,20 @@ impl How {
     }
 }
 
-/// Who starts the ranks.
+/// Launchers of the ranks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Starter {
+    /// vtrain itself, as processes of this machine.
     Processes,
+    /// An MPI's `mpirun`.
     Mpirun,
 }
 
-/// Starts the ranks and returns when the last one has ended, the first one's death told.
+/// Starts the ranks and returns when the last one has ended, after reporting the first failure.
 ///
 /// # Errors
-/// A program that cannot be started; log files that cannot be written.
-pub fn attempt(job: &Job, starter: Starter, lines: Lines, asked: &Asked) -> anyhow::Result<End> {
+/// Fails if a program cannot be started or log files cannot be written.
+pub fn attempt(job: &Job, starter: Starter, lines: Lines, asked: &Asked) -> anyhow::Result<ExitKind> {
     match starter {
         Starter::Processes => processes::attempt(job, lines, asked),
         Starter::Mpirun => mpirun::attempt(job, lines, asked),

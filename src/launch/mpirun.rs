@@ -1,7 +1,8 @@
-//! Ranks that `mpirun` starts: Open MPI's, or Hydra's (MPICH, Intel MPI). It connects them, and ends all when one dies.
+//! Launches ranks by `mpirun`: Open MPI's, or Hydra's (MPICH, Intel MPI). It connects them, and ends all when one
+//! fails.
 //!
-//! It puts a rank's name to each line, `[1,3]<stderr>:` or `[3] `, from which we read whose it is; and it says how the first
-//! rank died.
+//! It prefixes each line with its rank, `[1,3]<stderr>:` or `[3] `, which is parsed here; and it reports how the first
+//! rank failed.
 
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
@@ -13,26 +14,28 @@ use anyhow::Context;
 use super::lines::{self, Line, Lines, Stream};
 use super::processes::die_with_us;
 use super::signals::{self, Asked};
-use super::{Death, End, How, Job};
+use super::{ExitKind, Job, RankFailure, Termination};
 
-/// How often mpirun is looked at.
+/// Polling interval.
 const LOOK: Duration = Duration::from_millis(50);
 
-/// How long mpirun has to end its ranks before it is ended itself.
+/// Time that mpirun has to end its ranks before it is killed.
 const GRACE: Duration = Duration::from_secs(5);
 
-/// Whose mpirun there is.
+/// Implementation of mpirun.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Dialect {
+    /// Open MPI.
     OpenMpi,
+    /// MPICH and others with the Hydra launcher.
     Hydra,
 }
 
 impl Dialect {
-    /// As `mpirun --version` says.
+    /// Parses `mpirun --version`.
     ///
     /// # Errors
-    /// No mpirun.
+    /// Fails without mpirun.
     pub fn of_mpirun() -> anyhow::Result<Self> {
         let asked = Command::new("mpirun").arg("--version").output();
         let asked =
@@ -44,16 +47,16 @@ impl Dialect {
         })
     }
 
-    /// What mpirun is told before the program.
+    /// Returns the options before the program.
     fn options(self, job: &Job) -> Vec<String> {
         let mut options: Vec<String> = match self {
-            // Cores are shared out by the number of threads: bound to one core, a rank would be slow.
+            // Cores are shared by the number of threads: bound to one core, a rank would be slow.
             Self::OpenMpi => ["--tag-output", "--bind-to", "none", "--oversubscribe"]
                 .map(String::from)
                 .to_vec(),
             Self::Hydra => ["-prepend-rank"].map(String::from).to_vec(),
         };
-        // SAFETY: asks for a number.
+        // SAFETY: only returns a number.
         if self == Self::OpenMpi && unsafe { libc::geteuid() } == 0 {
             options.push("--allow-run-as-root".into());
         }
@@ -68,7 +71,7 @@ impl Dialect {
         options
     }
 
-    /// Options by which ranks on other machines get the variables that were set for `command`. Hydra passes all on.
+    /// Returns options that pass the variables set for `command` to other machines. Hydra passes all on.
     fn passing_on(self, command: &Command) -> Vec<String> {
         let set = command.get_envs();
         let set = set.filter_map(|(name, value)| Some(format!("{}={}", name.to_str()?, value?.to_str()?)));
@@ -78,7 +81,7 @@ impl Dialect {
         }
     }
 
-    /// Whose line this is.
+    /// Parses the rank of a line.
     pub fn line(self, stream: Stream, text: String) -> Line {
         let tag = match self {
             Self::OpenMpi => tag_of_openmpi(&text),
@@ -99,7 +102,7 @@ impl Dialect {
     }
 }
 
-/// `[1,3]<stderr>:text`, in version 5 `[name@1,3]<stderr>: text`
+/// Parses `[1,3]<stderr>:text`, in version 5 `[name@1,3]<stderr>: text`.
 fn tag_of_openmpi(text: &str) -> Option<(usize, &str)> {
     let (name, rest) = text.strip_prefix('[')?.split_once("]<std")?;
     let rest = rest.strip_prefix("err>:").or_else(|| rest.strip_prefix("out>:"))?;
@@ -111,14 +114,14 @@ fn tag_of_openmpi(text: &str) -> Option<(usize, &str)> {
     Some((rank.parse().ok()?, rest))
 }
 
-/// `[3] text`
+/// Parses `[3] text`.
 fn tag_of_hydra(text: &str) -> Option<(usize, &str)> {
     let (rank, rest) = text.strip_prefix('[')?.split_once(']')?;
     Some((rank.parse().ok()?, rest.strip_prefix(' ').unwrap_or(rest)))
 }
 
-/// How the first rank died, as mpirun tells; `how` is how mpirun ended.
-pub fn death<'a>(said: impl Iterator<Item = &'a str>, how: How) -> Death {
+/// Returns how the first rank failed, from mpirun's output; `how` is how mpirun ended.
+pub fn death<'a>(said: impl Iterator<Item = &'a str>, how: Termination) -> RankFailure {
     let said = said.collect::<Vec<_>>().join(" ");
     let words: Vec<&str> = said.split_whitespace().collect();
     let after = |names: &[&str]| {
@@ -143,18 +146,18 @@ pub fn death<'a>(said: impl Iterator<Item = &'a str>, how: How) -> Death {
         .or_else(|| after(&["invoked", "on", "rank"]))
         .or_else(|| after(&["=", "RANK"]));
     let signal = after(&["exited", "on", "signal"]).or_else(|| after(&["KILLED", "BY", "SIGNAL:"]));
-    Death {
+    RankFailure {
         rank,
         how: match (signal, how) {
-            (Some(signal), _) => How::Signal(signal as i32),
-            (None, How::Exit(code)) if code > 128 && code != 130 => How::Signal(code - 128),
+            (Some(signal), _) => Termination::Signal(signal as i32),
+            (None, Termination::Exit(code)) if code > 128 && code != 130 => Termination::Signal(code - 128),
             (None, how) => how,
         },
     }
 }
 
 /// Starts the ranks and returns when the last one has ended.
-pub fn attempt(job: &Job, mut lines: Lines, asked: &Asked) -> anyhow::Result<End> {
+pub fn attempt(job: &Job, mut lines: Lines, asked: &Asked) -> anyhow::Result<ExitKind> {
     let dialect = Dialect::of_mpirun()?;
     let mut command = Command::new("mpirun");
     job.tell(&mut command);
@@ -165,7 +168,7 @@ pub fn attempt(job: &Job, mut lines: Lines, asked: &Asked) -> anyhow::Result<End
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
-    command.process_group(0); // Ctrl-C comes to us: mpirun would kill the ranks, and they are to save what they have
+    command.process_group(0); // Ctrl-C goes to us only: mpirun would kill the ranks before they save a checkpoint
     die_with_us(&mut command);
     let mut child = command.spawn().context("mpirun cannot be started")?;
     let ended = watch(&mut child, dialect, &mut lines, asked);
@@ -176,7 +179,7 @@ pub fn attempt(job: &Job, mut lines: Lines, asked: &Asked) -> anyhow::Result<End
     ended
 }
 
-fn watch(child: &mut Child, dialect: Dialect, lines: &mut Lines, asked: &Asked) -> anyhow::Result<End> {
+fn watch(child: &mut Child, dialect: Dialect, lines: &mut Lines, asked: &Asked) -> anyhow::Result<ExitKind> {
     let (send, receive) = channel();
     if let Some(out) = child.stdout.take() {
         lines::follow(out, send.clone(), move |text| dialect.line(Stream::Out, text));
@@ -193,12 +196,12 @@ fn watch(child: &mut Child, dialect: Dialect, lines: &mut Lines, asked: &Asked) 
         for line in receive.try_iter() {
             lines.take(&line)?;
         }
-        if let Some(status) = child.try_wait().context("looking at mpirun")? {
+        if let Some(status) = child.try_wait().context("waiting for mpirun")? {
             break status;
         }
         if asked.times() > passed_on {
             passed_on = asked.times();
-            // mpirun passes this one on; asked twice, it ends the ranks at once.
+            // mpirun passes the first one on; at the second request it ends the ranks at once.
             let signal = if passed_on == 1 { libc::SIGUSR1 } else { libc::SIGTERM };
             signals::send(child, signal);
             if passed_on > 1 {
@@ -209,17 +212,17 @@ fn watch(child: &mut Child, dialect: Dialect, lines: &mut Lines, asked: &Asked) 
             signals::send(child, libc::SIGKILL);
         }
     };
-    // What is on its way; a rank that outlives mpirun keeps its end open, and nobody waits for that.
+    // Reads the remaining output, with a time limit: a rank that outlives mpirun keeps its end open.
     while let Ok(line) = receive.recv_timeout(4 * LOOK) {
         lines.take(&line)?;
     }
-    Ok(match How::of(status) {
-        None => End::Done,
-        Some(_) if passed_on > 0 => End::Interrupted,
+    Ok(match Termination::of(status) {
+        None => ExitKind::Done,
+        Some(_) if passed_on > 0 => ExitKind::Interrupted,
         Some(how) => {
             let death = death(lines.of_starter(), how);
             lines.tell(&death);
-            End::Died(death)
+            ExitKind::Died(death)
         }
     })
 }

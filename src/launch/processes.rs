@@ -1,4 +1,4 @@
-//! Ranks as processes of our own, on this machine, with torchrun's variables in their environment.
+//! Launches ranks as child processes on this machine, with torchrun's variables in their environment.
 
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
@@ -9,23 +9,23 @@ use anyhow::Context;
 
 use super::lines::{self, Line, Lines, Stream};
 use super::signals::{self, Asked};
-use super::{Death, End, How, Job};
+use super::{ExitKind, Job, RankFailure, Termination};
 
-/// How often ranks are looked at.
+/// Polling interval.
 const LOOK: Duration = Duration::from_millis(50);
 
-/// How long ranks have to end by themselves once one has died.
+/// Time that ranks have to end by themselves after one has failed.
 const GRACE: Duration = Duration::from_secs(5);
 
-/// A rank that was started.
+/// A running rank.
 struct Rank {
     number: usize,
     child: Child,
-    ended: Option<Option<How>>,
+    ended: Option<Option<Termination>>,
 }
 
 /// Starts the ranks and returns when the last one has ended.
-pub fn attempt(job: &Job, mut lines: Lines, asked: &Asked) -> anyhow::Result<End> {
+pub fn attempt(job: &Job, mut lines: Lines, asked: &Asked) -> anyhow::Result<ExitKind> {
     let (send, receive) = channel();
     let mut ranks = Vec::new();
     for local in 0..job.nproc_per_node {
@@ -45,8 +45,8 @@ pub fn attempt(job: &Job, mut lines: Lines, asked: &Asked) -> anyhow::Result<End
     ended
 }
 
-fn watch(ranks: &mut [Rank], lines: &mut Lines, receive: &Receiver<Line>, asked: &Asked) -> anyhow::Result<End> {
-    let mut death: Option<(Death, Instant)> = None;
+fn watch(ranks: &mut [Rank], lines: &mut Lines, receive: &Receiver<Line>, asked: &Asked) -> anyhow::Result<ExitKind> {
+    let mut death: Option<(RankFailure, Instant)> = None;
     let mut passed_on = 0;
     loop {
         if let Ok(line) = receive.recv_timeout(LOOK) {
@@ -60,15 +60,15 @@ fn watch(ranks: &mut [Rank], lines: &mut Lines, receive: &Receiver<Line>, asked:
         }
         if asked.times() > passed_on {
             passed_on = asked.times();
-            // Asked once, ranks save a checkpoint; asked twice, nobody waits for that.
+            // At the first request ranks save a checkpoint; at the second they are killed.
             let signal = if passed_on == 1 { libc::SIGINT } else { libc::SIGKILL };
             ranks.iter().for_each(|rank| rank.send(signal));
         }
         let first = ranks.iter().find(|rank| matches!(rank.ended, Some(Some(_))));
         if let (None, Some(rank), 0) = (&death, first, passed_on) {
             drain(lines, receive)?;
-            let how = rank.ended.flatten().unwrap_or(How::Exit(0));
-            let found = Death {
+            let how = rank.ended.flatten().unwrap_or(Termination::Exit(0));
+            let found = RankFailure {
                 rank: Some(rank.number),
                 how,
             };
@@ -84,15 +84,15 @@ fn watch(ranks: &mut [Rank], lines: &mut Lines, receive: &Receiver<Line>, asked:
             drain(lines, receive)?;
             let all_well = ranks.iter().all(|rank| rank.ended == Some(None));
             return Ok(match death {
-                Some((death, _)) => End::Died(death),
-                None if all_well => End::Done,
-                None => End::Interrupted,
+                Some((death, _)) => ExitKind::Died(death),
+                None if all_well => ExitKind::Done,
+                None => ExitKind::Interrupted,
             });
         }
     }
 }
 
-/// Takes in what is on its way from one that has ended.
+/// Processes the remaining output of a rank that has ended.
 fn drain(lines: &mut Lines, receive: &Receiver<Line>) -> anyhow::Result<()> {
     while let Ok(line) = receive.recv_timeout(LOOK) {
         lines.take(&line)?;
@@ -115,7 +115,7 @@ fn start(job: &Job, local: usize, send: &Sender<Line>) -> anyhow::Result<Rank> {
     command.envs(numbers.map(|(name, number)| (name, number.to_string())));
     command.env("MASTER_ADDR", &job.master_addr);
     job.tell(&mut command);
-    command.process_group(0); // Ctrl-C comes to us, and we pass it on
+    command.process_group(0); // Ctrl-C goes to us only, and we pass it on
     die_with_us(&mut command);
     let started = command.spawn();
     let mut child = started.with_context(|| format!("{} cannot be started", job.program.display()))?;
@@ -139,7 +139,7 @@ fn start(job: &Job, local: usize, send: &Sender<Line>) -> anyhow::Result<Rank> {
     })
 }
 
-/// Ranks on one machine share its cores, unless the environment says something else.
+/// Divides the machine's cores among its ranks, unless the environment sets the threads.
 pub fn share_cores(command: &mut Command, ranks: usize) {
     let name = "RAYON_NUM_THREADS";
     if ranks > 1 && std::env::var_os(name).is_none() {
@@ -148,7 +148,7 @@ pub fn share_cores(command: &mut Command, ranks: usize) {
     }
 }
 
-/// A child gets SIGTERM when the thread that started it ends, however it does.
+/// Makes the child get SIGTERM when the thread that started it ends for any reason.
 pub fn die_with_us(command: &mut Command) {
     #[cfg(target_os = "linux")]
     // SAFETY: prctl may be called between fork and exec.
@@ -165,9 +165,9 @@ pub fn die_with_us(command: &mut Command) {
 impl Rank {
     fn look(&mut self) -> anyhow::Result<()> {
         if self.ended.is_none()
-            && let Some(status) = self.child.try_wait().context("looking at a rank")?
+            && let Some(status) = self.child.try_wait().context("waiting for a rank")?
         {
-            self.ended = Some(How::of(status));
+            self.ended = Some(Termination::of(status));
         }
         Ok(())
     }

@@ -1,4 +1,4 @@
-//! Ctrl-C and SIGTERM for those who watch over others: counted, never deadly.
+//! Ctrl-C and SIGTERM in a supervising process: counted, never fatal.
 
 use std::process::Child;
 use std::sync::Arc;
@@ -7,12 +7,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::low_level;
 
-/// How often somebody asked for an end.
+/// Number of interrupts requested so far.
 #[derive(Debug, Clone, Default)]
 pub struct Asked(Arc<AtomicUsize>);
 
 impl Asked {
-    /// From now on signals are counted in place of ending the process.
+    /// Starts to count signals instead of ending the process.
     pub fn catch() -> std::io::Result<Self> {
         let asked = Self::default();
         for signal in [SIGINT, SIGTERM] {
@@ -26,6 +26,7 @@ impl Asked {
         Ok(asked)
     }
 
+    /// Returns the number of interrupts requested so far.
     pub fn times(&self) -> usize {
         self.0.load(Ordering::Relaxed)
     }
@@ -33,7 +34,7 @@ impl Asked {
 
 /// Sends a signal to a process that was not waited for yet.
 pub fn send(child: &Child, signal: i32) {
-    // SAFETY: without `wait`, the number still is this child's. One that has ended meanwhile is told nothing.
+    // SAFETY: without `wait`, the pid still is this child's. A child that has ended ignores it.
     unsafe {
         libc::kill(child.id() as i32, signal);
     }

@@ -1,7 +1,7 @@
-//! Adapters by the path of the layer they belong to, planted on a model while it loads.
+//! Adapters by layer path, applied to a model while it loads.
 //!
 //! `scale = strength alpha / rank`, or `strength alpha / sqrt(rank)` for rank-stabilised adapters (arXiv:2312.03732).
-//! Differences of whole parameters, which distilled models come with, are added as the parameter is read: `W + strength D`.
+//! Differences of whole parameters, as in distilled models, are added as the parameter is read: `W + strength D`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -10,16 +10,19 @@ use std::sync::{Mutex, MutexGuard};
 use anyhow::bail;
 use candle_core::{DType, Device, Error, Result, Shape, Tensor};
 
-use crate::nn::linear::LowRank;
-use crate::nn::weights::Planter;
+use crate::nn::adapter::Adapt;
+use crate::nn::adapter::LoraLayer;
 
-/// One adapter of one layer, as a file has it.
+/// Adapter of one layer, as stored in a file.
 #[derive(Debug, Clone)]
 pub struct Adapter {
-    pub a: Tensor, // (rank, in), of a convolution (rank, in, ...)
-    pub b: Tensor, // (out, rank), of a convolution (out, rank, 1, ...)
+    /// Matrix A (rank, in); for a convolution (rank, in, ...).
+    pub a: Tensor,
+    /// Matrix B (out, rank); for a convolution (out, rank, 1, ...).
+    pub b: Tensor,
+    /// Alpha, which the scale is computed from.
     pub alpha: f64,
-    /// Rank-stabilised.
+    /// True for rank-stabilised scaling.
     pub use_rslora: bool,
 }
 
@@ -27,34 +30,34 @@ pub struct Adapter {
 pub type Deltas = BTreeMap<String, Tensor>;
 
 impl Adapter {
-    /// Its width.
+    /// Returns the rank.
     pub fn rank(&self) -> usize {
         self.a.dims().first().copied().unwrap_or(0)
     }
 
-    /// What its output is multiplied by.
+    /// Returns the factor of its output.
     pub fn scale(&self) -> f64 {
         super::scale(self.alpha, self.rank(), self.use_rslora)
     }
 
-    /// A (rank, in) and B (out, rank), where a convolution's `in` counts the numbers under its kernel.
+    /// Returns A (rank, in) and B (out, rank); a convolution's `in` counts the numbers under its kernel.
     pub fn matrices(&self) -> Result<(Tensor, Tensor)> {
         Ok((self.a.flatten_from(1)?, self.b.flatten_from(1)?))
     }
 
-    /// B A, scaled, in f32.
+    /// Returns B A, scaled, in f32.
     fn product(&self) -> Result<Tensor> {
         let (a, b) = self.matrices()?;
         let b = (b.to_dtype(DType::F32)? * self.scale())?;
         b.matmul(&a.to_dtype(DType::F32)?)
     }
 
-    /// Why it does not fit a weight of this shape.
+    /// Returns why it does not fit a weight of this shape.
     fn misfit(&self, weight: &[usize]) -> Option<String> {
         let output = self.b.dims().first().copied().unwrap_or(0);
         let input = plain(self.a.dims().get(1..).unwrap_or_default());
         match weight {
-            [] | [_] => Some(format!("is for a layer whose weight {weight:?} is no matrix")),
+            [] | [_] => Some(format!("is for a layer whose weight {weight:?} is not a matrix")),
             [rows, columns @ ..] if *rows == output && plain(columns) == input => None,
             [rows, columns] if input.len() == 1 => Some(format!(
                 "maps {} to {output}, but the layer maps {columns} to {rows}",
@@ -67,82 +70,87 @@ impl Adapter {
     }
 }
 
-/// The sides of a kernel without those of 1 at its end: a linear layer may be written as a convolution of one point.
+/// Drops trailing kernel sides of 1: a linear layer may be written as a convolution of one point.
 fn plain(sides: &[usize]) -> &[usize] {
     let ones = sides.iter().skip(1).rev().take_while(|side| **side == 1).count();
     &sides[..sides.len() - ones]
 }
 
-/// What a file does to a layer or to a parameter.
+/// Change of a layer or a parameter by a file.
 #[derive(Debug, Clone, Copy)]
 pub enum Change<'a> {
     /// `W + scale B A`, where W is the layer's weight.
-    LowRank(&'a Adapter),
+    LoraLayer(&'a Adapter),
     /// `W + D`, where W is the parameter.
     Whole(&'a Tensor),
 }
 
 impl Change<'_> {
-    /// The name of the parameter that it changes, of a layer or parameter called `name`.
+    /// Returns the name of the changed parameter, given the layer or parameter `name`.
     pub fn parameter(&self, name: &str) -> String {
         match self {
-            Self::LowRank(_) => format!("{name}.weight"),
+            Self::LoraLayer(_) => format!("{name}.weight"),
             Self::Whole(_) => name.to_string(),
         }
     }
 
-    /// Why it does not fit a parameter of this shape.
+    /// Returns why it does not fit a parameter of this shape.
     pub fn misfit(&self, shape: &[usize]) -> Option<String> {
         match self {
-            Self::LowRank(adapter) => adapter.misfit(shape),
+            Self::LoraLayer(adapter) => adapter.misfit(shape),
             Self::Whole(delta) => {
                 (delta.dims() != shape).then(|| format!("is {:?}, but the parameter is {shape:?}", delta.dims()))
             }
         }
     }
 
-    /// Why it has no place in a model without its parameter.
-    pub fn homeless(&self) -> &'static str {
+    /// Explains why it does not apply to a model without its parameter.
+    pub fn unmatched_layer(&self) -> &'static str {
         match self {
-            Self::LowRank(_) => "belongs to a layer that this model does not have",
+            Self::LoraLayer(_) => "belongs to a layer that this model does not have",
             Self::Whole(_) => "is of a parameter that this model does not have",
         }
     }
 
-    /// For people.
+    /// Returns a noun for messages.
     pub fn noun(&self) -> &'static str {
         match self {
-            Self::LowRank(_) => "the adapter of",
+            Self::LoraLayer(_) => "the adapter of",
             Self::Whole(_) => "the difference of",
         }
     }
 }
 
-/// All that a file does, by the name of the layer or parameter.
+/// Returns all changes by a file, by the name of the layer or parameter.
 pub fn changes<'a>(
     layers: &'a BTreeMap<String, Adapter>,
     deltas: &'a Deltas,
 ) -> impl Iterator<Item = (&'a String, Change<'a>)> {
-    let low = layers.iter().map(|(layer, adapter)| (layer, Change::LowRank(adapter)));
+    let low = layers
+        .iter()
+        .map(|(layer, adapter)| (layer, Change::LoraLayer(adapter)));
     low.chain(deltas.iter().map(|(name, delta)| (name, Change::Whole(delta))))
 }
 
-/// The adapters of one file.
+/// Adapters of one file.
 #[derive(Debug)]
 pub struct AdapterFile {
+    /// Path of the file, for messages.
     pub path: PathBuf,
-    /// How strongly it is applied.
+    /// Strength of its application.
     pub strength: f64,
+    /// Adapters by the layer's path in diffusers.
     pub layers: BTreeMap<String, Adapter>,
+    /// Differences of whole parameters.
     pub deltas: Deltas,
 }
 
 impl AdapterFile {
-    /// What it adds to the parameter `name`, of this shape, before its strength; `wanted` says of an adapter of the
-    /// parameter's layer whether it is asked for.
+    /// Returns its change to the parameter `name`, of this shape, before its strength; `wanted` selects whether an
+    /// adapter of the parameter's layer is included.
     ///
     /// # Errors
-    /// A change of another shape.
+    /// Fails for a change of another shape.
     fn delta(&self, name: &str, shape: &Shape, wanted: bool) -> Result<Option<Tensor>> {
         let fits = |layer: &str, change: Change| match change.misfit(shape.dims()) {
             None => Ok(()),
@@ -159,7 +167,7 @@ impl AdapterFile {
         }
         let layer = name.strip_suffix(".weight").filter(|_| wanted);
         if let Some((layer, adapter)) = layer.and_then(|layer| self.layers.get_key_value(layer)) {
-            fits(layer, Change::LowRank(adapter))?;
+            fits(layer, Change::LoraLayer(adapter))?;
             let product = adapter.product()?.reshape(shape)?;
             sum = Some(match sum {
                 Some(sum) => (sum + product)?,
@@ -170,30 +178,31 @@ impl AdapterFile {
     }
 }
 
-/// Adapters of several files, each to be planted where its layer is.
+/// Adapters of several files, each to be applied to its layer.
 #[derive(Debug)]
 pub struct Adapters {
     files: Vec<AdapterFile>,
     device: Device,
     /// Names of layers and parameters that were found.
-    planted: Mutex<BTreeSet<String>>,
+    adapted: Mutex<BTreeSet<String>>,
 }
 
 impl Adapters {
+    /// Combines the adapters of these files, on `device`.
     pub fn new(files: Vec<AdapterFile>, device: &Device) -> Self {
         Self {
             files,
             device: device.clone(),
-            planted: Mutex::default(),
+            adapted: Mutex::default(),
         }
     }
 
-    /// Once the model stands: says which adapters found no layer.
+    /// Fails if some adapters found no layer: to be called once the model is built.
     pub fn finish(&self) -> anyhow::Result<()> {
-        let planted = self.planted();
+        let adapted = self.adapted();
         for file in &self.files {
             let stray: Vec<_> = changes(&file.layers, &file.deltas)
-                .filter(|(name, _)| !planted.contains(*name))
+                .filter(|(name, _)| !adapted.contains(*name))
                 .collect();
             if let Some((first, change)) = stray.first() {
                 bail!(
@@ -202,20 +211,20 @@ impl Adapters {
                     stray.len(),
                     file.layers.len() + file.deltas.len(),
                     change.noun(),
-                    change.homeless()
+                    change.unmatched_layer()
                 );
             }
         }
         Ok(())
     }
 
-    fn planted(&self) -> MutexGuard<'_, BTreeSet<String>> {
-        self.planted.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    fn adapted(&self) -> MutexGuard<'_, BTreeSet<String>> {
+        self.adapted.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 }
 
-impl Planter for Adapters {
-    fn plant(&self, path: &str, in_features: usize, out_features: usize) -> Result<Vec<LowRank>> {
+impl Adapt for Adapters {
+    fn adapt(&self, path: &str, in_features: usize, out_features: usize) -> Result<Vec<LoraLayer>> {
         let mut found = Vec::new();
         for file in &self.files {
             let Some(adapter) = file.layers.get(path) else {
@@ -229,7 +238,7 @@ impl Planter for Adapters {
             }
             let (a, b) = adapter.matrices()?;
             let to = |tensor: &Tensor| tensor.to_device(&self.device)?.to_dtype(DType::F32);
-            found.push(LowRank {
+            found.push(LoraLayer {
                 a: to(&a)?,
                 b: to(&b)?,
                 scale: adapter.scale() * file.strength,
@@ -237,12 +246,12 @@ impl Planter for Adapters {
             });
         }
         if !found.is_empty() {
-            self.planted().insert(path.to_string());
+            self.adapted().insert(path.to_string());
         }
         Ok(found)
     }
 
-    /// Low-rank adapters of linear layers are planted beside them; those of convolutions are added to the kernel.
+    /// Low-rank adapters of linear layers are applied at run time; those of convolutions are added to the kernel.
     fn delta(&self, name: &str, shape: &Shape) -> Result<Option<Tensor>> {
         let mut sum: Option<Tensor> = None;
         for file in &self.files {
@@ -255,10 +264,10 @@ impl Planter for Adapters {
                 Some(sum) => (sum + delta)?,
                 None => delta,
             });
-            let mut planted = self.planted();
-            planted.insert(name.to_string());
+            let mut adapted = self.adapted();
+            adapted.insert(name.to_string());
             if let Some(layer) = name.strip_suffix(".weight").filter(|_| convolution) {
-                planted.insert(layer.to_string());
+                adapted.insert(layer.to_string());
             }
         }
         Ok(sum)

@@ -1,7 +1,7 @@
-//! A safetensors file of adapters as bytes.
+//! Serialises adapters as a safetensors file.
 //!
-//! The header is put together here, since the safetensors crate takes its metadata as a hash map, whose order differs from
-//! run to run: the same adapters make the same bytes.
+//! The header is built here, because the safetensors crate takes its metadata as a hash map, whose order differs from
+//! run to run: here the same adapters give the same bytes.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -13,17 +13,17 @@ use serde_json::{Map, Value, json};
 
 use crate::finite;
 
-/// What a header says besides tensors.
-pub type About = BTreeMap<String, String>;
+/// Metadata of a header.
+pub type Metadata = BTreeMap<String, String>;
 
-/// Tensors by name, on their way into a file.
+/// Named tensors of a file.
 pub type Tensors<'a> = Vec<(String, Cow<'a, Tensor>)>;
 
-/// The bytes of a safetensors file; tensors keep their number formats.
+/// Returns the bytes of a safetensors file; tensors keep their number formats.
 ///
 /// # Errors
-/// A number that is not finite, by tensor; a format that is not one of floating point.
-pub fn safetensors(about: &About, mut tensors: Tensors) -> anyhow::Result<Vec<u8>> {
+/// Fails for a non-finite number, named by its tensor, and for a type that is not floating-point.
+pub fn safetensors(about: &Metadata, mut tensors: Tensors) -> anyhow::Result<Vec<u8>> {
     let mut notes = Map::from_iter([("format".to_string(), json!("pt"))]);
     notes.extend(about.iter().map(|(key, text)| (key.clone(), json!(text))));
     let mut header = Map::from_iter([("__metadata__".to_string(), Value::Object(notes))]);
@@ -40,13 +40,13 @@ pub fn safetensors(about: &About, mut tensors: Tensors) -> anyhow::Result<Vec<u8
             other => bail!("{name}: adapters in {other:?} cannot be written"),
         };
         if let Some(first) = finite::first(tensor)? {
-            bail!("{name} holds {first}; an adapter that is not finite is not written");
+            bail!("{name} holds {first}; a non-finite adapter is not written");
         }
         let start = data.len();
         let tensor = tensor.to_device(&candle_core::Device::Cpu)?;
         data.extend_from_slice(&tensor.data());
         let entry = json!({"dtype": dtype, "shape": tensor.dims(), "data_offsets": [start, data.len()]});
-        ensure!(header.insert(name.clone(), entry).is_none(), "{name}: is there twice");
+        ensure!(header.insert(name.clone(), entry).is_none(), "{name}: appears twice");
     }
     let mut text = serde_json::to_vec(&header)?;
     text.resize(text.len().next_multiple_of(8), b' ');

@@ -1,11 +1,11 @@
-//! The adapter files of ComfyUI: `diffusion_model.<original name>.lora_A.weight`, `.lora_B.weight` and `.alpha`; what is
-//! added to a whole weight is called `.diff`, to a bias `.diff_b`.
+//! Adapter files of ComfyUI: `diffusion_model.<original name>.lora_A.weight`, `.lora_B.weight` and `.alpha`; the
+//! difference of a whole weight is called `.diff`, of a bias `.diff_b`.
 //!
-//! ComfyUI scales by alpha / rank where there is an `alpha`, and by 1 where there is none. diffusers reads these files for
-//! LTX-Video and Wan, but for LTX-Video it takes no `alpha` ([`Names::alpha_in_diffusers`]). So where the scale is a power of
-//! two, which is nearly always, B is multiplied by it, which loses no bit, and no `alpha` is written; the header says so, and
-//! reading undoes it. By other scales B is multiplied only where `alpha` cannot stand, in f32, which rounds adapters
-//! in f32 once.
+//! ComfyUI scales by alpha / rank if there is an `alpha`, and by 1 otherwise. diffusers reads these files for LTX-Video
+//! and Wan, but for LTX-Video it takes no `alpha` ([`Names::alpha_in_diffusers`]). So if the scale is a power of two,
+//! which is nearly always, B is multiplied by it, which is exact, and no `alpha` is written; the header records it, and
+//! reading undoes it. By other scales B is multiplied only if `alpha` cannot be used, in f32, which rounds adapters in
+//! f32 once.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -13,31 +13,29 @@ use std::collections::BTreeMap;
 use candle_core::{DType, Device, Result, Tensor};
 
 use super::adapters::{Adapter, Deltas};
-use super::bytes::{self, About, Tensors};
+use super::bytes::{self, Metadata, Tensors};
+use super::format::COMFYUI_PREFIX as PREFIX;
 use super::names::Names;
 use super::{metadata, settings};
 
-/// Where ComfyUI has the transformer.
-pub const PREFIX: &str = "diffusion_model.";
-
-/// In a header: what the adapters' settings were before they were written this way, as [`settings::Settings`].
+/// Header key of the adapters' settings before they were written in this format, as `settings::PeftSettings`.
 pub const SETTINGS: &str = "vtrain.lora_adapter_metadata";
 
-/// In a header: B was multiplied by the scale of those settings.
+/// Header key set if B was multiplied by the scale of those settings.
 pub const FOLDED: &str = "vtrain.scale_in_lora_B";
 
-/// The same, and B was A's number format before.
+/// Value of that key if B also had A's number format before.
 pub const WIDENED: &str = "f32";
 
-/// Adapters of a family and differences of its parameters, under its original names.
+/// Writes adapters of a family and differences of its parameters, under its original names.
 ///
 /// # Errors
-/// A layer that the family does not have; a number that is not finite.
+/// Fails for a layer that the family does not have, and for a non-finite number.
 pub fn write(
     adapters: &BTreeMap<String, Adapter>,
     deltas: &Deltas,
     names: &Names,
-    about: &About,
+    about: &Metadata,
 ) -> anyhow::Result<Vec<u8>> {
     let exactly: Option<Vec<Tensor>> = adapters.values().map(fold_exactly).collect::<Result<_>>()?; // all or none
     let (folded, how) = match exactly {
@@ -68,7 +66,7 @@ pub fn write(
     bytes::safetensors(&about, tensors)
 }
 
-/// What the difference of a parameter is called: the original name, and what stands behind it.
+/// Returns the name of a parameter's difference: the original name, and its suffix.
 pub(super) fn difference(names: &Names, parameter: &str) -> anyhow::Result<(String, &'static str)> {
     let (layer, end) = match parameter.rsplit_once('.') {
         Some((layer, "weight")) => (layer, "diff"),
@@ -78,7 +76,7 @@ pub(super) fn difference(names: &Names, parameter: &str) -> anyhow::Result<(Stri
     Ok((original(names, layer)?, end))
 }
 
-/// A layer's original name.
+/// Returns a layer's original name.
 pub(super) fn original(names: &Names, layer: &str) -> anyhow::Result<String> {
     let original = names.original(layer);
     original.ok_or_else(|| {
@@ -89,26 +87,26 @@ pub(super) fn original(names: &Names, layer: &str) -> anyhow::Result<String> {
     })
 }
 
-/// `about`, and the settings to be found again.
-pub(super) fn with_settings(adapters: &BTreeMap<String, Adapter>, about: &About) -> About {
+/// Returns `about` with the settings added.
+pub(super) fn with_settings(adapters: &BTreeMap<String, Adapter>, about: &Metadata) -> Metadata {
     let mut about = about.clone();
     about.remove(settings::KEY); // diffusers would apply it a second time
     about.insert(SETTINGS.into(), metadata::text_of(adapters, false));
     about
 }
 
-/// The alpha that alpha / rank makes the adapter's scale of.
+/// Returns the alpha for which alpha / rank is the adapter's scale.
 pub(super) fn alpha(adapter: &Adapter) -> Result<Tensor> {
     let alpha = adapter.scale() * adapter.rank() as f64;
     Tensor::new(alpha as f32, &Device::Cpu)
 }
 
-/// B times the scale, in f32, which has room for what half precision becomes.
+/// Returns B times the scale, in f32, whose range holds scaled half precision.
 fn fold(adapter: &Adapter) -> Result<Tensor> {
     (adapter.b.to_dtype(DType::F64)? * adapter.scale())?.to_dtype(DType::F32)
 }
 
-/// B times the scale, if the way back gives B's own bits.
+/// Returns B times the scale, if dividing restores B's own bits.
 fn fold_exactly(adapter: &Adapter) -> Result<Option<Tensor>> {
     let scale = adapter.scale();
     if !is_power_of_two(scale) {
@@ -120,12 +118,12 @@ fn fold_exactly(adapter: &Adapter) -> Result<Option<Tensor>> {
     Ok((values(&back)? == values(&adapter.b)?).then_some(folded))
 }
 
-/// B without the scale that [`fold`] multiplied it by.
+/// Returns B without the scale of [`fold`].
 pub(super) fn unfold(b: &Tensor, scale: f64) -> Result<Tensor> {
     times(b, 1.0 / scale)
 }
 
-/// By way of f64, which holds every product with a power of two.
+/// Multiplies in f64, which holds every product with a power of two.
 fn times(tensor: &Tensor, factor: f64) -> Result<Tensor> {
     if factor == 1.0 {
         return Ok(tensor.clone());

@@ -1,39 +1,40 @@
-//! The adapter files of diffusers: `transformer.<layer>.lora_A.weight` (rank, in) and `.lora_B.weight` (out, rank).
+//! Adapter files of diffusers: `transformer.<layer>.lora_A.weight` (rank, in) and `.lora_B.weight` (out, rank).
 //!
-//! A bias of lora_B, `.lora_B.bias` (out), is scaled as B A is. diffusers has no place for other differences of parameters.
+//! A bias of lora_B, `.lora_B.bias` (out), is scaled like B A. diffusers does not support other differences of
+//! parameters.
 //!
-//! Alpha stands in the header's `lora_adapter_metadata`; without it alpha is the rank, as diffusers has it. What is written
-//! there is in [`super::metadata`], what is read in [`super::settings`].
+//! Alpha is in the header's `lora_adapter_metadata`; without it alpha is the rank, as in diffusers. See `metadata` for
+//! writing, and `settings` for reading.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::path::Path;
 
-use anyhow::{Context, bail};
+use anyhow::bail;
 use candle_core::{DType, Tensor};
 
-use super::adapters::{Adapter, AdapterFile, Deltas};
-use super::bytes::{self, About, Tensors};
-use super::{Config, file, metadata, settings};
+use super::adapters::{Adapter, Deltas};
+use super::bytes::{self, Metadata, Tensors};
+use super::format::DIFFUSERS_PREFIX as PREFIX;
+use super::{Config, metadata, settings};
 
-/// Where the adapters of a transformer stand, among those of other models.
-pub const PREFIX: &str = "transformer.";
-
-/// One layer's adapter on its way into a file.
+/// Adapter of one layer, to be written.
 #[derive(Debug, Clone, Copy)]
 pub struct Named<'a> {
+    /// Path of the layer in diffusers.
     pub layer: &'a str,
-    pub a: &'a Tensor, // (rank, in)
-    pub b: &'a Tensor, // (out, rank)
+    /// Matrix A (rank, in).
+    pub a: &'a Tensor,
+    /// Matrix B (out, rank).
+    pub b: &'a Tensor,
 }
 
-/// The adapters of a run, in f32, as `CogVideoXPipeline.save_lora_weights` writes them.
+/// Writes the adapters of a run, in f32, like `CogVideoXPipeline.save_lora_weights`.
 ///
 /// # Errors
-/// A number that is not finite, by tensor.
+/// Fails for a non-finite number, named by its tensor.
 pub fn to_bytes(config: &Config, adapters: &[Named]) -> anyhow::Result<Vec<u8>> {
     let layers: Vec<&str> = adapters.iter().map(|adapter| adapter.layer).collect();
-    let about = About::from([(settings::KEY.to_string(), metadata::text(config, &layers))]);
+    let about = Metadata::from([(settings::KEY.to_string(), metadata::text(config, &layers))]);
     let mut tensors = Tensors::new();
     for Named { layer, a, b } in adapters {
         tensors.push((
@@ -48,11 +49,11 @@ pub fn to_bytes(config: &Config, adapters: &[Named]) -> anyhow::Result<Vec<u8>> 
     bytes::safetensors(&about, tensors)
 }
 
-/// Adapters from anywhere; `about` is kept beside their settings. Differences that are zero are left out.
+/// Writes any adapters; `about` is kept next to their settings. Differences that are zero are omitted.
 ///
 /// # Errors
-/// As [`to_bytes`]; differences of parameters that are no bias of a layer with an adapter.
-pub fn write(layers: &BTreeMap<String, Adapter>, deltas: &Deltas, about: &About) -> anyhow::Result<Vec<u8>> {
+/// Same as [`to_bytes`]; also for differences of parameters other than the bias of a layer with an adapter.
+pub fn write(layers: &BTreeMap<String, Adapter>, deltas: &Deltas, about: &Metadata) -> anyhow::Result<Vec<u8>> {
     let biases = biases(layers, deltas)?;
     let mut about = about.clone();
     about.insert(settings::KEY.into(), metadata::text_of(layers, !biases.is_empty()));
@@ -67,10 +68,10 @@ pub fn write(layers: &BTreeMap<String, Adapter>, deltas: &Deltas, about: &About)
     bytes::safetensors(&about, tensors)
 }
 
-/// The differences as biases of lora_B: PEFT has one on every layer, or on none.
+/// Returns the differences as biases of lora_B: in PEFT every layer has one, or none.
 fn biases<'a>(layers: &'a BTreeMap<String, Adapter>, deltas: &Deltas) -> anyhow::Result<BTreeMap<&'a String, Tensor>> {
     let mut told = BTreeMap::new();
-    let mut homeless = Vec::new();
+    let mut unmatched = Vec::new();
     for (name, delta) in deltas {
         let layer = name.strip_suffix(".bias").and_then(|layer| layers.get_key_value(layer));
         match layer {
@@ -80,14 +81,14 @@ fn biases<'a>(layers: &'a BTreeMap<String, Adapter>, deltas: &Deltas) -> anyhow:
                 let exact = adapter.scale() == 1.0;
                 told.insert(layer, bias.to_dtype(if exact { delta.dtype() } else { DType::F32 })?);
             }
-            _ => homeless.push(name),
+            _ => unmatched.push(name),
         }
     }
-    if let Some(first) = homeless.first() {
+    if let Some(first) = unmatched.first() {
         bail!(
             "{first} is added to as a whole, and {} parameters more; diffusers has no place for that: convert to comfyui, or \
              fold the file into the model with vtrain lora merge",
-            homeless.len() - 1
+            unmatched.len() - 1
         );
     }
     if !told.is_empty() {
@@ -104,22 +105,4 @@ fn biases<'a>(layers: &'a BTreeMap<String, Adapter>, deltas: &Deltas) -> anyhow:
 fn is_zero(tensor: &Tensor) -> candle_core::Result<bool> {
     let values = tensor.to_dtype(DType::F64)?.flatten_all()?.to_vec1::<f64>()?;
     Ok(values.iter().all(|value| *value == 0.0))
-}
-
-/// Reads an adapter file of diffusers or PEFT to be applied with `strength`; other formats need to know families.
-///
-/// # Errors
-/// As [`from_bytes`], with the file's name.
-pub fn read(path: &Path, strength: f64) -> anyhow::Result<AdapterFile> {
-    file::read(path, &[])?.apply(path, strength)
-}
-
-/// The adapters of a file of diffusers or PEFT, by layer.
-///
-/// # Errors
-/// No safetensors, tensors that are no adapters or come without their other half, by tensor.
-pub fn from_bytes(bytes: &[u8]) -> anyhow::Result<BTreeMap<String, Adapter>> {
-    let read = file::from_bytes(bytes, None, &[])?;
-    read.check().context("this is no whole adapter file")?;
-    Ok(read.layers)
 }

@@ -1,8 +1,7 @@
-//! An adapter file of any format, read.
+//! Reads an adapter file of any format.
 //!
-//! The format is that of the tensors' names, the family that whose names they are. Alpha is taken from where it is written:
-//! a tensor of the layer, PEFT's settings in the header, or those in `adapter_config.json` beside the file; where it is
-//! not written, it is the rank.
+//! The tensors' names determine the format and the family. Alpha is read from a tensor of the layer, from PEFT's
+//! settings in the header, or from `adapter_config.json` next to the file; otherwise it is the rank.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -10,52 +9,55 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail, ensure};
 
 use super::adapters::{Adapter, AdapterFile, Deltas};
-use super::bytes::About;
-use super::format::{self, Format};
+use super::bytes::Metadata;
+use super::format::{self, Format, LayerName};
 use super::names::{self, Names};
-use super::parts::{self, Called, Parts};
-use super::scales::{CONFIG, Scales};
+use super::parts::{self, Parts};
+use super::scales::{AlphaSource, CONFIG};
 use super::{comfyui, diffusers, kohya};
 use crate::hub::layout;
 use crate::magic;
 
-/// No settings are larger.
+/// Upper limit for settings.
 const MAX_CONFIG_BYTES: u64 = 16 << 20;
 
-/// No adapter is larger; a model's weights are.
+/// Upper limit for an adapter file; a model's weights are larger.
 const MAX_BYTES: u64 = 8 << 30;
 
-/// What was found in an adapter file.
+/// Contents of an adapter file.
 #[derive(Debug)]
-pub struct Read {
+pub struct ParsedAdapter {
+    /// Format of the file's names.
     pub format: Format,
-    /// Whose layers these are. Several where the names fit several, none where they fit none.
+    /// Families of these layers. Several if the names fit several, none if they fit none.
     pub families: Vec<&'static Names>,
-    /// By the layer's name in diffusers.
+    /// Adapters by the layer's name in diffusers.
     pub layers: BTreeMap<String, Adapter>,
-    /// What is added to whole parameters.
+    /// Differences of whole parameters.
     pub deltas: Deltas,
-    /// What cannot be applied.
-    pub strange: Vec<Strange>,
-    /// Whether some alpha is written nowhere, although files of this format have it beside them.
+    /// Tensors and layers that cannot be applied.
+    pub strange: Vec<UnsupportedTensor>,
+    /// True if some alpha is missing, although files of this format have it.
     pub alpha_is_a_guess: bool,
-    /// What else the header says: trigger words, training facts.
-    pub about: About,
+    /// Other metadata of the header: trigger words, training facts.
+    pub about: Metadata,
 }
 
 /// A tensor or layer of a file that cannot be applied.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
-pub struct Strange {
+pub struct UnsupportedTensor {
+    /// Name in the file.
     pub name: String,
+    /// Reason why it cannot be applied.
     pub why: String,
 }
 
-/// Reads an adapter file, or the one in a folder as diffusers, PEFT and vtrain leave it. `families` are those it may be
-/// for; without any, only names of diffusers are understood.
+/// Reads an adapter file, or the one in a folder of diffusers, PEFT or vtrain. `families` are the candidates; without
+/// any, only names of diffusers are understood.
 ///
 /// # Errors
-/// As [`from_bytes`], with the file's name; a folder without an adapter, or with several.
-pub fn read(path: &Path, families: &[&'static Names]) -> anyhow::Result<Read> {
+/// Same as [`from_bytes`], with the file's name; also for a folder without an adapter, or with several.
+pub fn read(path: &Path, families: &[&'static Names]) -> anyhow::Result<ParsedAdapter> {
     let path = &within(path)?;
     let shown = || path.display().to_string();
     let size = std::fs::metadata(path).with_context(shown)?.len();
@@ -70,19 +72,19 @@ pub fn read(path: &Path, families: &[&'static Names]) -> anyhow::Result<Read> {
     let read = from_bytes(&bytes, config.as_deref(), families).with_context(shown)?;
     if read.alpha_is_a_guess {
         log::warn!(
-            "{}: how strong it is meant to be is a guess: PEFT writes alpha into {CONFIG}, which {}; alpha is taken to be \
+            "{}: its strength is a guess: PEFT writes alpha into {CONFIG}, which {}; alpha is taken to be \
              the rank",
             path.display(),
             match config {
-                Some(_) => "does not say it",
-                None => "is not beside it",
+                Some(_) => "does not contain it",
+                None => "is not next to it",
             }
         );
     }
     Ok(read)
 }
 
-/// The adapter file that is meant: the path itself, or the one in that folder.
+/// Returns the adapter file: the path itself, or the one in that folder.
 fn within(path: &Path) -> anyhow::Result<PathBuf> {
     if !path.is_dir() {
         return Ok(path.into());
@@ -97,7 +99,7 @@ fn within(path: &Path) -> anyhow::Result<PathBuf> {
     Ok(path.join(name))
 }
 
-/// PEFT's settings beside an adapter file.
+/// Returns PEFT's settings next to an adapter file.
 fn config_beside(path: &Path) -> anyhow::Result<Option<String>> {
     let config = path.with_file_name(CONFIG);
     let Ok(found) = std::fs::metadata(&config) else {
@@ -113,15 +115,15 @@ fn config_beside(path: &Path) -> anyhow::Result<Option<String>> {
     Ok(Some(std::fs::read_to_string(&config).with_context(shown)?))
 }
 
-/// What is in an adapter file; `config` is the text of PEFT's `adapter_config.json`, used where the format is PEFT's.
+/// Parses an adapter file; `config` is the text of PEFT's `adapter_config.json`, used for PEFT's format.
 ///
 /// # Errors
-/// No safetensors, no adapters in it, several formats at once, settings that are no settings. Single tensors that cannot be
-/// applied are no error here: see [`Read::check`].
-pub fn from_bytes(bytes: &[u8], config: Option<&str>, families: &[&'static Names]) -> anyhow::Result<Read> {
+/// Fails for other files, without adapters, for several formats at once, and for invalid settings. Single tensors that
+/// cannot be applied are not an error here: see [`ParsedAdapter::check`].
+pub fn from_bytes(bytes: &[u8], config: Option<&str>, families: &[&'static Names]) -> anyhow::Result<ParsedAdapter> {
     let (_, header) = safetensors::SafeTensors::read_metadata(bytes).context("not a readable safetensors file")?;
     let tensors = safetensors::SafeTensors::deserialize(bytes).context("not a readable safetensors file")?;
-    let mut about: About = header.metadata().clone().unwrap_or_default().into_iter().collect();
+    let mut about: Metadata = header.metadata().clone().unwrap_or_default().into_iter().collect();
     let mut strange = Vec::new();
     let mut formats = BTreeSet::new();
     let mut found: BTreeMap<String, Parts> = BTreeMap::new();
@@ -131,17 +133,17 @@ pub fn from_bytes(bytes: &[u8], config: Option<&str>, families: &[&'static Names
                 formats.insert(known.format);
                 match parts::load(&view) {
                     Ok(tensor) => found.entry(known.layer).or_default().put(known.part, tensor),
-                    Err(error) => strange.push(Strange {
+                    Err(error) => strange.push(UnsupportedTensor {
                         name,
                         why: format!("cannot be read: {error}"),
                     }),
                 }
             }
-            Err(why) => strange.push(Strange { name, why: why.into() }),
+            Err(why) => strange.push(UnsupportedTensor { name, why: why.into() }),
         }
     }
     let format = the_only(&formats, &strange)?;
-    let mut scales = Scales::take(&mut about, format, config)?;
+    let mut scales = AlphaSource::take(&mut about, format, config)?;
     let (families, found) = translate(format, found, families, &mut strange);
     let format = match format {
         Format::Diffusers if found.original => Format::Original,
@@ -149,9 +151,9 @@ pub fn from_bytes(bytes: &[u8], config: Option<&str>, families: &[&'static Names
     };
     let (mut layers, mut deltas) = (BTreeMap::new(), Deltas::new());
     for (layer, (there, parts)) in found.layers {
-        let called = Called {
+        let called = LayerName {
             layer: &layer,
-            there: &there,
+            in_file: &there,
             table: families.first().is_some_and(|family| family.is_table(&layer)),
         };
         match parts.take(called, &mut scales) {
@@ -159,13 +161,13 @@ pub fn from_bytes(bytes: &[u8], config: Option<&str>, families: &[&'static Names
                 deltas.extend(more);
                 layers.extend(adapter.map(|adapter| (layer, adapter)));
             }
-            Err(why) => strange.push(Strange {
+            Err(why) => strange.push(UnsupportedTensor {
                 name: layer,
                 why: why.to_string(),
             }),
         }
     }
-    Ok(Read {
+    Ok(ParsedAdapter {
         format,
         families,
         layers,
@@ -176,8 +178,8 @@ pub fn from_bytes(bytes: &[u8], config: Option<&str>, families: &[&'static Names
     })
 }
 
-/// The format of all tensors.
-fn the_only(formats: &BTreeSet<Format>, strange: &[Strange]) -> anyhow::Result<Format> {
+/// Returns the format of all tensors.
+fn the_only(formats: &BTreeSet<Format>, strange: &[UnsupportedTensor]) -> anyhow::Result<Format> {
     let formats: Vec<Format> = formats.iter().copied().collect();
     match formats.as_slice() {
         [format] => Ok(*format),
@@ -193,13 +195,13 @@ fn the_only(formats: &BTreeSet<Format>, strange: &[Strange]) -> anyhow::Result<F
     }
 }
 
-impl Read {
-    /// Whether all that is in the file can be applied.
+impl ParsedAdapter {
+    /// Checks that everything in the file can be applied.
     ///
     /// # Errors
-    /// The first thing that cannot, and how many there are.
+    /// Names the first thing that cannot, and the number of others.
     pub fn check(&self) -> anyhow::Result<()> {
-        if let Some(Strange { name, why }) = self.strange.first() {
+        if let Some(UnsupportedTensor { name, why }) = self.strange.first() {
             let others = match self.strange.len() - 1 {
                 0 => String::new(),
                 others => format!(", and {others} more like it; see vtrain lora inspect"),
@@ -213,10 +215,10 @@ impl Read {
         Ok(())
     }
 
-    /// The adapters, to be applied with `strength`.
+    /// Returns the adapters, to be applied with `strength`.
     ///
     /// # Errors
-    /// As [`check`](Self::check), with the file's name.
+    /// Same as [`check`](Self::check), with the file's name.
     pub fn apply(self, path: &Path, strength: f64) -> anyhow::Result<AdapterFile> {
         self.check().with_context(|| path.display().to_string())?;
         Ok(AdapterFile {
@@ -227,16 +229,16 @@ impl Read {
         })
     }
 
-    /// The same adapters as a file of another format.
+    /// Writes the same adapters in another format.
     ///
     /// # Errors
-    /// What cannot be applied is not converted; a format that needs the names of a family, where none is known; what a
-    /// format has no place for.
+    /// Fails if something cannot be applied, if a format needs the names of a family but none is known, and for
+    /// anything that a format does not support.
     pub fn write(&self, format: Format) -> anyhow::Result<Vec<u8>> {
         self.check()?;
         let family = || {
             let family = self.families.first();
-            family.context("the layers are of no family that vtrain knows, so their original names are not known")
+            family.context("the layers are not of a supported family, so their original names are unknown")
         };
         match format {
             Format::Diffusers | Format::Peft => diffusers::write(&self.layers, &self.deltas, &self.about),
@@ -249,18 +251,18 @@ impl Read {
 /// Layers by their names in diffusers, each with its name in the file.
 struct Translated {
     layers: BTreeMap<String, (String, Parts)>,
-    /// Whether some were called as in the checkpoint that the family's makers published.
+    /// True if some names are those of the family's original checkpoint.
     original: bool,
 }
 
-/// Gives every layer its name in diffusers, and says whose layers they are.
+/// Translates every layer's name to diffusers', and detects the families.
 fn translate(
     format: Format,
     found: BTreeMap<String, Parts>,
     families: &[&'static Names],
-    strange: &mut Vec<Strange>,
+    strange: &mut Vec<UnsupportedTensor>,
 ) -> (Vec<&'static Names>, Translated) {
-    let candidates = names::of(families, found.keys().map(String::as_str));
+    let candidates = names::detect(families, found.keys().map(String::as_str));
     let mut translated = Translated {
         layers: BTreeMap::new(),
         original: false,
@@ -273,7 +275,7 @@ fn translate(
             None => None,
         };
         match ours {
-            Some(ours) if translated.layers.contains_key(&ours) => strange.push(Strange {
+            Some(ours) if translated.layers.contains_key(&ours) => strange.push(UnsupportedTensor {
                 name: there,
                 why: format!("is {ours}, which is there twice"),
             }),
@@ -281,17 +283,35 @@ fn translate(
                 translated.original |= candidates.first().is_some_and(|family| !family.has(&there));
                 translated.layers.insert(ours, (there, parts));
             }
-            None => strange.push(Strange {
+            None => strange.push(UnsupportedTensor {
                 name: there,
                 why: match candidates.first() {
-                    Some(family) => format!("is no layer of {}", family.title),
+                    Some(family) => format!("is not a layer of {}", family.title),
                     None if families.is_empty() => {
                         "is named as diffusers does not; vtrain lora convert --to diffusers makes a file that is".into()
                     }
-                    None => "is a layer of no family that vtrain knows".into(),
+                    None => "is not a layer of a supported family".into(),
                 },
             }),
         }
     }
     (candidates, translated)
+}
+
+/// Reads an adapter file of diffusers or PEFT to be applied with `strength`; other formats need to know families.
+///
+/// # Errors
+/// Same as [`diffusers_from_bytes`], with the file's name.
+pub fn read_diffusers(path: &Path, strength: f64) -> anyhow::Result<AdapterFile> {
+    read(path, &[])?.apply(path, strength)
+}
+
+/// Returns the adapters of a file of diffusers or PEFT, by layer.
+///
+/// # Errors
+/// Fails for other files, and names tensors that are not adapters or lack their other half.
+pub fn diffusers_from_bytes(bytes: &[u8]) -> anyhow::Result<BTreeMap<String, Adapter>> {
+    let read = from_bytes(bytes, None, &[])?;
+    read.check().context("this is no whole adapter file")?;
+    Ok(read.layers)
 }

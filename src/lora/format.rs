@@ -1,15 +1,15 @@
-//! How adapter files name their tensors. What a name begins with says whose it is; its end says which part.
+//! Formats of adapter files, by their tensors' names: the prefix decides the format, the suffix the part.
 
 use clap::ValueEnum;
 use serde::Serialize;
 
-/// The kinds of adapter files that there are.
+/// Formats of adapter files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, ValueEnum)]
 #[serde(rename_all = "snake_case")]
 pub enum Format {
     /// `transformer.<layer>.lora_A.weight`, or no prefix at all.
     Diffusers,
-    /// `base_model.model.<layer>.lora_A.weight`, settings in `adapter_config.json` beside the file.
+    /// `base_model.model.<layer>.lora_A.weight`, with settings in `adapter_config.json`.
     #[value(skip)]
     Peft,
     /// `<original name>.lora_A.default.weight`: DiffSynth-Studio.
@@ -23,52 +23,65 @@ pub enum Format {
     Kohya,
 }
 
-/// What names begin with, alone or several in a row; the longer before the shorter. Bare names are diffusers' or original.
+/// Prefix of layers in files of diffusers.
+pub const DIFFUSERS_PREFIX: &str = "transformer.";
+
+/// Prefix of layers in files for ComfyUI.
+pub const COMFYUI_PREFIX: &str = "diffusion_model.";
+
+/// Prefix of layers in files of kohya's trainers.
+pub const KOHYA_PREFIX: &str = "lora_unet_";
+
+/// Prefixes of names, single or several in a row; longer ones before shorter ones. Names without one are diffusers' or
+/// original.
 const PREFIXES: [(&str, Format); 13] = [
     ("base_model.model.", Format::Peft),
-    (super::diffusers::PREFIX, Format::Diffusers),
-    (super::comfyui::PREFIX, Format::ComfyUi),
+    (DIFFUSERS_PREFIX, Format::Diffusers),
+    (COMFYUI_PREFIX, Format::ComfyUi),
     ("diffusion.model.", Format::ComfyUi),
     ("model.", Format::Diffusers),
     ("pipe.", Format::Original),
     ("dit.", Format::Original),
     ("module.", Format::Diffusers),    // torch's DistributedDataParallel
     ("_orig_mod.", Format::Diffusers), // torch.compile
-    (super::kohya::PREFIX, Format::Kohya),
+    (KOHYA_PREFIX, Format::Kohya),
     ("lora_transformer_", Format::Kohya),
     ("lora_dit_", Format::Kohya),
     ("lycoris_", Format::Kohya),
 ];
 
-/// Which part of an adapter a tensor is.
+/// Parts of an adapter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Part {
-    /// (rank, in)
+    /// Matrix A (rank, in)
     A,
-    /// (out, rank)
+    /// Matrix B (out, rank)
     B,
-    /// (out): what B adds besides, scaled as B A is.
+    /// Bias of B (out), scaled like B A.
     BBias,
-    /// One number.
+    /// Alpha, a single number.
     Alpha,
-    /// Of the layer's weight: what is added to it. It has no alpha.
+    /// Difference of the layer's weight, without an alpha.
     Weight,
-    /// The same of its bias.
+    /// Difference of the layer's bias.
     Bias,
 }
 
-/// A tensor's name, taken apart: the layer is called as the format does.
+/// A tensor's name, parsed; the layer is spelled as in the format.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Name {
+    /// Format that the name is written in.
     pub format: Format,
+    /// Name of the layer, as the format spells it.
     pub layer: String,
+    /// Part of the adapter.
     pub part: Part,
 }
 
-/// Takes a tensor's name apart.
+/// Parses a tensor's name.
 ///
 /// # Errors
-/// Why it is nothing that can be applied.
+/// Explains why it is nothing that can be applied.
 pub fn name(tensor: &str) -> Result<Name, &'static str> {
     let (format, rest) = unprefixed(tensor);
     if ["text_encoder", "lora_te", "lycoris_te", "text_model"]
@@ -81,10 +94,10 @@ pub fn name(tensor: &str) -> Result<Name, &'static str> {
     let Some((layer, part)) = part(&segments) else {
         return Err(foreign(tensor));
     };
-    // PEFT's name of an adapter, which some programs leave in front of its parts.
+    // PEFT's name of an adapter, which some programs leave before its parts.
     let layer: Vec<&str> = layer.iter().copied().filter(|segment| *segment != "default").collect();
     let layer = match (segments.last(), layer.join(".")) {
-        // lightx2v's word for the table that modulates a block.
+        // lightx2v's name for the modulation table of a block.
         (Some(&"diff_m"), layer) if format == Format::Kohya => format!("{layer}_modulation"),
         (Some(&"diff_m"), layer) => format!("{layer}.modulation"),
         (_, layer) => layer,
@@ -95,14 +108,14 @@ pub fn name(tensor: &str) -> Result<Name, &'static str> {
     Ok(Name { format, layer, part })
 }
 
-/// The format that a name's prefixes tell, and what stands behind all of them.
+/// Returns the format indicated by a name's prefixes, and the rest of the name.
 fn unprefixed(tensor: &str) -> (Format, &str) {
     let (mut told, mut rest) = (Format::Diffusers, tensor);
     while let Some((format, behind)) = PREFIXES
         .iter()
         .find_map(|(prefix, format)| Some((*format, rest.strip_prefix(prefix)?)))
     {
-        // The most particular one counts: `base_model.model.` may stand before or behind `transformer.`.
+        // The most specific one counts: `base_model.model.` may precede or follow `transformer.`.
         told = if told == Format::Peft { told } else { told.max(format) };
         told = if format == Format::Peft { format } else { told };
         rest = behind;
@@ -110,12 +123,12 @@ fn unprefixed(tensor: &str) -> (Format, &str) {
     (told, rest)
 }
 
-/// Tells a part by how the name ends; before it is the layer.
+/// Parses the part at the end of a name; the rest is the layer.
 fn part<'a, 'b>(segments: &'a [&'b str]) -> Option<(&'a [&'b str], Part)> {
     Some(match segments {
         [layer @ .., "lora_A" | "lora_down", "weight"] | [layer @ .., "lora", "down", "weight"] => (layer, Part::A),
         [layer @ .., "lora_B" | "lora_up", "weight"] | [layer @ .., "lora", "up", "weight"] => (layer, Part::B),
-        // Between them, the adapter's name in PEFT.
+        // The adapter's name in PEFT is in the middle.
         [layer @ .., "lora_A", _, "weight"] | [layer @ .., "lora_A"] => (layer, Part::A),
         [layer @ .., "lora_B", _, "weight"] | [layer @ .., "lora_B"] => (layer, Part::B),
         [layer @ .., "lora_B" | "lora_up", "bias"] | [layer @ .., "lora_B", _, "bias"] => (layer, Part::BBias),
@@ -126,7 +139,7 @@ fn part<'a, 'b>(segments: &'a [&'b str]) -> Option<(&'a [&'b str], Part)> {
     })
 }
 
-/// Other things that adapter files hold, by what their names have in them.
+/// Recognises other contents of adapter files by substrings of their names.
 fn foreign(tensor: &str) -> &'static str {
     let kinds = [
         ("dora_scale", "is of DoRA, which is not supported"),
@@ -155,5 +168,16 @@ fn foreign(tensor: &str) -> &'static str {
         ),
     ];
     let known = kinds.iter().find(|(part, _)| tensor.contains(part));
-    known.map_or("is no adapter in a known format", |(_, why)| why)
+    known.map_or("is not an adapter in a known format", |(_, why)| why)
+}
+
+/// Names of one layer.
+#[derive(Debug, Clone, Copy)]
+pub struct LayerName<'a> {
+    /// Name in diffusers.
+    pub layer: &'a str,
+    /// Name in the file.
+    pub in_file: &'a str,
+    /// True for a parameter outside of layers, which has no `weight` of its own.
+    pub table: bool,
 }

@@ -1,4 +1,4 @@
-//! What an adapter file says of itself, for people and programs.
+//! Description of an adapter file, for people and programs.
 
 use std::collections::BTreeMap;
 
@@ -6,49 +6,59 @@ use candle_core::{DType, Result, Tensor};
 use serde::Serialize;
 
 use super::adapters::{Adapter, Change, changes};
-use super::bytes::About;
-use super::file::{Read, Strange};
+use super::bytes::Metadata;
+use super::file::{ParsedAdapter, UnsupportedTensor};
 use super::format::Format;
 use super::target;
 
 /// `vtrain lora inspect --json`.
 #[derive(Debug, Serialize)]
 pub struct Report {
+    /// Format of the file's names.
     pub format: Format,
-    /// Names in run files. Several where the names fit several families, none where they fit none.
+    /// Names in run files. Several if the names fit several families, none if they fit none.
     pub families: Vec<&'static str>,
+    /// Adapters by the layer's path.
     pub layers: BTreeMap<String, Layer>,
-    /// What is added to whole parameters.
+    /// Differences of whole parameters.
     pub deltas: BTreeMap<String, Delta>,
-    /// Whether some alpha is written nowhere, although files of this format have it beside them.
+    /// True if some alpha is missing, although files of this format have it.
     pub alpha_is_a_guess: bool,
-    /// Where the header has one.
+    /// Trigger words of the header, if any.
     pub trigger: Option<String>,
-    /// What else the header says.
-    pub metadata: About,
-    /// What would not be applied, and why.
-    pub not_applied: Vec<Strange>,
+    /// Other metadata of the header.
+    pub metadata: Metadata,
+    /// Tensors that would not be applied, and why.
+    pub not_applied: Vec<UnsupportedTensor>,
 }
 
 /// One adapter.
 #[derive(Debug, Clone, Serialize)]
 pub struct Layer {
+    /// Rank of the product.
     pub rank: usize,
+    /// Alpha, which the scale is computed from.
     pub alpha: f64,
+    /// True for rank-stabilised scaling.
     pub use_rslora: bool,
-    /// What B A is multiplied by.
+    /// Factor of B A.
     pub scale: f64,
+    /// Input features of the layer.
     pub in_features: usize,
+    /// Output features of the layer.
     pub out_features: usize,
+    /// Number format of A.
     pub dtype: &'static str,
-    /// Frobenius norm of the scaled product; none where it is not finite.
+    /// Frobenius norm of the scaled product; None if it is not finite.
     pub norm: Option<f64>,
 }
 
-/// The difference of one parameter.
+/// Difference of one parameter.
 #[derive(Debug, Clone, Serialize)]
 pub struct Delta {
+    /// Shape of the difference.
     pub shape: Vec<usize>,
+    /// Number format of the difference.
     pub dtype: &'static str,
     /// Frobenius norm.
     pub norm: f64,
@@ -58,17 +68,17 @@ pub struct Delta {
 const TRIGGERS: [&str; 4] = ["modelspec.trigger_phrase", "trigger_word", "trigger", "instance_prompt"];
 
 impl Report {
-    /// Tells of what was read. `misfit` is asked of every change why it would not fit the model at hand.
+    /// Describes a parsed file. `misfit` returns why a change would not fit the given model.
     ///
     /// # Errors
-    /// Arithmetic that fails.
-    pub fn of(read: &Read, misfit: impl Fn(&str, Change) -> Option<String>) -> Result<Self> {
+    /// Fails if a computation fails.
+    pub fn of(read: &ParsedAdapter, misfit: impl Fn(&str, Change) -> Option<String>) -> Result<Self> {
         let mut not_applied = read.strange.clone();
         let (mut layers, mut deltas) = (BTreeMap::new(), BTreeMap::new());
         for (name, change) in changes(&read.layers, &read.deltas) {
             let mut why = misfit(name, change);
             match change {
-                Change::LowRank(adapter) => {
+                Change::LoraLayer(adapter) => {
                     let layer = Layer::of(adapter)?;
                     let broken = layer.norm.is_none();
                     why = why.or_else(|| broken.then(|| "holds a number that is not finite".to_string()));
@@ -76,7 +86,7 @@ impl Report {
                 }
                 Change::Whole(delta) => drop(deltas.insert(name.clone(), Delta::of(delta)?)),
             }
-            not_applied.extend(why.map(|why| Strange {
+            not_applied.extend(why.map(|why| UnsupportedTensor {
                 name: name.clone(),
                 why,
             }));
@@ -94,7 +104,7 @@ impl Report {
         })
     }
 
-    /// Layers by the ends of their names.
+    /// Groups layers by the ends of their names.
     pub fn kinds(&self) -> BTreeMap<&str, Vec<&Layer>> {
         let mut kinds: BTreeMap<&str, Vec<&Layer>> = BTreeMap::new();
         for (name, layer) in &self.layers {
@@ -103,7 +113,7 @@ impl Report {
         kinds
     }
 
-    /// Differences by the ends of their parameters' names: `norm_q.weight`.
+    /// Groups differences by the ends of their parameters' names: `norm_q.weight`.
     pub fn delta_kinds(&self) -> BTreeMap<&str, Vec<&Delta>> {
         let mut kinds: BTreeMap<&str, Vec<&Delta>> = BTreeMap::new();
         for (name, delta) in &self.deltas {
@@ -146,7 +156,7 @@ impl Layer {
     }
 }
 
-/// |B A|² is the sum of (BᵀB) and (A Aᵀ), number times number: the product itself is not formed.
+/// |B A|² is the sum of the elementwise product of (BᵀB) and (A Aᵀ): the product itself is not computed.
 fn product_norm(a: &Tensor, b: &Tensor) -> Result<f64> {
     let (a, b) = (a.to_dtype(DType::F64)?, b.to_dtype(DType::F64)?);
     let squared = (b.t()?.matmul(&b)? * a.matmul(&a.t()?)?)?.sum_all()?; // (rank, rank)

@@ -1,26 +1,25 @@
-//! The adapter files of kohya's trainers and musubi-tuner: `lora_unet_<original name>.lora_down.weight` (rank, in),
-//! `.lora_up.weight` (out, rank) and `.alpha`, `.diff` and `.diff_b` as in ComfyUI's, with `_` in place of every `.` of the name. The scale is alpha / rank.
+//! Adapter files of kohya's trainers and musubi-tuner: `lora_unet_<original name>.lora_down.weight` (rank, in),
+//! `.lora_up.weight` (out, rank) and `.alpha`, with `.diff` and `.diff_b` as in ComfyUI's, and `_` in place of every
+//! `.` of the name. The scale is alpha / rank.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use super::adapters::{Adapter, Deltas};
-use super::bytes::{self, About, Tensors};
+use super::bytes::{self, Metadata, Tensors};
 use super::comfyui;
+use super::format::KOHYA_PREFIX as PREFIX;
 use super::names::{self, Names};
 
-/// Where kohya's trainers have the transformer.
-pub const PREFIX: &str = "lora_unet_";
-
-/// Adapters of a family and differences of its parameters, under its original names.
+/// Writes adapters of a family and differences of its parameters, under its original names.
 ///
 /// # Errors
-/// A layer that the family does not have; a number that is not finite.
+/// Fails for a layer that the family does not have, and for a non-finite number.
 pub fn write(
     adapters: &BTreeMap<String, Adapter>,
     deltas: &Deltas,
     names: &Names,
-    about: &About,
+    about: &Metadata,
 ) -> anyhow::Result<Vec<u8>> {
     let about = comfyui::with_settings(adapters, about);
     let mut tensors = Tensors::new();

@@ -1,8 +1,8 @@
-//! A checkpoint with adapters folded in: `W + strength (scale B A + D)`, shard by shard.
+//! Merges adapters into a checkpoint: `W + strength (scale B A + D)`, shard by shard.
 //!
-//! A shard's header is copied as it is, so names, shapes, order and number formats stay. Tensors pass through one after the
-//! other; of one that adapters change, a few rows at a time are changed, in f32, and rounded once. Host memory holds one
-//! tensor that is only copied, or the rows in hand, and the adapters.
+//! A shard's header is copied unchanged, so names, shapes, order and number formats stay. Tensors are streamed one
+//! after the other; those that adapters change are processed a few rows at a time, in f32, and rounded once. Host
+//! memory holds one tensor that is only copied, or the current rows, and the adapters.
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
@@ -13,37 +13,37 @@ use candle_core::{DType, Device, Tensor};
 use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 
 use super::adapters::{AdapterFile, Change, changes};
-use crate::disk::Beside;
+use crate::disk::TempFile;
 use crate::finite;
 use crate::hub::layout::{Kind, WeightFile};
 use crate::magic;
 use crate::nn::WeightFolder;
 
-/// safetensors allows no larger header.
+/// Upper limit of safetensors for a header.
 const MAX_HEADER_BYTES: u64 = 100 << 20;
 
-/// How many bytes are read at once.
+/// Bytes that are read at once.
 const CHUNK: usize = 32 << 20;
 
 /// A folder of weights, of which only the headers were read.
 #[derive(Debug)]
 pub struct Folder {
     shards: Vec<Shard>,
-    /// Which variant of the weights it is.
+    /// Variant of the weights.
     variant: Option<String>,
 }
 
 #[derive(Debug)]
 struct Shard {
     path: PathBuf,
-    /// With its length before it.
+    /// Header with its length before it.
     header: Vec<u8>,
     metadata: Metadata,
 }
 
 impl Folder {
     /// # Errors
-    /// No safetensors there, a shard that is missing, a header that is none.
+    /// Fails without safetensors, for a missing shard, and for an invalid header.
     pub fn open(folder: impl Into<WeightFolder>) -> anyhow::Result<Self> {
         let folder: WeightFolder = folder.into();
         let files = folder.files()?;
@@ -57,19 +57,19 @@ impl Folder {
         })
     }
 
-    /// Why a change of the layer or parameter `name` has no place here; None where it fits.
+    /// Returns why a change of the layer or parameter `name` does not fit; None if it does.
     pub fn misfit(&self, name: &str, change: Change) -> Option<String> {
         let parameter = change.parameter(name);
         match self.shards.iter().find_map(|shard| shard.metadata.info(&parameter)) {
             Some(info) => change.misfit(&info.shape),
-            None => Some(change.homeless().into()),
+            None => Some(change.unmatched_layer().into()),
         }
     }
 
-    /// Whether every adapter fits a layer.
+    /// Checks that every adapter fits a layer.
     ///
     /// # Errors
-    /// The first that does not, by file.
+    /// Names the first that does not, by file.
     pub fn check(&self, files: &[AdapterFile]) -> anyhow::Result<()> {
         for file in files {
             for (name, change) in changes(&file.layers, &file.deltas) {
@@ -81,10 +81,10 @@ impl Folder {
         Ok(())
     }
 
-    /// Writes all shards with the adapters folded in to a folder, under their own names.
+    /// Writes all shards with the adapters merged to a folder, under their own names.
     ///
     /// # Errors
-    /// As [`check`](Self::check), before anything is written; what cannot be read or written.
+    /// Same as [`check`](Self::check), before anything is written; also for read and write errors.
     pub fn merge(&self, files: &[AdapterFile], to: &Path) -> anyhow::Result<()> {
         self.check(files)?;
         for shard in &self.shards {
@@ -95,12 +95,12 @@ impl Folder {
         Ok(())
     }
 
-    /// Whether a file of this name is an index of other weights than these.
+    /// Checks for the name of an index of other weights.
     pub fn is_other_index(&self, name: &str) -> bool {
         WeightFile::of(name).is_some_and(|file| file.kind == Kind::Index && file.variant != self.variant.as_deref())
     }
 
-    /// Whether this file is one of the shards.
+    /// Checks that this file is one of the shards.
     pub fn holds(&self, path: &Path) -> bool {
         self.shards.iter().any(|shard| shard.path == path)
     }
@@ -123,7 +123,7 @@ impl Shard {
         let metadata: Metadata = serde_json::from_slice(&header[8..]).context("not a safetensors header")?;
         ensure!(
             header.len() as u64 + metadata.data_len() as u64 == size,
-            "the header tells of {} bytes, but the file has {size}; fetch it again",
+            "the header declares {} bytes, but the file has {size}; fetch it again",
             header.len() + metadata.data_len()
         );
         Ok(Self { path, header, metadata })
@@ -132,7 +132,7 @@ impl Shard {
     fn merge(&self, files: &[AdapterFile], to: &Path) -> anyhow::Result<()> {
         let mut from = File::open(&self.path)?;
         from.seek(SeekFrom::Start(self.header.len() as u64))?;
-        let mut out = Beside::of(to)?;
+        let mut out = TempFile::of(to)?;
         out.write(&self.header)?;
         for name in self.metadata.offset_keys() {
             let info = self.metadata.info(&name).context("a tensor of the header")?;
@@ -146,8 +146,8 @@ impl Shard {
     }
 }
 
-/// Passes one tensor on, with what is to be added to it.
-fn stream(from: &mut File, info: &TensorInfo, deltas: &[Delta], out: &mut Beside) -> anyhow::Result<()> {
+/// Copies one tensor, adding its changes.
+fn stream(from: &mut File, info: &TensorInfo, deltas: &[Delta], out: &mut TempFile) -> anyhow::Result<()> {
     let (start, end) = info.data_offsets;
     let bytes = end - start;
     let (piece, columns) = match (rows_of(&info.shape), deltas) {
@@ -171,7 +171,7 @@ fn stream(from: &mut File, info: &TensorInfo, deltas: &[Delta], out: &mut Beside
     Ok(())
 }
 
-/// A tensor of any shape as so many rows and columns: what is behind the first side is a row.
+/// Returns a shape as rows and columns: all axes after the first are a row.
 fn rows_of(shape: &[usize]) -> (usize, usize) {
     match shape {
         [] => (1, 1),
@@ -179,7 +179,7 @@ fn rows_of(shape: &[usize]) -> (usize, usize) {
     }
 }
 
-/// Some rows of a weight, from row `first` on, with the adapters added.
+/// Adds the adapters to some rows of a weight, from row `first` on.
 fn add(bytes: &[u8], dtype: Dtype, (first, columns): (usize, usize), deltas: &[Delta]) -> anyhow::Result<Vec<u8>> {
     let dtype = match dtype {
         Dtype::F32 => DType::F32,
@@ -194,7 +194,7 @@ fn add(bytes: &[u8], dtype: Dtype, (first, columns): (usize, usize), deltas: &[D
         sum = (sum + delta.rows(first, rows)?)?;
     }
     let sum = sum.to_dtype(dtype)?;
-    // Rows that were finite stay so: what is written may replace a good file.
+    // Finite rows must stay finite: the result may replace a good file.
     if let Some(found) = finite::first(&sum)?
         && finite::first(&weight)?.is_none()
     {
@@ -203,9 +203,9 @@ fn add(bytes: &[u8], dtype: Dtype, (first, columns): (usize, usize), deltas: &[D
     Ok(safetensors::View::data(&sum).into_owned())
 }
 
-/// What one file adds to a tensor, in f32.
+/// Change of a tensor by one file, in f32.
 enum Delta {
-    LowRank {
+    LoraLayer {
         a: Tensor, // (rank, in)
         b: Tensor, // (out, rank), scaled
     },
@@ -213,12 +213,12 @@ enum Delta {
 }
 
 impl Delta {
-    /// All that `file` adds to the parameter `name`.
+    /// Returns all changes of the parameter `name` by `file`.
     fn of(file: &AdapterFile, name: &str, shape: &[usize]) -> candle_core::Result<Vec<Self>> {
         let mut deltas = Vec::new();
         if let Some(adapter) = name.strip_suffix(".weight").and_then(|layer| file.layers.get(layer)) {
             let (a, b) = adapter.matrices()?;
-            deltas.push(Self::LowRank {
+            deltas.push(Self::LoraLayer {
                 a: a.to_dtype(DType::F32)?,
                 b: (b.to_dtype(DType::F32)? * (adapter.scale() * file.strength))?,
             });
@@ -230,10 +230,10 @@ impl Delta {
         Ok(deltas)
     }
 
-    /// So many rows of it, from row `first` on.
+    /// Returns some rows of it, from row `first` on.
     fn rows(&self, first: usize, rows: usize) -> candle_core::Result<Tensor> {
         match self {
-            Self::LowRank { a, b } => b.narrow(0, first, rows)?.matmul(a),
+            Self::LoraLayer { a, b } => b.narrow(0, first, rows)?.matmul(a),
             Self::Whole(delta) => delta.narrow(0, first, rows),
         }
     }

@@ -1,6 +1,6 @@
-//! `lora_adapter_metadata` in the header of an adapter file: settings for PEFT's `LoraConfig` as JSON, keys prefixed and
-//! sorted. diffusers hands all of it to `LoraConfig` when it loads the file, and a PEFT that does not know one of the keys
-//! refuses the file; so only those are written without which the adapter would be another. All of them are as old as
+//! `lora_adapter_metadata` in the header of an adapter file: settings for PEFT's `LoraConfig` as JSON, keys prefixed
+//! and sorted. diffusers passes all of it to `LoraConfig` when it loads the file, and a PEFT that does not know a key
+//! refuses the file; so only keys that are necessary for the result are written. All of them are as old as
 //! `lora_adapter_metadata` itself.
 
 use std::collections::BTreeMap;
@@ -8,12 +8,12 @@ use std::collections::BTreeMap;
 use serde_json::{Map, Value, json};
 
 use super::adapters::Adapter;
-use super::diffusers::PREFIX;
+use super::format::DIFFUSERS_PREFIX as PREFIX;
 use super::{Config, TargetModules, scale};
 
-/// The settings of adapters on `layers`, as a run has them.
+/// Returns the settings of a run's adapters on `layers`.
 pub fn text(config: &Config, layers: &[&str]) -> String {
-    write(&Settings {
+    write(&LoraConfigEntries {
         rank: config.rank,
         alpha: config.alpha,
         ranks: Map::new(),
@@ -24,11 +24,11 @@ pub fn text(config: &Config, layers: &[&str]) -> String {
     })
 }
 
-/// The settings of adapters from anywhere: what most have in common, and patterns for the others. `lora_bias`: every
+/// Returns the settings of any adapters: the most frequent values, and patterns for the others. `lora_bias`: every
 /// lora_B has a bias, too.
 pub fn text_of(adapters: &BTreeMap<String, Adapter>, lora_bias: bool) -> String {
     let use_rslora = !adapters.is_empty() && adapters.values().all(|adapter| adapter.use_rslora);
-    // One file has one kind of scale: those of the other kind get the alpha that makes the same of it.
+    // A file has a single kind of scale: adapters of the other kind get an equivalent alpha.
     let alpha = |adapter: &Adapter| match adapter.use_rslora == use_rslora {
         true => adapter.alpha,
         false => adapter.alpha * scale(1.0, adapter.rank(), true) / scale(1.0, adapter.rank(), false),
@@ -44,7 +44,7 @@ pub fn text_of(adapters: &BTreeMap<String, Adapter>, lora_bias: bool) -> String 
             alphas.insert(layer.clone(), number(alpha(adapter)));
         }
     }
-    write(&Settings {
+    write(&LoraConfigEntries {
         rank,
         alpha: common,
         ranks,
@@ -55,8 +55,8 @@ pub fn text_of(adapters: &BTreeMap<String, Adapter>, lora_bias: bool) -> String 
     })
 }
 
-/// What is written.
-struct Settings {
+/// Settings to be written.
+struct LoraConfigEntries {
     rank: usize,
     alpha: f64,
     ranks: Map<String, Value>,
@@ -66,7 +66,7 @@ struct Settings {
     lora_bias: bool,
 }
 
-fn write(settings: &Settings) -> String {
+fn write(settings: &LoraConfigEntries) -> String {
     let mut keys = vec![
         ("alpha_pattern", json!(settings.alphas)),
         ("lora_alpha", number(settings.alpha)),
@@ -75,7 +75,7 @@ fn write(settings: &Settings) -> String {
         ("target_modules", settings.targets.clone()),
     ];
     if settings.use_rslora {
-        keys.push(("use_rslora", json!(true))); // false is what PEFT takes without it
+        keys.push(("use_rslora", json!(true))); // PEFT's default is false
     }
     if settings.lora_bias {
         keys.push(("lora_bias", json!(true))); // as above
@@ -85,7 +85,7 @@ fn write(settings: &Settings) -> String {
     format!("{prefixed:#}")
 }
 
-/// The most frequent; of several, the smallest.
+/// Returns the most frequent item; of several, the smallest.
 fn most<T: Ord>(items: impl Iterator<Item = T>) -> Option<T> {
     let mut counts: BTreeMap<T, usize> = BTreeMap::new();
     for item in items {
@@ -95,7 +95,7 @@ fn most<T: Ord>(items: impl Iterator<Item = T>) -> Option<T> {
     most.map(|(item, _)| item)
 }
 
-/// Whole numbers without a point: PEFT's alpha is an integer.
+/// Formats integers without a point: PEFT's alpha is an integer.
 fn number(alpha: f64) -> Value {
     match alpha as i64 {
         whole if whole as f64 == alpha => json!(whole),
@@ -103,7 +103,8 @@ fn number(alpha: f64) -> Value {
     }
 }
 
-/// An expression stays one. Names are sorted, since PEFT has them as a set; `all-linear` is spelled out, as PEFT does.
+/// A regular expression is kept. Names are sorted, because PEFT has them as a set; `all-linear` is spelled out, as in
+/// PEFT.
 fn targets(targets: &TargetModules, layers: &[&str]) -> Value {
     let mut names: Vec<&str> = match targets {
         TargetModules::Suffixes(names) => names.iter().map(String::as_str).collect(),

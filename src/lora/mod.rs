@@ -31,15 +31,15 @@ pub use target::TargetModules;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
-    /// Width of the adapters.
+    /// Rank of the adapters.
     pub rank: usize,
-    /// The adapters' output is scaled by alpha / rank.
+    /// Alpha: the adapters' output is scaled by alpha / rank.
     pub alpha: f64,
     /// Scale by alpha / sqrt(rank) instead, which keeps large ranks learning.
     pub use_rslora: bool,
-    /// Share of the numbers that an adapter receives in training which are set to 0.
+    /// Probability with which an element of an adapter's input is set to 0 in training.
     pub dropout: f64,
-    /// Which linear layers get an adapter: a list of name suffixes, or one regular expression that matches whole names,
+    /// Linear layers that get an adapter: a list of name suffixes, or one regular expression that matches whole names,
     /// or `all-linear`.
     pub target_modules: TargetModules,
     /// An adapter file of any format to start from, or a folder with one.
@@ -61,7 +61,7 @@ impl Default for Config {
 }
 
 impl Config {
-    /// Values that parse but make no sense, by path below `lora`.
+    /// Returns values that parse but make no sense, by path below `lora`.
     pub fn check(&self) -> Vec<(String, String)> {
         let mut wrong = Vec::new();
         if self.rank == 0 {
@@ -80,13 +80,13 @@ impl Config {
         wrong
     }
 
-    /// What the adapters' output is multiplied by.
+    /// Returns the factor of the adapters' output.
     pub fn scale(&self) -> f64 {
         scale(self.alpha, self.rank, self.use_rslora)
     }
 }
 
-/// alpha / rank, or alpha / sqrt(rank) for rank-stabilised adapters.  arXiv:2312.03732
+/// Returns alpha / rank, or alpha / sqrt(rank) for rank-stabilised adapters.  arXiv:2312.03732
 pub fn scale(alpha: f64, rank: usize, use_rslora: bool) -> f64 {
     let rank = rank as f64;
     alpha / if use_rslora { rank.sqrt() } else { rank }

@@ -1,50 +1,49 @@
-//! What one layer is called by different programs.
+//! Names of a layer in different programs.
 //!
-//! A layer's own name here is that of the diffusers checkpoint. The *original* name is that of the checkpoint its makers
-//! published, which is what ComfyUI's model classes use; kohya's trainers write it with `_` in place of `.`.
+//! A layer's own name here is that of the diffusers checkpoint. The *original* name is that of the makers' published
+//! checkpoint, which ComfyUI's model classes use; kohya's trainers write it with `_` in place of `.`.
 
 /// (diffusers, original). `{}` stands for a number, the same in both.
 pub type Pairs = &'static [(&'static str, &'static str)];
 
-/// The names of one family's layers.
+/// Names of one family's layers.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Names {
-    /// As run files call the family.
+    /// Name of the family in run files.
     pub family: &'static str,
-    /// For people.
+    /// Display name.
     pub title: &'static str,
-    /// Whether diffusers takes an `alpha` in files for ComfyUI.
+    /// True if diffusers takes an `alpha` in files for ComfyUI.
     pub alpha_in_diffusers: bool,
     /// Linear layers.
     pub layers: Pairs,
     /// Norms and convolutions, which have a `weight` and may have a `bias`, too.
     pub others: Pairs,
-    /// Parameters that stand by themselves.
+    /// Parameters outside of layers.
     pub tables: Pairs,
 }
 
-/// A layer of one name.
+/// Layer with the same name in both.
 pub const fn same(name: &'static str) -> (&'static str, &'static str) {
     (name, name)
 }
 
-/// Flat names may have these before them, behind the format's own prefix.
+/// Prefixes that flat names may have after the format's own prefix.
 const FLAT_PREFIXES: [&str; 3] = ["base_model_model_", "diffusion_model_", "transformer_"];
 
 impl Names {
-    /// Whether a layer or parameter of this family is called so in diffusers.
+    /// Checks that a layer or parameter of this family has this name in diffusers.
     pub fn has(&self, name: &str) -> bool {
         self.original(name).is_some()
     }
 
-    /// The original name of a layer or of a parameter that stands by itself.
+    /// Returns the original name of a layer or of a parameter outside of layers.
     pub fn original(&self, name: &str) -> Option<String> {
         self.pairs()
             .find_map(|(ours, original)| Some(fill(original, number(ours, name)?)))
     }
 
-    /// The layer or parameter that a program calls so: by its original name or by its own, in either with `_` in place of
-    /// `.`, too.
+    /// Finds a layer or parameter by its original name or by its own, also with `_` in place of `.`.
     pub fn find(&self, name: &str) -> Option<String> {
         self.find_whole(name).or_else(|| {
             let flat = Some(name).filter(|name| !name.contains('.'))?;
@@ -53,7 +52,7 @@ impl Names {
         })
     }
 
-    /// The same, where no other program's prefix is left before the name.
+    /// Same, without removing prefixes of other programs.
     fn find_whole(&self, name: &str) -> Option<String> {
         let dotted = self.pairs().find_map(|(ours, original)| {
             let found = number(original, name).or_else(|| number(ours, name))?;
@@ -68,7 +67,7 @@ impl Names {
         })
     }
 
-    /// Whether this, a name in diffusers, is a parameter that stands by itself.
+    /// Checks whether this name in diffusers is a parameter outside of layers.
     pub fn is_table(&self, name: &str) -> bool {
         self.tables.iter().any(|(ours, _)| number(ours, name).is_some())
     }
@@ -78,13 +77,13 @@ impl Names {
     }
 }
 
-/// Those of `families` that know all `names`; if there is none, the one that knows the most.
-pub fn of<'a>(families: &[&'static Names], names: impl Iterator<Item = &'a str> + Clone) -> Vec<&'static Names> {
+/// Returns those of `families` that know all `names`; if there is none, the one that knows the most.
+pub fn detect<'a>(families: &[&'static Names], names: impl Iterator<Item = &'a str> + Clone) -> Vec<&'static Names> {
     let total = names.clone().count();
     let count = |family: &Names, knows: fn(&Names, &str) -> Option<String>| {
         names.clone().filter(|name| knows(family, name).is_some()).count()
     };
-    // `transformer_blocks_0` is a block of LTX-Video, before it is one of Wan behind a prefix.
+    // `transformer_blocks_0` is a block of LTX-Video rather than a block of Wan after a prefix.
     let ways: [fn(&Names, &str) -> Option<String>; 2] = [Names::find_whole, Names::find];
     for knows in ways {
         let whole = families
@@ -105,12 +104,12 @@ pub fn of<'a>(families: &[&'static Names], names: impl Iterator<Item = &'a str> 
     most.map(|(_, family)| family).into_iter().collect()
 }
 
-/// A name with `_` in place of `.`.
+/// Returns a name with `_` in place of `.`.
 pub fn flatten(name: &str) -> String {
     name.replace('.', "_")
 }
 
-/// What stands for `{}` in a name of this pattern: digits, or nothing where the pattern has no `{}`.
+/// Returns the value of `{}` in a name of this pattern: digits, or empty if the pattern has no `{}`.
 fn number<'a>(pattern: &str, name: &'a str) -> Option<&'a str> {
     let Some((before, after)) = pattern.split_once("{}") else {
         return (pattern == name).then_some("");

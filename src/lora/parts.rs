@@ -1,4 +1,4 @@
-//! The tensors of one layer of an adapter file, before they are an adapter.
+//! Tensors of one layer in an adapter file, before they are joined to an adapter.
 
 use anyhow::{bail, ensure};
 use candle_core::safetensors::Load;
@@ -6,11 +6,11 @@ use candle_core::{DType, Device, Tensor};
 use safetensors::tensor::{Dtype, TensorView};
 
 use super::adapters::{Adapter, Deltas};
-use super::format::Part;
-use super::scales::Scales;
+use super::format::{LayerName, Part};
+use super::scales::AlphaSource;
 use crate::finite;
 
-/// What a file has of one layer.
+/// Parts of one layer found in a file.
 #[derive(Debug, Default)]
 pub struct Parts {
     a: Option<Tensor>,
@@ -20,17 +20,6 @@ pub struct Parts {
     weight: Option<Tensor>,
     bias: Option<Tensor>,
     twice: bool,
-}
-
-/// What the layer is called.
-#[derive(Debug, Clone, Copy)]
-pub struct Called<'a> {
-    /// In diffusers.
-    pub layer: &'a str,
-    /// In the file.
-    pub there: &'a str,
-    /// Whether it is a parameter by itself, which has no `weight` of its own.
-    pub table: bool,
 }
 
 impl Parts {
@@ -46,11 +35,11 @@ impl Parts {
         self.twice |= place.replace(tensor).is_some();
     }
 
-    /// The layer's adapter, where it has one, and what is added to its parameters besides.
+    /// Returns the layer's adapter, if it has one, and the differences of its parameters.
     ///
     /// # Errors
-    /// What does not make sense.
-    pub fn take(self, called: Called, scales: &mut Scales) -> anyhow::Result<(Option<Adapter>, Deltas)> {
+    /// Fails for parts that make no sense together.
+    pub fn take(self, called: LayerName, scales: &mut AlphaSource) -> anyhow::Result<(Option<Adapter>, Deltas)> {
         ensure!(!self.twice, "has tensors of one kind twice, under different names");
         let mut deltas = Deltas::new();
         for (parameter, delta) in [("weight", self.weight), ("bias", self.bias)] {
@@ -82,10 +71,10 @@ impl Parts {
     }
 }
 
-/// A tensor of a file. Whole numbers of the formats that candle lacks become f64: some programs write alpha as such.
+/// Loads a tensor. Integer types that candle lacks become f64: some programs write alpha in them.
 ///
 /// # Errors
-/// A number format that is not known.
+/// Fails for an unknown number format.
 pub fn load(view: &TensorView) -> candle_core::Result<Tensor> {
     let bytes = view.data();
     let numbers: Vec<f64> = match view.dtype() {
@@ -112,8 +101,8 @@ fn low_rank(
     a: Tensor,
     b: Tensor,
     alpha: Option<Tensor>,
-    called: Called,
-    scales: &mut Scales,
+    called: LayerName,
+    scales: &mut AlphaSource,
 ) -> anyhow::Result<Adapter> {
     for (half, tensor) in [("lora_A", &a), ("lora_B", &b)] {
         ensure!(
@@ -138,7 +127,7 @@ fn low_rank(
     scales.apply(called, a, b, alpha)
 }
 
-/// Whether these are finite numbers.
+/// Checks for finite numbers.
 fn check(what: &str, tensor: &Tensor) -> anyhow::Result<()> {
     ensure!(tensor.dtype().is_float(), "has a {what} of {:?}", tensor.dtype());
     if let Some(first) = finite::first(tensor)? {
@@ -147,7 +136,7 @@ fn check(what: &str, tensor: &Tensor) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// In the tensor's own number format where that loses nothing, else in f32.
+/// Scales in the tensor's own number format if that is exact, else in f32.
 fn scaled(tensor: &Tensor, scale: f64) -> candle_core::Result<Tensor> {
     match scale {
         1.0 => Ok(tensor.clone()),

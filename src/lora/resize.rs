@@ -1,6 +1,6 @@
-//! Adapters of a smaller rank: the best approximation of `B A` of that rank (Eckart and Young 1936).
+//! Rank reduction of adapters: the best approximation of `B A` of a smaller rank (Eckart and Young 1936).
 //!
-//! `B A = U diag(s) Vᵀ`; the new B is `U sqrt(s)`, the new A `sqrt(s) Vᵀ`, both cut after the largest values.
+//! `B A = U diag(s) Vᵀ`; the new B is `U sqrt(s)`, the new A `sqrt(s) Vᵀ`, both truncated after the largest values.
 
 use std::collections::BTreeMap;
 
@@ -11,20 +11,21 @@ use rayon::prelude::*;
 use super::adapters::Adapter;
 use super::svd::{self, Svd};
 
-/// Adapters that were cut, and what it cost.
+/// Truncated adapters, with the resulting error.
 #[derive(Debug)]
 pub struct Resized {
+    /// Adapters of the new rank, by the layer's path.
     pub layers: BTreeMap<String, Adapter>,
-    /// By layer: the part of the product's Frobenius norm that is gone, 0 to 1.
+    /// Relative error of each layer: lost part of the product's Frobenius norm, 0 to 1.
     pub errors: BTreeMap<String, f64>,
-    /// The same of all layers together.
+    /// Relative error of all layers together.
     pub error: f64,
 }
 
-/// Cuts all adapters to `rank`; those that are no wider stay as they are. Scales and number formats stay, too.
+/// Truncates all adapters to `rank`; smaller ones are unchanged. Scales and number formats are kept.
 ///
 /// # Errors
-/// Rank 0; adapters of which none is wider; numbers that are not finite.
+/// Fails for rank 0, if no adapter has a larger rank, and for non-finite numbers.
 pub fn resize(layers: &BTreeMap<String, Adapter>, rank: usize) -> anyhow::Result<Resized> {
     ensure!(rank > 0, "the rank must be at least 1");
     let widest = layers.values().map(Adapter::rank).max().unwrap_or(0);
@@ -52,7 +53,7 @@ pub fn resize(layers: &BTreeMap<String, Adapter>, rank: usize) -> anyhow::Result
     })
 }
 
-/// One layer's, with squared norms, scales included.
+/// One truncated layer, with squared norms, including the scale.
 struct Cut {
     adapter: Adapter,
     lost: f64,
@@ -80,7 +81,7 @@ fn one(adapter: &Adapter, rank: usize) -> anyhow::Result<Cut> {
         });
     }
     let shaped = |tensor: Tensor, like: &Tensor, side: usize| -> candle_core::Result<Tensor> {
-        let mut dims = like.dims().to_vec(); // a convolution's stay
+        let mut dims = like.dims().to_vec(); // a convolution keeps its axes
         dims[side] = rank;
         tensor.reshape(dims)?.to_dtype(like.dtype())
     };

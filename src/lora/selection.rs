@@ -1,7 +1,7 @@
-//! The layers that a run trains: those that `lora.target_modules` names, held against the adapters in `lora.init`.
+//! Trained layers of a run: those named by `lora.target_modules`, compared with the adapters in `lora.init`.
 //!
-//! A run asks while its transformer loads; what only checks a run asks while the transformer is built of headers alone. Both
-//! hear the same.
+//! A run queries this while its transformer loads; a check queries it while the transformer is built from headers
+//! alone. Both get the same answers.
 
 use std::collections::BTreeSet;
 use std::sync::{Mutex, MutexGuard};
@@ -12,48 +12,48 @@ use super::adapters::{Adapter, AdapterFile};
 use super::names::Names;
 use super::target::{self, Matcher};
 use super::{Config, file};
-use crate::nn::linear::LowRank;
+use crate::nn::adapter::Adapt;
+use crate::nn::adapter::LoraLayer;
 use crate::nn::shards::Residency;
-use crate::nn::weights::Planter;
 
-/// The layers that are trained. As a [`Planter`] it plants nothing, and only looks.
+/// Trained layers. As an [`Adapt`] it adds no adapters, and only records the layers.
 #[derive(Debug)]
 pub struct Selection {
     config: Config,
     targets: Matcher,
     init: Option<AdapterFile>,
     residency: Residency,
-    seen: Mutex<Seen>,
+    seen: Mutex<SeenLayer>,
 }
 
-/// The layers that a model has asked for while it loads.
+/// Layers that a model has requested while loading.
 #[derive(Debug, Default)]
-struct Seen {
-    /// The paths of all linear layers, targets or not.
+struct SeenLayer {
+    /// Paths of all linear layers, targets or not.
     layers: Vec<String>,
     selected: BTreeSet<String>,
     /// Layers for which the `init` file has an adapter of another shape.
     misfits: Vec<String>,
 }
 
-/// The faults of `lora:`, a line each that begins with the key.
+/// Problems of `lora:`, each a line that begins with the key.
 #[derive(Debug)]
-pub struct Unfit(pub Vec<String>);
+pub struct AdapterMismatch(pub Vec<String>);
 
-impl std::fmt::Display for Unfit {
+impl std::fmt::Display for AdapterMismatch {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(&self.0.join("\n"))
     }
 }
 
-impl std::error::Error for Unfit {}
+impl std::error::Error for AdapterMismatch {}
 
 impl Selection {
     /// Reads the settings of a run, and the `init` file, which may use the names of these families.
     ///
     /// # Errors
-    /// Bad `target_modules`; an `init` file that cannot be read.
-    pub fn new(config: &Config, families: &[&'static Names]) -> std::result::Result<Self, Unfit> {
+    /// Fails for invalid `target_modules`, and for an unreadable `init` file.
+    pub fn new(config: &Config, families: &[&'static Names]) -> std::result::Result<Self, AdapterMismatch> {
         let targets = config.target_modules.matcher();
         let targets = targets.map_err(|message| format!("lora.target_modules: {message}"));
         let init = config
@@ -69,20 +69,20 @@ impl Selection {
                 residency: Residency::Whole,
                 seen: Mutex::default(),
             }),
-            (targets, init) => Err(Unfit(targets.err().into_iter().chain(init.err()).collect())),
+            (targets, init) => Err(AdapterMismatch(targets.err().into_iter().chain(init.err()).collect())),
         }
     }
 
-    /// The same, of a model whose frozen blocks live so.
+    /// Sets the storage of the model's frozen blocks.
     pub fn with_residency(mut self, residency: Residency) -> Self {
         self.residency = residency;
         self
     }
 
-    /// Notes the linear layer at `path`, and says whether it is trained. A layer is asked for once.
+    /// Records the linear layer at `path`, and returns whether it is trained. Each layer is requested once.
     ///
     /// # Errors
-    /// An expression that gave up on this path.
+    /// Fails for an expression that gave up on this path.
     pub fn selects(&self, path: &str, in_features: usize, out_features: usize) -> Result<bool> {
         let mut seen = self.seen();
         seen.layers.push(path.to_string());
@@ -92,7 +92,7 @@ impl Selection {
         }
         if let Some(Adapter { a, b, .. }) = self.init(path) {
             let rank = self.config.rank;
-            // One of another rank is told of by `finish`, once for all.
+            // Another rank is reported by `finish`, once for all layers.
             let own = a.dims().first().copied().unwrap_or(rank);
             if a.dims() != [own, in_features] || b.dims() != [out_features, own] {
                 seen.misfits.push(format!(
@@ -108,33 +108,34 @@ impl Selection {
         Ok(true)
     }
 
-    /// The adapter that the `init` file has for a layer.
+    /// Returns the adapter that the `init` file has for a layer.
     pub fn init(&self, path: &str) -> Option<&Adapter> {
         self.init.as_ref()?.layers.get(path)
     }
 
+    /// Returns true with `lora.init`, where A and B come from a file.
     pub fn starts_from_file(&self) -> bool {
         self.init.is_some()
     }
 
-    /// Says whether any layer has been asked for: without, nothing is known.
+    /// Returns true if any layer has been requested: without, nothing is known.
     pub fn has_seen_layers(&self) -> bool {
         !self.seen().layers.is_empty()
     }
 
-    /// The layers that are trained, of those asked for so far.
+    /// Returns the trained layers among those requested so far.
     pub fn selected(&self) -> Vec<String> {
         self.seen().selected.iter().cloned().collect()
     }
 
-    /// Checks, once the model stands, that all targets are there and the `init` file is for them.
+    /// Checks, once the model is built, that all targets exist and the `init` file matches them.
     ///
     /// # Errors
-    /// Everything that is wrong: a target that no layer matched, with what could have; adapters in the `init` file of
-    /// another rank, scale or shape, for other layers, and layers that the file has none for.
+    /// Lists every problem: a target that no layer matched, with the possible names; adapters in the `init` file of
+    /// another rank, scale or shape, adapters for other layers, and layers without an adapter in the file.
     pub fn finish(&self) -> anyhow::Result<()> {
         let seen = self.seen();
-        let mut wrong: Vec<String> = self.idle(&seen)?.into_iter().collect();
+        let mut wrong: Vec<String> = self.unmatched(&seen)?.into_iter().collect();
         if let Some(file) = &self.init {
             let faults = scale_faults(file, &self.config)
                 .into_iter()
@@ -144,13 +145,13 @@ impl Selection {
         }
         match wrong.is_empty() {
             true => Ok(()),
-            false => Err(Unfit(wrong).into()),
+            false => Err(AdapterMismatch(wrong).into()),
         }
     }
 
-    /// Targets that no layer matched.
-    fn idle(&self, seen: &Seen) -> anyhow::Result<Option<String>> {
-        let idle = self.targets.idle(&seen.layers)?;
+    /// Returns the targets that no layer matched.
+    fn unmatched(&self, seen: &SeenLayer) -> anyhow::Result<Option<String>> {
+        let idle = self.targets.unmatched(&seen.layers)?;
         Ok(match (idle.is_empty(), seen.layers.first()) {
             (true, _) => None,
             (false, None) => Some("lora.target_modules: the model has no linear layer that could be trained".into()),
@@ -162,13 +163,13 @@ impl Selection {
         })
     }
 
-    fn seen(&self) -> MutexGuard<'_, Seen> {
+    fn seen(&self) -> MutexGuard<'_, SeenLayer> {
         self.seen.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 }
 
-impl Planter for Selection {
-    fn plant(&self, path: &str, in_features: usize, out_features: usize) -> Result<Vec<LowRank>> {
+impl Adapt for Selection {
+    fn adapt(&self, path: &str, in_features: usize, out_features: usize) -> Result<Vec<LoraLayer>> {
         self.selects(path, in_features, out_features).map(|_| Vec::new())
     }
 
@@ -177,7 +178,7 @@ impl Planter for Selection {
     }
 }
 
-/// The reasons why adapters from the file cannot go on in this run: what does not learn, rank and scale, the first of each.
+/// Explains why adapters from the file cannot be trained further: untrainable parts, rank and scale, the first of each.
 fn scale_faults(file: &AdapterFile, config: &Config) -> Vec<String> {
     let first = |wrong: &dyn Fn(&Adapter) -> bool| file.layers.iter().find(|(_, adapter)| wrong(adapter));
     let mut faults = Vec::new();
@@ -210,7 +211,7 @@ fn scale_faults(file: &AdapterFile, config: &Config) -> Vec<String> {
     faults
 }
 
-/// The first adapter whose shape its layer does not have.
+/// Returns the first adapter whose shape differs from its layer's.
 fn shape_fault(misfits: &[String]) -> Option<String> {
     let more = match misfits.len() {
         0 | 1 => String::new(),
@@ -219,7 +220,7 @@ fn shape_fault(misfits: &[String]) -> Option<String> {
     misfits.first().map(|first| first.clone() + &more)
 }
 
-/// The differences between the file's layers and those that the run trains.
+/// Returns the differences between the file's layers and the run's trained ones.
 fn layer_faults(file: &AdapterFile, trained: &BTreeSet<String>) -> Vec<String> {
     let mut faults = Vec::new();
     let missing: Vec<_> = trained

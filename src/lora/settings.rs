@@ -1,29 +1,29 @@
-//! What PEFT says of adapters: `LoraConfig` as JSON, in the header of a safetensors file or in `adapter_config.json`.
+//! PEFT's settings of adapters: `LoraConfig` as JSON, in the header of a safetensors file or in `adapter_config.json`.
 //!
-//! In the header's `lora_adapter_metadata` keys begin with the model's part (`transformer.lora_alpha`); `lora_config`, which
-//! some trainers write, and `adapter_config.json` have them bare.
+//! In the header's `lora_adapter_metadata` keys begin with the model's part (`transformer.lora_alpha`); `lora_config`,
+//! which some trainers write, and `adapter_config.json` have them without it.
 
 use anyhow::{Context, ensure};
 use fancy_regex::Regex;
 use serde_json::Value;
 
-use super::diffusers::PREFIX;
+use super::format::DIFFUSERS_PREFIX as PREFIX;
 
-/// As diffusers calls the settings in a header.
+/// diffusers' header key of the settings.
 pub const KEY: &str = "lora_adapter_metadata";
 
 /// Adapter settings by layer.
 #[derive(Debug, Default)]
-pub struct Settings {
+pub struct PeftSettings {
     lora_alpha: Option<f64>,
     alpha_pattern: Vec<(Pattern, f64)>,
     pub use_rslora: bool,
 }
 
-/// Which layers a number is for.
+/// Layers that a number applies to.
 #[derive(Debug)]
 enum Pattern {
-    /// The layer of this path, or, unless `whole`, every one that ends so.
+    /// Layer of this path, or, unless `whole`, every one that ends in it.
     Name {
         name: String,
         whole: bool,
@@ -31,11 +31,11 @@ enum Pattern {
     Regex(Box<Regex>),
 }
 
-impl Settings {
-    /// From JSON text.
+impl PeftSettings {
+    /// Parses JSON text.
     ///
     /// # Errors
-    /// No JSON object, numbers that are not finite, a pattern that is no expression.
+    /// Fails for anything but a JSON object, for non-finite numbers, and for a pattern that is not an expression.
     pub fn parse(text: &str) -> anyhow::Result<Self> {
         let json: Value = serde_json::from_str(text).context("not JSON")?;
         ensure!(json.is_object(), "not a JSON object");
@@ -43,12 +43,12 @@ impl Settings {
         let finite = |value: &Value| value.as_f64().filter(|alpha| alpha.is_finite());
         let mut alpha_pattern = Vec::new();
         for (pattern, alpha) in get("alpha_pattern").and_then(Value::as_object).into_iter().flatten() {
-            let alpha = finite(alpha).with_context(|| format!("alpha_pattern: {pattern}: {alpha} is no number"))?;
+            let alpha = finite(alpha).with_context(|| format!("alpha_pattern: {pattern}: {alpha} is not a number"))?;
             alpha_pattern.push((Pattern::parse(pattern)?, alpha));
         }
         let lora_alpha = match get("lora_alpha") {
             None | Some(Value::Null) => None,
-            Some(alpha) => Some(finite(alpha).with_context(|| format!("lora_alpha: {alpha} is no number"))?),
+            Some(alpha) => Some(finite(alpha).with_context(|| format!("lora_alpha: {alpha} is not a number"))?),
         };
         ensure!(
             !get("use_dora").and_then(Value::as_bool).unwrap_or(false),
@@ -61,7 +61,7 @@ impl Settings {
         })
     }
 
-    /// A layer's alpha, where it is said; the layer may have several names.
+    /// Returns a layer's alpha, if given; the layer may have several names.
     pub fn alpha(&self, names: &[&str]) -> Option<f64> {
         let matches = |pattern: &Pattern| names.iter().any(|name| pattern.matches(name));
         let own = self.alpha_pattern.iter().find(|(pattern, _)| matches(pattern));

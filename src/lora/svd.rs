@@ -1,9 +1,9 @@
-//! The singular values of a low-rank product, in f64.
+//! Singular values of a low-rank product, in f64.
 //!
-//! `B A` (out, in) of rank r is never formed: with `B = Qb Rb` and `Aᵀ = Qa Ra` its singular values are those of the small
-//! `Rb Raᵀ` (r, r), and its singular vectors are theirs, turned by Qb and Qa. The small one is done by one-sided Jacobi
-//! rotations (Hestenes 1958; Golub and Van Loan, 8.6.3), which are accurate to the last digits also for small values. At r of
-//! 128 it is some 10^8 operations, so no linear algebra library is brought in for it.
+//! `B A` (out, in) of rank r is never computed: with `B = Qb Rb` and `Aᵀ = Qa Ra` its singular values are those of the
+//! small `Rb Raᵀ` (r, r), and its singular vectors are theirs, multiplied by Qb and Qa. The small one is decomposed by
+//! one-sided Jacobi rotations (Hestenes 1958; Golub and Van Loan, 8.6.3), which are accurate to the last digits also
+//! for small values. At r of 128 it takes some 10^8 operations, so no linear algebra library is needed.
 
 /// A matrix by its columns.
 pub type Columns = Vec<Vec<f64>>;
@@ -11,17 +11,17 @@ pub type Columns = Vec<Vec<f64>>;
 /// `B A = U diag(s) Vᵀ`, the largest first.
 #[derive(Debug)]
 pub struct Svd {
-    /// r columns of `out` numbers; a column of zeros where the value is 0.
+    /// r columns of `out` numbers; a column of zeros for a value of 0.
     pub u: Columns,
     pub s: Vec<f64>,
-    /// r columns of `in` numbers; a column of zeros where the value is 0.
+    /// r columns of `in` numbers; a column of zeros for a value of 0.
     pub v: Columns,
 }
 
-/// Rotations of every pair of columns, at most so many times. Ten are usual.
+/// Maximum number of sweeps over every pair of columns. Ten are usual.
 const SWEEPS: usize = 60;
 
-/// Of the product of B, by its columns, and A, by its rows.
+/// Decomposes the product of B, given by its columns, and A, given by its rows.
 pub fn of_product(b: &[Vec<f64>], a: &[Vec<f64>]) -> Svd {
     let (qb, rb) = qr(b);
     let (qa, ra) = qr(a);
@@ -56,7 +56,7 @@ pub fn of_product(b: &[Vec<f64>], a: &[Vec<f64>]) -> Svd {
     }
 }
 
-/// Rotates the columns of `u` until every two are orthogonal, and those of `v` along: `u vᵀ` stays what it was.
+/// Rotates the columns of `u` until every two are orthogonal, and those of `v` along: `u vᵀ` is invariant.
 fn jacobi(u: &mut Columns, v: &mut Columns) {
     for _ in 0..SWEEPS {
         let mut still = true;
@@ -87,8 +87,8 @@ fn rotate(columns: &mut Columns, p: usize, q: usize, c: f64, s: f64) {
     }
 }
 
-/// Columns as `Q R`: orthonormal ones, or zeros where a column depends on those before it, and the columns of the upper
-/// triangular R. Gram and Schmidt's, done twice, which is enough.
+/// Decomposes columns as `Q R`: orthonormal ones, or zeros for a column that depends on previous ones, and the columns
+/// of the upper triangular R. Gram-Schmidt, done twice, which is enough.
 fn qr(columns: &[Vec<f64>]) -> (Columns, Columns) {
     let rank = columns.len();
     let (mut q, mut r) = (Columns::new(), Columns::new());
@@ -111,7 +111,7 @@ fn qr(columns: &[Vec<f64>]) -> (Columns, Columns) {
     (q, r)
 }
 
-/// Q times a vector.
+/// Returns Q times a vector.
 fn turn(q: &[Vec<f64>], x: &[f64]) -> Vec<f64> {
     let mut y = vec![0.0; q.first().map_or(0, Vec::len)];
     for (column, x) in q.iter().zip(x) {
@@ -120,7 +120,7 @@ fn turn(q: &[Vec<f64>], x: &[f64]) -> Vec<f64> {
     y
 }
 
-/// In eight sums side by side, as the processor adds.
+/// Dot product in eight independent sums, which the compiler vectorises.
 fn dot(a: &[f64], b: &[f64]) -> f64 {
     let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<8>(), b.as_chunks::<8>());
     let mut sums = [0.0; 8];

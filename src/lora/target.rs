@@ -1,4 +1,4 @@
-//! Which linear layers get an adapter; equal to PEFT's `target_modules` (`check_target_module_exists`).
+//! Selection of the linear layers that get an adapter; equal to PEFT's `target_modules` (`check_target_module_exists`).
 
 use std::collections::BTreeMap;
 
@@ -6,29 +6,29 @@ use fancy_regex::Regex;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// PEFT's word for every linear layer.
+/// PEFT's name for every linear layer.
 const ALL_LINEAR: &str = "all-linear";
 
-/// As PEFT reads `target_modules`.
+/// `target_modules` in PEFT's form.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(untagged, expecting = "expected a list of layer names, or one regular expression")]
 pub enum TargetModules {
-    /// A layer matches when its name is one of these or ends in `.` and one of these.
+    /// List of names: a layer matches if its name is one of these or ends in `.` and one of these.
     Suffixes(Vec<String>),
-    /// A layer matches when the whole of its name does. `all-linear` stands for every linear layer.
+    /// Regular expression on the whole name. `all-linear` stands for every linear layer.
     Regex(String),
 }
 
 impl TargetModules {
-    /// Whether this is PEFT's word for every linear layer.
+    /// Checks for PEFT's name for every linear layer.
     pub fn is_all_linear(&self) -> bool {
         matches!(self, Self::Regex(pattern) if pattern.to_lowercase() == ALL_LINEAR)
     }
 
-    /// The rules, ready to be asked.
+    /// Compiles the rules.
     ///
     /// # Errors
-    /// What is wrong with the list or the expression.
+    /// Explains what is wrong with the list or the expression.
     pub fn matcher(&self) -> Result<Matcher, String> {
         let empty = match self {
             Self::Suffixes(names) => names.is_empty() || names.iter().any(|name| name.trim().is_empty()),
@@ -61,10 +61,10 @@ enum Rule {
 }
 
 impl Matcher {
-    /// Whether the linear layer at `path` is a target.
+    /// Checks whether the linear layer at `path` is a target.
     ///
     /// # Errors
-    /// An expression that gave up on this path.
+    /// Fails for an expression that gave up on this path.
     pub fn matches(&self, path: &str) -> anyhow::Result<bool> {
         for rule in &self.0 {
             if rule.matches(path)? {
@@ -74,8 +74,8 @@ impl Matcher {
         Ok(false)
     }
 
-    /// The rules that match none of the paths, as the user wrote them.
-    pub fn idle(&self, paths: &[String]) -> anyhow::Result<Vec<&str>> {
+    /// Returns the rules that match none of the paths, as the user wrote them.
+    pub fn unmatched(&self, paths: &[String]) -> anyhow::Result<Vec<&str>> {
         let mut idle = Vec::new();
         for rule in &self.0 {
             let mut used = false;
@@ -112,7 +112,7 @@ impl Rule {
     }
 }
 
-/// The layers at `paths` by the ends of their names, each with how many there are: `to_k (42), to_out.0 (42)`.
+/// Returns the ends of the layers' names, each with its count: `to_k (42), to_out.0 (42)`.
 pub fn kinds(paths: &[String]) -> String {
     let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
     for path in paths {
@@ -122,7 +122,7 @@ pub fn kinds(paths: &[String]) -> String {
     shown.join(", ")
 }
 
-/// The last part of a path, and those before it while it starts in a number: a number alone says nothing.
+/// Returns the last part of a path, with those before it while it starts in a number, which alone would be meaningless.
 pub fn end(path: &str) -> &str {
     let mut at = path.len();
     while let Some(dot) = path[..at].rfind('.') {

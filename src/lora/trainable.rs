@@ -1,9 +1,9 @@
-//! The adapters that learn: variables planted on a model while it loads.
+//! Trained adapters: variables added to a model while it loads.
 //!
-//! A starts as PEFT has it, uniform within +-1/sqrt(in) (`kaiming_uniform_` with a = sqrt(5)), and B at zero, so the
-//! model starts as it was. All A are drawn from one stream, one after the other as the model asks for its layers, each
-//! as torch's `uniform_` draws it: with another order of loading they would be others. With `lora.init` both come from
-//! that file, and nothing is drawn.
+//! A starts as in PEFT, uniform within +-1/sqrt(in) (`kaiming_uniform_` with a = sqrt(5)), and B at zero, so the
+//! model's output is unchanged at first. All A are drawn from one stream in the order in which the model requests its
+//! layers, each like torch's `uniform_`: another order of loading would give other values. With `lora.init` both come
+//! from that file, and nothing is drawn.
 
 use std::sync::{Mutex, MutexGuard};
 
@@ -14,23 +14,25 @@ use super::adapters::Adapter;
 use super::diffusers::Named;
 use super::names::Names;
 use super::selection::Selection;
+use crate::nn::adapter::Adapt;
+use crate::nn::adapter::LoraLayer;
 use crate::nn::dropout::{Dropout, Seed};
-use crate::nn::linear::LowRank;
 use crate::nn::shards::Residency;
-use crate::nn::weights::Planter;
 use crate::rng::Rng;
 
-/// The variables of one layer. The model shares their storage.
+/// Variables of one layer. The model shares their storage.
 #[derive(Debug, Clone)]
-pub struct Pair {
-    /// The layer's path in the checkpoint.
+pub struct LoraPair {
+    /// Path of the layer in the checkpoint.
     pub layer: String,
-    pub a: Var, // (rank, in)
-    pub b: Var, // (out, rank)
+    /// Matrix A (rank, in).
+    pub a: Var,
+    /// Matrix B (out, rank).
+    pub b: Var,
 }
 
-impl Pair {
-    /// The adapter as it is now, to be written.
+impl LoraPair {
+    /// Returns the current adapter for writing.
     pub fn named(&self) -> Named<'_> {
         Named {
             layer: &self.layer,
@@ -40,64 +42,64 @@ impl Pair {
     }
 }
 
-/// Plants adapters that learn on every layer that `lora.target_modules` names.
+/// Adds trained adapters to every layer that `lora.target_modules` names.
 #[derive(Debug)]
 pub struct Trainable {
     config: Config,
     selection: Selection,
     device: Device,
     dropout: Seed,
-    planted: Mutex<Planted>,
+    adapted: Mutex<AdaptedLayer>,
 }
 
-/// What has happened while the model loads.
+/// Progress while the model loads.
 #[derive(Debug)]
-struct Planted {
+struct AdaptedLayer {
     rng: Rng,
-    pairs: Vec<Pair>,
+    pairs: Vec<LoraPair>,
 }
 
 impl Trainable {
-    /// Adapters as `config` has them, in f32 on `device`. `rng` is used for their first values only; `families` are those
+    /// Adapters for `config`, in f32 on `device`. `rng` is used for their initial values only; `families` are those
     /// whose names the `init` file may use.
     ///
     /// # Errors
-    /// As [`Selection::new`].
+    /// Same as [`Selection::new`].
     pub fn new(config: &Config, families: &[&'static Names], rng: Rng, device: &Device) -> anyhow::Result<Self> {
         Ok(Self {
             config: config.clone(),
             selection: Selection::new(config, families)?,
             device: device.clone(),
             dropout: Seed::default(),
-            planted: Mutex::new(Planted { rng, pairs: Vec::new() }),
+            adapted: Mutex::new(AdaptedLayer { rng, pairs: Vec::new() }),
         })
     }
 
-    /// The same, on a model whose frozen blocks live so.
+    /// Sets the storage of the model's frozen blocks.
     pub fn with_residency(mut self, residency: Residency) -> Self {
         self.selection = self.selection.with_residency(residency);
         self
     }
 
-    /// The seed of the adapters' dropout. Unset, as it is at first, nothing is dropped.
+    /// Returns the seed of the adapters' dropout. Initially it is unset, and there is no dropout.
     pub fn dropout(&self) -> Seed {
         self.dropout.clone()
     }
 
-    /// Once the model stands: its adapters, in the order in which it asked for them.
+    /// Returns the adapters once the model is built, in the order in which it requested them.
     ///
     /// # Errors
-    /// As [`Selection::finish`].
-    pub fn finish(&self) -> anyhow::Result<Vec<Pair>> {
+    /// Same as [`Selection::finish`].
+    pub fn finish(&self) -> anyhow::Result<Vec<LoraPair>> {
         self.selection.finish()?;
-        Ok(self.planted().pairs.clone())
+        Ok(self.adapted().pairs.clone())
     }
 
-    fn planted(&self) -> MutexGuard<'_, Planted> {
-        self.planted.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    fn adapted(&self) -> MutexGuard<'_, AdaptedLayer> {
+        self.adapted.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
-    /// The first values of A (rank, in) and B (out, rank).
+    /// Returns the initial values of A (rank, in) and B (out, rank).
     fn values(&self, rng: &mut Rng, path: &str, in_features: usize, out_features: usize) -> Result<(Tensor, Tensor)> {
         let (a, b) = ((self.config.rank, in_features), (out_features, self.config.rank));
         if let Some(Adapter { a: from, b: to, .. }) = self.selection.init(path)
@@ -107,7 +109,7 @@ impl Trainable {
             let here = |tensor: &Tensor| tensor.to_dtype(DType::F32)?.to_device(&self.device);
             return Ok((here(from)?, here(to)?));
         }
-        // A layer that the file lacks, or does not fit, is told of by `finish`, with all others.
+        // A layer that the file lacks, or does not fit, is reported by `finish`, with all others.
         if self.selection.starts_from_file() {
             return Ok((
                 Tensor::zeros(a, DType::F32, &self.device)?,
@@ -123,29 +125,29 @@ impl Trainable {
     }
 }
 
-impl Planter for Trainable {
-    fn plant(&self, path: &str, in_features: usize, out_features: usize) -> Result<Vec<LowRank>> {
+impl Adapt for Trainable {
+    fn adapt(&self, path: &str, in_features: usize, out_features: usize) -> Result<Vec<LoraLayer>> {
         if !self.selection.selects(path, in_features, out_features)? {
             return Ok(Vec::new());
         }
-        let mut planted = self.planted();
-        let (a, b) = self.values(&mut planted.rng, path, in_features, out_features)?;
-        let pair = Pair {
+        let mut adapted = self.adapted();
+        let (a, b) = self.values(&mut adapted.rng, path, in_features, out_features)?;
+        let pair = LoraPair {
             layer: path.to_string(),
             a: Var::from_tensor(&a)?,
             b: Var::from_tensor(&b)?,
         };
-        let adapter = LowRank {
+        let adapter = LoraLayer {
             a: pair.a.as_tensor().clone(),
             b: pair.b.as_tensor().clone(),
             scale: self.config.scale(),
             dropout: (self.config.dropout > 0.0).then(|| Dropout {
                 probability: self.config.dropout,
                 seed: self.dropout.clone(),
-                layer: planted.pairs.len() as u64,
+                layer: adapted.pairs.len() as u64,
             }),
         };
-        planted.pairs.push(pair);
+        adapted.pairs.push(pair);
         Ok(vec![adapter])
     }
 

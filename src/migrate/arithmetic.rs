@@ -1,14 +1,14 @@
-//! Whole numbers as scripts compute them: `$((...))` and `let` of a shell, `set /a` of cmd.
+//! Integer arithmetic of scripts: `$((...))` and `let` of a shell, `set /a` of cmd.
 //!
-//! `+ - * / %`, brackets, signs, comparisons and assignments, by C's precedence.
+//! `+ - * / %`, brackets, signs, comparisons and assignments, with C's precedence.
 
-/// Deeper brackets than this are no script's.
+/// Limit for nested brackets.
 const MOST_DEPTH: usize = 32;
 
-/// The value of an expression whose names stand for what `value` says, and the names that it sets.
+/// Evaluates an expression whose names have the values of `value`; also returns the names that it sets.
 ///
 /// # Errors
-/// Every sum that cannot be computed: an unknown name or operator, a division by zero, a number that is too large.
+/// Fails for an unknown name or operator, a division by zero, and an overflow.
 pub fn evaluate(text: &str, value: &dyn Fn(&str) -> Option<i64>) -> Result<(i64, Vec<(String, i64)>), String> {
     let mut result = 0;
     let mut set: Vec<(String, i64)> = Vec::new();
@@ -35,7 +35,7 @@ pub fn evaluate(text: &str, value: &dyn Fn(&str) -> Option<i64>) -> Result<(i64,
     Ok((result, set))
 }
 
-/// `NAME = rest`, `NAME += rest`, `NAME++`.
+/// Parses `NAME = rest`, `NAME += rest`, `NAME++`.
 fn assigned(text: &str) -> Option<(&str, Option<&'static str>, &str)> {
     let text = text.trim();
     for (ending, operator) in [("++", "+"), ("--", "-")] {
@@ -74,7 +74,7 @@ fn apply(operator: &str, a: i64, b: i64) -> Result<i64, String> {
     result.ok_or_else(|| format!("{a} {operator} {b} cannot be computed"))
 }
 
-/// Operators that bind alike, the loosest first.
+/// Operators of equal precedence, the lowest first.
 const LEVELS: &[&[&str]] = &[&["==", "!="], &["<=", ">=", "<", ">"], &["+", "-"], &["*", "/", "%"]];
 
 struct Expression<'a> {

@@ -1,10 +1,11 @@
-//! Commands of a batch file of Windows' cmd, found by reading it. Nothing is ever run.
+//! Extracts the commands of a Windows cmd batch file by parsing it. Nothing is ever run.
 //!
-//! Lines joined by `^`, `%NAME%`, `!NAME!`, `set`, `set /a`, `setlocal`, `call` of a command and `if`s whose test the file
-//! itself answers are followed. Everything else is told where it cannot change the training, and refused with its line where
-//! it could. A line goes through cmd's phases in their order: percent signs, then quotes and carets, then `!`.
+//! Lines joined by `^`, `%NAME%`, `!NAME!`, `set`, `set /a`, `setlocal`, `call` of a command and `if`s whose condition
+//! the file itself determines are followed. Everything else becomes a remark if it cannot change the training, and
+//! otherwise an error with its line. A line passes through cmd's phases in their order: percent signs, then quotes and
+//! carets, then `!`.
 //!
-//! Source: `help cmd`, `help set`, `help if`, `help call`; words as Microsoft's C runtime takes them apart.
+//! Source: `help cmd`, `help set`, `help if`, `help call`; words are split as in Microsoft's C runtime.
 
 use std::collections::HashMap;
 
@@ -15,13 +16,13 @@ mod line;
 
 use line::{Line, Piece};
 
-/// Blocks within blocks.
+/// Limit for nested blocks.
 const MOST_DEPTH: usize = 32;
 
-/// Reads a batch file.
+/// Parses a batch file.
 ///
 /// # Errors
-/// Everything that cannot be followed and could change the training, with its line.
+/// Reports, with its line, anything that cannot be followed and could change the training.
 pub fn read(source: &Source) -> Result<Script, String> {
     let mut batch = Batch {
         folder: source.folder.as_ref().map(|folder| format!("{}/", folder.display())),
@@ -38,13 +39,13 @@ pub fn read(source: &Source) -> Result<Script, String> {
 #[derive(Debug, Default)]
 struct Batch {
     script: Script,
-    /// By their names in capitals: cmd does not tell cases apart.
+    /// Variables by their names in capitals: cmd ignores case.
     variables: HashMap<String, String>,
-    /// `!NAME!` stands for a value.
+    /// True if `!NAME!` is expanded.
     delayed: bool,
-    /// Variables that `setlocal` put aside.
+    /// Variables saved by `setlocal`.
     outer: Vec<(HashMap<String, String>, bool)>,
-    /// `exit` was read: nothing behind it runs.
+    /// True after `exit`: nothing after it runs.
     ended: bool,
     folder: Option<String>,
     from: String,
@@ -76,7 +77,7 @@ impl Batch {
         Ok(())
     }
 
-    /// One command with all of its blocks.
+    /// Processes one command with all of its blocks.
     fn one(&mut self, line: &Line, depth: usize) -> Result<(), String> {
         let line = match line.expanded {
             true => line.clone(),
@@ -111,7 +112,7 @@ impl Batch {
             Some(true) => self.follow(&then, depth + 1),
             Some(false) => self.follow(&otherwise, depth + 1),
             None => {
-                // A jump that an error takes is no part of a run that goes well.
+                // A jump on an error is not taken in a run that goes well.
                 let jumps = !test.is_about_failure() && line.text.to_lowercase().contains("goto");
                 if jumps || could_matter(&line.text) {
                     return Err(format!(
@@ -162,12 +163,12 @@ impl Batch {
         Some(holds != test.negated)
     }
 
-    /// Runs what stands between `&`, `&&`, `||` and `|`.
+    /// Runs the commands between `&`, `&&`, `||` and `|`.
     fn commands(&mut self, text: &str) -> Result<(), String> {
         for (piece, text) in line::pieces(text) {
             match piece {
                 Piece::Runs => self.command(&text)?,
-                // Behind `||`, what a failure brings; behind `|`, who reads the output.
+                // After `||`: only run on a failure; after `|`: only reads the output.
                 Piece::Aside if could_matter(&text) => {
                     return Err(format!(
                         "`{}` is not followed, and sets variables or trains",
@@ -218,13 +219,13 @@ impl Batch {
                 text.trim()
             )),
             "call" if line::first_word(rest).0.eq_ignore_ascii_case("call") => Err("call of call is not read".into()),
-            // `call` puts variables in once more.
+            // `call` expands variables once more.
             "call" => {
                 let again = self.percent(rest)?;
                 self.command(&again)
             }
             "if" | "for" => Err(format!(
-                "`{}` behind another command is not followed: give it a line",
+                "`{}` after another command is not followed: give it a line",
                 text.trim()
             )),
             _ => self.program(text),
@@ -246,7 +247,7 @@ impl Batch {
         Ok(())
     }
 
-    /// `NAME=value`, `"NAME=value"`, `/a NAME=2*3`, `/p NAME=question`
+    /// Parses `NAME=value`, `"NAME=value"`, `/a NAME=2*3`, `/p NAME=question`
     fn set(&mut self, rest: &str) -> Result<(), String> {
         let rest = self.put_in_late(rest.trim_start())?;
         let option = rest.get(..2).unwrap_or_default().to_lowercase();
@@ -257,7 +258,7 @@ impl Batch {
             "/p" => rest[2..].trim_start(),
             _ => &rest,
         };
-        // Of a text in quotes, all up to the last one counts; without, carets are taken out and the spaces stay.
+        // In quotes, everything up to the last quote counts; without, carets are removed and the spaces stay.
         let assigned = match assigned.strip_prefix('"') {
             Some(inner) => inner.rsplit_once('"').map_or(inner, |(inner, _)| inner).to_string(),
             None => line::uncareted(assigned),
@@ -284,7 +285,7 @@ impl Batch {
 
     fn compute(&mut self, text: &str) -> Result<(), String> {
         let text = line::uncareted(text).replace("%%", "%");
-        // What is not set counts as 0.
+        // Unset names count as 0.
         let value = |name: &str| match self.variables.get(&name.to_uppercase()) {
             Some(text) => text.trim().parse().ok(),
             None => name
@@ -303,13 +304,13 @@ impl Batch {
         self.grown += by;
         match self.grown > MOST_BYTES {
             true => Err(format!(
-                "comes to more than {MOST_BYTES} bytes once its variables are put in"
+                "comes to more than {MOST_BYTES} bytes once its variables are expanded"
             )),
             false => Ok(()),
         }
     }
 
-    /// The first phase: `%NAME%`, `%%`, `%1`, `%~dp0`.
+    /// Expands the first phase: `%NAME%`, `%%`, `%1`, `%~dp0`.
     fn percent(&mut self, text: &str) -> Result<String, String> {
         let mut done = String::new();
         let mut rest = text;
@@ -342,7 +343,7 @@ impl Batch {
         Ok(done)
     }
 
-    /// The last phase: `!NAME!`, where it is switched on.
+    /// Expands the last phase: `!NAME!`, if enabled.
     fn put_in_late(&mut self, text: &str) -> Result<String, String> {
         if !self.delayed {
             return Ok(text.to_string());
@@ -380,7 +381,7 @@ impl Batch {
     }
 }
 
-/// Tells whether commands that are not followed could change the training.
+/// Checks whether commands that are not followed could change the training.
 fn could_matter(text: &str) -> bool {
     let text = text.to_lowercase();
     let sets = text.match_indices("set").any(|(at, _)| {

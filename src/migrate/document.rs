@@ -1,11 +1,11 @@
-//! A run file being written: keys in the order of [`RunConfig`](crate::config::RunConfig), each with where it came from.
+//! A run file under construction: keys in the order of [`RunConfig`](crate::config::RunConfig), each with its origin.
 //!
 //! Scalars and lists of scalars are JSON, which is YAML as well; mappings are indented blocks, so that every key has a
 //! line for its comment.
 
 use serde_json::Value;
 
-/// The order of a run file's sections.
+/// Order of a run file's sections.
 const ORDER: &[&str] = &[
     "output_dir",
     "seed",
@@ -23,7 +23,7 @@ const ORDER: &[&str] = &[
     "tracking",
 ];
 
-/// A mapping whose keys say where they came from.
+/// A mapping whose keys have comments on their origin.
 #[derive(Debug, Default)]
 pub struct Block(Vec<Entry>);
 
@@ -42,12 +42,12 @@ enum Content {
 }
 
 impl Block {
-    /// Sets `key`, in place of what it was; `from` is the comment behind it.
+    /// Sets `key`, replacing its value; `from` is the comment after it.
     pub fn set(&mut self, key: &str, value: impl Into<Value>, from: &str) {
         self.put(key, Content::Plain(value.into()), from);
     }
 
-    /// The whole number at `section.key`.
+    /// Returns the integer at `section.key`.
     pub fn number(&self, section: &str, key: &str) -> Option<u64> {
         let find = |block: &Block, key: &str| block.0.iter().position(|entry| entry.key == key);
         let Content::Block(section) = &self.0[find(self, section)?].content else {
@@ -64,7 +64,7 @@ impl Block {
         self.put(key, Content::List(items), from);
     }
 
-    /// The mapping at `key`, empty where there was none.
+    /// Returns the mapping at `key`, empty if there was none.
     pub fn block(&mut self, key: &str) -> &mut Block {
         let at = self.0.iter().position(|entry| entry.key == key).unwrap_or_else(|| {
             self.put(key, Content::Block(Block::default()), "");
@@ -92,7 +92,7 @@ impl Block {
         }
     }
 
-    /// Every text among the values, with its key's path.
+    /// Calls `see` with every text among the values, and its key's path.
     fn texts(&self, path: &str, see: &mut impl FnMut(&str, &str)) {
         for Entry { key, content, .. } in &self.0 {
             let path = match path {
@@ -139,7 +139,7 @@ impl Block {
                     for item in items {
                         let mut text = String::new();
                         item.write(depth + 2, &mut text);
-                        // The first key stands behind the dash.
+                        // The first key follows the dash.
                         let text = text.trim_start();
                         let text = if text.is_empty() { "{}\n" } else { text };
                         out.push_str(&format!("{indent}  - {text}"));
@@ -150,24 +150,28 @@ impl Block {
     }
 }
 
-/// What was read but has no key: what it was, and why.
+/// A setting without a key, and why.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Remark {
+    /// Flag or setting.
     pub what: String,
+    /// Reason why it has no key.
     pub why: String,
 }
 
-/// A run file, and what could not become part of it.
+/// A run file, with the settings that could not become part of it.
 #[derive(Debug, Default)]
 pub struct Document {
+    /// Keys of the run file.
     pub root: Block,
+    /// Settings without a key.
     pub remarks: Vec<Remark>,
-    /// Texts of the script that only running it would turn into values.
+    /// Texts of the script whose values only running it would reveal.
     pub unread: Vec<String>,
 }
 
 impl Document {
-    /// Notes something that has no key.
+    /// Records a setting without a key.
     pub fn remark(&mut self, what: impl Into<String>, why: impl Into<String>) {
         self.remarks.push(Remark {
             what: what.into(),
@@ -175,7 +179,7 @@ impl Document {
         });
     }
 
-    /// Keys that hold what is no value here, each with what to do.
+    /// Returns the keys whose value is unusable here, each with advice.
     pub fn unfit(&self) -> Vec<String> {
         let mut unfit = Vec::new();
         self.root.texts("", &mut |path, text| {
@@ -183,7 +187,7 @@ impl Document {
             if let Some(left) = self.unread.iter().find(|left| text.contains(left.as_str())) {
                 let left = left.escape_debug();
                 unfit.push(format!(
-                    "{path}: {left} stands here as in the script, which is not run: write its value"
+                    "{path}: {left} is copied from the script, which is not run: write its value"
                 ));
             } else if !prompt && is_on_a_drive(text) {
                 let text = text.escape_debug();
@@ -195,7 +199,7 @@ impl Document {
         unfit
     }
 
-    /// The file's text below these lines of comment.
+    /// Formats the file's text below these comment lines.
     pub fn to_yaml(&mut self, head: &[String]) -> String {
         let place = |entry: &Entry| ORDER.iter().position(|key| *key == entry.key);
         self.root.0.sort_by_key(place);
@@ -214,12 +218,12 @@ impl Document {
     }
 }
 
-/// `D:\models`, `D:/models`
+/// Checks for `D:\models`, `D:/models`
 pub fn is_on_a_drive(path: &str) -> bool {
     matches!(path.as_bytes(), [letter, b':', b'\\' | b'/', ..] if letter.is_ascii_alphabetic())
 }
 
-/// JSON, with everything escaped that YAML does not allow to stand in a text.
+/// Formats JSON, escaping everything that YAML does not allow in a text.
 fn scalar(value: &Value) -> String {
     let mut text = String::new();
     for c in value.to_string().chars() {
@@ -227,7 +231,7 @@ fn scalar(value: &Value) -> String {
             text.push_str(&format!("\\u{:04x}", c as u32));
         } else {
             text.push(c);
-            // [49, 480, 720]
+            // As in [49, 480, 720]
             if c == ',' && !value.is_string() && is_numbers(value) {
                 text.push(' ');
             }
@@ -236,7 +240,7 @@ fn scalar(value: &Value) -> String {
     text
 }
 
-/// A list that holds only numbers and such lists: its commas are no part of a text.
+/// Checks for a list of numbers and such lists only: its commas are not part of a text.
 fn is_numbers(value: &Value) -> bool {
     match value {
         Value::Number(_) => true,
@@ -245,7 +249,7 @@ fn is_numbers(value: &Value) -> bool {
     }
 }
 
-/// What stands in a comment must not end it, nor change the terminal that shows it.
+/// Escapes text so that it can neither end a comment nor control the terminal that shows it.
 fn one_line(text: &str) -> String {
     text.chars()
         .flat_map(|c| match c {

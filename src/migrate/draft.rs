@@ -1,15 +1,15 @@
-//! A run file in the making: what the trainers' migrations share.
+//! A run file under construction: code shared by the trainers' migrations.
 
 use super::Source;
 use super::document::Document;
 use super::flags::{Flag, Number, Reader};
 
-/// A script's flags while they become keys.
+/// A script's flags during their conversion to keys.
 pub struct Draft<'a> {
     pub source: &'a Source,
     pub document: Document,
     pub flags: Reader,
-    /// The comment behind a value that no flag gives.
+    /// Comment on a value without a flag.
     pub default: &'static str,
 }
 
@@ -23,7 +23,7 @@ const SCHEDULES: &[&str] = &[
     "polynomial",
 ];
 
-/// Optimisers that move weights as AdamW does, but for how they store their moments.
+/// Optimisers that update weights like AdamW, except for their storage of moments.
 const ADAMW: &[&str] = &[
     "adamw",
     "adamw8bit",
@@ -38,7 +38,7 @@ const ADAMW: &[&str] = &[
 const ADAM: &[&str] = &["adam", "adam8bit", "adam-8bit", "adam-bnb", "adam-bnb-8bit"];
 
 impl Draft<'_> {
-    /// `section.key` from a flag with one number, else the trainer's default.
+    /// Sets `section.key` from a flag with one number, else from the trainer's default.
     pub fn number<T: Number + Into<serde_json::Value>>(
         &mut self,
         name: &str,
@@ -68,7 +68,7 @@ impl Draft<'_> {
         self.document.remark(flag.typed(), why);
     }
 
-    /// `section.key` from a switch.
+    /// Sets `section.key` from a switch.
     pub fn onoff(&mut self, name: &str, section: &str, key: &str) {
         let given = self.flags.switch(name);
         let from = match given {
@@ -78,7 +78,7 @@ impl Draft<'_> {
         self.set(section, key, given, &from);
     }
 
-    /// `--max_grad_norm`, and what 0 means to the trainer. Without end, it never clips.
+    /// Converts `--max_grad_norm`, given the trainer's meaning of 0. inf disables clipping.
     pub fn clipping(&mut self, zero: Zero) {
         let name = "max_grad_norm";
         let Some(text) = self.flags.text(name) else {
@@ -100,7 +100,7 @@ impl Draft<'_> {
         }
     }
 
-    /// `--lr_scheduler`: its name, where vtrain has it.
+    /// Converts `--lr_scheduler`, if vtrain has it, and returns its name.
     pub fn schedule(&mut self) -> String {
         let flag = self.flags.take("lr_scheduler");
         let name = flag
@@ -122,11 +122,11 @@ impl Draft<'_> {
         name
     }
 
-    /// An optimiser's name. AdamW is vtrain's; another one's learning rate would not be AdamW's.
+    /// Converts an optimiser's name. AdamW is vtrain's; another one's learning rate would not fit AdamW.
     pub fn optimizer_name(&mut self, flag: &Flag) {
         let said = flag.values.join(" ");
         let name = said.to_lowercase().replace('_', "-");
-        // `bitsandbytes.optim.AdamW8bit`
+        // As in `bitsandbytes.optim.AdamW8bit`
         let name = name.rsplit('.').next().unwrap_or(&name);
         let from = flag.typed();
         if ADAMW.contains(&name) {
@@ -142,7 +142,7 @@ impl Draft<'_> {
             );
         } else {
             self.flags.problems.push(format!(
-                "--{} {}: vtrain has adamw alone, and another optimiser's learning rate is none of AdamW's: migrate the \
+                "--{} {}: vtrain has adamw alone, and another optimiser's learning rate does not fit AdamW: migrate the \
                  script with adamw and the learning rate that you want",
                 flag.name,
                 said.escape_debug()
@@ -151,11 +151,11 @@ impl Draft<'_> {
     }
 }
 
-/// The meaning of `--max_grad_norm 0` to a trainer.
+/// Meaning of `--max_grad_norm 0` to a trainer.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Zero {
-    /// Gradients stay as they are.
+    /// Gradients are unchanged.
     NoClipping,
-    /// Gradients are scaled to this norm, to nothing.
+    /// Gradients are scaled to norm 0.
     Clips,
 }

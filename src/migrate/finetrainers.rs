@@ -1,9 +1,9 @@
-//! finetrainers: `accelerate launch` or `torchrun`, `train.py` and its flags; and what it grew from, diffusers' own CogVideoX
-//! scripts and cogvideox-factory.
+//! Migration from finetrainers: `accelerate launch` or `torchrun`, `train.py` and its flags; and from its predecessors,
+//! diffusers' own CogVideoX scripts and cogvideox-factory.
 //!
 //! Flags and defaults: `finetrainers/args.py` of v0.0.1 and of today, `trainer/sft_trainer/config.py`; diffusers'
 //! `examples/cogvideo/train_cogvideox_lora.py` and `train_cogvideox_image_to_video_lora.py`; cogvideox-factory's
-//! `training/args.py`. Which they are is told by the script's name and, for finetrainers, by where the data is named:
+//! `training/args.py`. They are recognised by the script's name and, for finetrainers, by the flags that name the data:
 //! `--data_root` and `--dataset_file`, or `--dataset_config`.
 
 use std::ops::{Deref, DerefMut};
@@ -21,10 +21,10 @@ mod validation;
 pub use names::DIFFUSERS_SCRIPTS;
 use names::{Trainer, is_training};
 
-/// A run file from a script that runs `train.py`.
+/// Converts a script that runs `train.py` to a run file.
 ///
 /// # Errors
-/// Every value that cannot be read, one message each.
+/// Lists every value that cannot be read, one message each.
 pub fn migrate(source: &Source) -> Result<Migrated, Vec<String>> {
     let mut document = Document::default();
     let launch = command(source, is_training, &mut document)?;
@@ -64,9 +64,9 @@ pub fn migrate(source: &Source) -> Result<Migrated, Vec<String>> {
 struct Migration<'a> {
     draft: Draft<'a>,
     trainer: Trainer,
-    /// Height and width of the clips, where one flag each gives them.
+    /// Height and width of the clips, if each has its own flag.
     size: Option<[u64; 2]>,
-    /// The family that `--model_name` or the script's name says, where vtrain has it.
+    /// Family named by `--model_name` or by the script's name, if vtrain has it.
     family: Option<FamilyName>,
 }
 
@@ -147,7 +147,7 @@ impl Migration<'_> {
             [one] if one.contains(['(', '*', '|', '[', '^', '+', '\\']) || one == "all-linear" => {
                 self.set("lora", "target_modules", one.as_str(), from);
             }
-            // Names in one pair of quotes are names all the same.
+            // Names in a single pair of quotes are split as well.
             words => {
                 let names: Vec<&str> = words.iter().flat_map(|word| word.split_whitespace()).collect();
                 self.set("lora", "target_modules", names, from);
@@ -341,14 +341,14 @@ impl Migration<'_> {
                 self.set("tracking", "tensorboard", true, "");
                 self.remark(
                     &flag,
-                    "vtrain writes metrics.jsonl and TensorBoard's files, and sends nothing away",
+                    "vtrain writes metrics.jsonl and TensorBoard's files, and uploads nothing",
                 );
             }
         }
     }
 }
 
-/// A folder as the run file has to write it; a name of the Hub as it is.
+/// Returns a folder's path relative to the run file; a name of the Hub is unchanged.
 pub(super) fn model_path(source: &Source, path: &str) -> String {
     let hub = path.matches('/').count() == 1 && !path.starts_with(['.', '/', '~']);
     if hub && !source.from.join(path).is_dir() {
@@ -358,7 +358,7 @@ pub(super) fn model_path(source: &Source, path: &str) -> String {
     }
 }
 
-/// What flow matching reads.
+/// Flags of flow matching.
 const FLOW: &[&str] = &[
     "flow_weighting_scheme",
     "flow_logit_mean",
@@ -407,7 +407,7 @@ const REASONS: &[(&[&str], &str)] = &[
     ),
     (
         &["mixed_precision"],
-        "frozen weights are kept in model.dtype, and adapters learn in f32",
+        "frozen weights are kept in model.dtype, and adapters are trained in f32",
     ),
     (
         &[
@@ -433,7 +433,7 @@ const REASONS: &[(&[&str], &str)] = &[
     (&["dataset_shuffle_buffer_size"], "vtrain shuffles the whole data set"),
     (
         &["dataloader_num_workers", "pin_memory"],
-        "encoded clips are read beside the training, without workers",
+        "encoded clips are read during training, without workers",
     ),
     (&["max_data_samples"], "vtrain trains on the whole data set"),
     (
@@ -484,7 +484,7 @@ const REASONS: &[(&[&str], &str)] = &[
     ),
     (
         &["resume_from_checkpoint"],
-        "a run goes on by `vtrain train --config FILE --resume`",
+        "a run is resumed by `vtrain train --config FILE --resume`",
     ),
     (&["use_8bit_bnb"], "vtrain's AdamW keeps its moments in f32"),
     (&["beta3"], "is for Prodigy, which vtrain does not have"),
@@ -527,7 +527,7 @@ const REASONS: &[(&[&str], &str)] = &[
             "frame_conditioning_index",
             "frame_conditioning_concatenate_mask",
         ],
-        "vtrain has no control training; train.first_frame trains on clips that start from an image",
+        "vtrain has no control training; train.first_frame_conditioning_p trains on clips that start from an image",
     ),
     (&["training_type"], "vtrain trains LoRA adapters"),
     (&["list_models"], "prints a list and trains nothing"),

@@ -1,4 +1,4 @@
-//! A training's command, as flags with their values.
+//! A training command as flags with their values.
 
 use std::str::FromStr;
 
@@ -7,13 +7,14 @@ use super::document::Document;
 /// `--name value value`, or `--name=value`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Flag {
-    /// Without its dashes.
+    /// Name without its dashes.
     pub name: String,
+    /// Values in the order of the command line.
     pub values: Vec<String>,
 }
 
 impl Flag {
-    /// As it would be typed. What may be a secret is left out.
+    /// Formats the flag as typed, without possible secrets.
     pub fn typed(&self) -> String {
         let mut text = format!("--{}", self.name);
         for value in &self.values {
@@ -24,15 +25,15 @@ impl Flag {
     }
 }
 
-/// Whether a flag of this name (or a variable) may hold what nobody should read: `--hub_token`, but not `--tokenizer_id`.
+/// Checks whether a flag (or a variable) of this name may hold a secret: `--hub_token`, but not `--tokenizer_id`.
 fn is_secret(name: &str) -> bool {
     let name = name.trim_start_matches('-').to_lowercase().replace('-', "_");
     let words = ["token", "key", "password", "secret"];
     name != "id_token" && name.split('_').any(|part| words.contains(&part))
 }
 
-/// A command that starts no training, as it would be typed. What may be a secret is left out, and so is all that is said
-/// to a `login`.
+/// Formats a command that starts no training, as typed, without possible secrets and without the arguments of a
+/// `login`.
 pub fn typed(command: &[String]) -> String {
     let mut shown: Vec<String> = Vec::new();
     let mut hide = false;
@@ -52,18 +53,21 @@ pub fn typed(command: &[String]) -> String {
     shown.join(" ")
 }
 
-/// The command that starts a training: flags of the program that launches it, then its own.
+/// Command that starts a training: flags of the launcher, then its own.
 #[derive(Debug, Default)]
 pub struct Launch {
+    /// Script or module that is launched.
     pub script: String,
+    /// Flags of the launcher.
     pub launcher: Vec<Flag>,
+    /// Flags of the training script.
     pub flags: Vec<Flag>,
-    /// Words that belong to no flag.
+    /// Words without a flag.
     pub stray: Vec<String>,
 }
 
 impl Launch {
-    /// Splits a command at the Python script whose name `is_training` knows; none where there is no such script.
+    /// Splits a command at the Python script whose name `is_training` recognises; None without one.
     pub fn of(command: &[String], is_training: fn(&str) -> bool) -> Option<Self> {
         let at = command
             .iter()
@@ -79,12 +83,12 @@ impl Launch {
     }
 }
 
-/// The last part of a path of Unix or of Windows.
+/// Returns the last part of a path of Unix or Windows.
 pub fn file_name(path: &str) -> &str {
     path.rsplit(['/', '\\']).next().unwrap_or(path)
 }
 
-/// Flags, and the words before the first.
+/// Splits words into flags, and the words before the first.
 fn flags(words: &[String]) -> (Vec<Flag>, Vec<String>) {
     let mut found: Vec<Flag> = Vec::new();
     let mut stray = Vec::new();
@@ -106,17 +110,17 @@ fn flags(words: &[String]) -> (Vec<Flag>, Vec<String>) {
     (found, stray)
 }
 
-/// The flags of a command while they become keys: what is taken is gone.
+/// Flags of a command during conversion: those taken are removed.
 pub struct Reader {
     flags: Vec<Flag>,
-    /// Names that a trainer gives to flags: those asked for, and those on the command line.
+    /// A trainer's names for flags: ours, and those on the command line.
     spelled: Vec<(&'static str, &'static str)>,
     /// Values that could not be read.
     pub problems: Vec<String>,
 }
 
 impl Reader {
-    /// Of a flag given twice the last counts, as in argparse.
+    /// Reader of a command's flags. If a flag is given twice the last one counts, as in argparse.
     pub fn new(launch: &Launch, document: &mut Document) -> Self {
         let mut flags: Vec<Flag> = Vec::new();
         for flag in &launch.flags {
@@ -133,33 +137,35 @@ impl Reader {
         }
     }
 
-    /// Asks for these flags by their second name where that is given and the first is not.
+    /// Uses the second name of these flags if that is given and the first is not.
     pub fn spell(&mut self, names: &[(&'static str, &'static str)]) {
         let given = names.iter().filter(|(name, other)| self.has(other) && !self.has(name));
         self.spelled = given.copied().collect();
     }
 
-    /// A flag's name on the command line.
+    /// Returns a flag's name on the command line.
     fn spelling<'a>(&self, name: &'a str) -> &'a str {
         let other = self.spelled.iter().find(|(asked, _)| *asked == name);
         other.map_or(name, |(_, other)| *other)
     }
 
-    /// `--name`, as the command line has it.
+    /// Returns `--name`, as on the command line.
     pub fn said(&self, name: &str) -> String {
         format!("--{}", self.spelling(name))
     }
 
+    /// Returns true if the flag was given and not yet taken.
     pub fn has(&self, name: &str) -> bool {
         self.flags.iter().any(|flag| flag.name == self.spelling(name))
     }
 
+    /// Takes a flag off the command line; `None` if it was not given.
     pub fn take(&mut self, name: &str) -> Option<Flag> {
         let at = self.flags.iter().position(|flag| flag.name == self.spelling(name))?;
         Some(self.flags.remove(at))
     }
 
-    /// A switch: there or not.
+    /// Takes a switch: present or not.
     pub fn switch(&mut self, name: &str) -> bool {
         match self.take(name) {
             Some(flag) if flag.values.is_empty() => true,
@@ -171,7 +177,7 @@ impl Reader {
         }
     }
 
-    /// A flag's one value.
+    /// Takes a flag's single value.
     pub fn text(&mut self, name: &str) -> Option<String> {
         let flag = self.take(name)?;
         match &flag.values[..] {
@@ -183,7 +189,7 @@ impl Reader {
         }
     }
 
-    /// A flag's one value, as a number.
+    /// Takes a flag's single value, as a number.
     pub fn number<T: Number>(&mut self, name: &str) -> Option<T> {
         let text = self.text(name)?;
         match T::read(&text) {
@@ -200,6 +206,7 @@ impl Reader {
         }
     }
 
+    /// Records a problem of a flag, with its values.
     pub fn wrong(&mut self, flag: &Flag, message: &str) {
         self.problems.push(format!(
             "--{} {message}, found '{}'",
@@ -208,7 +215,7 @@ impl Reader {
         ));
     }
 
-    /// What nobody took.
+    /// Returns the flags that were not taken.
     pub fn rest(&mut self) -> Vec<Flag> {
         std::mem::take(&mut self.flags)
     }
@@ -216,7 +223,9 @@ impl Reader {
 
 /// A number on a command line.
 pub trait Number: FromStr {
+    /// Description of the numbers that are accepted.
     const EXPECTED: &str;
+    /// Parses a number; `None` if the text is not one.
     fn read(text: &str) -> Option<Self>;
 }
 

@@ -1,9 +1,9 @@
-//! Run files from the commands of other trainers: finetrainers and the scripts that it grew from ([`finetrainers`]), and
+//! Converts the commands of other trainers to run files: finetrainers and its predecessors ([`finetrainers`]), and
 //! musubi-tuner ([`musubi`]).
 //!
-//! A script is read, never run ([`script`]); its command is taken apart into flags ([`flags`]); each flag becomes a key of
-//! the run file or a comment that says why there is none ([`document`]). What the other trainer does where a flag is
-//! absent is written out, since vtrain's defaults are other ones.
+//! A script is parsed, never run ([`script`]); its command is split into flags ([`flags`]); each flag becomes a key of
+//! the run file or a comment that explains why there is none ([`document`]). The other trainer's defaults for absent
+//! flags are written out, because vtrain's differ.
 
 use std::path::{Component, Path, PathBuf};
 
@@ -13,6 +13,7 @@ pub mod document;
 mod draft;
 pub mod finetrainers;
 pub mod flags;
+mod language;
 pub mod musubi;
 mod powershell;
 pub mod script;
@@ -22,23 +23,23 @@ pub mod text;
 use crate::config::RunConfig;
 use document::Document;
 use flags::{Flag, Launch, Reader};
-use script::{Language, Script};
+use language::Language;
 
-/// A file that describes data or prompts is not longer.
+/// Upper limit for a file that describes data or prompts.
 const MOST_BYTES: u64 = 16 << 20;
 
-/// What to read, and where its relative paths begin.
+/// Script to convert, and the folders of relative paths.
 #[derive(Debug, Clone)]
 pub struct Source {
-    /// The script's text.
+    /// Text of the script.
     pub text: String,
-    /// What the script is called in messages.
+    /// Name of the script in messages.
     pub name: String,
-    /// The script's folder; none for standard input.
+    /// Folder of the script; None for standard input.
     pub folder: Option<PathBuf>,
-    /// The folder that the script is run from.
+    /// Folder that the script is run from.
     pub from: PathBuf,
-    /// The folder of the run file to be.
+    /// Folder of the future run file.
     pub to: PathBuf,
     /// Values of variables that the script does not set.
     pub variables: Vec<(String, String)>,
@@ -47,16 +48,17 @@ pub struct Source {
 /// A run file.
 #[derive(Debug)]
 pub struct Migrated {
+    /// Text of the run file.
     pub yaml: String,
-    /// How many things have no key of their own and became comments.
+    /// Number of settings without a key, which became comments.
     pub remarks: usize,
-    /// What vtrain would say of the run file; nothing where it can be loaded.
+    /// Problems that vtrain would report for the run file; empty if it can be loaded.
     pub problems: Vec<String>,
 }
 
 impl Source {
-    /// Finds a file that the script names: from where it is run, else from one of the folders above the script, else
-    /// beside it.
+    /// Finds a file that the script names: relative to where it is run, else to one of the folders above the script,
+    /// else next to it.
     fn find(&self, path: &str) -> PathBuf {
         let path = self.slashed(path);
         let path = Path::new(&path);
@@ -69,7 +71,7 @@ impl Source {
         places.into_iter().find(|place| place.is_file()).unwrap_or(first)
     }
 
-    /// The text of a file that the script names.
+    /// Returns the text of a file that the script names.
     fn read(&self, path: &str) -> Result<String, String> {
         let found = self.find(path);
         let wrong = |error: std::io::Error| {
@@ -86,7 +88,7 @@ impl Source {
         text::decode(bytes).map_err(|why| format!("{}: {why}", found.display()))
     }
 
-    /// A path with this machine's separators: a script of Windows has its own.
+    /// Returns a path with this machine's separators, instead of Windows'.
     fn slashed(&self, path: &str) -> String {
         match Language::of(self) {
             Language::Batch | Language::PowerShell if !document::is_on_a_drive(path) => path.replace('\\', "/"),
@@ -94,7 +96,7 @@ impl Source {
         }
     }
 
-    /// A path of the script as the run file has to write it.
+    /// Returns a path of the script relative to the run file.
     fn path(&self, path: &str) -> String {
         let path = self.slashed(path);
         let elsewhere = path.starts_with(['~', '$', '%']) || path.contains("://") || document::is_on_a_drive(&path);
@@ -105,9 +107,9 @@ impl Source {
     }
 }
 
-/// `path` as seen from `folder`; both are absolute.
+/// Returns `path` relative to `folder`; both are absolute.
 fn relative(path: &Path, folder: &Path) -> PathBuf {
-    let (path, folder) = (crate::models::tidy(path), crate::models::tidy(folder));
+    let (path, folder) = (crate::paths::normalize(path), crate::paths::normalize(folder));
     let shared = path
         .components()
         .zip(folder.components())
@@ -117,9 +119,9 @@ fn relative(path: &Path, folder: &Path) -> PathBuf {
     up.chain(path.components().skip(shared)).collect()
 }
 
-/// The command of a script that starts a training, read into flags; the rest of the script becomes remarks.
+/// Parses the command of a script that starts a training into flags; the rest of the script becomes remarks.
 fn command(source: &Source, is_training: fn(&str) -> bool, document: &mut Document) -> Result<Launch, Vec<String>> {
-    let script = Script::read(source).map_err(|e| vec![format!("{}: {e}", source.name)])?;
+    let script = language::read(source).map_err(|e| vec![format!("{}: {e}", source.name)])?;
     document.unread = script.unread;
     let mut launches = Vec::new();
     for words in &script.commands {
@@ -161,7 +163,7 @@ fn command(source: &Source, is_training: fn(&str) -> bool, document: &mut Docume
     Ok(launch)
 }
 
-/// The refusal of a script without a training: it says what runs instead.
+/// Error for a script without a training, which lists what it runs.
 fn nothing_starts(source: &Source, commands: &[Vec<String>]) -> String {
     let mut others: Vec<String> = Vec::new();
     for word in commands.iter().flatten() {
@@ -183,21 +185,21 @@ fn nothing_starts(source: &Source, commands: &[Vec<String>]) -> String {
     )
 }
 
-/// What is left of the flags: those with a reason, and those that nobody knows.
+/// Converts the remaining flags to remarks: those with a known reason, and unknown ones.
 fn leave(rest: Vec<Flag>, reasons: &[(&[&str], &str)], trainer: &str, document: &mut Document) {
     for flag in rest {
         let reason = reasons
             .iter()
             .find(|(names, _)| names.contains(&flag.name.as_str()))
             .map_or_else(
-                || format!("is no flag of {trainer} that vtrain knows"),
+                || format!("is not a flag of {trainer} that vtrain knows"),
                 |(_, why)| why.to_string(),
             );
         document.remark(flag.typed(), reason);
     }
 }
 
-/// The file's text, and what vtrain itself would say of it.
+/// Returns the file's text, and the problems that vtrain would report for it.
 fn finish(mut document: Document, reader: Reader, source: &Source, trainer: &str) -> Result<Migrated, Vec<String>> {
     if !reader.problems.is_empty() {
         let named = reader
@@ -225,7 +227,7 @@ fn finish(mut document: Document, reader: Reader, source: &Source, trainer: &str
     let yaml = if problems.is_empty() {
         yaml
     } else {
-        let told = problems.iter().map(|problem| format!("To be put right: {problem}"));
+        let told = problems.iter().map(|problem| format!("To be fixed: {problem}"));
         head.extend(told);
         document.to_yaml(&head)
     };

@@ -1,7 +1,7 @@
-//! musubi-tuner: `accelerate launch ... wan_train_network.py` and its flags, with a `dataset.toml`.
+//! Migration from musubi-tuner: `accelerate launch ... wan_train_network.py` and its flags, with a `dataset.toml`.
 //!
-//! Flags: `wan_train_network.py`, `hv_train_network.py`, `training/parser_common.py`, `training/trainer_base.py` and their
-//! docs. Its models are single files, vtrain's are diffusers directories: the task tells which.
+//! Flags: `wan_train_network.py`, `hv_train_network.py`, `training/parser_common.py`, `training/trainer_base.py` and
+//! their docs. Its models are single files, vtrain's are diffusers directories, selected by the task.
 
 use std::ops::{Deref, DerefMut};
 
@@ -14,10 +14,11 @@ mod config_file;
 mod dataset;
 mod samples;
 
-/// A run file from a script that runs `wan_train_network.py`, and a data set's file in place of the script's.
+/// Converts a script that runs `wan_train_network.py` to a run file; `dataset_config` replaces the script's data set
+/// file.
 ///
 /// # Errors
-/// Every value that cannot be read, one message each.
+/// Lists every value that cannot be read, one message each.
 pub fn migrate(source: &Source, dataset_config: Option<&str>) -> Result<Migrated, Vec<String>> {
     let mut document = Document::default();
     let mut launch = command(source, is_training, &mut document)?;
@@ -52,7 +53,7 @@ pub fn migrate(source: &Source, dataset_config: Option<&str>) -> Result<Migrated
     finish(document, flags, source, "musubi-tuner")
 }
 
-/// `wan_train_network.py`, or `musubi_tuner.wan_train_network` behind `-m`.
+/// Matches `wan_train_network.py`, or `musubi_tuner.wan_train_network` after `-m`.
 fn is_training(name: &str) -> bool {
     name.strip_suffix(".py").unwrap_or(name).ends_with("train_network")
 }
@@ -60,7 +61,7 @@ fn is_training(name: &str) -> bool {
 struct Migration<'a> {
     draft: Draft<'a>,
     image_to_video: bool,
-    /// The rate that the model's clips have.
+    /// Frame rate of the model's clips.
     fps: f64,
 }
 
@@ -78,13 +79,13 @@ impl DerefMut for Migration<'_> {
     }
 }
 
-/// The rates of the clips that the models have seen.
+/// Frame rates of the models' training clips.
 const WAN_FPS: f64 = 16.0;
 const HUNYUAN_FPS: f64 = 24.0;
 
 const DEFAULT: &str = "musubi-tuner's default";
 
-/// Tasks, and the checkpoints of the Hub that they stand for.
+/// Tasks, and their checkpoints on the Hub.
 const TASKS: &[(&str, &str)] = &[
     ("t2v-1.3B", "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"),
     ("t2v-14B", "Wan-AI/Wan2.1-T2V-14B-Diffusers"),
@@ -220,7 +221,7 @@ impl Migration<'_> {
                 if let Some(flag) = &flag {
                     self.remark(
                         flag,
-                        "vtrain has no such draw: write diffusion.timesteps and diffusion.shift",
+                        "vtrain has no such distribution: write diffusion.timesteps and diffusion.shift",
                     );
                 }
             }
@@ -233,7 +234,7 @@ impl Migration<'_> {
         self.weighting(name == "sigma");
     }
 
-    /// `--weighting_scheme`: a draw with `sigma`, a weight with all.
+    /// Converts `--weighting_scheme`: a distribution with `sigma`, a weighting otherwise.
     fn weighting(&mut self, draws: bool) {
         let flag = self.flags.take("weighting_scheme");
         let name = flag
@@ -289,7 +290,7 @@ impl Migration<'_> {
         }
     }
 
-    /// `weight_decay=0.1`, `betas=0.9,0.99`
+    /// Parses `weight_decay=0.1`, `betas=0.9,0.99`
     fn optimizer_arg(&mut self, text: &str) {
         let from = format!("--optimizer_args {text}");
         let (name, value) = text.split_once('=').unwrap_or((text, ""));
@@ -337,7 +338,7 @@ impl Migration<'_> {
         }
     }
 
-    /// `--lr_warmup_steps`: steps, or a share of all steps below 1 or with a %.
+    /// Converts `--lr_warmup_steps`: steps, or a share of all steps below 1 or with a %.
     fn warmup(&mut self, schedule: &str) {
         let Some(text) = self.flags.text("lr_warmup_steps") else {
             return self.set("lr_scheduler", "warmup_steps", 0, DEFAULT);
@@ -357,7 +358,7 @@ impl Migration<'_> {
                     let from = format!("{from} of {steps} steps");
                     self.set("lr_scheduler", "warmup_steps", (share * steps as f64) as u64, &from);
                 }
-                // Only the data set tells how many steps its epochs take.
+                // Only the data set determines the number of steps in its epochs.
                 None => self.set("lr_scheduler", "warmup_ratio", share, &from),
             },
             Some(steps) if steps >= 0.0 && steps.fract() == 0.0 && steps < 1e12 && !text.contains('%') => {
@@ -393,7 +394,7 @@ impl Migration<'_> {
             Some("tensorboard" | "all") => self.set("tracking", "tensorboard", true, "--log_with"),
             _ => self.remark(
                 &flag,
-                "vtrain writes metrics.jsonl and TensorBoard's files, and sends nothing away",
+                "vtrain writes metrics.jsonl and TensorBoard's files, and uploads nothing",
             ),
         }
     }
@@ -428,7 +429,7 @@ const REASONS: &[(&[&str], &str)] = &[
             "full_bf16",
             "full_fp16",
         ],
-        "frozen weights are kept in model.dtype, bf16 or f32, and adapters learn in f32",
+        "frozen weights are kept in model.dtype, bf16 or f32, and adapters are trained in f32",
     ),
     (
         &[
@@ -461,7 +462,7 @@ const REASONS: &[(&[&str], &str)] = &[
             "offload_inactive_dit",
             "gradient_checkpointing_cpu_offload",
         ],
-        "vtrain keeps the transformer where it trains; train.keep says what a step keeps",
+        "vtrain keeps the transformer where it trains; train.activation_policy decides what a step keeps",
     ),
     (
         &[
@@ -475,7 +476,7 @@ const REASONS: &[(&[&str], &str)] = &[
     (&["network_dropout"], "drops other numbers than lora.dropout does"),
     (
         &["network_args"],
-        "vtrain's adapters have no such settings; lora.target_modules says where they go",
+        "vtrain's adapters have no such settings; lora.target_modules selects their layers",
     ),
     (&["dim_from_weights"], "the rank is lora.rank"),
     (
@@ -493,7 +494,7 @@ const REASONS: &[(&[&str], &str)] = &[
     ),
     (
         &["max_data_loader_n_workers", "persistent_data_loader_workers"],
-        "encoded clips are read beside the training, without workers",
+        "encoded clips are read during training, without workers",
     ),
     (
         &[
@@ -507,13 +508,13 @@ const REASONS: &[(&[&str], &str)] = &[
     ),
     (
         &["save_state", "save_state_on_train_end"],
-        "every checkpoint of vtrain can be gone on from",
+        "every checkpoint of vtrain can be resumed from",
     ),
     (
         &["save_precision", "no_metadata", "training_comment"],
         "adapter files are f32, with their settings in the header",
     ),
-    (&["resume"], "a run goes on by `vtrain train --config FILE --resume`"),
+    (&["resume"], "a run is resumed by `vtrain train --config FILE --resume`"),
     (
         &["sample_every_n_epochs"],
         "vtrain counts in steps: write validation.every",
@@ -554,7 +555,7 @@ const REASONS: &[(&[&str], &str)] = &[
             "save_state_to_huggingface",
             "resume_from_huggingface",
         ],
-        "vtrain sends nothing away: upload output_dir with `hf upload`",
+        "vtrain does not upload it: upload output_dir with `hf upload`",
     ),
     (&["scale_weight_norms"], "vtrain does not scale adapters down"),
     (

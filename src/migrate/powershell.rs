@@ -1,14 +1,15 @@
-//! Commands of a PowerShell script, found by reading it. Nothing is ever run.
+//! Extracts the commands of a PowerShell script by parsing it. Nothing is ever run.
 //!
 //! Lines joined by a backtick, `$NAME`, `$env:NAME`, lists with their splatting and `.Add`, here-strings, both kinds of
-//! quotes and `if`s whose test the script itself answers are followed. Everything else is told where it cannot change the training, and refused with its line where it could.
+//! quotes and `if`s whose condition the script itself determines are followed. Everything else becomes a remark if it
+//! cannot change the training, and otherwise an error with its line.
 //!
 //! Source: about_Parsing, about_Quoting_Rules, about_Splatting, about_Special_Characters.
 
 use std::collections::HashMap;
 
 use super::Source;
-use super::script::{MOST_BYTES, Script, trains};
+use super::script::{MOST_BYTES, Script, short, trains};
 
 mod branch;
 mod text;
@@ -17,10 +18,10 @@ mod value;
 use text::Text;
 use value::Value;
 
-/// Reads a script of PowerShell.
+/// Parses a PowerShell script.
 ///
 /// # Errors
-/// Everything that cannot be followed and could change the training, with its line.
+/// Reports, with its line, anything that cannot be followed and could change the training.
 pub fn read(source: &Source) -> Result<Script, String> {
     let mut reader = PowerShell::default();
     for (name, value) in &source.variables {
@@ -36,13 +37,13 @@ pub fn read(source: &Source) -> Result<Script, String> {
     Ok(reader.script)
 }
 
-/// Words that open something else than a command.
+/// Keywords that begin something else than a command.
 const KEYWORDS: &[&str] = &[
     "if", "elseif", "else", "foreach", "for", "while", "do", "switch", "function", "filter", "param", "try", "catch",
     "finally", "begin", "process", "end", "throw", "trap", "class", "using",
 ];
 
-/// Programs that read a command from a text.
+/// Programs that take a command as text.
 const INDIRECT: &[&str] = &[
     "invoke-expression",
     "iex",
@@ -62,9 +63,9 @@ const INDIRECT: &[&str] = &[
 #[derive(Debug, Default)]
 struct PowerShell {
     script: Script,
-    /// By their names in small letters: PowerShell does not tell cases apart.
+    /// Variables by their names in lower case: PowerShell ignores case.
     variables: HashMap<String, Value>,
-    /// `exit` was read: nothing behind it runs.
+    /// True after `exit`: nothing after it runs.
     ended: bool,
     grown: usize,
 }
@@ -107,7 +108,7 @@ impl PowerShell {
         self.command(text)
     }
 
-    /// `$NAME = value`, `$NAME += value`, `$NAME.Add(value)`
+    /// Processes `$NAME = value`, `$NAME += value`, `$NAME.Add(value)`
     fn with_variable<'a>(&mut self, name: &str, text: &mut Text<'a>, start: Text<'a>) -> Result<(), String> {
         text.skip_blank()?;
         let appends = text.eat("+=");
@@ -129,7 +130,7 @@ impl PowerShell {
         if trains(&rest) {
             return Err(format!("`{}` is not followed", short(&rest)));
         }
-        // Whatever it does: what the variable holds is no longer known.
+        // Any other use leaves the variable's value unknown.
         self.variables.remove(name);
         self.script.remark(format!("`{}` is not followed", short(&rest)));
         Ok(())
@@ -139,7 +140,7 @@ impl PowerShell {
         self.grown += by;
         match self.grown > MOST_BYTES {
             true => Err(format!(
-                "comes to more than {MOST_BYTES} bytes once its variables are put in"
+                "comes to more than {MOST_BYTES} bytes once its variables are expanded"
             )),
             false => Ok(()),
         }
@@ -155,10 +156,10 @@ impl PowerShell {
                 break;
             }
             if text.eat("||") || text.eat("|") {
-                // Who reads the output, and what a failure brings.
+                // Commands that read the output, or only run on a failure.
                 let rest = text.end_of_statement();
                 if trains(&rest) {
-                    return Err(format!("`{}` behind a | is not followed", short(&rest)));
+                    return Err(format!("`{}` after a | is not followed", short(&rest)));
                 }
                 break;
             }
@@ -179,7 +180,7 @@ impl PowerShell {
                 "the command that {name} is handed is not read: write it on a line of its own"
             ));
         }
-        // What sets variables by another way than `=`.
+        // Commands that set variables without `=`.
         if ["set-variable", "sv", "new-variable", "set-item"].contains(&name) {
             return Err(format!("`{}` is not followed: write $NAME = value", short(&said)));
         }
@@ -199,7 +200,7 @@ impl PowerShell {
         Ok(())
     }
 
-    /// A word of a command: none, one, or the items of a list.
+    /// Reads a word of a command: none, one, or the items of a list.
     fn word(&mut self, text: &mut Text, words: &mut Vec<String>) -> Result<(), String> {
         if text.ahead("--%") {
             return Err("--% hands the rest over unread: leave it out, and quote what needs it".into());
@@ -239,7 +240,7 @@ impl PowerShell {
                 Some(',') => return Err("a comma outside of quotes makes a list of the word: quote it".into()),
                 Some('(') => {
                     let inner = text.bracketed('(', ')')?;
-                    self.script.leave(&inner, "is not run: it stays as it stands");
+                    self.script.leave(&inner, "is not run: it is kept verbatim");
                     word.push_str(&inner);
                 }
                 Some('$') => {
@@ -267,7 +268,7 @@ impl PowerShell {
         Ok(())
     }
 
-    /// A text in quotes.
+    /// Reads a text in quotes.
     fn quoted(&mut self, text: &mut Text) -> Result<String, String> {
         if text.eat("'") {
             return text.single_quoted();
@@ -294,7 +295,7 @@ impl PowerShell {
         }
     }
 
-    /// A here-string's text, its variables put in.
+    /// Expands the variables of a here-string.
     fn expand(&mut self, inner: &str) -> Result<String, String> {
         let mut text = Text::new(inner);
         let mut done = String::new();
@@ -311,13 +312,13 @@ impl PowerShell {
         Ok(done)
     }
 
-    /// The text that a `$` stands for.
+    /// Expands a `$`.
     fn dollar(&mut self, text: &mut Text) -> Result<String, String> {
         let start = text.clone();
         if text.ahead("$(") {
             text.next();
             let inner = format!("${}", text.bracketed('(', ')')?);
-            self.script.leave(&inner, "is not run: it stays as it stands");
+            self.script.leave(&inner, "is not run: it is kept verbatim");
             return Ok(inner);
         }
         let Some(name) = text.variable() else {
@@ -340,7 +341,7 @@ impl PowerShell {
         }
     }
 
-    /// A statement that is not followed, with its blocks.
+    /// Skips a statement that is not followed, with its blocks, or rejects it.
     fn refuse_or_tell(&mut self, text: &mut Text) -> Result<(), String> {
         let line = text.line();
         let said = text.whole_statement()?;
@@ -356,7 +357,7 @@ impl PowerShell {
     }
 }
 
-/// Tells whether something is set in it: `$NAME =`, `$NAME +=`, `.Add(`, or a parameter.
+/// Checks whether it sets something: `$NAME =`, `$NAME +=`, `.Add(`, or a parameter.
 fn assigns(text: &str) -> bool {
     let lower = text.to_lowercase();
     let sets = text.match_indices('=').any(|(at, _)| {
@@ -368,12 +369,4 @@ fn assigns(text: &str) -> bool {
         name.starts_with('$')
     });
     sets || lower.contains(".add(") || lower.starts_with("param")
-}
-
-/// The start of a statement, for messages.
-fn short(text: &str) -> String {
-    let first = text.trim().lines().next().unwrap_or_default().trim_end();
-    let short: String = first.chars().take(60).collect();
-    let dots = if short.len() < text.trim().len() { "..." } else { "" };
-    format!("{}{dots}", short.escape_debug())
 }

@@ -1,8 +1,8 @@
-//! Commands of a shell script, found by reading it. Nothing is ever run.
+//! Extracts the commands of a shell script by parsing it. Nothing is ever run.
 //!
-//! Variables, arrays, arguments, functions, sourced files and `eval` are put in. Of an `if`, `&&` or `||` whose test compares
-//! texts or numbers, the branch that holds is followed; of any other `if`, every branch. Of a `for`, the first value counts.
-//! All that is not followed exactly is told in [`Script::remarks`].
+//! Variables, arrays, arguments, functions, sourced files and `eval` are expanded. Of an `if`, `&&` or `||` whose
+//! condition compares texts or numbers, the branch that holds is followed; of any other `if`, every branch. Of a `for`,
+//! the first value counts. Everything that is not followed exactly is recorded in [`Script::remarks`].
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -21,16 +21,16 @@ use expand::{Target, assignment, is_keyed};
 use flow::{Frame, Kind};
 use syntax::{Part, Token, is_name};
 
-/// `eval`, functions and sourced files within each other.
+/// Limit for nested `eval`, functions and sourced files.
 const MOST_DEPTH: usize = 8;
 const MOST_FRAMES: usize = 64;
-/// Commands read, those of functions and of `eval` each time.
+/// Limit for commands, counting those of functions and of `eval` each time.
 const MOST_COMMANDS: usize = 100_000;
 
-/// Reads a script of a Unix shell.
+/// Parses a script of a Unix shell.
 ///
 /// # Errors
-/// Text that is no script: an open quote, say.
+/// Fails for text that is not a script: an open quote, say.
 pub fn read(source: &Source) -> Result<Script, String> {
     let mut shell = Shell {
         source,
@@ -62,24 +62,24 @@ struct Shell<'a> {
     script: Script,
     variables: HashMap<String, Vec<String>>,
     functions: HashMap<String, Rc<[Token]>>,
-    /// `$1` and on, where they are known.
+    /// `$1` and on, if known.
     arguments: Option<Vec<String>>,
     frames: Vec<Frame>,
-    /// The last command's outcome; none: it cannot be told.
+    /// Outcome of the last command; None if unknown.
     truth: Option<bool>,
-    /// The next command does not run: `&&` and `||` see to that.
+    /// True if `&&` or `||` skips the next command.
     skips: bool,
-    /// Doubt about the next command: `&&` stands behind a test without an answer.
+    /// True if the next command is in doubt: `&&` after a condition that is unknown.
     doubts: bool,
-    /// `!` stands before the next command.
+    /// True after a `!` before the next command.
     negates: bool,
-    /// The last command, where it was a test.
+    /// The last command, if it was a test.
     test: Option<String>,
-    /// `exit` was read: nothing behind it runs.
+    /// True after `exit`: nothing after it runs.
     ended: bool,
-    /// `return` was read: nothing behind it in this function runs.
+    /// True after `return`: nothing after it in this function runs.
     returned: bool,
-    /// Bytes that variables have grown to, in all.
+    /// Total bytes of variables.
     grown: usize,
     commands: usize,
 }
@@ -146,12 +146,12 @@ impl Shell<'_> {
         Ok(())
     }
 
-    /// Tells whether the next command runs, as far as is known.
+    /// Returns true if the next command runs, as far as known.
     fn runs(&self) -> bool {
         !self.skips && self.frames.iter().all(|frame| frame.active)
     }
 
-    /// Assignments, then a program's name and its words.
+    /// Processes assignments, then a program's name and its words.
     fn simple(&mut self, command: &[Token], depth: usize) -> Result<(), String> {
         let runs = self.runs();
         let negates = std::mem::take(&mut self.negates);
@@ -212,7 +212,7 @@ impl Shell<'_> {
             }
         }
         let program = words.first().map(String::as_str).unwrap_or_default();
-        // `NAME=value program` hands the variable to that program.
+        // `NAME=value program` exports the variable to that program.
         if exporting || !words.is_empty() && !matches!(program, "declare" | "local" | "readonly" | "typeset") {
             self.script.exported.append(&mut assigned);
         }
@@ -282,7 +282,7 @@ impl Shell<'_> {
         done
     }
 
-    /// `source FILE`: only one of the script's own is read, not one of the machine.
+    /// `source FILE`: only files of the script itself are read, not those of the machine.
     fn sourced(&mut self, words: &[String], depth: usize) -> Result<(), String> {
         let Some(file) = words.get(1) else { return Ok(()) };
         let text = match Path::new(file).is_absolute() || file.ends_with("activate") {
@@ -320,14 +320,14 @@ impl Shell<'_> {
         let here = self.variables.entry(name.to_string()).or_default();
         match (append, items.len(), &mut here[..]) {
             (false, ..) => *here = items,
-            // `X+=text` on a text lengthens it.
+            // `X+=text` appends to a text.
             (true, 1, [text]) => text.push_str(&items[0]),
             (true, ..) => here.extend(items),
         }
         Ok(())
     }
 
-    /// A variable whose value is not known from here on.
+    /// Marks a variable's value as unknown from here on.
     fn forget(&mut self, name: &str, why: &str) {
         self.variables.remove(name);
         self.remark(&format!("{name} {why}"));
@@ -337,7 +337,7 @@ impl Shell<'_> {
         self.grown += by;
         if self.grown > MOST_BYTES {
             return Err(format!(
-                "comes to more than {MOST_BYTES} bytes once its variables are put in"
+                "comes to more than {MOST_BYTES} bytes once its variables are expanded"
             ));
         }
         Ok(())
@@ -356,7 +356,7 @@ impl Shell<'_> {
     }
 }
 
-/// The word where it can be a keyword: none of it is quoted or put in.
+/// Returns the word if it can be a keyword: without quotes and variables.
 fn keyword(token: &Token) -> &str {
     match token {
         Token::Word(word) => match &word[..] {

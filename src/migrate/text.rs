@@ -1,10 +1,9 @@
-//! The text of a file as editors of Unix and of Windows save it: UTF-8, with or without a mark at its start, or UTF-16 with
-//! one.
+//! Text files as saved by editors of Unix and Windows: UTF-8, with or without a byte order mark, or UTF-16 with one.
 
-/// The text of these bytes, its mark left out.
+/// Decodes bytes, without the byte order mark.
 ///
 /// # Errors
-/// Another encoding: what it looks like, and what to do.
+/// Names the probable encoding, with advice.
 pub fn decode(bytes: Vec<u8>) -> Result<String, &'static str> {
     let units = |of: fn([u8; 2]) -> u16| {
         let (pairs, rest) = bytes[2..].as_chunks::<2>();
@@ -17,7 +16,7 @@ pub fn decode(bytes: Vec<u8>) -> Result<String, &'static str> {
     match &bytes[..] {
         [0xff, 0xfe, ..] => units(u16::from_le_bytes),
         [0xfe, 0xff, ..] => units(u16::from_be_bytes),
-        // Letters of a script, each with a zero beside it.
+        // Letters of a script, each with a zero next to it.
         [0, _, ..] | [_, 0, ..] => Err("looks like UTF-16 without a mark at its start; save it as UTF-8"),
         _ => match String::from_utf8(bytes) {
             Ok(text) => Ok(text.strip_prefix('\u{feff}').map(String::from).unwrap_or(text)),

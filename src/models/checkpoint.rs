@@ -1,64 +1,67 @@
-//! A diffusers directory: `model_index.json` says what is in it, and so which family it is.
+//! A diffusers directory: `model_index.json` lists its parts, and so decides its family.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use anyhow::ensure;
 use candle_core::{DType, Device};
 use serde_json::Value;
 
-use super::{Family, FamilyName, rooms};
+use super::spec::CachedConfigs;
+use super::{Family, FamilyName, registry};
 use crate::hub;
 use crate::hub::layout::WeightFile;
 use crate::nn::WeightFolder;
 use crate::nn::weights::Reading;
 
-/// Texts of parts' `config.json`, by the part's name. They stand in for parts that are no longer there.
-pub type Remembered = BTreeMap<String, String>;
-
-/// Opens the checkpoint in `directory`; `family` is checked against what it says of itself.
+/// Opens the checkpoint in `directory`; `family` is checked against the checkpoint's own.
 ///
 /// # Errors
-/// No such directory, no readable `model_index.json`, a pipeline of no family here.
+/// Fails without such a directory or a readable `model_index.json`, and for a pipeline of an unsupported family.
 pub fn open(
     directory: impl Into<WeightFolder>,
     family: FamilyName,
     dtype: DType,
     device: &Device,
 ) -> anyhow::Result<Box<dyn Family>> {
-    open_with(directory, family, &Reading::numbers(dtype, device), &Remembered::new())
+    open_with(
+        directory,
+        family,
+        &Reading::numbers(dtype, device),
+        &CachedConfigs::new(),
+    )
 }
 
-/// As [`open`], read as `reading` says, where parts that only encode may be gone: what they encoded is in a cache, and so are
-/// their configs.
+/// Same as [`open`], read according to `reading`. Parts that only encode may be missing, if their encodings and their
+/// configs are in a cache.
 ///
 /// # Errors
-/// As [`open`]; a part that is neither there nor remembered; a variant that no part has.
+/// Same as [`open`]; also for a part that is neither present nor remembered, and a variant that no part has.
 pub fn open_with(
     directory: impl Into<WeightFolder>,
     family: FamilyName,
     reading: &Reading,
-    remembered: &Remembered,
+    remembered: &CachedConfigs,
 ) -> anyhow::Result<Box<dyn Family>> {
     let directory: &WeightFolder = &directory.into();
-    let room = rooms::of_checkpoint(directory)?;
+    let room = registry::of_checkpoint(directory)?;
     check_variant(directory)?;
     ensure!(
         family == FamilyName::Auto || family == room.name,
-        "{}: is a checkpoint of {}, and model.family says {family:?}",
+        "{}: is a checkpoint of {}, but model.family is {family:?}",
         directory.display(),
         room.title
     );
     (room.open)(directory, reading, remembered)
 }
 
-/// Says whether every part that the index of the checkpoint in `directory` names is there, with all files of its weights.
+/// Checks that every part listed in the index of the checkpoint in `directory` exists, with all weight files.
 pub fn is_whole(directory: &WeightFolder) -> bool {
     let index = std::fs::read_to_string(directory.join("model_index.json"));
     let index: Option<Value> = index.ok().and_then(|text| serde_json::from_str(&text).ok());
     let Some(Value::Object(index)) = index else {
         return false;
     };
-    // A part is named with its library and class; one that is left out has null for both.
+    // A part has a library and a class; an omitted one has null for both.
     let named = |value: &Value| value.as_array().is_some_and(|class| class.iter().all(Value::is_string));
     let parts = index.iter().filter(|(_, value)| named(value)).map(|(part, _)| part);
     let mut used = parts.filter(|part| hub::fetch::PARTS.contains(&part.as_str()));
@@ -71,7 +74,7 @@ pub fn is_whole(directory: &WeightFolder) -> bool {
     })
 }
 
-/// Whether some part has the variant that is wanted: the others are read as usual, as diffusers does it.
+/// Checks that some part has the requested variant: the others are read as usual, as in diffusers.
 fn check_variant(directory: &WeightFolder) -> anyhow::Result<()> {
     let Some(wanted) = directory.variant() else {
         return Ok(());
@@ -98,10 +101,10 @@ fn check_variant(directory: &WeightFolder) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A part of the checkpoint in `directory`, which must be there.
+/// Returns a part of the checkpoint in `directory`, which must exist.
 ///
 /// # Errors
-/// No such folder.
+/// Fails without such a folder.
 pub fn part(directory: &WeightFolder, name: &str) -> anyhow::Result<WeightFolder> {
     let folder = directory.part(name);
     ensure!(

@@ -1,10 +1,10 @@
-//! What a denoising transformer is to those who run it: a stem, blocks, a head.
+//! Interface of denoising transformers: embedding, blocks, head.
 //!
-//! Inference runs them in order. Training may keep only what each segment receives, and run a segment once more when its
-//! gradient is due: a `State` comes apart into the tensors that gradients pass, and is put together again from them.
+//! Inference runs them in order. Training may keep only what each segment receives, and run a segment again when its
+//! gradient is needed: a `State` splits into the tensors that gradients pass through, and is rebuilt from them.
 //!
-//! Shapes: B samples, F latent frames, C channels, H and W latent rows and columns, L text tokens, N video tokens, S tokens
-//! that the blocks change, D the model's width, T the time's.
+//! Shapes: B samples, F latent frames, C channels, H and W latent rows and columns, L text tokens, N video tokens, S
+//! tokens that the blocks change, D the model's width, T the time's.
 
 use std::sync::Arc;
 
@@ -12,26 +12,27 @@ use candle_core::{DType, Device, Error, Result, Tensor};
 
 use crate::nn::rope::Rotary;
 
-/// A noisy clip and what the network is told about it.
+/// A noisy clip and its conditions.
 #[derive(Debug, Clone)]
 pub struct Input {
-    /// In the order that the family's pipeline draws noise in: (B, F, C, H, W) or (B, C, F, H, W). Image to video by
-    /// channels: with what the image says behind the clip's channels.
+    /// Latents in the order in which the family's pipeline draws noise: (B, F, C, H, W) or (B, C, F, H, W). For
+    /// image-to-video by channels, the image's channels come after the clip's.
     pub latents: Tensor,
-    /// (B), of any number type; (B, F) where frames may differ in their noise
+    /// Timesteps (B), of any number type; (B, F) if frames may differ in their noise
     pub timestep: Tensor,
-    pub text: Text,
-    /// What an image encoder says of the image to start from, (B, tokens, width), for models that attend to it
+    /// Encoded prompts.
+    pub text: TextEmbeds,
+    /// Image embedding (B, tokens, width), for models that attend to it
     pub image: Option<Tensor>,
-    /// (1) or (B), for models with `ofs_embed_dim` and only for them; their pipeline gives 2.0
+    /// `ofs` (1) or (B), only for models with `ofs_embed_dim`; their pipeline passes 2.0
     pub ofs: Option<Tensor>,
-    /// Of the clips, B of them, for models whose positions count seconds.
+    /// Frame rates of the B clips, for models whose positions count seconds.
     pub frame_rates: Option<Vec<f64>>,
 }
 
 impl Input {
-    /// With text alone.
-    pub fn new(latents: Tensor, timestep: Tensor, text: impl Into<Text>) -> Self {
+    /// Input with text alone.
+    pub fn new(latents: Tensor, timestep: Tensor, text: impl Into<TextEmbeds>) -> Self {
         Self {
             latents,
             timestep,
@@ -43,32 +44,32 @@ impl Input {
     }
 }
 
-/// Prompts, encoded.
+/// Encoded prompts.
 #[derive(Debug, Clone)]
-pub struct Text {
-    /// (B, L, text width)
+pub struct TextEmbeds {
+    /// Embeddings (B, L, text width)
     pub hidden: Tensor,
-    /// 1 for a prompt's own tokens, 0 for padding that must not be attended to, (B, L) in f32; none where padding counts
+    /// 1 for a prompt's own tokens, 0 for padding that must not be attended to, (B, L) in f32; None if padding counts
     pub mask: Option<Tensor>,
 }
 
-impl From<Tensor> for Text {
+impl From<Tensor> for TextEmbeds {
     /// Prompts (B, L, text width) whose padding counts.
     fn from(hidden: Tensor) -> Self {
         Self { hidden, mask: None }
     }
 }
 
-impl Text {
-    /// Both tensors, for those who keep them; `stack` takes them back.
+impl TextEmbeds {
+    /// Returns the tensors for storage; the inverse of `stack`.
     pub fn tensors(&self) -> Vec<&Tensor> {
         [Some(&self.hidden), self.mask.as_ref()].into_iter().flatten().collect()
     }
 
-    /// Several prompts as one batch, each kept as (L, text width) and, where there is a mask, (L) of any type.
+    /// Stacks prompts to a batch, each stored as (L, text width) and, if masked, (L) of any type.
     ///
     /// # Errors
-    /// Prompts of other than one or two tensors, or some with a mask and some without.
+    /// Fails for prompts of other than one or two tensors, or if only some have a mask.
     pub fn stack(prompts: &[Vec<Tensor>]) -> Result<Self> {
         let count = prompts.first().map_or(0, Vec::len);
         if !(1..=2).contains(&count) || prompts.iter().any(|prompt| prompt.len() != count) {
@@ -85,7 +86,7 @@ impl Text {
         })
     }
 
-    /// Several prompts as one batch.
+    /// Concatenates prompts to a batch.
     pub fn cat(texts: &[Self]) -> Result<Self> {
         let join = |parts: Vec<&Tensor>| Tensor::cat(&parts, 0);
         let masks: Vec<&Tensor> = texts.iter().filter_map(|text| text.mask.as_ref()).collect();
@@ -95,21 +96,22 @@ impl Text {
         })
     }
 
-    /// The prompts from `start` on, `len` of them.
+    /// Returns `len` prompts from `start` on.
     pub fn narrow(&self, start: usize, len: usize) -> Result<Self> {
         self.map(|tensor| tensor.narrow(0, start, len))
     }
 
-    /// How many prompts there are.
+    /// Returns the number of prompts.
     pub fn count(&self) -> Result<usize> {
         self.hidden.dim(0)
     }
 
+    /// Moves the tensors to another device.
     pub fn to_device(&self, device: &Device) -> Result<Self> {
         self.map(|tensor| tensor.to_device(device))
     }
 
-    /// With the prompts, but not the mask, in this type.
+    /// Converts the prompts, but not the mask, to this type.
     pub fn to_dtype(&self, dtype: DType) -> Result<Self> {
         Ok(Self {
             hidden: self.hidden.to_dtype(dtype)?,
@@ -125,39 +127,39 @@ impl Text {
     }
 }
 
-/// What a segment receives from the one before it. A family fills what its blocks read.
+/// State between segments. A family fills what its blocks read.
 #[derive(Debug, Clone)]
 pub struct State {
-    /// The tokens that blocks change, (B, S, D): all parts as one sequence
+    /// Tokens that blocks change, (B, S, D): all parts as one sequence
     pub hidden: Tensor,
-    /// The embedded timestep, (B, T); (B, 1 or F, T) where there is `modulation`: the stem's, read by all that follow
+    /// Embedded timestep, (B, T); (B, 1 or F, T) with `modulation`: from the embedding, read by all later segments
     pub time: Tensor,
-    /// Shifts, scales and gates that all blocks start from, where the stem makes them: (B, 1 or F, k, D)
+    /// Shifts, scales and gates that all blocks start from, if the embedding computes them: (B, 1 or F, k, D)
     pub modulation: Option<Tensor>,
-    /// What blocks attend to across: the embedded text, (B, L, D)
+    /// Context of cross-attention: the embedded text, (B, L, D)
     pub text: Option<Tensor>,
-    /// The same of an image, (B, tokens, D)
+    /// Embedded image for cross-attention, (B, tokens, D)
     pub image: Option<Tensor>,
-    /// What depends on shapes and masks alone, and has no gradient.
-    pub fixed: Arc<Fixed>,
+    /// Part that depends on shapes and masks alone, without gradients.
+    pub fixed: Arc<StaticContext>,
 }
 
-/// The part of a state that no segment changes and no gradient passes.
+/// Part of a state that no segment changes and that has no gradient.
 #[derive(Debug, Clone)]
-pub struct Fixed {
+pub struct StaticContext {
     /// Tokens of the clip: frames, rows, columns; N is their product.
     pub grid: [usize; 3],
-    /// Tokens of each part of the sequence, one part behind the other: the video's come last, behind the text's where
-    /// blocks attend to both together. Their sum is S.
+    /// Tokens of each consecutive part of the sequence: the video's come last, after the text's in joint attention.
+    /// Their sum is S.
     pub parts: Vec<usize>,
-    /// How queries and keys of the sequence turn, where they do.
+    /// Rotation of queries and keys, if any.
     pub rotary: Option<Rotary>,
-    /// Which text tokens may be attended to across, (B, L) of 1 and 0 in f32; none for all.
+    /// Mask of text tokens in cross-attention, (B, L) of 1 and 0 in f32; None for all.
     pub text_mask: Option<Tensor>,
 }
 
-impl Fixed {
-    /// Of a sequence that is the clip alone, attending across to the text.
+impl StaticContext {
+    /// Context of a sequence that is the clip alone, with cross-attention to the text.
     pub fn of_clip(grid: [usize; 3], rotary: Rotary, text_mask: Option<Tensor>) -> Self {
         Self {
             grid,
@@ -169,7 +171,7 @@ impl Fixed {
 }
 
 impl State {
-    /// The tensors that gradients pass, in an order that `with_tensors` understands.
+    /// Returns the tensors that have gradients, in the order of `with_tensors`.
     pub fn tensors(&self) -> Vec<Tensor> {
         let Self {
             hidden,
@@ -183,26 +185,26 @@ impl State {
         [hidden, time].into_iter().chain(optional).cloned().collect()
     }
 
-    /// The video's tokens, (B, N, D).
+    /// Returns the video's tokens, (B, N, D).
     pub fn video(&self) -> Result<Tensor> {
         let count = self.fixed.parts.last().copied().unwrap_or_default();
         self.hidden.narrow(1, self.hidden.dim(1)? - count, count)
     }
 
-    /// Tokens of each part of the video that has a timestep of its own: all of it, or every frame.
+    /// Returns the tokens of each part of the video with its own timestep: all of it, or every frame.
     pub fn timed_parts(&self) -> Result<Vec<usize>> {
         let count = self.time.dim(1)?;
         Ok(vec![self.fixed.grid.iter().product::<usize>() / count.max(1); count])
     }
 
-    /// This state with other tensors in it: as many, of the same shapes, in the order of `tensors`.
+    /// Returns this state with other tensors: as many, of the same shapes, in the order of `tensors`.
     pub fn with_tensors(&self, tensors: Vec<Tensor>) -> Result<Self> {
         let (given, needed) = (tensors.len(), self.tensors().len());
         if given != needed {
             return Err(Error::Msg(format!("{given} tensors for a state of {needed}")));
         }
         let mut tensors = tensors.into_iter();
-        let mut next = || tensors.next().expect("they were counted");
+        let mut next = || tensors.next().expect("the number was checked");
         let state = Self {
             hidden: next(),
             time: next(),
@@ -224,23 +226,23 @@ impl State {
     }
 }
 
-/// A denoising transformer as a list of segments.
+/// Denoising transformer as a list of segments.
 pub trait Denoiser: Send + Sync {
     /// Embeds patches, text, time and positions.
-    fn stem(&self, input: &Input) -> Result<State>;
+    fn embed(&self, input: &Input) -> Result<State>;
 
-    /// How many blocks stand between stem and head.
+    /// Returns the number of blocks between embedding and head.
     fn num_blocks(&self) -> usize;
 
     /// Runs block `index`, which is below `num_blocks`.
     fn block(&self, index: usize, state: &State) -> Result<State>;
 
-    /// The prediction, in the order of the input's latents.
+    /// Returns the prediction, in the order of the input's latents.
     fn head(&self, state: &State) -> Result<Tensor>;
 
-    /// All segments in order.
+    /// Runs all segments in order.
     fn forward(&self, input: &Input) -> Result<Tensor> {
-        let mut state = self.stem(input)?;
+        let mut state = self.embed(input)?;
         for index in 0..self.num_blocks() {
             state = self.block(index, &state)?;
         }

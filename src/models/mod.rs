@@ -1,4 +1,4 @@
-//! The families of models, what all of them answer, and the only list of them (`rooms`).
+//! Model families, their common interface, and the only list of them (`registry`).
 
 use std::path::{Path, PathBuf};
 
@@ -6,45 +6,51 @@ use candle_core::DType;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::data::cache::Footprint;
+use crate::distributed::Communicator;
 use crate::nn::WeightFolder;
+use crate::nn::shards::Residency;
+use crate::paths;
 
-pub mod bare;
+pub mod ada_ln_single;
 mod checkpoint;
 pub mod cogvideox;
 pub mod denoiser;
 pub mod family;
+pub mod footprint;
+pub mod input_spec;
+pub mod latent_norm;
 pub mod ltx_video;
-pub mod modulated;
-pub mod places;
-pub mod prompts;
-pub mod rooms;
-mod single;
-pub mod statistics;
+pub mod registry;
+mod single_file;
+pub mod spec;
+pub mod synthetic;
+pub mod t5_conditioner;
 pub mod tiling;
 pub mod transformer;
 pub mod vae;
 pub mod wan;
 
-pub use checkpoint::{Remembered, is_whole, open, open_with, part};
+pub use checkpoint::{is_whole, open, open_with, part};
 pub use family::Family;
+pub use footprint::Footprint;
+pub use spec::CachedConfigs;
 
 /// `model:` in a run file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
-    /// Which family; `auto` reads it from the checkpoint's `model_index.json`.
+    /// Model family; `auto` reads it from the checkpoint's `model_index.json`.
     pub family: FamilyName,
     /// A diffusers directory, or a repository of the Hugging Face Hub (`THUDM/CogVideoX-5b`).
     pub path: String,
     /// Branch, tag or commit of a Hub repository.
     pub revision: String,
-    /// Which variant of the weights: `fp16` reads `model.fp16.safetensors`. Parts without it are read as usual; without a
-    /// choice, a variant is read only where there is nothing else.
+    /// Variant of the weights: `fp16` reads `model.fp16.safetensors`. Parts without it are read as usual; without a
+    /// choice, a variant is read only if there is nothing else.
     pub variant: Option<String>,
-    /// What the frozen weights are kept in.
+    /// Storage type of the frozen weights.
     pub dtype: Dtype,
-    /// Whether several processes that train together share out the frozen weights.
+    /// Sharing of the frozen weights among several processes that train together.
     pub sharding: Sharding,
 }
 
@@ -62,7 +68,7 @@ impl Default for Config {
 }
 
 impl Config {
-    /// Values that parse but make no sense, by path below `model`.
+    /// Returns values that parse but make no sense, by path below `model`.
     pub fn check(&self) -> Vec<(String, String)> {
         let mut wrong = Vec::new();
         if self.path.trim().is_empty() {
@@ -80,15 +86,23 @@ impl Config {
                     .chars()
                     .all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-')))
         {
-            let message = format!("'{variant}' is no variant, such as fp16 in model.fp16.safetensors");
+            let message = format!("'{variant}' is not a variant, such as fp16 in model.fp16.safetensors");
             wrong.push(("variant".into(), message));
         }
         wrong
     }
 
-    /// The checkpoint, which lies in `directory`.
+    /// Returns the checkpoint's folder, given its directory.
     pub fn folder(&self, directory: &Path) -> WeightFolder {
         WeightFolder::new(directory, self.variant.as_deref())
+    }
+
+    /// Where the transformer's frozen blocks are, among these ranks.
+    pub fn residency(&self, ranks: &dyn Communicator) -> Residency {
+        match (self.sharding, ranks.sharing()) {
+            (Sharding::Full, Some(ranks)) => Residency::Shared(ranks),
+            _ => Residency::Whole,
+        }
     }
 
     /// Makes a directory's path absolute. `owner/name` is a directory where there is one, else a Hub repository.
@@ -96,31 +110,31 @@ impl Config {
         let path = Path::new(&self.path);
         let looks_local = path.is_absolute() || self.path.starts_with('.') || self.path.matches('/').count() != 1;
         if looks_local || folder.join(path).is_dir() {
-            self.path = tidy(&folder.join(path)).to_string_lossy().into_owned();
+            self.path = paths::normalize(&folder.join(path)).to_string_lossy().into_owned();
         }
     }
 
-    /// The directory, where `path` is one.
+    /// Returns the directory, if `path` is one.
     pub fn directory(&self) -> Option<PathBuf> {
         Some(PathBuf::from(&self.path)).filter(|path| path.is_absolute())
     }
 
-    /// What a clip and a caption take up encoded: by the directory's own configs, else as the family's published
-    /// checkpoints have it; none where the family cannot be told yet.
+    /// Returns the size of an encoded clip and caption: by the directory's own configs, else by the family's published
+    /// checkpoints; None if the family is not known yet.
     pub fn footprint(&self) -> Option<Footprint> {
         let directory = self.directory();
         let here = directory.as_deref().and_then(|directory| {
-            let room = rooms::of_checkpoint(directory).ok()?;
-            Some((room.footprint_of)(directory).unwrap_or(room.footprint))
+            let spec = registry::of_checkpoint(directory).ok()?;
+            Some((spec.footprint_of)(directory).unwrap_or(spec.footprint))
         });
         here.or_else(|| {
             let path = self.path.to_lowercase();
-            let mut rooms = rooms::ROOMS.iter();
-            let room = rooms.find(|room| match self.family {
-                FamilyName::Auto => path.contains(room.repository),
-                family => family == room.name,
+            let mut families = registry::FAMILIES.iter();
+            let spec = families.find(|spec| match self.family {
+                FamilyName::Auto => path.contains(spec.repository),
+                family => family == spec.name,
             });
-            Some(room?.footprint)
+            Some(spec?.footprint)
         })
     }
 }
@@ -129,7 +143,9 @@ impl Config {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Dtype {
+    /// 32-bit floating point.
     F32,
+    /// bfloat16.
     Bf16,
 }
 
@@ -142,42 +158,30 @@ impl From<Dtype> for DType {
     }
 }
 
-/// Where the transformer's frozen weights are, with several processes.
+/// Sharing of the transformer's frozen weights among processes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Sharding {
-    /// All on each.
+    /// Every process has all of them.
     #[default]
     None,
     /// Each keeps its part of every block, and has whole blocks only while they run: for models larger than one GPU.
     Full,
 }
 
-/// The families, by their names in run files; `rooms` says what is behind them.
+/// Families, by their names in run files; see `registry`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum FamilyName {
+    /// Detected by the checkpoint's class names.
     #[serde(rename = "auto")]
     Auto,
+    /// CogVideoX 2b, 5b and 1.5.
     #[serde(rename = "cogvideox")]
     CogVideoX,
+    /// LTX-Video 0.9.0, 0.9.1 and 0.9.5.
     #[serde(rename = "ltx_video")]
     LtxVideo,
+    /// Wan 2.1.
     #[serde(rename = "wan")]
     Wan,
-}
-
-/// Takes `.` and `..` out of an absolute path without asking the disk.
-pub fn tidy(path: &Path) -> PathBuf {
-    use std::path::Component;
-    let mut tidy = PathBuf::new();
-    for part in path.components() {
-        match part {
-            Component::CurDir => {}
-            Component::ParentDir if tidy.file_name().is_some() => {
-                tidy.pop();
-            }
-            part => tidy.push(part),
-        }
-    }
-    tidy
 }

@@ -1,23 +1,26 @@
-//! Coding a large frame in overlapping tiles, whose seams are blended.
+//! Processing of a large frame in overlapping tiles with blended seams.
 //!
-//! Tiles start every `int(size * (1 - overlap))` on the side that goes in; on the side that comes out, the first
-//! `int(size * overlap)` rows of a tile fade from the tile above into it (columns likewise), and each tile
-//! contributes all but the last so many. As diffusers' `tiled_encode` and `tiled_decode`, so the result differs from
-//! a whole frame's.
+//! Tiles start every `int(size * (1 - overlap))` in the input; in the output, the first `int(size * overlap)` rows of a
+//! tile are blended from the tile above into it (columns likewise), and each tile contributes all but the last of as
+//! many. Same as diffusers' `tiled_encode` and `tiled_decode`, so the result differs from a whole frame's.
 
 use candle_core::{Result, Tensor, bail};
 
-/// The size of a tile in pixels, and how much of it overlaps the next.
+/// Size of a tile in pixels, and its overlap with the next.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Tiling {
+    /// Minimum rows of a tile, in pixels.
     pub sample_min_height: usize,
+    /// Minimum columns of a tile, in pixels.
     pub sample_min_width: usize,
+    /// Share of a tile's rows that overlaps the next.
     pub overlap_factor_height: f64,
+    /// Share of a tile's columns that overlaps the next.
     pub overlap_factor_width: f64,
 }
 
 impl Tiling {
-    /// What `enable_tiling()` chooses for a model of this sample size.
+    /// Tiles that `enable_tiling()` chooses for a model of this sample size.
     pub fn for_sample(height: usize, width: usize) -> Self {
         Self {
             sample_min_height: height / 2,
@@ -27,8 +30,8 @@ impl Tiling {
         }
     }
 
-    /// Whether tiles of pixels and of latents line up, as those of published checkpoints do. With others, rows come out
-    /// twice or not at all, and what is left for the last tile may be too small to encode.
+    /// Checks that tiles of pixels and of latents line up, as for published checkpoints. Otherwise rows are repeated or
+    /// missing, and the last tile may be too small to encode.
     pub fn lines_up(&self, compression: usize) -> bool {
         let Grid { height, width } = self.encoding(compression);
         [height, width]
@@ -36,7 +39,7 @@ impl Tiling {
             .all(|axis| axis.stride > 0 && axis.stride == axis.keep * compression)
     }
 
-    /// Tiles of pixels in, tiles of latents out.
+    /// Grid for encoding: tiles of pixels in, tiles of latents out.
     pub fn encoding(&self, compression: usize) -> Grid {
         Grid {
             height: self.axis(
@@ -52,7 +55,7 @@ impl Tiling {
         }
     }
 
-    /// Tiles of latents in, tiles of pixels out.
+    /// Grid for decoding: tiles of latents in, tiles of pixels out.
     pub fn decoding(&self, compression: usize) -> Grid {
         Grid {
             height: self.axis(
@@ -79,7 +82,7 @@ impl Tiling {
     }
 }
 
-/// Where the tiles lie.
+/// Layout of the tiles.
 #[derive(Debug, Clone, Copy)]
 pub struct Grid {
     height: Axis,
@@ -88,25 +91,25 @@ pub struct Grid {
 
 #[derive(Debug, Clone, Copy)]
 struct Axis {
-    /// Of a tile going in, and from one tile to the next.
+    /// Size of an input tile, and distance between tiles.
     size: usize,
     stride: usize,
-    /// Of a tile coming out: how much fades, and how much is kept.
+    /// Blended part of an output tile, and the part that is kept.
     blend: usize,
     keep: usize,
 }
 
 impl Grid {
-    /// Whether a frame is too large for one tile.
+    /// Checks whether a frame is too large for one tile.
     pub fn splits(&self, height: usize, width: usize) -> bool {
         height > self.height.size || width > self.width.size
     }
 
-    /// Codes x (B, C, F, H, W) tile by tile.
+    /// Processes x (B, C, F, H, W) tile by tile.
     pub fn code(&self, x: &Tensor, mut code: impl FnMut(&Tensor) -> Result<Tensor>) -> Result<Tensor> {
         let (height, width) = (x.dim(3)?, x.dim(4)?);
         if self.height.stride == 0 || self.width.stride == 0 || self.height.keep == 0 || self.width.keep == 0 {
-            bail!("tiles this small or overlapping this much lead nowhere: {self:?}");
+            bail!("tiles are too small or overlap too much: {self:?}");
         }
         let mut above: Vec<Tensor> = Vec::new();
         let mut rows = Vec::new();
@@ -137,7 +140,7 @@ impl Grid {
     }
 }
 
-/// `b`, its first `extent` entries along `dim` fading over from the last of `a`.
+/// Returns `b`, its first `extent` entries along `dim` blended with the last of `a`.
 fn blend(a: &Tensor, b: &Tensor, dim: usize, extent: usize) -> Result<Tensor> {
     let (a_size, b_size) = (a.dim(dim)?, b.dim(dim)?);
     let extent = extent.min(a_size).min(b_size);

@@ -1,4 +1,4 @@
-//! What the video autoencoders share: halves that are loaded alone, where and in what they compute, pieces of clips.
+//! Shared parts of the video autoencoders: loading of halves, device and type of the computation, pieces of clips.
 //!
 //! Letters: B batch, C channels, F frames, H rows, W columns.
 
@@ -9,28 +9,31 @@ use candle_core::{DType, Device, Result, Tensor, bail};
 
 use crate::nn::Weights;
 
-/// What is to be loaded.
+/// Halves to load.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Half {
+pub enum Parts {
+    /// Encoder and decoder.
     Both,
+    /// The encoder alone.
     Encoder,
+    /// The decoder alone.
     Decoder,
 }
 
-impl Half {
-    /// The encoder, where it is wanted.
+impl Parts {
+    /// Loads the encoder, if needed.
     pub fn encoder<T>(self, load: impl FnOnce() -> Result<T>) -> anyhow::Result<Option<T>> {
         let wanted = (self != Self::Decoder).then(load);
         wanted.transpose().context("the VAE's encoder")
     }
 
-    /// The decoder, where it is wanted.
+    /// Loads the decoder, if needed.
     pub fn decoder<T>(self, load: impl FnOnce() -> Result<T>) -> anyhow::Result<Option<T>> {
         let wanted = (self != Self::Encoder).then(load);
         wanted.transpose().context("the VAE's decoder")
     }
 
-    /// What tensors begin with that are left in the file.
+    /// Returns the prefixes of tensors that are not loaded.
     pub fn unused(self) -> &'static [&'static str] {
         match self {
             Self::Both => &[],
@@ -40,7 +43,7 @@ impl Half {
     }
 }
 
-/// A half that must be there.
+/// Returns a half that must be loaded.
 pub fn loaded<'a, T>(half: &'a Option<T>, name: &str) -> Result<&'a T> {
     match half {
         Some(half) => Ok(half),
@@ -48,7 +51,7 @@ pub fn loaded<'a, T>(half: &'a Option<T>, name: &str) -> Result<&'a T> {
     }
 }
 
-/// Refuses what is no clip (B, `channels`, F, H, W) of `temporal` n + 1 frames, with sides that are multiples of `spatial`.
+/// Checks for a clip (B, `channels`, F, H, W) of `temporal` n + 1 frames, with sides that are multiples of `spatial`.
 pub fn check_clip(video: &Tensor, channels: usize, [temporal, spatial]: [usize; 2]) -> Result<()> {
     let (batch, found, frames, height, width) = video.dims5()?;
     if found != channels || batch * height * width == 0 {
@@ -64,7 +67,7 @@ pub fn check_clip(video: &Tensor, channels: usize, [temporal, spatial]: [usize; 
     Ok(())
 }
 
-/// Refuses what are no latents (B, `channels`, f, h, w).
+/// Checks for latents (B, `channels`, f, h, w).
 pub fn check_latents(latents: &Tensor, channels: usize) -> Result<()> {
     if latents.dims5()?.1 != channels || latents.elem_count() == 0 {
         bail!(
@@ -75,17 +78,19 @@ pub fn check_latents(latents: &Tensor, channels: usize) -> Result<()> {
     Ok(())
 }
 
-/// Where an autoencoder computes, and what it gives: the CPU computes in f32 whatever is asked for.
+/// Device and types of an autoencoder: the CPU always computes in f32.
 #[derive(Debug, Clone)]
-pub struct Place {
+pub struct Placement {
+    /// Type of the result.
     pub dtype: DType,
+    /// Device of computation and result.
     pub device: Device,
-    /// What is computed in.
+    /// Type of the computation.
     pub computed_in: DType,
 }
 
-impl Place {
-    /// The place of an autoencoder with these weights, which gives their type.
+impl Placement {
+    /// Placement of an autoencoder with these weights, which determine the type.
     pub fn new(weights: &Weights) -> Self {
         let dtype = weights.dtype();
         Self {
@@ -95,30 +100,30 @@ impl Place {
         }
     }
 
-    /// A tensor in what is computed in, and where.
+    /// Converts a tensor to the type and device of the computation.
     pub fn received(&self, x: &Tensor) -> Result<Tensor> {
         x.to_device(&self.device)?.to_dtype(self.computed_in)?.contiguous()
     }
 
-    /// Some frames of (B, C, F, H, W) as (B, F, H, W, C), in what is computed in.
+    /// Converts some frames of (B, C, F, H, W) to (B, F, H, W, C), in the type of the computation.
     pub fn channels_last(&self, x: &Tensor, frames: Range<usize>) -> Result<Tensor> {
         let x = x.narrow(2, frames.start, frames.len())?.to_device(&self.device)?;
         self.received(&x.permute((0, 2, 3, 4, 1))?)
     }
 
-    /// (B, F, H, W, C) -> (B, C, F, H, W), in what is asked for.
+    /// Converts (B, F, H, W, C) -> (B, C, F, H, W), to the type of the result.
     pub fn channels_first(&self, x: &Tensor) -> Result<Tensor> {
         x.permute((0, 4, 1, 2, 3))?.to_dtype(self.dtype)?.contiguous()
     }
 }
 
-/// Codes a batch sample by sample: what they need then is the least.
-pub fn one_by_one(x: &Tensor, mut code: impl FnMut(&Tensor) -> Result<Tensor>) -> Result<Tensor> {
+/// Processes a batch sample by sample, which needs the least memory.
+pub fn per_sample(x: &Tensor, mut code: impl FnMut(&Tensor) -> Result<Tensor>) -> Result<Tensor> {
     let samples = (0..x.dim(0)?).map(|sample| code(&x.narrow(0, sample, 1)?));
     Tensor::cat(&samples.collect::<Result<Vec<_>>>()?, 0)
 }
 
-/// Pieces of a clip, (B, C, F, H, W), one behind the other.
-pub fn joined(pieces: &[Tensor]) -> Result<Tensor> {
+/// Concatenates pieces of a clip, (B, C, F, H, W), along the frames.
+pub fn cat_frames(pieces: &[Tensor]) -> Result<Tensor> {
     Tensor::cat(pieces, 2)
 }

@@ -1,7 +1,7 @@
-//! Attention whose queries and keys pass an RMS norm over all heads together: `qk_norm="rms_norm_across_heads"` in
+//! Attention with an RMS norm of queries and keys over all heads together: `qk_norm="rms_norm_across_heads"` in
 //! diffusers (`LTXAttention`, `WanAttention`).
 //!
-//! Shapes: B samples, S tokens, L tokens attended to across, D the width, H heads of width K, D = H K.
+//! Shapes: B samples, S tokens, L tokens of the context, D the width, H heads of width K, D = H K.
 
 use candle_core::{Result, Tensor};
 use serde::{Deserialize, Serialize};
@@ -12,26 +12,30 @@ use super::rope::Rotary;
 use super::weights::Weights;
 use crate::ops;
 
-/// `qk_norm` of a config: how queries and keys are normalised.
+/// `qk_norm` of a config: normalisation of queries and keys.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum QkNorm {
+    /// An RMS norm over all heads together.
     #[serde(rename = "rms_norm_across_heads")]
     RmsAcrossHeads,
 }
 
-/// What an attention layer is like.
+/// Settings of an attention layer.
 #[derive(Debug, Clone, Copy)]
-pub struct Form {
-    /// Of the tokens, and of what they attend to.
+pub struct AttentionSpec {
+    /// Width of the tokens, and of the context.
     pub width: usize,
+    /// Heads of the attention.
     pub num_heads: usize,
-    /// Of queries, keys and values.
+    /// True for biases of queries, keys and values.
     pub bias: bool,
+    /// True for a bias of the projection after attention.
     pub out_bias: bool,
-    /// Of the norms of queries and keys.
+    /// Epsilon of the norms of queries and keys.
     pub eps: f64,
 }
 
+/// Multi-head attention with norms of queries and keys, as in diffusers' `Attention`.
 #[derive(Debug, Clone)]
 pub struct Attention {
     to_q: Linear,
@@ -44,8 +48,12 @@ pub struct Attention {
 }
 
 impl Attention {
-    pub fn new(form: &Form, weights: Weights) -> Result<Self> {
-        let Form { width, bias, eps, .. } = *form;
+    /// Loads the layer.
+    ///
+    /// # Errors
+    /// Fails for weights that are missing or of another shape.
+    pub fn new(form: &AttentionSpec, weights: Weights) -> Result<Self> {
+        let AttentionSpec { width, bias, eps, .. } = *form;
         let project = |name: &str, bias: bool| Linear::new(width, width, bias, weights.pp(name));
         Ok(Self {
             to_q: project("to_q", bias)?,
@@ -58,7 +66,7 @@ impl Attention {
         })
     }
 
-    /// x (B, S, D) to itself, turned -> (B, S, D)
+    /// Self-attention of x (B, S, D), rotated -> (B, S, D)
     pub fn forward(&self, x: &Tensor, rotary: &Rotary) -> Result<Tensor> {
         let q = rotary.apply(&self.queries(x)?)?; // (B, S, H, K)
         let k = rotary.apply(&self.heads(&self.norm_k.forward(&self.to_k.forward(x)?)?)?)?; // (B, S, H, K)
@@ -66,30 +74,30 @@ impl Attention {
         self.out(&ops::attention(&q, &k, &v, None)?)
     }
 
-    /// x (B, S, D) to a context (B, L, D), under a mask (B, 1, 1, L) that is added to the scores -> (B, S, D)
+    /// Cross-attention of x (B, S, D) to a context (B, L, D), with a bias (B, 1, 1, L) on the scores -> (B, S, D)
     pub fn across(&self, x: &Tensor, context: &Tensor, mask: Option<&Tensor>) -> Result<Tensor> {
         let out = self.attend(&self.queries(x)?, context, mask)?;
         self.out(&out)
     }
 
-    /// (B, S, D) -> (B, S, H, K)
+    /// Returns the queries (B, S, D) -> (B, S, H, K)
     pub fn queries(&self, x: &Tensor) -> Result<Tensor> {
         self.heads(&self.norm_q.forward(&self.to_q.forward(x)?)?)
     }
 
-    /// Queries (B, S, H, K) to a context (B, L, D), without the last layer -> (B, S, H, K)
+    /// Attention of queries (B, S, H, K) to a context (B, L, D), without the last layer -> (B, S, H, K)
     pub fn attend(&self, q: &Tensor, context: &Tensor, mask: Option<&Tensor>) -> Result<Tensor> {
         let k = self.heads(&self.norm_k.forward(&self.to_k.forward(context)?)?)?; // (B, L, H, K)
         let v = self.heads(&self.to_v.forward(context)?)?; // (B, L, H, K)
         ops::attention(q, &k, &v, mask)
     }
 
-    /// The last layer: (B, S, H, K) -> (B, S, D)
+    /// Applies the last layer: (B, S, H, K) -> (B, S, D)
     pub fn out(&self, x: &Tensor) -> Result<Tensor> {
         self.to_out.forward(&x.flatten_from(2)?)
     }
 
-    /// (B, S, D) -> (B, S, H, K)
+    /// Splits heads (B, S, D) -> (B, S, H, K)
     pub fn heads(&self, x: &Tensor) -> Result<Tensor> {
         let (batch, tokens, width) = x.dims3()?;
         x.reshape((batch, tokens, self.num_heads, width / self.num_heads))

@@ -1,5 +1,5 @@
-//! `config.json` of a part of a checkpoint, as diffusers writes it: read with a limit on its size, without keys that are not
-//! known, and with what is wrong said by key.
+//! `config.json` of a part of a checkpoint, as diffusers writes it: with a limit on its size, unknown keys rejected,
+//! and errors by key.
 
 use std::ops::RangeInclusive;
 use std::path::Path;
@@ -12,29 +12,29 @@ use serde_json::{Map, Value};
 
 use crate::magic;
 
-/// A config.json larger than this is none.
+/// Upper limit for a config.json.
 const MAX_BYTES: u64 = 1 << 20;
 
-/// What diffusers writes into every config, and no computation reads.
+/// Keys that diffusers writes into every config, and no computation reads.
 const WITHOUT_EFFECT: [&str; 2] = ["_diffusers_version", "_name_or_path"];
 
-/// Any size that is one and no giant.
+/// Range of plausible sizes.
 pub const SIZE: RangeInclusive<usize> = 1..=1 << 24;
 
-/// The settings of one class of diffusers, by its keys; a key that is not a field might change what is computed, so that
-/// implementors refuse it (`deny_unknown_fields`).
+/// Settings of a diffusers class, by its keys; an unknown key might change the computation, so implementors reject it
+/// (`deny_unknown_fields`).
 pub trait Config: Serialize + DeserializeOwned {
-    /// `_class_name`, which is no field.
+    /// `_class_name`, which is not a field.
     const CLASS: &'static str;
 
-    /// Values that parse but cannot be computed with: [`Rules`].
+    /// Returns values that parse but cannot be computed with: [`Rules`].
     fn check(&self) -> Vec<String>;
 }
 
 /// Reads and checks `config.json` in `folder`.
 ///
 /// # Errors
-/// No such file, another class's, an unknown key, values that do not go together: by file and key.
+/// Names the file and key: a missing file, another class's, an unknown key, or inconsistent values.
 pub fn read<C: Config>(folder: &Path) -> anyhow::Result<C> {
     let path = folder.join("config.json");
     text(&path)
@@ -42,7 +42,7 @@ pub fn read<C: Config>(folder: &Path) -> anyhow::Result<C> {
         .with_context(|| path.display().to_string())
 }
 
-/// As [`read`], from the file's text.
+/// Same as [`read`], from the file's text.
 pub fn parse<C: Config>(text: &str) -> anyhow::Result<C> {
     let mut keys: Map<String, Value> = serde_json::from_str(text).context("not a JSON object")?;
     if let Some(class) = keys.remove("_class_name").filter(|class| !class.is_null()) {
@@ -55,7 +55,7 @@ pub fn parse<C: Config>(text: &str) -> anyhow::Result<C> {
     Ok(config)
 }
 
-/// The text of a config of any kind, unless it is too large to be one.
+/// Returns the text of any config, unless it is too large to be one.
 pub fn text(path: &Path) -> anyhow::Result<String> {
     let size = std::fs::metadata(path)?.len();
     ensure!(size <= MAX_BYTES, "{size} bytes are too many for a config");
@@ -63,14 +63,15 @@ pub fn text(path: &Path) -> anyhow::Result<String> {
     Ok(std::fs::read_to_string(path)?)
 }
 
-/// Collects what a config breaks, in words that begin with the key. Values are looked up by key as they would be written
-/// to JSON: a number stands for itself, a list for each of its entries, null for nothing.
+/// Collects the rules that a config breaks, as messages that begin with the key. Values are looked up by key in the
+/// JSON: a number counts as one value, a list as each of its entries, null as none.
 pub struct Rules {
     found: Value,
     wrong: Vec<String>,
 }
 
 impl Rules {
+    /// Rules for the keys of a config.
     pub fn of(config: &impl Serialize) -> Self {
         Self {
             found: serde_json::to_value(config).unwrap_or_default(),
@@ -78,7 +79,7 @@ impl Rules {
         }
     }
 
-    /// Whole numbers lie within bounds.
+    /// Requires integers within bounds.
     pub fn between(self, keys: &[&str], bounds: RangeInclusive<usize>) -> Self {
         let within = |number: f64| *bounds.start() as f64 <= number && number <= *bounds.end() as f64;
         self.each(
@@ -88,18 +89,19 @@ impl Rules {
         )
     }
 
+    /// Requires integers above 0.
     pub fn above_zero(self, keys: &[&str]) -> Self {
         self.each(keys, |number| number > 0.0, "be a number above 0")
     }
 
-    /// Only one value is known.
+    /// Requires the only supported value.
     pub fn only(mut self, key: &str, value: impl Into<Value>, why: &str) -> Self {
         let value = value.into();
         let holds = *self.value(key) == value;
         self.must(key, holds, format!("{value}, {why}"))
     }
 
-    /// Lists have so many entries.
+    /// Requires lists of this length.
     pub fn length(mut self, keys: &[&str], count: usize) -> Self {
         for key in keys {
             let found = self.value(key).as_array().map_or(0, Vec::len);
@@ -111,7 +113,7 @@ impl Rules {
         self
     }
 
-    /// Anything else: "key must be ..., found ...".
+    /// Requires any other condition: "key must be ..., found ...".
     pub fn must(mut self, key: &str, holds: bool, be: impl std::fmt::Display) -> Self {
         if !holds {
             let found = match self.value(key) {
@@ -123,7 +125,7 @@ impl Rules {
         self
     }
 
-    /// Something that takes more words.
+    /// Requires a condition with a longer message.
     pub fn holds(mut self, holds: bool, message: impl FnOnce() -> String) -> Self {
         if !holds {
             self.wrong.push(message());
@@ -131,13 +133,13 @@ impl Rules {
         self
     }
 
-    /// What is wrong with each of some items, if anything.
+    /// Collects the problems of some items.
     pub fn all<T>(mut self, items: &[T], wrong: impl Fn(&T) -> Option<String>) -> Self {
         self.wrong.extend(items.iter().filter_map(wrong));
         self
     }
 
-    /// What follows only makes sense where nothing is wrong so far.
+    /// Checks further rules only if none is broken so far.
     pub fn then(mut self, more: impl FnOnce() -> Vec<String>) -> Self {
         if self.wrong.is_empty() {
             self.wrong = more();
@@ -145,6 +147,7 @@ impl Rules {
         self
     }
 
+    /// Returns the broken rules, a sentence each.
     pub fn wrong(self) -> Vec<String> {
         self.wrong
     }
@@ -164,10 +167,10 @@ impl Rules {
         self
     }
 
-    /// The value under a key. One that is no field is a mistake in the rules, and breaks every config.
+    /// Returns the value of a key. An unknown key is a mistake in the rules, and breaks every config.
     fn value(&mut self, key: &str) -> &Value {
         if self.found.get(key).is_none() {
-            self.wrong.push(format!("{key} is no key of this config"));
+            self.wrong.push(format!("{key} is not a key of this config"));
         }
         &self.found[key]
     }

@@ -1,24 +1,24 @@
 //! Causal 3D convolution for video autoencoders, channels last.
 //!
-//! `y[f] = sum_dt w[dt] * x[f + dt - (kt - 1)]`: a frame sees itself and the kt - 1 frames before it, rows and
-//! columns as in `torch.nn.Conv3d`. A clip may come in pieces: each returns its last kt - 1 input frames as the next
-//! one's past; before the first piece lies its first frame, again and again, or nothing. A whole clip may also be seen
-//! as far ahead as back, which is not causal.
+//! `y[f] = sum_dt w[dt] * x[f + dt - (kt - 1)]`: a frame sees itself and the kt - 1 frames before it, rows and columns
+//! as in `torch.nn.Conv3d`. A clip may come in pieces: each returns its last kt - 1 input frames as the next one's
+//! past; the first piece is preceded by its repeated first frame, or by zeros. A whole clip may also be padded equally
+//! on both sides, which is not causal.
 //!
-//! Only for inference: no gradient flows back. On the CPU everything is f32 and `Direct` does the work, with what
-//! precedes the convolution done on the way in; elsewhere it is candle's `conv2d` of frames side by side.
+//! Only for inference, without gradients. On the CPU everything is f32 and `Direct` computes it, applying preceding
+//! operations to its input; on other devices it is candle's `conv2d` of stacked frames.
 //!
-//! `benches/vae.rs` decided: for 3x3x3 and 128 to 128 channels on two busy cores with AVX-512, 196 GFLOP/s against 25
-//! for candle's `conv2d`, one for each kernel frame. Passes of 192 to 2048 values and blocks of 96 to
-//! 384 pixels (`direct.rs`) differ by less than the noise. Not tried: Winograd, which would multiply 2.25 times less.
+//! Chosen by `benches/vae.rs`: for 3x3x3 and 128 to 128 channels on two busy cores with AVX-512, 196 GFLOP/s against 25
+//! for candle's `conv2d`, one for each kernel frame. Passes of 192 to 2048 values and blocks of 96 to 384 pixels
+//! (`direct.rs`) differ by less than the noise. Not tried: Winograd, which would multiply 2.25 times less.
 //!
 //! Letters: B batch, F frames, H rows, W columns, C input channels, O output channels.
 
 mod by_candle;
 mod direct;
+mod feature_cache;
 mod frames;
 mod input;
-mod memory;
 mod moments;
 mod simd;
 
@@ -26,14 +26,14 @@ use std::ops::Deref;
 
 use candle_core::{CpuStorage, DType, Device, InplaceOp1, Layout, Result, Storage, Tensor, bail};
 
-pub use crate::ops::lanes::Isa;
+pub use crate::ops::simd::Isa;
 pub use direct::Geometry;
-pub use input::{Input, Modulation, Past, Resample};
-pub use memory::Memory;
+pub use feature_cache::FeatureCache;
+pub use input::{Input, Modulation, Resample, TemporalPadding};
 pub use moments::group_moments;
 
 use direct::Direct;
-use frames::Source;
+use frames::FrameSource;
 
 use super::Weights;
 
@@ -42,7 +42,7 @@ use super::Weights;
 pub struct Conv3d {
     kernel: Kernel,
     geometry: Geometry,
-    /// Every how many frames one is computed.
+    /// Stride over frames.
     frame_stride: usize,
     channels: usize,
     outputs: usize,
@@ -51,15 +51,14 @@ pub struct Conv3d {
 #[derive(Debug, Clone)]
 enum Kernel {
     Direct(Direct),
-    /// The weight of `conv2d`: (O, kt C + 8, kh, kw).
+    /// Weight of `conv2d`: (O, kt C + 8, kh, kw).
     Candle(Tensor),
 }
 
 impl Conv3d {
-    /// Reads `weight` (O, C, kt, kh, kw), or (O, C, kh, kw) where the checkpoint has a 2D convolution, and `bias`
-    /// (O).
+    /// Reads `weight` (O, C, kt, kh, kw), or (O, C, kh, kw) if the checkpoint has a 2D convolution, and `bias` (O).
     pub fn load(channels: usize, outputs: usize, geometry: Geometry, flat: bool, weights: Weights) -> Result<Self> {
-        // The CPU computes in f32 and keeps nothing narrower.
+        // The CPU computes in f32 and stores nothing narrower.
         let weights = if weights.takes_cpu_kernels() {
             weights.to_dtype(DType::F32)
         } else {
@@ -78,7 +77,7 @@ impl Conv3d {
         }
     }
 
-    /// One that knows its sizes and cannot be run, where only headers are read.
+    /// Convolution with sizes only, which cannot run, for reading headers alone.
     pub fn outline(weight: &Tensor, bias: &Tensor, geometry: Geometry) -> Result<Self> {
         let (outputs, channels) = Self::check(weight, bias, geometry)?;
         Ok(Self {
@@ -90,7 +89,7 @@ impl Conv3d {
         })
     }
 
-    /// From a weight (O, C, kt, kh, kw) and a bias (O), in the way that suits the place they come from.
+    /// Convolution with a weight (O, C, kt, kh, kw) and a bias (O), in the form that suits the device of `from`.
     pub fn new(weight: &Tensor, bias: &Tensor, geometry: Geometry, from: &Weights) -> Result<Self> {
         match from.takes_cpu_kernels() {
             true => Self::direct(weight, bias, geometry, Isa::detect()),
@@ -98,17 +97,17 @@ impl Conv3d {
         }
     }
 
-    /// Reads one of 3x3x3 with a border of zeros, (O, C, 3, 3, 3).
+    /// Reads a 3x3x3 convolution with a border of zeros, (O, C, 3, 3, 3).
     pub fn causal(channels: usize, outputs: usize, weights: Weights) -> Result<Self> {
         Self::load(channels, outputs, Geometry::CAUSAL, false, weights)
     }
 
-    /// Reads one of 1x1x1, (O, C, 1, 1, 1).
+    /// Reads a 1x1x1 convolution, (O, C, 1, 1, 1).
     pub fn pointwise(channels: usize, outputs: usize, weights: Weights) -> Result<Self> {
         Self::load(channels, outputs, Geometry::POINTWISE, false, weights)
     }
 
-    /// From a weight (O, C, kt, kh, kw) and a bias (O) on the CPU.
+    /// Convolution on the CPU with a weight (O, C, kt, kh, kw) and a bias (O).
     pub fn direct(weight: &Tensor, bias: &Tensor, geometry: Geometry, isa: Isa) -> Result<Self> {
         let (outputs, channels) = Self::check(weight, bias, geometry)?;
         if !Isa::available().contains(&isa) {
@@ -125,7 +124,7 @@ impl Conv3d {
         })
     }
 
-    /// The same with candle's operations only, on any device.
+    /// Reference with candle's operations only, on any device.
     pub fn by_candle(weight: &Tensor, bias: &Tensor, geometry: Geometry) -> Result<Self> {
         let (outputs, channels) = Self::check(weight, bias, geometry)?;
         Ok(Self {
@@ -137,7 +136,7 @@ impl Conv3d {
         })
     }
 
-    /// The same, computed for frames 0, `stride`, 2 `stride`, ... of each input only.
+    /// Restricts the output to frames 0, `stride`, 2 `stride`, ... of each input.
     pub fn with_frame_stride(mut self, stride: usize) -> Self {
         self.frame_stride = stride.max(1);
         if let Kernel::Direct(direct) = &mut self.kernel {
@@ -158,7 +157,7 @@ impl Conv3d {
         Ok((outputs, channels))
     }
 
-    /// (B, F, H, W, C) -> (B, F', H', W', O), and the input's last kt - 1 frames where kt > 1.
+    /// Forward pass (B, F, H, W, C) -> (B, F', H', W', O), and the input's last kt - 1 frames if kt > 1.
     pub fn forward(&self, input: Input) -> Result<(Tensor, Option<Tensor>)> {
         self.check_input(&input)?;
         let (out, past) = match &self.kernel {
@@ -173,14 +172,14 @@ impl Conv3d {
         Ok((out, past))
     }
 
-    /// `onto + forward(input)`, in the memory of `onto` where that can be done. Nobody else may hold `onto`.
+    /// Computes `onto + forward(input)`, in the memory of `onto` if possible. `onto` must not be shared.
     pub fn forward_onto(&self, onto: Tensor, input: Input) -> Result<(Tensor, Option<Tensor>)> {
         self.check_input(&input)?;
         match &self.kernel {
             Kernel::Direct(direct) => {
                 let dims = self.output_dims(&input)?;
                 if onto.dims() != dims || input.resample == Resample::DoubleSizeAndFrames {
-                    bail!("a result of {dims:?} can not be added to {:?}", onto.dims());
+                    bail!("a result of {dims:?} cannot be added to {:?}", onto.dims());
                 }
                 let add = AddInPlace {
                     direct,
@@ -200,13 +199,13 @@ impl Conv3d {
 
     fn check_input(&self, input: &Input) -> Result<()> {
         let (batch, frames, height, width, channels) = input.x.dims5()?;
-        let [seen_frames, height, width] = Source::resampled([frames, height, width], input.resample);
+        let [seen_frames, height, width] = FrameSource::resampled([frames, height, width], input.resample);
         let (out_height, out_width) = self.geometry.output(height, width);
         let reach = self.geometry.kernel[0] - 1;
         let right_past = match input.past {
-            Past::Frames(past) => past.dims() == [batch, reach, height, width, channels],
-            Past::Centred => reach.is_multiple_of(2) && input.resample == Resample::None,
-            Past::First | Past::Zeros => true,
+            TemporalPadding::Frames(past) => past.dims() == [batch, reach, height, width, channels],
+            TemporalPadding::Centred => reach.is_multiple_of(2) && input.resample == Resample::None,
+            TemporalPadding::First | TemporalPadding::Zeros => true,
         };
         let right_tables = |modulation: &Modulation| {
             let dims = modulation.scale.dims();
@@ -220,7 +219,7 @@ impl Conv3d {
             || (input.resample == Resample::DoubleSizeAndFrames && (reach > 0 || self.frame_stride > 1))
         {
             bail!(
-                "a convolution of {} channels, {:?}, can not read {:?} with the past {:?} and the tables {:?}",
+                "a convolution of {} channels, {:?}, cannot read {:?} with the past {:?} and the tables {:?}",
                 self.channels,
                 self.geometry,
                 input.x.dims(),
@@ -245,7 +244,7 @@ impl Conv3d {
     }
 }
 
-/// How many frames come of `frames` where each but an odd first is doubled.
+/// Returns the number of frames after doubling each of `frames` except an odd first one.
 fn doubled(frames: usize) -> usize {
     if frames.is_multiple_of(2) {
         2 * frames
@@ -260,8 +259,8 @@ fn run(direct: &Direct, input: &Input, out: &mut [f32], add: bool) -> Result<Opt
     let reach = direct.geometry().kernel[0] - 1;
     let x = values(input.x)?;
     let past = match input.past {
-        Past::Frames(past) => Some(values(past)?),
-        Past::First | Past::Centred | Past::Zeros => None,
+        TemporalPadding::Frames(past) => Some(values(past)?),
+        TemporalPadding::First | TemporalPadding::Centred | TemporalPadding::Zeros => None,
     };
     let tables = input
         .modulation
@@ -270,18 +269,22 @@ fn run(direct: &Direct, input: &Input, out: &mut [f32], add: bool) -> Result<Opt
     let mut new_past = Vec::new();
     let out_len = out.len() / batch;
     for (sample, out) in out.chunks_exact_mut(out_len).enumerate() {
-        let source = Source {
+        let source = FrameSource {
             x: x.sample(sample)?,
             size: [frames, height, width],
             channels,
             past: past.as_ref().map(|past| past.sample(sample)).transpose()?,
             reach,
-            ahead: if matches!(input.past, Past::Centred) {
+            ahead: if matches!(input.past, TemporalPadding::Centred) {
                 reach / 2
             } else {
                 0
             },
-            blank: if matches!(input.past, Past::Zeros) { reach } else { 0 },
+            blank: if matches!(input.past, TemporalPadding::Zeros) {
+                reach
+            } else {
+                0
+            },
             tables: tables
                 .as_ref()
                 .map(|(scale, shift)| Ok::<_, candle_core::Error>((scale.sample(sample)?, shift.sample(sample)?)))
@@ -297,7 +300,7 @@ fn run(direct: &Direct, input: &Input, out: &mut [f32], add: bool) -> Result<Opt
             isa: Isa::detect(),
         };
         let computed = match input.resample {
-            // The results go to the end, from where repeating them never overtakes what is still to be read.
+            // The results are placed at the end, so that repeating them never overwrites what is still to be read.
             Resample::DoubleSizeAndFrames => out_len - out_len / doubled(frames) * frames,
             _ => 0,
         };
@@ -306,13 +309,13 @@ fn run(direct: &Direct, input: &Input, out: &mut [f32], add: bool) -> Result<Opt
             frames::repeat_in_place(out, frames);
         }
     }
-    let [_, height, width] = Source::resampled([frames, height, width], input.resample);
-    (reach > 0 && !matches!(input.past, Past::Centred))
+    let [_, height, width] = FrameSource::resampled([frames, height, width], input.resample);
+    (reach > 0 && !matches!(input.past, TemporalPadding::Centred))
         .then(|| Tensor::from_vec(new_past, (batch, reach, height, width, channels), &Device::Cpu))
         .transpose()
 }
 
-/// Adds the result to a tensor that exists.
+/// Adds the result to an existing tensor.
 struct AddInPlace<'a> {
     direct: &'a Direct,
     input: &'a Input<'a>,
@@ -334,7 +337,7 @@ impl InplaceOp1 for AddInPlace<'_> {
     }
 }
 
-/// The values of a tensor on the CPU, for reading.
+/// Read access to the values of a tensor on the CPU.
 pub struct Values<G> {
     storage: G,
     begin: usize,
@@ -342,7 +345,7 @@ pub struct Values<G> {
     batch: usize,
 }
 
-/// Looks at the values of a contiguous tensor.
+/// Borrows the values of a contiguous tensor.
 pub fn values(tensor: &Tensor) -> Result<Values<impl Deref<Target = Storage>>> {
     let (storage, layout) = tensor.storage_and_layout();
     let Some((begin, end)) = layout.contiguous_offsets() else {
@@ -357,7 +360,7 @@ pub fn values(tensor: &Tensor) -> Result<Values<impl Deref<Target = Storage>>> {
 }
 
 impl<G: Deref<Target = Storage>> Values<G> {
-    /// One sample of the batch.
+    /// Returns one sample of the batch.
     pub fn sample(&self, sample: usize) -> Result<&[f32]> {
         let Storage::Cpu(CpuStorage::F32(values)) = &*self.storage else {
             bail!("a tensor is not f32 on the CPU");

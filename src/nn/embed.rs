@@ -1,9 +1,9 @@
-//! Sines and cosines of a number: timesteps and positions.
+//! Sinusoidal embeddings of timesteps and positions.
 //!
 //! `sinusoid`: angle t P^(-i / (W/2 - shift)) for i < W/2 with P = 10000 (`Timesteps` in diffusers, arXiv:2006.11239).
-//! `TimestepEmbedding`: linear, SiLU, linear upon it.
-//! `TimeModulation`: SiLU, linear upon that, to what modulates all blocks (`AdaLayerNormSingle`, arXiv:2310.00426).
-//! `positions_3d`: sines and cosines of frame, column and row, in that order (`get_3d_sincos_pos_embed`).
+//! `TimestepEmbedding`: linear, SiLU, linear on it. `TimeModulation`: SiLU, linear on that, giving the modulation of
+//! all blocks (`AdaLayerNormSingle`, arXiv:2310.00426). `positions_3d`: sines and cosines of frame, column and row, in
+//! that order (`get_3d_sincos_pos_embed`).
 //!
 //! Shapes: B samples, W features.
 
@@ -15,18 +15,19 @@ use crate::ops::activation::silu;
 
 const MAX_PERIOD: f64 = 10_000.0;
 
-/// How a timestep becomes sines and cosines.
+/// Sinusoidal embedding of a timestep.
 #[derive(Debug, Clone, Copy)]
 pub struct Sinusoid {
+    /// Number of sines and cosines together.
     pub width: usize,
-    /// Cosines first.
+    /// True for cosines first.
     pub flip_sin_to_cos: bool,
     /// `downscale_freq_shift`: 0 or 1.
     pub freq_shift: f64,
 }
 
 impl Sinusoid {
-    /// Timesteps (B) of any type -> (B, W) in f32
+    /// Embeds timesteps (B) of any type -> (B, W) in f32
     pub fn forward(&self, timesteps: &Tensor) -> Result<Tensor> {
         let half = self.width / 2;
         let log_period = MAX_PERIOD.ln() as f32;
@@ -52,6 +53,10 @@ pub struct TimestepEmbedding {
 }
 
 impl TimestepEmbedding {
+    /// Loads the two linear layers, `in_features` to `out_features` to `out_features`.
+    ///
+    /// # Errors
+    /// Fails for weights that are missing or of another shape.
     pub fn new(in_features: usize, out_features: usize, weights: Weights) -> Result<Self> {
         Ok(Self {
             linear_1: linear(in_features, out_features, weights.pp("linear_1"))?,
@@ -60,14 +65,14 @@ impl TimestepEmbedding {
         })
     }
 
-    /// (B, in) of any type -> (B, out) of the weights' type
+    /// Forward pass (B, in) of any type -> (B, out) of the weights' type
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let hidden = self.linear_1.forward(&x.to_dtype(self.dtype)?)?;
         self.linear_2.forward(&silu(&hidden)?)
     }
 }
 
-/// Cosines and sines of a timestep, embedded.
+/// Sinusoidal embedding followed by a `TimestepEmbedding`.
 #[derive(Debug, Clone)]
 pub struct TimeEmbedder {
     sinusoid: Sinusoid,
@@ -75,7 +80,7 @@ pub struct TimeEmbedder {
 }
 
 impl TimeEmbedder {
-    /// `width` cosines and sines, to `out_features`.
+    /// Loads an embedder from `width` cosines and sines to `out_features`.
     pub fn new(width: usize, out_features: usize, weights: Weights) -> Result<Self> {
         Ok(Self {
             sinusoid: Sinusoid {
@@ -87,13 +92,13 @@ impl TimeEmbedder {
         })
     }
 
-    /// Timesteps, N of them in any shape -> (N, out)
+    /// Embeds N timesteps in any shape -> (N, out)
     pub fn forward(&self, timestep: &Tensor) -> Result<Tensor> {
         self.embedding.forward(&self.sinusoid.forward(timestep)?)
     }
 }
 
-/// The timestep, embedded, and what all blocks are modulated by.
+/// Embedded timestep, and the modulation of all blocks.
 #[derive(Debug, Clone)]
 pub struct TimeModulation {
     embedder: TimeEmbedder,
@@ -102,7 +107,7 @@ pub struct TimeModulation {
 }
 
 impl TimeModulation {
-    /// `width` cosines and sines, to a model of width `dim`; the families name the two layers differently.
+    /// Loads it from `width` cosines and sines to a model of width `dim`; the families name the two layers differently.
     pub fn new(width: usize, dim: usize, embedder: Weights, projection: Weights) -> Result<Self> {
         Ok(Self {
             embedder: TimeEmbedder::new(width, dim, embedder)?,
@@ -111,7 +116,7 @@ impl TimeModulation {
         })
     }
 
-    /// Timesteps (B) or (B, P) -> (B, P, D) and the modulation of all blocks, (B, P, 6, D); P is 1 where it is not said.
+    /// Embeds timesteps (B) or (B, P) -> (B, P, D) and the modulation of all blocks, (B, P, 6, D); P is 1 if omitted.
     pub fn forward(&self, timestep: &Tensor) -> Result<(Tensor, Tensor)> {
         let time = self.embedder.forward(timestep)?.to_dtype(self.dtype)?; // (B P, D)
         let modulation = self.linear.forward(&silu(&time)?)?; // (B P, 6 D)
@@ -123,11 +128,14 @@ impl TimeModulation {
     }
 }
 
-/// A grid of tokens and how far apart its places are.
+/// A grid of tokens and the distance between its positions.
 #[derive(Debug, Clone, Copy)]
 pub struct Grid3d {
+    /// Frames of tokens.
     pub frames: usize,
+    /// Rows of tokens.
     pub height: usize,
+    /// Columns of tokens.
     pub width: usize,
     /// `spatial_interpolation_scale`: positions in space are divided by it.
     pub spatial_scale: f64,
@@ -135,9 +143,9 @@ pub struct Grid3d {
     pub temporal_scale: f64,
 }
 
-/// Positions of a grid as (frames * height * width, `features`) in f32, columns fastest.
+/// Returns positions of a grid as (frames * height * width, `features`) in f32, columns fastest.
 ///
-/// A quarter of the features tells the frame, three eighths the column, three eighths the row.
+/// A quarter of the features encodes the frame, three eighths the column, three eighths the row.
 pub fn positions_3d(grid: &Grid3d, features: usize, device: &Device) -> Result<Tensor> {
     if !features.is_multiple_of(16) {
         return Err(Error::Msg(format!(
@@ -160,7 +168,7 @@ pub fn positions_3d(grid: &Grid3d, features: usize, device: &Device) -> Result<T
     Tensor::cat(&[frames, columns, rows], 1)
 }
 
-/// A table with a row for each place on one axis of a grid, (length, W), as one with a row for each token, (N, W).
+/// Expands a table with a row for each position on one axis of a grid, (length, W), to a row for each token, (N, W).
 pub fn spread(table: &Tensor, axis: usize, lengths: &[usize]) -> Result<Tensor> {
     let width = table.dim(1)?;
     let mut own = vec![1; lengths.len()];
@@ -172,7 +180,7 @@ pub fn spread(table: &Tensor, axis: usize, lengths: &[usize]) -> Result<Tensor> 
         .reshape((tokens, width))
 }
 
-/// All sines of a position, then all cosines, computed in f64.
+/// Returns all sines of a position, then all cosines, computed in f64.
 fn sines(position: f64, width: usize) -> Vec<f32> {
     let half = width / 2;
     let angle = |i: usize| position / MAX_PERIOD.powf(i as f64 / half as f64);

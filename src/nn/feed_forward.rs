@@ -1,4 +1,4 @@
-//! Linear, GELU, linear: feed-forward layers, and the same upon a text encoder's output (`FeedForward` and
+//! Linear, GELU, linear: feed-forward layers, and projections of a text encoder's output (`FeedForward` and
 //! `PixArtAlphaTextProjection` in diffusers).
 
 use candle_core::{Result, Tensor};
@@ -8,29 +8,30 @@ use super::linear::{Linear, linear};
 use super::weights::Weights;
 use crate::ops::activation::{gelu_erf, gelu_tanh};
 
-/// What the two linear layers are called in a feed-forward layer.
+/// Names of the two linear layers in a feed-forward layer.
 pub const NET: [&str; 2] = ["net.0.proj", "net.2"];
 
-/// What they are called upon a text encoder's output.
+/// Names of the two linear layers in a projection of a text encoder's output.
 pub const PROJECTION: [&str; 2] = ["linear_1", "linear_2"];
 
 /// `activation_fn` of a config.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Activation {
-    /// GELU by its tanh formula.
+    /// Tanh approximation of GELU.
     #[serde(rename = "gelu-approximate")]
     GeluTanh,
 }
 
-/// Which GELU.
+/// Variants of GELU.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Gelu {
-    /// As it is defined.
+    /// Exact.
     Erf,
-    /// By the tanh formula.
+    /// Tanh approximation.
     Tanh,
 }
 
+/// Feed-forward layer of a transformer block: linear, activation, linear.
 #[derive(Debug, Clone)]
 pub struct FeedForward {
     proj: Linear,
@@ -39,7 +40,7 @@ pub struct FeedForward {
 }
 
 impl FeedForward {
-    /// `widths`: of what comes in, inside, of what goes out. `names`: of the two linear layers.
+    /// Loads a layer with `widths` of input, inside and output, and `names` of the two linear layers.
     pub fn new(widths: [usize; 3], names: [&str; 2], gelu: Gelu, weights: Weights) -> Result<Self> {
         let [width, inner, out] = widths;
         Ok(Self {
@@ -49,7 +50,7 @@ impl FeedForward {
         })
     }
 
-    /// (..., in) -> (..., out)
+    /// Forward pass (..., in) -> (..., out)
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let inner = self.proj.forward(x)?;
         let inner = match self.gelu {

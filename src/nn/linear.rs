@@ -1,45 +1,35 @@
-//! `y = x W^T + b`, and the low-rank adapters planted on it: `y += scale (dropout(x) A^T) B^T`.  arXiv:2106.09685
+//! Linear layers `y = x W^T + b`, with low-rank adapters: `y += scale (dropout(x) A^T) B^T`.  arXiv:2106.09685
+//!
+//! ```
+//! use candle_core::{DType, Device, Tensor};
+//! use vtrain::nn::{Linear, Weights};
+//!
+//! // Reads `proj.weight` (3, 4) and `proj.bias` (3), here of random weights.
+//! let weights = Weights::random(DType::F32, &Device::Cpu).pp("proj");
+//! let proj = Linear::new(4, 3, true, weights.clone())?;
+//!
+//! let x = Tensor::zeros((2, 5, 4), DType::F32, &Device::Cpu)?; // (..., in)
+//! let y = proj.forward(&x)?; // (..., out)
+//! assert_eq!(y.dims(), [2, 5, 3]);
+//! let bias = weights.get(3, "bias")?;
+//! assert_eq!(y.get(0)?.get(0)?.to_vec1::<f32>()?, bias.to_vec1::<f32>()?);
+//! # Ok::<(), candle_core::Error>(())
+//! ```
 
-use candle_core::{D, Result, Tensor};
+use candle_core::{Result, Tensor};
 
+use super::adapter::LoraLayer;
 use super::dropout::Dropout;
 use super::shards::Matrix;
 use super::weights::Weights;
 use crate::ops::linear::{self, Frozen};
 
-/// A linear layer, frozen, with whatever adapters its path calls for.
+/// A frozen linear layer, with the adapters for its path.
 #[derive(Debug, Clone)]
 pub struct Linear {
     weight: Matrix, // (out, in)
     bias: Option<Tensor>,
-    adapters: Vec<LowRank>,
-}
-
-/// One adapter of a linear layer.
-#[derive(Debug, Clone)]
-pub struct LowRank {
-    pub a: Tensor, // (rank, in)
-    pub b: Tensor, // (out, rank)
-    pub scale: f64,
-    /// Of an adapter that is being trained.
-    pub dropout: Option<Dropout>,
-}
-
-impl LowRank {
-    /// (..., in) -> (..., out). Adapters are kept in f32, whatever the frozen weights are.
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let in_features = x.dim(D::Minus1)?;
-        let mut rows = x
-            .reshape((x.elem_count() / in_features.max(1), in_features))?
-            .to_dtype(self.a.dtype())?;
-        if let Some(dropout) = &self.dropout {
-            rows = dropout.forward(&rows)?;
-        }
-        let low = rows.matmul(&self.a.t()?)?; // (rows, rank)
-        let y = (low.matmul(&self.b.t()?)? * self.scale)?; // (rows, out)
-        let dims = [&x.dims()[..x.rank() - 1], &[y.dim(1)?]].concat();
-        y.reshape(dims)?.to_dtype(x.dtype())
-    }
+    adapters: Vec<LoraLayer>,
 }
 
 /// Reads `weight` (out, in) and `bias` (out).
@@ -53,7 +43,7 @@ pub fn linear_no_bias(in_features: usize, out_features: usize, weights: Weights)
 }
 
 impl Linear {
-    /// Reads `weight` (out, in) and, where there is one, `bias` (out).
+    /// Reads `weight` (out, in) and `bias` (out) if `bias` is true.
     pub fn new(in_features: usize, out_features: usize, bias: bool, weights: Weights) -> Result<Self> {
         Ok(Self {
             weight: weights.matrix((out_features, in_features), "weight")?,
@@ -62,13 +52,13 @@ impl Linear {
         })
     }
 
-    /// (..., in) -> (..., out)
+    /// Forward pass (..., in) -> (..., out)
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let frozen = Frozen {
             weight: self.weight.whole()?,
             bias: self.bias.clone(),
         };
-        if let [LowRank { a, b, scale, dropout }] = &self.adapters[..] {
+        if let [LoraLayer { a, b, scale, dropout }] = &self.adapters[..] {
             let (scale, dropped) = (*scale, dropout.as_ref().and_then(Dropout::mask));
             return frozen.forward_dropping(x, linear::LowRank { a, b, scale }, dropped);
         }

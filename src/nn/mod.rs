@@ -1,8 +1,9 @@
-//! Layers, named as in the checkpoints, and where their weights come from.
+//! Layers, named as in the checkpoints, and the sources of their weights.
 //!
 //! All of them keep candle's gradient graph, by [`crate::ops`]: candle-nn's fused ops (`softmax_last_dim`, `rms_norm`,
-//! `layer_norm`, `rope`) cut it in silence and have no place on a path that is trained through.
+//! `layer_norm`, `rope`) silently cut it, so they must not be used where gradients pass.
 
+pub mod adapter;
 pub mod attention;
 pub mod config;
 pub mod conv3d;
@@ -10,9 +11,9 @@ pub mod dropout;
 pub mod embed;
 pub mod feed_forward;
 pub mod linear;
-mod made_up;
 pub mod norm;
-pub mod patches;
+pub mod patch_embed;
+mod random_weights;
 pub mod resnet;
 pub mod rope;
 pub mod scale_shift;

@@ -1,63 +1,65 @@
 //! Layer and RMS normalisation, with sums in f32 whatever the storage.
 //!
-//! Layer norm: (x - mean) / sqrt(var + eps) * weight + bias over the last axis (`torch.nn.LayerNorm`).
-//! RMS norm: x / sqrt(mean(x^2) + eps) * weight over the last axis (`torch.nn.RMSNorm`, arXiv:1910.07467).
-//! Either may be modulated: norm(x) (1 + scale) + shift, with a scale and a shift for each part of a sequence.
+//! Layer norm: (x - mean) / sqrt(var + eps) * weight + bias over the last axis (`torch.nn.LayerNorm`). RMS norm: x /
+//! sqrt(mean(x^2) + eps) * weight over the last axis (`torch.nn.RMSNorm`, arXiv:1910.07467). Either may be modulated:
+//! norm(x) (1 + scale) + shift, with a scale and a shift per part of a sequence.
 
 use candle_core::{D, DType, Result, Tensor};
 
 use super::weights::Weights;
 use crate::ops::norm;
 
-pub use crate::ops::norm::Kind;
+pub use crate::ops::norm::NormKind;
 
-/// Over the last axis.
+/// Norm over the last axis.
 #[derive(Debug, Clone)]
 pub struct Norm {
-    kind: Kind,
+    kind: NormKind,
     gain: Tensor,   // (1, 1, D) f32
     offset: Tensor, // (1, 1, D) f32
     eps: f64,
 }
 
-/// What modulates a norm, mostly told by the timestep.
+/// Modulation of a norm, usually by the timestep.
 #[derive(Debug, Clone)]
 pub struct Modulation {
-    pub shift: Tensor, // (B or 1, P, D)
-    pub scale: Tensor, // (B or 1, P, D)
+    /// Shift (B or 1, P, D).
+    pub shift: Tensor,
+    /// Scale (B or 1, P, D).
+    pub scale: Tensor,
 }
 
 impl Norm {
-    /// Of either kind, with parameters or without (`elementwise_affine`).
-    pub fn new(kind: Kind, affine: bool, width: usize, eps: f64, weights: Weights) -> Result<Self> {
+    /// Loads a norm of either kind, with or without parameters (`elementwise_affine`).
+    pub fn new(kind: NormKind, affine: bool, width: usize, eps: f64, weights: Weights) -> Result<Self> {
         match kind {
             kind if !affine => Self::plain(kind, width, eps, &weights),
-            Kind::Layer => Self::layer(width, eps, weights),
-            Kind::Rms => Self::rms(width, eps, weights),
+            NormKind::Layer => Self::layer(width, eps, weights),
+            NormKind::Rms => Self::rms(width, eps, weights),
         }
     }
 
-    /// A layer norm that reads `weight` and `bias`.
+    /// Loads a layer norm with `weight` and `bias`.
     pub fn layer(width: usize, eps: f64, weights: Weights) -> Result<Self> {
         let mut norm = Self::rms(width, eps, weights.clone())?;
-        norm.kind = Kind::Layer;
+        norm.kind = NormKind::Layer;
         norm.offset = table(&weights.get(width, "bias")?)?;
         Ok(norm)
     }
 
-    /// An RMS norm that reads `weight`.
+    /// Loads an RMS norm with `weight`.
     pub fn rms(width: usize, eps: f64, weights: Weights) -> Result<Self> {
         let gain = table(&weights.get(width, "weight")?)?;
         Ok(Self {
-            kind: Kind::Rms,
+            kind: NormKind::Rms,
             offset: gain.zeros_like()?,
             gain,
             eps,
         })
     }
 
-    /// Without parameters (`elementwise_affine=False`); `weights` only says on which device.
-    pub fn plain(kind: Kind, width: usize, eps: f64, weights: &Weights) -> Result<Self> {
+    /// Norm without parameters (`elementwise_affine=False`); `weights` only gives the device.
+    pub fn plain(kind: NormKind, width: usize, eps: f64, weights: &Weights) -> Result<Self> {
         let gain = Tensor::ones((1, 1, width), DType::F32, weights.device())?;
         Ok(Self {
             kind,
@@ -67,13 +69,13 @@ impl Norm {
         })
     }
 
-    /// (B, ..., D) -> (B, ..., D)
+    /// Forward pass (B, ..., D) -> (B, ..., D)
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let rows = x.dims()[1..x.rank().max(2) - 1].iter().product();
         self.over(&[rows]).forward(x, &self.gain, &self.offset)
     }
 
-    /// x (B, S, D) -> (B, S, D), where S is the sum of the rows of each part.
+    /// Modulated forward pass of x (B, S, D) -> (B, S, D), where S is the sum of the rows of each part.
     pub fn modulated(&self, x: &Tensor, modulation: &Modulation, parts: &[usize]) -> Result<Tensor> {
         let scale = (modulation.scale.to_dtype(DType::F32)? + 1.0)?;
         let gain = scale.broadcast_mul(&self.gain)?; // (B or 1, P, D)
@@ -92,7 +94,7 @@ impl Norm {
     }
 }
 
-/// (D) -> (1, 1, D) f32
+/// Converts (D) -> (1, 1, D) f32
 fn table(parameter: &Tensor) -> Result<Tensor> {
     parameter
         .to_dtype(DType::F32)?

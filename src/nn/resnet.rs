@@ -1,12 +1,12 @@
-//! The resnet of streaming video autoencoders: x + conv2(silu(norm2(conv1(silu(norm1(x)))))), x through a 1x1x1 convolution
-//! where the number of channels changes (`CogVideoXResnetBlock3D`, `WanResidualBlock`).
+//! Resnet of streaming video autoencoders: x + conv2(silu(norm2(conv1(silu(norm1(x)))))), x through a 1x1x1 convolution
+//! if the number of channels changes (`CogVideoXResnetBlock3D`, `WanResidualBlock`).
 
 use candle_core::{Result, Tensor};
 
-use super::conv3d::{Conv3d, Memory, Modulation};
+use super::conv3d::{Conv3d, FeatureCache, Modulation};
 use super::weights::Weights;
 
-/// `N`: the norm, which the convolution behind it applies with the SiLU.
+/// Resnet with norms `N`, which the next convolution applies together with the SiLU.
 pub struct Resnet<N> {
     norm1: N,
     conv1: Conv3d,
@@ -16,7 +16,7 @@ pub struct Resnet<N> {
 }
 
 impl<N> Resnet<N> {
-    /// `convs`: what the two causal convolutions are called; `norm` reads a norm of so many channels.
+    /// Loads a resnet. `convs` are the names of the two causal convolutions; `norm` loads a norm of the given channels.
     pub fn load(
         [channels, outputs]: [usize; 2],
         convs: [&str; 2],
@@ -33,12 +33,12 @@ impl<N> Resnet<N> {
         })
     }
 
-    /// (B, F, H, W, C) -> (B, F, H, W, O), with what `modulation` makes of a norm and what it is to normalise. Takes x,
-    /// because the result may be built in its place.
+    /// Forward pass (B, F, H, W, C) -> (B, F, H, W, O); `modulation` converts a norm and its input to a modulation.
+    /// Takes ownership of x, to build the result in its memory.
     pub fn forward(
         &self,
         x: Tensor,
-        memory: &mut Memory,
+        memory: &mut FeatureCache,
         modulation: impl Fn(&N, &Tensor) -> Result<Modulation>,
     ) -> Result<Tensor> {
         let h = memory.convolve(&self.conv1, &x, Some(&modulation(&self.norm1, &x)?))?;

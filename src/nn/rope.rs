@@ -1,36 +1,36 @@
-//! Rotary position embedding: pairs of features turn by an angle that grows with the position.  arXiv:2104.09864
+//! Rotary position embedding: pairs of features are rotated by an angle proportional to the position.  arXiv:2104.09864
 //!
-//! (x0, x1) -> (x0 cos - x1 sin, x1 cos + x0 sin) with the angle p theta^(-2i / K_axis) for pair i of the features that an
-//! axis has to itself (`get_1d_rotary_pos_embed` in diffusers; its `repeat_interleave_real` makes neighbours a pair).
+//! (x0, x1) -> (x0 cos - x1 sin, x1 cos + x0 sin) with the angle p theta^(-2i / K_axis) for pair i of an axis's own
+//! features (`get_1d_rotary_pos_embed` in diffusers; its `repeat_interleave_real` pairs neighbours).
 //!
 //! Shapes: B samples, S tokens, H heads, K features a head.
 
 use candle_core::{Device, Error, Result, Tensor};
 
 use super::embed::spread;
-use crate::ops::rotary::Turn;
+use crate::ops::rotary::Rotation;
 
-pub use crate::ops::rotary::Pairs;
+pub use crate::ops::rotary::PairLayout;
 
-/// The usual base of the angles.
+/// Usual base of the angles.
 pub const THETA: f32 = 10_000.0;
 
-/// One axis of the grid that the tokens stand on.
+/// One axis of the token grid.
 #[derive(Debug, Clone)]
 pub struct Axis {
-    /// Position of each place on the axis.
+    /// Position of each index on the axis.
     pub positions: Vec<f32>,
-    /// How many features turn with it; even.
+    /// Number of features rotated by it; even.
     pub width: usize,
 }
 
-/// Cosine and sine for every token, and what they turn.
+/// Cosine and sine for every token, and the pairs they rotate.
 #[derive(Debug, Clone)]
-pub struct Rotary(Turn);
+pub struct Rotary(Rotation);
 
 impl Rotary {
-    /// For the tokens of a grid, the last axis fastest; the features of the axes stand one behind the other.
-    pub fn grid(axes: &[Axis], theta: f32, pairs: Pairs, device: &Device) -> Result<Self> {
+    /// Rotation for the tokens of a grid, the last axis fastest; the features of the axes are consecutive.
+    pub fn grid(axes: &[Axis], theta: f32, pairs: PairLayout, device: &Device) -> Result<Self> {
         let lengths: Vec<usize> = axes.iter().map(|axis| axis.positions.len()).collect();
         let table = |(at, axis): (usize, &Axis)| {
             let angles = Tensor::from_vec(angles(axis, theta)?, (lengths[at], axis.width / 2), device)?;
@@ -40,9 +40,10 @@ impl Rotary {
         Self::by(&Tensor::cat(&tables, 1)?, pairs)
     }
 
-    /// By angles (S, K / 2); (B, ...) where samples turn differently; (..., H K / 2) where heads do, by neighbours.
-    pub fn by(angles: &Tensor, pairs: Pairs) -> Result<Self> {
-        Ok(Self(Turn {
+    /// Rotation by angles (S, K / 2); (B, ...) if samples differ; (..., H K / 2) if heads differ, with neighbouring
+    /// pairs.
+    pub fn by(angles: &Tensor, pairs: PairLayout) -> Result<Self> {
+        Ok(Self(Rotation {
             cos: angles.cos()?,
             sin: angles.sin()?,
             pairs,
@@ -50,32 +51,32 @@ impl Rotary {
         }))
     }
 
-    /// The same, behind `count` tokens that do not turn.
+    /// Prepends `count` tokens that are not rotated.
     pub fn behind(mut self, count: usize) -> Self {
         self.0.first += count;
         self
     }
 
-    /// As wide as the angles, f32, without the tokens that do not turn.
+    /// Returns the cosines, as wide as the angles, f32, without tokens that are not rotated.
     pub fn cos(&self) -> &Tensor {
         &self.0.cos
     }
 
-    /// As `cos`.
+    /// Returns the sines, shaped as `cos`.
     pub fn sin(&self) -> &Tensor {
         &self.0.sin
     }
 
-    /// (B, S, H, K) -> (B, S, H, K), computed in f32.
+    /// Rotates (B, S, H, K) -> (B, S, H, K), computed in f32.
     pub fn apply(&self, x: &Tensor) -> Result<Tensor> {
         self.0.forward(x)
     }
 }
 
-/// The angles of an axis, place by place, in f32 as torch computes them.
+/// Returns the angles of an axis, by position, in f32 as torch computes them.
 fn angles(axis: &Axis, theta: f32) -> Result<Vec<f32>> {
     if !axis.width.is_multiple_of(2) {
-        return Err(Error::Msg(format!("{} features do not fall into pairs", axis.width)));
+        return Err(Error::Msg(format!("{} features cannot be paired", axis.width)));
     }
     let frequencies: Vec<f32> = (0..axis.width)
         .step_by(2)

@@ -1,9 +1,9 @@
-//! The frozen matrices of blocks, shared out over ranks: each keeps 1/N of every block, and has all of a block while it runs.
+//! Sharded frozen matrices of blocks: each rank keeps 1/N of every block, and has a whole block only while it runs.
 //!
-//! The matrices of a block, one behind the other and filled up with zeros to a multiple of N, are one row of numbers, of
-//! which rank r keeps the r-th part. While a block runs, the next one is on its way: the one behind it on the way forward,
-//! the one before it on the way back. That is the third stage of ZeRO (arXiv:1910.02054) for weights that no step changes.
-//! Biases and norms, which are small, stay on every rank.
+//! The matrices of a block, concatenated and padded with zeros to a multiple of N, are one vector, of which rank r
+//! keeps the r-th part. While a block runs, the next one is being gathered: the following one in the forward pass, the
+//! previous one in the backward pass. That is the third stage of ZeRO (arXiv:1910.02054) for weights that no step
+//! changes. Biases and norms, which are small, stay on every rank.
 //!
 //! All ranks must run the same blocks in the same order.
 
@@ -12,20 +12,20 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use candle_core::{DType, Error, Result, Shape, Tensor};
 
-use crate::dist::{Gather, Gathering};
+use crate::distributed::{AllGather, Pending};
 
-/// How the frozen matrices of blocks live.
+/// Storage of the blocks' frozen matrices.
 #[derive(Clone, Default)]
 pub enum Residency {
     /// On every rank.
     #[default]
     Whole,
     /// A part on each rank.
-    Shared(Arc<dyn Gather>),
+    Shared(Arc<dyn AllGather>),
 }
 
 impl Residency {
-    /// How many ranks share them.
+    /// Returns the number of ranks that share them.
     pub fn ranks(&self) -> usize {
         match self {
             Self::Whole => 1,
@@ -46,55 +46,58 @@ impl fmt::Debug for Residency {
 /// A frozen matrix.
 #[derive(Debug, Clone)]
 pub enum Matrix {
+    /// The whole matrix, in this process.
     Own(Tensor),
-    Shared(Arc<Lent>),
+    /// A part of the matrix, gathered when its block runs.
+    Shared(Arc<ShardedMatrix>),
 }
 
-/// A matrix that is there while its block runs.
+/// A matrix that is whole only while its block runs.
 #[derive(Debug)]
-pub struct Lent {
+pub struct ShardedMatrix {
     shape: Shape,
     whole: Mutex<Option<Tensor>>,
 }
 
 impl Matrix {
     /// # Errors
-    /// One that is shared out, where its block does not run.
+    /// Fails for a sharded matrix while its block does not run.
     pub fn whole(&self) -> Result<Tensor> {
         match self {
             Self::Own(whole) => Ok(whole.clone()),
             Self::Shared(lent) => {
                 let whole = lock(&lent.whole).clone();
-                whole.ok_or_else(|| Error::Msg("a matrix is shared out, and its block does not run".into()))
+                whole.ok_or_else(|| Error::Msg("a sharded matrix was read while its block does not run".into()))
             }
         }
     }
 }
 
-/// All blocks of a model.
+/// Sharded matrices of all blocks of a model.
 pub struct Shards {
-    ranks: Arc<dyn Gather>,
-    /// Of the block that is being read.
-    reading: Mutex<Vec<(Arc<Lent>, Tensor)>>,
+    ranks: Arc<dyn AllGather>,
+    /// Matrices of the block that is being read.
+    reading: Mutex<Vec<(Arc<ShardedMatrix>, Tensor)>>,
     blocks: Mutex<Vec<Arc<Block>>>,
-    under_way: Mutex<UnderWay>,
+    under_way: Mutex<InFlight>,
 }
 
 struct Block {
-    /// This rank's: (n)
+    /// This rank's part: (n)
     part: Tensor,
-    matrices: Vec<Arc<Lent>>,
+    matrices: Vec<Arc<ShardedMatrix>>,
 }
 
-/// What runs and what comes next.
+/// The running block, and the one being gathered.
 #[derive(Default)]
-struct UnderWay {
+struct InFlight {
     last: Option<usize>,
-    next: Option<(usize, Box<dyn Gathering>)>,
+    next: Option<(usize, Box<dyn Pending>)>,
 }
 
 impl Shards {
-    pub fn new(ranks: Arc<dyn Gather>) -> Self {
+    /// Shards among these ranks.
+    pub fn new(ranks: Arc<dyn AllGather>) -> Self {
         Self {
             ranks,
             reading: Mutex::default(),
@@ -103,12 +106,12 @@ impl Shards {
         }
     }
 
-    /// How many ranks there are.
+    /// Returns the number of ranks.
     pub fn ranks(&self) -> usize {
         self.ranks.world_size()
     }
 
-    /// Takes a matrix of the block that is being read. One of another type than the first stays whole.
+    /// Adds a matrix of the block that is being read. One of another type than the first stays whole.
     pub fn take(&self, whole: Tensor) -> Matrix {
         let mut reading = lock(&self.reading);
         let fits = match reading.first() {
@@ -118,7 +121,7 @@ impl Shards {
         if !fits {
             return Matrix::Own(whole);
         }
-        let lent = Arc::new(Lent {
+        let lent = Arc::new(ShardedMatrix {
             shape: whole.shape().clone(),
             whole: Mutex::default(),
         });
@@ -126,7 +129,7 @@ impl Shards {
         Matrix::Shared(lent)
     }
 
-    /// The block is read: this rank keeps its part.
+    /// Ends the reading of a block: this rank keeps its part.
     pub fn share_out(&self) -> Result<()> {
         let reading = std::mem::take(&mut *lock(&self.reading));
         let (matrices, wholes): (Vec<_>, Vec<_>) = reading.into_iter().unzip();
@@ -142,34 +145,31 @@ impl Shards {
         let (dtype, device) = (first.dtype(), first.device().clone());
         rows.push(Tensor::zeros(each * self.ranks() - count, dtype, &device)?);
         let row = Tensor::cat(&rows, 0)?; // (N n)
-        // A copy: a view would keep all of it.
+        // A copy, because a view would keep all of it.
         let part = row.narrow(0, self.ranks.rank() * each, each)?.copy()?; // (n)
         lock(&self.blocks).push(Arc::new(Block { part, matrices }));
         Ok(())
     }
 
-    /// What this rank keeps of all blocks, in bytes.
+    /// Returns the bytes that this rank keeps of all blocks.
     pub fn bytes(&self) -> usize {
         lock(&self.blocks).iter().map(|block| block.bytes()).sum()
     }
 
-    /// The largest block, whole, in bytes.
+    /// Returns the bytes of the largest block, whole.
     pub fn largest(&self) -> usize {
         let largest = lock(&self.blocks).iter().map(|block| block.bytes()).max();
         largest.unwrap_or(0) * self.ranks()
     }
 
-    /// Puts block `index` together, until what is returned is dropped, and sets the next one on its way.
+    /// Gathers block `index` until the returned guard is dropped, and begins to gather the next one.
     ///
     /// # Errors
-    /// Ranks that did not come.
-    pub fn bring(&self, index: usize) -> Result<Brought> {
+    /// Fails if ranks did not arrive.
+    pub fn fetch(&self, index: usize) -> Result<BlockGuard> {
         let blocks = lock(&self.blocks);
         let Some(block) = blocks.get(index) else {
-            return Err(Error::Msg(format!(
-                "no block {index} of {} is shared out",
-                blocks.len()
-            )));
+            return Err(Error::Msg(format!("no block {index} of {} is sharded", blocks.len())));
         };
         let mut under_way = lock(&self.under_way);
         let row = match under_way.next.take() {
@@ -182,7 +182,7 @@ impl Shards {
             }
         };
         let row = row.map_err(wrapped)?.to_device(block.part.device())?; // (N n)
-        let brought = Brought(block.clone());
+        let brought = BlockGuard(block.clone());
         block.lend(&row)?;
         let backwards = index > 0 && under_way.last.is_some_and(|last| last > index);
         let next = if backwards { index - 1 } else { index + 1 };
@@ -201,7 +201,7 @@ impl fmt::Debug for Shards {
 }
 
 impl Block {
-    /// Of the part that is kept.
+    /// Bytes of the part that is kept.
     fn bytes(&self) -> usize {
         self.part.elem_count() * self.part.dtype().size_in_bytes()
     }
@@ -217,10 +217,10 @@ impl Block {
     }
 }
 
-/// A block that is there. Whoever took a matrix for the way back keeps it until that is done.
-pub struct Brought(Arc<Block>);
+/// Guard of a gathered block. A matrix saved for the backward pass is kept until that is done.
+pub struct BlockGuard(Arc<Block>);
 
-impl Drop for Brought {
+impl Drop for BlockGuard {
     fn drop(&mut self) {
         for lent in &self.0.matrices {
             *lock(&lent.whole) = None;

@@ -1,10 +1,11 @@
-//! Pixels into channels and back: t x h x w neighbours' channels become one pixel's (`pixel_unshuffle` in three dimensions).
+//! Pixels into channels and back: the channels of t x h x w neighbours become one pixel's (`pixel_unshuffle` in three
+//! dimensions).
 //!
 //! Letters: B batch, F frames, H rows, W columns, C channels, p the size of a patch.
 
 use candle_core::{DType, Result, Tensor};
 
-/// (B, t F, h H, w W, C) -> (B, F, H, W, C t h w), channels slowest
+/// Moves pixels into channels (B, t F, h H, w W, C) -> (B, F, H, W, C t h w), channels slowest
 pub fn into_channels(x: &Tensor, [t, h, w]: [usize; 3]) -> Result<Tensor> {
     let (batch, frames, height, width, channels) = x.dims5()?;
     let (frames, height, width) = (frames / t, height / h, width / w);
@@ -13,7 +14,7 @@ pub fn into_channels(x: &Tensor, [t, h, w]: [usize; 3]) -> Result<Tensor> {
         .reshape((batch, frames, height, width, channels * t * h * w))
 }
 
-/// (B, F, H, W, t h w C) -> (B, t F, h H, w W, C), channels fastest
+/// Moves channels into pixels (B, F, H, W, t h w C) -> (B, t F, h H, w W, C), channels fastest
 pub fn out_of_channels(x: &Tensor, [t, h, w]: [usize; 3]) -> Result<Tensor> {
     let (batch, frames, height, width, channels) = x.dims5()?;
     let channels = channels / (t * h * w);
@@ -22,7 +23,7 @@ pub fn out_of_channels(x: &Tensor, [t, h, w]: [usize; 3]) -> Result<Tensor> {
         .reshape((batch, t * frames, h * height, w * width, channels))
 }
 
-/// Means over groups of neighbouring channels, (B, F, H, W, n C) -> (B, F, H, W, C), with sums in f32.
+/// Averages groups of neighbouring channels, (B, F, H, W, n C) -> (B, F, H, W, C), with sums in f32.
 pub fn grouped_mean(x: Tensor, channels: usize) -> Result<Tensor> {
     let (batch, frames, height, width, all) = x.dims5()?;
     if all == channels {
@@ -34,8 +35,8 @@ pub fn grouped_mean(x: Tensor, channels: usize) -> Result<Tensor> {
         .to_dtype(x.dtype())
 }
 
-/// (B, C, F, p H, p W) -> (B, F, H, W, C p p), of a patch's pixels the columns first. `place` puts the pixels in this order
-/// where they are wanted: one behind the other.
+/// Converts (B, C, F, p H, p W) -> (B, F, H, W, C p p), the columns of a patch before its rows. `place` makes the result
+/// contiguous where it is needed.
 pub fn into_patches(x: &Tensor, p: usize, place: impl Fn(&Tensor) -> Result<Tensor>) -> Result<Tensor> {
     let (batch, channels, frames, height, width) = x.dims5()?;
     let (height, width) = (height / p, width / p);
@@ -45,7 +46,7 @@ pub fn into_patches(x: &Tensor, p: usize, place: impl Fn(&Tensor) -> Result<Tens
     place(&patches)?.reshape((batch, frames, height, width, channels * p * p))
 }
 
-/// The inverse: (B, F, H, W, C p p) -> (B, C, F, p H, p W)
+/// Inverts [`into_patches`]: (B, F, H, W, C p p) -> (B, C, F, p H, p W)
 pub fn out_of_patches(x: &Tensor, p: usize, place: impl Fn(&Tensor) -> Result<Tensor>) -> Result<Tensor> {
     let (batch, frames, height, width, channels) = x.dims5()?;
     let channels = channels / (p * p);
@@ -55,8 +56,8 @@ pub fn out_of_patches(x: &Tensor, p: usize, place: impl Fn(&Tensor) -> Result<Te
     place(&pixels)?.reshape((batch, channels, frames, height * p, width * p))
 }
 
-/// The first axis of a convolution's weight or bias, (C n, ...), in the order that [`out_of_channels`] wants: checkpoints
-/// have the n pixels that a channel spreads over side by side, here each pixel's channels are.
+/// Reorders the first axis of a convolution's weight or bias, (C n, ...), for [`out_of_channels`]: checkpoints group
+/// the n pixels of a channel, here the channels of a pixel are grouped.
 pub fn by_pixel(tensor: &Tensor, pixels: usize) -> Result<Tensor> {
     let (all, rest) = (tensor.dim(0)?, &tensor.dims()[1..]);
     tensor

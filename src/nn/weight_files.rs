@@ -1,5 +1,5 @@
-//! Which files of a folder hold its weights: one `*.safetensors`, or several with an index that says which tensor is where;
-//! the usual ones or a variant of them ([`layout`]).
+//! Weight files of a folder: one `*.safetensors`, or several with an index from tensors to files; the usual ones or a
+//! variant of them ([`layout`]).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Deref;
@@ -10,10 +10,10 @@ use anyhow::{Context, bail, ensure};
 use crate::hub::layout::{self, Kind, WeightFile};
 use crate::magic;
 
-/// A shard index larger than this is no index.
+/// Upper limit for a shard index.
 const MAX_INDEX_BYTES: u64 = 64 << 20;
 
-/// A folder of weights or of such folders, and the variant of them that is wanted.
+/// A folder of weights or of such folders, with the requested variant.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WeightFolder {
     path: PathBuf,
@@ -21,7 +21,7 @@ pub struct WeightFolder {
 }
 
 impl WeightFolder {
-    /// `variant` is as in `model.fp16.safetensors`; where it is not there, the usual files are read.
+    /// Folder with a `variant` as in `model.fp16.safetensors`; if it does not exist, the usual files are read.
     pub fn new(path: &Path, variant: Option<&str>) -> Self {
         Self {
             path: path.into(),
@@ -29,7 +29,7 @@ impl WeightFolder {
         }
     }
 
-    /// The folder `name` in it.
+    /// Returns the subfolder `name`.
     pub fn part(&self, name: &str) -> Self {
         Self {
             path: self.path.join(name),
@@ -37,7 +37,7 @@ impl WeightFolder {
         }
     }
 
-    /// The variant that is wanted.
+    /// Returns the requested variant.
     pub fn variant(&self) -> Option<&str> {
         self.variant.as_deref()
     }
@@ -75,13 +75,14 @@ impl From<&WeightFolder> for WeightFolder {
     }
 }
 
-/// The files that hold a folder's weights.
+/// Weight files of a folder.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WeightFiles {
+    /// Files, sorted by name.
     pub paths: Vec<PathBuf>,
-    /// Names of the tensors that an index promises.
+    /// Names of the tensors listed in an index.
     pub promised: Vec<String>,
-    /// Which variant it is.
+    /// Variant of the files.
     pub variant: Option<String>,
 }
 
@@ -89,7 +90,8 @@ impl WeightFolder {
     /// Finds the files.
     ///
     /// # Errors
-    /// None there, several without an index, several variants of which none is wanted, an index that names what is missing.
+    /// Fails without files, for several without an index, several variants without the requested one, and an index that
+    /// names missing files.
     pub fn files(&self) -> anyhow::Result<WeightFiles> {
         let names = self.names()?;
         let weights: Vec<(&str, WeightFile)> = names
@@ -114,7 +116,7 @@ impl WeightFolder {
             (Some(index), _) => sharded(self, &self.join(index))?,
             (None, [one]) => (vec![self.join(one)], Vec::new()),
             (None, whole) => bail!(
-                "{}: {} safetensors files and no index that tells them apart",
+                "{}: {} safetensors files without an index",
                 self.display(),
                 whole.len() + of_kind(Kind::Shard).len()
             ),
@@ -137,7 +139,7 @@ impl WeightFolder {
     }
 }
 
-/// What to say of a folder without safetensors.
+/// Message for a folder without safetensors.
 fn missing(names: &[String]) -> String {
     let other = names
         .iter()
@@ -151,7 +153,7 @@ fn missing(names: &[String]) -> String {
     }
 }
 
-/// What is to be said of a file that is no safetensors.
+/// Message for a file that is not safetensors.
 pub fn unreadable(path: &Path) -> String {
     match magic::explain(path) {
         Some(what) => format!("{}: is {what}", path.display()),

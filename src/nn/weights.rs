@@ -1,7 +1,26 @@
 //! A folder of safetensors ([`WeightFolder`]) as a tree of named tensors.
 //!
-//! Files are mapped, not read; a tensor is copied and cast when a layer asks for it, so host memory holds what
-//! is in use and nothing more. Every complaint names the file, the tensor, what was expected and what was found.
+//! Files are memory-mapped; a tensor is copied and cast when a layer requests it, so host memory holds only what is in
+//! use. Every error names the file, the tensor, what was expected and what was found.
+//!
+//! ```
+//! use std::collections::HashMap;
+//!
+//! use candle_core::{DType, Device, Tensor};
+//! use vtrain::nn::Weights;
+//!
+//! let folder = tempfile::tempdir()?;
+//! let weight = Tensor::ones((3, 4), DType::F32, &Device::Cpu)?;
+//! let tensors = HashMap::from([("proj.weight", weight)]);
+//! candle_core::safetensors::save(&tensors, folder.path().join("model.safetensors"))?;
+//!
+//! let weights = Weights::open(folder.path(), DType::F32, &Device::Cpu)?;
+//! assert_eq!(weights.pp("proj").get((3, 4), "weight")?.dims(), [3, 4]);
+//! // Another shape is an error that names the file, the tensor and both shapes.
+//! let error = weights.pp("proj").get((4, 3), "weight").unwrap_err().to_string();
+//! assert!(error.contains("proj.weight") && error.contains("[3, 4]"), "{error}");
+//! # Ok::<(), anyhow::Error>(())
+//! ```
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -19,53 +38,36 @@ pub use headers::{Content, Reading};
 
 use headers::Headers;
 
-use super::linear::LowRank;
-use super::made_up;
+use super::adapter::{Adapt, LoraLayer};
+use super::random_weights;
 use super::shards::{Matrix, Residency, Shards};
 use super::weight_files::{WeightFiles, WeightFolder, unreadable};
 use crate::finite;
 use crate::process::memory::{self, Limit, TooLittle};
 
-/// Tensors that do not fit are named up to so many.
+/// Number of mismatched tensors that are named.
 const SHOWN: usize = 8;
 
-/// A place in a checkpoint: layers read their tensors below it.
+/// A position in a checkpoint: layers read their tensors below it.
 #[derive(Clone)]
 pub struct Weights {
-    source: Source,
+    source: WeightSource,
     prefix: String,
     dtype: DType,
     device: Device,
-    planter: Option<Arc<dyn Planter>>,
+    adapt: Option<Arc<dyn Adapt>>,
     shards: Option<Arc<Shards>>,
-    /// Whether this is inside one of the blocks that are shared out.
+    /// True inside of a sharded block.
     in_block: bool,
-    /// Whether the CPU computes as other devices do.
+    /// True if the CPU computes like other devices.
     composed: bool,
-    /// Numbers that layers have taken so far.
+    /// Numbers that layers have read so far.
     taken: Arc<AtomicUsize>,
 }
 
-/// What a model that trains is given while it loads: adapters for its linear layers, by the layer's path in the checkpoint,
-/// and a place for its frozen weights.
-pub trait Planter: Send + Sync {
-    /// Adapters for the layer `path` that maps `in_features` to `out_features`; none where it is no target.
-    fn plant(&self, path: &str, in_features: usize, out_features: usize) -> Result<Vec<LowRank>>;
-
-    /// What is added to the parameter `name` of this shape as it is read, in f32 on the CPU; None where it stays as it is.
-    fn delta(&self, _name: &str, _shape: &Shape) -> Result<Option<Tensor>> {
-        Ok(None)
-    }
-
-    /// How the frozen matrices of blocks live.
-    fn residency(&self) -> Residency {
-        Residency::Whole
-    }
-}
-
-/// Where tensors come from.
+/// Source of tensors.
 #[derive(Clone)]
-enum Source {
+enum WeightSource {
     Checkpoint(Arc<Checkpoint>),
     Headers(Arc<Headers>),
     Random,
@@ -74,9 +76,9 @@ enum Source {
 struct Checkpoint {
     folder: PathBuf,
     files: Vec<(PathBuf, MmapedSafetensors)>,
-    /// Which file holds a tensor.
+    /// Index of the file that holds a tensor.
     tensors: BTreeMap<String, usize>,
-    /// What no layer has asked for yet.
+    /// Tensors that no layer has requested yet.
     unread: Mutex<BTreeSet<String>>,
 }
 
@@ -84,40 +86,41 @@ impl Weights {
     /// Maps the checkpoint in `folder`, to be read as `dtype` on `device`.
     ///
     /// # Errors
-    /// No safetensors there, a shard that the index names but is missing or lacks its tensors, a malformed header.
+    /// Fails without safetensors, for a shard in the index that is missing or lacks its tensors, and for a malformed
+    /// header.
     pub fn open(folder: impl Into<WeightFolder>, dtype: DType, device: &Device) -> anyhow::Result<Self> {
         Self::read(&folder.into(), &Reading::numbers(dtype, device))
     }
 
-    /// Maps the checkpoint in `folder`, to be read as `reading` says. Of headers alone, every tensor that is asked for is
-    /// stood in for by one number, on the CPU; what does not fit is told by [`finish`](Self::finish), all at once.
+    /// Maps the checkpoint in `folder`, to be read according to `reading`. With headers alone, every requested tensor
+    /// is replaced by one number, on the CPU; mismatches are reported by [`finish`](Self::finish), all at once.
     ///
     /// # Errors
-    /// As [`open`](Self::open).
+    /// Same as [`open`](Self::open).
     pub fn read(folder: &WeightFolder, reading: &Reading) -> anyhow::Result<Self> {
         let checkpoint = Checkpoint::open(folder)?;
         let (source, device) = match reading.content {
-            Content::Numbers => (Source::Checkpoint(Arc::new(checkpoint)), reading.device.clone()),
+            Content::Numbers => (WeightSource::Checkpoint(Arc::new(checkpoint)), reading.device.clone()),
             Content::Headers => {
                 let headers = Headers::of(checkpoint, reading.device.is_cpu());
-                (Source::Headers(Arc::new(headers)), Device::Cpu)
+                (WeightSource::Headers(Arc::new(headers)), Device::Cpu)
             }
         };
         Ok(Self::of(source, reading.dtype, device))
     }
 
-    /// No checkpoint at all: every tensor that is asked for is made up, always the same for the same name. For measuring.
+    /// Random weights without a checkpoint, always the same for the same name. For benchmarks.
     pub fn random(dtype: DType, device: &Device) -> Self {
-        Self::of(Source::Random, dtype, device.clone())
+        Self::of(WeightSource::Random, dtype, device.clone())
     }
 
-    fn of(source: Source, dtype: DType, device: Device) -> Self {
+    fn of(source: WeightSource, dtype: DType, device: Device) -> Self {
         Self {
             source,
             prefix: String::new(),
             dtype,
             device,
-            planter: None,
+            adapt: None,
             shards: None,
             in_block: false,
             composed: false,
@@ -125,29 +128,29 @@ impl Weights {
         }
     }
 
-    /// The same weights, whose linear layers ask `planter` for adapters, and whose blocks live as it says.
-    pub fn with_planter(mut self, planter: Arc<dyn Planter>) -> Self {
-        self.shards = match planter.residency() {
+    /// Sets the adapters of linear layers and the storage of blocks to those of `adapt`.
+    pub fn with_adapt(mut self, adapt: Arc<dyn Adapt>) -> Self {
+        self.shards = match adapt.residency() {
             Residency::Shared(ranks) if self.has_numbers() => Some(Arc::new(Shards::new(ranks))),
             _ => None,
         };
-        self.planter = Some(planter);
+        self.adapt = Some(adapt);
         self
     }
 
-    /// The same weights, whose autoencoders compute on the CPU as they do on other devices: in the weights' own type, with
-    /// convolutions composed of candle's. Slower by far; it shows what a GPU's types come to where there is none.
-    pub fn composed(mut self) -> Self {
+    /// Makes autoencoders on the CPU compute as on other devices: in the weights' own type, with convolutions composed
+    /// of candle's. Far slower; it shows the effect of a GPU's types on a machine without one.
+    pub fn with_reference_ops(mut self) -> Self {
         self.composed = true;
         self
     }
 
-    /// Whether autoencoders compute in f32, by the kernels for the CPU.
+    /// Returns true if autoencoders compute in f32, by the kernels for the CPU.
     pub fn takes_cpu_kernels(&self) -> bool {
         self.device.is_cpu() && !self.composed
     }
 
-    /// The place `name` below this one.
+    /// Returns the position `name` below this one.
     pub fn pp(&self, name: impl std::fmt::Display) -> Self {
         Self {
             prefix: self.path(&name.to_string()),
@@ -155,7 +158,7 @@ impl Weights {
         }
     }
 
-    /// Block `index` below this one, which `build` reads: where blocks are shared out, this rank keeps its part.
+    /// Reads block `index` below this position by `build`; for sharded blocks this rank keeps its part.
     pub fn block<B>(&self, index: usize, build: impl FnOnce(Self) -> Result<B>) -> Result<B> {
         let Some(shards) = &self.shards else {
             return build(self.pp(index));
@@ -169,64 +172,66 @@ impl Weights {
         Ok(block)
     }
 
-    /// Blocks that are shared out.
+    /// Returns the sharded blocks.
     pub fn shards(&self) -> Option<Arc<Shards>> {
         self.shards.clone()
     }
 
-    /// The same place, read as `dtype`.
+    /// Returns the same position, read as `dtype`.
     pub fn to_dtype(&self, dtype: DType) -> Self {
         Self { dtype, ..self.clone() }
     }
 
+    /// Number format that tensors are read in.
     pub fn dtype(&self) -> DType {
         self.dtype
     }
 
+    /// Device that tensors are read to.
     pub fn device(&self) -> &Device {
         &self.device
     }
 
-    /// Where this is, as checkpoints spell it.
+    /// Returns the path of this position, as in checkpoints.
     pub fn prefix(&self) -> &str {
         &self.prefix
     }
 
-    /// Says whether tensors hold the checkpoint's numbers. Where only headers are read, a layer must not rearrange what it gets:
-    /// that would fill memory with copies of one number.
+    /// Returns true if tensors hold the checkpoint's numbers. With headers alone, a layer must not rearrange its
+    /// tensors: that would fill memory with copies of one number.
     pub fn has_numbers(&self) -> bool {
-        !matches!(self.source, Source::Headers(_))
+        !matches!(self.source, WeightSource::Headers(_))
     }
 
     fn checkpoint(&self) -> Option<&Checkpoint> {
         match &self.source {
-            Source::Checkpoint(checkpoint) => Some(checkpoint),
-            Source::Headers(headers) => Some(&headers.checkpoint),
-            Source::Random => None,
+            WeightSource::Checkpoint(checkpoint) => Some(checkpoint),
+            WeightSource::Headers(headers) => Some(&headers.checkpoint),
+            WeightSource::Random => None,
         }
     }
 
-    /// Whether the checkpoint has `name` here.
+    /// Checks that the checkpoint has `name` here.
     pub fn contains(&self, name: &str) -> bool {
         let path = self.path(name);
         self.checkpoint()
             .is_none_or(|checkpoint| checkpoint.tensors.contains_key(&path))
     }
 
-    /// Whether main memory has room for all of these tensors but those whose names begin with one of `ignored`, or for this
-    /// rank's part of them. On another device they only pass through.
+    /// Checks that main memory is large enough for all tensors except those whose names begin with one of `ignored`, or
+    /// for this rank's part of them. On another device they only pass through.
     ///
     /// # Errors
-    /// [`TooLittle`]: what they take, what is free, and which number format would fit.
+    /// [`TooLittle`]: the needed and the free bytes, and the number format that would fit.
     pub fn ensure_memory(&self, ignored: &[&str]) -> std::result::Result<(), TooLittle> {
         let in_memory = match &self.source {
-            Source::Headers(headers) => headers.in_memory,
+            WeightSource::Headers(headers) => headers.in_memory,
             _ => self.device.is_cpu(),
         };
         let (Some(checkpoint), true) = (self.checkpoint(), in_memory) else {
             return Ok(());
         };
-        let ranks = self.planter.as_ref().map_or(1, |planter| planter.residency().ranks());
+        let ranks = self.adapt.as_ref().map_or(1, |adapt| adapt.residency().ranks());
         let numbers = checkpoint.numbers(ignored) / ranks as u64;
         let bytes = |dtype: DType| numbers.saturating_mul(dtype.size_in_bytes() as u64);
         let needed = bytes(self.dtype);
@@ -251,14 +256,14 @@ impl Weights {
         let (path, shape) = (self.path(name), shape.into());
         self.taken.fetch_add(shape.elem_count(), Ordering::Relaxed);
         let read = |dtype, device: &Device| match &self.source {
-            Source::Checkpoint(checkpoint) => checkpoint.read(&path, &shape, dtype, device),
-            Source::Headers(headers) => headers.stand_in(&path, &shape, dtype),
-            Source::Random => made_up::tensor(&path, &shape, dtype, device),
+            WeightSource::Checkpoint(checkpoint) => checkpoint.read(&path, &shape, dtype, device),
+            WeightSource::Headers(headers) => headers.stand_in(&path, &shape, dtype),
+            WeightSource::Random => random_weights::tensor(&path, &shape, dtype, device),
         };
-        let delta = self.planter.as_ref().map(|planter| planter.delta(&path, &shape));
+        let delta = self.adapt.as_ref().map(|adapt| adapt.delta(&path, &shape));
         match delta.transpose()?.flatten().filter(|_| self.has_numbers()) {
             None => read(self.dtype, &self.device),
-            // Rounded once, as a merged checkpoint is.
+            // Rounded once, like a merged checkpoint.
             Some(delta) => (read(DType::F32, &Device::Cpu)? + delta)?
                 .to_dtype(self.dtype)?
                 .to_device(&self.device),
@@ -274,26 +279,26 @@ impl Weights {
         })
     }
 
-    /// How many numbers layers have taken from these weights, wherever in them.
+    /// Returns how many numbers layers have read from these weights, at any position.
     pub fn taken(&self) -> usize {
         self.taken.load(Ordering::Relaxed)
     }
 
-    /// Adapters for the linear layer at this place.
-    pub fn adapters(&self, in_features: usize, out_features: usize) -> Result<Vec<LowRank>> {
-        match &self.planter {
-            Some(planter) => planter.plant(&self.prefix, in_features, out_features),
+    /// Returns the adapters of the linear layer at this position.
+    pub fn adapters(&self, in_features: usize, out_features: usize) -> Result<Vec<LoraLayer>> {
+        match &self.adapt {
+            Some(adapt) => adapt.adapt(&self.prefix, in_features, out_features),
             None => Ok(Vec::new()),
         }
     }
 
-    /// Says which tensors no layer has asked for: once a model stands, there should be none. Of headers alone, also what
-    /// layers asked for in vain.
+    /// Fails if there are tensors that no layer has requested, or, with headers alone, requests that failed: to be
+    /// called once a model is built.
     ///
     /// `ignored` are prefixes that are known to have no part in the computation.
     pub fn finish(&self, ignored: &[&str]) -> anyhow::Result<()> {
         let misfits = match &self.source {
-            Source::Headers(headers) => headers.misfits(),
+            WeightSource::Headers(headers) => headers.misfits(),
             _ => None,
         };
         match (misfits, self.unread(ignored)) {
@@ -327,7 +332,7 @@ impl Weights {
             )
         });
         bail!(
-            "{}: {} tensors have no place in this model; its config.json and its weights do not belong together:{}{}",
+            "{}: {} tensors have no place in this model; its config.json and its weights do not match:{}{}",
             checkpoint.folder.display(),
             extra.len(),
             shown.collect::<String>(),
@@ -354,7 +359,7 @@ impl Checkpoint {
         let mut files = Vec::new();
         let mut tensors = BTreeMap::new();
         for path in paths {
-            // SAFETY: the map is only read; as everywhere with mmap, a file that shrinks under us is the user's doing.
+            // SAFETY: the map is only read; as everywhere with mmap, a file must not shrink meanwhile.
             let file = unsafe { MmapedSafetensors::new(&path) }.with_context(|| unreadable(&path))?;
             for (name, _) in file.tensors() {
                 tensors.insert(name, files.len());
@@ -364,7 +369,7 @@ impl Checkpoint {
         let missing: Vec<&String> = promised.iter().filter(|name| !tensors.contains_key(*name)).collect();
         ensure!(
             missing.is_empty(),
-            "{}: the index promises {} tensors that no shard holds, first {}; fetch the shards again",
+            "{}: the index lists {} tensors that no shard holds, first {}; fetch the shards again",
             folder.display(),
             missing.len(),
             missing[0]
@@ -378,7 +383,7 @@ impl Checkpoint {
         })
     }
 
-    /// How many numbers it holds, without tensors whose names begin with one of `ignored`.
+    /// Returns its number of elements, without tensors whose names begin with one of `ignored`.
     fn numbers(&self, ignored: &[&str]) -> u64 {
         let tensors = self.files.iter().flat_map(|(_, file)| file.tensors());
         let wanted = tensors.filter(|(name, _)| !ignored.iter().any(|prefix| name.starts_with(prefix)));
@@ -390,7 +395,7 @@ impl Checkpoint {
         sizes.fold(0, u64::saturating_add)
     }
 
-    /// The file that holds a tensor of this name and shape. Counts it as asked for.
+    /// Returns the file with a tensor of this name and shape, and marks it as requested.
     fn find(&self, name: &str, shape: &Shape) -> Option<&(PathBuf, MmapedSafetensors)> {
         let file = &self.files[*self.tensors.get(name)?];
         self.unread
@@ -400,7 +405,7 @@ impl Checkpoint {
         (file.1.get(name).ok()?.shape() == shape.dims()).then_some(file)
     }
 
-    /// Why there is no tensor of this name and shape.
+    /// Explains why there is no tensor of this name and shape.
     fn complaint(&self, name: &str, shape: &Shape) -> String {
         let file = self.tensors.get(name).map(|file| &self.files[*file]);
         if let Some((path, view)) = file.and_then(|(path, file)| Some((path, file.get(name).ok()?))) {
@@ -415,7 +420,7 @@ impl Checkpoint {
             .tensors
             .keys()
             .max_by(|a, b| strsim::normalized_levenshtein(a, name).total_cmp(&strsim::normalized_levenshtein(b, name)));
-        let near = near.map_or(String::new(), |near| format!("; the nearest name there is {near}"));
+        let near = near.map_or(String::new(), |near| format!("; the nearest name is {near}"));
         format!(
             "{}: the tensor {name} {:?} is missing{near}",
             self.folder.display(),
@@ -438,7 +443,7 @@ impl Checkpoint {
     }
 }
 
-/// Whether files of so many bytes in all can be mapped.
+/// Checks that files of this total size can be mapped.
 fn ensure_addresses(folder: &WeightFolder, needed: u64) -> std::result::Result<(), TooLittle> {
     match memory::most() {
         Some(free) if free.limit == Limit::AddressSpace && free.bytes < needed => Err(TooLittle {
@@ -451,21 +456,21 @@ fn ensure_addresses(folder: &WeightFolder, needed: u64) -> std::result::Result<(
     }
 }
 
-/// Says that mapped bytes were read and need not stay in memory: left alone, a process that reads a checkpoint comes to
-/// hold all of it beside what it makes of it. They are read again if they are looked at again.
+/// Releases mapped bytes that were read: otherwise a process that reads a checkpoint comes to hold all of it next to
+/// its own tensors. They are read again on the next access.
 ///
 /// # Safety
-/// `bytes` lie in a map of a file that nobody writes to.
+/// `bytes` must be in a map of a file that nobody writes to.
 #[cfg(target_os = "linux")]
 unsafe fn unload(bytes: &[u8]) {
-    // SAFETY: asks for a number.
+    // SAFETY: only returns a number.
     let page = usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(4096);
-    // Pages that are others', too, stay.
+    // Pages shared with other tensors are kept.
     let start = bytes.as_ptr().align_offset(page);
     let length = bytes.len().saturating_sub(start) / page * page;
     if length > 0 {
         let pages = bytes[start..start + length].as_ptr();
-        // SAFETY: by the caller's promise the pages are filled from the file when they are needed again.
+        // SAFETY: by the caller's guarantee the pages are filled from the file when they are needed again.
         unsafe { libc::madvise(pages.cast_mut().cast(), length, libc::MADV_DONTNEED) };
     }
 }
@@ -473,17 +478,17 @@ unsafe fn unload(bytes: &[u8]) {
 #[cfg(not(target_os = "linux"))]
 unsafe fn unload(_bytes: &[u8]) {}
 
-/// The first tensor in `folder` that is not finite, by file, name and place; none where all are. It reads all of them: for
-/// when a result is not finite, and nobody knows why.
+/// Returns the first non-finite tensor in `folder`, by file, name and index; None if all are finite. Reads all of them:
+/// for the search of a non-finite result's cause.
 ///
 /// # Errors
-/// As [`Weights::open`].
+/// Same as [`Weights::open`].
 pub fn not_finite(folder: impl Into<WeightFolder>) -> anyhow::Result<Option<String>> {
     let checkpoint = Checkpoint::open(&folder.into())?;
     for (path, file) in &checkpoint.files {
         for (name, view) in file.tensors() {
             let Ok(dtype) = DType::try_from(view.dtype()) else {
-                continue; // in a format that nothing here reads
+                continue; // in an unsupported format
             };
             if let Some(first) = finite::first_in(view.data(), dtype) {
                 return Ok(Some(format!("{}: the tensor {name} holds {first}", path.display())));

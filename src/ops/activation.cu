@@ -39,7 +39,7 @@ template <typename T, int KIND> __device__ void all(const T *x, const T *grad, T
     }
 }
 
-// With a gradient, the way back.
+// With a gradient, the backward pass.
 #define ACTIVATION(T, NAME)                                                                                             \
     extern "C" __global__ void activation_##NAME(                                                                       \
         const T *x, const T *grad, T *out, int64 count, int kind, int aligned                                           \

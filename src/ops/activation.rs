@@ -1,4 +1,4 @@
-//! GELU and SiLU, each in one pass there and one back.
+//! GELU and SiLU, each a single pass forward and a single pass backward.
 //!
 //! ```text
 //! GELU (erf)   y = x P(x), P the normal distribution's function                 arXiv:1606.08415
@@ -17,11 +17,11 @@ use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
 use super::device::has_kernels;
-use super::slices::{CHUNK, numbers_of, stored, widened};
+use super::f32_view::{CHUNK, f32_view, numbers_of, stored};
+use super::simd_math::{exp, tanh, wide};
 use super::tape::{Reads, apply1};
-use super::wide::{exp, tanh, wide};
 
-/// GELU as it is defined, of any shape.
+/// Returns exact GELU (error function), for any shape.
 pub fn gelu_erf(x: &Tensor) -> Result<Tensor> {
     if !has_kernels(x) {
         return x.gelu_erf();
@@ -29,7 +29,7 @@ pub fn gelu_erf(x: &Tensor) -> Result<Tensor> {
     Activation::GeluErf.apply(x)
 }
 
-/// GELU in its tanh form, of any shape.
+/// Returns the tanh approximation of GELU, for any shape.
 pub fn gelu_tanh(x: &Tensor) -> Result<Tensor> {
     if !has_kernels(x) {
         return x.gelu();
@@ -37,7 +37,7 @@ pub fn gelu_tanh(x: &Tensor) -> Result<Tensor> {
     Activation::GeluTanh.apply(x)
 }
 
-/// SiLU, of any shape.
+/// Returns SiLU, for any shape.
 pub fn silu(x: &Tensor) -> Result<Tensor> {
     if !has_kernels(x) {
         return x.silu();
@@ -45,11 +45,14 @@ pub fn silu(x: &Tensor) -> Result<Tensor> {
     Activation::Silu.apply(x)
 }
 
-/// The activations there are: kinds of activation.cu, in its order.
+/// Activation functions, in the order of the kinds in activation.cu.
 #[derive(Debug, Clone, Copy)]
 pub enum Activation {
+    /// `x Phi(x)`, with the error function.
     GeluErf,
+    /// Tanh approximation of GELU.
     GeluTanh,
+    /// `x sigmoid(x)`.
     Silu,
 }
 
@@ -73,7 +76,7 @@ impl CustomOp1 for Activation {
     }
 
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let numbers = widened(x, layout)?;
+        let numbers = f32_view(x, layout)?;
         let mut y = vec![0.0; numbers.len()];
         let pieces = y.par_chunks_mut(CHUNK).zip(numbers.par_chunks(CHUNK));
         pieces.for_each(|(y, x)| match self {
@@ -112,8 +115,8 @@ impl CustomOp1 for Activation {
     }
 }
 
-/// The normal distribution's function and density at x, to 1e-7: formula 7.1.26 of Abramowitz and Stegun, Handbook of
-/// Mathematical Functions.
+/// Returns the normal distribution function and density at x, to 1e-7: formula 7.1.26 of Abramowitz and Stegun,
+/// Handbook of Mathematical Functions.
 #[inline(always)]
 fn normal(x: f32) -> (f32, f32) {
     const DENSITY: f32 = 0.398_942_3; // 1 / sqrt(2 pi)

@@ -1,4 +1,5 @@
-//! `y = a + b`: residual connections without a gate. Both gradients are that of y, and nothing is held for them.
+//! `y = a + b`: residual connections without a gate. Both gradients equal that of y; nothing is saved for the backward
+//! pass.
 
 #[cfg(feature = "cuda")]
 mod cuda;
@@ -9,14 +10,14 @@ use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
 use super::device::has_kernels;
-use super::slices::{CHUNK, stored, widened};
+use super::f32_view::{CHUNK, f32_view, stored};
+use super::simd_math::wide;
 use super::tape::{Reads, apply2};
-use super::wide::wide;
 
-/// a + b, of the same shape and type.
+/// Returns a + b for tensors of the same shape and type.
 ///
 /// # Errors
-/// Shapes or types that differ; on the CPU, another type than f32 and bf16.
+/// Fails if shapes or types differ; on the CPU, for types other than f32 and bf16.
 pub fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     if a.dims() != b.dims() || a.dtype() != b.dtype() {
         let (a_type, b_type) = (a.dtype(), b.dtype());
@@ -47,7 +48,7 @@ impl CustomOp2 for Add {
         b_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
         let (dtype, shape) = (a.dtype(), a_layout.shape().clone());
-        let (a, b) = (widened(a, a_layout)?, widened(b, b_layout)?);
+        let (a, b) = (f32_view(a, a_layout)?, f32_view(b, b_layout)?);
         let mut y = vec![0.0; a.len()];
         let pieces = y
             .par_chunks_mut(CHUNK)

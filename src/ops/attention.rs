@@ -1,7 +1,8 @@
 //! Scaled dot-product attention: `softmax(scale q k^T + mask) v` for each head, scale = 1 / sqrt(K).
 //!
-//! Queries and keys are walked through in tiles; the softmax is kept as a running maximum and sum (arXiv:1805.02867,
-//! 2205.14135), so nothing has the size of queries times keys. For the way back each query's log-sum-exp is kept:
+//! Queries and keys are processed in tiles; the softmax is kept as a running maximum and sum (arXiv:1805.02867,
+//! 2205.14135), so nothing has the size of queries times keys. The log-sum-exp of each query is saved for the backward
+//! pass:
 //!
 //! ```text
 //! p = exp(scale q k^T + mask - lse)       dv = p^T do
@@ -10,11 +11,29 @@
 //!
 //! The kernels count in powers of two: scores come as `log2(e) (scale q k^T + mask)`.
 //!
-//! On a GPU cuDNN does this (feature `cudnn`), and kernels of ours what it does not: f32, and cards before Ampere.
+//! On a GPU cuDNN computes this (feature `cudnn`); our own kernels cover f32 and cards before Ampere.
 //!
-//! Equals torch's `scaled_dot_product_attention`; where a mask leaves a query no key at all, the output is 0.
+//! Equals torch's `scaled_dot_product_attention`; a query whose keys are all masked gives 0.
 //!
-//! Shapes: B samples, S queries, L keys, H heads, K features a head. Tokens come before heads, as linear layers give them.
+//! Shapes: B samples, S queries, L keys, H heads, K features a head. Tokens come before heads, the layout of linear
+//! layers' outputs.
+//!
+//! If all scores are equal, each query gets the mean of the values:
+//!
+//! ```
+//! use candle_core::{DType, Device, Tensor};
+//! use vtrain::ops::attention::attention;
+//!
+//! let q = Tensor::ones((1, 3, 2, 4), DType::F32, &Device::Cpu)?; // (B, S, H, K)
+//! let k = Tensor::zeros((1, 5, 2, 4), DType::F32, &Device::Cpu)?; // (B, L, H, K)
+//! let v = Tensor::rand(0f32, 1f32, (1, 5, 2, 4), &Device::Cpu)?;
+//!
+//! let out = attention(&q, &k, &v, None)?; // (B, S, H, K)
+//! assert_eq!(out.dims(), [1, 3, 2, 4]);
+//! let error = out.broadcast_sub(&v.mean_keepdim(1)?)?.abs()?.max_all()?;
+//! assert!(error.to_scalar::<f32>()? < 1e-6);
+//! # Ok::<(), candle_core::Error>(())
+//! ```
 
 mod backward;
 pub mod bias;
@@ -33,19 +52,20 @@ use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp3, D, DType, Device, Layout, Result, Shape, Tensor, bail};
 
 use super::device::has_kernels;
-use super::slices::{numbers_of, stored, widened};
-use super::tape::{Costly, Left, Reads, apply3_costly};
-use super::tile::COLUMNS;
-use backward::{Given, Wanted, backward};
+use super::f32_view::{f32_view, numbers_of, stored};
+use super::microkernel::COLUMNS;
+use super::tape::{Reads, Saveable, SavedState, apply3_costly};
+use backward::{NeededGradients, SavedForward, backward};
 use forward::forward;
-use way::Way;
+use way::Backend;
 
-/// q (B, S, H, K), k and v (B, L, H, K), `mask` (B or 1, H or 1, S or 1, L) to be added to the scores -> (B, S, H, K).
+/// Attention of q (B, S, H, K) to k and v (B, L, H, K), with `mask` (B or 1, H or 1, S or 1, L) added to the scores ->
+/// (B, S, H, K).
 ///
-/// For f32 and bf16 with sums in f32. No gradient reaches the mask. Without any keys the output is 0.
+/// For f32 and bf16, with sums in f32. The mask gets no gradient. Without any keys the output is 0.
 ///
 /// # Errors
-/// Shapes or types that do not go together.
+/// Fails on mismatched shapes or types.
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>) -> Result<Tensor> {
     let sizes = Sizes::new(q, k, v)?;
     if let Some(mask) = mask {
@@ -55,8 +75,8 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>) -> R
         return q.zeros_like();
     }
     if !has_kernels(q) || !sizes.suit(q.device()) {
-        way::note(Way::Composed, q.dtype(), sizes.width);
-        return composed(q, k, v, mask);
+        way::note(Backend::Composed, q.dtype(), sizes.width);
+        return reference(q, k, v, mask);
     }
     let op = Attention {
         sizes,
@@ -70,11 +90,11 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>) -> R
     apply3_costly([&q.contiguous()?, &k.contiguous()?, &v.contiguous()?], op, reads)
 }
 
-/// The same in candle's own operations: for other devices, and for f64.
+/// Reference in candle's own operations: for other devices, and for f64.
 ///
 /// # Errors
-/// As [`attention`].
-pub fn composed(q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>) -> Result<Tensor> {
+/// Same as [`attention`].
+pub fn reference(q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>) -> Result<Tensor> {
     let sizes = Sizes::new(q, k, v)?;
     let wide = if q.dtype() == DType::F64 {
         DType::F64
@@ -89,21 +109,25 @@ pub fn composed(q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>) -> Re
         sizes.check_mask(mask)?;
         scores = scores.broadcast_add(&mask.to_dtype(wide)?)?;
     }
-    // Bounds for a query without any key: minus infinity less itself, and 0 / 0, are no numbers.
+    // Lower bounds for a fully masked query: minus infinity less itself, and 0 / 0, would be NaN.
     let maxima = scores.max_keepdim(D::Minus1)?.detach().maximum(f64::from(f32::MIN))?;
     let exp = scores.broadcast_sub(&maxima)?.exp()?;
     let weights = exp.broadcast_div(&exp.sum_keepdim(D::Minus1)?.maximum(1e-30)?)?;
     weights.to_dtype(v.dtype())?.matmul(&v)?.transpose(1, 2)?.contiguous()
 }
 
-/// Counts of everything.
+/// Dimensions of an attention.
 #[derive(Debug, Clone, Copy)]
 pub struct Sizes {
+    /// Batch size.
     pub batch: usize,
+    /// Queries per sample.
     pub queries: usize,
+    /// Keys per sample.
     pub keys: usize,
+    /// Heads.
     pub heads: usize,
-    /// Features of a head.
+    /// Features per head.
     pub width: usize,
 }
 
@@ -113,15 +137,11 @@ impl Sizes {
         let (_, keys, _, _) = k.dims4()?;
         for (name, tensor) in [("keys", k), ("values", v)] {
             if tensor.dims() != [batch, keys, heads, width] {
-                bail!(
-                    "attention: {name} are {:?} beside queries {:?}",
-                    tensor.dims(),
-                    q.dims()
-                );
+                bail!("attention: {name} are {:?} but queries {:?}", tensor.dims(), q.dims());
             }
             if tensor.dtype() != q.dtype() {
                 bail!(
-                    "attention: {name} are {:?} beside queries in {:?}",
+                    "attention: {name} are {:?} but queries are {:?}",
                     tensor.dtype(),
                     q.dtype()
                 );
@@ -146,7 +166,7 @@ impl Sizes {
         Ok(())
     }
 
-    /// Whether a device's kernels know heads of this width.
+    /// Checks that a device's kernels support heads of this width.
     fn suit(&self, device: &Device) -> bool {
         const WIDEST: usize = 256; // tiled.cu
         device.is_cpu() || self.width <= WIDEST
@@ -156,36 +176,36 @@ impl Sizes {
         (self.width as f32).powf(-0.5)
     }
 
-    /// The scale of scores that are exponents of 2.
+    /// Scale of scores that are exponents of 2.
     fn exp2_scale(&self) -> f32 {
         self.scale() * std::f32::consts::LOG2_E
     }
 
-    /// From one token to the next.
+    /// Distance from one token to the next.
     fn row(&self) -> usize {
         self.heads * self.width
     }
 
-    /// The features of a head, up to a whole vector.
+    /// Features of a head, padded to whole vectors.
     fn padded(&self) -> usize {
         self.width.next_multiple_of(COLUMNS)
     }
 }
 
-/// What is added to the scores, with a stride of 0 where it is the same for all.
+/// Mask added to the scores, with stride 0 along broadcast axes.
 #[derive(Debug)]
 struct Mask {
-    /// On the CPU: times log2(e).
+    /// On the CPU: values times log2(e).
     numbers: Vec<f32>,
-    /// On a GPU: the mask as it was given, in f32.
+    /// On a GPU: the mask as passed in, in f32.
     #[cfg_attr(not(feature = "cuda"), expect(dead_code))]
     table: Option<Tensor>,
-    /// Of samples, heads and queries; keys follow each other.
+    /// Strides of samples, heads and queries; keys are contiguous.
     strides: [usize; 3],
 }
 
 impl Mask {
-    /// A mask of the right shape.
+    /// Reads a mask that has the right shape.
     fn new(mask: &Tensor) -> Result<Self> {
         let strides = mask_strides(mask.dims4()?);
         let table = mask.to_dtype(DType::F32)?.contiguous()?;
@@ -198,8 +218,8 @@ impl Mask {
         }
         let mut numbers = table.flatten_all()?.to_vec1::<f32>()?;
         for number in &mut numbers {
-            // The most negative number, which many use for minus infinity, must not become that: a query without any
-            // other key would have none.
+            // f32::MIN, which many use for minus infinity, must not overflow to it: a fully masked query would have no
+            // keys.
             let scaled = *number * std::f32::consts::LOG2_E;
             *number = if number.is_finite() {
                 scaled.clamp(f32::MIN, f32::MAX)
@@ -214,7 +234,7 @@ impl Mask {
         })
     }
 
-    /// The mask of one query, from key `first` on; heads are counted through all samples.
+    /// Returns the mask of one query, from key `first` on; heads are counted through all samples.
     fn row(&self, sizes: &Sizes, head: usize, query: usize, first: usize) -> &[f32] {
         let [samples, heads, queries] = self.strides;
         let start = head / sizes.heads * samples + head % sizes.heads * heads + query * queries;
@@ -222,7 +242,7 @@ impl Mask {
     }
 }
 
-/// From sample to sample, head to head and query to query of a mask of these sizes: 0 where it is the same for all.
+/// Returns the strides of samples, heads and queries in a mask of these sizes; 0 along broadcast axes.
 pub fn mask_strides((samples, heads, queries, keys): (usize, usize, usize, usize)) -> [usize; 3] {
     let stride = |count: usize, stride: usize| if count > 1 { stride } else { 0 };
     [
@@ -235,19 +255,19 @@ pub fn mask_strides((samples, heads, queries, keys): (usize, usize, usize, usize
 struct Attention {
     sizes: Sizes,
     mask: Option<Mask>,
-    /// (B, H, S): left by the way forward for the way back.
-    log_sums: OnceLock<Left>,
+    /// (B, H, S): saved by the forward pass for the backward pass.
+    log_sums: OnceLock<SavedState>,
 }
 
-impl Costly for Attention {
-    fn left(&self) -> Left {
+impl Saveable for Attention {
+    fn left(&self) -> SavedState {
         self.log_sums
             .get()
             .cloned()
-            .unwrap_or_else(|| Left::Host(Arc::default()))
+            .unwrap_or_else(|| SavedState::Host(Arc::default()))
     }
 
-    fn resume(&self, left: Left) {
+    fn resume(&self, left: SavedState) {
         self.log_sums.get_or_init(|| left);
     }
 }
@@ -266,10 +286,10 @@ impl CustomOp3 for Attention {
         v: &CpuStorage,
         v_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let (wide_q, k, v) = (widened(q, q_layout)?, widened(k, k_layout)?, widened(v, v_layout)?);
-        way::note(Way::Cpu, q.dtype(), self.sizes.width);
+        let (wide_q, k, v) = (f32_view(q, q_layout)?, f32_view(k, k_layout)?, f32_view(v, v_layout)?);
+        way::note(Backend::Cpu, q.dtype(), self.sizes.width);
         let (out, log_sums) = forward(&self.sizes, self.mask.as_ref(), &wide_q, &k, &v);
-        self.log_sums.get_or_init(|| Left::Host(Arc::new(log_sums)));
+        self.log_sums.get_or_init(|| SavedState::Host(Arc::new(log_sums)));
         Ok((stored(out, q.dtype())?, q_layout.shape().clone()))
     }
 
@@ -284,7 +304,7 @@ impl CustomOp3 for Attention {
         v_layout: &Layout,
     ) -> Result<(candle_core::CudaStorage, Shape)> {
         let (out, log_sums) = self.forward_on((q, q_layout), (k, k_layout), (v, v_layout))?;
-        self.log_sums.get_or_init(|| Left::Device(log_sums));
+        self.log_sums.get_or_init(|| SavedState::Device(log_sums));
         Ok((out, q_layout.shape().clone()))
     }
 
@@ -297,20 +317,20 @@ impl CustomOp3 for Attention {
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         #[cfg(feature = "cuda")]
-        if let Some(Left::Device(log_sums)) = self.log_sums.get() {
+        if let Some(SavedState::Device(log_sums)) = self.log_sums.get() {
             return self.back_on([q, k, v], out, log_sums, &grad.contiguous()?);
         }
-        let Some(Left::Host(log_sums)) = self.log_sums.get() else {
-            bail!("attention: the way back without the way forward");
+        let Some(SavedState::Host(log_sums)) = self.log_sums.get() else {
+            bail!("attention: backward pass without its forward pass");
         };
-        let wanted = Wanted {
+        let wanted = NeededGradients {
             q: q.track_op(),
             k: k.track_op(),
             v: v.track_op(),
         };
         let tensors = [q, k, v, out, &grad.contiguous()?];
         let gradients = numbers_of(tensors, |[q, k, v, out, grad]| {
-            let given = Given {
+            let given = SavedForward {
                 q,
                 k,
                 v,

@@ -1,18 +1,20 @@
-//! Instants of a computation: of this machine's clock, or on a GPU when what was asked for before is done.
+//! Timestamps: of the host's clock or, on a GPU, of an event in its stream.
 
 use std::time::Instant;
 
 use candle_core::{Device, Result};
 
-/// An instant.
-pub enum Mark {
+/// A timestamp.
+pub enum Timestamp {
+    /// Time of this machine's clock.
     Host(Instant),
+    /// Event on a GPU's stream.
     #[cfg(feature = "cuda")]
     Gpu(cudarc::driver::CudaEvent),
 }
 
-impl Mark {
-    /// On a GPU, an event behind all that is queued, which nobody waits for here.
+impl Timestamp {
+    /// Takes a timestamp; on a GPU, records an event after all queued work, without waiting for it.
     pub fn now(device: &Device) -> Result<Self> {
         #[cfg(feature = "cuda")]
         if let Device::Cuda(device) = device {
@@ -24,10 +26,10 @@ impl Mark {
         Ok(Self::Host(Instant::now()))
     }
 
-    /// Seconds since an earlier instant on the same device, once both have come.
+    /// Returns the seconds since an earlier timestamp on the same device, waiting for both.
     ///
     /// # Errors
-    /// What a GPU reports of anything that it was asked for in between.
+    /// Fails with any error of the GPU's work in between.
     pub fn since(&self, earlier: &Self) -> Result<f64> {
         match (self, earlier) {
             (Self::Host(now), Self::Host(earlier)) => Ok((*now - *earlier).as_secs_f64()),
@@ -37,7 +39,7 @@ impl Mark {
                 Ok(f64::from(earlier.elapsed_ms(now).w()?) / 1e3)
             }
             #[cfg(feature = "cuda")]
-            _ => candle_core::bail!("instants of several devices"),
+            _ => candle_core::bail!("timestamps of different devices"),
         }
     }
 }

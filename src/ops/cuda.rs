@@ -1,9 +1,9 @@
-//! Launching kernels of ours, and the memory that they read and write.
+//! Launches our kernels, and allocates the memory they read and write.
 //!
-//! The kernels are small `.cu` files beside their op; `build.rs` makes PTX of them, which the driver compiles for the card
-//! that is there at first use. Everything runs on the device's one stream: what is launched after another kernel sees what
-//! that has written, and memory that is let go of is free once the kernels before have run. So an address may be handed to
-//! a kernel while its tensor is still there, and nothing need be kept until the kernel is through.
+//! The kernels are small `.cu` files next to their op; `build.rs` compiles them to PTX, which the driver compiles for
+//! the card at first use. Everything runs on the device's one stream: a kernel sees the writes of the kernels launched
+//! before it, and freed memory is reused only after they have run. So an address may be handed to a kernel while its
+//! tensor exists, and the tensor may be dropped before the kernel has finished.
 
 pub mod matmul;
 pub mod memory;
@@ -17,13 +17,15 @@ use cudarc::driver::{CudaSlice, DevicePtr, LaunchConfig, PushKernelArg, sys};
 use super::kernel::{Address, Argument, Launch};
 use super::profile;
 
-/// The kernels of one `.cu` file.
+/// Kernels of one `.cu` file.
 pub struct Kernels {
+    /// Name of the module.
     pub name: &'static str,
+    /// Text of the PTX.
     pub ptx: &'static str,
 }
 
-/// The kernels of a `.cu` file, by its name.
+/// Kernels of a `.cu` file, by its name.
 macro_rules! kernels {
     ($name:literal) => {
         $crate::ops::cuda::Kernels {
@@ -34,14 +36,14 @@ macro_rules! kernels {
 }
 pub(crate) use kernels;
 
-/// More than a block may use of shared memory without asking.
+/// Shared memory that a block may use without opting in to more.
 const ASKING: usize = 48 << 10;
 
 impl Kernels {
     /// Queues a kernel of this file.
     ///
     /// # Errors
-    /// What the driver refuses.
+    /// Fails if the driver refuses it.
     pub fn launch(&self, device: &CudaDevice, launch: &Launch) -> Result<()> {
         let Launch {
             kernel,
@@ -61,7 +63,7 @@ impl Kernels {
                 Argument::I32(number) => builder.arg(number),
                 Argument::I64(number) => builder.arg(number),
                 Argument::F32(number) => builder.arg(number),
-                // SAFETY: a structure has a first byte. The driver knows from the kernel how many follow it.
+                // SAFETY: a structure has a first byte. The driver knows its size from the kernel.
                 Argument::Structure(_) => builder.arg(unsafe { &*argument.pointer().cast::<u8>() }),
             };
         }
@@ -71,25 +73,25 @@ impl Kernels {
             block_dim: (grid.threads as u32, 1, 1),
             shared_mem_bytes: grid.shared as u32,
         };
-        // SAFETY: the functions that make launches name a kernel with arguments in the order and types of its `.cu` file
-        // (`tests/kernels.rs` runs all of them), addresses of memory of the sizes that it goes through, on one stream.
+        // SAFETY: the functions that make launches name a kernel with arguments in the order and types of its `.cu`
+        // file (`tests/kernels.rs` runs all of them), with addresses of memory of the sizes it accesses, on one stream.
         unsafe { builder.launch(config) }.w()?;
         Ok(())
     }
 }
 
-/// Where a contiguous tensor's numbers lie.
+/// Returns the address of a contiguous tensor's numbers.
 ///
 /// # Errors
-/// Gaps between the numbers; another type than f32, bf16 and f64.
+/// Fails for non-contiguous tensors and for types other than f32, bf16 and f64.
 pub fn address(storage: &CudaStorage, layout: &Layout) -> Result<Address> {
     let Some((start, _)) = layout.contiguous_offsets() else {
-        bail!("a kernel was given a tensor with gaps, {layout:?}");
+        bail!("a kernel needs a contiguous tensor, got {layout:?}");
     };
     Ok(first(storage)? + (start * storage.dtype().size_in_bytes()) as u64)
 }
 
-/// Where a storage begins.
+/// Returns the address of a storage's first number.
 pub fn first(storage: &CudaStorage) -> Result<Address> {
     fn of<T>(slice: &CudaSlice<T>) -> Address {
         slice.device_ptr(slice.stream()).0
@@ -98,14 +100,14 @@ pub fn first(storage: &CudaStorage) -> Result<Address> {
         CudaStorageSlice::F32(slice) => Ok(of(slice)),
         CudaStorageSlice::BF16(slice) => Ok(of(slice)),
         CudaStorageSlice::F64(slice) => Ok(of(slice)),
-        _ => bail!("kernels know f32 and bf16, not {:?}", storage.dtype()),
+        _ => bail!("kernels support f32 and bf16, not {:?}", storage.dtype()),
     }
 }
 
-/// Where the numbers of a contiguous tensor on a GPU lie. They are there as long as the tensor is.
+/// Returns the address of a contiguous tensor's numbers on a GPU, valid as long as the tensor.
 ///
 /// # Errors
-/// As [`address`]; a tensor on another device.
+/// Same as [`address`]; also for a tensor on another device.
 pub fn address_of(tensor: &Tensor) -> Result<Address> {
     let (storage, layout) = tensor.storage_and_layout();
     match &*storage {
@@ -114,9 +116,9 @@ pub fn address_of(tensor: &Tensor) -> Result<Address> {
     }
 }
 
-/// Memory for `count` numbers, which a kernel is to write: they are whatever was there.
+/// Allocates `count` numbers for a kernel to write; their contents are undefined.
 pub fn fresh(device: &CudaDevice, count: usize, dtype: DType) -> Result<CudaStorage> {
-    // SAFETY: whoever asks for this launches a kernel that writes all of it before anybody reads.
+    // SAFETY: every caller launches a kernel that writes all of it before it is read.
     let slice = unsafe {
         match dtype {
             DType::F32 => CudaStorageSlice::F32(device.alloc(count)?),
@@ -131,7 +133,7 @@ pub fn fresh(device: &CudaDevice, count: usize, dtype: DType) -> Result<CudaStor
     })
 }
 
-/// The same as a tensor, of which no gradient is known.
+/// Same as [`fresh`], as a tensor outside of the gradient graph.
 pub fn fresh_tensor(device: &CudaDevice, shape: impl Into<Shape>, dtype: DType) -> Result<Tensor> {
     let shape = shape.into();
     let storage = fresh(device, shape.elem_count(), dtype)?;

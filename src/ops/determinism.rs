@@ -1,17 +1,18 @@
-//! Whether the same numbers must come out in the same bits in every run, also where that takes longer.
+//! Process-wide switch for bitwise reproducible results, at some cost in speed.
 //!
-//! A property of the process, as what its environment sets: ops look at it where they choose between algorithms. Kernels of
-//! ours sum in fixed orders in any case; cuDNN's way back through attention does only where it is told to.
+//! Ops consult it when they choose an algorithm. Our own kernels sum in fixed orders in any case; cuDNN's backward pass
+//! of attention does so only on request.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
 static REQUIRED: AtomicBool = AtomicBool::new(false);
 
-/// From now on it is, or is not.
+/// Turns the requirement on or off.
 pub fn require(on: bool) {
     REQUIRED.store(on, Ordering::Relaxed);
 }
 
+/// True if results must be the same in every run.
 pub fn required() -> bool {
     REQUIRED.load(Ordering::Relaxed)
 }

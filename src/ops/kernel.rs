@@ -1,6 +1,6 @@
-//! Launches of our kernels, described without a GPU: the kernel's name, its grid and its arguments.
+//! Kernel launches, described without a GPU: the kernel's name, its grid and its arguments.
 //!
-//! Beside each op `launch.rs` makes these; `cuda.rs` (feature `cuda`) queues them on a GPU, and `tests/kernels.rs` runs the
+//! Each op's `launch.rs` makes these; `cuda.rs` (feature `cuda`) queues them on a GPU, and `tests/kernels.rs` runs the
 //! same ones on the CPU. So nothing here or there may depend on the feature.
 
 pub mod rows;
@@ -14,26 +14,34 @@ use candle_core::{DType, Result, bail};
 /// An address in the memory that a kernel reads and writes.
 pub type Address = u64;
 
-/// A kernel, how it is spread over the card, and what it is given.
+/// Upper limit for the blocks of a launch; threads loop over the rest.
+pub const MOST_BLOCKS: usize = 1 << 16;
+
+/// Threads of a warp, and the limit of a row's block.
+const WARP: usize = 32;
+const MOST_THREADS: usize = 512;
+
+/// A kernel, its grid and its arguments.
 #[derive(Debug)]
 pub struct Launch {
     /// Its name in the `.cu` file.
     pub kernel: String,
+    /// Blocks and threads.
     pub grid: Grid,
-    /// In the order and the types of its declaration.
+    /// Arguments in the order and types of the declaration.
     pub arguments: Vec<Argument>,
 }
 
 impl Launch {
-    /// A launch of the kernel for numbers of type `dtype`: of `norm_back`, say, `norm_back_bf16`.
+    /// Launch of the kernel for numbers of type `dtype`, such as `norm_back_bf16` of `norm_back`.
     ///
     /// # Errors
-    /// Another type than f32 and bf16.
+    /// Fails for types other than f32 and bf16.
     pub fn of_type(kernel: &str, dtype: DType, grid: Grid, arguments: Vec<Argument>) -> Result<Self> {
         let kernel = match dtype {
             DType::F32 => format!("{kernel}_f32"),
             DType::BF16 => format!("{kernel}_bf16"),
-            other => bail!("{kernel}: kernels know f32 and bf16, not {other:?}"),
+            other => bail!("{kernel}: kernels support f32 and bf16, not {other:?}"),
         };
         Ok(Self {
             kernel,
@@ -43,33 +51,34 @@ impl Launch {
     }
 }
 
-/// How a kernel is spread over the card.
+/// Blocks and threads of a launch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Grid {
+    /// Blocks along x, y and z.
     pub blocks: [usize; 3],
-    /// Of a block.
+    /// Threads of a block.
     pub threads: usize,
-    /// Bytes of shared memory of a block, besides those that the kernel declares.
+    /// Bytes of shared memory of a block, in addition to what the kernel declares.
     pub shared: usize,
 }
 
 impl Grid {
-    /// A thread for each of `count` numbers or packs, which may go on to others.
+    /// Grid of a thread for each of `count` numbers or packs; threads may loop over more.
     pub fn over(count: usize) -> Self {
         const THREADS: usize = 256;
         Self {
-            blocks: [count.div_ceil(THREADS).clamp(1, 1 << 16), 1, 1],
+            blocks: [count.div_ceil(THREADS).clamp(1, MOST_BLOCKS), 1, 1],
             threads: THREADS,
             shared: 0,
         }
     }
 
-    /// A block for each row of `width` numbers, which its threads read in packs of 16 bytes where they are `aligned`.
+    /// Grid of a block for each row of `width` numbers, read in packs of 16 bytes if `aligned`.
     pub fn rows(rows: usize, width: usize, dtype: DType, aligned: bool) -> Self {
         let pack = if aligned { 16 / dtype.size_in_bytes() } else { 1 };
         Self {
             blocks: [rows, 1, 1],
-            threads: width.div_ceil(pack).next_multiple_of(32).clamp(32, 512),
+            threads: width.div_ceil(pack).next_multiple_of(WARP).clamp(WARP, MOST_THREADS),
             shared: 0,
         }
     }
@@ -78,10 +87,15 @@ impl Grid {
 /// One argument of a kernel: a number, an address, or a structure of both.
 #[derive(Debug)]
 pub enum Argument {
+    /// Address in the device's memory.
     Address(Address),
+    /// 32-bit integer.
     I32(i32),
+    /// 64-bit integer.
     I64(i64),
+    /// 32-bit floating-point number.
     F32(f32),
+    /// Structure passed by value.
     Structure(Box<dyn Structure>),
 }
 
@@ -92,7 +106,7 @@ pub enum Argument {
 pub unsafe trait Structure: Debug + Send + Sync + 'static {}
 
 impl Argument {
-    /// Where the argument lies in this process, as launching functions want it.
+    /// Returns the argument's address in this process, as launch functions take it.
     pub fn pointer(&self) -> *const c_void {
         match self {
             Self::Address(address) => (&raw const *address).cast(),
@@ -103,7 +117,7 @@ impl Argument {
         }
     }
 
-    /// How many bytes it takes.
+    /// Returns the size in bytes.
     pub fn size(&self) -> usize {
         match self {
             Self::Address(_) | Self::I64(_) => 8,
@@ -150,7 +164,7 @@ impl<S: Structure> From<S> for Argument {
     }
 }
 
-/// Whether rows of `width` numbers at these addresses all begin at multiples of 16 bytes.
+/// Checks that rows of `width` numbers at these addresses all begin at multiples of 16 bytes.
 pub fn aligned(width: usize, dtype: DType, addresses: &[Address]) -> bool {
     let row = (width * dtype.size_in_bytes()) as u64;
     addresses.iter().all(|address| address % 16 == 0) && row.is_multiple_of(16)

@@ -1,12 +1,12 @@
-//! Linear layers whose matrix is frozen, alone and with an adapter that learns.
+//! Linear layers with a frozen weight, with and without a trained LoRA adapter.
 //!
 //! ```text
-//! y = x W^T + b + s (d A^T) B^T      d = f m x, or x where nothing is dropped
+//! y = x W^T + b + s (d A^T) B^T      d = f m x, or x without dropout
 //! dx = dy W + s f m (dy B) A      dA = s (dy B)^T d      dB = s dy^T (d A^T)
 //! ```
 //!
-//! m is a mask of dropout, made as it is needed, and f = 1 / (1 - p) a factor of the products: so m x, too, is exact in
-//! whatever type x has. The gradient of W, which nobody wants, is never formed; candle's own product would form it. arXiv:2106.09685
+//! m is a dropout mask, computed on the fly, and f = 1 / (1 - p) a factor of the products, so that m x is exact in the
+//! type of x. The unneeded gradient of W is never computed; candle's own product would compute it. arXiv:2106.09685
 //!
 //! Letters: N rows (samples and tokens together), I features in, O features out, R the adapter's rank.
 
@@ -22,29 +22,34 @@ use candle_core::{CpuStorage, CustomOp1, CustomOp3, Layout, Result, Shape, Stora
 
 use super::device::has_kernels;
 use super::dropout::Mask;
-use super::product::{Matrix, product};
-use super::slices::{numbers_of, stored, widen, widened};
-use super::tape::{Left, Reads, apply1, apply3};
+use super::f32_view::{f32_view, numbers_of, stored, to_f32};
+use super::gemm::{Matrix, gemm};
+use super::tape::{Reads, SavedState, apply1, apply3};
 
-/// Numbers of a matrix in bf16 that are f32 at a time.
+/// Numbers of a bf16 matrix that are converted to f32 at a time.
 const STRIP: usize = 1 << 20;
 
-/// A frozen matrix (O, I) and bias (O), in f32 or bf16.
+/// A frozen weight (O, I) and bias (O), in f32 or bf16.
 #[derive(Debug, Clone)]
 pub struct Frozen {
+    /// Matrix (O, I).
     pub weight: Tensor,
+    /// Bias (O).
     pub bias: Option<Tensor>,
 }
 
-/// An adapter: A (R, I), B (O, R) and its factor.
+/// LoRA matrices A (R, I) and B (O, R) with their scale.
 #[derive(Debug, Clone)]
 pub struct LowRank<'a> {
+    /// Matrix A (R, I).
     pub a: &'a Tensor,
+    /// Matrix B (O, R).
     pub b: &'a Tensor,
+    /// Factor of B A x.
     pub scale: f64,
 }
 
-/// How much of everything there is.
+/// Dimensions of the layer.
 #[derive(Debug, Clone, Copy)]
 struct Sizes {
     rows: usize,
@@ -54,20 +59,20 @@ struct Sizes {
 }
 
 impl Frozen {
-    /// x (..., I) -> (..., O), with sums in f32. Gradients reach x alone.
+    /// Forward pass, x (..., I) -> (..., O), with sums in f32. Only x gets a gradient.
     ///
     /// # Errors
-    /// Shapes or types that do not go together.
+    /// Fails on mismatched shapes or types.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let sizes = self.sizes(x)?;
         if !has_kernels(x) {
-            return self.composed(x, &sizes);
+            return self.reference(x, &sizes);
         }
         if sizes.rows == 0 && !x.device().is_cpu() {
             return Tensor::zeros(sizes.out_shape(x.shape()), x.dtype(), x.device());
         }
         let layer = Layer {
-            frozen: self.beside(x)?,
+            frozen: self.prepared_for(x)?,
             sizes,
         };
         let reads = Reads {
@@ -77,18 +82,19 @@ impl Frozen {
         apply1(&x.contiguous()?, layer, reads)
     }
 
-    /// x (..., I) -> (..., O), with sums in f32. Gradients reach x, A and B, as far as they ask for them.
+    /// Forward pass with an adapter, x (..., I) -> (..., O), with sums in f32. Gradients go to those of x, A and B that
+    /// need them.
     ///
     /// # Errors
-    /// Shapes or types that do not go together.
+    /// Fails on mismatched shapes or types.
     pub fn forward_with(&self, x: &Tensor, adapter: LowRank) -> Result<Tensor> {
         self.forward_dropping(x, adapter, None)
     }
 
-    /// The same, where the adapter does not see what is dropped of x.
+    /// Same as [`Frozen::forward_with`], with dropout on the adapter's input.
     ///
     /// # Errors
-    /// As [`Frozen::forward_with`].
+    /// Same as [`Frozen::forward_with`].
     pub fn forward_dropping(&self, x: &Tensor, adapter: LowRank, dropped: Option<Mask>) -> Result<Tensor> {
         let LowRank { a, b, scale } = adapter;
         let mut sizes = self.sizes(x)?;
@@ -105,11 +111,11 @@ impl Frozen {
             let rows = x.reshape((sizes.rows, sizes.features))?.to_dtype(a.dtype())?;
             let rows = dropped.map_or_else(|| Ok(rows.clone()), |mask| mask.forward(&rows))?;
             let up = (rows.matmul(&a.t()?)?.matmul(&b.t()?)? * scale)?; // (N, O)
-            let y = self.composed(x, &sizes)?;
+            let y = self.reference(x, &sizes)?;
             return &y + up.to_dtype(x.dtype())?.reshape(y.dims())?;
         }
         let layer = Layer {
-            frozen: self.beside(x)?,
+            frozen: self.prepared_for(x)?,
             sizes,
         };
         let op = Adapted {
@@ -125,8 +131,8 @@ impl Frozen {
         apply3([&x.contiguous()?, &a.contiguous()?, &b.contiguous()?], op, reads)
     }
 
-    /// The same in candle's operations, for other devices.
-    fn composed(&self, x: &Tensor, sizes: &Sizes) -> Result<Tensor> {
+    /// Reference in candle's operations, for other devices.
+    fn reference(&self, x: &Tensor, sizes: &Sizes) -> Result<Tensor> {
         let rows = x.reshape((sizes.rows, sizes.features))?;
         let mut y = rows.matmul(&self.weight.to_dtype(x.dtype())?.t()?)?; // (N, O)
         if let Some(bias) = &self.bias {
@@ -138,7 +144,7 @@ impl Frozen {
     fn sizes(&self, x: &Tensor) -> Result<Sizes> {
         let (out_features, features) = self.weight.dims2()?;
         let Some((last, others)) = x.dims().split_last() else {
-            bail!("a linear layer was given a single number");
+            bail!("a linear layer was given a scalar");
         };
         if *last != features {
             bail!("a linear layer of {features} features was given {:?}", x.dims());
@@ -156,8 +162,8 @@ impl Frozen {
         })
     }
 
-    /// Without gaps; on a GPU, in the type of what it is given.
-    fn beside(&self, x: &Tensor) -> Result<Self> {
+    /// Returns a contiguous copy; on a GPU, in the type of x.
+    fn prepared_for(&self, x: &Tensor) -> Result<Self> {
         let ready = |tensor: &Tensor| match x.device().is_cpu() {
             true => tensor.contiguous(),
             false => tensor.to_dtype(x.dtype())?.contiguous(),
@@ -170,7 +176,7 @@ impl Frozen {
 }
 
 impl Sizes {
-    /// What x of this shape becomes.
+    /// Returns the output shape for an x of this shape.
     fn out_shape(&self, x: &Shape) -> Shape {
         let mut dims = x.dims().to_vec();
         if let Some(last) = dims.last_mut() {
@@ -180,14 +186,14 @@ impl Sizes {
     }
 }
 
-/// A frozen layer, for so many rows.
+/// A frozen layer, for a number of rows.
 struct Layer {
     frozen: Frozen,
     sizes: Sizes,
 }
 
 impl Layer {
-    /// Shows `each` the matrix (O, I) in f32, some rows at a time: the first one's number, and the rows.
+    /// Calls `each` with the matrix (O, I) in f32 in strips of rows: the first row's index, and the rows.
     fn strips(&self, mut each: impl FnMut(usize, Matrix)) -> Result<()> {
         let Sizes {
             features, out_features, ..
@@ -196,23 +202,23 @@ impl Layer {
         match &*storage {
             Storage::Cpu(CpuStorage::BF16(numbers)) => {
                 let Some((start, end)) = layout.contiguous_offsets() else {
-                    bail!("a linear layer's matrix has gaps, {layout:?}");
+                    bail!("a linear layer's matrix is not contiguous, {layout:?}");
                 };
                 let rows = (STRIP / features.max(1)).clamp(1, out_features.max(1));
                 let mut wide = vec![0.0; rows * features];
                 for (i, strip) in numbers[start..end].chunks((rows * features).max(1)).enumerate() {
                     let wide = &mut wide[..strip.len()];
-                    widen(strip, wide);
+                    to_f32(strip, wide);
                     each(i * rows, Matrix::new(wide, strip.len() / features, features));
                 }
             }
-            Storage::Cpu(storage) => each(0, Matrix::new(&widened(storage, layout)?, out_features, features)),
-            _ => bail!("a linear layer's matrix is on another device than what it is given"),
+            Storage::Cpu(storage) => each(0, Matrix::new(&f32_view(storage, layout)?, out_features, features)),
+            _ => bail!("a linear layer's matrix is on another device than its input"),
         }
         Ok(())
     }
 
-    /// y = x W^T + b for x (N, I).
+    /// Computes y = x W^T + b for x (N, I).
     fn run(&self, x: &[f32]) -> Result<Vec<f32>> {
         let Sizes {
             rows,
@@ -227,12 +233,12 @@ impl Layer {
         let kept = if self.frozen.bias.is_some() { 1.0 } else { 0.0 };
         let x = Matrix::new(x, rows, features);
         if rows > 0 {
-            self.strips(|first, strip| product(&mut y[first..], out_features, kept, 1.0, x, strip.t()))?;
+            self.strips(|first, strip| gemm(&mut y[first..], out_features, kept, 1.0, x, strip.t()))?;
         }
         Ok(y)
     }
 
-    /// dx = dy W for dy (N, O), added to what is there already, if anything is.
+    /// Computes dx = dy W for dy (N, O), added to `onto` if given.
     fn back(&self, dy: &[f32], onto: Option<Vec<f32>>) -> Result<Vec<f32>> {
         let Sizes {
             rows,
@@ -246,7 +252,7 @@ impl Layer {
             self.strips(|first, strip| {
                 let dy = Matrix::strided(&dy[first..], rows, strip.rows, out_features);
                 let kept = if adds || first > 0 { 1.0 } else { 0.0 };
-                product(&mut dx, features, kept, 1.0, dy, strip);
+                gemm(&mut dx, features, kept, 1.0, dy, strip);
             })?;
         }
         Ok(dx)
@@ -259,7 +265,7 @@ impl CustomOp1 for Layer {
     }
 
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let y = self.run(&widened(x, layout)?)?;
+        let y = self.run(&f32_view(x, layout)?)?;
         Ok((stored(y, x.dtype())?, self.sizes.out_shape(layout.shape())))
     }
 
@@ -282,8 +288,8 @@ struct Adapted {
     layer: Layer,
     scale: f32,
     dropped: Option<Mask>,
-    /// d A^T (N, R): left by the way forward for the way back.
-    low: OnceLock<Left>,
+    /// d A^T (N, R): saved by the forward pass for the backward pass.
+    low: OnceLock<SavedState>,
 }
 
 /// Gradients of x (N, I), A (R, I) and B (O, R).
@@ -314,15 +320,15 @@ impl CustomOp3 for Adapted {
             out_features,
             rank,
         } = self.layer.sizes;
-        let (wide, a, b) = (widened(x, x_layout)?, widened(a, a_layout)?, widened(b, b_layout)?);
+        let (wide, a, b) = (f32_view(x, x_layout)?, f32_view(a, a_layout)?, f32_view(b, b_layout)?);
         let mut y = self.layer.run(&wide)?;
         let mut low = vec![0.0; rows * rank];
         let (masked, factor) = (self.masked(&wide), self.factor());
         let (x_rows, a) = (Matrix::new(&masked, rows, features), Matrix::new(&a, rank, features));
-        product(&mut low, rank, 0.0, factor, x_rows, a.t());
+        gemm(&mut low, rank, 0.0, factor, x_rows, a.t());
         let (low_rows, b) = (Matrix::new(&low, rows, rank), Matrix::new(&b, out_features, rank));
-        product(&mut y, out_features, 1.0, self.scale, low_rows, b.t());
-        self.low.get_or_init(|| Left::Host(Arc::new(low)));
+        gemm(&mut y, out_features, 1.0, self.scale, low_rows, b.t());
+        self.low.get_or_init(|| SavedState::Host(Arc::new(low)));
         Ok((stored(y, x.dtype())?, self.layer.sizes.out_shape(x_layout.shape())))
     }
 
@@ -359,7 +365,7 @@ impl CustomOp3 for Adapted {
 }
 
 impl Adapted {
-    /// m x, or x where nothing is dropped.
+    /// Returns m x, or x without dropout.
     fn masked<'a>(&self, x: &'a [f32]) -> Cow<'a, [f32]> {
         match &self.dropped {
             None => Cow::Borrowed(x),
@@ -371,12 +377,12 @@ impl Adapted {
         }
     }
 
-    /// f
+    /// Returns f.
     fn factor(&self) -> f32 {
         self.dropped.map_or(1.0, |mask| mask.factor)
     }
 
-    /// The gradients that are wanted of x, A and B.
+    /// Returns the needed gradients of x, A and B.
     fn back(&self, [wants_x, wants_a, wants_b]: [bool; 3], [x, a, b, dy]: [&[f32]; 4]) -> Result<Gradients> {
         let Sizes {
             rows,
@@ -384,14 +390,14 @@ impl Adapted {
             out_features,
             rank,
         } = self.layer.sizes;
-        let Some(Left::Host(low)) = self.low.get() else {
-            bail!("a linear layer: the way back without the way forward");
+        let Some(SavedState::Host(low)) = self.low.get() else {
+            bail!("a linear layer: backward pass without its forward pass");
         };
         let mut gradients = Gradients::default();
         let dy_rows = Matrix::new(dy, rows, out_features);
         if wants_b {
             let mut db = vec![0.0; out_features * rank];
-            product(
+            gemm(
                 &mut db,
                 rank,
                 0.0,
@@ -405,7 +411,7 @@ impl Adapted {
             return Ok(gradients);
         }
         let mut down = vec![0.0; rows * rank]; // s dy B
-        product(
+        gemm(
             &mut down,
             rank,
             0.0,
@@ -418,7 +424,7 @@ impl Adapted {
             let mut da = vec![0.0; rank * features];
             let masked = self.masked(x);
             let d = Matrix::new(&masked, rows, features);
-            product(&mut da, features, 0.0, self.factor(), down.t(), d);
+            gemm(&mut da, features, 0.0, self.factor(), down.t(), d);
             gradients.a = Some(da);
         }
         if wants_x {
@@ -426,12 +432,12 @@ impl Adapted {
             gradients.x = Some(match &self.dropped {
                 None => {
                     let mut dx = self.layer.back(dy, None)?;
-                    product(&mut dx, features, 1.0, 1.0, down, a);
+                    gemm(&mut dx, features, 1.0, 1.0, down, a);
                     dx
                 }
                 Some(mask) => {
                     let mut dx = vec![0.0; rows * features];
-                    product(&mut dx, features, 0.0, self.factor(), down, a);
+                    gemm(&mut dx, features, 0.0, self.factor(), down, a);
                     mask.apply(&mut dx);
                     self.layer.back(dy, Some(dx))?
                 }
@@ -441,7 +447,7 @@ impl Adapted {
     }
 }
 
-/// A gradient, in the shape and type of what it is the gradient of.
+/// Returns a gradient in the shape and type of its tensor.
 fn like(numbers: Option<Vec<f32>>, tensor: &Tensor) -> Result<Option<Tensor>> {
     let tensor = |numbers| Tensor::from_vec(numbers, tensor.dims(), tensor.device())?.to_dtype(tensor.dtype());
     numbers.map(tensor).transpose()

@@ -1,7 +1,7 @@
 // silu(x r scale + shift), channels last: see modulate.rs. A warp takes a pixel, and then others.
 #include "cuda/kernel.cuh"
 
-// Of x, and of the tables.
+// Sizes of x and of the tables.
 struct Clip {
     int frames, height, width, channels;
     int table_frames, table_height, table_width;

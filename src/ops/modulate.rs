@@ -1,8 +1,8 @@
-//! What precedes a convolution of a video autoencoder: `silu(x r scale + shift)`, channels last, with tables that may be
-//! coarser than x. r is 1, or 1 / sqrt(mean(x^2) + eps) over the channels of each pixel (an RMS norm).
+//! Modulation before a convolution of a video autoencoder: `silu(x r scale + shift)`, channels last, with tables that
+//! may be coarser than x. r is 1, or 1 / sqrt(mean(x^2) + eps) over the channels of each pixel (an RMS norm).
 //!
-//! Everything is computed in f32 and rounded once, to the type of x: where the tables take a mean away that is large beside
-//! the deviation, narrower steps in between would round off what is left. Only for inference.
+//! Everything is computed in f32 and rounded once, to the type of x: where the tables subtract a mean that is large
+//! compared to the deviation, rounding in between would lose the remainder. For inference only.
 //!
 //! Shapes: B batch, F frames, H rows, W columns, C channels; f, h, w the table's.
 
@@ -14,18 +14,21 @@ use candle_core::{DType, Result, Tensor, bail};
 
 use super::activation::silu;
 
-/// The tables, and whether an RMS norm comes first.
+/// Tables, with an optional RMS norm before them.
 #[derive(Debug, Clone, Copy)]
 pub struct Modulation<'a> {
-    pub scale: &'a Tensor, // (B, f, h, w, C) f32
-    pub shift: &'a Tensor, // (B, f, h, w, C) f32
+    /// Scale (B, f, h, w, C), f32.
+    pub scale: &'a Tensor,
+    /// Shift (B, f, h, w, C), f32.
+    pub shift: &'a Tensor,
+    /// Epsilon of the RMS norm, if there is one.
     pub rms_eps: Option<f64>,
 }
 
-/// silu(x r scale + shift), (B, F, H, W, C) -> (B, F, H, W, C): of the tables the nearest entry counts.
+/// silu(x r scale + shift), (B, F, H, W, C) -> (B, F, H, W, C), with the nearest entry of the tables.
 ///
 /// # Errors
-/// Tables of another batch, other channels or another type.
+/// Fails for tables of another batch size, channel count or type.
 pub fn modulated_silu(x: &Tensor, modulation: Modulation) -> Result<Tensor> {
     let Modulation { scale, shift, .. } = modulation;
     let (batch, _, _, _, channels) = x.dims5()?;
@@ -40,14 +43,14 @@ pub fn modulated_silu(x: &Tensor, modulation: Modulation) -> Result<Tensor> {
     if x.device().is_cuda() && x.elem_count() > 0 && super::device::has_kernels(x) {
         return cuda::forward(x, modulation);
     }
-    composed(x, modulation)
+    reference(x, modulation)
 }
 
-/// The same in candle's own operations.
+/// Reference in candle's own operations.
 ///
 /// # Errors
-/// As [`modulated_silu`].
-pub fn composed(x: &Tensor, Modulation { scale, shift, rms_eps }: Modulation) -> Result<Tensor> {
+/// Same as [`modulated_silu`].
+pub fn reference(x: &Tensor, Modulation { scale, shift, rms_eps }: Modulation) -> Result<Tensor> {
     let (_, frames, height, width, _) = x.dims5()?;
     let mut wide = x.to_dtype(DType::F32)?;
     if let Some(eps) = rms_eps {
@@ -67,8 +70,8 @@ pub fn composed(x: &Tensor, Modulation { scale, shift, rms_eps }: Modulation) ->
     silu(&wide)?.to_dtype(x.dtype())
 }
 
-/// Which entry of a table of `table_frames` belongs to a frame. Where a clip has an odd number of frames, its first frame
-/// and the table's first entry belong to each other.
+/// Returns the table entry, of `table_frames`, for a frame. With an odd number of frames, the first frame has the
+/// table's first entry to itself.
 pub fn table_frame(frame: usize, frames: usize, table_frames: usize) -> usize {
     if frames > 1 && !frames.is_multiple_of(2) && table_frames > 1 {
         match frame {
@@ -80,7 +83,7 @@ pub fn table_frame(frame: usize, frames: usize, table_frames: usize) -> usize {
     }
 }
 
-/// The entries of x along `dim` at these places.
+/// Selects the entries of x along `dim` at these indices.
 pub fn select(x: &Tensor, dim: usize, places: impl Iterator<Item = usize>) -> Result<Tensor> {
     let places: Vec<u32> = places.map(|place| place as u32).collect();
     let count = places.len();

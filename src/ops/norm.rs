@@ -1,5 +1,5 @@
-//! Normalisation over the last axis with a gain and an offset for each part of a sequence: layer norm and RMS norm, plain
-//! or modulated by the timestep.
+//! Normalisation over the last axis with a gain and an offset for each part of a sequence: layer norm and RMS norm,
+//! plain or modulated by the timestep.
 //!
 //! ```text
 //! layer norm  n = (x - mean(x)) / sqrt(var(x) + eps)      RMS norm  n = x / sqrt(mean(x^2) + eps)
@@ -8,8 +8,8 @@
 //! dg = sum of dy n, do = sum of dy, over the rows of a part
 //! ```
 //!
-//! A plain norm has g = weight and o = bias; one that is modulated has g = weight (1 + scale), o = bias (1 + scale) + shift,
-//! which are small enough for candle to compute and to differentiate. arXiv:1607.06450, 1910.07467, 2212.09748
+//! A plain norm has g = weight and o = bias. A modulated norm has g = weight (1 + scale), o = bias (1 + scale) + shift,
+//! which are small enough for candle to compute and differentiate. arXiv:1607.06450, 1910.07467, 2212.09748
 //!
 //! Shapes: B samples, R rows of a sample, P parts, D features.
 
@@ -22,32 +22,36 @@ use candle_core::{CpuStorage, CustomOp3, D, DType, Layout, Result, Shape, Tensor
 use rayon::prelude::*;
 
 use super::device::has_kernels;
+use super::f32_view::{f32_view, numbers_of, stored};
 use super::parts::{check, cut, pieces, suits};
-use super::slices::{numbers_of, stored, widened};
+use super::simd_math::{LANES, sum, wide};
 use super::tape::{Reads, apply3};
-use super::wide::{LANES, sum, wide};
 
-/// Which norm.
+/// Kinds of norm.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub enum NormKind {
+    /// Mean and variance.
     Layer,
+    /// Root mean square.
     Rms,
 }
 
 /// A norm over the last axis.
 #[derive(Debug, Clone)]
 pub struct Norm {
-    pub kind: Kind,
+    /// Kind of norm.
+    pub kind: NormKind,
+    /// Number added to the variance or mean square.
     pub eps: f64,
-    /// How many rows of a sample belong to each part, one part behind the other. Together they are all rows.
+    /// Rows of each consecutive part of a sample. Together they are all rows.
     pub parts: Vec<usize>,
 }
 
 impl Norm {
-    /// x (B, ..., D), gain and offset (B or 1, P, D) -> (B, ..., D)
+    /// Forward pass, x (B, ..., D), gain and offset (B or 1, P, D) -> (B, ..., D).
     ///
     /// # Errors
-    /// Shapes that do not fit the parts; on the CPU, another type than f32 and bf16.
+    /// Fails for shapes that do not fit the parts; on the CPU, for types other than f32 and bf16.
     pub fn forward(&self, x: &Tensor, gain: &Tensor, offset: &Tensor) -> Result<Tensor> {
         let (batch, width) = (x.dim(0)?, x.dim(D::Minus1)?);
         let rows: usize = self.parts.iter().sum();
@@ -60,7 +64,7 @@ impl Norm {
             return Ok(x.clone());
         }
         if !has_kernels(x) || !suits(x, &self.parts) {
-            return self.composed(x, gain, offset);
+            return self.reference(x, gain, offset);
         }
         let (gain, offset) = (gain.to_dtype(DType::F32)?, offset.to_dtype(DType::F32)?);
         let op = NormOp {
@@ -78,16 +82,16 @@ impl Norm {
         )
     }
 
-    /// The same in candle's own operations: for other devices.
+    /// Reference in candle's own operations: for other devices.
     ///
     /// # Errors
-    /// As [`Norm::forward`].
-    pub fn composed(&self, x: &Tensor, gain: &Tensor, offset: &Tensor) -> Result<Tensor> {
+    /// Same as [`Norm::forward`].
+    pub fn reference(&self, x: &Tensor, gain: &Tensor, offset: &Tensor) -> Result<Tensor> {
         let (batch, width) = (x.dim(0)?, x.dim(D::Minus1)?);
         let wide = x.reshape((batch, (), width))?.to_dtype(DType::F32)?; // (B, R, D)
         let centred = match self.kind {
-            Kind::Layer => wide.broadcast_sub(&wide.mean_keepdim(D::Minus1)?)?,
-            Kind::Rms => wide,
+            NormKind::Layer => wide.broadcast_sub(&wide.mean_keepdim(D::Minus1)?)?,
+            NormKind::Rms => wide,
         };
         let spread = (centred.sqr()?.mean_keepdim(D::Minus1)? + self.eps)?.sqrt()?;
         let normed = centred.broadcast_div(&spread)?; // (B, R, D)
@@ -123,9 +127,9 @@ impl CustomOp3 for NormOp {
         offset_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
         let (numbers, gain, offset) = (
-            widened(x, x_layout)?,
-            widened(gain, gain_layout)?,
-            widened(offset, offset_layout)?,
+            f32_view(x, x_layout)?,
+            f32_view(gain, gain_layout)?,
+            f32_view(offset, offset_layout)?,
         );
         let (width, parts, form) = (self.width, self.norm.parts.len(), self.form());
         let mut y = vec![0.0; numbers.len()];
@@ -174,7 +178,7 @@ impl CustomOp3 for NormOp {
             }
         })?;
         let dx = dx.map(|dx| Tensor::from_vec(dx, x.dims(), x.device())?.to_dtype(x.dtype()));
-        // A table that all samples share has the sum of their gradients.
+        // The gradient of a table shared by all samples is the sum over them.
         let table = |numbers: Vec<f32>, like: &Tensor| {
             let all = Tensor::from_vec(numbers, (batch, self.norm.parts.len(), self.width), like.device())?;
             if like.dim(0)? == batch {
@@ -196,14 +200,14 @@ impl CustomOp3 for NormOp {
 }
 
 impl NormOp {
-    fn form(&self) -> Form {
-        Form {
+    fn form(&self) -> NormSpec {
+        NormSpec {
             kind: self.norm.kind,
             eps: self.norm.eps as f32,
         }
     }
 
-    /// The gradient of x.
+    /// Returns the gradient of x.
     fn back(&self, batch: usize, x: &[f32], gain: &[f32], grad: &[f32]) -> Vec<f32> {
         let (width, parts, form) = (self.width, self.norm.parts.len(), self.form());
         let mut dx = vec![0.0; x.len()];
@@ -216,7 +220,7 @@ impl NormOp {
         dx
     }
 
-    /// The gradients of gain and offset, (B, P, D) both.
+    /// Returns the gradients of gain and offset, (B, P, D) both.
     fn tables(&self, batch: usize, x: &[f32], grad: &[f32]) -> (Vec<f32>, Vec<f32>) {
         let (width, parts, form) = (self.width, self.norm.parts.len(), self.form());
         let pieces = pieces(batch, &self.norm.parts);
@@ -245,21 +249,21 @@ impl NormOp {
     }
 }
 
-/// What rows are divided by.
+/// Statistics that rows are normalised by.
 #[derive(Debug, Clone, Copy)]
-struct Form {
-    kind: Kind,
+struct NormSpec {
+    kind: NormKind,
     eps: f32,
 }
 
-/// Mean (0 for the RMS norm) and 1 / sqrt(variance + eps) of a row.
+/// Returns the mean (0 for the RMS norm) and 1 / sqrt(variance + eps) of a row.
 #[inline(always)]
-fn moments(x: &[f32], form: Form) -> (f32, f32) {
+fn moments(x: &[f32], form: NormSpec) -> (f32, f32) {
     let count = x.len() as f32;
     let (whole, rest) = x.as_chunks::<LANES>();
     let mean = match form.kind {
-        Kind::Rms => 0.0,
-        Kind::Layer => {
+        NormKind::Rms => 0.0,
+        NormKind::Layer => {
             let mut lanes = [0f32; LANES];
             for chunk in whole {
                 for lane in 0..LANES {
@@ -282,8 +286,8 @@ fn moments(x: &[f32], form: Form) -> (f32, f32) {
 }
 
 wide! {
-    /// Rows of one part.
-    fn forward(x: &[f32], gain: &[f32], offset: &[f32], y: &mut [f32], form: Form) {
+    /// Normalises rows of one part.
+    fn forward(x: &[f32], gain: &[f32], offset: &[f32], y: &mut [f32], form: NormSpec) {
         for (x, y) in x.chunks_exact(gain.len()).zip(y.chunks_exact_mut(gain.len())) {
             let (mean, inverse) = moments(x, form);
             for (((y, x), gain), offset) in y.iter_mut().zip(x).zip(gain).zip(offset) {
@@ -295,15 +299,15 @@ wide! {
 
 wide! {
     /// Writes dx of rows of one part.
-    fn back(x: &[f32], gain: &[f32], grad: &[f32], dx: &mut [f32], form: Form) {
+    fn back(x: &[f32], gain: &[f32], grad: &[f32], dx: &mut [f32], form: NormSpec) {
         let width = gain.len();
         let rows = x.chunks_exact(width).zip(grad.chunks_exact(width)).zip(dx.chunks_exact_mut(width));
         for ((x, grad), dx) in rows {
             let (mean, inverse) = moments(x, form);
             let (plain, along) = means(x, gain, grad, mean, inverse);
             let plain = match form.kind {
-                Kind::Layer => plain,
-                Kind::Rms => 0.0,
+                NormKind::Layer => plain,
+                NormKind::Rms => 0.0,
             };
             for (((dx, x), grad), gain) in dx.iter_mut().zip(x).zip(grad).zip(gain) {
                 let normed = (x - mean) * inverse;
@@ -313,7 +317,7 @@ wide! {
     }
 }
 
-/// mean(h) and mean(h n) of a row, with h = dy g.
+/// Returns mean(h) and mean(h n) of a row, with h = dy g.
 #[inline(always)]
 fn means(x: &[f32], gain: &[f32], grad: &[f32], mean: f32, inverse: f32) -> (f32, f32) {
     let (mut plain, mut along) = ([0f32; LANES], [0f32; LANES]);
@@ -341,8 +345,8 @@ fn means(x: &[f32], gain: &[f32], grad: &[f32], mean: f32, inverse: f32) -> (f32
 }
 
 wide! {
-    /// Adds what rows of one part say of their gain and offset.
-    fn table_sums(x: &[f32], grad: &[f32], dgain: &mut [f32], doffset: &mut [f32], form: Form) {
+    /// Accumulates the gradients of gain and offset over rows of one part.
+    fn table_sums(x: &[f32], grad: &[f32], dgain: &mut [f32], doffset: &mut [f32], form: NormSpec) {
         for (x, grad) in x.chunks_exact(dgain.len()).zip(grad.chunks_exact(dgain.len())) {
             let (mean, inverse) = moments(x, form);
             for (((x, grad), dgain), doffset) in x.iter().zip(grad).zip(dgain.iter_mut()).zip(doffset.iter_mut()) {

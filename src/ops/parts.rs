@@ -1,13 +1,13 @@
-//! Sequences of several parts, such as text and video: which rows read which row of a table (B or 1, P, D).
+//! Sequences of several parts, such as text and video: maps rows to rows of a table (B or 1, P, D).
 
 use candle_core::{Result, Tensor};
 
 use super::kernel::rows::MOST_PARTS;
 
-/// Rows that one thread takes at a time; also those that are summed up together.
+/// Rows processed by a thread at a time, and rows per partial sum.
 const ROWS: usize = 64;
 
-/// Refuses a table that is not (B or 1, P, D).
+/// Checks that a table is (B or 1, P, D).
 pub fn check(name: &str, table: &Tensor, batch: usize, parts: &[usize], width: usize) -> Result<()> {
     let (samples, count, features) = table.dims3()?;
     if (samples != 1 && samples != batch) || count != parts.len() || features != width {
@@ -20,7 +20,7 @@ pub fn check(name: &str, table: &Tensor, batch: usize, parts: &[usize], width: u
     Ok(())
 }
 
-/// Whether a kernel can go by so many parts.
+/// Checks that a kernel supports this many parts.
 pub fn suits(x: &Tensor, parts: &[usize]) -> bool {
     x.device().is_cpu() || parts.len() <= MOST_PARTS
 }
@@ -30,12 +30,12 @@ pub fn suits(x: &Tensor, parts: &[usize]) -> bool {
 pub struct Piece {
     sample: usize,
     part: usize,
-    /// Of all rows of all samples.
+    /// First row, counted through all samples.
     first: usize,
     rows: usize,
 }
 
-/// Cuts the rows of `batch` samples into pieces, which cover them in order. `parts` are the parts' rows in a sample.
+/// Cuts the rows of `batch` samples into pieces, which cover them in order. `parts` are the rows of each part.
 pub fn pieces(batch: usize, parts: &[usize]) -> Vec<Piece> {
     let mut pieces = Vec::new();
     let mut first = 0;
@@ -57,18 +57,18 @@ pub fn pieces(batch: usize, parts: &[usize]) -> Vec<Piece> {
 }
 
 impl Piece {
-    /// Its rows among those of all samples.
+    /// Returns the piece's rows among those of all samples.
     pub fn of<'a>(&self, numbers: &'a [f32], width: usize) -> &'a [f32] {
         &numbers[self.first * width..][..self.rows * width]
     }
 
-    /// Where its row of a table of `numbers` numbers starts.
+    /// Returns the index where its row starts in a table of `numbers` numbers.
     pub fn at(&self, numbers: usize, parts: usize, width: usize) -> usize {
         let shared = numbers == parts * width;
         (if shared { 0 } else { self.sample * parts } + self.part) * width
     }
 
-    /// Its row of a table.
+    /// Returns its row of a table.
     pub fn row<'a>(&self, table: &'a [f32], parts: usize, width: usize) -> &'a [f32] {
         &table[self.at(table.len(), parts, width)..][..width]
     }

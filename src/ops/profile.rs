@@ -1,11 +1,10 @@
-//! Where the time of a computation goes: intervals around every op, and within them around every kernel and product.
+//! Profile of a computation: intervals around every op, and within them around every kernel and product.
 //!
-//! An interval is a pair of instants of the device's own clock ([`Mark`]): on a GPU two events in the stream, so that nobody
-//! waits for anything while it runs. Intervals of one name are added up once all is done. While nothing is recorded, an
-//! interval costs the reading of one flag.
+//! An interval is a pair of [`Timestamp`]s of the device's own clock: on a GPU two events in the stream, so that
+//! measuring never waits. Intervals of the same name are added up at the end. While nothing is recorded, an interval
+//! costs the reading of one flag.
 //!
-//! Ops do not hold each other, so that their times may be added. Kernels are parts of ops. Only the thread that records is
-//! looked at.
+//! Ops are not nested, so their times may be added. Kernels are parts of ops. Only the recording thread is measured.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -13,40 +12,44 @@ use std::collections::HashMap;
 use candle_core::{Device, Result};
 use serde::Serialize;
 
-use super::clock::Mark;
+use super::clock::Timestamp;
 
 thread_local! {
     static RECORDS: Cell<bool> = const { Cell::new(false) };
     static INTERVALS: RefCell<Vec<Interval>> = const { RefCell::new(Vec::new()) };
 }
 
-/// What an interval is around.
+/// Kinds of interval.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Level {
-    /// An op of `ops`, there or back, or what is done between them.
+    /// An op of `ops`, forward or backward, or candle's work between ops.
     Op,
-    /// A kernel, or a call of a library.
+    /// A kernel or a library call.
     Kernel,
 }
 
 struct Interval {
     level: Level,
     name: String,
-    began: Mark,
-    ended: Mark,
+    began: Timestamp,
+    ended: Timestamp,
 }
 
-/// All intervals of one name.
+/// All intervals of the same name.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Line {
+    /// Depth in the table.
     pub level: Level,
+    /// Name of the intervals.
     pub name: String,
+    /// Number of intervals.
     pub calls: usize,
+    /// Seconds of all intervals together.
     pub seconds: f64,
 }
 
-/// An interval from where it is made to where it is dropped.
+/// An open interval, which ends when dropped.
 #[must_use]
 pub struct Span(Option<Open>);
 
@@ -54,16 +57,16 @@ struct Open {
     level: Level,
     name: String,
     device: Device,
-    began: Mark,
+    began: Timestamp,
 }
 
-/// Begins an interval of work on `device`, where one is wanted.
+/// Begins an interval of work on `device`, if a profile is being recorded.
 pub fn span(level: Level, device: &Device, name: impl FnOnce() -> String) -> Span {
     if !RECORDS.get() {
         return Span(None);
     }
-    // An event that the driver refuses is an error of the very next call as well.
-    Span(Mark::now(device).ok().map(|began| Open {
+    // If the driver refuses an event, the next call fails with the same error.
+    Span(Timestamp::now(device).ok().map(|began| Open {
         level,
         name: name(),
         device: device.clone(),
@@ -71,7 +74,7 @@ pub fn span(level: Level, device: &Device, name: impl FnOnce() -> String) -> Spa
     }))
 }
 
-/// The same around a kernel, or a call of a library, on a GPU.
+/// Begins an interval of a kernel or a library call on a GPU.
 #[cfg(feature = "cuda")]
 pub fn kernel(device: &candle_core::CudaDevice, name: impl FnOnce() -> String) -> Span {
     match RECORDS.get() {
@@ -83,7 +86,7 @@ pub fn kernel(device: &candle_core::CudaDevice, name: impl FnOnce() -> String) -
 impl Drop for Span {
     fn drop(&mut self) {
         let Some(open) = self.0.take() else { return };
-        if let Ok(ended) = Mark::now(&open.device) {
+        if let Ok(ended) = Timestamp::now(&open.device) {
             INTERVALS.with_borrow_mut(|all| {
                 all.push(Interval {
                     level: open.level,
@@ -96,14 +99,14 @@ impl Drop for Span {
     }
 }
 
-/// Runs `compute`, and tells where its time went: what took longest first.
+/// Runs `compute` and returns its profile, sorted by time, longest first.
 ///
 /// # Errors
-/// Those of `compute`; what a GPU reports of anything that it was asked for meanwhile.
+/// Those of `compute`, and of the GPU's work meanwhile.
 pub fn record<T, E: From<candle_core::Error>>(
     compute: impl FnOnce() -> std::result::Result<T, E>,
 ) -> std::result::Result<(T, Vec<Line>), E> {
-    /// Ends the recording, also where `compute` panics.
+    /// Ends the recording, also if `compute` panics.
     struct Around;
     impl Drop for Around {
         fn drop(&mut self) {

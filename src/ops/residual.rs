@@ -15,15 +15,16 @@ use candle_core::{CpuStorage, CustomOp3, DType, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
 use super::device::has_kernels;
+use super::f32_view::{f32_view, numbers_of, stored};
 use super::parts::{check, cut, pieces, suits};
-use super::slices::{numbers_of, stored, widened};
+use super::simd_math::wide;
 use super::tape::{Reads, apply3};
-use super::wide::wide;
 
-/// x and update (B, R, D), gate (B or 1, P, D) -> (B, R, D). `parts` are the rows of each part, together R.
+/// Gated residual of x and update (B, R, D), gate (B or 1, P, D) -> (B, R, D). `parts` are the rows of each part,
+/// together R.
 ///
 /// # Errors
-/// Shapes that do not fit the parts; on the CPU, another type than f32 and bf16.
+/// Fails for shapes that do not fit the parts; on the CPU, for types other than f32 and bf16.
 pub fn gated_residual(x: &Tensor, update: &Tensor, gate: &Tensor, parts: &[usize]) -> Result<Tensor> {
     let (batch, rows, width) = x.dims3()?;
     if update.dims() != x.dims() || parts.iter().sum::<usize>() != rows {
@@ -35,22 +36,22 @@ pub fn gated_residual(x: &Tensor, update: &Tensor, gate: &Tensor, parts: &[usize
     }
     let update = update.to_dtype(x.dtype())?;
     if !has_kernels(x) || !suits(x, parts) {
-        return composed(x, &update, &gate.to_dtype(x.dtype())?, parts);
+        return reference(x, &update, &gate.to_dtype(x.dtype())?, parts);
     }
     let gate = gate.to_dtype(DType::F32)?.contiguous()?;
     let op = Gated { parts: parts.to_vec() };
     let reads = Reads {
-        inputs: [false, gate.track_op(), true], // what was added matters only to a gate that learns
+        inputs: [false, gate.track_op(), true], // the update is needed only for a trained gate
         output: false,
     };
     apply3([&x.contiguous()?, &update.contiguous()?, &gate], op, reads)
 }
 
-/// The same in candle's own operations: for other devices.
+/// Reference in candle's own operations: for other devices.
 ///
 /// # Errors
-/// As [`gated_residual`].
-pub fn composed(x: &Tensor, update: &Tensor, gate: &Tensor, parts: &[usize]) -> Result<Tensor> {
+/// Same as [`gated_residual`].
+pub fn reference(x: &Tensor, update: &Tensor, gate: &Tensor, parts: &[usize]) -> Result<Tensor> {
     let mut first = 0;
     let mut gated = Vec::new();
     for (part, rows) in parts.iter().enumerate() {
@@ -84,9 +85,9 @@ impl CustomOp3 for Gated {
     ) -> Result<(CpuStorage, Shape)> {
         let (batch, _, width) = x_layout.shape().dims3()?;
         let (numbers, update, gate) = (
-            widened(x, x_layout)?,
-            widened(update, update_layout)?,
-            widened(gate, gate_layout)?,
+            f32_view(x, x_layout)?,
+            f32_view(update, update_layout)?,
+            f32_view(gate, gate_layout)?,
         );
         let mut y = vec![0.0; numbers.len()];
         let pieces = pieces(batch, &self.parts);
@@ -145,7 +146,7 @@ impl CustomOp3 for Gated {
 }
 
 impl Gated {
-    /// The gradient of the update.
+    /// Returns the gradient of the update.
     fn back(&self, batch: usize, width: usize, gate: &[f32], grad: &[f32]) -> Vec<f32> {
         let mut dupdate = vec![0.0; grad.len()];
         let pieces = pieces(batch, &self.parts);
@@ -157,7 +158,7 @@ impl Gated {
         dupdate
     }
 
-    /// The gradient of a gate of `size` numbers.
+    /// Returns the gradient of a gate of `size` numbers.
     fn sums(&self, batch: usize, width: usize, update: &[f32], grad: &[f32], size: usize) -> Vec<f32> {
         let pieces = pieces(batch, &self.parts);
         let of_pieces = pieces.par_iter().map(|piece| {
@@ -178,7 +179,7 @@ impl Gated {
 }
 
 wide! {
-    /// Rows of one part.
+    /// Adds the gated update to rows of one part.
     fn forward(x: &[f32], update: &[f32], gate: &[f32], y: &mut [f32]) {
         let width = gate.len();
         let rows = x.chunks_exact(width).zip(update.chunks_exact(width)).zip(y.chunks_exact_mut(width));
@@ -202,7 +203,7 @@ wide! {
 }
 
 wide! {
-    /// Adds what rows of one part say of their gate.
+    /// Accumulates the gate's gradient over rows of one part.
     fn gate_sums(update: &[f32], grad: &[f32], dgate: &mut [f32]) {
         for (update, grad) in update.chunks_exact(dgate.len()).zip(grad.chunks_exact(dgate.len())) {
             for ((dgate, update), grad) in dgate.iter_mut().zip(update).zip(grad) {

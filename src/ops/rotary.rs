@@ -1,10 +1,11 @@
-//! Rotary position embedding: pairs of features turn by an angle of their token. arXiv:2104.09864
+//! Rotary position embedding: pairs of features are rotated by an angle that depends on the token. arXiv:2104.09864
 //!
 //! ```text
-//! (y0, y1) = (x0 cos - x1 sin, x1 cos + x0 sin)      back: the same by the opposite angle
+//! (y0, y1) = (x0 cos - x1 sin, x1 cos + x0 sin)      backward: the same by the opposite angle
 //! ```
 //!
-//! Shapes: B samples, S tokens, H heads, K features a head. Tokens come before heads, as linear layers give them.
+//! Shapes: B samples, S tokens, H heads, K features a head. Tokens come before heads, the layout of linear layers'
+//! outputs.
 
 #[cfg(feature = "cuda")]
 mod cuda;
@@ -15,39 +16,42 @@ use candle_core::{CpuStorage, CustomOp1, D, DType, Layout, Result, Shape, Tensor
 use rayon::prelude::*;
 
 use super::device::has_kernels;
-use super::slices::{numbers_of, stored, widened};
+use super::f32_view::{f32_view, numbers_of, stored};
+use super::simd_math::wide;
 use super::tape::{Reads, apply1};
-use super::wide::wide;
 
 /// Tokens that one thread takes at a time.
 const TOKENS: usize = 64;
 
-/// Which features make a pair.
+/// Features that form a pair.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Pairs {
+pub enum PairLayout {
     /// 2i and 2i + 1.
     Neighbours,
     /// i and i + K/2.
     Halves,
 }
 
-/// How tokens turn.
+/// Rotation angles of tokens.
 #[derive(Debug, Clone)]
-pub struct Turn {
-    /// (S - first, K / 2), f32; (B, ...) where samples turn differently; (..., H K / 2) where heads do, by neighbours
+pub struct Rotation {
+    /// Cosines (S - first, K / 2), f32; (B, ...) if samples differ; (..., H K / 2) if heads differ, with neighbouring
+    /// pairs.
     pub cos: Tensor,
-    /// As `cos`.
+    /// Sines, shaped as `cos`.
     pub sin: Tensor,
-    pub pairs: Pairs,
-    /// How many tokens stand before the tables' first and do not turn.
+    /// Features that make a pair.
+    pub pairs: PairLayout,
+    /// Leading tokens that are not rotated; the tables start after them.
     pub first: usize,
 }
 
-impl Turn {
-    /// x (B, S, H, K) -> (B, S, H, K), computed in f32. Gradients reach x alone.
+impl Rotation {
+    /// Rotates x (B, S, H, K) -> (B, S, H, K), computed in f32. Only x gets a gradient.
     ///
     /// # Errors
-    /// Tables of other sizes or in another type than f32; on the CPU, an x of another type than f32 and bf16.
+    /// Fails for tables of other sizes or of a type other than f32; on the CPU, for an x of a type other than f32 and
+    /// bf16.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let (batch, tokens, heads, width) = x.dims4()?;
         for table in [&self.cos, &self.sin] {
@@ -56,11 +60,11 @@ impl Turn {
                 [samples, rows, pairs] => (samples, rows, pairs),
                 _ => (0, 0, 0),
             };
-            let by_head = self.pairs == Pairs::Neighbours && 2 * pairs == heads * width;
+            let by_head = self.pairs == PairLayout::Neighbours && 2 * pairs == heads * width;
             let fits = samples == batch && self.first + rows == tokens && (2 * pairs == width || by_head);
             if !fits || self.cos.dims() != self.sin.dims() || table.dtype() != DType::F32 {
                 candle_core::bail!(
-                    "{:?} cannot turn by a table {:?} of {:?} behind {} tokens",
+                    "{:?} cannot be rotated by a table {:?} of {:?} after {} tokens",
                     x.dims(),
                     table.dims(),
                     table.dtype(),
@@ -72,7 +76,7 @@ impl Turn {
             return Ok(x.clone());
         }
         if !has_kernels(x) {
-            return self.composed(x);
+            return self.reference(x);
         }
         let turn = Self {
             cos: self.cos.contiguous()?,
@@ -86,11 +90,11 @@ impl Turn {
         apply1(&x.contiguous()?, Op { turn, sign: 1.0 }, reads)
     }
 
-    /// The same in candle's own operations: for other devices.
+    /// Reference in candle's own operations: for other devices.
     ///
     /// # Errors
-    /// As [`Turn::forward`].
-    pub fn composed(&self, x: &Tensor) -> Result<Tensor> {
+    /// Same as [`Rotation::forward`].
+    pub fn reference(&self, x: &Tensor) -> Result<Tensor> {
         let (batch, tokens, ..) = x.dims4()?;
         let width = 2 * self.cos.dim(D::Minus1)?; // of all heads, where they turn differently
         let heads = x.elem_count() / (batch * tokens * width).max(1);
@@ -99,8 +103,8 @@ impl Turn {
         let turning = tokens - self.first;
         let still = x.narrow(1, 0, self.first)?;
         let (dims, axis) = match self.pairs {
-            Pairs::Neighbours => ([batch, turning, heads, width / 2, 2], 4),
-            Pairs::Halves => ([batch, turning, heads, 2, width / 2], 3),
+            PairLayout::Neighbours => ([batch, turning, heads, width / 2, 2], 4),
+            PairLayout::Halves => ([batch, turning, heads, 2, width / 2], 3),
         };
         let pairs = x.narrow(1, self.first, turning)?.to_dtype(DType::F32)?;
         let pairs = pairs.contiguous()?.reshape(&dims[..])?;
@@ -117,8 +121,8 @@ impl Turn {
 }
 
 struct Op {
-    turn: Turn,
-    /// -1 on the way back.
+    turn: Rotation,
+    /// -1 in the backward pass.
     sign: f32,
 }
 
@@ -129,8 +133,8 @@ impl CustomOp1 for Op {
 
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let (_, tokens, heads, width) = layout.shape().dims4()?;
-        let numbers = widened(x, layout)?;
-        let Turn { cos, sin, pairs, first } = &self.turn;
+        let numbers = f32_view(x, layout)?;
+        let Rotation { cos, sin, pairs, first } = &self.turn;
         let count = cos.dim(D::Minus1)?;
         let mut y = vec![0.0; numbers.len()];
         numbers_of([cos, sin], |[cos, sin]| {
@@ -143,12 +147,12 @@ impl CustomOp1 for Op {
                         y.copy_from_slice(x);
                         continue;
                     }
-                    // Where samples share a table, this comes back to its start.
+                    // If samples share a table, this wraps around to its start.
                     let row = (sample * (tokens - first) + token - first) * count % cos.len();
                     let row = row..row + count;
                     match pairs {
-                        Pairs::Neighbours => neighbours(x, &cos[row.clone()], &sin[row], self.sign, y),
-                        Pairs::Halves => halves(x, &cos[row.clone()], &sin[row], self.sign, y),
+                        PairLayout::Neighbours => neighbours(x, &cos[row.clone()], &sin[row], self.sign, y),
+                        PairLayout::Halves => halves(x, &cos[row.clone()], &sin[row], self.sign, y),
                     }
                 }
             });
@@ -171,7 +175,7 @@ impl CustomOp1 for Op {
 }
 
 wide! {
-    /// The heads of one token.
+    /// Rotates the heads of one token.
     fn neighbours(x: &[f32], cos: &[f32], sin: &[f32], sign: f32, y: &mut [f32]) {
         for (x, y) in x.chunks_exact(2 * cos.len()).zip(y.chunks_exact_mut(2 * cos.len())) {
             let pairs = x.as_chunks::<2>().0.iter().zip(y.as_chunks_mut::<2>().0);
@@ -184,7 +188,7 @@ wide! {
 }
 
 wide! {
-    /// The heads of one token.
+    /// Rotates the heads of one token.
     fn halves(x: &[f32], cos: &[f32], sin: &[f32], sign: f32, y: &mut [f32]) {
         for (x, y) in x.chunks_exact(2 * cos.len()).zip(y.chunks_exact_mut(2 * cos.len())) {
             let ((x0, x1), (y0, y1)) = (x.split_at(cos.len()), y.split_at_mut(cos.len()));

@@ -8,9 +8,9 @@
 //! p = (1 - lr weight_decay) p - lr / (1 - beta1^t)  m / (sqrt(v) / sqrt(1 - beta2^t) + epsilon)
 //! ```
 //!
-//! f32 variables are moved in one pass, in which parameter, gradient and moments are read and written once; on a GPU (feature
-//! `cuda`) all of them in one launch. All others go through candle's own operations. Each number depends on its own past only, so the result does not
-//! depend on the threads.
+//! f32 variables are updated in a single pass that reads and writes parameter, gradient and moments once; on a GPU
+//! (feature `cuda`) in one launch for all. Other types use candle's own operations. Each element depends on its own
+//! past only, so the result does not depend on the threads.
 
 use candle_core::{Result, Tensor, Var, bail};
 use rayon::prelude::*;
@@ -24,14 +24,19 @@ use super::launch;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
+    /// Optimiser.
     pub name: Name,
     /// Learning rate at the top of the schedule.
     pub lr: f64,
+    /// Decay of the gradient's running average.
     pub beta1: f64,
+    /// Decay of the squared gradient's running average.
     pub beta2: f64,
+    /// Decoupled weight decay, multiplied by the learning rate.
     pub weight_decay: f64,
+    /// Number added to the root of the second moment.
     pub epsilon: f64,
-    /// Keep an exponential moving average of the adapters with this decay (0.999, say): what the final adapter file holds.
+    /// Decay of an exponential moving average of the adapters (0.999, say), which the final adapter file then holds.
     pub ema: Option<f64>,
 }
 
@@ -50,7 +55,7 @@ impl Default for Config {
 }
 
 impl Config {
-    /// Values that parse but make no sense, by path below `optimizer`.
+    /// Returns values that parse but make no sense, by path below `optimizer`.
     pub fn check(&self) -> Vec<(String, String)> {
         let mut wrong = Vec::new();
         for (key, value) in [("lr", self.lr), ("epsilon", self.epsilon)] {
@@ -79,48 +84,52 @@ impl Config {
 }
 
 impl Config {
-    /// What all numbers of step `step`, counted from 1, share on a GPU. Gradients are multiplied by `scale` first.
+    /// Returns the factors of step `step`, counted from 1, as a GPU takes them. Gradients are multiplied by `scale`
+    /// first.
     pub fn update(&self, step: usize, scale: f64, lr: f64) -> launch::Update {
         Update::new(self, step, scale, lr).on_gpu()
     }
 }
 
-/// The optimisers there are.
+/// Optimisers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Name {
+    /// Adam with decoupled weight decay (arXiv:1711.05101).
     Adamw,
 }
 
-/// The optimiser of a fixed list of variables.
+/// AdamW over a fixed list of variables.
 #[derive(Debug)]
 pub struct AdamW {
     vars: Vec<Var>,
     config: Config,
-    /// Steps done.
+    /// Completed steps.
     step: usize,
-    moments: Vec<Kept>,
+    moments: Vec<MomentStorage>,
 }
 
-/// What a run must keep to go on, named as in torch's `state_dict`.
+/// State in a checkpoint, named as in torch's `state_dict`.
 #[derive(Debug, Clone)]
 pub struct State {
-    /// Steps done.
+    /// Completed steps.
     pub step: usize,
-    /// One for each variable, in its shape.
+    /// Moments of each variable, in its shape.
     pub moments: Vec<Moments>,
 }
 
 /// Running averages of a variable's gradient and of its square.
 #[derive(Debug, Clone)]
 pub struct Moments {
+    /// Running average of the gradient, in the variable's shape.
     pub exp_avg: Tensor,
+    /// Running average of the squared gradient, in the variable's shape.
     pub exp_avg_sq: Tensor,
 }
 
-/// The moments where the update wants them: plain numbers for the single pass, tensors for candle's operations.
+/// Storage of the moments: plain numbers for the single pass, tensors for candle's operations.
 #[derive(Debug)]
-enum Kept {
+enum MomentStorage {
     Plain { exp_avg: Vec<f32>, exp_avg_sq: Vec<f32> },
     Tensors(Moments),
 }
@@ -128,7 +137,10 @@ enum Kept {
 impl AdamW {
     /// Starts at step 0 with moments of zero.
     pub fn new(vars: Vec<Var>, config: &Config) -> Result<Self> {
-        let moments = vars.iter().map(|var| Kept::zeros(var)).collect::<Result<_>>()?;
+        let moments = vars
+            .iter()
+            .map(|var| MomentStorage::zeros(var))
+            .collect::<Result<_>>()?;
         Ok(Self {
             vars,
             config: config.clone(),
@@ -137,12 +149,12 @@ impl AdamW {
         })
     }
 
-    /// Moves every variable against its gradient.
+    /// Updates every variable by its gradient.
     ///
     /// `gradients` come in the order of the variables; each is multiplied by `scale` (see [`super::clip`]) first.
     ///
     /// # Errors
-    /// Another number of gradients than of variables, or one of another shape; nothing is moved then.
+    /// Fails for another number of gradients than of variables, or one of another shape; nothing is updated then.
     pub fn step(&mut self, gradients: &[Tensor], scale: f64, lr: f64) -> Result<()> {
         if gradients.len() != self.vars.len() {
             bail!("{} gradients for {} variables", gradients.len(), self.vars.len());
@@ -167,7 +179,7 @@ impl AdamW {
         }
     }
 
-    /// The same in one launch.
+    /// Updates all variables in one launch.
     #[cfg(feature = "cuda")]
     fn step_on(&self, gradients: &[Tensor], update: &Update) -> Result<()> {
         use super::cuda::{Moved, step};
@@ -175,7 +187,7 @@ impl AdamW {
         let gradients = gradients.iter().map(whole).collect::<Result<Vec<_>>>()?;
         let mut all = Vec::with_capacity(self.vars.len());
         for ((var, gradient), kept) in self.vars.iter().zip(&gradients).zip(&self.moments) {
-            let Kept::Tensors(Moments { exp_avg, exp_avg_sq }) = kept else {
+            let MomentStorage::Tensors(Moments { exp_avg, exp_avg_sq }) = kept else {
                 bail!("the moments of a variable on a GPU are elsewhere");
             };
             all.push(Moved {
@@ -188,7 +200,7 @@ impl AdamW {
         step(&all, update.on_gpu())
     }
 
-    /// A copy of all that moves, apart from the variables.
+    /// Returns a copy of the state, apart from the variables.
     pub fn state(&self) -> Result<State> {
         let both = self.vars.iter().zip(&self.moments);
         Ok(State {
@@ -197,10 +209,10 @@ impl AdamW {
         })
     }
 
-    /// Goes back to where `state` was taken.
+    /// Restores a state.
     ///
     /// # Errors
-    /// Moments of other variables, by number or shape; nothing is changed then.
+    /// Fails for moments of other variables, by number or shape; nothing is changed then.
     pub fn restore(&mut self, state: State) -> Result<()> {
         if state.moments.len() != self.vars.len() {
             bail!(
@@ -216,7 +228,7 @@ impl AdamW {
                     bail!("{name} {i} is {:?}, its variable {:?}", moment.dims(), var.dims());
                 }
             }
-            Kept::new(var, &moments)
+            MomentStorage::new(var, &moments)
         });
         self.moments = moments.collect::<Result<_>>()?;
         self.step = state.step;
@@ -224,7 +236,7 @@ impl AdamW {
     }
 }
 
-impl Kept {
+impl MomentStorage {
     fn zeros(var: &Tensor) -> Result<Self> {
         let zeros = var.zeros_like()?;
         Self::new(
@@ -240,7 +252,7 @@ impl Kept {
         let here = |moment: &Tensor| moment.to_device(var.device())?.to_dtype(var.dtype());
         let (exp_avg, exp_avg_sq) = (here(&moments.exp_avg)?, here(&moments.exp_avg_sq)?);
         if !in_place::possible(var) {
-            // Of its own, as a GPU's are changed where they lie.
+            // Copies, because a GPU's moments are updated in place.
             return Ok(Self::Tensors(Moments {
                 exp_avg: exp_avg.copy()?,
                 exp_avg_sq: exp_avg_sq.copy()?,
@@ -266,7 +278,7 @@ impl Kept {
     }
 }
 
-/// The numbers of one step that all variables share.
+/// Factors of one step, shared by all variables.
 struct Update {
     scale: f64,
     decay: f64,
@@ -303,20 +315,20 @@ impl Update {
         }
     }
 
-    fn apply(&self, var: &Var, gradient: &Tensor, moments: &mut Kept) -> Result<()> {
+    fn apply(&self, var: &Var, gradient: &Tensor, moments: &mut MomentStorage) -> Result<()> {
         match moments {
-            Kept::Plain { exp_avg, exp_avg_sq } => in_place(var, &gradient.to_dtype(var.dtype())?, |p, g| {
+            MomentStorage::Plain { exp_avg, exp_avg_sq } => in_place(var, &gradient.to_dtype(var.dtype())?, |p, g| {
                 let (p, g) = (p.par_chunks_mut(CHUNK), g.par_chunks(CHUNK));
                 let (m, v) = (exp_avg.par_chunks_mut(CHUNK), exp_avg_sq.par_chunks_mut(CHUNK));
                 p.zip(g)
                     .zip(m.zip(v))
                     .for_each(|((p, g), (m, v))| self.pass(p, g, m, v));
             }),
-            Kept::Tensors(moments) => self.operations(var, gradient, moments),
+            MomentStorage::Tensors(moments) => self.operations(var, gradient, moments),
         }
     }
 
-    /// The single pass: parameters `p`, gradient `g`, moments `m` and `v`, all of one length.
+    /// Single pass over parameters `p`, gradient `g`, moments `m` and `v`, all of the same length.
     fn pass(&self, p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32]) {
         let (scale, decay, step_size) = (self.scale as f32, self.decay as f32, self.step_size as f32);
         let (weight1, beta2, weight2) = ((1.0 - self.beta1) as f32, self.beta2 as f32, (1.0 - self.beta2) as f32);
@@ -329,7 +341,7 @@ impl Update {
         }
     }
 
-    /// The same by candle's operations, on any device.
+    /// Same update in candle's operations, on any device.
     fn operations(&self, var: &Var, gradient: &Tensor, moments: &mut Moments) -> Result<()> {
         let g = (gradient.to_dtype(var.dtype())? * self.scale)?;
         let m = ((&moments.exp_avg * self.beta1)? + (&g * (1.0 - self.beta1))?)?;

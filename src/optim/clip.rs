@@ -1,14 +1,14 @@
-//! Gradients scaled down to a global norm; equal to `torch.nn.utils.clip_grad_norm_`.
+//! Gradient clipping by global norm; equal to `torch.nn.utils.clip_grad_norm_`.
 //!
-//! norm = sqrt(sum of the squares of all numbers of all gradients), coefficient = min(1, max_norm / (norm + 1e-6)).
+//! norm = sqrt(sum of the squares of all elements of all gradients), coefficient = min(1, max_norm / (norm + 1e-6)).
 
 use candle_core::{CpuStorage, DType, Result, Storage, Tensor};
 use rayon::prelude::*;
 
-/// Running sums that go side by side. Their number fixes the order of the additions.
+/// Independent running sums. Their number fixes the order of the additions.
 const LANES: usize = 8;
 
-/// The norm of all gradients as one vector: summed in f64 and in a fixed order.
+/// Returns the norm of all gradients as one vector: summed in f64 and in a fixed order.
 pub fn global_norm(gradients: &[Tensor]) -> Result<f64> {
     #[cfg(feature = "cuda")]
     if gradients.first().is_some_and(|gradient| gradient.device().is_cuda()) {
@@ -22,7 +22,7 @@ pub fn global_norm(gradients: &[Tensor]) -> Result<f64> {
     Ok(sums.iter().sum::<f64>().sqrt())
 }
 
-/// What every gradient is to be multiplied by, at most 1. Not a number where the norm is none.
+/// Returns the factor of every gradient, at most 1; NaN if the norm is NaN.
 pub fn coefficient(norm: f64, max_norm: f64) -> f64 {
     let coefficient = max_norm / (norm + 1e-6);
     if coefficient > 1.0 { 1.0 } else { coefficient } // `min` would make 1 of NaN
@@ -45,7 +45,7 @@ fn square_sum(gradient: &Tensor) -> Result<f64> {
     Ok(sums.iter().sum::<f64>() + rest)
 }
 
-/// The sums of squares, fetched in one transfer.
+/// Returns the sums of squares, fetched in one transfer.
 fn on_device(gradients: &[Tensor]) -> Result<Vec<f64>> {
     let sums = gradients.iter().map(|g| g.to_dtype(DType::F64)?.sqr()?.sum_all());
     Tensor::stack(&sums.collect::<Result<Vec<_>>>()?, 0)?.to_vec1()

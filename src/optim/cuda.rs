@@ -1,6 +1,6 @@
-//! All adapters at once on a GPU: a step in one launch, the sums of squares in another.
+//! Optimiser kernels over all adapters on a GPU: a step in one launch, the sums of squares in another.
 //!
-//! The table that says where tensors lie travels to the device with each launch, since gradients lie elsewhere every time.
+//! The table of tensor addresses is uploaded with each launch, because gradients have new addresses every time.
 
 use candle_core::{DType, Result, Tensor, Var, bail};
 use cudarc::driver::{CudaSlice, DevicePtr};
@@ -11,20 +11,24 @@ use crate::ops::kernel::{Address, Launch};
 
 const KERNELS: Kernels = kernels!("update");
 
-/// One variable, and what moves it; all f32 of one size.
+/// One variable with its gradient and moments; all f32 of the same size.
 pub struct Moved<'a> {
+    /// The variable.
     pub var: &'a Var,
+    /// Its gradient.
     pub gradient: &'a Tensor,
+    /// Running average of the gradient.
     pub exp_avg: &'a Tensor,
+    /// Running average of the squared gradient.
     pub exp_avg_sq: &'a Tensor,
 }
 
-/// Whether tensors lie where and as the kernels want them.
+/// Checks that the kernels can update a tensor.
 pub fn possible(tensor: &Tensor) -> bool {
     tensor.device().is_cuda() && tensor.dtype() == DType::F32 && tensor.is_contiguous()
 }
 
-/// Moves variables and their moments where they lie; whoever shares their memory sees it.
+/// Updates variables and their moments in place; tensors that share their memory change as well.
 pub fn step(all: &[Moved], update: Update) -> Result<()> {
     let tensors: Vec<[&Tensor; 4]> = all
         .iter()
@@ -33,7 +37,7 @@ pub fn step(all: &[Moved], update: Update) -> Result<()> {
     Uploaded::new(&tensors)?.launch(|table, at| table.adamw(at, update))
 }
 
-/// The sum of the squares of all numbers, in f64 and in a fixed order.
+/// Returns the sum of the squares of all elements, in f64 and in a fixed order.
 pub fn square_sum(gradients: &[Tensor]) -> Result<f64> {
     let gradients = gradients
         .iter()
@@ -50,7 +54,7 @@ pub fn square_sum(gradients: &[Tensor]) -> Result<f64> {
     Ok(sums.to_vec1::<f64>()?.iter().sum())
 }
 
-/// A table of tensors, and its numbers on the device.
+/// A table of tensors, with its copy on the device.
 struct Uploaded {
     device: candle_core::CudaDevice,
     table: Table,
@@ -58,7 +62,7 @@ struct Uploaded {
 }
 
 impl Uploaded {
-    /// A table of as many tensors as there are rows, with N of one size in each; at least one row.
+    /// Table with a row for each entry, of N tensors of the same size; at least one row.
     fn new<const N: usize>(rows: &[[&Tensor; N]]) -> Result<Self> {
         let Some([first, ..]) = rows.first().map(|row| &row[..]) else {
             bail!("no tensors to go over");
@@ -84,7 +88,7 @@ impl Uploaded {
         })
     }
 
-    /// Queues what `make` makes of the table and its address, unless there are no numbers to go over.
+    /// Queues the launch that `make` returns for the table and its address, unless the table has no elements.
     fn launch(&self, make: impl FnOnce(&Table, Address) -> Launch) -> Result<()> {
         if self.table.pieces == 0 {
             return Ok(());

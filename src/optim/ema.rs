@@ -1,7 +1,7 @@
-//! The exponential moving average of variables; equal to diffusers' `EMAModel` with its defaults.
+//! Exponential moving average of variables; equal to diffusers' `EMAModel` with its defaults.
 //!
-//! `average -= (1 - d) (average - variable)`, where d climbs to `decay`: the n-th update, from 0, takes 0 if n is 0 and
-//! min(decay, (1 + n) / (10 + n)) after that. So a short run's average is not mostly its first value.
+//! `average -= (1 - d) (average - variable)`, where d climbs to `decay`: the n-th update, from 0, uses 0 if n is 0 and
+//! min(decay, (1 + n) / (10 + n)) after that. So a short run's average is not dominated by its first value.
 
 use candle_core::{Result, Tensor, Var, bail};
 use rayon::prelude::*;
@@ -17,12 +17,12 @@ pub struct Ema {
     averages: Vec<Tensor>,
 }
 
-/// What a run must keep to go on.
+/// State in a checkpoint.
 #[derive(Debug, Clone)]
 pub struct State {
-    /// Updates done.
+    /// Completed updates.
     pub updates: usize,
-    /// One for each variable, in its shape.
+    /// Average of each variable, in its shape.
     pub averages: Vec<Tensor>,
 }
 
@@ -38,7 +38,7 @@ impl Ema {
         })
     }
 
-    /// Takes in the variables as they are now: to be called behind each optimiser step.
+    /// Updates the averages with the current variables: to be called after each optimiser step.
     pub fn update(&mut self) -> Result<()> {
         let weight = 1.0 - self.decay_now();
         self.updates += 1;
@@ -56,12 +56,12 @@ impl Ema {
         Ok(())
     }
 
-    /// The averages, in the order of the variables. The next update changes them; `copy` what is to stay.
+    /// Returns the averages, in the order of the variables. The next update changes them: `copy` what must stay.
     pub fn averages(&self) -> &[Tensor] {
         &self.averages
     }
 
-    /// A copy of all that moves.
+    /// Returns a copy of the state.
     pub fn state(&self) -> Result<State> {
         Ok(State {
             updates: self.updates,
@@ -69,10 +69,10 @@ impl Ema {
         })
     }
 
-    /// Goes back to where `state` was taken.
+    /// Restores a state.
     ///
     /// # Errors
-    /// Averages of other variables, by number or shape; nothing is changed then.
+    /// Fails for averages of other variables, by number or shape; nothing is changed then.
     pub fn restore(&mut self, state: State) -> Result<()> {
         if state.averages.len() != self.vars.len() {
             bail!(

@@ -1,26 +1,26 @@
-//! One pass over two tensors of the CPU: the first is changed where it lies, the second is read.
+//! In-place update of a CPU tensor by another one, in a single pass.
 
 use std::cell::RefCell;
 
 use candle_core::{CpuStorage, DType, InplaceOp2, Layout, Result, Tensor, bail};
 
-/// Numbers that one thread takes at a time.
+/// Numbers that one thread processes at a time.
 pub const CHUNK: usize = 1 << 14;
 
-/// Whether [`in_place`] can work on this tensor.
+/// Checks that [`in_place`] supports this tensor.
 pub fn possible(tensor: &Tensor) -> bool {
     tensor.device().is_cpu() && tensor.dtype() == DType::F32
 }
 
-/// Runs `pass` on all numbers of `target` and `source`, in one order.
+/// Runs `pass` on all elements of `target` and `source`, in the same order.
 ///
-/// `target` is f32 on the CPU; whoever shares its storage sees it change. No gradient flows through.
+/// `target` is f32 on the CPU; tensors that share its storage change as well. No gradient flows through.
 ///
 /// # Errors
-/// Another type or device, other shapes, one storage for both.
+/// Fails for another type or device, different shapes, and shared storage.
 pub fn in_place(target: &Tensor, source: &Tensor, pass: impl FnMut(&mut [f32], &[f32])) -> Result<()> {
     if target.dims() != source.dims() {
-        bail!("in place: {:?} beside {:?}", target.dims(), source.dims());
+        bail!("in place: {:?} and {:?}", target.dims(), source.dims());
     }
     target.inplace_op2(&source.contiguous()?, &Pass(RefCell::new(pass)))
 }

@@ -1,44 +1,53 @@
-//! Launches of update.cu: all adapters at once.
+//! Launches of update.cu, over all adapters at once.
 //!
-//! Tensors are cut into pieces of one size, a block each; a table in the device's memory says where they lie.
+//! Tensors are cut into pieces of equal size, a block each; a table in the device's memory holds their addresses.
 
 use crate::ops::kernel::{Address, Grid, Launch, Structure};
 
-/// Numbers of a piece: as in update.cu.
+/// Numbers of a piece: same as in update.cu.
 pub const PIECE: usize = 1 << 14;
 
-/// Threads of a block: as in update.cu.
+/// Threads of a block: same as in update.cu.
 const THREADS: usize = 256;
 
-/// `Update` of update.cu: what all numbers of a step share.
+/// `Update` of update.cu: factors that all numbers of a step share.
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
 pub struct Update {
+    /// Factor of gradients, from clipping.
     pub scale: f32,
+    /// Factor of variables, from weight decay.
     pub decay: f32,
+    /// 1 - beta1.
     pub weight1: f32,
+    /// beta2.
     pub beta2: f32,
+    /// 1 - beta2.
     pub weight2: f32,
+    /// Learning rate over the first moment's bias correction.
     pub step_size: f32,
+    /// Root of the second moment's bias correction.
     pub correction: f32,
+    /// Number added to the root of the second moment.
     pub epsilon: f32,
 }
 
 // SAFETY: the same fields in the same order as in update.cu.
 unsafe impl Structure for Update {}
 
-/// Tensors in rows: those of a row are of one size and go together.
+/// Rows of tensors; those of a row are equal in size and are processed together.
 #[derive(Debug)]
 pub struct Table {
-    /// What the kernels read: pieces before each row, and of all; lengths; addresses, kind by kind.
+    /// Table in the kernels' layout: pieces before each row, and in total; lengths; addresses, kind by kind.
     pub numbers: Vec<i64>,
     /// Rows.
     pub count: usize,
+    /// Pieces of all rows together.
     pub pieces: usize,
 }
 
 impl Table {
-    /// A table of rows of N tensors, each given as its length and the tensors' addresses.
+    /// Table of rows of N tensors, each given as its length and the tensors' addresses.
     pub fn new<const N: usize>(rows: &[(usize, [Address; N])]) -> Self {
         let (mut firsts, mut lengths, mut places) = (vec![0], Vec::new(), vec![Vec::new(); N]);
         let mut pieces = 0;
@@ -57,7 +66,8 @@ impl Table {
         }
     }
 
-    /// A step of AdamW; rows are variable, gradient and both moments, f32. The table's numbers lie at `table`.
+    /// Launch of a step of AdamW; rows are variable, gradient and both moments, f32. The table's numbers are at
+    /// `table`.
     pub fn adamw(&self, table: Address, update: Update) -> Launch {
         Launch {
             kernel: "adamw".into(),
@@ -66,7 +76,8 @@ impl Table {
         }
     }
 
-    /// The sum of the squares of each piece, in f64; rows are one tensor, f32. The table's numbers lie at `table`.
+    /// Launch of the sum of the squares of each piece, in f64; rows are one tensor, f32. The table's numbers are at
+    /// `table`.
     pub fn square_sums(&self, table: Address, sums: Address) -> Launch {
         Launch {
             kernel: "square_sums".into(),

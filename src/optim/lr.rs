@@ -1,7 +1,7 @@
-//! How the learning rate moves over a run; equal to `diffusers.optimization.get_scheduler`.
+//! Learning rate schedules; equal to `diffusers.optimization.get_scheduler`.
 //!
-//! With w warm-up steps of T, the rate of step t (from 0) is base_lr t/w before w, and from there on, with
-//! s = (t - w) / (T - w) going from 0 to 1:
+//! With w warm-up steps of T, the rate of step t (from 0) is base_lr t/w before w, and from there on, with s = (t - w)
+//! / (T - w) going from 0 to 1:
 //!
 //! | name | factor |
 //! | --- | --- |
@@ -21,13 +21,14 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
+    /// Schedule.
     pub name: Name,
     /// Steps over which the rate climbs from 0, in all schedules but `constant`.
     pub warmup_steps: usize,
     /// The warm-up as a share of all steps, rounded down, in place of `warmup_steps`: 0.1 is a tenth of the run.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub warmup_ratio: Option<f64>,
-    /// How often `cosine_with_restarts` falls from the top. (`cosine` falls once.)
+    /// Number of times that `cosine_with_restarts` falls from the top. (`cosine` falls once.)
     pub num_cycles: usize,
     /// Exponent of `polynomial`.
     pub power: f64,
@@ -46,7 +47,7 @@ impl Default for Config {
 }
 
 impl Config {
-    /// Values that parse but make no sense, by path below `lr_scheduler`.
+    /// Returns values that parse but make no sense, by path below `lr_scheduler`.
     pub fn check(&self) -> Vec<(String, String)> {
         let mut wrong = Vec::new();
         if let Some(ratio) = self.warmup_ratio.filter(|ratio| !(0.0..1.0).contains(ratio)) {
@@ -69,15 +70,15 @@ impl Config {
         wrong
     }
 
-    /// Steps over which the rate climbs, in a run of `total_steps`.
+    /// Returns the warm-up steps of a run of `total_steps`.
     fn warmup(&self, total_steps: usize) -> usize {
         self.warmup_ratio
             .map_or(self.warmup_steps, |ratio| (ratio * total_steps as f64) as usize)
     }
 
-    /// The learning rate of `step`, counted from 0, in a run of `total_steps`.
+    /// Returns the learning rate of `step`, counted from 0, in a run of `total_steps`.
     ///
-    /// Behind the last step it goes on as in diffusers: `linear` stays at 0, `cosine` rises again.
+    /// After the last step it continues as in diffusers: `linear` stays at 0, `cosine` rises again.
     pub fn at(&self, base_lr: f64, step: usize, total_steps: usize) -> f64 {
         let warmup_steps = self.warmup(total_steps);
         let (t, total, warmup) = (step as f64, total_steps as f64, warmup_steps as f64);
@@ -96,7 +97,7 @@ impl Config {
             Name::CosineWithRestarts if progress >= 1.0 => 0.0,
             Name::CosineWithRestarts => base_lr * half_wave((self.num_cycles as f64 * progress).fract()),
             Name::Polynomial => {
-                let end = LAST_LR.min(base_lr); // a base below the end stays where it is
+                let end = LAST_LR.min(base_lr); // a base rate below it stays constant
                 if step > total_steps {
                     return end;
                 }
@@ -106,22 +107,28 @@ impl Config {
     }
 }
 
-/// Where `polynomial` ends.
+/// Final rate of `polynomial`.
 const LAST_LR: f64 = 1e-7;
 
-/// From 1 at 0 down to 0 at 1.
+/// Falls from 1 at 0 to 0 at 1.
 fn half_wave(progress: f64) -> f64 {
     0.5 * (1.0 + (PI * progress).cos())
 }
 
-/// The schedules, named as diffusers names them.
+/// Schedules, named as in diffusers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Name {
+    /// `optimizer.lr`, without warm-up.
     Constant,
+    /// Warm-up, then `optimizer.lr`.
     ConstantWithWarmup,
+    /// Warm-up, then a straight line to 0.
     Linear,
+    /// Warm-up, then half a cosine to 0.
     Cosine,
+    /// Warm-up, then `num_cycles` half cosines, each from the top to 0.
     CosineWithRestarts,
+    /// Warm-up, then `(1 - s)^power` down to 1e-7.
     Polynomial,
 }

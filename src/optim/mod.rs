@@ -1,4 +1,4 @@
-//! What moves the adapters. Knows variables and gradients only.
+//! Optimisers of the adapters. Independent of models: only variables and gradients.
 
 pub mod adamw;
 pub mod clip;

@@ -1,20 +1,20 @@
-//! The system's allocator, which says what it was asked for where there is no memory left. Rust would abort with a core
-//! dump; stable Rust has no other place to say something.
+//! The system's allocator, which reports the requested size when memory runs out. Rust would abort with a core dump;
+//! stable Rust has no other hook for a message.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::io::Write;
 
-/// As `commands::Exit::Training`, which stands on a higher floor.
-const EXIT: i32 = 5;
+/// Same as `commands::Exit::Training`, which is in a higher layer.
+use super::exit::Exit;
 
-/// To be the program's `#[global_allocator]`.
+/// Allocator to be used as the program's `#[global_allocator]`.
 #[derive(Debug)]
-pub struct Telling;
+pub struct ReportingAllocator;
 
-// SAFETY: all is left to the system's allocator; its null never comes back.
-unsafe impl GlobalAlloc for Telling {
+// SAFETY: everything is delegated to the system's allocator; null never reaches the caller.
+unsafe impl GlobalAlloc for ReportingAllocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        // SAFETY: the caller's promises are the system's.
+        // SAFETY: the caller's guarantees are the system's.
         there(unsafe { System.alloc(layout) }, layout.size())
     }
 
@@ -41,7 +41,7 @@ fn there(memory: *mut u8, size: usize) -> *mut u8 {
     memory
 }
 
-/// Says it without allocating, and ends the process as it stands: files are whole or hidden, as after a kill.
+/// Writes the message without allocating, and exits at once: files are whole or hidden, as after a kill.
 #[cold]
 fn end(size: usize) -> ! {
     let mut text = [0; 400];
@@ -49,20 +49,20 @@ fn end(size: usize) -> ! {
     let mut rest = &mut text[..];
     let _ = writeln!(
         rest,
-        "error: out of memory: {size} bytes more cannot be had. Give the process more (ulimit -v, the container's or the \
+        "error: out of memory: {size} more bytes are not available. Give the process more (ulimit -v, the container's or the \
          machine's memory), or let it need less: model.dtype: bf16, train.gradient_checkpointing: true, fewer frames or \
          pixels in the buckets, train.batch_size: 1"
     );
     let length = room - rest.len();
     #[cfg(unix)]
-    // SAFETY: the bytes are there; `_exit` runs nothing that might allocate.
+    // SAFETY: the bytes are valid; `_exit` runs nothing that might allocate.
     unsafe {
         libc::write(2, text.as_ptr().cast(), length);
-        libc::_exit(EXIT)
+        libc::_exit(Exit::Training as i32)
     }
     #[cfg(not(unix))]
     {
         let _ = std::io::stderr().write_all(&text[..length]);
-        std::process::exit(EXIT)
+        std::process::exit(Exit::Training as i32)
     }
 }

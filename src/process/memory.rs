@@ -1,45 +1,49 @@
-//! Memory of this process and of its machine, as Linux tells of it in `/proc` and control groups; elsewhere unknown.
+//! Memory of this process and its machine, from `/proc` and control groups on Linux; unknown elsewhere.
 
 use std::fmt;
 use std::path::Path;
 
 use indicatif::BinaryBytes;
 
-/// In bytes.
+/// Resident memory in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Resident {
+    /// Memory held at present.
     pub now: u64,
-    /// The most there was since the process started.
+    /// Peak since the process started.
     pub peak: u64,
 }
 
-/// Memory that this process may still take.
+/// Memory available to this process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Free {
+    /// Available bytes.
     pub bytes: u64,
-    /// What is in the way of more.
+    /// The tightest limit.
     pub limit: Limit,
 }
 
-/// What limits a process's memory.
+/// Limits of a process's memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Limit {
-    /// What the machine has.
+    /// Memory of the machine.
     Machine,
     /// The limit of a control group: of a container or a batch system's job.
     ControlGroup,
-    /// `ulimit -v`, which counts what is mapped, too.
+    /// `ulimit -v`, which also counts mapped files.
     AddressSpace,
 }
 
-/// Something does not fit in memory.
+/// Error for something that does not fit in memory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TooLittle {
+    /// Name of what does not fit.
     pub what: String,
-    /// In bytes.
+    /// Bytes needed.
     pub needed: u64,
+    /// Available memory.
     pub free: Free,
-    /// What would fit instead, in words.
+    /// Description of what would fit instead.
     pub instead: Option<String>,
 }
 
@@ -59,7 +63,7 @@ impl fmt::Display for TooLittle {
         let Self { what, instead, .. } = self;
         write!(
             f,
-            "too little memory: {what} takes {needed}, and {free} can be had: {}",
+            "too little memory: {what} takes {needed}, and {free} are available: {}",
             self.free.limit
         )?;
         match instead {
@@ -75,22 +79,23 @@ impl fmt::Display for TooLittle {
 
 impl std::error::Error for TooLittle {}
 
-/// What this process holds, where the system tells.
+/// Returns the memory that this process holds, if the system reports it.
 pub fn resident() -> Option<Resident> {
     read(&std::fs::read_to_string("/proc/self/status").ok()?)
 }
 
-/// How much this process may still take at a good pace, where the system tells: swap does not count.
+/// Returns the memory that this process can still use at full speed, if the system reports it: without swap.
 pub fn free() -> Option<Free> {
     free_in(Path::new("/"), address_space_limit(), false)
 }
 
-/// How much this process may take at all, where the system tells: with swap.
+/// Returns the memory that this process can still use at all, if the system reports it: with swap.
 pub fn most() -> Option<Free> {
     free_in(Path::new("/"), address_space_limit(), true)
 }
 
-/// As [`free`] or, with `swap`, [`most`], from the `proc` and `sys` below `root` and a limit on the process's address space.
+/// Same as [`free`] or, with `swap`, [`most`], from the `proc` and `sys` below `root` and a limit on the process's
+/// address space.
 pub fn free_in(root: &Path, address_space: Option<u64>, swap: bool) -> Option<Free> {
     let text = |path: &str| std::fs::read_to_string(root.join(path)).ok();
     let meminfo = text("proc/meminfo")?;
@@ -112,12 +117,12 @@ pub fn free_in(root: &Path, address_space: Option<u64>, swap: bool) -> Option<Fr
     free.min_by_key(|free| free.bytes)
 }
 
-/// The files of a control group that tell of its memory.
+/// Memory files of a control group.
 struct Files {
     base: &'static str,
     limit: &'static str,
     used: &'static str,
-    /// In `memory.stat`: pages of files, which go when they must.
+    /// Entries of `memory.stat`: pages of files, which can be reclaimed.
     pages: [&'static str; 2],
 }
 
@@ -135,8 +140,8 @@ const VERSION_2: Files = Files {
     pages: ["inactive_file", "active_file"],
 };
 
-/// What is left of the tightest limit of a group and those around it, given the group's line in `/proc/self/cgroup`:
-/// cgroups(7). In a container the group may be seen as the root.
+/// Returns the remainder under the tightest limit of a group and its ancestors, given the group's line in
+/// `/proc/self/cgroup`: cgroups(7). In a container the group may appear as the root.
 fn left_in(root: &Path, line: &str) -> Option<u64> {
     let mut fields = line.splitn(3, ':');
     let (number, controllers, group) = (fields.next()?, fields.next()?, fields.next()?);
@@ -172,7 +177,7 @@ fn address_space_limit() -> Option<u64> {
         rlim_cur: 0,
         rlim_max: 0,
     };
-    // SAFETY: the result has room.
+    // SAFETY: the result is valid for writes.
     let told = unsafe { libc::getrlimit(libc::RLIMIT_AS, &mut limit) } == 0;
     (told && limit.rlim_cur != libc::RLIM_INFINITY).then_some(limit.rlim_cur)
 }
@@ -186,12 +191,12 @@ fn read(status: &str) -> Option<Resident> {
     let now = line(status, "VmRSS:")?;
     Some(Resident {
         now,
-        // The two lines are not read at one instant.
+        // The two lines are not read at the same instant.
         peak: line(status, "VmHWM:")?.max(now),
     })
 }
 
-/// The bytes of a line such as `VmHWM:   123456 kB`, proc_pid_status(5).
+/// Returns the bytes of a line such as `VmHWM:   123456 kB`, proc_pid_status(5).
 fn line(text: &str, key: &str) -> Option<u64> {
     let line = text.lines().find_map(|line| line.strip_prefix(key))?;
     let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;

@@ -1,4 +1,5 @@
-//! A panic is a bug: it is told in a line, and the process ends with exit code 70, whichever thread it was on.
+//! Panics are bugs: each is reported in a line, and the process ends with exit code 70, on whichever thread it
+//! happened.
 
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::cell::Cell;
@@ -7,16 +8,16 @@ use std::panic::{self, AssertUnwindSafe, PanicHookInfo};
 use std::process::ExitCode;
 use std::thread;
 
-/// The exit code (EX_SOFTWARE of sysexits.h).
-pub const EXIT: u8 = 70;
+/// Exit code (EX_SOFTWARE of sysexits.h).
+pub const EXIT: u8 = super::exit::Exit::Bug as u8;
 
 thread_local! {
-    /// Whether this thread is in [`contained`].
+    /// True while this thread is in [`contained`].
     static CONTAINED: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Does the program's work on this thread. If it panics here, what it holds is dropped first (unfinished files vanish); if
-/// it panics on any other thread, the process ends there and then: nobody may wait for that thread for ever.
+/// Runs the program's work on this thread. If it panics here, its values are dropped first (unfinished files vanish);
+/// if it panics on any other thread, the process ends at once, so that nothing waits for that thread forever.
 pub fn guarded(work: impl FnOnce() -> ExitCode) -> ExitCode {
     let here = thread::current().id();
     panic::set_hook(Box::new(move |panic| {
@@ -31,7 +32,7 @@ pub fn guarded(work: impl FnOnce() -> ExitCode) -> ExitCode {
     panic::catch_unwind(AssertUnwindSafe(work)).unwrap_or(ExitCode::from(EXIT))
 }
 
-/// Does work of another crate that is known to panic on damaged input; `None` if it did. Nothing is printed.
+/// Runs code of another crate that is known to panic on damaged input; `None` if it did. Nothing is printed.
 pub fn contained<T>(work: impl FnOnce() -> T) -> Option<T> {
     let before = CONTAINED.replace(true);
     let done = panic::catch_unwind(AssertUnwindSafe(work));
@@ -45,7 +46,7 @@ fn tell(panic: &PanicHookInfo) {
         .downcast_ref::<&str>()
         .map(ToString::to_string)
         .or_else(|| payload.downcast_ref::<String>().cloned())
-        .unwrap_or_else(|| "a panic without words".into());
+        .unwrap_or_else(|| "a panic without a message".into());
     let said = said.split_whitespace().collect::<Vec<_>>().join(" ");
     let at = panic.location().map_or_else(String::new, |at| format!(" at {at}"));
     let backtrace = Backtrace::capture();
@@ -58,11 +59,11 @@ fn tell(panic: &PanicHookInfo) {
     if told {
         text += &backtrace.to_string();
     }
-    // A closed standard error leaves nobody to tell.
+    // Standard error may be closed.
     let _ = std::io::stderr().lock().write_all(text.as_bytes());
 }
 
-/// Ends the process without asking the other threads, which may wait for this one.
+/// Ends the process without joining the other threads, which may wait for this one.
 fn end() -> ! {
     #[cfg(unix)]
     // SAFETY: ends the process; nothing runs afterwards.

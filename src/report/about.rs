@@ -1,62 +1,65 @@
-//! `report/about.json`: what the page tells of a run that no other file of the run holds. Training writes it when it starts;
-//! from then on the page can be made without the clips.
-
-use std::path::Path;
+//! `report/about.json`: facts for the page that no other file of the run holds. Training writes it when it starts; from
+//! then on the page can be made without the clips.
 
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
 
-use super::{Environment, FOLDER};
+use super::Environment;
 use crate::data::Bucket;
 use crate::disk;
+use crate::run_dir::RunDir;
 
 const FILE: &str = "about.json";
 
-/// A list of clips is not longer.
+/// Upper limit for the file.
 const MAX_BYTES: u64 = 256 << 20;
 
-/// What training knows when it starts.
+/// Facts known when training starts.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct About {
-    /// Of the whole run.
+    /// Steps of the whole run.
     pub steps: u64,
-    /// Frames a second of the model's clips.
+    /// Frames per second of the model's clips.
     pub frame_rate: f64,
+    /// Machine, versions and device.
     pub environment: Environment,
-    /// In the order of the data set.
+    /// Clips in the order of the data set.
     pub clips: Vec<Clip>,
 }
 
-/// A clip that is trained on.
+/// A training clip.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Clip {
-    /// The file's name.
+    /// File name.
     pub name: String,
+    /// Caption as it is encoded.
     pub caption: String,
+    /// Bucket that the clip is fitted to.
     pub bucket: Bucket,
+    /// Number of times the clip is seen in an epoch.
     pub repeats: usize,
-    /// Of what is taken of the clip.
+    /// Frames per second of the selected frames.
     pub fps: f64,
-    /// A picture's name in the report's folder, which is there once it was made.
+    /// Name of a thumbnail in the report's folder, which exists once it was made.
     pub thumbnail: Option<String>,
 }
 
 impl About {
-    /// Of the run in a folder; `None` where training left nothing of the kind, or something unknown.
-    pub fn read(folder: &Path) -> Option<Self> {
-        let path = folder.join(FOLDER).join(FILE);
+    /// Reads what training left; `None` where that is nothing of the kind, or something unknown.
+    pub fn read(dir: &RunDir) -> Option<Self> {
+        let path = dir.report().join(FILE);
         let size = std::fs::metadata(&path).ok()?.len();
         let bytes = (size <= MAX_BYTES).then(|| std::fs::read(&path).ok()).flatten()?;
         let about = serde_json::from_slice(&bytes).with_context(|| path.display().to_string());
         about
-            .inspect_err(|error| log::warn!("{error:#}; the page goes without it"))
+            .inspect_err(|error| log::warn!("{error:#}; the page omits it"))
             .ok()
     }
 
     /// Leaves it in a run's folder.
-    pub fn write(&self, folder: &Path) -> anyhow::Result<()> {
-        let path = folder.join(FOLDER).join(FILE);
+    pub fn write(&self, dir: &RunDir) -> anyhow::Result<()> {
+        let path = dir.report().join(FILE);
         Ok(disk::write_whole(&path, &serde_json::to_vec(self)?)?)
     }
 }

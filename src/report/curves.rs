@@ -7,33 +7,39 @@ use std::path::Path;
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
 
-/// More steps than this are thinned, so that a page stays a page.
+/// Number of steps beyond which a log is thinned, to limit the size of the page.
 const MOST: usize = 20_000;
 
-/// Steps that stand for a stretch of a thinned log: the least and the greatest loss, the greatest norm, the last.
+/// Steps kept of each segment of a thinned log: the least and the greatest loss, the greatest norm, the last.
 const A_STRETCH: usize = 4;
 
-/// One entry a step in every column; null where a number was not finite or was not told.
+/// Columns with one entry per step; null for numbers that are not finite or were not logged.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct Curves {
-    /// Steps that the log tells of; more than there are here where it was thinned.
+    /// Logged steps; more than are kept if the log was thinned.
     pub logged: usize,
+    /// Number of the step, from 1.
     pub step: Vec<u64>,
+    /// Mean loss of the step.
     pub loss: Vec<Option<f32>>,
+    /// Norm of the gradient before clipping.
     pub grad_norm: Vec<Option<f32>>,
+    /// Learning rate.
     pub lr: Vec<Option<f32>>,
+    /// Duration of the step.
     pub step_seconds: Vec<Option<f32>>,
+    /// Peak memory of the process up to then.
     pub peak_memory_bytes: Vec<Option<u64>>,
-    /// Of a thinned log, since what is kept of it is not fair.
+    /// Means of a thinned log, because the steps kept are not representative.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub means: Option<Means>,
-    /// Steps that moved nothing.
+    /// Steps without an update.
     pub skipped: u64,
-    /// What all steps took.
+    /// Duration of all steps.
     pub seconds: f64,
 }
 
-/// Means over all logged steps since the step before in [`Curves`], that one excluded.
+/// Means over all logged steps since the previous step in [`Curves`], that one excluded.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct Means {
     pub loss: Vec<Option<f32>>,
@@ -41,7 +47,7 @@ pub struct Means {
     pub step_seconds: Vec<Option<f32>>,
 }
 
-/// A line of the log. Keys that are not drawn are passed over.
+/// A line of the log. Keys that are not drawn are ignored.
 #[derive(Debug, Clone, Deserialize)]
 struct Line {
     step: u64,
@@ -54,10 +60,10 @@ struct Line {
 }
 
 impl Curves {
-    /// The curves of a log; none where there is no log. Lines that are not whole are passed over: the log may be growing.
+    /// Reads the curves of a log; none without a log. Incomplete lines are skipped: the log may be growing.
     ///
     /// # Errors
-    /// A log that is there and cannot be read.
+    /// Fails for a log that cannot be read.
     pub fn read(path: &Path) -> anyhow::Result<Self> {
         match std::fs::read(path) {
             Ok(log) => Ok(Self::parse(&log)),
@@ -66,11 +72,11 @@ impl Curves {
         }
     }
 
-    /// As [`read`](Self::read), from the log's bytes.
+    /// Same as [`read`](Self::read), from the log's bytes.
     pub fn parse(log: &[u8]) -> Self {
         let lines = log.split(|byte| *byte == b'\n');
         let lines = lines.filter_map(|line| serde_json::from_slice::<Line>(line).ok());
-        // Of a step that is told twice the later line holds.
+        // If a step is logged twice, the later line counts.
         let lines: BTreeMap<u64, Line> = lines.map(|line| (line.step, line)).collect();
         let lines: Vec<Line> = lines.into_values().collect();
         let mut curves = Self {
@@ -116,12 +122,12 @@ fn mean(lines: &[Line], value: fn(&Line) -> Option<f64>) -> Option<f32> {
     number((count > 0.0).then_some(sum / count))
 }
 
-/// Seven digits are more than a chart shows, and shorter to write.
+/// Rounds to f32: seven digits are more than a chart shows, and shorter to write.
 fn number(value: Option<f64>) -> Option<f32> {
     value.map(|value| value as f32).filter(|value| value.is_finite())
 }
 
-/// The places of at most `most` of the lines, ascending, such that no peak is lost.
+/// Returns the indices of at most `most` of the lines, ascending, such that no peak is lost.
 fn thinned(lines: &[Line], most: usize) -> Vec<usize> {
     if lines.len() <= most {
         return (0..lines.len()).collect();

@@ -1,14 +1,14 @@
-//! What a run ran on. Only these facts are asked for: nothing of the process's environment is told.
+//! Facts about the machine of a run. Nothing else of the process's environment is published.
 
 use serde::{Deserialize, Serialize};
 
-/// Facts in the order in which they are shown: what, and its value.
+/// Names and values, in the order of display.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Environment(pub Vec<(String, String)>);
 
 impl Environment {
-    /// Of this process, which trains on `device`.
+    /// Facts about this process, which trains on `device`.
     pub fn here(device: &str, dtype: &str) -> Self {
         let facts = [
             ("vtrain", Some(env!("CARGO_PKG_VERSION").to_string())),
@@ -31,8 +31,8 @@ impl Environment {
     }
 }
 
-/// The version of candle-core that this program was built with: the newest of the lock file, which may hold an older one
-/// for tests.
+/// Returns the version of candle-core in this program: the newest in the lock file, which may hold an older one for
+/// tests.
 fn candle() -> Option<&'static str> {
     let lock = include_str!("../../Cargo.lock");
     let (_, entry) = lock.rsplit_once("name = \"candle-core\"\n")?;
@@ -62,7 +62,7 @@ fn processor() -> Option<String> {
     Some(line.split_once(':')?.1.trim().to_string())
 }
 
-/// What the machine has.
+/// Returns the machine's memory.
 fn memory() -> Option<String> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;

@@ -1,4 +1,4 @@
-//! The page itself: a template with the styles, uPlot, our script, and the runs as JSON in it. All text of users goes
+//! The HTML page: a template filled with the styles, uPlot, our script, and the runs as JSON. All text from users goes
 //! through JSON and the script's `textContent`, never through HTML; only the title is escaped here.
 
 use std::path::{Component, Path, PathBuf};
@@ -7,14 +7,15 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use anyhow::Context;
 use serde_json::{Value, json};
 
-use super::{FOLDER, Run};
+use super::Run;
 use crate::disk;
-use crate::train::model_card::address;
+use crate::run_dir::RunDir;
+use crate::url::encode_path;
 
-/// Clips that are listed; of more, the first.
+/// Number of clips that are listed.
 const MOST_CLIPS: usize = 2000;
 
-/// Characters of a caption.
+/// Characters of a caption that are kept.
 const LONGEST_CAPTION: usize = 1000;
 
 const TEMPLATE: &str = include_str!("page/page.html");
@@ -29,16 +30,16 @@ const SCRIPTS: [&str; 5] = [
     include_str!("page/start.js"),
 ];
 
-/// Writes the page of these runs into a file, whole or not at all.
+/// Writes the page of these runs into a file, atomically.
 pub fn write(runs: &[Run], file: &Path) -> anyhow::Result<()> {
     let file = std::path::absolute(file).with_context(|| file.display().to_string())?;
     let folder = file.parent().unwrap_or(Path::new("/"));
-    // Links are made from where the page really is.
+    // Links are relative to the page's real path.
     let folder = folder.canonicalize().unwrap_or_else(|_| folder.to_path_buf());
     Ok(disk::write_whole(&file, html(runs, &folder)?.as_bytes())?)
 }
 
-/// The page of these runs, for a folder (absolute): its links start there.
+/// Returns the page of these runs, with links relative to an absolute folder.
 pub fn html(runs: &[Run], folder: &Path) -> anyhow::Result<String> {
     let names: Vec<&str> = runs.iter().map(|run| run.name.as_str()).collect();
     let now = SystemTime::now()
@@ -49,7 +50,7 @@ pub fn html(runs: &[Run], folder: &Path) -> anyhow::Result<String> {
         "written": now,
         "runs": runs.iter().map(|run| facts(run, folder)).collect::<anyhow::Result<Vec<_>>>()?,
     });
-    // In a script element only `<` can end what is read as data.
+    // In a script element only `<` can end the data.
     let data = data.to_string().replace('<', "\\u003c");
     let (styles, scripts) = (STYLES.join("\n"), SCRIPTS.join("\n"));
     Ok(filled(
@@ -64,8 +65,10 @@ pub fn html(runs: &[Run], folder: &Path) -> anyhow::Result<String> {
     ))
 }
 
-/// A run as the script has it.
+/// Returns a run's data for the script.
 fn facts(run: &Run, folder: &Path) -> anyhow::Result<Value> {
+    let dir = RunDir::new(&run.folder);
+    let picture = |name: &String| Some(encode_path(&dir.relative(&dir.report().join(name))?));
     let clips = run.clips.as_ref().map(|clips| {
         let listed = clips.iter().take(MOST_CLIPS).map(|clip| {
             json!({
@@ -74,7 +77,7 @@ fn facts(run: &Run, folder: &Path) -> anyhow::Result<Value> {
                 "bucket": clip.bucket,
                 "repeats": clip.repeats,
                 "fps": clip.fps,
-                "picture": clip.thumbnail.as_ref().map(|name| address(&format!("{FOLDER}/{name}"))),
+                "picture": clip.thumbnail.as_ref().and_then(picture),
             })
         });
         json!({"total": clips.len(), "listed": listed.collect::<Vec<_>>()})
@@ -101,7 +104,7 @@ fn shortened(caption: &str) -> String {
     }
 }
 
-/// The template with its marks replaced, each where it stands: what is put in is not looked at again.
+/// Fills the template's marks in one pass: inserted text is not searched again.
 fn filled(template: &str, parts: &[(&str, &str)]) -> String {
     let mut page = String::with_capacity(template.len() + parts.iter().map(|part| part.1.len()).sum::<usize>());
     let mut rest = template;
@@ -117,12 +120,12 @@ fn filled(template: &str, parts: &[(&str, &str)]) -> String {
     page + rest
 }
 
-/// Text in HTML.
+/// Escapes text for HTML.
 fn text(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
 }
 
-/// From one folder to another, both absolute, as a link that ends in `/`; empty where they are the same.
+/// Returns the relative link between two absolute folders, ending in `/`; empty if they are equal.
 fn link(from: &Path, to: &Path) -> String {
     let (from, to): (Vec<Component>, Vec<Component>) = (from.components().collect(), to.components().collect());
     let common = from.iter().zip(&to).take_while(|(a, b)| a == b).count();
@@ -130,6 +133,6 @@ fn link(from: &Path, to: &Path) -> String {
     let way: PathBuf = up.chain(to[common..].iter().copied()).collect();
     match way.to_string_lossy().replace('\\', "/") {
         way if way.is_empty() => way,
-        way => address(&way) + "/",
+        way => encode_path(&way) + "/",
     }
 }

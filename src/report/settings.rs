@@ -1,28 +1,27 @@
-//! A run's `config.yaml`: as it is, by key, and as far as the page asks it. Old runs may have keys that are unknown now;
-//! they are shown all the same.
-
-use std::path::Path;
+//! Settings of a run from its `config.yaml`: the text, by key, and the values that the page needs. Keys of old runs
+//! that are unknown now are shown all the same.
 
 use serde::Serialize;
 use serde_json::Value;
 
+use crate::run_dir::RunDir;
 use crate::train::validate;
 
-/// Settings that are longer are none.
+/// Upper limit for the file.
 const MAX_BYTES: u64 = 1 << 20;
 
-/// What is known of a run's settings.
+/// Known settings of a run.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct Settings {
-    /// The file as it is.
+    /// Text of the file.
     pub text: String,
-    /// Dotted keys, as `--set` has them, and their values, in the file's order.
+    /// Dotted keys, as in `--set`, and their values, in the file's order.
     pub keys: Vec<(String, String)>,
     #[serde(skip)]
     tree: Value,
 }
 
-/// A prompt of validation, as far as it is known.
+/// A validation prompt, with its known settings.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Prompt {
     pub text: String,
@@ -35,9 +34,9 @@ pub struct Prompt {
 }
 
 impl Settings {
-    /// Of the run in a folder; nothing is known where there is no file, or one that is no YAML.
-    pub fn read(folder: &Path) -> Self {
-        let path = folder.join("config.yaml");
+    /// Reads those of a run; nothing is known where there is no file, or one that is no YAML.
+    pub fn read(dir: &RunDir) -> Self {
+        let path = dir.config();
         let text = match std::fs::metadata(&path) {
             Ok(found) if found.len() <= MAX_BYTES => std::fs::read(&path).unwrap_or_default(),
             _ => Vec::new(),
@@ -45,7 +44,7 @@ impl Settings {
         Self::parse(String::from_utf8_lossy(&text).into_owned())
     }
 
-    /// As [`read`](Self::read), from the file's text.
+    /// Same as [`read`](Self::read), from the file's text.
     pub fn parse(text: String) -> Self {
         let tree: Value = serde_saphyr::from_str(&text).unwrap_or_default();
         let mut keys = Vec::new();
@@ -53,7 +52,7 @@ impl Settings {
         Self { text, keys, tree }
     }
 
-    /// `train.steps`, where it is what ends the run.
+    /// Returns `train.steps`, if it is what ends the run.
     pub fn steps(&self) -> Option<u64> {
         let train = self.tree.get("train")?;
         match train.get("epochs") {
@@ -62,7 +61,7 @@ impl Settings {
         }
     }
 
-    /// The prompt whose videos are called `name`, such as `00-a-red-ball`.
+    /// Returns the prompt whose videos are named `name`, such as `00-a-red-ball`.
     pub fn prompt(&self, name: &str) -> Option<Prompt> {
         let prompts = self.tree.get("validation")?.get("prompts")?.as_array()?;
         let texts = prompts
@@ -92,7 +91,7 @@ impl Settings {
     }
 }
 
-/// Lists of plain values stay on one line.
+/// Flattens a tree to dotted keys; lists of plain values stay on one line.
 fn flatten(value: &Value, path: &str, keys: &mut Vec<(String, String)>) {
     let below = |key: &str| match path {
         "" => key.to_string(),

@@ -1,54 +1,56 @@
-//! A small picture of each clip, from its middle, as `report/clips/<hash>.jpg`. The hash is that of the clip's record in the
-//! cache, so that a picture which is there is the right one.
+//! Thumbnail of each clip, from its middle frame, as `report/clips/<hash>.jpg`. The hash is that of the clip's cache
+//! record, so an existing thumbnail is always up to date.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
-use super::FOLDER;
 use crate::data::Bucket;
 use crate::disk;
+use crate::run_dir::{RunDir, THUMBNAILS};
 use crate::video::{self, Clip, Crop, Fit};
 
-/// So many clips of a run get a picture; the rest are named.
-pub const MOST: usize = 200;
+/// Number of clips of a run that get a thumbnail; the rest are listed by name.
+const MOST: usize = 200;
 
-/// Rows of a picture.
+/// Rows of a thumbnail.
 const HEIGHT: usize = 144;
 
-/// Columns of the widest picture.
+/// Minimum and maximum columns of a thumbnail.
+const NARROWEST: usize = 16;
 const WIDEST: usize = 432;
 
-/// A picture to make.
+/// A thumbnail to make.
 #[derive(Debug, Clone)]
 pub struct Thumbnail {
+    /// Path of the clip.
     pub clip: PathBuf,
-    /// Its shape is the picture's.
+    /// Bucket, which gives the shape.
     pub bucket: Bucket,
-    /// Relative to the report's folder.
+    /// Path relative to the report's folder.
     pub name: String,
 }
 
-/// The name of the picture of a clip whose record has this hash.
+/// Returns the thumbnail's name for a clip whose record has this hash.
 pub fn name(hash: &str) -> String {
-    format!("clips/{}.jpg", &hash[..hash.len().min(16)])
+    format!("{THUMBNAILS}/{}.jpg", &hash[..hash.len().min(16)])
 }
 
-/// Pictures being made beside the training.
+/// Background thread that makes thumbnails during training.
 pub struct Maker {
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Maker {
-    /// Makes those that are not there yet, one after the other, for the run in `folder`. A clip that gives no picture goes
+    /// Makes those that are not there yet, one after the other, for a run. A clip that gives no picture goes
     /// without.
-    pub fn start(folder: &Path, thumbnails: Vec<Thumbnail>) -> Self {
+    pub fn start(dir: &RunDir, thumbnails: Vec<Thumbnail>) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
-        let (folder, asked) = (folder.join(FOLDER), stop.clone());
+        let (folder, asked) = (dir.report(), stop.clone());
         let make = move || {
-            for thumbnail in thumbnails {
+            for thumbnail in thumbnails.into_iter().take(MOST) {
                 if asked.load(Ordering::Relaxed) {
                     return;
                 }
@@ -57,23 +59,23 @@ impl Maker {
                     continue;
                 }
                 if let Err(error) = make(&thumbnail, &path) {
-                    log::debug!("{}: no picture of it: {error:#}", thumbnail.clip.display());
+                    log::debug!("{}: no thumbnail: {error:#}", thumbnail.clip.display());
                 }
             }
         };
-        // Where no thread can be had there are no pictures.
+        // Without a thread there are no thumbnails.
         let thread = std::thread::Builder::new().name("thumbnails".into()).spawn(make).ok();
         Self { stop, thread }
     }
 
-    /// Waits for all pictures.
+    /// Waits for all thumbnails.
     pub fn finish(mut self) {
         self.thread.take().map(JoinHandle::join);
     }
 }
 
 impl Drop for Maker {
-    /// Ends behind the picture that is being made.
+    /// Stops after the current thumbnail.
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
         self.thread.take().map(JoinHandle::join);
@@ -83,7 +85,9 @@ impl Drop for Maker {
 fn make(thumbnail: &Thumbnail, path: &Path) -> anyhow::Result<()> {
     let clip = Clip::open(&thumbnail.clip)?;
     let bucket = thumbnail.bucket;
-    let width = (HEIGHT * bucket.width).div_ceil(bucket.height.max(1)).clamp(16, WIDEST);
+    let width = (HEIGHT * bucket.width)
+        .div_ceil(bucket.height.max(1))
+        .clamp(NARROWEST, WIDEST);
     let fit = Fit::cover((clip.height(), clip.width()), (HEIGHT, width), Crop::Center);
     let frames = clip.decode_fitted(&[clip.num_frames() / 2], &fit)?;
     disk::write_whole(path, &video::jpeg(&frames.data, (HEIGHT, width))?)?;

@@ -1,4 +1,4 @@
-//! Clips on disk as tensors to start from, and denoised latents as clips on disk.
+//! Reads clips from disk as input tensors, and writes denoised latents as clips.
 
 use std::path::Path;
 
@@ -10,7 +10,7 @@ use crate::data::pixels;
 use crate::models::Family;
 use crate::video::{Clip, Crop, Fit, Select, Writer, select};
 
-/// The first frames of a clip, or an image, cut to (height, width) at the centre: (1, 3, F, H, W) of -1..1.
+/// Reads the first frames of a clip, or an image, cropped to (height, width) at the centre: (1, 3, F, H, W) of -1..1.
 pub fn read(path: &Path, num_frames: usize, size: (usize, usize)) -> anyhow::Result<Tensor> {
     let clip = Clip::open(path)?;
     for remark in clip.remarks() {
@@ -18,7 +18,7 @@ pub fn read(path: &Path, num_frames: usize, size: (usize, usize)) -> anyhow::Res
     }
     let Some(wanted) = select(clip.timestamps(), clip.fps(), Select::Head, None, num_frames) else {
         bail!(
-            "{}: has {} frames, and {num_frames} are asked for",
+            "{}: has {} frames, but {num_frames} are needed",
             path.display(),
             clip.num_frames()
         );
@@ -27,7 +27,7 @@ pub fn read(path: &Path, num_frames: usize, size: (usize, usize)) -> anyhow::Res
     Ok(pixels::tensor(clip.decode_fitted(&wanted, &fit)?)?)
 }
 
-/// Decodes and writes frames as they come; `see` is shown each picture (H, W, 3) on its way. Returns how many.
+/// Decodes and writes frames as they come, calling `see` with each picture (H, W, 3). Returns their number.
 pub fn write(
     family: &dyn Family,
     sampled: &Sampled,
@@ -48,7 +48,7 @@ pub fn write(
     Ok(count)
 }
 
-/// (1, 3, F, H, W) of -1..1 as pictures (H, W, 3).
+/// Converts (1, 3, F, H, W) of -1..1 to pictures (H, W, 3).
 pub fn pictures(frames: &Tensor) -> anyhow::Result<Vec<Vec<u8>>> {
     let frames = frames.squeeze(0)?.permute((1, 2, 3, 0))?.to_dtype(DType::F32)?; // (F, H, W, 3)
     let frames = (((frames * 0.5)? + 0.5)?.clamp(0f32, 1f32)? * 255.0)?

@@ -1,8 +1,8 @@
-//! Sampling: from noise to latents under a prompt. The only sampler: validation uses it, too.
+//! Sampling: from noise to latents under a prompt. The only sampler; validation uses it, too.
 //!
-//! With guidance scale g above 1, the prediction is `v(negative) + g (v(prompt) - v(negative))` (arXiv:2207.12598). Noise
-//! is drawn as the family's diffusers pipeline draws it from `torch.Generator("cpu").manual_seed(seed)`: an image's or a
-//! clip's posterior first, then the noise to start from, then what the scheduler asks for step by step.
+//! With a guidance scale g above 1, the prediction is `v(negative) + g (v(prompt) - v(negative))` (arXiv:2207.12598).
+//! Noise is drawn as the family's diffusers pipeline draws it from `torch.Generator("cpu").manual_seed(seed)`: an
+//! image's or a clip's posterior first, then the initial noise, then the scheduler's noise for each step.
 //!
 //! Shapes: as in `models::family`.
 
@@ -14,76 +14,87 @@ use candle_core::{DType, Device, Tensor};
 use crate::diffusion::guidance;
 use crate::diffusion::schedulers::{Run, Scheduler};
 use crate::models::Family;
-use crate::models::denoiser::{Denoiser, Text};
-use crate::models::family::{Canvas, Conditions, ImageCondition, Layout, TakesImage};
-use crate::nn::weights::Planter;
-use crate::ops::tape::forget;
+use crate::models::denoiser::{Denoiser, TextEmbeds};
+use crate::models::family::{Conditions, ImageCondition, ImageMode, LatentSize, Layout};
+use crate::nn::adapter::Adapt;
+use crate::ops::tape::no_grad;
 use crate::rng::Rng;
 
 mod frames;
 
 pub use frames::{pictures, read, write};
 
-/// Numbers in the latents beyond which the two passes of guidance run one after the other, for memory's sake.
+/// Latent elements beyond which the two passes of guidance run one after the other, to save memory.
 const ONE_BATCH: usize = 1 << 20;
 
-/// What to make.
+/// Parameters of a clip.
 #[derive(Debug, Clone)]
 pub struct Request {
+    /// Description of the clip.
     pub prompt: String,
+    /// Description of what to avoid, used with guidance.
     pub negative_prompt: String,
+    /// Frames of the clip.
     pub num_frames: usize,
+    /// Rows of pixels.
     pub height: usize,
+    /// Columns of pixels.
     pub width: usize,
     /// Denoising steps.
     pub steps: usize,
+    /// Weight of classifier-free guidance; no guidance at 1 and below.
     pub guidance_scale: f64,
-    /// Guidance that grows along the run (`use_dynamic_cfg`).
+    /// True for guidance that grows during the run (`use_dynamic_cfg`).
     pub dynamic_guidance: bool,
+    /// Seed of all random numbers.
     pub seed: u64,
-    /// Frames a second, for models whose positions count seconds.
+    /// Frames per second, for models whose positions count seconds.
     pub fps: f64,
+    /// Image or clip to start from.
     pub start: Start,
-    /// Latents (1, ..., h, w) in the network's order to start from instead of drawn noise.
+    /// Initial latents (1, ..., h, w) in the network's order, which replace drawn noise.
     pub latents: Option<Tensor>,
 }
 
-/// What a clip starts from besides noise.
+/// Start of a clip, besides noise.
 #[derive(Debug, Clone)]
 pub enum Start {
+    /// Noise alone.
     Text,
     /// An image (1, 3, H, W) of -1..1.
     Image(Tensor),
-    /// A clip (1, 3, F, H, W) of -1..1, and how much of it is made anew (0..1).
+    /// A clip (1, 3, F, H, W) of -1..1, and the strength of the change (0..1).
     Clip(Tensor, f64),
 }
 
-/// Denoised latents, and what decoding must know of them.
+/// Denoised latents, with what decoding needs.
 #[derive(Debug, Clone)]
 pub struct Sampled {
+    /// Latents (1, ..., h, w) in the network's layout.
     pub latents: Tensor,
-    pub canvas: Canvas,
-    /// Behind all that denoising drew: some decoders draw, too.
+    /// Size and layout of the latents.
+    pub canvas: LatentSize,
+    /// Generator after the draws of denoising: some decoders draw, too.
     pub rng: Rng,
 }
 
-/// A request ready to be denoised: only the transformer is still missing.
+/// A request ready for the transformer.
 #[derive(Debug)]
 pub struct Prepared {
     scheduler: Scheduler,
-    canvas: Canvas,
+    canvas: LatentSize,
     conditions: Conditions,
-    /// What the first step starts from.
+    /// Latents of the first step.
     latents: Tensor,
     rng: Rng,
     request: Request,
 }
 
-/// Told the steps done, and of how many; an error ends the sampling.
+/// Callback with the completed and the total steps; an error stops the sampling.
 pub type Progress<'a> = &'a dyn Fn(usize, usize) -> anyhow::Result<()>;
 
 impl Request {
-    /// The prompts that guide this request, in the order in which their embeddings are joined to a batch.
+    /// Returns the prompts that guide this request, in the order of their embeddings in a batch.
     pub fn prompts(&self) -> Vec<&str> {
         match self.guidance_scale > 1.0 {
             true => vec![&self.negative_prompt, &self.prompt],
@@ -92,27 +103,27 @@ impl Request {
     }
 }
 
-/// All of it but decoding, part after part of the checkpoint loaded, used and freed.
+/// Runs text encoding and denoising; each model is dropped before the next loads.
 ///
 /// # Errors
-/// A request that the checkpoint cannot fulfil; files of the checkpoint that are missing or broken.
+/// Fails for a request that the checkpoint cannot fulfil, and for missing or broken files of the checkpoint.
 pub fn sample(
     family: &dyn Family,
     request: Request,
-    planter: Option<Arc<dyn Planter>>,
+    adapt: Option<Arc<dyn Adapt>>,
     progress: Progress,
 ) -> anyhow::Result<Sampled> {
     check(family, &request)?;
     let text = family.embed(&request.prompts())?;
     let prepared = Prepared::new(family, request, text)?;
-    let denoiser = family.denoiser(planter)?;
+    let denoiser = family.denoiser(adapt)?;
     prepared.denoise(&*denoiser, progress)
 }
 
 impl Prepared {
-    /// With the embedded prompts of the request, (1 or 2, L, D), in their order. An image or a clip to start from is
-    /// encoded here.
-    pub fn new(family: &dyn Family, request: Request, text: Text) -> anyhow::Result<Self> {
+    /// Prepares a request with its embedded prompts, (1 or 2, L, D), in their order. An image or a clip to start from
+    /// is encoded here.
+    pub fn new(family: &dyn Family, request: Request, text: TextEmbeds) -> anyhow::Result<Self> {
         let canvas = check(family, &request)?;
         let scheduler = family.scheduler()?;
         let mut rng = Rng::new(request.seed);
@@ -140,10 +151,14 @@ impl Prepared {
         })
     }
 
-    /// Runs the denoiser, step by step. Frames that are given clean stay as they are; the scheduler sees the others.
+    /// Runs the denoiser, step by step. Given clean frames stay as they are; the scheduler sees only the others.
     pub fn denoise(mut self, denoiser: &dyn Denoiser, progress: Progress) -> anyhow::Result<Sampled> {
         let mut run = start(&self.scheduler, &self.request, &self.canvas)?;
-        let given = self.conditions.image.as_ref().map_or(0, ImageCondition::given_frames);
+        let given = self
+            .conditions
+            .image
+            .as_ref()
+            .map_or(0, ImageCondition::conditioned_frames);
         let axis = self.canvas.layout.frames();
         let free = |latents: &Tensor| match given {
             0 => Ok(latents.clone()),
@@ -179,7 +194,7 @@ impl Prepared {
         })
     }
 
-    /// The guided prediction for latents (1, ..., h, w), in f32.
+    /// Returns the guided prediction for latents (1, ..., h, w), in f32.
     fn predict(&self, denoiser: &dyn Denoiser, latents: &Tensor, timestep: f64, scale: f64) -> anyhow::Result<Tensor> {
         let run = |conditions: &Conditions| -> anyhow::Result<Tensor> {
             let batch = conditions.text.count()?;
@@ -187,8 +202,8 @@ impl Prepared {
             let latents = latents.repeat((batch, 1, 1, 1, 1))?;
             let timestep = self.timestep(timestep, batch, latents.device())?;
             let input = conditions.input(latents, timestep, self.canvas.layout)?;
-            // Adapters in training learn nothing here: no step leaves a graph behind.
-            let output = forget(|| denoiser.forward(&input))?.detach();
+            // Adapters in training get no gradient here: no step leaves a graph.
+            let output = no_grad(|| denoiser.forward(&input))?.detach();
             Ok(output.to_dtype(DType::F32)?)
         };
         if self.conditions.text.count()? == 1 {
@@ -210,9 +225,13 @@ impl Prepared {
         Ok((&negative + ((positive - &negative)? * scale)?)?)
     }
 
-    /// As the network takes it: (B), or (B, F) with 0 for frames that are given.
+    /// Returns the timestep as the network takes it: (B), or (B, F) with 0 for given frames.
     fn timestep(&self, timestep: f64, batch: usize, device: &Device) -> candle_core::Result<Tensor> {
-        let given = self.conditions.image.as_ref().map_or(0, ImageCondition::given_frames);
+        let given = self
+            .conditions
+            .image
+            .as_ref()
+            .map_or(0, ImageCondition::conditioned_frames);
         if given == 0 {
             return Tensor::from_vec(vec![timestep as f32; batch], batch, device);
         }
@@ -223,19 +242,19 @@ impl Prepared {
     }
 }
 
-/// The scheduler's run over all steps, or over those that a clip is made anew in.
-fn start<'a>(scheduler: &'a Scheduler, request: &Request, canvas: &Canvas) -> anyhow::Result<Run<'a>> {
+/// Starts the scheduler's run over all steps, or over those that change a clip.
+fn start<'a>(scheduler: &'a Scheduler, request: &Request, canvas: &LatentSize) -> anyhow::Result<Run<'a>> {
     match &request.start {
         Start::Clip(_, strength) => scheduler.start_from(request.steps, *strength, canvas.seq_len),
         Start::Text | Start::Image(_) => scheduler.start(request.steps, canvas.seq_len),
     }
 }
 
-/// The latents of the first step.
+/// Returns the latents of the first step.
 fn begin(
     family: &dyn Family,
     request: &Request,
-    canvas: &Canvas,
+    canvas: &LatentSize,
     run: &Run,
     rng: &mut Rng,
     device: &Device,
@@ -251,76 +270,79 @@ fn begin(
     draw(rng, &canvas.shape, canvas.dtype, device)
 }
 
-/// The latents with their first frames replaced by clean ones.
-fn with_first(first: &Tensor, latents: &Tensor, canvas: &Canvas) -> anyhow::Result<Tensor> {
+/// Replaces the first latent frames by clean ones.
+fn with_first(first: &Tensor, latents: &Tensor, canvas: &LatentSize) -> anyhow::Result<Tensor> {
     let axis = canvas.layout.frames();
     let given = first.dim(axis)?;
     let rest = latents.narrow(axis, given, canvas.frames() - given)?;
     Ok(Tensor::cat(&[&first.to_dtype(canvas.dtype)?, &rest], axis)?)
 }
 
-/// Standard normal numbers.
+/// Draws standard normal numbers.
 fn draw(rng: &mut Rng, shape: &[usize], dtype: DType, device: &Device) -> anyhow::Result<Tensor> {
     let numbers = rng.randn(shape.iter().product());
     Ok(Tensor::from_vec(numbers, shape, device)?.to_dtype(dtype)?)
 }
 
-/// Refuses what the checkpoint cannot make; the canvas of what it can.
-fn check(family: &dyn Family, request: &Request) -> anyhow::Result<Canvas> {
+/// Rejects requests that the checkpoint cannot fulfil; returns the latent size of others.
+fn check(family: &dyn Family, request: &Request) -> anyhow::Result<LatentSize> {
     let refused = refused(family, request);
     let said: Vec<String> = refused.into_iter().map(|refused| refused.why).collect();
     ensure!(said.is_empty(), said.join("\n"));
-    family.canvas(request.num_frames, request.height, request.width)
+    family.latent_size(request.num_frames, request.height, request.width)
 }
 
-/// Something asked for that a checkpoint cannot make.
+/// Part of a request that a checkpoint cannot fulfil.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Refused {
-    pub what: What,
+pub struct UnsupportedRequest {
+    /// Part of the request.
+    pub what: RequestSide,
+    /// Reason, and what would be possible.
     pub why: String,
 }
 
-/// The side of a request that cannot be made.
+/// Aspects of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum What {
+pub enum RequestSide {
     /// Frames, height and width.
     Size,
     /// The image or clip to start from.
     Start,
     /// Denoising steps.
     Steps,
+    /// Initial latents that replace noise.
     Latents,
 }
 
-/// Everything in a request that the checkpoint cannot make. Nothing is loaded.
-pub fn refused(family: &dyn Family, request: &Request) -> Vec<Refused> {
-    let canvas = family.canvas(request.num_frames, request.height, request.width);
+/// Returns every part of a request that the checkpoint cannot fulfil. Loads nothing.
+pub fn refused(family: &dyn Family, request: &Request) -> Vec<UnsupportedRequest> {
+    let canvas = family.latent_size(request.num_frames, request.height, request.width);
     let mut refused = Vec::new();
     let mut note = |what, done: anyhow::Result<()>| {
         let why = done.err().map(|error| format!("{error:#}"));
-        refused.extend(why.map(|why| Refused { what, why }));
+        refused.extend(why.map(|why| UnsupportedRequest { what, why }));
     };
     note(
-        What::Start,
-        check_start(family.takes_image(), request, canvas.as_ref().ok()),
+        RequestSide::Start,
+        check_start(family.image_mode(), request, canvas.as_ref().ok()),
     );
     if let Ok(canvas) = &canvas {
-        note(What::Latents, check_latents(request, canvas));
-        // A scheduler that cannot be read is told of where it is asked for.
+        note(RequestSide::Latents, check_latents(request, canvas));
+        // An unreadable scheduler is reported where it is needed.
         if let Ok(scheduler) = family.scheduler() {
-            note(What::Steps, start(&scheduler, request, canvas).map(drop));
+            note(RequestSide::Steps, start(&scheduler, request, canvas).map(drop));
         }
     }
-    note(What::Size, canvas.map(drop));
+    note(RequestSide::Size, canvas.map(drop));
     refused
 }
 
-fn check_start(takes_image: TakesImage, request: &Request, canvas: Option<&Canvas>) -> anyhow::Result<()> {
+fn check_start(takes_image: ImageMode, request: &Request, canvas: Option<&LatentSize>) -> anyhow::Result<()> {
     match (&request.start, takes_image) {
-        (Start::Image(_), TakesImage::Never) => {
+        (Start::Image(_), ImageMode::Never) => {
             bail!("this checkpoint makes clips from text alone; leave out the image")
         }
-        (Start::Text | Start::Clip(..), TakesImage::Always) => {
+        (Start::Text | Start::Clip(..), ImageMode::Always) => {
             bail!("this checkpoint starts from an image; give it one")
         }
         _ => {}
@@ -336,11 +358,11 @@ fn check_start(takes_image: TakesImage, request: &Request, canvas: Option<&Canva
     Ok(())
 }
 
-fn check_latents(request: &Request, canvas: &Canvas) -> anyhow::Result<()> {
+fn check_latents(request: &Request, canvas: &LatentSize) -> anyhow::Result<()> {
     if let Some(latents) = &request.latents {
         ensure!(
             latents.dims() == canvas.shape,
-            "the latents are {:?}, and a clip of this size has {:?} ({})",
+            "the latents are {:?}, but a clip of this size has {:?} ({})",
             latents.dims(),
             canvas.shape,
             match canvas.layout {

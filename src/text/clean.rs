@@ -1,7 +1,7 @@
-//! Prompts tidied before they are cut into tokens: `prompt_clean` of diffusers' Wan pipelines.
+//! Clean-up of prompts before tokenisation: `prompt_clean` of diffusers' Wan pipelines.
 //!
-//! That is `ftfy.fix_text` with its defaults, HTML entities read twice, and whitespace folded. Of ftfy, everything is here
-//! but for the rarer mojibake; see [`mojibake`].
+//! That is `ftfy.fix_text` with its defaults, HTML entities decoded twice, and whitespace collapsed. All of ftfy is
+//! covered except the rarer mojibake; see `mojibake`.
 
 mod mojibake;
 
@@ -11,10 +11,10 @@ use icu_normalizer::ComposingNormalizerBorrowed;
 
 use mojibake::WINDOWS_1252;
 
-/// Rounds after which a text that still changes is left as it is; each reads one more layer of entities.
+/// Limit for the number of rounds; each decodes one more layer of entities.
 const MAX_ROUNDS: usize = 32;
 
-/// A prompt as the Wan pipelines tokenize it.
+/// Cleans a prompt as the Wan pipelines do.
 pub fn prompt_clean(text: &str) -> String {
     let text = fix_text(text);
     let text = htmlize::unescape(htmlize::unescape(text));
@@ -26,7 +26,7 @@ pub fn fix_text(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let mut unescapes = true;
     for line in text.split_inclusive('\n') {
-        // Where there is a tag, entities may be meant.
+        // With a tag, entities may be intended.
         unescapes &= !line.contains('<');
         out.push_str(&fix_line(line, unescapes));
     }
@@ -57,10 +57,10 @@ fn fix_line(line: &str, unescapes: bool) -> String {
     text
 }
 
-/// Writes what a character stands for.
+/// Writes the replacement of a character.
 fn replace(c: char, out: &mut String) {
     match c {
-        // Of the C1 controls, none is ever meant: they are what Windows has there.
+        // C1 controls are never intended: they stand for Windows-1252 characters.
         '\u{80}'..='\u{9f}' => out.push(WINDOWS_1252[c as usize - 0x80]),
         '\u{132}' => out.push_str("IJ"),
         '\u{133}' => out.push_str("ij"),
@@ -96,7 +96,7 @@ fn replace(c: char, out: &mut String) {
     }
 }
 
-/// Characters that steer a terminal or a layout, and say nothing.
+/// Checks for invisible characters that control a terminal or a layout.
 fn is_control(c: char) -> bool {
     matches!(
         c,
@@ -110,7 +110,7 @@ fn is_control(c: char) -> bool {
     )
 }
 
-/// Cuts out `ESC [ 1 ; 31 m` and the like.
+/// Removes `ESC [ 1 ; 31 m` and similar.
 fn remove_terminal_escapes(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
@@ -129,7 +129,7 @@ fn remove_terminal_escapes(text: &str) -> String {
     out
 }
 
-/// Reads the entities that end in a semicolon, and those of letters written all in capitals.
+/// Decodes the entities that end in a semicolon, including names written in capitals.
 fn unescape(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
@@ -145,7 +145,7 @@ fn unescape(text: &str) -> String {
     out
 }
 
-/// How long the entity is that may stand at the start.
+/// Returns the length of the entity at the start.
 fn entity(text: &str) -> Option<usize> {
     const LONGEST_NAME: usize = 24;
     let name = text.strip_prefix('&')?;
@@ -161,7 +161,7 @@ fn meaning(entity: &str) -> Cow<'_, str> {
     }
     let read = |entity: &str| {
         let meant = htmlize::unescape(entity).into_owned();
-        // Else only the start of the name is one.
+        // Otherwise only a prefix of the name is an entity.
         Some(meant).filter(|meant| meant != entity && !meant.contains(';'))
     };
     if let Some(meant) = read(entity) {

@@ -1,4 +1,4 @@
-//! Captions as tokens, and tokens as embeddings: the encoders that several families share.
+//! Text encoders shared by several families: captions to tokens, and tokens to embeddings.
 
 pub mod clean;
 pub mod projection;

@@ -1,9 +1,9 @@
-//! `y = x W^T` for weights that nothing trains and no adapter touches.
+//! `y = x W^T` for weights that are never trained or adapted.
 //!
-//! W^T is what is kept. The CPU's product copies its right matrix to where it works: rows it copies in one piece, while
-//! it would gather the columns of a W number by number, at a third of the product's time.
+//! W^T is stored. The CPU's product packs its right matrix: it copies rows in one piece, but would gather the columns
+//! of W number by number, a third of the product's time.
 //!
-//! On the CPU sums are in f32 whatever the weights' storage: a matrix is widened while it is in use, and only then.
+//! On the CPU sums are in f32 whatever the weights' storage: a matrix is converted to f32 only while it is used.
 
 use candle_core::{DType, Device, Result, Tensor};
 
@@ -17,7 +17,7 @@ pub struct Projection {
     weight: Tensor, // (in, out)
 }
 
-/// What products of weights stored as `dtype` are computed in.
+/// Returns the type in which products of weights stored as `dtype` are computed.
 pub fn compute_dtype(dtype: DType, device: &Device) -> DType {
     if device.is_cpu() { DType::F32 } else { dtype }
 }
@@ -33,7 +33,7 @@ impl Projection {
         Ok(Self { weight })
     }
 
-    /// (..., in) -> (..., out), in the dtype of the computation.
+    /// Forward pass (..., in) -> (..., out), in the dtype of the computation.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let (in_features, out_features) = self.weight.dims2()?;
         let dtype = compute_dtype(self.weight.dtype(), self.weight.device());

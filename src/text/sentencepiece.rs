@@ -1,10 +1,11 @@
-//! A unigram SentencePiece model (`spiece.model`): text to ids, exactly as `SentencePieceProcessor.encode`.
+//! A unigram SentencePiece model (`spiece.model`): maps text to the same ids as `SentencePieceProcessor.encode`.
 //!
 //! arXiv:1808.06226 (SentencePiece), arXiv:1804.10959 (the unigram model). Three steps, each in a file of its own:
-//! [`crate::wire`] reads the protobuf, [`normalize`] rewrites the text, [`unigram`] cuts it into the likeliest pieces.
+//! [`crate::protobuf_wire`] reads the protobuf, `normalize` rewrites the text, `unigram` segments it into the likeliest
+//! pieces.
 //!
-//! The `tokenizers` crate is not used for these files, because its ids differ: it looks normalisation rules up by whole
-//! grapheme and applies the first that matches a part of it, so that combining marks behind a full-width letter or an
+//! The `tokenizers` crate is not used for these files, because its ids differ: it looks up normalisation rules by whole
+//! grapheme and applies the first that matches a part of it, so that combining marks after a full-width letter or an
 //! emoji vanish (2 % of random lines of such characters); it matches control pieces in the text; and it sums scores in
 //! f64, where SentencePiece keeps f32.
 
@@ -17,28 +18,28 @@ use std::path::Path;
 use anyhow::{Context, bail, ensure};
 
 use crate::magic;
-use crate::wire::{Field, Message, Value};
+use crate::protobuf_wire::{Field, Message, Value};
 use normalize::{Normalizer, Spaces};
 use unigram::Unigram;
 
-/// The largest published model of this kind (mT5's) has 4 MB.
+/// Upper limit for a model file; the largest published one (mT5's) has 4 MB.
 const MAX_MODEL_BYTES: u64 = 32 << 20;
 
-/// What a piece is; the numbers are those of the file.
+/// Kinds of pieces; the numbers are those of the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Normal,
     Unknown,
-    /// Never found in text: `</s>`, `<pad>`.
+    /// Never matched in text: `</s>`, `<pad>`.
     Control,
-    /// Found wherever it stands, before normalisation too.
+    /// Always matched, even before normalisation.
     UserDefined,
     Unused,
-    /// `<0x41>`: one byte of what no piece covers.
+    /// `<0x41>`: one byte of a character that no piece covers.
     Byte,
 }
 
-/// One entry of the vocabulary; its name stays where it stands in the file.
+/// One entry of the vocabulary; its name is a span of the file.
 #[derive(Debug, Clone)]
 struct Piece {
     name: Range<usize>,
@@ -53,11 +54,11 @@ pub struct SentencePiece {
     pieces: Vec<Piece>,
     normalizer: Normalizer,
     unigram: Unigram,
-    /// Ids of the 256 byte pieces, where what no piece covers becomes bytes.
+    /// Ids of the 256 byte pieces, if characters without a piece become bytes.
     byte_pieces: Option<Vec<u32>>,
 }
 
-/// What the file says, before it is put to use.
+/// Contents of the file.
 #[derive(Default)]
 struct Parts {
     pieces: Vec<Piece>,
@@ -70,7 +71,8 @@ impl SentencePiece {
     /// Reads a `spiece.model`.
     ///
     /// # Errors
-    /// Not a SentencePiece model, not a unigram one, or damaged; the error names the file and what is wrong with it.
+    /// Fails for files that are not a SentencePiece model, not a unigram one, or damaged; names the file and the
+    /// problem.
     pub fn open(path: &Path) -> anyhow::Result<Self> {
         let read = || {
             let size = std::fs::metadata(path)?.len();
@@ -98,7 +100,7 @@ impl SentencePiece {
         })
     }
 
-    /// The ids of a text, without any end token.
+    /// Returns the ids of a text, without any end token.
     pub fn encode(&self, text: &str) -> Vec<u32> {
         let user_defined = |rest: &[u8]| self.unigram.user_defined_prefix(&self.bytes, &self.pieces, rest);
         let text = self.normalizer.normalize(text, user_defined);
@@ -110,7 +112,7 @@ impl SentencePiece {
                 Some(pieces) if unknown => {
                     ids.extend(text.as_bytes()[cut.span].iter().map(|byte| pieces[*byte as usize]));
                 }
-                // Neighbouring unknown characters are one unknown piece.
+                // Adjacent unknown characters form one unknown piece.
                 _ if unknown && after_unknown => {}
                 _ => ids.push(cut.id),
             }
@@ -119,17 +121,17 @@ impl SentencePiece {
         ids
     }
 
-    /// How many pieces there are.
+    /// Returns the number of pieces.
     pub fn len(&self) -> usize {
         self.pieces.len()
     }
 
-    /// Whether there are none; a model that has been opened has some.
+    /// Returns true without pieces, which an opened model never is.
     pub fn is_empty(&self) -> bool {
         self.pieces.is_empty()
     }
 
-    /// The id of the piece of this name, whatever its kind.
+    /// Returns the id of the piece of this name, of any kind.
     pub fn id(&self, name: &str) -> Option<u32> {
         let found = |piece: &Piece| &self.bytes[piece.name.clone()] == name.as_bytes();
         Some(self.pieces.iter().position(found)? as u32) // the file's size bounds it
@@ -245,7 +247,7 @@ impl Kind {
     }
 }
 
-/// Where the 256 byte pieces are, if the model falls back on them.
+/// Returns the ids of the 256 byte pieces, if the model falls back on them.
 fn byte_pieces(bytes: &[u8], parts: &Parts) -> anyhow::Result<Option<Vec<u32>>> {
     let mut ids = vec![None; 256];
     for (id, piece) in parts.pieces.iter().enumerate() {

@@ -1,8 +1,9 @@
-//! Tokens that are written out in the text itself, such as `</s>` and `<extra_id_0>`, and the files that list them.
+//! Special tokens that appear in the text itself, such as `</s>` and `<extra_id_0>`, and the files that list them.
 //!
-//! Beside a `spiece.model` lie up to three: `added_tokens.json` (name to id), `special_tokens_map.json` (role to name),
-//! `tokenizer_config.json` (both, in its `added_tokens_decoder` and roles). What they name is cut out of the text before
-//! the model sees it, as transformers' T5Tokenizer does; the model then takes each part between for a text of its own.
+//! A `spiece.model` may come with three more files: `added_tokens.json` (name to id), `special_tokens_map.json` (role
+//! to name), `tokenizer_config.json` (both, in its `added_tokens_decoder` and roles). Their tokens are split off before
+//! the model sees the text, as in transformers' T5Tokenizer; the model then treats each part between as a separate
+//! text.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -12,16 +13,16 @@ use serde_json::{Map, Value};
 
 use super::sentencepiece::SentencePiece;
 
-/// A tokenizer's side files have some kB, with every reserved token of a large vocabulary perhaps 1 MB.
+/// Upper limit for a side file: a few kB, or about 1 MB with every reserved token of a large vocabulary.
 const MAX_SIDE_FILE_BYTES: u64 = 16 << 20;
 
-/// T5 has so many sentinels when its files don't say.
+/// Number of T5's sentinels if the files do not give it.
 const DEFAULT_EXTRA_IDS: u64 = 100;
 
-/// More sentinels than any model has.
+/// Upper limit for sentinels, more than any model has.
 const MAX_EXTRA_IDS: u64 = 10_000;
 
-/// Roles whose tokens are cut out of the text.
+/// Roles whose tokens are split off.
 const ROLES: [&str; 7] = [
     "eos_token",
     "pad_token",
@@ -32,35 +33,39 @@ const ROLES: [&str; 7] = [
     "mask_token",
 ];
 
-/// A token that is cut out of the text.
+/// A token that is split off.
 #[derive(Debug, Clone, Default)]
 struct Special {
     content: String,
     id: u32,
-    /// Takes the whitespace before it, or behind it, along.
+    /// True to strip the whitespace before it, or after it.
     lstrip: bool,
     rstrip: bool,
-    /// Only where no letter or digit adjoins.
+    /// True to match only where no letter or digit is adjacent.
     single_word: bool,
 }
 
-/// The special tokens of a tokenizer.
+/// Special tokens of a tokenizer.
 #[derive(Debug)]
 pub struct SpecialTokens {
-    /// Longest first: where one is the start of another, the longer counts.
+    /// Tokens, longest first, so that the longer one wins if one is a prefix of another.
     tokens: Vec<Special>,
+    /// Id of the end token.
     pub end: u32,
+    /// Id of the padding token.
     pub pad: u32,
 }
 
-/// A stretch of text, or the special token that stands there.
+/// A part of a text: plain, or a special token.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Part<'a> {
+    /// Text between special tokens.
     Text(&'a str),
+    /// Id of a special token.
     Token(u32),
 }
 
-/// The side files of a tokenizer, empty where there are none.
+/// Side files of a tokenizer, empty if missing.
 #[derive(Debug)]
 pub struct SideFiles {
     folder: PathBuf,
@@ -70,6 +75,10 @@ pub struct SideFiles {
 }
 
 impl SideFiles {
+    /// Reads the existing side files of a tokenizer's folder.
+    ///
+    /// # Errors
+    /// Fails for a file that cannot be read or is not a JSON object.
     pub fn read(folder: &Path) -> anyhow::Result<Self> {
         let files = Self {
             folder: folder.to_path_buf(),
@@ -81,20 +90,20 @@ impl SideFiles {
             let value = files.config.get(side).and_then(Value::as_str).unwrap_or("right");
             ensure!(
                 value == "right",
-                "{}: {side} is {value}; only right is known here",
+                "{}: {side} is {value}; only right is supported",
                 folder.join("tokenizer_config.json").display()
             );
         }
         Ok(files)
     }
 
-    /// The token that has a role, such as `pad_token`.
+    /// Returns the token of a role, such as `pad_token`.
     pub fn role(&self, role: &str) -> Option<&str> {
         let files = [&self.map, &self.config];
         files.into_iter().find_map(|file| content(file.get(role)?))
     }
 
-    /// Every token that the files give an id, or flags, or a role.
+    /// Returns every token for which the files give an id, flags or a role.
     fn tokens(&self) -> anyhow::Result<BTreeMap<String, (Option<u32>, Special)>> {
         let mut tokens: BTreeMap<String, (Option<u32>, Special)> = BTreeMap::new();
         let decoder = self.config.get("added_tokens_decoder").and_then(Value::as_object);
@@ -134,7 +143,7 @@ impl SideFiles {
 }
 
 impl SpecialTokens {
-    /// Those of `model`, by the files beside it.
+    /// Special tokens of `model`, according to its side files.
     pub fn new(files: &SideFiles, model: &SentencePiece) -> anyhow::Result<Self> {
         Self::collect(files, model).with_context(|| files.folder.display().to_string())
     }
@@ -142,7 +151,7 @@ impl SpecialTokens {
     fn collect(files: &SideFiles, model: &SentencePiece) -> anyhow::Result<Self> {
         let mut named = files.tokens()?;
         for name in ["</s>", "<pad>", "<unk>"] {
-            // What T5 has when its files don't say.
+            // T5's default if the files do not list them.
             if model.id(name).is_some() {
                 named.entry(name.to_string()).or_default();
             }
@@ -157,7 +166,7 @@ impl SpecialTokens {
                 "tokenizer_config.json: {count} extra_ids are too many"
             );
             for i in 0..count {
-                // <extra_id_0> is the last of all.
+                // <extra_id_0> has the highest id.
                 let id = model.len() as u64 + count - 1 - i;
                 named.entry(format!("<extra_id_{i}>")).or_default().0 = Some(u32::try_from(id)?);
             }
@@ -178,10 +187,10 @@ impl SpecialTokens {
         Ok(Self { tokens, end, pad })
     }
 
-    /// Cuts the special tokens out of a text.
+    /// Splits a text at its special tokens.
     pub fn split<'a>(&self, text: &'a str) -> Vec<Part<'a>> {
         let mut parts = Vec::new();
-        let (mut start, mut at) = (0, 0); // where the running stretch starts, and what is looked at
+        let (mut start, mut at) = (0, 0); // start of the current part, and current position
         while let Some(character) = text[at..].chars().next() {
             let Some(token) = self.tokens.iter().find(|token| text[at..].starts_with(&token.content)) else {
                 at += character.len_utf8();
@@ -210,7 +219,7 @@ impl SpecialTokens {
     }
 }
 
-/// Puts together what several files say of one token.
+/// Merges what several files state about a token.
 fn note(
     tokens: &mut BTreeMap<String, (Option<u32>, Special)>,
     name: &str,
@@ -225,7 +234,7 @@ fn note(
     special.single_word |= flag("single_word");
     if let Some(id) = id {
         let number = id.as_u64().and_then(|id| u32::try_from(id).ok());
-        let number = number.with_context(|| format!("the id of {name} is {id}, which is no id"))?;
+        let number = number.with_context(|| format!("the id of {name} is {id}, which is not a valid id"))?;
         if let Some(other) = known.replace(number) {
             ensure!(
                 other == number,
@@ -236,12 +245,12 @@ fn note(
     Ok(())
 }
 
-/// A token is written as a string, or as an object with its `content`.
+/// Returns the content of a token, written as a string, or as an object with its `content`.
 fn content(value: &Value) -> Option<&str> {
     value.as_str().or_else(|| value.get("content")?.as_str())
 }
 
-/// The JSON object in a file; empty if there is no such file.
+/// Reads the JSON object in a file; empty if there is no such file.
 fn object(path: &Path) -> anyhow::Result<Map<String, Value>> {
     let read = || {
         let size = std::fs::metadata(path)?.len();

@@ -1,10 +1,10 @@
-//! The T5 encoder: token ids to one vector each.  arXiv:1910.10683; equals transformers' T5EncoderModel, and
-//! UMT5EncoderModel where the config says so.
+//! T5 encoder: token ids to one vector each.  arXiv:1910.10683; equals transformers' T5EncoderModel, and
+//! UMT5EncoderModel for such configs.
 //!
-//! Blocks of self-attention and feed-forward, each behind an RMS norm and added to what came in:
-//! x += attention(norm(x)); x += feed_forward(norm(x)). Positions enter as a bias on the attention scores alone.
-//! The running sum x, the norms, the softmax and the feed-forward's last product are in f32 whatever the weights'
-//! storage: in T5 these grow beyond what half precision holds. Nothing trains through here, so no gradients are kept.
+//! Blocks of self-attention and feed-forward, each after an RMS norm and added to its input: x += attention(norm(x)); x
+//! += feed_forward(norm(x)). Positions enter only as a bias on the attention scores. The residual x, the norms, the
+//! softmax and the feed-forward's last product are in f32 whatever the weights' storage: in T5 these grow beyond the
+//! range of half precision. The encoder is never trained, so it keeps no gradients.
 //!
 //! Shapes: B captions, L tokens, D = d_model, H = num_heads, K = d_kv, F = d_ff.
 
@@ -26,14 +26,14 @@ use position::RelativeAttentionBias;
 pub use config::{Config, FeedForwardProj, ModelType};
 pub use position::bucket;
 
-/// Tensors of a whole T5 that its encoder has no use for, and the second name of the one embedding table.
+/// Tensors of a whole T5 that its encoder does not use, and the second name of the shared embedding table.
 const NOT_OURS: [&str; 4] = ["decoder.", "lm_head.", "shared.weight", "encoder.embed_tokens.weight"];
 
 /// The encoder with its weights.
 #[derive(Debug)]
 pub struct T5Encoder {
     shared: Tensor, // (vocabulary, D)
-    /// The first block's, for all of them, or one for each.
+    /// Bias of the first block, shared by all, or one for each.
     relative_attention_bias: Vec<RelativeAttentionBias>,
     block: Vec<Block>,
     final_layer_norm: Norm,
@@ -52,7 +52,7 @@ impl T5Encoder {
     /// Reads the encoder's weights from the root of their checkpoint.
     ///
     /// # Errors
-    /// A tensor is missing, has another shape than the config says, or has no place in the encoder.
+    /// Fails for a missing tensor, one of another shape than in the config, or an unexpected one.
     pub fn new(config: &Config, weights: Weights) -> anyhow::Result<Self> {
         config.check()?;
         let encoder = weights.pp("encoder");
@@ -76,8 +76,8 @@ impl T5Encoder {
         Ok(this)
     }
 
-    /// The last hidden states in the weights' dtype. Where `mask` is 0 a token is not attended to; without a mask all
-    /// are, padding too.
+    /// Returns the last hidden states in the weights' dtype. Tokens with `mask` 0 are not attended to; without a mask
+    /// all are, including padding.
     ///
     /// `ids`: (B, L) u32, `mask`: (B, L) of any dtype -> (B, L, D)
     pub fn forward(&self, ids: &Tensor, mask: Option<&Tensor>) -> Result<Tensor> {
@@ -98,13 +98,13 @@ impl T5Encoder {
         self.final_layer_norm.forward(&x)?.to_dtype(self.shared.dtype())
     }
 
-    /// The last hidden states of one caption's tokens, and zeros behind them: (1, `length`, D).
+    /// Returns the last hidden states of one caption's tokens, followed by zeros: (1, `length`, D).
     ///
-    /// Equals what pipelines keep that pad a caption, mask its padding and clear the embeddings there (WanPipeline): a
-    /// masked token weighs exactly 0, so that it need not be computed.
+    /// Equals pipelines that pad a caption, mask its padding and clear the embeddings there (WanPipeline): a masked
+    /// token has weight exactly 0, so it need not be computed.
     ///
     /// # Errors
-    /// There are more tokens than `length`, or one is beyond the vocabulary.
+    /// Fails for more tokens than `length`, and for ids beyond the vocabulary.
     pub fn forward_padded(&self, ids: &[u32], length: usize) -> Result<Tensor> {
         let Some(missing) = length.checked_sub(ids.len()) else {
             candle_core::bail!("{} tokens are more than {length}", ids.len());
@@ -124,7 +124,7 @@ impl T5Encoder {
         self.shared.index_select(ids, 0)?.to_dtype(DType::F32)
     }
 
-    /// What is added to the scores of each caption: where the tokens stand, and which of them count.
+    /// Returns the bias on each caption's scores: of positions and of the mask.
     fn biases(
         &self,
         position: &RelativeAttentionBias,
@@ -139,7 +139,7 @@ impl T5Encoder {
         if mask.dims() != [batch, length] {
             candle_core::bail!("the mask is {:?} and the ids {:?}", mask.dims(), [batch, length]);
         }
-        // The most negative number, not infinity: a caption without any token is then spread evenly, not NaN.
+        // f32::MIN instead of infinity: a caption without any token then gets uniform weights, not NaN.
         let away = ((mask.to_dtype(DType::F32)?.ne(0f32)?.to_dtype(DType::F32)? - 1.0)? * f64::from(f32::MAX))?;
         let masked = |i| position.broadcast_add(&away.narrow(0, i, 1)?.unsqueeze(0)?); // (1, 1, L)
         (0..batch).map(masked).collect()
@@ -157,7 +157,7 @@ impl Block {
         })
     }
 
-    /// `x`: (B, L, D) f32
+    /// Forward pass of `x`: (B, L, D) f32
     fn forward(&self, x: Tensor, biases: &[Tensor]) -> Result<Tensor> {
         let y = self.self_attention.forward(&self.attention_norm.forward(&x)?, biases)?;
         let x = add(x, &y.to_dtype(DType::F32)?)?; // (B, L, D)

@@ -1,7 +1,7 @@
-//! A caption as token ids: the `tokenizer/` folder of a diffusers checkpoint.
+//! Captions to token ids: the `tokenizer/` folder of a diffusers checkpoint.
 //!
-//! With a `tokenizer.json` the `tokenizers` crate does what it says; with a `spiece.model` alone, as in the T5 folders of
-//! CogVideoX, LTX-Video and Mochi, [`SentencePiece`] and [`SpecialTokens`] do what transformers' T5Tokenizer does.
+//! A `tokenizer.json` is handled by the `tokenizers` crate. With a `spiece.model` alone, as in the T5 folders of
+//! CogVideoX, LTX-Video and Mochi, [`SentencePiece`] and [`SpecialTokens`] do the same as transformers' T5Tokenizer.
 
 use std::path::{Path, PathBuf};
 
@@ -15,10 +15,10 @@ use super::special::{Part, SideFiles, SpecialTokens};
 use crate::magic;
 use crate::process::panics;
 
-/// The largest published tokenizer.json has some 35 MB.
+/// Upper limit for a tokenizer.json; the largest published one has some 35 MB.
 const MAX_JSON_BYTES: u64 = 256 << 20;
 
-/// Text to ids.
+/// Maps text to ids.
 #[derive(Debug)]
 pub struct TextTokenizer {
     engine: Engine,
@@ -31,7 +31,7 @@ enum Engine {
     Json(Json),
 }
 
-/// What the `tokenizers` crate made of a file.
+/// A `tokenizer.json` loaded by the `tokenizers` crate.
 #[derive(Debug)]
 struct Json {
     path: PathBuf,
@@ -41,19 +41,19 @@ struct Json {
 /// A caption at a fixed length.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Encoding {
-    /// `max_length` of them.
+    /// Ids, `max_length` of them.
     pub ids: Vec<u32>,
-    /// 1 where a token stands, 0 on padding.
+    /// 1 for tokens, 0 for padding.
     pub mask: Vec<u8>,
-    /// How many tokens of the caption did not fit; 0 if all did.
+    /// Number of the caption's tokens that did not fit.
     pub truncated: usize,
 }
 
 impl TextTokenizer {
-    /// Reads the folder's `tokenizer.json`, or else its `spiece.model` and the files beside it.
+    /// Reads the folder's `tokenizer.json`, or else its `spiece.model` and side files.
     ///
     /// # Errors
-    /// Neither is there, or a file is damaged, or names a token that the vocabulary lacks.
+    /// Fails without either, for a damaged file, and for a token that the vocabulary lacks.
     pub fn open(folder: &Path) -> anyhow::Result<Self> {
         let (json, spiece) = (folder.join("tokenizer.json"), folder.join("spiece.model"));
         if json.is_file() {
@@ -93,7 +93,7 @@ impl TextTokenizer {
                 folder.display()
             )
         })?;
-        // Lengths are the caller's affair.
+        // Lengths are up to the caller.
         tokenizer.with_padding(None);
         tokenizer.with_truncation(None).map_err(|error| anyhow!(error))?;
         let engine = Engine::Json(Json {
@@ -103,12 +103,12 @@ impl TextTokenizer {
         Ok(Self { engine, pad })
     }
 
-    /// All ids of a text with the end token (and whatever else the model puts around a text), without padding.
+    /// Returns all ids of a text with the end token (and any other tokens that the model adds), without padding.
     pub fn encode(&self, text: &str) -> anyhow::Result<Vec<u32>> {
         Ok(self.encode_within(text, usize::MAX)?.0)
     }
 
-    /// The ids of a text at exactly `max_length`: cut before the end token, or padded behind it.
+    /// Returns the ids of a text at exactly `max_length`: truncated before the end token, or padded after it.
     pub fn encode_padded(&self, text: &str, max_length: usize) -> anyhow::Result<Encoding> {
         let (mut ids, truncated) = self.encode_within(text, max_length)?;
         let mut mask = vec![1; ids.len()];
@@ -117,11 +117,11 @@ impl TextTokenizer {
         Ok(Encoding { ids, mask, truncated })
     }
 
-    /// At most `max_length` ids, and how many were left out.
+    /// Returns at most `max_length` ids, and the number of those left out.
     fn encode_within(&self, text: &str, max_length: usize) -> anyhow::Result<(Vec<u32>, usize)> {
         let room = |added: usize| {
             let room = max_length.checked_sub(added);
-            room.with_context(|| format!("{max_length} tokens have no room for the {added} around every text"))
+            room.with_context(|| format!("{max_length} tokens cannot hold the {added} added to every text"))
         };
         match &self.engine {
             Engine::Pieces(model, special) => {
@@ -147,7 +147,7 @@ impl TextTokenizer {
 }
 
 impl Json {
-    /// As the tokenizer's own, with what has room beside so many added tokens.
+    /// Same as the tokenizer's own, truncated to leave space for the added tokens.
     fn encode_within(
         &self,
         text: &str,
@@ -165,13 +165,13 @@ impl Json {
     }
 }
 
-/// The crate checks most of a file, but panics on some that are damaged.
+/// The crate checks most of a file, but panics on some damaged ones.
 fn guarded<T>(work: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<T> {
     panics::contained(work)
         .unwrap_or_else(|| Err(anyhow!("it is damaged; download the model's tokenizer folder again")))
 }
 
-/// The crate makes room for as many rules of normalisation as the file claims, whatever it holds.
+/// Checks the size declared for the normalisation rules, because the crate allocates that much regardless of the file.
 fn check_charsmap(json: &str) -> anyhow::Result<()> {
     for (at, key) in json.match_indices("\"precompiled_charsmap\"") {
         let value = json[at + key.len()..].trim_start_matches([' ', '\t', '\r', '\n', ':']);
@@ -182,7 +182,7 @@ fn check_charsmap(json: &str) -> anyhow::Result<()> {
             let size = u32::from_le_bytes([*a, *b, *c, *d]) as usize;
             ensure!(
                 size <= value.len(),
-                "precompiled_charsmap says that its trie has {size} bytes, and is shorter"
+                "precompiled_charsmap declares a trie of {size} bytes, but is shorter"
             );
         }
     }

@@ -1,7 +1,7 @@
-//! `W^T` with its rows one after another in memory.
+//! Transposed matrices `W^T` with contiguous rows.
 //!
-//! On the CPU it is written in tiles that fit the cache and on all threads, since all of a model's weights go through
-//! here while it is loaded. Without gradients.
+//! On the CPU the copy runs in tiles that fit the cache and on all threads, because all of a model's weights pass
+//! through here at loading. Without gradients.
 
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
@@ -38,17 +38,17 @@ impl CustomOp1 for Transpose {
     }
 }
 
-/// `x`: (M, N) -> (N, M), for N = `columns`
+/// Transposes `x`: (M, N) -> (N, M), for N = `columns`
 fn transposed<T: Copy + Default + Send + Sync>(x: &[T], columns: usize) -> Vec<T> {
     let rows = x.len() / columns.max(1);
     let mut out = vec![T::default(); x.len()];
-    // A task writes TILE rows of `out`, which are columns of `x`, and goes down these tile by tile.
+    // A task writes TILE rows of `out`, which are columns of `x`, processing them tile by tile.
     let tasks = out.par_chunks_mut(TILE * rows.max(1)).enumerate();
     tasks.for_each(|(task, out)| {
         let first = task * TILE;
         let last = columns.min(first + TILE);
         for (above, x) in x.chunks(TILE * columns).enumerate() {
-            // By way of a tile beside: rows of a power of two numbers would push each other out of the cache.
+            // Through a separate tile: rows whose length is a power of two would evict each other from the cache.
             let mut tile = [[T::default(); TILE]; TILE];
             for (row, x) in x.chunks(columns).enumerate() {
                 for (tile, x) in tile.iter_mut().zip(&x[first..last]) {

@@ -1,14 +1,14 @@
-//! What is kept so that a run can go on.
+//! Checkpoints from which a run can resume.
 //!
 //! ```text
 //! checkpoints/step-000500/
 //!   pytorch_lora_weights.safetensors   the adapters, as diffusers loads them
 //!   optimizer.safetensors              the optimiser's tensors
-//!   state.json                         where the run stood, its settings, and a checksum of everything
+//!   state.json                         the run's progress, its settings, and a checksum of everything
 //! ```
 //!
-//! A checkpoint is written as a whole folder, and older ones go only when it is in place. One that is damaged is told
-//! of and passed over.
+//! A checkpoint is written as a whole folder, and older ones are removed only when it is in place. A damaged one is
+//! logged and skipped.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
@@ -20,10 +20,11 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{data_difference, difference};
-use crate::data::cache::Listed;
-use crate::disk::space::{self, NoRoom};
+use super::{config_diff, data_diff};
+use crate::data::cache::SampleListing;
+use crate::disk::space::{self, NotEnoughSpace};
 use crate::disk::{self, WriteError};
+use crate::run_dir::{self, ADAPTER, RunDir};
 
 /// `checkpoint:` in a run file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -31,9 +32,9 @@ use crate::disk::{self, WriteError};
 pub struct Config {
     /// Steps between checkpoints.
     pub every: usize,
-    /// How many of the newest are kept.
+    /// Number of checkpoints that are kept, the newest ones.
     pub limit: usize,
-    /// Whether each has the adapter for ComfyUI, too.
+    /// Write the adapter for ComfyUI into each, too.
     pub comfyui: bool,
 }
 
@@ -48,7 +49,7 @@ impl Default for Config {
 }
 
 impl Config {
-    /// Values that parse but make no sense, by path below `checkpoint`.
+    /// Returns values that parse but make no sense, by path below `checkpoint`.
     pub fn check(&self) -> Vec<(String, String)> {
         [("every", self.every), ("limit", self.limit)]
             .into_iter()
@@ -58,66 +59,71 @@ impl Config {
     }
 }
 
-/// The adapters' file, here and in the output directory.
-pub const ADAPTER: &str = "pytorch_lora_weights.safetensors";
 const OPTIMIZER: &str = "optimizer.safetensors";
 const STATE: &str = "state.json";
-/// Bytes that the folder itself may take.
+/// Bytes that the folder itself may occupy.
 const ROOM_FOR_FOLDER: u64 = 16 << 10;
-/// Of `state.json`. A version that changes what is written counts this up.
+/// Format of `state.json`. Incremented by a version that changes it.
 const FORMAT: u32 = 2;
-/// The format of checkpoints that do not list their samples.
+/// Format of checkpoints that do not list their samples.
 const WITHOUT_SAMPLES: u32 = 1;
 
-/// The name of the data's fingerprint.
+/// Name of the data's fingerprint.
 pub const DATA: &str = "data";
 
-/// Where a run stands after a step, and what it is.
+/// Progress and identity of a run after a step.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct State {
-    /// Steps made.
+    /// Completed steps.
     pub step: u64,
+    /// Clips trained on so far, including repeats.
     pub samples_seen: u64,
-    /// Steps that moved nothing, since a loss or a gradient was not finite.
+    /// Steps without an update, because a loss or a gradient was not finite.
     pub skipped: u64,
+    /// Seed of the run.
     pub seed: u64,
     /// Processes that train together.
     pub world_size: usize,
+    /// Clips per micro-batch.
     pub batch_size: usize,
-    /// On each of them.
+    /// Micro-batches per step on each process.
     pub gradient_accumulation_steps: usize,
-    /// The settings that change what is learned, as in a run file.
+    /// Settings that change the result, as in a run file.
     pub run: Value,
-    /// What was trained on what: a fingerprint each of the transformer, the data.
+    /// Fingerprints of what was trained, and on what: transformer and data.
     pub fingerprints: BTreeMap<String, String>,
-    /// The samples that the data's fingerprint was taken of; nothing in checkpoints of format 1.
+    /// Samples that the data's fingerprint covers; empty in checkpoints of format 1.
     #[serde(default)]
-    pub samples: Vec<Listed>,
+    pub samples: Vec<SampleListing>,
 }
 
-/// All that a checkpoint keeps.
+/// Contents of a checkpoint.
 #[derive(Debug)]
 pub struct Snapshot {
     /// The adapters as a safetensors file.
     pub adapter: Vec<u8>,
-    /// Such as `<layer>.lora_A.exp_avg`.
+    /// Tensors named like `<layer>.lora_A.exp_avg`.
     pub optimizer: BTreeMap<String, Tensor>,
+    /// Progress and identity of the run.
     pub state: State,
 }
 
 /// A checkpoint read back, its tensors in main memory.
 #[derive(Debug)]
 pub struct Loaded {
+    /// Folder of the checkpoint.
     pub path: PathBuf,
+    /// Contents.
     pub snapshot: Snapshot,
 }
 
-/// The checkpoints of a run.
+/// Checkpoints of a run.
 #[derive(Debug)]
 pub struct Checkpoints {
+    /// How often they are written, how many are kept, and what is in them.
+    pub config: Config,
     folder: PathBuf,
-    limit: usize,
 }
 
 /// `state.json`.
@@ -131,40 +137,44 @@ struct Written {
 }
 
 impl Checkpoints {
-    /// The checkpoints of the run in `output_dir`. What a killed process left half-written goes.
-    pub fn new(output_dir: &Path, config: &Config) -> Self {
-        let folder = output_dir.join("checkpoints");
+    /// The checkpoints of a run. What a killed process left half-written goes.
+    pub fn new(dir: &RunDir, config: &Config) -> Self {
+        let folder = dir.checkpoints();
         disk::sweep(&folder);
         Self {
+            config: config.clone(),
             folder,
-            limit: config.limit.max(1),
         }
+    }
+
+    fn limit(&self) -> usize {
+        self.config.limit.max(1)
     }
 
     /// Writes a checkpoint; then removes those beyond the limit.
     ///
-    /// Checkpoints of later steps go, too: the run has left their course (it was resumed before them, or started anew),
-    /// and none of them may be taken for its newest.
+    /// Checkpoints of later steps are removed, too: the run has diverged from them (it resumed before them, or started
+    /// anew), and none of them may be taken for its newest.
     ///
     /// # Errors
-    /// Too little room, found before anything is written; a file that cannot be written, by path. All checkpoints that a
-    /// run could go on from are then as they were.
+    /// Fails for too little space, found before anything is written, and for a file that cannot be written, by path.
+    /// All checkpoints from which a run could resume are then unchanged.
     pub fn save(&self, snapshot: &Snapshot) -> anyhow::Result<PathBuf> {
         self.save_with(snapshot, &[])
     }
 
-    /// As [`save`](Self::save), with more files in the folder, by name.
+    /// Same as [`save`](Self::save), with more files in the folder, by name.
     pub fn save_with(&self, snapshot: &Snapshot, more: &[(&str, Vec<u8>)]) -> anyhow::Result<PathBuf> {
         let step = snapshot.state.step;
-        let path = self.folder.join(format!("step-{step:06}"));
+        let path = self.folder.join(run_dir::step_name(step));
         let files = snapshot.files()?;
         let sizes = files.iter().chain(more).map(|(_, bytes)| bytes.len() as u64);
         self.ensure_room(space::taken(sizes))
             .with_context(|| self.what_is_lost(step))?;
-        disk::patiently(|| {
+        disk::with_retries(|| {
             disk::write_folder_whole(&path, |unfinished| {
                 for (name, bytes) in files.iter().chain(more) {
-                    // The user knows the folder by the name that it is going to have.
+                    // Errors name the folder's final path, which the user knows.
                     std::fs::write(unfinished.join(name), bytes).map_err(WriteError::at(&path.join(name)))?;
                 }
                 Ok(())
@@ -175,16 +185,16 @@ impl Checkpoints {
         Ok(path)
     }
 
-    /// Whether the next checkpoint will find room, one like this: asked before a step is spent on it.
-    pub fn foresee(&self, snapshot: &Snapshot) -> anyhow::Result<()> {
+    /// Checks that the next checkpoint, of the same size, will fit: called before a step is computed for it.
+    pub fn check_space(&self, snapshot: &Snapshot) -> anyhow::Result<()> {
         let files = snapshot.files()?;
         let sizes = files.iter().map(|(_, bytes)| bytes.len() as u64);
         Ok(self.ensure_room(space::taken(sizes))?)
     }
 
-    /// Whether a checkpoint of so many bytes can be written. Where the room is short, those that rotation has left behind go
-    /// first; the newest `limit` that can be read stay in any case.
-    fn ensure_room(&self, bytes: u64) -> Result<(), NoRoom> {
+    /// Checks that a checkpoint of this size can be written. If space is short, outdated checkpoints are removed first;
+    /// the newest `limit` readable ones are always kept.
+    fn ensure_room(&self, bytes: u64) -> Result<(), NotEnoughSpace> {
         let needed = bytes.saturating_add(ROOM_FOR_FOLDER);
         let ensure = || space::ensure(&self.folder, needed, || "a checkpoint".into());
         ensure().or_else(|_| {
@@ -193,11 +203,11 @@ impl Checkpoints {
         })
     }
 
-    /// Removes the checkpoints that are damaged, and those before the newest `limit` that are not.
+    /// Removes damaged checkpoints, and those older than the newest `limit` readable ones.
     fn remove_useless(&self) {
         let mut good = 0;
         for path in self.list().unwrap_or_default().values().rev() {
-            if good < self.limit && Loaded::read(path).is_ok() {
+            if good < self.limit() && Loaded::read(path).is_ok() {
                 good += 1;
             } else {
                 remove(path);
@@ -205,27 +215,27 @@ impl Checkpoints {
         }
     }
 
-    /// What a user should know whose run cannot save.
+    /// Returns a message for the user of a run that cannot save.
     fn what_is_lost(&self, step: u64) -> String {
         let newest = self.list().unwrap_or_default().into_keys().rfind(|&saved| saved < step);
         match newest {
             Some(newest) => {
-                format!("step {step} is not saved, and the run goes on from step {newest} when it is started again")
+                format!("step {step} is not saved; when started again, the run resumes from step {newest}")
             }
             None => format!("step {step} is not saved, and there is no checkpoint before it"),
         }
     }
 
-    /// The newest checkpoint that is whole; `None` where there are none at all.
+    /// Returns the newest readable checkpoint; `None` without any checkpoints.
     ///
     /// # Errors
-    /// There are checkpoints, but all of them are damaged.
+    /// Fails if there are checkpoints, but all of them are damaged.
     pub fn newest(&self) -> anyhow::Result<Option<Loaded>> {
         let there = self.list()?;
         for (_, path) in there.iter().rev() {
             match Loaded::read(path) {
                 Ok(loaded) => return Ok(Some(loaded)),
-                Err(error) => log::warn!("a damaged checkpoint is passed over: {error:#}"),
+                Err(error) => log::warn!("skipping a damaged checkpoint: {error:#}"),
             }
         }
         ensure!(
@@ -237,7 +247,7 @@ impl Checkpoints {
         Ok(None)
     }
 
-    /// Folders that are named as checkpoints, by step.
+    /// Returns the folders named as checkpoints, by step.
     fn list(&self) -> anyhow::Result<BTreeMap<u64, PathBuf>> {
         let entries = match std::fs::read_dir(&self.folder) {
             Ok(entries) => entries,
@@ -256,7 +266,7 @@ impl Checkpoints {
         Ok(found)
     }
 
-    /// Leaves the newest `limit` up to this one, and none behind it, which are of another course.
+    /// Keeps the newest `limit` up to this one, and none after it, which belong to another course.
     fn rotate(&self, saved: u64) {
         self.remove_older(saved);
         let there = self.list().unwrap_or_default();
@@ -265,11 +275,11 @@ impl Checkpoints {
             .for_each(|(_, path)| remove(path));
     }
 
-    /// Removes those that have fallen out of the newest `limit` up to this one: also what a run that was killed before it
-    /// came to that has left. A checkpoint too many does no harm: one that cannot be removed is told of and no more.
+    /// Removes those older than the newest `limit` up to this one, including leftovers of a run that was killed before
+    /// it removed them. A surplus checkpoint does no harm, so a failure is only logged.
     pub fn remove_older(&self, saved: u64) {
         let there = self.list().unwrap_or_default();
-        let older = there.range(..=saved).rev().skip(self.limit);
+        let older = there.range(..=saved).rev().skip(self.limit());
         older.for_each(|(_, path)| remove(path));
     }
 }
@@ -281,7 +291,7 @@ fn remove(path: &Path) {
 }
 
 impl Snapshot {
-    /// The files of a checkpoint, by name.
+    /// Returns the files of a checkpoint, by name.
     fn files(&self) -> anyhow::Result<[(&'static str, Vec<u8>); 3]> {
         let mut tensors = BTreeMap::new();
         for (name, tensor) in &self.optimizer {
@@ -307,7 +317,7 @@ impl Snapshot {
 }
 
 impl Loaded {
-    /// When it was written; none where the file system does not tell.
+    /// Returns the time of writing; None if the file system does not record it.
     pub fn written(&self) -> Option<SystemTime> {
         std::fs::metadata(self.path.join(STATE)).ok()?.modified().ok()
     }
@@ -315,9 +325,9 @@ impl Loaded {
     /// Reads a checkpoint folder.
     ///
     /// # Errors
-    /// A file that is missing, cannot be read, or is not what was written, by file.
+    /// Fails for a file that is missing, cannot be read, or differs from what was written, by file.
     pub fn read(path: &Path) -> anyhow::Result<Self> {
-        ensure!(path.is_dir(), "{}: is no checkpoint folder", path.display());
+        ensure!(path.is_dir(), "{}: not a checkpoint folder", path.display());
         let file = path.join(STATE);
         let (state, checksums) = read_state(&bytes_of(&file)?).with_context(|| file.display().to_string())?;
         let tensors = |name: &str| {
@@ -338,11 +348,7 @@ impl Loaded {
         if let Some(named) = step_of(path)
             && named != state.step
         {
-            bail!(
-                "{}: holds step {}, another than its name says",
-                path.display(),
-                state.step
-            );
+            bail!("{}: holds step {}, unlike its name", path.display(), state.step);
         }
         Ok(Self {
             path: path.into(),
@@ -354,13 +360,18 @@ impl Loaded {
         })
     }
 
-    /// Whether a run with these settings and fingerprints can go on from here.
+    /// Checks that a run with these settings and fingerprints can resume from here.
     ///
     /// # Errors
-    /// What differs, a line each.
-    pub fn fits(&self, run: &Value, fingerprints: &BTreeMap<String, String>, samples: &[Listed]) -> anyhow::Result<()> {
+    /// Lists the differences, one per line.
+    pub fn fits(
+        &self,
+        run: &Value,
+        fingerprints: &BTreeMap<String, String>,
+        samples: &[SampleListing],
+    ) -> anyhow::Result<()> {
         let state = &self.snapshot.state;
-        let mut different = difference::list(&state.run, &read_back(run)?);
+        let mut different = config_diff::list(&state.run, &read_back(run)?);
         for line in &mut different {
             if line.starts_with("train.gradient_accumulation_steps") {
                 line.push_str(" (counted over all ranks)");
@@ -372,7 +383,7 @@ impl Loaded {
                 Some(_) => {
                     different.push(format!("{what}: has changed since the checkpoint was written"));
                     if what == DATA {
-                        let lines = data_difference::list(&state.samples, samples);
+                        let lines = data_diff::list(&state.samples, samples);
                         different.extend(lines.into_iter().map(|line| format!("  {line}")));
                     }
                 }
@@ -391,7 +402,7 @@ impl Loaded {
 }
 
 fn read_state(bytes: &[u8]) -> anyhow::Result<(State, BTreeMap<String, String>)> {
-    let json: Value = serde_json::from_slice(bytes).context("is no JSON")?;
+    let json: Value = serde_json::from_slice(bytes).context("not JSON")?;
     let format = json.get("format").and_then(Value::as_u64);
     ensure!(
         [WITHOUT_SAMPLES, FORMAT]
@@ -411,13 +422,9 @@ fn bytes_of(file: &Path) -> anyhow::Result<Vec<u8>> {
     std::fs::read(file).with_context(|| format!("{}: cannot be read", file.display()))
 }
 
-/// `step-000500` is step 500.
+/// The step of a checkpoint, by its folder's name.
 fn step_of(path: &Path) -> Option<u64> {
-    let digits = path.file_name()?.to_str()?.strip_prefix("step-")?;
-    digits
-        .parse()
-        .ok()
-        .filter(|_| digits.bytes().all(|b| b.is_ascii_digit()))
+    run_dir::step_of(path.file_name()?.to_str()?)
 }
 
 fn checksum(bytes: &[u8]) -> String {
@@ -428,7 +435,7 @@ fn checksum_of(json: &Value) -> anyhow::Result<String> {
     Ok(checksum(&serde_json::to_vec(json)?))
 }
 
-/// JSON as it is after it was written and read: numbers may differ in their last place.
+/// Returns JSON after a round trip through text: numbers may differ in their last digit.
 fn read_back(json: &Value) -> anyhow::Result<Value> {
     Ok(serde_json::from_slice(&serde_json::to_vec(json)?)?)
 }

@@ -1,10 +1,10 @@
-//! Memory where a run computes: this process's, or a GPU's as its driver tells.
+//! Memory on the device of a run: this process's, or a GPU's as reported by its driver.
 
 use candle_core::Device;
 
 use crate::process::memory;
 
-/// The most bytes that were in use at once: of this process, or of the GPU's pool.
+/// Returns the peak bytes in use: of this process, or of the GPU's pool.
 pub fn peak(device: &Device) -> Option<u64> {
     #[cfg(feature = "cuda")]
     if let Device::Cuda(device) = device {
@@ -14,7 +14,7 @@ pub fn peak(device: &Device) -> Option<u64> {
     resident.map(|memory| memory.peak)
 }
 
-/// How many bytes may still be taken.
+/// Returns the free bytes.
 pub fn free(device: &Device) -> Option<u64> {
     #[cfg(feature = "cuda")]
     if let Device::Cuda(device) = device {

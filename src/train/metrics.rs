@@ -1,6 +1,6 @@
-//! Watching a run: `metrics.jsonl`, one object a step, and the same for TensorBoard.
+//! Metrics of a run: `metrics.jsonl`, one object per step, and the same for TensorBoard.
 //!
-//! Two runs of the same settings write the same lines but for `step_seconds` and `peak_memory_bytes`: keys stand in a
+//! Two runs with the same settings write the same lines except for `step_seconds` and `peak_memory_bytes`: keys have a
 //! fixed order, and numbers are printed so that they read back exactly.
 
 use std::io::ErrorKind;
@@ -10,17 +10,18 @@ use anyhow::Context;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::spikes;
+use super::loss_spikes;
 use super::tensorboard::Events;
 use crate::disk::{self, Journal};
-use crate::dist::Traffic;
+use crate::distributed::Traffic;
+use crate::run_dir::RunDir;
 use crate::video::Frames;
 
 /// `tracking:` in a run file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
-    /// Write TensorBoard events beside `metrics.jsonl`.
+    /// Write TensorBoard events next to `metrics.jsonl`.
     pub tensorboard: bool,
 }
 
@@ -30,37 +31,39 @@ impl Default for Config {
     }
 }
 
-/// What is known of one step. Numbers that are not finite are written as null.
+/// Metrics of one step. Non-finite numbers are written as null.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Record {
-    /// From 1.
+    /// Step, from 1.
     pub step: u64,
     /// Mean over the step's micro-batches and ranks.
     pub loss: f64,
-    /// Before clipping.
+    /// Norm before clipping.
     pub grad_norm: f64,
+    /// Learning rate.
     pub lr: f64,
+    /// Duration of the step.
     pub step_seconds: f64,
-    /// Since the run began, this step's included.
+    /// Samples since the run began, including this step's.
     pub samples_seen: u64,
-    /// null where the system does not tell.
+    /// Peak memory; null if the system does not report it.
     pub peak_memory_bytes: Option<u64>,
-    /// Steps so far that moved nothing, since a loss or a gradient was not finite; told on those steps only.
+    /// Steps so far without an update, because a loss or a gradient was not finite; set on those steps only.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub skipped: Option<u64>,
-    /// What talking to other ranks took; told where there are some.
+    /// Communication with other ranks, if there are any.
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
     pub communication: Option<Communication>,
 }
 
-/// What rank 0 spent on talking to the others in one step.
+/// Communication of rank 0 with the others in one step.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Communication {
-    /// What it put in.
+    /// Bytes sent.
     pub communication_bytes: u64,
-    /// From when all were there until all had it.
+    /// Time from the arrival of the last rank until the transfer was complete.
     pub communication_seconds: f64,
-    /// Until the slowest came.
+    /// Time until the slowest rank arrived.
     pub waiting_seconds: f64,
 }
 
@@ -74,37 +77,37 @@ impl From<Traffic> for Communication {
     }
 }
 
-/// The log of a run, open at its end.
+/// Log of the run, open for appending.
 #[derive(Debug)]
 pub struct Metrics {
     lines: Journal,
     events: Option<Events>,
-    /// As of the last line; unknown after a resume without one.
+    /// Samples at the last line; unknown after a resume without one.
     samples_seen: Option<u64>,
-    past: Past,
+    past: LogTail,
 }
 
-/// What a log tells of the steps before a resume.
+/// Contents of the log before a resume that training needs.
 #[derive(Debug, Default, Serialize, Deserialize)]
-pub struct Past {
+pub struct LogTail {
     /// Finite losses of the last steps, in their order.
     pub losses: Vec<f64>,
-    /// Steps at its end that moved nothing.
+    /// Steps at its end without an update.
     pub skipped_in_a_row: usize,
 }
 
 impl Metrics {
-    /// Opens the log of the run in `output_dir`, cut back to the step that the run resumes at; without one, both logs
+    /// Opens the log of a run, cut back to the step that the run resumes at; without one, both logs
     /// start anew. No step is told twice, and none is missing that was told before.
     ///
     /// # Errors
     /// A log that cannot be read or written, by file.
-    pub fn open(output_dir: &Path, config: &Config, resumed_at: Option<u64>) -> anyhow::Result<Self> {
-        let path = output_dir.join("metrics.jsonl");
+    pub fn open(dir: &RunDir, config: &Config, resumed_at: Option<u64>) -> anyhow::Result<Self> {
+        let path = dir.metrics();
         let (samples_seen, past) = cut_back(&path, resumed_at.unwrap_or(0))?;
         let lines = Journal::open(&path)?;
         // Also without `tensorboard`, so that what is there agrees with the log.
-        let folder = output_dir.join("tensorboard");
+        let folder = dir.tensorboard();
         super::tensorboard::cut_back(&folder, resumed_at)?;
         let events = config.tensorboard.then(|| Events::create(&folder)).transpose()?;
         Ok(Self {
@@ -115,12 +118,12 @@ impl Metrics {
         })
     }
 
-    /// What the log told when it was opened.
-    pub fn past(&self) -> &Past {
+    /// Returns the contents of the log when it was opened.
+    pub fn past(&self) -> &LogTail {
         &self.past
     }
 
-    /// Tells of one step. What cannot be written waits: a run does not end for its log.
+    /// Logs one step. Failed writes are queued: a run does not end because of its log.
     pub fn record(&mut self, record: &Record) -> anyhow::Result<()> {
         let mut line = serde_json::to_vec(record)?;
         line.push(b'\n');
@@ -148,15 +151,15 @@ impl Metrics {
         events.scalars(record.step, &scalars)
     }
 
-    /// Shows a validation clip under `tag`, where TensorBoard is written.
+    /// Writes a validation clip under `tag`, if TensorBoard is used.
     pub fn show(&mut self, step: u64, tag: &str, frames: &Frames) -> anyhow::Result<()> {
         self.events
             .as_mut()
             .map_or(Ok(()), |events| events.frames(step, tag, frames))
     }
 
-    /// Brings all that was told to the disk: before a checkpoint of the same step, which should not outlive its log. Where
-    /// that fails the log says so, and the checkpoint, which is worth more, is written all the same.
+    /// Syncs everything logged: called before a checkpoint of the same step, which should not outlive its log. On
+    /// failure a message is logged, and the more valuable checkpoint is written all the same.
     pub fn sync(&mut self) {
         self.lines.sync();
         if let Some(events) = &mut self.events {
@@ -165,18 +168,18 @@ impl Metrics {
     }
 }
 
-/// A line, as far as cutting back needs it.
+/// A line, with what truncation needs.
 #[derive(Deserialize)]
-struct Told {
+struct LoggedStep {
     step: u64,
     loss: Option<f64>,
     samples_seen: Option<u64>,
     skipped: Option<u64>,
 }
 
-/// Takes out what is past `step`, torn, or told a second time; returns the samples seen by the end of what stays, and what
+/// Removes lines that are past `step`, torn, or repeated; returns the samples seen by the last remaining one, and what
 /// else is needed of it.
-fn cut_back(path: &Path, step: u64) -> anyhow::Result<(Option<u64>, Past)> {
+fn cut_back(path: &Path, step: u64) -> anyhow::Result<(Option<u64>, LogTail)> {
     let old = match std::fs::read(path) {
         Ok(old) => old,
         Err(error) if error.kind() == ErrorKind::NotFound => Vec::new(),
@@ -184,10 +187,10 @@ fn cut_back(path: &Path, step: u64) -> anyhow::Result<(Option<u64>, Past)> {
     };
     let mut kept = Vec::with_capacity(old.len());
     let (mut last, mut seen, mut torn) = (0, Some(0), 0);
-    let mut past = Past::default();
+    let mut past = LogTail::default();
     for line in old.split_inclusive(|byte| *byte == b'\n') {
         let whole = line.ends_with(b"\n");
-        match serde_json::from_slice::<Told>(line) {
+        match serde_json::from_slice::<LoggedStep>(line) {
             Ok(told) if whole && (last + 1..=step).contains(&told.step) => {
                 kept.extend_from_slice(line);
                 (last, seen) = (told.step, told.samples_seen);
@@ -203,14 +206,13 @@ fn cut_back(path: &Path, step: u64) -> anyhow::Result<(Option<u64>, Past)> {
     }
     let shown = path.display();
     if torn > 0 {
-        log::debug!("{shown}: {torn} torn lines were taken out");
+        log::debug!("{shown}: {torn} torn lines were removed");
     }
     if last < step {
-        log::warn!(
-            "{shown}: ends at step {last}, before the checkpoint of step {step}; the steps between are not told"
-        );
+        log::warn!("{shown}: ends at step {last}, before the checkpoint of step {step}; the steps between are missing");
         seen = None;
     }
-    past.losses.drain(..past.losses.len().saturating_sub(spikes::WINDOW));
+    past.losses
+        .drain(..past.losses.len().saturating_sub(loss_spikes::WINDOW));
     Ok((seen, past))
 }

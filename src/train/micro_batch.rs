@@ -1,15 +1,16 @@
-//! One micro-batch: clips and captions from the cache, noise and timesteps from one generator.
+//! Micro-batches: clips and captions from the cache, noise and timesteps from one generator.
 //!
-//! Micro-batch m of optimiser step s on rank r has the global index i = (s * accumulation + m) * world_size + r (all from
-//! 0). It trains on the i-th batch of the order, and its generator is seeded with seed + i. From it are drawn, in this order:
-//! 1. the posterior noise, (B, C, f, h, w), where latents are sampled (`precompute.latents: sample`);
+//! Micro-batch m of optimiser step s on rank r has the global index i = (s * accumulation + m) * world_size + r (all
+//! from 0). It trains on the i-th batch of the order, and its generator is seeded with seed + i. From it are drawn, in
+//! this order:
+//! 1. the posterior noise, (B, C, f, h, w), if latents are sampled (`precompute.latents: sample`);
 //! 2. the timesteps, (B);
-//! 3. the noise, (B, C, f, h, w) in the VAE's own layout, with the frames that fill up a patch;
-//! 4. the posterior noise of the image, (B, C, 1, h, w), for models that start from one and where latents are sampled;
-//! 5. `rand(B)`, where there is caption dropout: below it, the caption gives way to the empty one;
-//! 6. `rand(B)`, where first frames are given (`train.first_frame`): below it, that of the clip is.
+//! 3. the noise, (B, C, f, h, w) in the VAE's own layout, including the frames that pad a patch;
+//! 4. the posterior noise of the image, (B, C, 1, h, w), for models that start from one, if latents are sampled;
+//! 5. `rand(B)`, with caption dropout: below its probability, the empty caption replaces the caption;
+//! 6. `rand(B)`, with `train.first_frame_conditioning_p`: below it, the clip's first latent frame is given clean.
 //!
-//! So a run that is resumed, or split over machines, sees what it would have seen.
+//! So a run that is resumed, or split over machines, sees the same data.
 //!
 //! Shapes: B samples, C channels, f, h, w frames, rows and columns of latents, L text tokens, D the text's width.
 
@@ -20,44 +21,76 @@ use crate::data::cache::{Clip, Encoded, Latents};
 use crate::data::{Batch, Order};
 use crate::diffusion::objective::{Noised, Objective, Timesteps};
 use crate::diffusion::posterior::Posterior;
-use crate::models::denoiser::{Input, Text};
-use crate::models::family::{Canvas, Conditions, Family, ImageCondition, TakesImage};
+use crate::models::denoiser::{Input, TextEmbeds};
+use crate::models::family::{Conditions, Family, ImageCondition, ImageMode, LatentSize};
 use crate::rng::Rng;
 
-/// Where micro-batches come from.
-pub struct Source<'a> {
+/// Source of micro-batches.
+pub struct MicroBatches<'a> {
+    /// The checkpoint's family.
     pub family: &'a dyn Family,
+    /// Encoded clips and captions.
     pub encoded: &'a Encoded,
+    /// Forward process and target.
     pub objective: Objective,
+    /// Order of the clips.
     pub order: Order,
+    /// Use of the posterior: a draw or its mean.
     pub latents: Latents,
-    /// Share of captions that give way to the empty one.
+    /// Share of captions that are replaced by the empty one.
     pub caption_dropout: f64,
     /// Share of clips whose first latent frame is given clean.
-    pub first_frame: f64,
+    pub first_frame_conditioning_p: f64,
+    /// Seed of the run.
     pub seed: u64,
+    /// Device of the tensors.
     pub device: Device,
 }
 
-/// What one pass through the network needs.
+/// Data of one pass through the network.
 #[derive(Debug)]
 pub struct MicroBatch {
+    /// Input of the network.
     pub input: Input,
-    /// What the network should answer, in its own layout, f32.
+    /// Target of the network, in its own layout, f32.
     pub target: Tensor,
-    /// What each squared error counts, in a shape that broadcasts to the target's; none where all count alike.
+    /// Weight of each squared error, broadcast to the target's shape; None for equal weights.
     pub weight: Option<Tensor>,
+    /// Timesteps of the samples.
     pub timesteps: Timesteps,
+    /// Samples of the micro-batch.
     pub batch: Batch,
-    /// What its generator was seeded with.
+    /// Seed of its generator.
     pub seed: u64,
 }
 
-impl Source<'_> {
-    /// The micro-batch with the global index `i`.
+/// Loss, samples and timesteps of a micro-batch.
+#[derive(Debug, Clone, PartialEq)]
+pub struct MicroBatchStats {
+    /// Mean loss of the micro-batch.
+    pub loss: f64,
+    /// Indices into the surveyed samples.
+    pub samples: Vec<usize>,
+    /// Timestep of each sample.
+    pub timesteps: Vec<f64>,
+}
+
+impl MicroBatchStats {
+    /// A micro-batch, with its loss where it was computed.
+    pub fn read((loss, samples, timesteps): (Tensor, Vec<usize>, Vec<f64>)) -> candle_core::Result<Self> {
+        Ok(Self {
+            loss: f64::from(loss.to_scalar::<f32>()?),
+            samples,
+            timesteps,
+        })
+    }
+}
+
+impl MicroBatches<'_> {
+    /// Returns the micro-batch with the global index `i`.
     ///
     /// # Errors
-    /// A cache file that can no longer be read.
+    /// Fails for a cache file that can no longer be read.
     pub fn micro_batch(&mut self, i: u64) -> anyhow::Result<MicroBatch> {
         let batch = self.order.batch_at(i).context("there is no clip to train on")?.clone();
         let seed = self.seed.wrapping_add(i);
@@ -65,7 +98,7 @@ impl Source<'_> {
         let clips = batch.samples.iter().map(|sample| self.encoded.clip(*sample));
         let clips = clips.collect::<anyhow::Result<Vec<Clip>>>()?;
         let bucket = batch.bucket;
-        let canvas = self.family.canvas(bucket.frames, bucket.height, bucket.width)?;
+        let canvas = self.family.latent_size(bucket.frames, bucket.height, bucket.width)?;
 
         let sample = self.posterior(&clips)?.draw(self.drawing(&mut rng))?; // (B, C, f, h, w)
         let clean = self.family.latents(&sample)?; // (B, C, f, h, w), scaled
@@ -94,22 +127,22 @@ impl Source<'_> {
         })
     }
 
-    /// Of all clips, one below the other, on the device: (B, C, f, h, w).
+    /// Concatenates the posteriors of all clips on the device: (B, C, f, h, w).
     fn posterior(&self, clips: &[Clip]) -> candle_core::Result<Posterior> {
         Ok(Posterior {
-            mean: join(clips.iter().map(|clip| &clip.posterior.mean), &self.device)?,
-            logvar: join(clips.iter().map(|clip| &clip.posterior.logvar), &self.device)?,
+            mean: batch(clips.iter().map(|clip| &clip.posterior.mean), &self.device)?,
+            logvar: batch(clips.iter().map(|clip| &clip.posterior.logvar), &self.device)?,
         })
     }
 
-    /// What posteriors are drawn from, where they are.
+    /// Returns the generator for posteriors, if they are sampled.
     fn drawing<'r>(&self, rng: &'r mut Rng) -> Option<&'r mut Rng> {
         (self.latents == Latents::Sample).then_some(rng)
     }
 
-    /// What the images that clips start from say, where the model always takes them.
-    fn image(&self, clips: &[Clip], canvas: &Canvas, rng: &mut Rng) -> anyhow::Result<Option<ImageCondition>> {
-        if self.family.takes_image() != TakesImage::Always {
+    /// Returns the image condition, for models that always take one.
+    fn image(&self, clips: &[Clip], canvas: &LatentSize, rng: &mut Rng) -> anyhow::Result<Option<ImageCondition>> {
+        if self.family.image_mode() != ImageMode::Always {
             return Ok(None);
         }
         let count = clips.first().map_or(0, |clip| clip.image.len());
@@ -117,45 +150,45 @@ impl Source<'_> {
             count > 0,
             "the cache holds no images for this model; remove it and precompute again"
         );
-        let part = |index: usize| join(clips.iter().filter_map(|clip| clip.image.get(index)), &self.device);
+        let part = |index: usize| batch(clips.iter().filter_map(|clip| clip.image.get(index)), &self.device);
         let encoded = (0..count).map(part).collect::<candle_core::Result<Vec<_>>>()?;
         Ok(Some(self.family.condition_on(&encoded, canvas, self.drawing(rng))?))
     }
 
-    fn captions(&self, samples: &[usize], rng: &mut Rng) -> anyhow::Result<Text> {
-        let dropped = below(self.caption_dropout, samples.len(), rng);
+    fn captions(&self, samples: &[usize], rng: &mut Rng) -> anyhow::Result<TextEmbeds> {
+        let dropped = bernoulli(self.caption_dropout, samples.len(), rng);
         let one = |(sample, dropped): (&usize, bool)| match dropped {
             true => self.encoded.empty_caption(),
             false => self.encoded.caption(*sample),
         };
         let captions = samples.iter().zip(dropped).map(one);
         let captions = captions.collect::<anyhow::Result<Vec<_>>>()?;
-        Ok(Text::stack(&captions)?.to_device(&self.device)?) // (B, L, D)
+        Ok(TextEmbeds::stack(&captions)?.to_device(&self.device)?) // (B, L, D)
     }
 
-    /// Which samples have their first latent frame given. With that alone there would be nothing to learn.
+    /// Draws the samples whose first latent frame is given. A clip of that frame alone would leave nothing to learn.
     fn given(&self, batch: usize, frames: usize, rng: &mut Rng) -> Vec<bool> {
-        let given = below(self.first_frame, batch, rng);
+        let given = bernoulli(self.first_frame_conditioning_p, batch, rng);
         given.into_iter().map(|given| given && frames > 1).collect()
     }
 
-    /// Standard normal numbers, f32.
+    /// Draws standard normal numbers, f32.
     fn normal(&self, shape: &[usize], rng: &mut Rng) -> anyhow::Result<Tensor> {
         let numbers = rng.randn(shape.iter().product());
         Ok(Tensor::from_vec(numbers, shape, &self.device)?)
     }
 }
 
-/// For each of a batch, whether it falls to this share; where the share is 0, nothing is drawn.
-fn below(share: f64, batch: usize, rng: &mut Rng) -> Vec<bool> {
+/// Draws for each sample of a batch whether it belongs to this share; draws nothing if the share is 0.
+fn bernoulli(share: f64, batch: usize, rng: &mut Rng) -> Vec<bool> {
     match share > 0.0 {
         true => rng.rand(batch).into_iter().map(|u| f64::from(u) < share).collect(),
         false => vec![false; batch],
     }
 }
 
-/// B of (1, ...) -> (B, ...), f32 on the device.
-fn join<'a>(parts: impl Iterator<Item = &'a Tensor>, device: &Device) -> candle_core::Result<Tensor> {
+/// Concatenates B of (1, ...) -> (B, ...), f32 on the device.
+fn batch<'a>(parts: impl Iterator<Item = &'a Tensor>, device: &Device) -> candle_core::Result<Tensor> {
     let parts: Vec<&Tensor> = parts.collect();
     Tensor::cat(&parts, 0)?.to_device(device)?.to_dtype(DType::F32)
 }

@@ -1,19 +1,26 @@
-//! The training loop and what it leaves behind.
+//! The training loop and its output files.
 
+pub mod adapters;
 pub mod checkpoint;
-pub mod data_difference;
-pub mod difference;
+pub mod collectives;
+pub mod config;
+pub mod config_diff;
+pub mod data_diff;
+pub mod finish;
 pub mod learnable;
+pub mod loss_spikes;
 pub mod memory;
 pub mod metrics;
 pub mod micro_batch;
 pub mod model_card;
-pub mod origin;
+pub mod nonfinite;
+pub mod observer;
+pub mod on_step;
 pub mod progress;
-pub mod recipe;
+pub mod resume;
+pub mod run;
 pub mod segments;
-pub mod spikes;
 pub mod step;
 pub mod tensorboard;
-pub mod together;
 pub mod validate;
+pub mod validation;

@@ -1,55 +1,67 @@
-//! `README.md` beside a finished adapter: what it is and how to load it, with the front matter by which the Hugging
-//! Face Hub finds and shows it.  <https://huggingface.co/docs/hub/model-cards>
+//! `README.md` of a finished adapter: what it is and how to load it, with the front matter by which the Hugging Face
+//! Hub finds and displays it.  <https://huggingface.co/docs/hub/model-cards>
 //!
-//! Prompts, names and paths come from the user. In the front matter and in Python they stand as JSON strings, which are
-//! valid in both; in the shell in single quotes; in Markdown with its signs escaped; everywhere on one line.
+//! Prompts, names and paths come from the user. The front matter and Python get JSON strings, which are valid in both;
+//! the shell gets single quotes; Markdown gets escapes; everything is on one line.
 
 use std::fmt::Write;
 
 use crate::hub::is_repository;
+use crate::url;
 
-/// What the card tells.
+/// Facts for the card.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Facts {
-    /// What the adapter is called.
+    /// Name of the adapter.
     pub name: String,
     /// A Hub repository or a directory.
     pub base_model: String,
     /// The class that loads the base model in diffusers.
     pub pipeline: String,
+    /// Input of the base model.
     pub task: Task,
-    /// Frames a second of the clips that the base model makes.
+    /// Frames per second of the base model's clips.
     pub frame_rate: f64,
+    /// Clips trained on.
     pub num_clips: usize,
-    /// Words that stand before every caption.
+    /// Words at the start of every caption.
     pub trigger_words: Vec<String>,
+    /// Rank of the adapters.
     pub rank: usize,
+    /// Alpha of the adapters.
     pub alpha: f64,
+    /// `lora.target_modules` of the run.
     pub target_modules: Vec<String>,
+    /// Training steps.
     pub steps: u64,
+    /// Highest learning rate.
     pub lr: f64,
     /// Clips of one step, over all micro-batches and processes.
     pub batch_size: usize,
+    /// Validation videos shown in the card.
     pub samples: Vec<Sample>,
 }
 
-/// What the model starts from.
+/// Input of the model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Task {
+    /// A prompt alone.
     TextToVideo,
+    /// A prompt and a first image.
     ImageToVideo,
 }
 
 /// A validation video.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sample {
+    /// Prompt of the video.
     pub prompt: String,
-    /// Relative to the card, parted by `/`.
+    /// Path relative to the card, with `/` between folders.
     pub path: String,
 }
 
 impl Facts {
-    /// The whole file.
+    /// Returns the whole file.
     pub fn card(&self) -> String {
         format!(
             "{}\n# {}\n\n{}{}{}{}{}",
@@ -65,7 +77,7 @@ impl Facts {
 
     fn front_matter(&self) -> String {
         let mut lines = vec!["---".to_string()];
-        // The Hub refuses a card whose base is no repository.
+        // The Hub rejects a card whose base is not a repository.
         if is_repository(&self.base_model) {
             lines.push(format!("base_model: {}", quoted(&self.base_model)));
             lines.push("base_model_relation: adapter".into());
@@ -83,7 +95,10 @@ impl Facts {
         }
         for sample in &self.samples {
             lines.push(format!("  - text: {}", quoted(&sample.prompt)));
-            lines.push(format!("    output: {{url: {}}}", quoted(&address(&sample.path))));
+            lines.push(format!(
+                "    output: {{url: {}}}",
+                quoted(&url::encode_path(&sample.path))
+            ));
         }
         lines.push("---\n".into());
         lines.join("\n")
@@ -138,7 +153,7 @@ impl Facts {
         }
         let links = self.samples.iter().map(|sample| {
             let prompt = markdown(&sample.prompt);
-            format!("- [{prompt}]({})\n", address(&sample.path))
+            format!("- [{prompt}]({})\n", url::encode_path(&sample.path))
         });
         format!("## Videos\n\n{}\n", links.collect::<String>())
     }
@@ -170,7 +185,7 @@ impl Facts {
              ## With vtrain\n\n```sh\n\
              vtrain sample --model {model} --lora {adapter}{option} --prompt {words} --output video.mp4\n```\n",
             fps = self.frame_rate,
-            adapter = super::checkpoint::ADAPTER,
+            adapter = crate::run_dir::ADAPTER,
             model = shell(&self.base_model),
             words = shell(prompt),
         )
@@ -186,24 +201,24 @@ impl Task {
     }
 }
 
-/// Text without line breaks and other signs that YAML does not print.
+/// Returns text without line breaks and other characters that YAML does not print.
 fn one_line(text: &str) -> String {
     let foreign = |c: char| c.is_whitespace() || c.is_control() || matches!(c, '\u{fffe}' | '\u{ffff}');
     let words: Vec<&str> = text.split(foreign).filter(|word| !word.is_empty()).collect();
     words.join(" ")
 }
 
-/// A string in JSON, YAML and Python.
+/// Quotes a string for JSON, YAML and Python.
 fn quoted(text: &str) -> String {
     serde_json::Value::String(one_line(text)).to_string()
 }
 
-/// A word in a POSIX shell.
+/// Quotes a word for a POSIX shell.
 fn shell(text: &str) -> String {
     format!("'{}'", one_line(text).replace('\'', r"'\''"))
 }
 
-/// Text that Markdown shows as it is, also in a table or a link.
+/// Escapes text for Markdown, also in a table or a link.
 fn markdown(text: &str) -> String {
     let mut shown = String::new();
     for c in one_line(text).chars() {
@@ -218,18 +233,4 @@ fn markdown(text: &str) -> String {
         }
     }
     shown
-}
-
-/// A relative path as a link: what is no letter, digit, `-._~` or `/` as `%XX`.  RFC 3986
-pub fn address(path: &str) -> String {
-    let mut link = String::new();
-    for byte in path.bytes() {
-        match byte {
-            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' | b'/' => link.push(byte.into()),
-            byte => {
-                let _ = write!(link, "%{byte:02X}"); // writing to a String cannot fail
-            }
-        }
-    }
-    link
 }

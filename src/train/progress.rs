@@ -1,12 +1,12 @@
-//! How training goes, in one line.
+//! Progress of training, in one line.
 
 use super::metrics::Record;
 
-/// How much of the past a smoothed number remembers after each step.
+/// Decay of smoothed numbers per step.
 const DECAY: f64 = 0.98;
 
-/// An exponential mean with Adam's correction for its start at zero:
-/// `m = d m + (1 - d) x`, shown as `m / (1 - d^n)`.  arXiv:1412.6980, 3
+/// Exponential mean with Adam's correction for its start at zero: `m = d m + (1 - d) x`, shown as `m / (1 - d^n)`.
+/// arXiv:1412.6980, 3
 #[derive(Debug, Clone)]
 pub struct Smoothed {
     decay: f64,
@@ -16,7 +16,7 @@ pub struct Smoothed {
 }
 
 impl Smoothed {
-    /// `decay` from 0 (no memory) to below 1.
+    /// Mean with `decay` from 0 (no memory) to below 1.
     pub fn new(decay: f64) -> Self {
         Self {
             decay,
@@ -25,7 +25,7 @@ impl Smoothed {
         }
     }
 
-    /// Values that are not finite leave no trace.
+    /// Adds a value; non-finite ones are ignored.
     pub fn add(&mut self, value: f64) {
         if value.is_finite() {
             self.mean = self.decay * self.mean + (1.0 - self.decay) * value;
@@ -33,13 +33,13 @@ impl Smoothed {
         }
     }
 
-    /// `None` before the first value.
+    /// Returns the mean; `None` before the first value.
     pub fn get(&self) -> Option<f64> {
         (self.weight > 0.0).then(|| self.mean / self.weight)
     }
 }
 
-/// The run so far, smoothed.
+/// Smoothed metrics of the run so far.
 #[derive(Debug, Clone)]
 pub struct Progress {
     steps: u64,
@@ -48,7 +48,7 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// Of a run of `steps` steps.
+    /// Progress of a run of `steps` steps.
     pub fn new(steps: u64) -> Self {
         Self {
             steps,
@@ -57,8 +57,8 @@ impl Progress {
         }
     }
 
-    /// Takes a step in; returns the line that tells of it, such as
-    /// `step 120/1200  loss 0.0523  lr 3.00e-5  1.24 s/step  22 min left  8.1 GiB`.
+    /// Adds a step; returns its line, such as `step 120/1200  loss 0.0523  lr 3.00e-5  1.24 s/step  22 min left  8.1
+    /// GiB`.
     pub fn line(&mut self, record: &Record) -> String {
         self.loss.add(record.loss);
         self.step_seconds.add(record.step_seconds);
@@ -98,7 +98,7 @@ fn pace(seconds: f64) -> String {
     format!("{seconds:.2} s/step")
 }
 
-/// `8 s`, `22 min`, `3 h 05 min`, `2 d 04 h`
+/// Formats a duration: `8 s`, `22 min`, `3 h 05 min`, `2 d 04 h`.
 fn span(seconds: f64) -> String {
     let seconds = seconds.round() as u64;
     let (minutes, hours) = (seconds / 60, seconds / 3600);

@@ -1,12 +1,12 @@
-//! Loss and gradients of a denoiser, with the memory of one segment where that is asked for.
+//! Loss and gradients of a denoiser, optionally with the memory of a single segment.
 //!
-//! A denoiser is a list of segments: stem, blocks, head. The forward pass keeps what each segment receives; the backward
-//! pass goes through them in reverse, runs each once more with a tape on, and hands it the gradient of its output
-//! (arXiv:1604.06174). A [`Keep`] says what else stays in between: the outputs of attention, which take the longest to
-//! compute again, and all that some blocks' way back reads, so that these are not run again at all. The last block never
-//! is: its way back begins where its way forward ends.
+//! A denoiser is a list of segments: embedding, blocks, head. The forward pass keeps the input of each segment; the
+//! backward pass visits them in reverse, runs each again with a tape, and passes it the gradient of its output
+//! (arXiv:1604.06174). A [`SavedActivations`] decides what else is kept in between: the outputs of attention, which
+//! take the longest to recompute, and everything that the backward pass of some blocks reads, so that these are not run
+//! again at all. The last block never is: its backward pass starts right after its forward pass.
 //!
-//! No gradient is computed for what no adapter precedes: where the stem has none, its outputs are no variables.
+//! No gradient is computed before the first adapter: if the embedding has none, its outputs are not variables.
 
 use std::time::{Duration, Instant};
 
@@ -15,195 +15,204 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::models::denoiser::{Denoiser, Input, State};
-use crate::ops::chain::Given;
-use crate::ops::tape::{Gradients, Shelf, Tape, forget, record, record_from, shelve};
+use crate::ops::tape::{Gradients, SavedOutputs, Tape, no_grad, record, record_from, save_costly};
+use crate::ops::vjp::Cotangent;
 
-/// What is kept between the passes besides each segment's input. Nothing of it changes a single bit of the gradients.
+/// Activations kept between the passes besides each segment's input. They never change a single bit of the gradients.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Keep {
+pub enum SavedActivations {
     /// Everything: fastest, and the most memory.
     All,
-    /// As far as these bytes go.
-    Within(Room),
+    /// Activations that fit into these bytes.
+    Within(ActivationBudget),
 }
 
-/// Bytes for what is kept between the passes.
+/// Bytes for activations kept between the passes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Room {
-    /// For attention's outputs.
+pub struct ActivationBudget {
+    /// Bytes for attention's outputs.
     pub attention: usize,
-    /// For all that whole blocks need, the first ones first.
+    /// Bytes for everything that whole blocks need, the first blocks first.
     pub blocks: usize,
 }
 
-impl Keep {
-    /// With every block run again, however much room there is: where ranks share blocks out, all must run the same ones.
+impl SavedActivations {
+    /// Runs every block again, however much memory there is: if ranks share blocks, all must run the same ones.
     pub fn without_blocks(self) -> Self {
         match self {
             Self::All => Self::All,
-            Self::Within(room) => Self::Within(Room { blocks: 0, ..room }),
+            Self::Within(room) => Self::Within(ActivationBudget { blocks: 0, ..room }),
         }
     }
 }
 
-/// `train.keep`
+/// `train.activation_policy`
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
-pub enum Policy {
-    /// Attention's outputs within an eighth of the memory that is free, and whole blocks within a 128th.
+pub enum ActivationPolicy {
+    /// Attention's outputs within an eighth of the free memory, and whole blocks within a 128th.
     #[default]
     #[serde(rename = "auto")]
     Auto,
     /// Everything, as with `gradient_checkpointing: false`.
     #[serde(rename = "all")]
     All,
-    /// What each block receives, and the outputs of attention.
+    /// The input of each block, and the outputs of attention.
     #[serde(rename = "inputs+attention")]
     InputsAndAttention,
-    /// What each block receives: the least memory.
+    /// The input of each block: the least memory.
     #[serde(rename = "inputs")]
     Inputs,
 }
 
-impl Policy {
-    /// With so many bytes of memory free; none where that is not known.
-    pub fn keep(self, free: Option<u64>) -> Keep {
+impl ActivationPolicy {
+    /// Returns the activations to keep with `free` bytes of memory; None if that is unknown.
+    pub fn saved_activations(self, free: Option<u64>) -> SavedActivations {
         let share = |part: u64| free.map_or(usize::MAX, |free| usize::try_from(free / part).unwrap_or(usize::MAX));
         let (attention, blocks) = match self {
-            Self::All => return Keep::All,
+            Self::All => return SavedActivations::All,
             Self::Auto => (share(8), if free.is_some() { share(128) } else { 0 }),
             Self::InputsAndAttention => (usize::MAX, 0),
             Self::Inputs => (0, 0),
         };
-        Keep::Within(Room { attention, blocks })
+        SavedActivations::Within(ActivationBudget { attention, blocks })
     }
 }
 
-/// From a prediction to a scalar.
+/// Function from a prediction to a scalar loss.
 pub type Loss<'a> = dyn Fn(&Tensor) -> Result<Tensor> + 'a;
 
-/// What one pass forwards and back gives.
+/// Result of one forward and backward pass.
 #[derive(Debug)]
-pub struct Passed {
+pub struct LossAndGrads {
     /// A scalar, f32.
     pub loss: Tensor,
-    /// One for each variable, in their order; none where the loss does not depend on it.
+    /// Gradient of each variable, in order; None if the loss does not depend on it.
     pub gradients: Vec<Option<Tensor>>,
-    /// How long it took until the loss was there; on a GPU, until it was asked for.
+    /// Time until the loss was computed; on a GPU, until it was queued.
     pub forward: Duration,
 }
 
-/// Runs the denoiser on `input`, measures its prediction by `loss`, and differentiates by `vars`.
+/// Runs the denoiser on `input`, applies `loss` to its prediction, and differentiates by `vars`.
 pub fn forward_backward(
     denoiser: &dyn Denoiser,
     input: &Input,
     loss: &Loss,
     vars: &[Var],
-    keep: Keep,
-) -> Result<Passed> {
-    match keep {
-        Keep::All => at_once(denoiser, input, loss, vars),
-        Keep::Within(room) => by_segments(denoiser, input, loss, vars, room),
+    saved: SavedActivations,
+) -> Result<LossAndGrads> {
+    match saved {
+        SavedActivations::All => at_once(denoiser, input, loss, vars),
+        SavedActivations::Within(room) => by_segments(denoiser, input, loss, vars, room),
     }
 }
 
-fn at_once(denoiser: &dyn Denoiser, input: &Input, loss: &Loss, vars: &[Var]) -> Result<Passed> {
+fn at_once(denoiser: &dyn Denoiser, input: &Input, loss: &Loss, vars: &[Var]) -> Result<LossAndGrads> {
     let started = Instant::now();
     let (loss, tape) = record(|| loss(&denoiser.forward(input)?))?;
     let forward = started.elapsed();
     let mut found = tape.backward(&[one(&loss)?])?;
-    Ok(Passed {
+    Ok(LossAndGrads {
         gradients: vars.iter().map(|var| found.remove(var)).collect(),
         loss: loss.detach(),
         forward,
     })
 }
 
-fn by_segments(denoiser: &dyn Denoiser, input: &Input, loss: &Loss, vars: &[Var], mut room: Room) -> Result<Passed> {
+fn by_segments(
+    denoiser: &dyn Denoiser,
+    input: &Input,
+    loss: &Loss,
+    vars: &[Var],
+    mut room: ActivationBudget,
+) -> Result<LossAndGrads> {
     let started = Instant::now();
-    let mut cut = Cut::before(forget(|| denoiser.stem(input))?)?;
+    let mut cut = Boundary::before(no_grad(|| denoiser.embed(input))?)?;
     let stem_learns = cut.vars.iter().any(Option::is_some);
     let mut passed = Vec::new();
     for index in 0..denoiser.num_blocks() {
         let last = index + 1 == denoiser.num_blocks();
         let (state, kept) = room.run(last, || denoiser.block(index, &cut.state))?;
         passed.push((cut, kept));
-        cut = Cut::before(state)?;
+        cut = Boundary::before(state)?;
     }
     let (loss, tape) = record(|| loss(&denoiser.head(&cut.state)?))?;
     let forward = started.elapsed();
 
-    // Backwards, letting go of each block's input once it is done.
+    // Backward pass, dropping each block's input once it is done.
     let mut gradients = vec![None; vars.len()];
     let mut due = cut.collect(tape.backward(&[one(&loss)?])?, vars, &mut gradients);
     drop(cut);
     for (index, (before, kept)) in passed.into_iter().enumerate().rev() {
         if due.iter().all(Option::is_none) {
-            break; // nothing before this learns
+            break; // nothing before this is trained
         }
         let (after, tape) = kept.again(|| denoiser.block(index, &before.state))?;
         due = before.collect(tape.backward(&given(&after, due))?, vars, &mut gradients);
     }
     if stem_learns {
-        let (after, tape) = record(|| denoiser.stem(input))?;
+        let (after, tape) = record(|| denoiser.embed(input))?;
         take(&mut tape.backward(&given(&after, due))?, vars, &mut gradients);
     }
-    Ok(Passed {
+    Ok(LossAndGrads {
         loss: loss.detach(),
         gradients,
         forward,
     })
 }
 
-/// What is kept of a block that was run.
-enum Kept {
-    /// All: what it gave, and the way back.
+/// Saved activations of a block.
+enum SavedBlock {
+    /// Everything: its output, and the tape.
     Whole(State, Tape),
-    /// The outputs of attention, if that.
-    Part(Shelf),
+    /// The outputs of attention, if any.
+    Part(SavedOutputs),
 }
 
-impl Room {
-    /// Runs a block and keeps of it what there is room for; all of the last one.
-    fn run(&mut self, last: bool, block: impl FnOnce() -> Result<State>) -> Result<(State, Kept)> {
+impl ActivationBudget {
+    /// Runs a block and keeps as much as fits; everything of the last one.
+    fn run(&mut self, last: bool, block: impl FnOnce() -> Result<State>) -> Result<(State, SavedBlock)> {
         if last || self.blocks > 0 {
             let (state, tape) = record(block)?;
             let bytes = tape.bytes();
             let fits = last || bytes <= self.blocks;
             self.blocks = if fits { self.blocks.saturating_sub(bytes) } else { 0 };
             let kept = match fits {
-                true => Kept::Whole(state.clone(), tape),
-                false => Kept::Part(Shelf::default()),
+                true => SavedBlock::Whole(state.clone(), tape),
+                false => SavedBlock::Part(SavedOutputs::default()),
             };
             return Ok((state, kept));
         }
         if self.attention > 0 {
-            let (state, shelf) = shelve(block)?;
-            let fits = shelf.bytes() <= self.attention;
-            self.attention = if fits { self.attention - shelf.bytes() } else { 0 };
-            return Ok((state, Kept::Part(if fits { shelf } else { Shelf::default() })));
+            let (state, saved) = save_costly(block)?;
+            let fits = saved.bytes() <= self.attention;
+            self.attention = if fits { self.attention - saved.bytes() } else { 0 };
+            return Ok((
+                state,
+                SavedBlock::Part(if fits { saved } else { SavedOutputs::default() }),
+            ));
         }
-        Ok((forget(block)?, Kept::Part(Shelf::default())))
+        Ok((no_grad(block)?, SavedBlock::Part(SavedOutputs::default())))
     }
 }
 
-impl Kept {
-    /// What the block gave and the way back, for which it is run again if they were not kept.
+impl SavedBlock {
+    /// Returns the block's output and tape, running it again if they were not kept.
     fn again(self, block: impl FnOnce() -> Result<State>) -> Result<(State, Tape)> {
         match self {
             Self::Whole(after, tape) => Ok((after, tape)),
-            Self::Part(shelf) => record_from(shelf, block),
+            Self::Part(saved) => record_from(saved, block),
         }
     }
 }
 
-/// A state at which the graph is cut: where something before it learns, its tensors are variables of their own.
-struct Cut {
+/// A state at which the graph is cut: if something before it is trained, its tensors are variables of their own.
+struct Boundary {
     state: State,
-    /// Of each of the state's tensors; none where nothing before it learns.
+    /// Variable of each of the state's tensors; None if nothing before it is trained.
     vars: Vec<Option<Var>>,
 }
 
-impl Cut {
+impl Boundary {
     fn before(state: State) -> Result<Self> {
         let vars: Vec<Option<Var>> = state
             .tensors()
@@ -227,7 +236,7 @@ impl Cut {
     }
 }
 
-/// An adapter belongs to one layer, and so to one segment: its gradient there is all of it.
+/// An adapter belongs to one layer, and so to one segment: its gradient there is complete.
 fn take(found: &mut Gradients, vars: &[Var], gradients: &mut [Option<Tensor>]) {
     for (var, gradient) in vars.iter().zip(gradients) {
         if let Some(found) = found.remove(var) {
@@ -236,20 +245,20 @@ fn take(found: &mut Gradients, vars: &[Var], gradients: &mut [Option<Tensor>]) {
     }
 }
 
-/// What a segment gave, and the gradients that are due of it.
-fn given(after: &State, due: Vec<Option<Tensor>>) -> Vec<Given> {
+/// Pairs a segment's outputs with their gradients.
+fn given(after: &State, due: Vec<Option<Tensor>>) -> Vec<Cotangent> {
     let pairs = after.tensors().into_iter().zip(due);
     pairs
         .filter_map(|(output, due)| {
             let gradient = due?;
-            Some(Given { output, gradient })
+            Some(Cotangent { output, gradient })
         })
         .collect()
 }
 
-/// The loss, by which everything is differentiated.
-fn one(loss: &Tensor) -> Result<Given> {
-    Ok(Given {
+/// Seed of the backward pass: the loss with gradient 1.
+fn one(loss: &Tensor) -> Result<Cotangent> {
+    Ok(Cotangent {
         output: loss.clone(),
         gradient: loss.ones_like()?.detach(),
     })

@@ -3,12 +3,12 @@
 use anyhow::Context;
 use candle_core::{Result, Tensor, Var};
 
-use super::micro_batch::{MicroBatch, Source};
-use super::origin::{self, Origin};
-use super::segments::{Keep, Passed, forward_backward};
-use super::together;
+use super::collectives;
+use super::micro_batch::{MicroBatch, MicroBatchStats, MicroBatches};
+use super::nonfinite::{self, NonfiniteOrigin};
+use super::segments::{LossAndGrads, SavedActivations, forward_backward};
 use crate::diffusion::objective;
-use crate::dist::Communicator;
+use crate::distributed::Communicator;
 use crate::models::denoiser::Denoiser;
 use crate::nn::dropout::Seed;
 use crate::optim::adamw::AdamW;
@@ -16,16 +16,20 @@ use crate::optim::clip;
 
 /// What learns, and what it learns from.
 pub struct Trainer<'a> {
-    pub source: Source<'a>,
+    /// Source of micro-batches.
+    pub source: MicroBatches<'a>,
     /// Those who make each step together.
     pub ranks: &'a dyn Communicator,
+    /// The transformer with its adapters.
     pub denoiser: Box<dyn Denoiser>,
     /// The adapters' matrices.
     pub vars: Vec<Var>,
+    /// Optimiser of the adapters.
     pub optimizer: AdamW,
     /// Of the adapters' dropout: set anew for each micro-batch, unset in between.
     pub dropout: Seed,
-    pub keep: Keep,
+    /// Results of blocks that are kept for the way back.
+    pub saved_activations: SavedActivations,
     /// Micro-batches of one step on each rank.
     pub accumulation: u64,
     /// None: gradients are not clipped.
@@ -40,35 +44,15 @@ pub struct Outcome {
     /// Global norm before clipping.
     pub grad_norm: f64,
     /// What it trained on, a micro-batch each.
-    pub seen: Vec<Seen>,
+    pub seen: Vec<MicroBatchStats>,
     /// Of a step that moved nothing, since its loss or gradients are not finite: where that begins.
-    pub fault: Option<Origin>,
+    pub fault: Option<NonfiniteOrigin>,
 }
 
 impl Outcome {
     /// Clips that were shown.
     pub fn samples(&self) -> usize {
         self.seen.iter().map(|seen| seen.samples.len()).sum()
-    }
-}
-
-/// What a micro-batch showed the network.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Seen {
-    pub loss: f64,
-    /// Indices into the surveyed samples.
-    pub samples: Vec<usize>,
-    pub timesteps: Vec<f64>,
-}
-
-impl Seen {
-    /// A micro-batch, with its loss where it was computed.
-    fn read((loss, samples, timesteps): (Tensor, Vec<usize>, Vec<f64>)) -> Result<Self> {
-        Ok(Self {
-            loss: f64::from(loss.to_scalar::<f32>()?),
-            samples,
-            timesteps,
-        })
     }
 }
 
@@ -91,8 +75,8 @@ impl Trainer<'_> {
             gradients.add(passed.gradients)?;
             shown.push((passed.loss, micro_batch.batch.samples, micro_batch.timesteps.values));
         }
-        if self.ranks.talks() {
-            gradients.sums = together::sum(self.ranks, gradients.sums, &self.vars)?
+        if self.ranks.is_distributed() {
+            gradients.sums = collectives::sum(self.ranks, gradients.sums, &self.vars)?
                 .into_iter()
                 .map(Some)
                 .collect();
@@ -100,7 +84,10 @@ impl Trainer<'_> {
         let gradients = gradients.average(self.accumulation * world_size)?;
         // Here a GPU is waited for, once a step.
         let grad_norm = clip::global_norm(&gradients)?;
-        let seen = together::exchange(self.ranks, shown.into_iter().map(Seen::read).collect::<Result<_>>()?)?;
+        let seen = collectives::exchange(
+            self.ranks,
+            shown.into_iter().map(MicroBatchStats::read).collect::<Result<_>>()?,
+        )?;
 
         let loss = seen.iter().map(|seen| seen.loss).sum::<f64>() / seen.len() as f64;
         let fault = match loss.is_finite() && grad_norm.is_finite() {
@@ -123,26 +110,32 @@ impl Trainer<'_> {
 
     /// Where it begins that this step is not finite. The micro-batch at fault is drawn and run once more, as it was, by every
     /// rank: `seen` and `gradients` are of all.
-    fn origin(&mut self, step: u64, seen: &[Seen], gradients: &[Tensor]) -> anyhow::Result<Origin> {
-        if let Some(place) = origin::first(self.vars.iter().map(Var::as_tensor))? {
-            return Ok(Origin::Adapter(place));
+    fn origin(&mut self, step: u64, seen: &[MicroBatchStats], gradients: &[Tensor]) -> anyhow::Result<NonfiniteOrigin> {
+        if let Some(place) = nonfinite::first(self.vars.iter().map(Var::as_tensor))? {
+            return Ok(NonfiniteOrigin::Adapter(place));
         }
         let Some(m) = seen.iter().position(|seen| !seen.loss.is_finite()) else {
-            return Ok(Origin::of_gradients(gradients)?);
+            return Ok(NonfiniteOrigin::of_gradients(gradients)?);
         };
         let micro_batches = self.accumulation * self.ranks.world_size() as u64;
         let micro_batch = self.source.micro_batch(step * micro_batches + m as u64)?;
         self.dropout.set(Some(micro_batch.seed));
-        let origin = Origin::of_loss(&*self.denoiser, &micro_batch.input);
+        let origin = NonfiniteOrigin::of_loss(&*self.denoiser, &micro_batch.input);
         self.dropout.set(None);
         Ok(origin?)
     }
 
     /// Loss and gradients of one micro-batch.
-    pub fn pass(&self, micro_batch: &MicroBatch) -> Result<Passed> {
+    pub fn pass(&self, micro_batch: &MicroBatch) -> Result<LossAndGrads> {
         let MicroBatch { target, weight, .. } = micro_batch;
         let loss = |prediction: &Tensor| objective::loss(prediction, target, weight.as_ref());
-        forward_backward(&*self.denoiser, &micro_batch.input, &loss, &self.vars, self.keep)
+        forward_backward(
+            &*self.denoiser,
+            &micro_batch.input,
+            &loss,
+            &self.vars,
+            self.saved_activations,
+        )
     }
 }
 

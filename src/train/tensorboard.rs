@@ -1,16 +1,16 @@
 //! Event files for TensorBoard.
 //!
-//! An event file is a row of records: the length of the data as u64, its checksum, the data, their checksum; checksums
-//! are CRC-32C, masked; numbers are little-endian (TensorFlow's TFRecord). The data are a protobuf `Event`; its field 2
-//! is the step, 5 a summary: scalars or a picture.
+//! An event file is a sequence of records: the length of the data as u64, its checksum, the data, their checksum;
+//! checksums are CRC-32C, masked; numbers are little-endian (TensorFlow's TFRecord). The data are a protobuf `Event`;
+//! its field 2 is the step, 5 a summary: scalars or a picture.
 //!
-//! The events are `tensorboard-rs`'s, and so are the records. Its `SummaryWriter` is not used: it writes from a thread
-//! of its own that panics when the disk is full, and its file names collide within a second. Here a record is one write, and
-//! one that fails waits.
+//! Events and records come from `tensorboard-rs`. Its `SummaryWriter` is not used: it writes from its own thread, which
+//! panics when the disk is full, and its file names collide within a second. Here a record is one write, and a failed
+//! one is queued.
 //!
-//! Every start of a run begins a file. A resumed run first takes what is past its step out of the files that are there
-//! ([`cut_back`]): events lie in the order of their steps, so each file is cut at its first record past that step, or
-//! at the record that a killed process left torn.
+//! Every start of a run begins a file. A resumed run first removes events past its step from the existing files
+//! ([`cut_back`]): events are in the order of their steps, so each file is truncated at its first record past that
+//! step, or at the record that a killed process left torn.
 
 use std::fs::{File, OpenOptions};
 use std::io::{BufReader, ErrorKind, Read};
@@ -26,22 +26,22 @@ use tensorboard_rs::record_writer::RecordWriter;
 use tensorboard_rs::summary;
 
 use crate::disk::{Journal, WriteError};
+use crate::protobuf_wire::{Message, Value};
 use crate::video::Frames;
-use crate::wire::{Message, Value};
 
-/// What the names of event files begin with; the time in seconds follows, by which TensorBoard orders them.
+/// Prefix of event file names; the time in seconds follows, by which TensorBoard orders them.
 const PREFIX: &str = "events.out.tfevents.";
-/// Frames of a clip that are shown side by side.
+/// Frames of a clip that are shown next to each other.
 const SHOWN: usize = 4;
 
-/// An event file, open at its end.
+/// An event file, open for appending.
 #[derive(Debug)]
 pub struct Events {
     records: Journal,
 }
 
 impl Events {
-    /// Begins a file in `folder`, later by name than all that are there.
+    /// Creates a file in `folder`, whose name sorts after all existing ones.
     pub fn create(folder: &Path) -> anyhow::Result<Self> {
         std::fs::create_dir_all(folder).map_err(WriteError::at(folder))?;
         let newest = event_files(folder)?.iter().filter_map(|path| second_of(path)).max();
@@ -61,7 +61,7 @@ impl Events {
         Ok(events)
     }
 
-    /// Tells numbers of a step, all in one event.
+    /// Writes numbers of a step, all in one event.
     pub fn scalars(&mut self, step: u64, scalars: &[(&str, f64)]) -> anyhow::Result<()> {
         let mut all = Summary::new();
         for (tag, value) in scalars {
@@ -71,12 +71,12 @@ impl Events {
         self.summary(step, all)
     }
 
-    /// Shows a clip under `tag`: some of its frames, the first and the last among them, side by side.
+    /// Writes a clip under `tag`: some of its frames, including the first and the last, next to each other.
     pub fn frames(&mut self, step: u64, tag: &str, frames: &Frames) -> anyhow::Result<()> {
         let Some((picture, width)) = strip(frames) else {
-            return Ok(()); // nothing to see
+            return Ok(()); // no pixels
         };
-        // tensorboard-rs takes the rows of (height, width, 3) for (width, height) and writes both sides swapped.
+        // tensorboard-rs takes the rows of (height, width, 3) for (width, height) and swaps both sides when writing.
         let mut all = summary::image(tag, &picture, &[3, width, frames.height]);
         for value in all.mut_value() {
             let image = value.mut_image();
@@ -86,7 +86,7 @@ impl Events {
         self.summary(step, all)
     }
 
-    /// Brings all events to the disk, as far as that is possible.
+    /// Syncs all events, if possible.
     pub fn sync(&mut self) {
         self.records.sync();
     }
@@ -107,13 +107,13 @@ impl Events {
     }
 }
 
-/// Takes what is past `resumed_at` out of the event files of a folder; files without a summary, and all of them
-/// where a run starts anew, are removed.
+/// Removes what is past `resumed_at` from the event files of a folder; files without a summary, and all of them if a
+/// run starts anew, are removed.
 pub fn cut_back(folder: &Path, resumed_at: Option<u64>) -> anyhow::Result<()> {
     for path in event_files(folder)? {
         let kept = match resumed_at {
             Some(step) => keep(&path, step).with_context(|| format!("{}: cannot be read", path.display()))?,
-            None => Kept::default(),
+            None => ValidPrefix::default(),
         };
         let cut = if kept.summaries == 0 {
             std::fs::remove_file(&path)
@@ -125,9 +125,9 @@ pub fn cut_back(folder: &Path, resumed_at: Option<u64>) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The start of an event file that stays.
+/// Part of an event file that is kept.
 #[derive(Debug, Default)]
-struct Kept {
+struct ValidPrefix {
     bytes: u64,
     summaries: usize,
 }
@@ -141,14 +141,14 @@ fn cut_to(path: &Path, bytes: u64) -> std::io::Result<()> {
     file.sync_all()
 }
 
-/// Walks the records up to the first that is torn or past `step`.
-fn keep(path: &Path, step: u64) -> std::io::Result<Kept> {
+/// Reads the records up to the first that is torn or past `step`.
+fn keep(path: &Path, step: u64) -> std::io::Result<ValidPrefix> {
     let file = File::open(path)?;
     let mut left = file.metadata()?.len();
     let mut file = BufReader::new(file);
-    let mut kept = Kept::default();
+    let mut kept = ValidPrefix::default();
     while let Some(data) = record(&mut file, left)? {
-        let Ok(event) = Seen::of(&data) else {
+        let Ok(event) = EventHeader::of(&data) else {
             break;
         };
         if event.step > i64::try_from(step).unwrap_or(i64::MAX) {
@@ -165,7 +165,7 @@ fn keep(path: &Path, step: u64) -> std::io::Result<Kept> {
 /// Bytes around the data of a record.
 const FRAME: u64 = 16;
 
-/// The data of the next record of a file with `left` bytes left; `None` where there is no whole one.
+/// Reads the data of the next record of a file with `left` bytes left; `None` if it is incomplete.
 fn record(file: &mut impl Read, left: u64) -> std::io::Result<Option<Vec<u8>>> {
     let Some(room) = left.checked_sub(FRAME) else {
         return Ok(None);
@@ -183,13 +183,13 @@ fn record(file: &mut impl Read, left: u64) -> std::io::Result<Option<Vec<u8>>> {
     Ok((masked_crc32c(&data) == u32::from_le_bytes(checksum)).then_some(data))
 }
 
-/// As much of an event as cutting back needs.
-struct Seen {
+/// Fields of an event that truncation needs.
+struct EventHeader {
     step: i64,
     is_summary: bool,
 }
 
-impl Seen {
+impl EventHeader {
     fn of(data: &[u8]) -> anyhow::Result<Self> {
         let mut seen = Self {
             step: 0,
@@ -199,7 +199,7 @@ impl Seen {
             let field = field?;
             match (field.number, field.value) {
                 (2, Value::Integer(step)) => seen.step = step as i64,
-                (2, _) => bail!("a step that is no integer"),
+                (2, _) => bail!("a step that is not an integer"),
                 (5, _) => seen.is_summary = true,
                 _ => {}
             }
@@ -208,7 +208,7 @@ impl Seen {
     }
 }
 
-/// The event files of a folder, oldest first; none where there is no folder.
+/// Returns the event files of a folder, oldest first; none without a folder.
 fn event_files(folder: &Path) -> anyhow::Result<Vec<PathBuf>> {
     let entries = match std::fs::read_dir(folder) {
         Ok(entries) => entries,
@@ -231,14 +231,14 @@ fn second_of(path: &Path) -> Option<u64> {
     name.split('.').next()?.parse().ok()
 }
 
-/// Seconds since 1970.
+/// Returns the seconds since 1970.
 fn now() -> f64 {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .map_or(0.0, |since| since.as_secs_f64())
 }
 
-/// Frames spread over a clip as one picture (H, W, 3), and its width; `None` of a clip without pixels.
+/// Joins frames spread over a clip to one picture (H, W, 3), returned with its width; `None` for a clip without pixels.
 fn strip(frames: &Frames) -> Option<(Vec<u8>, usize)> {
     let row = frames.width * 3;
     let pictures: Vec<&[u8]> = frames.iter().collect();

@@ -1,6 +1,6 @@
-//! Videos that show what a run has learned so far, made by the one sampler there is.
+//! Validation videos, which show the progress of a run; made by the same sampler as `sample`.
 //!
-//! `output_dir/validation/step-000500/00-<slug>.mp4`: one for each prompt, always from the same seed. Step 0 shows the base
+//! `output_dir/validation/step-000500/00-<slug>.mp4`: one per prompt, always from the same seed. Step 0 shows the base
 //! model without adapters.
 
 use std::path::PathBuf;
@@ -12,8 +12,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::data::cache::Encoded;
 use crate::models::Family;
-use crate::models::denoiser::{Denoiser, Text};
-use crate::sample::{self, Prepared, Refused, Request, Sampled, Start, What};
+use crate::models::denoiser::{Denoiser, TextEmbeds};
+use crate::run_dir::{self, RunDir};
+use crate::sample::{self, Prepared, Request, RequestSide, Sampled, Start, UnsupportedRequest};
 use crate::video::{Clip, VideoError, Writer};
 
 /// `validation:` in a run file.
@@ -22,6 +23,7 @@ use crate::video::{Clip, VideoError, Writer};
 pub struct Config {
     /// Steps between rounds of videos.
     pub every: usize,
+    /// Videos to make.
     pub prompts: Vec<Prompt>,
 }
 
@@ -38,18 +40,25 @@ impl Default for Config {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Prompt {
+    /// Description of the clip.
     pub prompt: String,
+    /// Description of what to avoid, used with guidance.
     pub negative_prompt: String,
+    /// Frames of the clip.
     pub num_frames: usize,
+    /// Rows of pixels.
     pub height: usize,
+    /// Columns of pixels.
     pub width: usize,
     /// Denoising steps.
     pub steps: usize,
+    /// Weight of classifier-free guidance; no guidance at 1 and below.
     pub guidance_scale: f64,
+    /// Seed of the noise.
     pub seed: u64,
-    /// Frames a second of the video. null: as the model's clips have.
+    /// Frames per second of the video. null: those of the model's clips.
     pub fps: Option<f64>,
-    /// What the video starts from, for image-to-video checkpoints.
+    /// First image of the video, for image-to-video checkpoints.
     pub image: Option<PathBuf>,
 }
 
@@ -71,7 +80,7 @@ impl Default for Prompt {
 }
 
 impl Config {
-    /// Values that parse but make no sense, by path below `validation`.
+    /// Returns values that parse but make no sense, by path below `validation`.
     pub fn check(&self) -> Vec<(String, String)> {
         let mut wrong = Vec::new();
         if self.every == 0 {
@@ -105,7 +114,7 @@ impl Config {
 }
 
 impl Prompt {
-    /// As the sampler takes it, its image read; `frame_rate` is the model's.
+    /// Request to the sampler, with its image read; `frame_rate` is the model's.
     pub fn request(&self, frame_rate: f64) -> anyhow::Result<Request> {
         let start = match &self.image {
             Some(path) => Start::Image(sample::read(path, 1, (self.height, self.width))?.squeeze(2)?),
@@ -114,11 +123,11 @@ impl Prompt {
         Ok(self.starting_from(start, frame_rate))
     }
 
-    /// Lists what of it cannot be made: by the checkpoint, where that is known yet, or at all. By path below the prompt, empty for
-    /// its sizes together.
+    /// Lists what of it cannot be made: by the checkpoint, if known, or at all. By path below the prompt, empty for its
+    /// sizes together.
     pub fn refused(&self, family: Option<&dyn Family>) -> Vec<(String, String)> {
         let frame_rate = family.map(|family| family.frame_rate());
-        // Whether there is an image is what the checkpoint is asked about, and not which.
+        // The checkpoint is asked only whether an image is given, not which.
         let start = self
             .image
             .as_ref()
@@ -131,14 +140,14 @@ impl Prompt {
         let refused = family
             .map(|family| sample::refused(family, &request))
             .unwrap_or_default();
-        let sized = refused.iter().all(|refused| refused.what != What::Size);
+        let sized = refused.iter().all(|refused| refused.what != RequestSide::Size);
         let mut wrong: Vec<(String, String)> = refused
             .into_iter()
-            .map(|Refused { what, why }| {
+            .map(|UnsupportedRequest { what, why }| {
                 let key = match what {
-                    What::Size | What::Latents => "",
-                    What::Start => "image",
-                    What::Steps => "steps",
+                    RequestSide::Size | RequestSide::Latents => "",
+                    RequestSide::Start => "image",
+                    RequestSide::Steps => "steps",
                 };
                 (key.to_string(), why)
             })
@@ -146,7 +155,7 @@ impl Prompt {
         if let Some(path) = &self.image {
             let read = match (family, sized) {
                 (Some(_), true) => sample::read(path, 1, (self.height, self.width)).map(drop),
-                _ => Clip::open(path).map(drop).map_err(anyhow::Error::from), // the size is not to be trusted
+                _ => Clip::open(path).map(drop).map_err(anyhow::Error::from), // the size is not reliable
             };
             wrong.extend(read.err().map(|error| ("image".to_string(), format!("{error:#}"))));
         }
@@ -156,7 +165,7 @@ impl Prompt {
         wrong
     }
 
-    /// Checks that a video of this size and frame rate can be encoded: tried in a folder that goes again.
+    /// Checks that a video of this size and frame rate can be encoded, in a temporary folder.
     fn could_be_written(&self, frame_rate: Option<f64>) -> anyhow::Result<()> {
         let Some(fps) = self.fps.or(frame_rate) else {
             return Ok(());
@@ -187,32 +196,40 @@ impl Prompt {
     }
 }
 
-/// Who makes the videos of a run.
+/// Generator of a run's validation videos.
 pub struct Validator<'a> {
+    /// The checkpoint's family.
     pub family: &'a dyn Family,
-    /// Where the embedded prompts are.
+    /// Embedded prompts.
     pub encoded: &'a Encoded,
+    /// Videos to make.
     pub prompts: &'a [Prompt],
-    /// Where the videos of each round get a folder: `output_dir/validation`.
-    pub folder: PathBuf,
+    /// Where videos go.
+    pub dir: RunDir,
+    /// Number format of the transformer.
     pub dtype: DType,
+    /// Device of the computation.
     pub device: Device,
 }
 
 /// A video that was made.
-#[derive(Debug, Clone)]
-pub struct Shown {
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ValidationVideo {
     /// `00-a-red-ball`
     pub name: String,
+    /// Path of the video.
     pub path: PathBuf,
     /// The middle frame (H, W, 3), and its size.
+    #[serde(skip)]
     pub frame: Vec<u8>,
+    /// Rows of pixels.
     pub height: usize,
+    /// Columns of pixels.
     pub width: usize,
 }
 
 impl Validator<'_> {
-    /// Denoises for prompt `index`. `progress` is told the steps done, and may end it by an error.
+    /// Denoises for prompt `index`. `progress` gets the completed steps, and stops it by an error.
     pub fn denoise(
         &self,
         index: usize,
@@ -222,13 +239,13 @@ impl Validator<'_> {
         let prompt = &self.prompts[index];
         let request = prompt.request(self.family.frame_rate())?;
         let embeddings = request.prompts().into_iter().map(|prompt| self.encoded.text(prompt));
-        let text = Text::stack(&embeddings.collect::<anyhow::Result<Vec<_>>>()?)?; // (1 or 2, L, D)
+        let text = TextEmbeds::stack(&embeddings.collect::<anyhow::Result<Vec<_>>>()?)?; // (1 or 2, L, D)
         let text = text.to_device(&self.device)?.to_dtype(self.dtype)?;
         Prepared::new(self.family, request, text)?.denoise(denoiser, progress)
     }
 
-    /// Decodes what was denoised for prompt `index`, and writes its video.
-    pub fn write(&self, index: usize, step: u64, sampled: &Sampled) -> anyhow::Result<Shown> {
+    /// Decodes the latents for prompt `index`, and writes its video.
+    pub fn write(&self, index: usize, step: u64, sampled: &Sampled) -> anyhow::Result<ValidationVideo> {
         let prompt = &self.prompts[index];
         let path = self.path(index, step);
         let fps = prompt.fps.unwrap_or(self.family.frame_rate());
@@ -240,7 +257,7 @@ impl Validator<'_> {
             }
             count += 1;
         })?;
-        Ok(Shown {
+        Ok(ValidationVideo {
             name: self.name(index),
             path,
             frame: middle,
@@ -249,9 +266,9 @@ impl Validator<'_> {
         })
     }
 
-    /// Where the video of prompt `index` goes.
+    /// Returns the path of the video for prompt `index`.
     pub fn path(&self, index: usize, step: u64) -> PathBuf {
-        let round = self.folder.join(format!("step-{step:06}"));
+        let round = self.dir.validation().join(run_dir::step_name(step));
         round.join(format!("{}.mp4", self.name(index)))
     }
 
@@ -260,12 +277,12 @@ impl Validator<'_> {
     }
 }
 
-/// What the videos of a prompt are called, by its place among the prompts: `00-a-red-ball`.
+/// Returns the name of a prompt's videos, by its index among the prompts: `00-a-red-ball`.
 pub fn name(index: usize, prompt: &str) -> String {
     format!("{index:02}-{}", slug(prompt))
 }
 
-/// A prompt as a file name: its first words in small letters and digits, joined by hyphens.
+/// Returns a prompt as a file name: its first words in lower-case letters and digits, joined by hyphens.
 fn slug(prompt: &str) -> String {
     const LONGEST: usize = 40;
     let words = prompt

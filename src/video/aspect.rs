@@ -1,13 +1,13 @@
-//! The shape of a clip's pixels: DVD, HDV and AVCHD store fewer columns than they show.
+//! Pixel aspect ratios: DVD, HDV and AVCHD store fewer columns than they display.
 //!
-//! A picture of `height` rows and `width` columns is shown with `height` rows and `width * numerator / denominator` columns,
-//! before it is turned. What the container says counts before what the codec says (`av_guess_sample_aspect_ratio`), as in
-//! ffplay and mpv.
+//! A picture of `height` rows and `width` columns is displayed with `height` rows and `width * numerator / denominator`
+//! columns, before rotation. The container's ratio takes precedence over the codec's (`av_guess_sample_aspect_ratio`),
+//! as in ffplay and mpv.
 
 use std::fmt;
 
-/// Ratios this near to 1 come from sizes that were rounded: scaling by them would only blur. libav draws the line here, too,
-/// where it reads a display matrix.
+/// Tolerance around 1: such ratios come from rounded sizes, and scaling by them would only blur. libav has the same
+/// tolerance for display matrices.
 const ROUNDING: f64 = 0.01;
 
 /// Width of a pixel by its height.
@@ -18,12 +18,13 @@ pub struct PixelAspect {
 }
 
 impl PixelAspect {
+    /// Pixels as wide as they are high.
     pub const SQUARE: PixelAspect = PixelAspect {
         numerator: 1,
         denominator: 1,
     };
 
-    /// Reads libav's ratio: square where nothing is said, or next to nothing.
+    /// Reads libav's ratio: square if it is missing or negligible.
     pub fn new(numerator: i32, denominator: i32) -> Self {
         let positive = |number: i32| u32::try_from(number).ok().filter(|number| *number > 0);
         let (Some(numerator), Some(denominator)) = (positive(numerator), positive(denominator)) else {
@@ -36,11 +37,12 @@ impl PixelAspect {
         }
     }
 
+    /// True if pixels are as wide as they are high.
     pub fn is_square(self) -> bool {
         self == Self::SQUARE
     }
 
-    /// The (height, width) at which a picture stored with these is shown, before it is turned.
+    /// Returns the (height, width) at which a picture is displayed, before rotation.
     pub fn shown(self, (height, width): (usize, usize)) -> (usize, usize) {
         let wide = width as f64 * f64::from(self.numerator) / f64::from(self.denominator);
         (height, (wide.round() as usize).max(1))

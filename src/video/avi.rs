@@ -1,15 +1,16 @@
-//! The number of pictures of a stream that an AVI file holds, those included whose chunks are empty: the picture before is shown
-//! again for as long (`drop frames` of VirtualDub, OBS and FFmpeg's own muxer). libav passes over these, so that a count of
-//! packets falls short of what the header promises although nothing is missing.
+//! Counts the pictures of an AVI stream, including empty chunks: these repeat the previous picture (`drop frames` of
+//! VirtualDub, OBS and FFmpeg's own muxer). libav skips them, so that a count of packets is less than the header's
+//! although nothing is missing.
 
 use std::fs::File;
 use std::io::{BufReader, Read, Result, Seek, SeekFrom};
 use std::path::Path;
 
-/// Lists within lists: RIFF, movi, rec.
+/// Maximum nesting of lists: RIFF, movi, rec.
 const DEEPEST: usize = 3;
 
-/// The pictures of the video stream `index`, whole ones and empty ones, in `RIFF` after `RIFF` up to the file's end.
+/// Counts the pictures of the video stream `index`, including empty ones, in all `RIFF` lists up to the end of the
+/// file.
 pub fn pictures(path: &Path, index: usize) -> Result<usize> {
     let mut file = BufReader::new(File::open(path)?);
     let end = file.seek(SeekFrom::End(0))?;
@@ -25,13 +26,13 @@ pub fn pictures(path: &Path, index: usize) -> Result<usize> {
 
 struct Walk {
     file: BufReader<File>,
-    /// The first two letters of its chunks' names.
+    /// First two letters of its chunks' names.
     stream: [u8; 2],
     count: usize,
 }
 
 impl Walk {
-    /// Chunks `<name> <length> <data>` of even length, up to `end`. One that ends behind it does not count.
+    /// Reads chunks `<name> <length> <data>` of even length, up to `end`. A chunk that ends after it does not count.
     fn list(&mut self, end: u64, depth: usize) -> Result<()> {
         let mut at = self.file.stream_position()?;
         while at + 8 <= end {
@@ -42,14 +43,14 @@ impl Walk {
             let next = at + 8 + length + length % 2;
             match &name {
                 b"RIFF" | b"LIST" if depth < DEEPEST && length >= 4 => {
-                    self.file.seek_relative(4)?; // what kind of list it is
+                    self.file.seek_relative(4)?; // the kind of list
                     self.list(end.min(at + 8 + length), depth + 1)?;
                 }
                 [a, b, b'd', b'b' | b'c'] if [*a, *b] == self.stream && at + 8 + length <= end => self.count += 1,
                 _ => {}
             }
             let here = self.file.stream_position()?;
-            self.file.seek_relative(next as i64 - here as i64)?; // keeps what is read ahead
+            self.file.seek_relative(next as i64 - here as i64)?; // keeps the read buffer
             at = next;
         }
         Ok(())

@@ -1,11 +1,11 @@
-//! A decoded picture as upright RGB.
+//! Conversion of decoded pictures to upright RGB.
 //!
-//! swscale converts at the picture's own size with its bilinear setting and no rounding flags: chroma as PyAV,
-//! torchvision and decord read it, so that what is trained on equals what their readers see. The matrix is the stream's
-//! tag (BT.601, 709, 2020, ...; untagged is BT.601, swscale's default), the range likewise (untagged is limited, except
-//! for the `yuvj` formats). 8-bit 4:2:0 of even size thus equals PyAV's `to_ndarray(format="rgb24")` bit for bit; 10-bit and
-//! odd sizes take swscale's general path, whose chroma interpolation differs a little between FFmpeg versions. Alpha is dropped. Pictures
-//! are turned as [`Turn`] says.
+//! swscale converts at the picture's own size with its bilinear setting and no rounding flags, which gives the same
+//! chroma as PyAV, torchvision and decord, so that training data equals what their readers return. The matrix follows
+//! the stream's tag (BT.601, 709, 2020, ...; untagged is BT.601, swscale's default), and so does the range (untagged is
+//! limited, except for the `yuvj` formats). 8-bit 4:2:0 of even size thus equals PyAV's `to_ndarray(format="rgb24")`
+//! bit for bit; 10-bit and odd sizes take swscale's general path, whose chroma interpolation differs slightly between
+//! FFmpeg versions. Alpha is dropped. Pictures are turned by their [`Orientation`].
 
 use ffmpeg::color;
 use ffmpeg::ffi;
@@ -14,21 +14,21 @@ use ffmpeg::frame::Video;
 use ffmpeg::software::scaling;
 use ffmpeg_next as ffmpeg;
 
-use super::turn::Turn;
+use super::orientation::Orientation;
 
-/// Turns decoded pictures into RGB, keeping its tables and buffers.
+/// Converts decoded pictures to RGB, reusing its tables and buffers.
 pub struct Converter {
-    turn: Turn,
+    turn: Orientation,
     sws: Option<(Key, scaling::Context)>,
     rgb: Video,
     upright: Vec<u8>,
 }
 
-/// What a conversion is set up for.
+/// Parameters of a conversion.
 type Key = (Pixel, u32, u32, color::Space, bool);
 
 impl Converter {
-    pub fn new(turn: Turn) -> Self {
+    pub fn new(turn: Orientation) -> Self {
         Self {
             turn,
             sws: None,
@@ -37,7 +37,7 @@ impl Converter {
         }
     }
 
-    /// The picture as (H, W, 3), upright, and its (height, width).
+    /// Converts the picture to (H, W, 3), upright, and returns it with its (height, width).
     pub fn run(&mut self, picture: &Video) -> Result<(&[u8], (usize, usize)), ffmpeg::Error> {
         let full = picture.color_range() == color::Range::JPEG || is_yuvj(picture.format());
         let key = (
@@ -65,7 +65,7 @@ impl Converter {
         self.upright.clear();
         self.upright.reserve(height * width * 3);
         rows.for_each(|row| self.upright.extend_from_slice(row));
-        if self.turn != Turn::NONE {
+        if self.turn != Orientation::NONE {
             self.upright = self.turn.run(&self.upright, (height, width));
         }
         Ok((&self.upright, self.turn.size((height, width))))
@@ -93,12 +93,12 @@ pub fn set_colours(sws: &mut scaling::Context, from: (color::Space, bool), to: (
             color::Space::BT2020CL => color::Space::BT2020NCL,
             space => space,
         };
-        // swscale numbers its matrices as the tags are numbered, and takes its default for what it does not know.
-        // SAFETY: returns a static table for any number.
+        // swscale numbers its matrices like the tags, and takes its default for unknown numbers. SAFETY: returns a
+        // static table for any number.
         unsafe { ffi::sws_getCoefficients(ffi::AVColorSpace::from(space) as i32) }
     };
     let (unit, zero) = (1 << 16, 0);
-    // SAFETY: the context is live and the tables are static. It refuses (-1) where neither side is YUV: nothing to set.
+    // SAFETY: the context is live and the tables are static. It refuses (-1) if neither side is YUV: nothing to set.
     unsafe {
         ffi::sws_setColorspaceDetails(
             sws.as_mut_ptr(),

@@ -1,51 +1,89 @@
-//! Decoding: from where it can start to the last frame that is wanted, converting only those.
+//! Decodes from the nearest possible start to the last requested frame, converting only requested ones.
+
+use std::time::Duration;
 
 use ffmpeg::codec::threading;
-use ffmpeg::color;
 use ffmpeg::ffi;
 use ffmpeg::format::context::Input;
 use ffmpeg::frame::{Video, side_data};
 use ffmpeg_next as ffmpeg;
 
-use super::VideoError;
 use super::aspect::PixelAspect;
 use super::clip::Clip;
 use super::convert::Converter;
 use super::fit::{Fit, Fitter};
-use super::libav::{self, Deadline, MAX_PIXELS};
+use super::libav::{self, Deadline, LONGEST, MAX_PIXELS};
+use super::picture::FirstFrame;
 use super::scan::video_stream;
+use super::{Frames, VideoError};
 
-/// Frames that it is cheaper to decode than to seek over.
+/// Number of frames up to which decoding is cheaper than seeking.
 const WORTH_A_SEEK: usize = 8;
 
-/// Bytes of a frame, from which on a single thread decodes.
+/// Bytes per frame from which on decoding uses a single thread.
 const LARGE_FRAME: i64 = 64 << 20;
 
-/// Facts that the first frame of a clip gives of all its pictures.
-pub struct First {
-    /// (height, width) as stored.
-    pub size: (usize, usize),
-    /// A display matrix of its own.
-    pub matrix: Option<Vec<u8>>,
-    pub aspect: PixelAspect,
-    pub transfer: color::TransferCharacteristic,
+impl Clip {
+    /// Decodes the frames of these indices at full size. Indices ascend, and may repeat.
+    pub fn decode(&self, wanted: &[usize]) -> Result<Frames, VideoError> {
+        self.decode_fitted(wanted, &Fit::whole(self.picture.shown))
+    }
+
+    /// Decodes the frames of these indices, each fitted as it comes: needs memory for the result and one more frame.
+    pub fn decode_fitted(&self, wanted: &[usize], fit: &Fit) -> Result<Frames, VideoError> {
+        self.decode_within(wanted, fit, LONGEST)
+    }
+
+    /// Same as [`decode_fitted`](Self::decode_fitted), within a time limit.
+    pub fn decode_within(&self, wanted: &[usize], fit: &Fit, longest: Duration) -> Result<Frames, VideoError> {
+        let size = fit
+            .frame_bytes()
+            .checked_mul(wanted.len())
+            .filter(|size| *size < isize::MAX as usize / 2);
+        let Some(size) = size else {
+            let reason = format!(
+                "{} frames of {}x{} do not fit into memory",
+                wanted.len(),
+                fit.width,
+                fit.height
+            );
+            return Err(VideoError::TooLarge {
+                path: self.path.clone(),
+                reason,
+            });
+        };
+        let mut data = vec![0; size];
+        if size > 0 {
+            Decoding::of(self, Deadline::after(longest))?.fitted(
+                wanted,
+                fit,
+                data.chunks_exact_mut(fit.frame_bytes()),
+            )?;
+        }
+        Ok(Frames {
+            data,
+            num_frames: wanted.len(),
+            height: fit.height,
+            width: fit.width,
+        })
+    }
 }
 
-/// A clip being decoded.
+/// Decoding of a clip.
 pub struct Decoding<'a> {
     clip: &'a Clip,
     deadline: Deadline,
     input: Input,
     decoder: ffmpeg::decoder::Video,
     packet: ffmpeg::Packet,
-    /// All packets are sent.
+    /// True if all packets are sent.
     drained: bool,
-    /// The first thing that libav complained of.
+    /// First error message of libav.
     complaint: Option<String>,
 }
 
 impl<'a> Decoding<'a> {
-    /// At the start of the clip.
+    /// Starts at the beginning of the clip.
     pub fn of(clip: &'a Clip, deadline: Deadline) -> Result<Self, VideoError> {
         let mut input = libav::open(clip.path(), deadline)?;
         let decoder = open_decoder(&mut input, clip.is_image()).map_err(|error| VideoError::Unreadable {
@@ -63,14 +101,14 @@ impl<'a> Decoding<'a> {
         })
     }
 
-    /// Decodes the first frame for what it says of them all.
-    pub fn first(mut self) -> Result<First, VideoError> {
+    /// Decodes the first frame for its properties.
+    pub fn first(mut self) -> Result<FirstFrame, VideoError> {
         let mut picture = Video::empty();
         if !self.next(&mut picture) {
             return Err(self.failed(0));
         }
         let matrix = picture.side_data(side_data::Type::DisplayMatrix);
-        Ok(First {
+        Ok(FirstFrame {
             size: (picture.height() as usize, picture.width() as usize),
             matrix: matrix.map(|matrix| matrix.data().to_vec()),
             aspect: self.aspect(&mut picture),
@@ -78,7 +116,7 @@ impl<'a> Decoding<'a> {
         })
     }
 
-    /// The pixels' shape by the container, or else by the frame.
+    /// Returns the pixel aspect ratio of the container, or else of the frame.
     fn aspect(&mut self, picture: &mut Video) -> PixelAspect {
         let stream = self.input.stream_mut(self.clip.scan.stream);
         let stream = stream.map_or(std::ptr::null_mut(), |mut stream| {
@@ -99,13 +137,13 @@ impl<'a> Decoding<'a> {
     ) -> Result<(), VideoError> {
         let (mut converter, mut fitter) = (Converter::new(self.clip.picture.turn), Fitter::new(*fit));
         let mut picture = Video::empty();
-        // The index of the frame in `picture`; frames of no use to us count, too.
+        // Index of the frame in `picture`, counting skipped ones.
         let mut at = None;
         let mut last: Option<&mut [u8]> = None;
         for (place, index) in wanted.iter().copied().enumerate() {
             let Some(slot) = out.next() else { break };
             if place > 0 && wanted[place - 1] == index {
-                // The same frame again.
+                // Repeats the same frame.
                 if let Some(last) = last.as_deref() {
                     slot.copy_from_slice(last);
                 }
@@ -123,14 +161,14 @@ impl<'a> Decoding<'a> {
         Ok(())
     }
 
-    /// Decodes on until `picture` is the frame `index`; `at` is the frame it is now.
+    /// Decodes until `picture` is the frame `index`; `at` is its current index.
     fn go_to(&mut self, index: usize, at: Option<usize>, picture: &mut Video) -> Result<usize, VideoError> {
         let scan = &self.clip.scan;
         let Some(&target) = scan.pts.get(index) else {
             return Err(self.broken(index, format!("the clip has {} frames", scan.pts.len())));
         };
         if !scan.timed {
-            // Frames that do not say when they are shown can only be counted.
+            // Frames without timestamps can only be counted.
             let mut at = at.map_or(0, |at| at + 1);
             while self.next(picture) {
                 if at == index {
@@ -162,7 +200,7 @@ impl<'a> Decoding<'a> {
             if !sought || self.deadline.passed() {
                 return Err(self.failed(index));
             }
-            // Sought too far, as some containers' indices lead: decode from the start.
+            // The seek went too far, as with some containers' indices: decode from the start.
             let complaint = self.complaint.take();
             *self = Self::of(self.clip, self.deadline)?;
             self.complaint = complaint;
@@ -170,7 +208,7 @@ impl<'a> Decoding<'a> {
         }
     }
 
-    /// Goes to where decoding can start for a frame shown at `key`.
+    /// Seeks to where decoding can start for a frame displayed at `key`.
     fn seek(&mut self, key: i64) -> bool {
         let stream = self.clip.scan.stream as i32;
         // SAFETY: the context is open and the stream is one of its own.
@@ -182,13 +220,13 @@ impl<'a> Decoding<'a> {
         done
     }
 
-    /// The next frame in display order; false at the end, and when time is up.
+    /// Decodes the next frame in display order; returns false at the end, and at the deadline.
     fn next(&mut self, picture: &mut Video) -> bool {
         while !self.deadline.passed() {
             match self.decoder.receive_frame(picture) {
                 Ok(()) => return true,
                 Err(ffmpeg::Error::Eof) => return false,
-                // EAGAIN: it wants more packets.
+                // EAGAIN: it needs more packets.
                 Err(_) if self.drained => return false,
                 Err(_) => self.feed(),
             }
@@ -199,10 +237,10 @@ impl<'a> Decoding<'a> {
     /// Sends one packet, or the end.
     fn feed(&mut self) {
         loop {
-            // Once the time is up, reading is an error.
+            // After the deadline, reading is an error.
             if libav::read(&mut self.packet, &mut self.input).is_err() {
-                // That there are all packets was seen when the clip was opened. Where nothing is held back, asking for it
-                // is of no use, and FFmpeg 5.1 aborts on some damaged WebP when it is asked.
+                // The packets were checked when the clip was opened. A decoder that delays no frames need not be
+                // flushed, and FFmpeg 5.1 aborts on some damaged WebP when it is.
                 if holds_back(&self.decoder) {
                     let _ = self.decoder.send_eof();
                 }
@@ -239,7 +277,7 @@ impl<'a> Decoding<'a> {
     }
 }
 
-/// Whether a decoder may give frames after the last packet: by its nature, or since threads work on them.
+/// Checks whether a decoder may return frames after the last packet: by its nature, or because of its threads.
 fn holds_back(decoder: &ffmpeg::decoder::Video) -> bool {
     // SAFETY: the decoder is open, so it has a codec, and the fields are plain numbers.
     unsafe {
@@ -254,7 +292,7 @@ fn open_decoder(input: &mut Input, is_image: bool) -> Result<ffmpeg::decoder::Vi
     let index = stream.index();
     let mut context = ffmpeg::codec::Context::from_parameters(stream.parameters())?;
     context.set_time_base(stream.time_base());
-    // Where several clips are decoded at once, the threads are all taken. Each holds frames of its own.
+    // When several clips are decoded at once, all threads are busy anyway, and each thread holds its own frames.
     // SAFETY: the context is ours, and the fields are plain numbers.
     let (width, height) = unsafe { ((*context.as_ptr()).width, (*context.as_ptr()).height) };
     let frame = i64::from(width.max(1)) * i64::from(height.max(1)) * 3;
@@ -267,9 +305,9 @@ fn open_decoder(input: &mut Input, is_image: bool) -> Result<ffmpeg::decoder::Vi
         count,
         ..threading::Config::kind(threading::Type::Frame)
     });
-    // SAFETY: the context is ours and not yet open; the field is a bound that libav checks before it allocates.
+    // SAFETY: the context is ours and not yet open; the field is a limit that libav checks before it allocates.
     unsafe { (*context.as_mut_ptr()).max_pixels = MAX_PIXELS };
-    // Other streams are of no use.
+    // Discards the other streams.
     for i in 0..input.nb_streams() as usize {
         if let Some(mut other) = input.stream_mut(i).filter(|_| i != index) {
             // SAFETY: the stream is one of this open context's.

@@ -1,9 +1,9 @@
-//! Frames into a file: `.mp4` (H.264 where libav has an encoder, else MPEG-4 part 2), `.webm` (VP9 or VP8), `.gif`, or a
-//! folder of PNG where the path ends in `/`.
+//! Encodes frames to a file: `.mp4` (H.264 if libav has an encoder, else MPEG-4 part 2), `.webm` (VP9 or VP8), `.gif`,
+//! or a folder of PNG if the path ends in `/`.
 //!
-//! Films are yuv420p, BT.709, limited range, and tagged so; odd sides are padded by repeating the last row or column,
-//! and a warning says so. Encoders and containers run with their bit-exact flags and a fixed number of threads: the same
-//! frames give the same file. Files are written beside, synced, renamed.
+//! Videos are yuv420p, BT.709, limited range, and tagged so; odd sides are padded by repeating the last row or column,
+//! with a warning. Encoders and containers run with their bit-exact flags and a fixed number of threads: the same
+//! frames give the same file. Files are written to a temporary file, synced, renamed.
 
 use std::path::{Path, PathBuf};
 
@@ -19,12 +19,12 @@ use ffmpeg_next as ffmpeg;
 use super::convert::set_colours;
 use super::palette;
 use super::{Frames, VideoError, libav};
-use crate::disk::{self, Beside};
+use crate::disk::{self, TempFile};
 
-/// Threads of an encoder: fixed, since some encoders' results depend on it.
+/// Threads of an encoder: fixed, because some encoders' results depend on it.
 const THREADS: usize = 4;
 
-/// Writes frames to a file as they come. Without [`finish`](Self::finish) no file appears.
+/// Writes frames to a file as they come. Without [`finish`](Self::finish) no file is created.
 pub struct Writer {
     path: PathBuf,
     height: usize,
@@ -34,11 +34,11 @@ pub struct Writer {
 }
 
 enum Kind {
-    Film(Box<Film>),
+    Video(Box<OpenVideo>),
     Pictures(PathBuf),
 }
 
-/// What a path's ending asks for.
+/// Format, by the path's extension.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Container {
     Mp4,
@@ -46,15 +46,15 @@ enum Container {
     Gif,
 }
 
-/// A film being encoded.
-struct Film {
+/// A video being encoded.
+struct OpenVideo {
     output: Output,
     encoder: ffmpeg::encoder::video::Encoder,
     frame: Video,
     scaler: Option<scaling::Context>,
     rgb: Video,
     time_base: ffmpeg::Rational,
-    beside: Beside,
+    beside: TempFile,
 }
 
 /// Writes all frames to a file.
@@ -68,7 +68,7 @@ impl Writer {
     /// Opens a file for frames of (height, width).
     ///
     /// # Errors
-    /// An ending that is not known, a frame rate or size that makes no sense, a folder that cannot be written.
+    /// Fails for an unknown extension, a frame rate or size that makes no sense, and a folder that cannot be written.
     pub fn create(path: &Path, (height, width): (usize, usize), fps: f64) -> Result<Self, VideoError> {
         libav::start();
         let fail = |reason: String| VideoError::Encode {
@@ -77,7 +77,7 @@ impl Writer {
         };
         let most = libav::MAX_SIDE as usize;
         if height == 0 || width == 0 || height > most || width > most {
-            return Err(fail(format!("{width}x{height} is no size for a video")));
+            return Err(fail(format!("{width}x{height} is not a valid size for a video")));
         }
         if !fps.is_finite() || !(0.01..=1000.0).contains(&fps) {
             return Err(fail(format!("{fps} frames a second is not between 0.01 and 1000")));
@@ -97,7 +97,7 @@ impl Writer {
                     ));
                 }
             };
-            Kind::Film(Box::new(Film::create(path, container, (height, width), fps)?))
+            Kind::Video(Box::new(OpenVideo::create(path, container, (height, width), fps)?))
         };
         Ok(Self {
             path: path.into(),
@@ -119,7 +119,7 @@ impl Writer {
             return Err(fail(format!("a frame has {} bytes, not {expected}", frame.len())));
         }
         match &mut self.kind {
-            Kind::Film(film) => film
+            Kind::Video(video) => video
                 .push(frame, (self.height, self.width), self.num_frames)
                 .map_err(|error| fail(libav::say(error)))?,
             Kind::Pictures(folder) => {
@@ -132,7 +132,7 @@ impl Writer {
         Ok(())
     }
 
-    /// Completes the file and gives it its name.
+    /// Completes the file and renames it to its destination.
     pub fn finish(self) -> Result<(), VideoError> {
         let path = self.path;
         let fail = |reason: String| VideoError::Encode {
@@ -140,9 +140,9 @@ impl Writer {
             reason,
         };
         match self.kind {
-            Kind::Film(_) if self.num_frames == 0 => Err(fail("there are no frames".into())),
-            Kind::Film(film) => {
-                let beside = film.finish().map_err(|error| fail(libav::say(error)))?;
+            Kind::Video(_) if self.num_frames == 0 => Err(fail("there are no frames".into())),
+            Kind::Video(video) => {
+                let beside = video.finish().map_err(|error| fail(libav::say(error)))?;
                 Ok(beside.keep()?)
             }
             Kind::Pictures(_) => Ok(()),
@@ -150,7 +150,7 @@ impl Writer {
     }
 }
 
-impl Film {
+impl OpenVideo {
     fn create(
         path: &Path,
         container: Container,
@@ -161,14 +161,14 @@ impl Film {
             path: path.into(),
             reason,
         };
-        let beside = Beside::of(path)?;
+        let beside = TempFile::of(path)?;
         let (even_height, even_width) = match container {
             Container::Gif => (height, width),
             _ => (height.next_multiple_of(2), width.next_multiple_of(2)),
         };
         if (even_height, even_width) != (height, width) {
             log::warn!(
-                "{}: {width}x{height} is padded to {even_width}x{even_height}, since yuv420p needs even sides",
+                "{}: {width}x{height} is padded to {even_width}x{even_height}, because yuv420p needs even sides",
                 path.display()
             );
         }
@@ -176,7 +176,7 @@ impl Film {
         Self::open(beside, container, rgb, fps).map_err(|error| fail(libav::say(error)))
     }
 
-    fn open(beside: Beside, container: Container, rgb: Video, fps: f64) -> Result<Self, ffmpeg::Error> {
+    fn open(beside: TempFile, container: Container, rgb: Video, fps: f64) -> Result<Self, ffmpeg::Error> {
         let name = format!("file:{}", beside.path().to_string_lossy());
         let format = match container {
             Container::Mp4 => "mp4",
@@ -276,7 +276,7 @@ impl Film {
         Ok(())
     }
 
-    fn finish(mut self) -> Result<Beside, ffmpeg::Error> {
+    fn finish(mut self) -> Result<TempFile, ffmpeg::Error> {
         self.encoder.send_eof()?;
         self.drain()?;
         self.output.write_trailer()?;
@@ -285,7 +285,7 @@ impl Film {
 }
 
 impl Container {
-    /// The best encoder that this build of libav has.
+    /// Returns the best encoder in this build of libav.
     fn encoder(self) -> Result<ffmpeg::Codec, ffmpeg::Error> {
         let names: &[&str] = match self {
             Container::Mp4 => &["libx264", "libopenh264", "mpeg4"],
@@ -299,10 +299,10 @@ impl Container {
     }
 }
 
-/// Settings for a picture that hides no fault of the model's.
+/// Returns settings for a quality that hides no defect of the model.
 fn quality(encoder: &str) -> ffmpeg::Dictionary<'static> {
     let settings: &[(&str, &str)] = match encoder {
-        // Without the last, the same pictures were seen to give other bytes from run to run on processors with AVX-512.
+        // Without the last one, the same pictures gave different bytes from run to run on processors with AVX-512.
         "libx264" => &[
             ("crf", "17"),
             ("preset", "medium"),
@@ -317,7 +317,7 @@ fn quality(encoder: &str) -> ffmpeg::Dictionary<'static> {
     options
 }
 
-/// `to` is the matrix, and whether the range is full.
+/// Converter to YUV; `to` is the matrix, and true for full range.
 fn to_yuv(rgb: &Video, format: Pixel, to: (color::Space, bool)) -> Result<scaling::Context, ffmpeg::Error> {
     let (width, height) = (rgb.width(), rgb.height());
     let flags = scaling::Flags::BICUBIC | scaling::Flags::ACCURATE_RND | scaling::Flags::BITEXACT;
@@ -326,7 +326,7 @@ fn to_yuv(rgb: &Video, format: Pixel, to: (color::Space, bool)) -> Result<scalin
     Ok(scaler)
 }
 
-/// 29.97 is 30000/1001; other rates to a thousandth.
+/// Returns 29.97 as 30000/1001; other rates to a thousandth.
 fn rational(fps: f64) -> ffmpeg::Rational {
     let ntsc = (fps * 1.001).round();
     if (ntsc / 1.001 - fps).abs() < 0.005 && (fps - fps.round()).abs() > 1e-3 && ntsc >= 1.0 {
@@ -335,7 +335,7 @@ fn rational(fps: f64) -> ffmpeg::Rational {
     ffmpeg::Rational::new((fps * 1000.0).round() as i32, 1000).reduce()
 }
 
-/// Copies a picture into a frame, repeating its last column and row where the frame is larger.
+/// Copies a picture into a frame, repeating its last column and row if the frame is larger.
 fn pad(picture: &[u8], (height, width): (usize, usize), frame: &mut Video) {
     let (rows, columns, stride) = (frame.height() as usize, frame.width() as usize, frame.stride(0));
     let data = frame.data_mut(0);
@@ -352,10 +352,10 @@ fn pad(picture: &[u8], (height, width): (usize, usize), frame: &mut Video) {
     }
 }
 
-/// One picture (H, W, 3) of (height, width) as the bytes of a JPEG file, good enough to be looked at in passing.
+/// Encodes a picture (H, W, 3) of (height, width) as a JPEG file of moderate quality.
 ///
 /// # Errors
-/// A picture that is not of that size, or a build of libav without the encoder.
+/// Fails for a picture of another size, and in a build of libav without the encoder.
 pub fn jpeg(picture: &[u8], (height, width): (usize, usize)) -> Result<Vec<u8>, VideoError> {
     libav::start();
     let fail = |reason: String| VideoError::Encode {
@@ -364,7 +364,7 @@ pub fn jpeg(picture: &[u8], (height, width): (usize, usize)) -> Result<Vec<u8>, 
     };
     let most = libav::MAX_SIDE as usize;
     if height == 0 || width == 0 || height > most || width > most || picture.len() != height * width * 3 {
-        let reason = format!("{} bytes are no picture of {width}x{height}", picture.len());
+        let reason = format!("{} bytes are not a picture of {width}x{height}", picture.len());
         return Err(fail(reason));
     }
     let encode = || -> Result<Vec<u8>, ffmpeg::Error> {
@@ -379,14 +379,14 @@ pub fn jpeg(picture: &[u8], (height, width): (usize, usize)) -> Result<Vec<u8>, 
     encode().map_err(|error| fail(libav::say(error)))
 }
 
-/// One picture as the bytes of a PNG file.
+/// Encodes a picture as a PNG file.
 fn png(picture: &[u8], (height, width): (usize, usize)) -> Result<Vec<u8>, ffmpeg::Error> {
     let mut frame = Video::new(Pixel::RGB24, width as u32, height as u32);
     pad(picture, (height, width), &mut frame);
     still(Id::PNG, frame)
 }
 
-/// One frame, as an encoder of pictures makes a file of it.
+/// Encodes one frame with a picture encoder.
 fn still(codec: Id, mut frame: Video) -> Result<Vec<u8>, ffmpeg::Error> {
     let codec = ffmpeg::encoder::find(codec).ok_or(ffmpeg::Error::EncoderNotFound)?;
     let mut encoder = ffmpeg::codec::Context::new_with_codec(codec).encoder().video()?;

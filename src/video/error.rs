@@ -1,4 +1,4 @@
-//! What can be wrong with a clip, one sentence each: the file, what was found, what to do.
+//! Errors of clips, one sentence each: the file, the problem, the advice.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -9,27 +9,64 @@ use crate::disk::WriteError;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum VideoError {
     /// No such file.
-    Missing { path: PathBuf },
-    /// Zero bytes.
-    Empty { path: PathBuf },
-    /// libav makes nothing of it, or the system does not let us read it.
-    Unreadable { path: PathBuf, reason: String },
-    /// A picture of a kind that is told, and not read: `HEIC`, `AVIF`.
-    Heif { path: PathBuf, kind: &'static str },
-    /// Sound only, or no stream at all.
-    NoVideo { path: PathBuf },
-    /// The file ends before its clip does.
-    Truncated { path: PathBuf, reason: String },
-    /// More than we are willing to allocate.
-    TooLarge { path: PathBuf, reason: String },
-    /// A frame that is there cannot be decoded.
-    Decode {
+    Missing {
+        /// Path of the file.
         path: PathBuf,
+    },
+    /// Zero bytes.
+    Empty {
+        /// Path of the file.
+        path: PathBuf,
+    },
+    /// libav or the system cannot read it.
+    Unreadable {
+        /// Path of the file.
+        path: PathBuf,
+        /// Message of the system or the decoder.
+        reason: String,
+    },
+    /// A picture of a recognised but unsupported kind: `HEIC`, `AVIF`.
+    Heif {
+        /// Path of the file.
+        path: PathBuf,
+        /// Kind of picture: `HEIC` or `AVIF`.
+        kind: &'static str,
+    },
+    /// Sound only, or no stream at all.
+    NoVideo {
+        /// Path of the file.
+        path: PathBuf,
+    },
+    /// The file ends before its clip does.
+    Truncated {
+        /// Path of the file.
+        path: PathBuf,
+        /// Message of the decoder.
+        reason: String,
+    },
+    /// Larger than the allocation limit.
+    TooLarge {
+        /// Path of the file.
+        path: PathBuf,
+        /// Size that was found, and the limit.
+        reason: String,
+    },
+    /// A frame cannot be decoded.
+    Decode {
+        /// Path of the file.
+        path: PathBuf,
+        /// Index of the frame, from 0.
         frame: usize,
+        /// Message of the decoder.
         reason: String,
     },
     /// A file cannot be written.
-    Encode { path: PathBuf, reason: String },
+    Encode {
+        /// Path of the file.
+        path: PathBuf,
+        /// Message of the encoder or the system.
+        reason: String,
+    },
 }
 
 impl fmt::Display for VideoError {

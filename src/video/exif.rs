@@ -1,41 +1,41 @@
 //! Orientation of stills: EXIF's orientation (tag 0x0112 of the first directory) in JPEG, PNG, WebP and TIFF.
 //!
-//! The file itself is read, not what a decoder passes on: which decoders do differs between FFmpeg's versions (5.1 knows
-//! JPEG's and WebP's, 8 all). Where EXIF says nothing, XMP's `tiff:Orientation` does, as in Pillow's `exif_transpose`, by
-//! which diffusers loads pictures. Numbers other than 1 to 8 say nothing.
+//! The file itself is read, because decoders pass it on only in some versions of FFmpeg (5.1 for JPEG and WebP, 8 for
+//! all). Without EXIF, XMP's `tiff:Orientation` counts, as in Pillow's `exif_transpose`, which diffusers uses to load
+//! pictures. Numbers other than 1 to 8 are ignored.
 
 use std::fs::File;
 use std::io::{BufReader, Cursor, Read, Result, Seek, SeekFrom};
 use std::path::Path;
 
-/// The longest block of metadata that is looked at.
+/// Upper limit for a block of metadata.
 const LONGEST: u64 = 1 << 20;
 
-/// The most parts of a file that are looked at before the search is given up.
+/// Number of parts of a file after which the search stops.
 const MOST_PARTS: usize = 1 << 16;
 
 /// `Orientation`
 const ORIENTATION: u16 = 0x0112;
 
-/// XMP within TIFF.
+/// Tag of XMP within TIFF.
 const XMP: u16 = 0x02bc;
 
-/// The orientation that a still gives.
+/// Orientation of a still.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Still {
-    /// Nothing: it is shown as it is stored.
+    /// None: it is displayed as stored.
     Plain,
-    /// 1 to 8.
+    /// EXIF orientation, 1 to 8.
     Oriented(u32),
 }
 
-/// Reads the orientation of a still of these formats; `None` for other files, and for those that cannot be read.
+/// Reads the orientation of a still of these formats; `None` for other files, and for unreadable ones.
 pub fn of(path: &Path) -> Option<Still> {
     let mut file = BufReader::new(File::open(path).ok()?);
     let mut start = [0; 12];
     file.read_exact(&mut start).ok()?;
     let mut found = Found::default();
-    // What was found before a file breaks off counts.
+    // For a truncated file, what was found before counts.
     let _ = match start {
         [0xff, 0xd8, 0xff, ..] => jpeg(&mut file, &mut found),
         [0x89, b'P', b'N', b'G', ..] => png(&mut file, &mut found),
@@ -59,7 +59,7 @@ impl Found {
         said.map_or(Still::Plain, Still::Oriented)
     }
 
-    /// A block of EXIF: a small TIFF, in some files behind a name.
+    /// Reads a block of EXIF: a small TIFF, in some files after a name.
     fn read_exif(&mut self, block: &[u8]) {
         let block = block.strip_prefix(b"Exif\0\0").unwrap_or(block);
         let mut inner = Found::default();
@@ -68,7 +68,7 @@ impl Found {
         }
     }
 
-    /// A block of XMP: `tiff:Orientation="6"` or `<tiff:Orientation>6<`.
+    /// Reads a block of XMP: `tiff:Orientation="6"` or `<tiff:Orientation>6<`.
     fn read_xmp(&mut self, block: &[u8]) {
         const NAME: &[u8] = b"tiff:Orientation";
         let mut places = block.windows(NAME.len()).enumerate().filter(|(_, part)| *part == NAME);
@@ -80,7 +80,7 @@ impl Found {
     }
 }
 
-/// Segments `ff <kind> <length>` up to the picture's data.
+/// Reads segments `ff <kind> <length>` up to the picture's data.
 fn jpeg(file: &mut (impl Read + Seek), found: &mut Found) -> Result<()> {
     file.seek(SeekFrom::Start(2))?;
     for _ in 0..MOST_PARTS {
@@ -89,7 +89,7 @@ fn jpeg(file: &mut (impl Read + Seek), found: &mut Found) -> Result<()> {
             file.read_exact(&mut marker)?;
         }
         while marker[0] == 0xff {
-            file.read_exact(&mut marker)?; // any number of ff may stand before a kind
+            file.read_exact(&mut marker)?; // any number of ff may precede a kind
         }
         match marker[0] {
             0xda | 0xd9 => break,                  // the data; the end
@@ -113,7 +113,7 @@ fn jpeg(file: &mut (impl Read + Seek), found: &mut Found) -> Result<()> {
     Ok(())
 }
 
-/// Chunks `<length> <kind> <data> <checksum>`; `eXIf` may stand behind the picture.
+/// Reads chunks `<length> <kind> <data> <checksum>`; `eXIf` may follow the picture.
 fn png(file: &mut (impl Read + Seek), found: &mut Found) -> Result<()> {
     file.seek(SeekFrom::Start(8))?;
     for _ in 0..MOST_PARTS {
@@ -138,7 +138,7 @@ fn png(file: &mut (impl Read + Seek), found: &mut Found) -> Result<()> {
     Ok(())
 }
 
-/// Chunks `<kind> <length> <data>` of even length.
+/// Reads chunks `<kind> <length> <data>` of even length.
 fn webp(file: &mut (impl Read + Seek), found: &mut Found) -> Result<()> {
     file.seek(SeekFrom::Start(12))?;
     for _ in 0..MOST_PARTS {
@@ -156,7 +156,7 @@ fn webp(file: &mut (impl Read + Seek), found: &mut Found) -> Result<()> {
     Ok(())
 }
 
-/// The first directory of a TIFF: entries `<tag> <type> <count> <value or where it is>`.
+/// Reads the first directory of a TIFF: entries `<tag> <type> <count> <value or its offset>`.
 fn tiff(file: &mut (impl Read + Seek), found: &mut Found) -> Result<()> {
     file.seek(SeekFrom::Start(0))?;
     let mut head = [0; 8];
@@ -207,14 +207,14 @@ fn tiff(file: &mut (impl Read + Seek), found: &mut Found) -> Result<()> {
     Ok(())
 }
 
-/// Reads so many bytes, or as many as there are.
+/// Reads `length` bytes, or as many as there are.
 fn block(file: &mut impl Read, length: u64) -> Result<Vec<u8>> {
     let mut block = Vec::new();
     file.take(length).read_to_end(&mut block)?;
     Ok(block)
 }
 
-/// Goes past what is of no concern.
+/// Skips irrelevant bytes.
 fn pass(file: &mut impl Seek, bytes: u64) -> Result<()> {
     file.seek(SeekFrom::Current(bytes as i64)).map(drop)
 }

@@ -1,6 +1,6 @@
-//! How a picture is brought to another size: resized, then cut.
+//! Fitting of a picture to another size: resized, then cropped.
 //!
-//! Resizing is bicubic (a = -0.5) with the kernel widened where the picture shrinks (antialiased): Pillow's
+//! Resizing is bicubic (a = -0.5) with the kernel widened when shrinking (antialiased): Pillow's
 //! `Image.resize(BICUBIC)`, which torchvision's `resize(BICUBIC, antialias=True)` equals too, to within 1/255.
 
 use fast_image_resize::images::{Image, ImageRef};
@@ -9,32 +9,41 @@ use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer
 /// Resize to (`resize_height`, `resize_width`), then take (`height`, `width`) from (`top`, `left`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Fit {
+    /// Rows after resizing.
     pub resize_height: usize,
+    /// Columns after resizing.
     pub resize_width: usize,
+    /// First row that is kept.
     pub top: usize,
+    /// First column that is kept.
     pub left: usize,
+    /// Rows that are kept.
     pub height: usize,
+    /// Columns that are kept.
     pub width: usize,
 }
 
-/// Which part is kept of what covers the target.
+/// Position of the crop.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Crop {
+    /// The middle.
     Center,
     /// `x` and `y` in 0..1: from the left and top edge to the right and bottom one.
     Random {
+        /// Position from left to right.
         x: f64,
+        /// Position from top to bottom.
         y: f64,
     },
 }
 
 impl Fit {
-    /// Nothing is resized or cut. Sizes are (height, width).
+    /// Keeps everything. Sizes are (height, width).
     pub fn whole((height, width): (usize, usize)) -> Self {
         Self::squash((height, width))
     }
 
-    /// Keeps the aspect ratio: the smallest size that covers `to`, cut to it. Sizes are (height, width).
+    /// Keeps the aspect ratio: the smallest size that covers `to`, cropped to it. Sizes are (height, width).
     pub fn cover(from: (usize, usize), to: (usize, usize), crop: Crop) -> Self {
         let scale = (to.0 as f64 / from.0.max(1) as f64).max(to.1 as f64 / from.1.max(1) as f64);
         let side = |from: usize, to: usize| ((from as f64 * scale).round() as usize).max(to);
@@ -55,7 +64,7 @@ impl Fit {
         }
     }
 
-    /// The whole picture, whatever becomes of its aspect ratio. Sizes are (height, width).
+    /// Keeps the whole picture, changing its aspect ratio. Sizes are (height, width).
     pub fn squash((height, width): (usize, usize)) -> Self {
         Self {
             resize_height: height,
@@ -67,10 +76,10 @@ impl Fit {
         }
     }
 
-    /// A single picture (height, width, 3), fitted.
+    /// Fits a single picture (height, width, 3).
     ///
     /// # Errors
-    /// The picture has not as many bytes as its size says, or the cut is not within what it is resized to.
+    /// Fails for a picture with a wrong number of bytes, and for a crop beyond the resized picture.
     pub fn picture(&self, picture: &[u8], from: (usize, usize)) -> Result<Vec<u8>, String> {
         let inside = self.top + self.height <= self.resize_height && self.left + self.width <= self.resize_width;
         if picture.len() != from.0 * from.1 * 3 || !inside {
@@ -84,13 +93,13 @@ impl Fit {
         Ok(out)
     }
 
-    /// Bytes of one fitted frame.
+    /// Returns the bytes of one fitted frame.
     pub fn frame_bytes(&self) -> usize {
         self.height * self.width * 3
     }
 }
 
-/// Fits pictures one after another, keeping its buffers.
+/// Fits pictures one after another, reusing its buffers.
 pub(super) struct Fitter {
     fit: Fit,
     resizer: Resizer,
@@ -134,7 +143,7 @@ impl Fitter {
     }
 }
 
-/// Takes the cut out of a picture of the resized size.
+/// Copies the crop from a picture of the resized size.
 fn cut(picture: &[u8], width: usize, fit: &Fit, out: &mut [u8]) {
     let rows = picture.chunks_exact(width * 3).skip(fit.top);
     for (row, out) in rows.zip(out.chunks_exact_mut(fit.width * 3)) {

@@ -1,14 +1,14 @@
-//! HEIF pictures (ISO/IEC 23008-12), as phones take them: told by their brand, since libav takes them for films or for
-//! nothing, and reads single tiles of them.
+//! HEIF pictures (ISO/IEC 23008-12), as phones take them: recognised by their brand, because libav takes them for
+//! videos or for nothing, and reads single tiles of them.
 
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
-/// The most brands that are looked at.
+/// Number of brands that are read.
 const MOST_BRANDS: usize = 32;
 
-/// `HEIC`, `AVIF` or `HEIF`; nothing for other files.
+/// Returns `HEIC`, `AVIF` or `HEIF`; None for other files.
 pub fn kind(path: &Path) -> Option<&'static str> {
     let mut start = Vec::new();
     let file = File::open(path).ok()?;

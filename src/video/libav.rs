@@ -1,4 +1,4 @@
-//! libav's doors: started once, opened for files only, with bounds against hostile ones.
+//! Initialisation of libav, and opening of files, with limits against hostile ones.
 
 use std::path::Path;
 use std::sync::Once;
@@ -10,25 +10,25 @@ use ffmpeg_next as ffmpeg;
 
 use super::VideoError;
 
-/// The largest picture that is looked at.
+/// Maximum pixels of a picture.
 pub const MAX_PIXELS: i64 = 64 << 20;
 
-/// The longest side.
+/// Maximum length of a side.
 pub const MAX_SIDE: u32 = 16_384;
 
-/// The largest single block that libav may allocate: a frame of `MAX_PIXELS` in 16-bit RGBA.
+/// Largest single block that libav may allocate: a frame of `MAX_PIXELS` in 16-bit RGBA.
 const MAX_BLOCK: usize = (MAX_PIXELS as usize) * 8;
 
-/// The longest that one look at a file, or one decoding of it, may take.
+/// Time limit for scanning a file, or decoding it once.
 pub const LONGEST: Duration = Duration::from_secs(30 * 60);
 
-/// The containers that are opened: those of the endings that data sets have, and of sound, to say that there is no video.
-/// Playlists (`concat`, `hls`, `dash`) are none of them, since they lead to other files, or round in circles.
+/// Containers that are opened: those of data sets' extensions, and of audio, to report that there is no video.
+/// Playlists (`concat`, `hls`, `dash`) are excluded, because they lead to other files, possibly in circles.
 const CONTAINERS: &str = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,mpegvideo,m4v,asf,flv,ogg,gif,apng,\
                           yuv4mpegpipe,mxf,h264,hevc,ivf,obu,nut,dv,image2,png_pipe,jpeg_pipe,webp_pipe,webp,bmp_pipe,\
                           tiff_pipe,ppm_pipe,pgm_pipe,pam_pipe,pbm_pipe,jpegxl_pipe,wav,mp3,aac,flac,aiff,ac3,eac3";
 
-/// When a look at a file has taken too long.
+/// Deadline of a scan.
 #[derive(Debug, Clone, Copy)]
 pub struct Deadline {
     at: Instant,
@@ -36,7 +36,7 @@ pub struct Deadline {
 }
 
 impl Deadline {
-    /// So long from now.
+    /// Deadline this long from now.
     pub fn after(whole: Duration) -> Self {
         Self {
             at: Instant::now() + whole,
@@ -48,7 +48,7 @@ impl Deadline {
         Instant::now() >= self.at
     }
 
-    /// What is to be said once it has.
+    /// Error after the deadline.
     pub fn error(self, path: &Path) -> VideoError {
         VideoError::TooLarge {
             path: path.into(),
@@ -59,10 +59,10 @@ impl Deadline {
 
 static START: Once = Once::new();
 
-/// Starts libav: quiet, and with a bound on what it allocates at once.
+/// Initialises libav: quiet, and with a limit on single allocations.
 pub fn start() {
     START.call_once(|| {
-        // It fails only where network code cannot start, which is not built.
+        // It fails only if network code cannot start, which is not built.
         let _ = ffmpeg::init();
         ffmpeg::log::set_level(ffmpeg::log::Level::Quiet);
         // SAFETY: sets a number.
@@ -70,7 +70,7 @@ pub fn start() {
     });
 }
 
-/// Opens a file to read. Nothing but files is reached, whatever a playlist in it says.
+/// Opens a file for reading. Only files are accessed, whatever a playlist in it names.
 pub fn open(path: &Path, deadline: Deadline) -> Result<Input, VideoError> {
     start();
     let Some(name) = path.to_str() else {
@@ -95,13 +95,13 @@ pub fn open(path: &Path, deadline: Deadline) -> Result<Input, VideoError> {
     })
 }
 
-/// Reads the next packet into `packet`. What it held is let go first: libav itself would leave it behind, in nobody's hands.
+/// Reads the next packet into `packet`. Its previous data is freed first, because libav would leak it.
 pub fn read(packet: &mut ffmpeg::Packet, input: &mut Input) -> Result<(), ffmpeg::Error> {
     *packet = ffmpeg::Packet::empty();
     packet.read(input)
 }
 
-/// libav's error in words.
+/// Returns libav's error message.
 pub fn say(error: ffmpeg::Error) -> String {
     match error {
         ffmpeg::Error::InvalidData => "libav finds no valid data".into(),

@@ -1,7 +1,7 @@
-//! Video in and out: the only place that names ffmpeg. No `ffmpeg` program is called.
+//! Video input and output: the only module that names ffmpeg. No `ffmpeg` program is called.
 //!
-//! [`Clip::open`] looks at a file, [`select`] picks frames by their timestamps, [`Fit`] says how a picture is brought to
-//! another size, [`Clip::decode_fitted`] does it, [`Writer`] makes a file of frames again.
+//! [`Clip::open`] scans a file, [`select`] picks frames by their timestamps, [`Fit`] describes resizing and cropping,
+//! [`Clip::decode_fitted`] decodes and fits, [`Writer`] encodes frames.
 
 mod aspect;
 mod avi;
@@ -14,12 +14,13 @@ mod exif;
 mod fit;
 mod heif;
 mod libav;
+mod open;
+mod orientation;
 mod palette;
 mod picture;
 mod remark;
 mod scan;
 mod select;
-mod turn;
 
 pub use aspect::PixelAspect;
 pub use clip::Clip;
@@ -34,13 +35,16 @@ pub use select::{Select, available, rate, select};
 pub struct Frames {
     /// (F, H, W, 3)
     pub data: Vec<u8>,
+    /// Number of pictures.
     pub num_frames: usize,
+    /// Rows of pixels.
     pub height: usize,
+    /// Columns of pixels.
     pub width: usize,
 }
 
 impl Frames {
-    /// The frames one by one, each (H, W, 3).
+    /// Iterates over the frames, each (H, W, 3).
     pub fn iter(&self) -> impl Iterator<Item = &[u8]> {
         self.data.chunks_exact((self.height * self.width * 3).max(1))
     }

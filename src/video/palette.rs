@@ -1,11 +1,14 @@
-//! A picture in 256 colours, for GIF: median cut (Heckbert 1982) over a histogram of 5 bits a channel.
+//! Reduction to 256 colours, for GIF: median cut (Heckbert 1982) over a histogram of 5 bits a channel.
 
 use ffmpeg_next::frame::Video;
+
+/// Size of a PAL8 palette.
+const COLOURS: usize = 256;
 
 const BITS: u32 = 5;
 const CELLS: usize = 1 << (3 * BITS);
 
-/// A box of histogram cells, and how many pixels are in it.
+/// A box of histogram cells, with its number of pixels.
 struct Bin {
     cells: Vec<(usize, u32)>,
     pixels: u64,
@@ -23,7 +26,7 @@ pub fn reduce(rgb: &Video, indexed: &mut Video) {
     }
     let bins = median_cut(&histogram);
     let mut index_of = vec![0u8; CELLS];
-    let mut palette = [0u8; 1024]; // BGRA
+    let mut palette = [0u8; 4 * COLOURS]; // BGRA
     for (i, bin) in bins.iter().enumerate() {
         bin.cells.iter().for_each(|(cell, _)| index_of[*cell] = i as u8);
         let mean = |channel| {
@@ -46,7 +49,7 @@ pub fn reduce(rgb: &Video, indexed: &mut Video) {
     write_palette(indexed, &palette);
 }
 
-fn write_palette(indexed: &mut Video, palette: &[u8; 1024]) {
+fn write_palette(indexed: &mut Video, palette: &[u8; 4 * COLOURS]) {
     // SAFETY: the second plane of a PAL8 frame is its palette, 256 native-endian ARGB words; the frame is ours alone.
     unsafe {
         let plane = (*indexed.as_mut_ptr()).data[1];
@@ -61,8 +64,8 @@ fn median_cut(histogram: &[u32]) -> Vec<Bin> {
     let cells: Vec<(usize, u32)> = histogram.iter().copied().enumerate().filter(|(_, n)| *n > 0).collect();
     let pixels = cells.iter().map(|(_, n)| u64::from(*n)).sum();
     let mut bins = vec![Bin { cells, pixels }];
-    while bins.len() < 256 {
-        // The bin whose colours spread most, counted by pixels, is cut at its median.
+    while bins.len() < COLOURS {
+        // Splits the bin whose colours spread most, counted by pixels, at its median.
         let widest = bins
             .iter()
             .enumerate()
@@ -119,7 +122,7 @@ fn cell(pixel: &[u8]) -> usize {
         .fold(0, |cell, value| (cell << BITS) | (usize::from(*value) >> (8 - BITS)))
 }
 
-/// A cell's red (0), green (1) or blue (2), 0..255.
+/// Returns a cell's red (0), green (1) or blue (2), 0..255.
 fn level(cell: usize, channel: u32) -> u64 {
     let value = (cell >> (BITS * (2 - channel))) & ((1 << BITS) - 1);
     (value * 255 / ((1 << BITS) - 1)) as u64

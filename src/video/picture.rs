@@ -1,4 +1,4 @@
-//! Display of a clip's pictures: which way up, how wide, and what is unusual about them.
+//! Display of a clip's pictures: orientation, pixel aspect ratio, and unusual properties.
 
 use std::path::Path;
 
@@ -8,26 +8,35 @@ use ffmpeg_next as ffmpeg;
 
 use super::VideoError;
 use super::aspect::PixelAspect;
-use super::decode::First;
 use super::exif::{self, Still};
 use super::libav::{MAX_PIXELS, MAX_SIDE};
+use super::orientation::Orientation;
 use super::remark::Remark;
-use super::turn::Turn;
 
-/// The way in which a clip's stored pictures are shown.
+/// Properties of all pictures, taken from the first frame.
+pub struct FirstFrame {
+    /// (height, width) as stored.
+    pub size: (usize, usize),
+    /// Display matrix of the frame itself.
+    pub matrix: Option<Vec<u8>>,
+    pub aspect: PixelAspect,
+    pub transfer: TransferCharacteristic,
+}
+
+/// Display properties of a clip's pictures.
 #[derive(Debug, Clone)]
 pub struct Picture {
-    pub turn: Turn,
-    /// Set if the picture itself says so (EXIF, H.264's display orientation), and not the container around it.
+    pub turn: Orientation,
+    /// True if the orientation comes from the picture itself (EXIF, H.264's display orientation), not the container.
     turned_by_itself: bool,
-    /// (height, width), turned and with the pixels' shape as it is.
+    /// (height, width) after turning, with the stored pixels.
     pub stored: (usize, usize),
     /// (height, width) as displayed.
     pub shown: (usize, usize),
     pub remarks: Vec<Remark>,
 }
 
-/// Facts that a container gives of its stream's pictures.
+/// Properties of the stream's pictures given by the container.
 pub struct Container {
     matrix: Option<Vec<u8>>,
     dolby_vision: Option<u8>,
@@ -45,28 +54,28 @@ impl Container {
 }
 
 impl Picture {
-    /// Before the first frame.
+    /// State before the first frame.
     pub const UNSEEN: Picture = Picture {
-        turn: Turn::NONE,
+        turn: Orientation::NONE,
         turned_by_itself: false,
         stored: (0, 0),
         shown: (0, 0),
         remarks: Vec::new(),
     };
 
-    /// Decides how pictures are shown. A still is turned by EXIF; a film by its frame, or else by its container.
-    pub fn of(path: &Path, is_image: bool, container: Container, first: &First) -> Result<Self, VideoError> {
+    /// Decides how pictures are displayed. A still is turned by EXIF; a video by its frame, or else by its container.
+    pub fn of(path: &Path, is_image: bool, container: Container, first: &FirstFrame) -> Result<Self, VideoError> {
         let mut remarks = Vec::new();
         let mut of_matrix = |matrix: Option<&Vec<u8>>| {
-            let turn = matrix.map_or(Ok(Turn::NONE), |matrix| Turn::of_matrix(matrix));
+            let turn = matrix.map_or(Ok(Orientation::NONE), |matrix| Orientation::of_matrix(matrix));
             turn.unwrap_or_else(|degrees| {
                 remarks.push(Remark::Slanted(degrees));
-                Turn::NONE
+                Orientation::NONE
             })
         };
         let (turn, turned_by_itself) = match (exif::of(path), &first.matrix) {
-            (Some(Still::Oriented(number)), _) => (Turn::of_exif(number).unwrap_or(Turn::NONE), true),
-            (Some(Still::Plain), _) => (Turn::NONE, false),
+            (Some(Still::Oriented(number)), _) => (Orientation::of_exif(number).unwrap_or(Orientation::NONE), true),
+            (Some(Still::Plain), _) => (Orientation::NONE, false),
             (None, Some(matrix)) => (of_matrix(Some(matrix)), container.matrix.as_ref() != Some(matrix)),
             (None, None) => (of_matrix(container.matrix.as_ref()), false),
         };
@@ -92,16 +101,16 @@ impl Picture {
         })
     }
 
-    /// EXIF's number of the turn, where the picture itself gives it.
+    /// Returns EXIF's orientation, if the picture itself gives it.
     pub fn own_orientation(&self) -> Option<u32> {
         self.turned_by_itself.then(|| self.turn.exif())
     }
 }
 
-/// The kind of high dynamic range, where there is one.
+/// Returns the kind of high dynamic range, if any.
 fn hdr(transfer: TransferCharacteristic, dolby_vision: Option<u8>) -> Option<&'static str> {
     match (transfer, dolby_vision) {
-        // It has colours of its own, and no picture for others to show.
+        // Its colours are proprietary, without a fallback for other players.
         (_, Some(5)) => Some("Dolby Vision, profile 5"),
         (TransferCharacteristic::SMPTE2084, _) => Some("PQ"),
         (TransferCharacteristic::ARIB_STD_B67, _) => Some("HLG"),
@@ -109,7 +118,7 @@ fn hdr(transfer: TransferCharacteristic, dolby_vision: Option<u8>) -> Option<&'s
     }
 }
 
-/// Refuses pixels of such a shape that the picture is shown in an absurd size.
+/// Rejects pixel aspect ratios that give an absurd display size.
 fn check_shown(
     path: &Path,
     aspect: PixelAspect,

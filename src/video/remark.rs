@@ -1,28 +1,31 @@
-//! Unusual things about a clip's picture, and what is made of them: for people to know before they train on it.
+//! Remarks on unusual pictures of a clip and their treatment, for users to know before training.
 
 use std::fmt;
 
 use super::aspect::PixelAspect;
 
-/// One such thing.
+/// Unusual properties.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Remark {
     /// Pixels that are not square. Sizes are (height, width), upright.
     Scaled {
+        /// Width of a pixel over its height.
         aspect: PixelAspect,
+        /// Size in the file.
         stored: (usize, usize),
+        /// Size after scaling.
         shown: (usize, usize),
     },
-    /// A still that says so of its pixels, mostly as dots per inch.
+    /// A still with such a pixel aspect ratio, usually given as dots per inch.
     TakenAsSquare(PixelAspect),
-    /// High dynamic range, read as if it had none.
+    /// High dynamic range, read as standard range.
     Hdr(&'static str),
-    /// A display matrix of so many degrees.
+    /// A display matrix with an angle in degrees.
     Slanted(i32),
 }
 
 impl Remark {
-    /// The same of several clips, whose names and [details](fmt::Display) are to follow.
+    /// Heading for several clips, whose names and [details](fmt::Display) follow.
     pub fn heading(&self) -> &'static str {
         match self {
             Remark::Scaled { .. } => "pixels that are not square, scaled to the size they are shown at",
@@ -31,7 +34,7 @@ impl Remark {
                 "HDR, read as if it were SDR, so that colours come out pale; convert these to SDR (BT.709) to train on \
                  what is seen"
             }
-            Remark::Slanted(_) => "shown at an angle that is no multiple of 90 degrees, taken as they are stored",
+            Remark::Slanted(_) => "shown at an angle that is not a multiple of 90 degrees, taken as they are stored",
         }
     }
 }

@@ -1,4 +1,4 @@
-//! A look at all packets of a clip, without decoding: how many frames it has and when each is on screen.
+//! Scan of all packets of a clip, without decoding: the number of frames and their display times.
 
 use std::path::Path;
 
@@ -13,26 +13,26 @@ use super::VideoError;
 use super::avi;
 use super::libav::{self, Deadline};
 
-/// More packets than any clip to train on has (a day at 25 fps).
+/// Limit for packets, more than any training clip has (a day at 25 fps).
 const MAX_PACKETS: usize = 25 * 60 * 60 * 24;
 
-/// What the packets of the video stream say.
+/// Contents of the video stream, by its packets.
 #[derive(Debug, Clone)]
 pub struct Scan {
     pub stream: usize,
-    /// When frames are on screen, ascending, in units of `time_base`. Decode order where `timed` is false.
+    /// Display times of frames, ascending, in units of `time_base`. Decode order if `timed` is false.
     pub pts: Vec<i64>,
-    /// Display times of the packets where decoding can start, ascending.
+    /// Display times of keyframes, ascending.
     pub keys: Vec<i64>,
-    /// Whether every packet says when it is displayed. If not, frames can only be counted.
+    /// True if every packet has a display time. If not, frames can only be counted.
     pub timed: bool,
-    /// Seconds of one unit.
+    /// Duration of a unit in seconds.
     pub time_base: f64,
-    /// Frames a second, on average.
+    /// Average frames per second.
     pub fps: f64,
 }
 
-/// The stream that a player would show. Cover pictures of audio files are none.
+/// Returns the stream that a player would show, excluding cover pictures of audio files.
 pub fn video_stream(input: &Input) -> Option<ffmpeg::Stream<'_>> {
     let best = input.streams().best(Type::Video)?;
     (!best.disposition().contains(Disposition::ATTACHED_PIC)).then_some(best)
@@ -77,10 +77,10 @@ impl Scan {
                     reason,
                 });
             }
-            // Frames outside of an edit list are decoded and not shown.
-            // SAFETY: the packet is live, and the field is a plain number.
+            // Frames outside of an edit list are decoded but not displayed. SAFETY: the packet is live, and the field
+            // is a plain number.
             let dropped = unsafe { (*packet.as_ptr()).flags } & ffi::AV_PKT_FLAG_DISCARD != 0;
-            // VP8 may send frames that are never shown; the fifth bit of the first byte tells.
+            // VP8 may send frames that are never displayed, marked by the fifth bit of the first byte.
             let hidden = is_vp8
                 && packet
                     .data()
@@ -117,7 +117,7 @@ impl Scan {
         })
     }
 
-    /// Seconds from the first frame, ascending.
+    /// Returns the time of each frame in seconds after the first, ascending.
     pub fn seconds(&self) -> Vec<f64> {
         let counted = !self.timed || self.time_base <= 0.0;
         let first = self.pts.first().copied().unwrap_or(0);
@@ -129,7 +129,7 @@ impl Scan {
     }
 }
 
-/// Whether the packets are all that the container promises.
+/// Checks that the packets are as many as the container promises.
 fn complete(input: &mut Input, index: usize, packets: usize, end: f64, path: &Path) -> Result<(), VideoError> {
     let promised = input.stream(index).map_or(0, |stream| stream.frames());
     if (packets as i64) < promised {
@@ -160,7 +160,7 @@ fn complete(input: &mut Input, index: usize, packets: usize, end: f64, path: &Pa
     Ok(())
 }
 
-/// The packets and those that libav passes over, since there is nothing in them: the picture before stays for as long.
+/// Counts the packets, including the empty ones that libav skips: they repeat the previous picture.
 fn with_empty(input: &mut Input, index: usize, packets: usize, path: &Path) -> usize {
     if input.format().name() == "avi" {
         return avi::pictures(path, index).unwrap_or(0);
@@ -168,7 +168,7 @@ fn with_empty(input: &mut Input, index: usize, packets: usize, path: &Path) -> u
     let Some(mut stream) = input.stream_mut(index) else {
         return packets;
     };
-    // SAFETY: the stream is one of this open context's; entries are asked for below their count, and only read.
+    // SAFETY: the stream is one of this open context's; entries are read at indices below their count.
     let empty = unsafe {
         let stream = stream.as_mut_ptr();
         let entries = 0..ffi::avformat_index_get_entries_count(stream);
@@ -188,7 +188,7 @@ fn truncated(path: &Path, reason: String) -> VideoError {
     }
 }
 
-/// From the timestamps, else what the container claims, else 25.
+/// Returns the frame rate by the timestamps, else the container's, else 25.
 fn mean_rate(pts: &[i64], time_base: f64, claimed: [f64; 2]) -> f64 {
     let plausible = |rate: &f64| rate.is_finite() && (1e-3..=1e4).contains(rate);
     let measured = match pts {
@@ -196,7 +196,7 @@ fn mean_rate(pts: &[i64], time_base: f64, claimed: [f64; 2]) -> f64 {
         _ => f64::NAN,
     };
     let close = |claim: &f64| (claim - measured).abs() < 0.02 * measured;
-    // A container's rate is exact where timestamps are rounded; where they disagree, the timestamps are right.
+    // A container's rate is exact while timestamps are rounded; if they disagree, the timestamps are right.
     let claim = claimed
         .into_iter()
         .filter(plausible)

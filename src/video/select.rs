@@ -1,31 +1,35 @@
-//! Which frames of a clip are taken, by the times at which they are on screen.
+//! Selection of a clip's frames, by their display times.
 //!
-//! Without a target rate the clip's own frames are counted; with one, the frames on screen at `k / fps` are. `uniform`
-//! takes times evenly spaced from the first to the last, `head` the first ones, `random` a stretch from somewhere.
+//! Without a target rate the clip's own frames are counted; with one, the frames displayed at `k / fps` are. `uniform`
+//! takes evenly spaced times from the first to the last, `head` the first ones, `random` consecutive ones from a random
+//! start.
 
-/// Times closer than this part of a frame are the same time: timestamps are rounded to the container's clock.
+/// Fraction of a frame within which times are equal: timestamps are rounded to the container's clock.
 const SLACK: f64 = 1e-3;
 
-/// How frames are picked.
+/// Methods of selecting frames.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Select {
     /// Evenly spaced from the first to the last.
     Uniform,
     /// The first ones.
     Head,
-    /// Neighbours, starting at `at` (0..1) of what is left over.
-    Random { at: f64 },
+    /// Consecutive ones, whose start is at `at` (0..1) of the possible starts.
+    Random {
+        /// Position of the start, in 0..1.
+        at: f64,
+    },
 }
 
-/// How many frames a clip has at this rate; its own frames without one.
+/// Returns the number of frames of a clip at this rate; its own frames without one.
 ///
-/// `timestamps` are in seconds, ascending; `fps_of_clip` says how long the last frame stays.
+/// `timestamps` are in seconds, ascending; `fps_of_clip` gives the duration of the last frame.
 pub fn available(timestamps: &[f64], fps_of_clip: f64, fps: Option<f64>) -> usize {
     match fps {
         None => timestamps.len(),
         Some(fps) => {
             let count = duration(timestamps, fps_of_clip) * fps;
-            // A clip of n frames asked for at its own rate has n.
+            // A clip of n frames must have n at its own rate.
             if count.is_finite() {
                 ((count + SLACK).floor().max(0.0) as usize).max(timestamps.len().min(1))
             } else {
@@ -35,7 +39,7 @@ pub fn available(timestamps: &[f64], fps_of_clip: f64, fps: Option<f64>) -> usiz
     }
 }
 
-/// The indices of `count` frames, ascending; None when the clip has fewer.
+/// Returns the indices of `count` frames, ascending; None if the clip has fewer.
 pub fn select(timestamps: &[f64], fps_of_clip: f64, how: Select, fps: Option<f64>, count: usize) -> Option<Vec<usize>> {
     let available = available(timestamps, fps_of_clip, fps);
     if count == 0 || count > available {
@@ -61,7 +65,7 @@ pub fn select(timestamps: &[f64], fps_of_clip: f64, how: Select, fps: Option<f64
     };
     let on_grid = |k: usize| on_screen(timestamps, fps_of_clip, first + k as f64 / fps);
     Some(match how {
-        // k (available - 1) / (count - 1), rounded down: as `uniform` does on frames of a constant rate.
+        // k (available - 1) / (count - 1), rounded down: same as `uniform` on frames of a constant rate.
         Select::Uniform => (0..count)
             .map(|k| on_grid(k * (available - 1) / (count - 1).max(1)))
             .collect(),
@@ -69,8 +73,8 @@ pub fn select(timestamps: &[f64], fps_of_clip: f64, how: Select, fps: Option<f64
     })
 }
 
-/// Frames a second of what [`select`] takes: the rate that was asked for, or the clip's, but fewer where frames in between
-/// are left out.
+/// Returns the frames per second of what [`select`] takes: the target rate, or the clip's, but less if frames in
+/// between are left out.
 pub fn rate(timestamps: &[f64], fps_of_clip: f64, how: Select, fps: Option<f64>, count: usize) -> f64 {
     let rate = fps.unwrap_or(fps_of_clip);
     let steps = available(timestamps, fps_of_clip, fps).saturating_sub(1);
@@ -80,7 +84,7 @@ pub fn rate(timestamps: &[f64], fps_of_clip: f64, how: Select, fps: Option<f64>,
     }
 }
 
-/// From the first frame's appearance to the last one's end.
+/// Returns the duration from the start of the first frame to the end of the last one.
 fn duration(timestamps: &[f64], fps: f64) -> f64 {
     match timestamps {
         [first, .., last] => last - first + 1.0 / fps,
@@ -89,7 +93,7 @@ fn duration(timestamps: &[f64], fps: f64) -> f64 {
     }
 }
 
-/// The last frame that has appeared by `time`.
+/// Returns the last frame that has started by `time`.
 fn on_screen(timestamps: &[f64], fps: f64, time: f64) -> usize {
     timestamps
         .partition_point(|t| *t <= time + SLACK / fps)

@@ -1,8 +1,8 @@
-//! The vision transformer of CLIP up to its last block but one: what Wan's image-to-video transformers see of a picture.
-//! arXiv:2103.00020; equals `CLIPVisionModel(...).hidden_states[-2]` of transformers.
+//! CLIP's vision transformer up to its second-to-last block: the picture embedding of Wan's image-to-video
+//! transformers. arXiv:2103.00020; equals `CLIPVisionModel(...).hidden_states[-2]` of transformers.
 //!
-//! Patches, each embedded by a matrix, behind a learnt token of the class; learnt positions; then blocks
-//! x += attention(norm(x)); x += mlp(norm(x)). The last block and the norm behind it are not run, and not loaded.
+//! Patches, each embedded by a matrix, after a learnt class token; learnt positions; then blocks x +=
+//! attention(norm(x)); x += mlp(norm(x)). The last block and the final norm are neither run nor loaded.
 //!
 //! Shapes: B pictures, S = image_size, G = floor(S / patch_size), N = G^2 + 1 tokens, D = hidden_size, H heads of K.
 
@@ -13,12 +13,13 @@ use candle_core::{Result, Tensor};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use crate::nn::{Linear, Norm, Weights, config, linear};
+use crate::nn::config::{self, SIZE};
+use crate::nn::{Linear, Norm, Weights, linear};
 use crate::ops::activation::{gelu_erf, silu};
 use crate::ops::attention::attention;
 use crate::ops::linear::Frozen;
 
-/// Keys that CLIP's vision configs carry and that change nothing in the computation.
+/// Keys of CLIP's vision configs that have no effect on the computation.
 const WITHOUT_EFFECT: [&str; 17] = [
     "_name_or_path",
     "architectures",
@@ -39,19 +40,27 @@ const WITHOUT_EFFECT: [&str; 17] = [
     "transformers_version",
 ];
 
-/// The sizes that the computation depends on; the defaults are transformers'.
+/// Sizes that the computation depends on; the defaults are transformers'.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     model_type: ModelType,
+    /// Width of a token.
     pub hidden_size: usize,
+    /// Width inside of the feed-forward layers.
     pub intermediate_size: usize,
+    /// Number of blocks.
     pub num_hidden_layers: usize,
+    /// Heads of the attention.
     pub num_attention_heads: usize,
     num_channels: usize,
+    /// Rows, and columns, of the picture in pixels.
     pub image_size: usize,
+    /// Rows, and columns, of a patch in pixels.
     pub patch_size: usize,
+    /// Activation of the feed-forward layers.
     pub hidden_act: Activation,
+    /// Epsilon of the norms.
     pub layer_norm_eps: f64,
 }
 
@@ -65,6 +74,7 @@ enum ModelType {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Activation {
+    /// GELU with the error function.
     Gelu,
     /// x / (1 + e^(-1.702 x))
     QuickGelu,
@@ -91,14 +101,14 @@ impl Config {
     /// Reads a `config.json`.
     ///
     /// # Errors
-    /// Not that of a CLIP vision model, or one that makes no sense: by file and key.
+    /// Names the file and key: another model than a CLIP vision model, or one that makes no sense.
     pub fn load(path: &Path) -> anyhow::Result<Self> {
         config::text(path)
             .and_then(|text| Self::parse(&text))
             .with_context(|| path.display().to_string())
     }
 
-    /// Reads the text of a `config.json`.
+    /// Parses the text of a `config.json`.
     pub fn parse(text: &str) -> anyhow::Result<Self> {
         let mut keys: Map<String, Value> = serde_json::from_str(text).context("not a JSON object")?;
         keys.retain(|key, _| !WITHOUT_EFFECT.contains(&key.as_str()));
@@ -107,7 +117,7 @@ impl Config {
         Ok(config)
     }
 
-    /// Whether an encoder can have these sizes.
+    /// Checks that an encoder can have these sizes.
     pub fn check(&self) -> anyhow::Result<()> {
         for (key, size) in [
             ("hidden_size", self.hidden_size),
@@ -117,7 +127,7 @@ impl Config {
             ("image_size", self.image_size),
             ("patch_size", self.patch_size),
         ] {
-            ensure!((1..=1 << 16).contains(&size), "{key}: {size} is no size");
+            ensure!(SIZE.contains(&size), "{key}: {size} is not a valid size");
         }
         ensure!(
             self.num_channels == 3,
@@ -144,12 +154,12 @@ impl Config {
         Ok(())
     }
 
-    /// Patches along a side.
+    /// Returns the patches along a side.
     fn grid(&self) -> usize {
         self.image_size / self.patch_size
     }
 
-    /// Embeddings of a picture: N.
+    /// Returns the number of embeddings of a picture: N.
     pub fn tokens(&self) -> usize {
         self.grid() * self.grid() + 1
     }
@@ -180,10 +190,10 @@ struct Layer {
 }
 
 impl ClipVision {
-    /// Reads the weights from the root of their checkpoint, where they may or may not stand below `vision_model`.
+    /// Reads the weights from the root of their checkpoint, with or without a prefix `vision_model`.
     ///
     /// # Errors
-    /// A tensor is missing, has another shape than the config says, or has no place in the encoder.
+    /// Fails for a missing tensor, one of another shape than in the config, or an unexpected one.
     pub fn new(config: &Config, weights: Weights) -> anyhow::Result<Self> {
         config.check()?;
         let published = weights.pp("vision_model");
@@ -226,10 +236,10 @@ impl ClipVision {
         Ok(this)
     }
 
-    /// What the pictures are to the last block: pixels (B, 3, S, S), as preprocessed -> (B, N, D) of the weights' type.
+    /// Returns the input of the last block: pixels (B, 3, S, S), as preprocessed -> (B, N, D) of the weights' type.
     ///
     /// # Errors
-    /// Pictures of another size.
+    /// Fails for pictures of another size.
     pub fn forward(&self, pixels: &Tensor) -> Result<Tensor> {
         let (size, grid, p) = (self.config.image_size, self.config.grid(), self.config.patch_size);
         let (batch, channels, height, width) = pixels.dims4()?;
@@ -272,7 +282,7 @@ impl Layer {
         })
     }
 
-    /// (B, N, D) -> (B, N, D)
+    /// Forward pass (B, N, D) -> (B, N, D)
     fn forward(&self, config: &Config, x: Tensor) -> Result<Tensor> {
         let (batch, tokens, width) = x.dims3()?;
         let heads = (batch, tokens, config.num_attention_heads, ());

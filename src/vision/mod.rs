@@ -1,4 +1,4 @@
-//! Pictures as embeddings: the encoders that several families share.
+//! Image encoders shared by several families: pictures to embeddings.
 
 pub mod clip;
 pub mod preprocess;

@@ -1,8 +1,8 @@
-//! A picture as an image encoder takes it: `image_processor/preprocessor_config.json`, as transformers' CLIPImageProcessor
-//! does what it says.
+//! Preprocessing of a picture for an image encoder, by `image_processor/preprocessor_config.json`: the same as
+//! transformers' CLIPImageProcessor.
 //!
-//! The shorter side is brought to a size (bicubic, antialiased, in whole bytes), the centre is cut out, and each channel
-//! is scaled: (factor byte - mean) / std.
+//! The shorter side is resized to a size (bicubic, antialiased, in whole bytes), the centre is cropped, and each
+//! channel is scaled: (factor byte - mean) / std.
 
 use std::path::Path;
 
@@ -11,15 +11,16 @@ use candle_core::{DType, Device, Tensor};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use crate::magic;
+use crate::nn::config;
 use crate::video::Fit;
 
-const MAX_CONFIG_BYTES: u64 = 1 << 20;
-
-/// Longer pictures would be resized to more than memory holds.
+/// Limit for the aspect ratio; longer pictures would exhaust memory when resized.
 const MAX_ASPECT: usize = 64;
 
-/// Keys that change nothing in the computation.
+/// Limit for the short side of a resized picture.
+const MAX_EDGE: usize = 4096;
+
+/// Keys that have no effect on the computation.
 const WITHOUT_EFFECT: [&str; 14] = [
     "_valid_processor_keys",
     "data_format",
@@ -37,7 +38,7 @@ const WITHOUT_EFFECT: [&str; 14] = [
     "pad_size",
 ];
 
-/// The settings, with the class's defaults.
+/// Settings, with the class's defaults.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Preprocessor {
@@ -46,7 +47,7 @@ pub struct Preprocessor {
     image_mean: [f64; 3],
     image_std: [f64; 3],
     rescale_factor: f64,
-    /// Pillow's number of the filter.
+    /// Pillow's number of the resampling filter.
     resample: u8,
     do_resize: bool,
     do_center_crop: bool,
@@ -93,19 +94,14 @@ impl Preprocessor {
     /// Reads `preprocessor_config.json` in `folder`.
     ///
     /// # Errors
-    /// No such file, an unknown key, a step that is not done here: by file and key.
+    /// Names the file and key: a missing file, an unknown key, or an unsupported step.
     pub fn load(folder: &Path) -> anyhow::Result<Self> {
         let path = folder.join("preprocessor_config.json");
-        let read = || {
-            let size = std::fs::metadata(&path)?.len();
-            ensure!(size <= MAX_CONFIG_BYTES, "{size} bytes are too many for a config");
-            magic::refuse(&path)?;
-            Self::parse(&std::fs::read_to_string(&path)?)
-        };
+        let read = || Self::parse(&config::text(&path)?);
         read().with_context(|| path.display().to_string())
     }
 
-    /// Reads the text of a `preprocessor_config.json`.
+    /// Parses the text of a `preprocessor_config.json`.
     pub fn parse(text: &str) -> anyhow::Result<Self> {
         let mut keys: Map<String, Value> = serde_json::from_str(text).context("not a JSON object")?;
         keys.retain(|key, _| !WITHOUT_EFFECT.contains(&key.as_str()));
@@ -133,7 +129,10 @@ impl Preprocessor {
             self.resample
         );
         let edge = self.size.shortest_edge;
-        ensure!((1..=4096).contains(&edge), "size.shortest_edge: {edge} is no size");
+        ensure!(
+            (1..=MAX_EDGE).contains(&edge),
+            "size.shortest_edge: {edge} is not a valid size"
+        );
         for (key, side) in [("height", self.crop_size.height), ("width", self.crop_size.width)] {
             ensure!(
                 (1..=edge).contains(&side),
@@ -143,7 +142,7 @@ impl Preprocessor {
         let finite = |numbers: &[f64]| numbers.iter().all(|number| number.is_finite());
         ensure!(
             finite(&self.image_mean),
-            "image_mean: {:?} are no numbers",
+            "image_mean: {:?} are not finite numbers",
             self.image_mean
         );
         ensure!(
@@ -153,20 +152,20 @@ impl Preprocessor {
         );
         ensure!(
             self.rescale_factor.is_finite(),
-            "rescale_factor: {} is no number",
+            "rescale_factor: {} is not a finite number",
             self.rescale_factor
         );
         Ok(())
     }
 
-    /// A picture (height, width, 3) of bytes, red first, as (1, 3, crop height, crop width) in f32.
+    /// Converts a picture (height, width, 3) of bytes, red first, to (1, 3, crop height, crop width) in f32.
     ///
     /// # Errors
-    /// Not as many bytes as the size says, or a side 64 times as long as the other.
+    /// Fails for a wrong number of bytes, and if one side is over 64 times the other.
     pub fn pixels(&self, picture: &[u8], (height, width): (usize, usize), device: &Device) -> anyhow::Result<Tensor> {
         ensure!(
             height > 0 && width > 0 && picture.len() == height * width * 3,
-            "{} bytes are no picture of {height}x{width} (height x width)",
+            "{} bytes are not a picture of {height}x{width} (height x width)",
             picture.len()
         );
         let (short, long) = (height.min(width), height.max(width));
@@ -193,7 +192,7 @@ impl Preprocessor {
             height: rows,
             width: columns,
         };
-        // Rows first, as Pillow and torch do: in bytes, an edge's overshoot is cut between the two passes.
+        // Rows first, like Pillow and torch: with whole bytes, an edge's overshoot is clipped between the two passes.
         let between = (height, resize_width);
         let bytes = Fit::squash(between)
             .picture(picture, (height, width))
@@ -214,7 +213,7 @@ impl Preprocessor {
             .to_device(device)?)
     }
 
-    /// A picture (1, 3, H, W) of -1..1, rounded to the bytes that it was made of; as [`Self::pixels`].
+    /// Same as [`Self::pixels`], for a picture (1, 3, H, W) of -1..1, rounded to the original bytes.
     pub fn of_tensor(&self, picture: &Tensor) -> anyhow::Result<Tensor> {
         let (_, _, height, width) = picture.dims4()?;
         let bytes = ((picture.to_dtype(DType::F32)? + 1.0)? * 127.5)?

@@ -1,4 +1,4 @@
-//! Models of the Hugging Face Hub, as its cache has them: a dry run fetches nothing.
+//! Models of the Hugging Face Hub in its cache: a dry run fetches nothing.
 
 use std::fs;
 
@@ -25,7 +25,7 @@ fn a_model_that_is_not_here_is_left_out_of_a_dry_run_which_says_so_and_checks_th
     let said = stderr(&output);
     assert_eq!(output.status.code(), Some(0), "{said}");
     assert!(
-        said.contains("somebody/model is not here yet: what depends on the model is checked"),
+        said.contains("somebody/model is not downloaded yet: checks that need the model run after the download"),
         "{said}"
     );
     let output = run.vtrain("train", &["--dry-run"], &["lora.init=nowhere.safetensors"]);
@@ -47,7 +47,7 @@ fn a_model_in_the_hubs_cache_is_checked_where_it_is_whole() {
     let dry = |sets: &[&str]| run.vtrain("train", &["--dry-run"], sets);
     let output = dry(&[]);
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
-    assert!(!stderr(&output).contains("not here yet"), "{}", stderr(&output));
+    assert!(!stderr(&output).contains("not downloaded yet"), "{}", stderr(&output));
     let output = dry(&["lora.target_modules=[q]"]);
     assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
     assert!(stderr(&output).contains("no layer matches 'q'"), "{}", stderr(&output));
@@ -57,7 +57,7 @@ fn a_model_in_the_hubs_cache_is_checked_where_it_is_whole() {
     fs::remove_file(snapshot.join("vae/diffusion_pytorch_model.safetensors")).unwrap();
     let output = dry(&[]);
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
-    assert!(stderr(&output).contains("not here yet"), "{}", stderr(&output));
+    assert!(stderr(&output).contains("not downloaded yet"), "{}", stderr(&output));
     // Unless nothing may be asked.
     let mut offline = run.command("train", &["--dry-run"], &[]);
     let output = offline.env("HF_HUB_OFFLINE", "1").output().unwrap();

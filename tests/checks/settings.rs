@@ -1,4 +1,4 @@
-//! Settings that the model, the files or the machine cannot fulfil, by key.
+//! Settings that the model, the files or the machine do not support, by key.
 
 use std::fs;
 
@@ -56,7 +56,7 @@ fn a_setting_that_cannot_be_fulfilled_stops_a_dry_run_and_a_run_alike() {
             &["datasets.0.buckets=[[17, 64, 96], [17, 60, 96]]"],
             "datasets[0].buckets[1]: 60x96 (height x width) must be multiples of 32",
         ),
-        (&["model.family=wan"], "model.family says"),
+        (&["model.family=wan"], "model.family is"),
         (
             &["hub.push=true", "hub.repo=somebody/style"],
             "hub.push: there is no token",
@@ -103,7 +103,7 @@ fn a_setting_that_cannot_be_fulfilled_stops_a_dry_run_and_a_run_alike() {
     );
 }
 
-/// What one kind of checkpoint takes and another does not.
+/// Settings that only one kind of checkpoint supports.
 #[test]
 fn an_image_for_a_model_of_text_alone_is_refused_and_so_is_a_model_from_images_without_one() {
     let picture = fixtures("video/still.png");
@@ -140,18 +140,18 @@ fn an_image_for_a_model_of_text_alone_is_refused_and_so_is_a_model_from_images_w
     for (model, set, said) in [
         (
             "wan/wan-2.1-t2v",
-            "train.first_frame=0.5",
-            "train.first_frame: 0.5: this checkpoint cannot start from an image",
+            "train.first_frame_conditioning_p=0.5",
+            "train.first_frame_conditioning_p: 0.5: this checkpoint cannot start from an image",
         ),
         (
             "wan/wan-2.1-i2v",
-            "train.first_frame=0.5",
-            "train.first_frame: 0.5: this checkpoint always starts from an image",
+            "train.first_frame_conditioning_p=0.5",
+            "train.first_frame_conditioning_p: 0.5: this checkpoint always starts from an image",
         ),
         (
             "cogvideox/cogvideox-5b",
             "diffusion.shift=3",
-            "diffusion.shift: this checkpoint draws each timestep",
+            "diffusion.shift: this checkpoint draws all timesteps",
         ),
     ] {
         let found = Run::new(&fixtures(model), "").refused(2, &[set]);

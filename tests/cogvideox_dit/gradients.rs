@@ -1,13 +1,13 @@
-//! Gradients of CogVideoX's transformer against PEFT and against finite differences, in one go and segment by segment.
+//! Gradients of CogVideoX's transformer against PEFT and against finite differences, whole and segment by segment.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use candle_core::{DType, Result, Tensor, Var};
 use vtrain::models::denoiser::{Denoiser, Input, State};
-use vtrain::nn::linear::LowRank;
-use vtrain::nn::weights::Planter;
-use vtrain::train::segments::{Keep, Room, forward_backward};
+use vtrain::nn::adapter::Adapt;
+use vtrain::nn::adapter::LoraLayer;
+use vtrain::train::segments::{ActivationBudget, SavedActivations, forward_backward};
 
 use super::{CASES, dit, input, load, norm, randn, relative_error};
 
@@ -31,9 +31,9 @@ impl Adapters {
     }
 }
 
-impl Planter for Adapters {
-    fn plant(&self, path: &str, _: usize, _: usize) -> Result<Vec<LowRank>> {
-        let adapter = self.0.get(path).map(|(a, b)| LowRank {
+impl Adapt for Adapters {
+    fn adapt(&self, path: &str, _: usize, _: usize) -> Result<Vec<LoraLayer>> {
+        let adapter = self.0.get(path).map(|(a, b)| LoraLayer {
             a: a.as_tensor().clone(),
             b: b.as_tensor().clone(),
             scale: 2.0,
@@ -85,11 +85,11 @@ fn segments_run_backwards_one_by_one_give_the_same_gradients() {
         .unwrap();
 
     // Forwards, keeping what each segment receives.
-    let mut received = vec![dit.stem(&input).unwrap()];
+    let mut received = vec![dit.embed(&input).unwrap()];
     for index in 0..dit.num_blocks() {
         received.push(dit.block(index, received.last().unwrap()).unwrap());
     }
-    // Backwards: each segment once more from variables; their gradients are what the segment before must answer for.
+    // Backwards: each segment again from variables, whose gradients are passed to the previous segment.
     let restart = |state: &State| {
         let vars: Vec<Var> = state
             .tensors()
@@ -211,8 +211,8 @@ fn what_is_kept_between_the_passes_changes_no_bit() {
     let vars: Vec<Var> = adapters.0.values().flat_map(|(a, b)| [a.clone(), b.clone()]).collect();
     let loss = |prediction: &Tensor| Ok(mse(prediction, &answers["target"]));
     let run = |keep| forward_backward(&dit, &input, &loss, &vars, keep).unwrap();
-    let expected = run(Keep::All);
-    let room = |attention, blocks| Keep::Within(Room { attention, blocks });
+    let expected = run(SavedActivations::All);
+    let room = |attention, blocks| SavedActivations::Within(ActivationBudget { attention, blocks });
     for keep in [
         room(0, 0),
         room(usize::MAX, 0),

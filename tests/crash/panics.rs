@@ -1,4 +1,4 @@
-//! A bug ends the program in one line and with exit code 70, on whichever thread it shows.
+//! A bug ends the program with one line and exit code 70, on any thread.
 
 use std::process::ExitCode;
 

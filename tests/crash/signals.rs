@@ -1,4 +1,4 @@
-//! Ctrl-C once: the step is finished and saved. Twice: the run ends there and then, and nothing is lost but that step.
+//! Ctrl-C once: the step is finished and saved. Twice: the run ends at once, and only that step is lost.
 
 use std::fs;
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! A long run: what it holds does not grow, what it keeps is exact, and its logs tell every step once.
+//! A long run: its memory does not grow, its files are exact, and its logs contain every step once.
 //!
 //! `VTRAIN_SOAK=2000 cargo test crash::soak -- --nocapture` for the long one; every day it has 120 steps.
 
@@ -57,7 +57,7 @@ fn a_long_run_holds_no_more_at_its_end_than_at_its_beginning() {
     }
     assert!(child.wait().unwrap().success(), "{}", run.said());
 
-    // Of the steps right behind the first validation that counts, and of the last ones.
+    // Steps right after the first validation that counts, and the last ones.
     let (early, late) = (settled + 1..=settled + 15, steps - 15..=steps - 1);
     let of = |range: &std::ops::RangeInclusive<usize>| -> (u64, usize) {
         let there = || looks.iter().filter(|look| range.contains(&look.step));

@@ -31,7 +31,7 @@ fn a_second_run_is_told_who_holds_the_folder_and_a_dead_holder_holds_nothing() {
     assert!(report, "reading needs no lock");
     wait_for("more steps", || run.lines() > before);
 
-    // Killed, it leaves the file, which holds nobody up.
+    // Killed, it leaves the file, which blocks nothing.
     first.kill().unwrap();
     first.wait().unwrap();
     assert!(run.out().join(".lock").exists());
@@ -46,7 +46,7 @@ fn a_second_run_is_told_who_holds_the_folder_and_a_dead_holder_holds_nothing() {
     run.finish();
     let told = run.said();
     assert!(
-        told.contains(&format!("process {} on {host} has ended", first.id())),
+        told.contains(&format!("removed the stale lock of process {} on {host}", first.id())),
         "{told}"
     );
     assert!(!run.out().join(".lock").exists());
@@ -87,7 +87,7 @@ fn a_lock_is_free_once_it_is_dropped_and_leaves_nothing_behind() {
     assert!(out.exists(), "a folder that was there stays");
 }
 
-/// What tells one writing of a file from another: its number and the time of its last change.
+/// Identifies one writing of a file: its number and the time of its last change.
 type Writing = (u64, i64, i64);
 
 fn writings(cache: &Path) -> BTreeMap<PathBuf, Writing> {

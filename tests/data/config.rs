@@ -84,7 +84,7 @@ fn a_key_that_the_layout_does_not_read_is_a_problem() {
 fn a_config_is_read_with_its_usual_keys_and_unknown_ones_are_errors() {
     let config: Config = serde_json::from_str(
         r#"{"path": "disney", "captions": "prompt.txt", "buckets": [[49, 480, 720], [17, 256, 256]],
-            "frames": "head", "crop": "fit", "on_bad_clip": "skip", "layout": "lines"}"#,
+            "frames": "head", "crop": "fit", "on_invalid_clip": "skip", "layout": "lines"}"#,
     )
     .unwrap();
     assert_eq!(config.buckets, [bucket(49, 480, 720), bucket(17, 256, 256)]);
@@ -103,5 +103,5 @@ fn the_schema_says_that_a_bucket_is_a_list_of_three() {
     let bucket = schema.pointer("/$defs/Bucket").unwrap();
     assert_eq!((&bucket["minItems"], &bucket["maxItems"]), (&3.into(), &3.into()));
     let path = schema.pointer("/properties/path/description").unwrap();
-    assert!(path.as_str().unwrap().starts_with("The data set's folder"));
+    assert!(path.as_str().unwrap().starts_with("Folder of the data set"));
 }

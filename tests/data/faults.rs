@@ -1,4 +1,4 @@
-//! What is wrong with a data set: each fault its own message, by file and line, all at once.
+//! Problems of a data set: each with its own message, by file and line, all at once.
 
 use std::os::unix::fs::symlink;
 
@@ -75,7 +75,7 @@ fn a_folder_with_many_faults_reports_each_on_a_line_of_its_own() {
         .iter()
         .map(|note| note.rsplit(": ").next().unwrap())
         .collect();
-    assert_eq!(notes, ["README.txt is not taken for a caption"]);
+    assert_eq!(notes, ["README.txt is not used as a caption"]);
 }
 
 #[test]
@@ -106,7 +106,7 @@ fn counts_that_differ_are_one_fault_that_no_skipping_passes_over() {
         .file("videos.txt", "a.y4m\nb.y4m\n")
         .file("prompts.txt", "One.\n");
     let config = Config {
-        on_bad_clip: vtrain::data::dataset::OnBadClip::Skip,
+        on_invalid_clip: vtrain::data::dataset::OnInvalidClip::Skip,
         ..set.config()
     };
     let report = survey(&[config], false);
@@ -187,12 +187,12 @@ fn where_two_could_be_meant_neither_is_guessed() {
         .file("captions.txt", "A.");
     assert!(
         refusals(&set)[0]
-            .ends_with("found captions.txt and prompt.txt, and only one can be used; choose with `captions`")
+            .ends_with("found captions.txt and prompt.txt, but only one can be used; choose with `captions`")
     );
     let set = set.file("metadata.csv", "file_name,text\na.y4m,A.\n");
     assert!(
         refusals(&set)[0]
-            .ends_with("found videos.txt and metadata.csv, and only one can be used; choose with `layout`")
+            .ends_with("found videos.txt and metadata.csv, but only one can be used; choose with `layout`")
     );
     let set = Set::new()
         .file("metadata.csv", "file_name,text\n")
@@ -221,7 +221,7 @@ fn links_and_dots_stay_inside_unless_they_are_followed() {
         &set.refusals(&listing),
         &[
             "folder: leads out of the data set's folder, to ",
-            "broken.mp4: a symbolic link to nowhere, which does not exist; mend or remove it",
+            "broken.mp4: a symbolic link to nowhere, which does not exist; fix or remove it",
             "link.y4m: leads out of the data set's folder, to ",
         ],
     );
@@ -310,7 +310,7 @@ fn lines_and_elements_of_json_are_refused_by_their_line() {
     assert_starts(
         &refusals(&set),
         &[
-            "metadata.jsonl:2: malformed: an object is wanted, found a list",
+            "metadata.jsonl:2: malformed: expected an object, found a list",
             "metadata.jsonl:3: malformed: EOF while parsing a value at column ",
             "metadata.jsonl:4: `video` must be text, found a number",
             "metadata.jsonl:6: a.y4m: `text` must be text, found an object",
@@ -324,8 +324,8 @@ fn lines_and_elements_of_json_are_refused_by_their_line() {
         &refusals(&set),
         &[
             "metadata.json:4: gone.mp4: no such file",
-            "metadata.json:5: malformed: an object is wanted, found a number",
-            "metadata.json:6: malformed: an object is wanted, found text",
+            "metadata.json:5: malformed: expected an object, found a number",
+            "metadata.json:6: malformed: expected an object, found text",
         ],
     );
 }
@@ -342,7 +342,7 @@ fn tables_that_cannot_be_used_at_all_say_why() {
         (
             "metadata.json",
             "7",
-            "metadata.json:1: malformed: a list of objects is wanted, found a number",
+            "metadata.json:1: malformed: expected a list of objects, found a number",
         ),
         (
             "metadata.json",
@@ -357,7 +357,7 @@ fn tables_that_cannot_be_used_at_all_say_why() {
         (
             "metadata.json",
             "[]",
-            "metadata.json: malformed: there is no row in it that can be read",
+            "metadata.json: malformed: it has no readable row",
         ),
         (
             "metadata.csv",
@@ -373,7 +373,7 @@ fn tables_that_cannot_be_used_at_all_say_why() {
         (
             "metadata.csv",
             "video,text\n",
-            "metadata.csv: malformed: there is no row in it that can be read",
+            "metadata.csv: malformed: it has no readable row",
         ),
         ("metadata.parquet", "PAR1 no more", "metadata.parquet: cannot be read: "),
     ] {
@@ -433,7 +433,7 @@ fn hidden_files_are_passed_over_and_said() {
         (accepted(&listing), set.refusals(&listing).len()),
         (vec![("a.y4m", "A.")], 0)
     );
-    assert_eq!(listing.notes, ["hidden files are passed over: ._a.mp4"]);
+    assert_eq!(listing.notes, ["hidden files are ignored: ._a.mp4"]);
 }
 
 #[test]

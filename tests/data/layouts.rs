@@ -1,4 +1,4 @@
-//! Every layout, found by looking or named.
+//! All layouts, detected or configured.
 
 use super::{Set, accepted, bmp};
 use vtrain::data::Config;
@@ -74,7 +74,7 @@ fn a_folder_of_images_is_found_and_images_among_clips_are_said_to_be_unused() {
     let set = set.clip("a.y4m");
     let listing = set.read();
     assert_eq!(accepted(&listing), [("a.y4m", "A.")]);
-    let note = "images are not used here, a data set with `layout: images` would be: a.bmp, b.JPG";
+    let note = "images are not used; they need a data set with `layout: images`: a.bmp, b.JPG";
     assert_eq!(listing.notes, [note]);
     let images = Config {
         layout: Layout::Images,
@@ -90,7 +90,7 @@ fn clips_that_share_a_caption_file_are_both_used_and_it_is_said() {
     assert_eq!(accepted(&listing), [("x.avi", "X."), ("x.y4m", "X.")]);
     assert_eq!(
         listing.notes,
-        ["x.txt is the caption of each of x.avi, x.y4m; remove what is not meant"]
+        ["x.txt is the caption of each of x.avi, x.y4m; remove all but one"]
     );
 }
 
@@ -228,5 +228,5 @@ fn files_that_are_neither_clips_nor_captions_are_said() {
         .file("notes.md", "Notes.")
         .file("b.rm", "Old.");
     let listing = set.read();
-    assert_eq!(listing.notes, ["files of other kinds are passed over: b.rm, notes.md"]);
+    assert_eq!(listing.notes, ["files of other kinds are ignored: b.rm, notes.md"]);
 }

@@ -11,7 +11,7 @@ use super::{Set, bmp};
 
 const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/data");
 
-/// What lies outside: clips, an image, captions and manifests.
+/// Files outside: clips, an image, captions and manifests.
 fn outside() -> Set {
     Set::new()
         .clips(&["a.y4m", "b.y4m", "c.y4m"])

@@ -8,7 +8,7 @@ use vtrain::disk::{composed, spelled};
 /// é, Ü and ガ as one character each.
 const NFC: &str = "Caf\u{e9} \u{dc}bung \u{30ac}";
 
-/// As a letter and a mark each, which is how macOS names files.
+/// A letter and a mark each, which is how macOS names files.
 const NFD: &str = "Cafe\u{301} U\u{308}bung \u{30ab}\u{3099}";
 
 /// A clip in one form and a list in the other, both ways round.

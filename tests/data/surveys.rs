@@ -1,9 +1,9 @@
-//! Surveys: buckets, crops, what a bad clip means, totals; and the loading of what they accept.
+//! Surveys: buckets, crops, the effect of a bad clip, totals; and loading of accepted clips.
 
 use super::{Set, bmp, bucket, y4m};
 use super::{survey, survey_folder};
 use vtrain::data::bucket::choose;
-use vtrain::data::dataset::{Cropping, Frames, OnBadClip};
+use vtrain::data::dataset::{Cropping, Frames, OnInvalidClip};
 use vtrain::data::loader::{load, load_all};
 use vtrain::data::{Config, Reason};
 use vtrain::rng::Rng;
@@ -58,7 +58,7 @@ fn every_clip_is_listed_with_its_facts_its_bucket_and_its_crop() {
     let report = survey(
         &[Config {
             buckets: buckets(),
-            on_bad_clip: OnBadClip::Skip,
+            on_invalid_clip: OnInvalidClip::Skip,
             ..set.config()
         }],
         true,
@@ -120,7 +120,7 @@ fn how_a_clip_is_cropped_is_said_in_words() {
     );
     assert_eq!(
         fit(Cropping::Random, 36, 54),
-        "resized to 64x36, cut to 54x36 at a random place"
+        "resized to 64x36, cut to 54x36 at a random position"
     );
     assert_eq!(fit(Cropping::Fit, 36, 54), "squeezed to 54x36, nothing cut");
     assert_eq!(fit(Cropping::Center, 72, 96), "cut to 96x72 at the center");
@@ -143,18 +143,18 @@ fn a_slower_rate_leaves_fewer_frames() {
 #[test]
 fn a_bad_clip_stops_a_run_or_is_skipped_as_its_data_set_says() {
     let set = shapes();
-    let with = |on_bad_clip| {
+    let with = |on_invalid_clip| {
         survey(
             &[Config {
-                on_bad_clip,
+                on_invalid_clip,
                 buckets: buckets(),
                 ..set.config()
             }],
             false,
         )
     };
-    assert!(with(OnBadClip::Error).stops());
-    let skipping = with(OnBadClip::Skip);
+    assert!(with(OnInvalidClip::Error).stops());
+    let skipping = with(OnInvalidClip::Skip);
     assert_eq!(
         (skipping.stops(), skipping.refused.len(), skipping.samples.len()),
         (false, 1, 3)
@@ -166,7 +166,7 @@ fn a_data_set_of_which_nothing_is_left_stops_a_run_even_if_clips_are_skipped() {
     let set = Set::new().file("a.y4m", y4m(48, 32, 2, 8)).file("a.txt", "A.");
     let report = survey(
         &[Config {
-            on_bad_clip: OnBadClip::Skip,
+            on_invalid_clip: OnInvalidClip::Skip,
             ..set.config()
         }],
         false,

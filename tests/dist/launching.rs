@@ -2,7 +2,7 @@
 
 use vtrain::launch::lines::Stream;
 use vtrain::launch::mpirun::{Dialect, death};
-use vtrain::launch::{Death, How};
+use vtrain::launch::{RankFailure, Termination};
 
 use super::{Run, finish, stderr};
 
@@ -28,34 +28,34 @@ fn mpirun_says_how_the_first_rank_died() {
     let cases = [
         (
             "mpirun noticed that process rank 1 with PID 0 on node vm exited on signal 9 (Killed).",
-            How::Exit(137),
-            (1, How::Signal(9)),
+            Termination::Exit(137),
+            (1, Termination::Signal(9)),
         ),
         (
             "The first process to do so was:\n\n  Process name: [[52735,1],3]\n  Exit code:    5",
-            How::Exit(5),
-            (3, How::Exit(5)),
+            Termination::Exit(5),
+            (3, Termination::Exit(5)),
         ),
         (
             "= RANK 2 PID 81 RUNNING AT vm\n=   KILLED BY SIGNAL: 11 (Segmentation fault)",
-            How::Exit(139),
-            (2, How::Signal(11)),
+            Termination::Exit(139),
+            (2, Termination::Signal(11)),
         ),
         (
             "MPI_ABORT was invoked on rank 6 in communicator MPI_COMM_WORLD\nwith errorcode 4.",
-            How::Exit(4),
-            (6, How::Exit(4)),
+            Termination::Exit(4),
+            (6, Termination::Exit(4)),
         ),
     ];
     for (said, how, (rank, expected)) in cases {
         let found = death(said.lines(), how);
         assert_eq!((found.rank, found.how), (Some(rank), expected), "{said}");
     }
-    let unknown = death(std::iter::empty(), How::Exit(137));
-    assert_eq!((unknown.rank, unknown.how), (None, How::Signal(9)));
-    let told = Death {
+    let unknown = death(std::iter::empty(), Termination::Exit(137));
+    assert_eq!((unknown.rank, unknown.how), (None, Termination::Signal(9)));
+    let told = RankFailure {
         rank: Some(1),
-        how: How::Exit(5),
+        how: Termination::Exit(5),
     };
     assert_eq!(told.to_string(), "rank 1 ended with exit code 5");
 }
@@ -149,8 +149,8 @@ fn a_process_that_fails_leaves_its_exit_code_and_its_last_words() {
 fn what_launch_cannot_do_is_said() {
     let run = Run::training(1, 1);
     for (options, expected) in [
-        (&["--nproc-per-node", "0"][..], "is no number of processes"),
-        (&["--nproc-per-node", "gpus"], "is no number of processes"),
+        (&["--nproc-per-node", "0"][..], "is not a number of processes"),
+        (&["--nproc-per-node", "gpus"], "is not a number of processes"),
         (&["--nnodes", "2", "--node-rank", "2"], "machines go from 0 to 1"),
         (&["--nnodes", "0"], "--nnodes"),
     ] {

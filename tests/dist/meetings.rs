@@ -1,15 +1,15 @@
-//! How ranks come by the number that NCCL starts from.
+//! Rendezvous of ranks: exchange of NCCL's id.
 
 use std::io::Write;
 use std::net::{TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
-use vtrain::dist::Place;
-use vtrain::dist::place::Starter;
-use vtrain::dist::rendezvous::{Meeting, Number};
+use vtrain::distributed::RankInfo;
+use vtrain::distributed::rank_info::Starter;
+use vtrain::distributed::rendezvous::{Number, Rendezvous};
 
-fn place(rank: usize, world_size: usize) -> Place {
-    Place {
+fn place(rank: usize, world_size: usize) -> RankInfo {
+    RankInfo {
         rank,
         world_size,
         local_rank: rank,
@@ -21,15 +21,15 @@ fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
-fn meeting() -> Meeting {
-    Meeting {
+fn meeting() -> Rendezvous {
+    Rendezvous {
         host: "localhost".into(),
         port: free_port(),
     }
 }
 
-fn of(variables: &[(&str, &str)]) -> anyhow::Result<Meeting> {
-    Meeting::of(|name| {
+fn of(variables: &[(&str, &str)]) -> anyhow::Result<Rendezvous> {
+    Rendezvous::of(|name| {
         let found = variables.iter().find(|(known, _)| *known == name);
         found.map(|(_, value)| value.to_string())
     })
@@ -38,7 +38,7 @@ fn of(variables: &[(&str, &str)]) -> anyhow::Result<Meeting> {
 #[test]
 fn all_ranks_get_the_number_that_rank_0_makes_whoever_comes_first() {
     let (meeting, number): (_, Number) = (meeting(), std::array::from_fn(|i| i as u8));
-    let (late, timeout) = (Duration::from_millis(300), Duration::from_secs(20));
+    let (late, timeout) = (Duration::from_millis(300), Duration::from_secs(120));
     let all: Vec<Number> = std::thread::scope(|scope| {
         let started: Vec<_> = (0..4)
             .map(|rank| {
@@ -51,7 +51,7 @@ fn all_ranks_get_the_number_that_rank_0_makes_whoever_comes_first() {
                 })
             })
             .collect();
-        // Somebody who has nothing to do with it.
+        // A stranger.
         std::thread::sleep(late * 2);
         if let Ok(mut stranger) = TcpStream::connect(("127.0.0.1", meeting.port)) {
             let _ = stranger.write_all(b"GET / HTTP/1.1\r\n\r\n");
@@ -63,11 +63,16 @@ fn all_ranks_get_the_number_that_rank_0_makes_whoever_comes_first() {
 
 #[test]
 fn ranks_that_do_not_come_are_named_and_rank_0_by_its_address() {
-    let timeout = Duration::from_millis(500);
+    // Rank 3 comes well within the time that rank 0 waits for the others, also where the machine is busy.
+    let (timeout, wait, hangs) = (
+        Duration::from_millis(500),
+        Duration::from_secs(5),
+        Duration::from_secs(120),
+    );
     let (meeting, started) = (meeting(), Instant::now());
     let (first, last) = std::thread::scope(|scope| {
-        let first = scope.spawn(|| meeting.share(&place(0, 4), timeout, || Ok([7; 128])));
-        let last = scope.spawn(|| meeting.share(&place(3, 4), timeout, || unreachable!()));
+        let first = scope.spawn(|| meeting.share(&place(0, 4), wait, || Ok([7; 128])));
+        let last = scope.spawn(|| meeting.share(&place(3, 4), hangs, || unreachable!()));
         (first.join().unwrap(), last.join().unwrap())
     });
     assert_eq!(last.unwrap(), [7; 128]);
@@ -79,7 +84,7 @@ fn ranks_that_do_not_come_are_named_and_rank_0_by_its_address() {
         error.contains(&format!("rank 0 at localhost:{}", meeting.port)),
         "{error}"
     );
-    assert!(started.elapsed() < Duration::from_secs(60));
+    assert!(started.elapsed() < hangs);
 }
 
 #[test]

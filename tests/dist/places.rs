@@ -1,10 +1,10 @@
-//! Which rank a process is, as those who start processes say.
+//! The rank of a process, according to its launcher.
 
-use vtrain::dist::Place;
-use vtrain::dist::place::Starter;
+use vtrain::distributed::RankInfo;
+use vtrain::distributed::rank_info::Starter;
 
-fn place(variables: &[(&str, &str)]) -> anyhow::Result<Place> {
-    Place::of(|name| {
+fn place(variables: &[(&str, &str)]) -> anyhow::Result<RankInfo> {
+    RankInfo::of(|name| {
         let found = variables.iter().find(|(known, _)| *known == name);
         found.map(|(_, value)| value.to_string())
     })
@@ -65,7 +65,7 @@ fn every_starter_is_understood() {
         ),
     ];
     for (variables, starter) in cases {
-        let expected = Place {
+        let expected = RankInfo {
             rank: 3,
             world_size: 8,
             local_rank: 1,

@@ -7,7 +7,7 @@ use std::process::Output;
 
 use candle_core::{DType, Device};
 
-use super::{Run, finish, has_mpi, stderr};
+use super::{Run, finish, stderr};
 
 fn records(run: &Run, kind: &str) -> Vec<PathBuf> {
     let folder = fs::read_dir(run.path("cache").join(kind)).unwrap();
@@ -49,10 +49,8 @@ fn damage(run: &Run, place: usize) -> String {
 }
 
 #[test]
+#[cfg_attr(not(feature = "mpi"), ignore = "needs mpi: built without the feature")]
 fn seven_clips_on_four_ranks_are_encoded_once_each() {
-    if !has_mpi() {
-        return;
-    }
     let run = Run::new(7, "");
     let output = precompute(&run, 4, &["--json"]);
     let said = stderr(&output);
@@ -93,10 +91,8 @@ fn seven_clips_on_four_ranks_are_encoded_once_each() {
 }
 
 #[test]
+#[cfg_attr(not(feature = "mpi"), ignore = "needs mpi: built without the feature")]
 fn fewer_clips_than_ranks_are_no_reason_to_wait() {
-    if !has_mpi() {
-        return;
-    }
     let run = Run::new(2, "");
     let output = precompute(&run, 4, &[]);
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
@@ -106,14 +102,12 @@ fn fewer_clips_than_ranks_are_no_reason_to_wait() {
 }
 
 #[test]
+#[cfg_attr(not(feature = "mpi"), ignore = "needs mpi: built without the feature")]
 fn a_clip_that_breaks_on_one_rank_is_told_by_rank_0_and_left_out_or_ends_the_run() {
-    if !has_mpi() {
-        return;
-    }
     for skip in [true, false] {
         let run = Run::new(7, "");
         let name = damage(&run, 3); // the fourth clip is rank 3's
-        let set = format!("datasets.0.on_bad_clip={}", if skip { "skip" } else { "error" });
+        let set = format!("datasets.0.on_invalid_clip={}", if skip { "skip" } else { "error" });
         let output = precompute(&run, 4, &["--set", &set]);
         let said = stderr(&output);
         let line = said

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use super::{Run, assert_same, has_mpi, stderr};
+use super::{Run, assert_same, stderr};
 
 const STEPS: usize = 6;
 
@@ -14,10 +14,8 @@ fn straight(ranks: usize, accumulation: usize) -> Run {
 }
 
 #[test]
+#[cfg_attr(not(feature = "mpi"), ignore = "needs mpi: built without the feature")]
 fn two_ranks_are_one_that_accumulates_two_and_four_are_two_that_do() {
-    if !has_mpi() {
-        return;
-    }
     let (one, two) = (straight(1, 2), straight(2, 1));
     assert_same("2 ranks for 1 with accumulation 2", &two, &one);
     assert_eq!(two.column("samples_seen"), one.column("samples_seen"));
@@ -26,7 +24,7 @@ fn two_ranks_are_one_that_accumulates_two_and_four_are_two_that_do() {
     assert_same("4 ranks for 2 with accumulation 2", &four, &two);
     assert_same("4 ranks for 1 with accumulation 4", &four, &alone);
 
-    // The same files, whoever wrote them.
+    // The same files, regardless of who wrote them.
     let files = |run: &Run| {
         let mut names = Vec::new();
         list(&run.path("out"), &mut names);
@@ -43,7 +41,7 @@ fn two_ranks_are_one_that_accumulates_two_and_four_are_two_that_do() {
     };
     assert_eq!(files(&four), files(&alone));
 
-    // What ranks said to each other is in the log, and only theirs: each adapter's numbers once, and some news.
+    // The log counts the communication: each adapter's numbers once, and some metadata.
     let numbers: usize = four.adapter().values().map(|tensor| tensor.elem_count()).sum();
     for bytes in four.column("communication_bytes") {
         let more = bytes - 4.0 * numbers as f64;
@@ -59,10 +57,8 @@ fn two_ranks_are_one_that_accumulates_two_and_four_are_two_that_do() {
 }
 
 #[test]
+#[cfg_attr(not(feature = "mpi"), ignore = "needs mpi: built without the feature")]
 fn a_base_that_is_shared_out_gives_the_same_adapter_and_the_same_videos() {
-    if !has_mpi() {
-        return;
-    }
     let prompt = "validation.prompts=[{prompt: a ball, num_frames: 9, height: 32, width: 48, steps: 2, \
                   guidance_scale: 3.0}]";
     let run = |ranks: usize, more: &[&str]| {
@@ -74,25 +70,25 @@ fn a_base_that_is_shared_out_gives_the_same_adapter_and_the_same_videos() {
     };
     let shared = ["--set", "model.sharding=full"];
     let (whole, said, video) = run(3, &[]);
-    assert!(!said.contains("shared out"), "{said}");
+    assert!(!said.contains("sharded over"), "{said}");
     // Three parts do not come out even.
     for ranks in [2, 3] {
         let (run, said, again) = run(ranks, &shared);
-        assert!(said.contains(&format!("shared out over {ranks} ranks")), "{said}");
+        assert!(said.contains(&format!("sharded over {ranks} ranks")), "{said}");
         assert_same(&format!("{ranks} ranks that share the base out"), &run, &whole);
         assert!(ranks != 3 || again == video, "the videos differ");
         let each = |run: &Run| run.column("communication_bytes").iter().sum::<f64>();
         assert!(each(&run) > each(&whole), "blocks travel, too");
     }
     let (alone, said, _) = run(1, &shared);
-    assert!(!said.contains("shared out"), "{said}");
+    assert!(!said.contains("sharded over"), "{said}");
     assert_same("one rank that has nobody to share with", &alone, &whole);
 }
 
 #[test]
 fn a_base_that_is_shared_out_keeps_no_block_for_the_way_back() {
     let run = Run::training(1, 1);
-    for more in ["train.keep=all", "train.gradient_checkpointing=false"] {
+    for more in ["train.activation_policy=all", "train.gradient_checkpointing=false"] {
         let output = super::finish(run.vtrain(&[], &["--set", "model.sharding=full", "--set", more]));
         assert_eq!(output.status.code(), Some(2));
         assert!(
@@ -114,10 +110,8 @@ fn list(folder: &Path, names: &mut Vec<String>) {
 }
 
 #[test]
+#[cfg_attr(not(feature = "mpi"), ignore = "needs mpi: built without the feature")]
 fn a_run_of_two_ranks_goes_on_with_one_and_with_four() {
-    if !has_mpi() {
-        return;
-    }
     let straight = straight(2, 2);
     for (ranks, accumulation) in [(1, 4), (4, 1)] {
         let run = Run::training(STEPS, 3);
@@ -141,10 +135,8 @@ fn a_run_of_two_ranks_goes_on_with_one_and_with_four() {
 }
 
 #[test]
+#[cfg_attr(not(feature = "mpi"), ignore = "needs mpi: built without the feature")]
 fn validation_videos_are_shared_out_and_equal_those_of_one_rank() {
-    if !has_mpi() {
-        return;
-    }
     let prompt = |text: &str, seed: usize| {
         format!("{{prompt: {text}, num_frames: 9, height: 32, width: 48, steps: 2, guidance_scale: 1.0, seed: {seed}}}")
     };

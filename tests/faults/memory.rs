@@ -1,4 +1,4 @@
-//! Too little memory is told before anything is loaded, where it can be known.
+//! Too little memory is reported before anything is loaded, if it can be known.
 
 use std::fs;
 use std::path::Path;
@@ -68,7 +68,7 @@ fn weights_that_the_machine_cannot_hold_are_refused_before_they_are_read() {
     let output = bench(4 << 40, None);
     let words = [
         "transformer as f32 takes 8.00 TiB",
-        "can be had: the ",
+        "are available: the ",
         "more is needed",
     ];
     assert_failed(&output, &words);
@@ -76,14 +76,10 @@ fn weights_that_the_machine_cannot_hold_are_refused_before_they_are_read() {
 
 #[cfg(target_os = "linux")]
 #[test]
+#[ignore = "needs memory: 6 GiB"]
 fn weights_that_fit_in_another_format_are_refused_with_that() {
     // 2 GiB of file are mapped, and so many would have to be taken for bf16.
     let output = bench(2 << 30, Some(6 << 20));
-    let said = stderr(&output);
-    if said.contains("the machine has no more") || said.contains("control group") {
-        crate::skipped::say(format!("this machine is too small: {said}"));
-        return;
-    }
     let words = [
         "transformer as f32 takes 4.00 GiB",
         "ulimit -v allows no more",
@@ -110,7 +106,7 @@ fn an_allocation_that_fails_is_told_with_the_exit_code_for_it() {
     assert_failed(
         &output,
         &[
-            "out of memory: 1152000000 bytes more cannot be had",
+            "out of memory: 1152000000 more bytes are not available",
             "ulimit -v",
             "train.batch_size: 1",
         ],
@@ -141,7 +137,7 @@ fn a_run_under_any_limit_of_memory_ends_in_words_and_goes_on_without_it() {
     }
 }
 
-/// Eight shards of 32 MiB in f32, read as bf16: what is held is the target, and never the files beside it.
+/// Eight shards of 32 MiB in f32, read as bf16: memory holds the target, but not the files in addition.
 #[cfg(target_os = "linux")]
 #[test]
 fn loading_holds_the_target_and_little_more_than_one_shard() {

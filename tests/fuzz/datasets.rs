@@ -1,4 +1,4 @@
-//! Captions and manifests: two clips that are whole, and what names them spoiled.
+//! Captions and manifests: two valid clips, with corrupted lists.
 
 use std::path::Path;
 
@@ -39,7 +39,7 @@ fn is_table(file: &Path) -> bool {
         .any(|known| ending == *known)
 }
 
-/// What cannot be used, line by line. A clip without a caption is in the parquet files from the start.
+/// Lists the rejections, line by line. A clip without a caption is in the parquet files from the start.
 fn judge(config: &Config) -> anyhow::Result<()> {
     let report = survey(std::slice::from_ref(config), false, &|_, _| {});
     let refused: Vec<String> = report.refused.iter().map(ToString::to_string).collect();

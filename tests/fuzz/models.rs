@@ -11,13 +11,13 @@ use vtrain::lora::file;
 use vtrain::lora::format::Format;
 use vtrain::lora::inspect::Report;
 use vtrain::lora::resize::resize;
-use vtrain::models::denoiser::Text;
-use vtrain::models::family::TakesImage;
-use vtrain::models::{self, Family, FamilyName, rooms};
+use vtrain::models::denoiser::TextEmbeds;
+use vtrain::models::family::ImageMode;
+use vtrain::models::{self, Family, FamilyName, registry};
+use vtrain::protobuf_wire::{self, Message};
 use vtrain::rng::Rng;
 use vtrain::sample::{Prepared, Request, Start};
 use vtrain::text::TextTokenizer;
-use vtrain::wire::{self, Message};
 
 use super::{Corpus, copy, files, shipped};
 use crate::text::small_sentencepiece;
@@ -169,13 +169,13 @@ fn with_rules(folder: &Path) -> PathBuf {
 fn field(bytes: &[u8], span: Range<usize>, number: u64) -> Range<usize> {
     let mut fields = Message::new(bytes, span).map(Result::unwrap);
     let found = fields.find_map(|field| match field.value {
-        wire::Value::Bytes(span) if field.number == number => Some(span),
+        protobuf_wire::Value::Bytes(span) if field.number == number => Some(span),
         _ => None,
     });
     found.unwrap_or_else(|| panic!("no field {number}"))
 }
 
-/// What a run does with the part of a checkpoint that a file belongs to.
+/// Uses the part of a checkpoint that a file belongs to as a run does.
 fn use_part(folder: &Path, file: &Path) -> anyhow::Result<()> {
     let checkpoint = folder.join(file.iter().next().unwrap());
     let config = models::Config {
@@ -188,7 +188,7 @@ fn use_part(folder: &Path, file: &Path) -> anyhow::Result<()> {
     }
     let family = models::open(&checkpoint, FamilyName::Auto, DType::F32, &Device::Cpu)?;
     // A size that these settings cannot make is the request's fault, and none of the file.
-    if family.canvas(FRAMES, HEIGHT, WIDTH).is_err() {
+    if family.latent_size(FRAMES, HEIGHT, WIDTH).is_err() {
         return Ok(());
     }
     match parts(file).0.as_str() {
@@ -197,12 +197,12 @@ fn use_part(folder: &Path, file: &Path) -> anyhow::Result<()> {
         "vae" => code(&*family)?,
         "image_encoder" | "image_processor" => {
             let image = Tensor::zeros((1, 3, HEIGHT, WIDTH), DType::F32, &Device::Cpu)?;
-            family.clip_encoder(false, false)?.encode_image(&image, FRAMES)?;
+            family.video_encoder(false, false)?.encode_image(&image, FRAMES)?;
         }
         "scheduler" => {
             let scheduler = family.scheduler()?;
             for (steps, strength) in [(5, 1.0), (7, 0.8)] {
-                // Steps that these settings have no room for are the request's fault.
+                // Steps that these settings do not allow are the request's fault.
                 let Ok(mut run) = scheduler.start_from(steps, strength, Some(1234)) else {
                     continue;
                 };
@@ -233,8 +233,8 @@ fn request(family: &dyn Family) -> anyhow::Result<Request> {
         dynamic_guidance: false,
         seed: 0,
         fps: family.frame_rate(),
-        start: match family.takes_image() {
-            TakesImage::Always => Start::Image(Tensor::zeros((1, 3, HEIGHT, WIDTH), DType::F32, &Device::Cpu)?),
+        start: match family.image_mode() {
+            ImageMode::Always => Start::Image(Tensor::zeros((1, 3, HEIGHT, WIDTH), DType::F32, &Device::Cpu)?),
             _ => Start::Text,
         },
         latents: None,
@@ -245,7 +245,7 @@ fn request(family: &dyn Family) -> anyhow::Result<Request> {
 fn denoise(family: &dyn Family) -> anyhow::Result<()> {
     let denoiser = family.denoiser(None)?;
     let shape = family.text_shape();
-    let text = Text {
+    let text = TextEmbeds {
         hidden: Tensor::zeros((1, shape.tokens, shape.width), DType::F32, &Device::Cpu)?,
         mask: match shape.masked {
             true => Some(Tensor::ones((1, shape.tokens), DType::F32, &Device::Cpu)?),
@@ -263,9 +263,9 @@ fn denoise(family: &dyn Family) -> anyhow::Result<()> {
 /// A clip to latents, and latents to a clip.
 fn code(family: &dyn Family) -> anyhow::Result<()> {
     let clip = Tensor::zeros((1, 3, FRAMES, HEIGHT, WIDTH), DType::F32, &Device::Cpu)?;
-    let posterior = family.clip_encoder(true, true)?.encode(&clip)?;
+    let posterior = family.video_encoder(true, true)?.encode(&clip)?;
     family.latents(&posterior.mode())?;
-    let canvas = family.canvas(FRAMES, HEIGHT, WIDTH)?;
+    let canvas = family.latent_size(FRAMES, HEIGHT, WIDTH)?;
     let latents = Tensor::zeros(&canvas.shape, DType::F32, &Device::Cpu)?;
     family.decode(&latents, &canvas, &mut Rng::new(0), &mut |_| Ok(()))
 }
@@ -280,12 +280,12 @@ pub fn adapters() -> Corpus {
             true => folder.join(file).with_file_name("adapter_model.safetensors"),
             false => folder.join(file),
         };
-        let read = file::read(&path, &rooms::names())?;
+        let read = file::read(&path, &registry::names())?;
         // What can be read can be looked at, written and shrunk, or that is refused; the commands name the file.
         let worked = || -> anyhow::Result<()> {
             Report::of(&read, |_, _| None)?;
             for format in [Format::Diffusers, Format::ComfyUi, Format::Kohya] {
-                file::from_bytes(&read.write(format)?, None, &rooms::names())?.check()?;
+                file::from_bytes(&read.write(format)?, None, &registry::names())?.check()?;
             }
             resize(&read.layers, 1)?;
             Ok(())

@@ -1,4 +1,4 @@
-//! How files are spoiled: accidents of bytes, of text, of numbers, of JSON, of safetensors headers; all from a seed.
+//! Corruption of files: random changes of bytes, text, numbers, JSON and safetensors headers; all from a seed.
 
 use serde_json::{Value, json};
 use vtrain::rng::Rng;

@@ -1,4 +1,4 @@
-//! Run files, and what vtrain itself wrote and reads again: checkpoints, logs, the page's facts, the cache.
+//! Run files, and files that vtrain itself writes and reads again: checkpoints, logs, the page's facts, the cache.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -9,16 +9,16 @@ use anyhow::anyhow;
 use candle_core::{DType, Device, Tensor};
 use serde_json::Value;
 use tempfile::TempDir;
-use vtrain::commands::train::open;
-use vtrain::commands::train::resume::{self, Resume};
+use vtrain::commands::train::build;
 use vtrain::commands::{check_dataset, precompute};
 use vtrain::config::RunConfig;
 use vtrain::data::Bucket;
-use vtrain::data::cache::{Cache, CaptionCoder, Encoded, Form, Key};
-use vtrain::dist::Single;
+use vtrain::data::cache::{Cache, Encoded, Key, RecordSchema, TextEncoderId};
+use vtrain::distributed::Single;
 use vtrain::models::Family;
 use vtrain::report::{self, Run};
 use vtrain::rng::Rng;
+use vtrain::train::resume::{self, Resume};
 
 use super::mutate::{below, json};
 use super::{Corpus, copy, files, shipped};
@@ -85,17 +85,11 @@ impl Trained {
 
     /// Goes on from the checkpoint, up to the first step.
     fn resume(&self) -> anyhow::Result<()> {
-        let newest = self.config.output_dir.join(CHECKPOINT);
-        let checkpoint = resume::find(&Resume::From(newest), &self.config, &Single)?;
-        let session = open::session(
-            &self.config,
-            &*self.family,
-            &self.encoded,
-            &Device::Cpu,
-            checkpoint,
-            &Single,
-        );
-        session.map(drop).map_err(|failure| failure.error)
+        let (config, dir) = (&self.config, self.config.run_dir());
+        let newest = Resume::From(dir.path().join(CHECKPOINT));
+        let checkpoint = resume::find(&newest, &dir, &config.checkpoint, &config.hyperparameters(1), &Single)?;
+        let run = build::run(config, &*self.family, &self.encoded, &Device::Cpu, checkpoint, &Single);
+        run.map(drop).map_err(|failure| failure.error)
     }
 }
 
@@ -106,7 +100,7 @@ const FILES: [&str; 3] = [
     "pytorch_lora_weights.safetensors",
 ];
 
-/// What a run resumes from. Half of what is spoiled has checksums that are right.
+/// Files that a run resumes from. Half of the corrupted ones have valid checksums.
 pub fn checkpoints() -> Corpus {
     let folder = TempDir::new().unwrap();
     let trained = Trained::new(folder.path());
@@ -126,7 +120,7 @@ pub fn checkpoints() -> Corpus {
         resumed
     });
     corpus.sign = Some(sign);
-    // What the settings say differs, and what fits no layer, is told of the checkpoint.
+    // Differing settings, and adapters that fit no layer, are reported for the checkpoint.
     corpus.or_names = |_| Some(CHECKPOINT.into());
     corpus
 }
@@ -158,7 +152,7 @@ fn sign(folder: &Path, file: &Path, rng: &mut Rng) {
     std::fs::write(path, serde_json::to_vec(&state).unwrap()).unwrap();
 }
 
-/// What a resumed run and the page read of an earlier one. It is told as far as it goes.
+/// Files of an earlier run that a resumed run and the page read. They are read as far as possible.
 pub fn logs() -> Corpus {
     let folder = TempDir::new().unwrap();
     let trained = Trained::new(folder.path());
@@ -181,14 +175,14 @@ pub fn logs() -> Corpus {
 pub fn cache() -> Corpus {
     let folder = TempDir::new().unwrap();
     let tensor = |shape: &[usize]| Tensor::rand(-1f32, 1f32, shape, &Device::Cpu).unwrap();
-    let coder = CaptionCoder {
+    let coder = TextEncoderId {
         fingerprint: blake3::hash(b"coder"),
         dtype: DType::F32,
         tokens: 6,
     };
-    let clip = Form::clip([4, 3, 4, 6], vec![("image_latents", vec![4, 1, 4, 6])]);
-    let caption = Form::caption(vec![("embeds", vec![6, 8]), ("mask", vec![6])], DType::F32);
-    let of = |form: &Form| form.tensors.iter().map(|(_, shape)| tensor(shape)).collect::<Vec<_>>();
+    let clip = RecordSchema::clip([4, 3, 4, 6], vec![("image_latents", vec![4, 1, 4, 6])]);
+    let caption = RecordSchema::caption(vec![("embeds", vec![6, 8]), ("mask", vec![6])], DType::F32);
+    let of = |form: &RecordSchema| form.tensors.iter().map(|(_, shape)| tensor(shape)).collect::<Vec<_>>();
     let records = [(Key::caption("a", &coder), clip), (Key::caption("b", &coder), caption)];
     let cache = Cache::open(folder.path());
     for (key, form) in &records {

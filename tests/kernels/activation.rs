@@ -110,7 +110,7 @@ pub fn back(card: &Card) {
     }
 }
 
-/// What a card with fewer blocks than numbers would do: threads go on to others.
+/// Simulates a card with fewer blocks than numbers: threads loop over more.
 pub fn in_few_blocks(card: &Card) {
     let mut rng = Rng::new(3);
     for (kind, dtype, count) in cases().filter(|(_, _, count)| *count > 1000) {

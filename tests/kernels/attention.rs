@@ -246,7 +246,7 @@ impl Case {
         (all, self.mask.as_ref().map(|(mask, _)| run.given(mask, DType::F32)))
     }
 
-    /// What the way forward leaves, as it is stored: the output and the log-sum-exp.
+    /// Returns the saved state of the forward pass: the output and the log-sum-exp.
     fn left(&self) -> (Vec<f64>, Vec<f64>) {
         let (out, log_sums) = self.forward();
         let of = |all: Vec<Exact>, dtype| all.iter().map(|x| rounded(x.value, dtype)).collect();
@@ -292,7 +292,7 @@ pub fn forward(card: &Card) {
     }
 }
 
-/// The three launches of the way back, of which the last two read what the first has written.
+/// The three launches of the backward pass, of which the last two read the first one's output.
 pub fn back(card: &Card) {
     for case in cases() {
         let (out, log_sums) = case.left();
@@ -329,7 +329,7 @@ pub fn back(card: &Card) {
     }
 }
 
-/// What cuDNN leaves, a mean of values and a finite log-sum-exp, becomes what the way forward by tiles leaves.
+/// cuDNN's result, a mean of values and a finite log-sum-exp, becomes that of the tiled forward pass.
 pub fn blind(card: &Card) {
     for case in cases() {
         let Some((mask, _)) = &case.mask else { continue };
@@ -338,7 +338,7 @@ pub fn blind(card: &Card) {
             .chunks_exact(case.sizes.keys)
             .map(|row| f64::from(u8::from(row.iter().any(|x| *x > f64::NEG_INFINITY))))
             .collect();
-        // Where a query sees no key, something else.
+        // Queries without any key get another value.
         let unseeing: Vec<bool> = expected_sums.iter().map(|sum| *sum == f64::INFINITY).collect();
         let sums: Vec<f64> = expected_sums
             .iter()

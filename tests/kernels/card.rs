@@ -9,7 +9,7 @@ use vtrain::ops::kernel::{Address, Launch};
 use super::library::Library;
 use super::memory::{Buffer, Edge};
 
-/// As numbered, reversed, shuffled twice: and which end of its pages a buffer lies at.
+/// Orders of threads (as numbered, reversed, shuffled twice), with the end of its pages that a buffer is at.
 const ORDERS: [(u32, Edge); 4] = [
     (0, Edge::Behind),
     (1, Edge::Before),
@@ -17,7 +17,7 @@ const ORDERS: [(u32, Edge); 4] = [
     (77, Edge::Before),
 ];
 
-/// Which buffers lie a number off from where they would be aligned.
+/// Buffers that are misaligned by one number.
 #[derive(Debug, Clone, Copy)]
 enum Shifted {
     None,
@@ -97,28 +97,28 @@ impl<'a> Card<'a> {
     }
 }
 
-/// Whether numbers are equal bit by bit.
+/// Checks that numbers are equal bit by bit.
 fn same(a: &[Vec<f64>], b: &[Vec<f64>]) -> bool {
     let bits = |all: &[Vec<f64>]| all.iter().flatten().map(|x| x.to_bits()).collect::<Vec<_>>();
     bits(a) == bits(b)
 }
 
 impl Run<'_> {
-    /// Numbers that kernels may read.
+    /// Buffer that kernels may read.
     pub fn given(&self, numbers: &[f64], dtype: DType) -> Lent {
         let lent = self.changed(numbers, dtype);
         lent.0.borrow_mut().seal();
         lent
     }
 
-    /// Numbers that kernels may read and write.
+    /// Buffer that kernels may read and write.
     pub fn changed(&self, numbers: &[f64], dtype: DType) -> Lent {
         let lent = self.room(numbers.len(), dtype);
         lent.0.borrow_mut().fill(numbers);
         lent
     }
 
-    /// Room for numbers that a kernel writes.
+    /// Buffer for numbers that a kernel writes.
     pub fn room(&self, count: usize, dtype: DType) -> Lent {
         let at = self.made.replace(self.made.get() + 1);
         let shift = match self.shifted {
@@ -129,12 +129,12 @@ impl Run<'_> {
         Lent(RefCell::new(Buffer::new(count, dtype, self.edge, shift)))
     }
 
-    /// Room as the allocator gives it, for what is never a part of something else.
+    /// Separate allocation, for what is never a part of something else.
     pub fn own_room(&self, count: usize, dtype: DType) -> Lent {
         Lent(RefCell::new(Buffer::new(count, dtype, self.edge, 0)))
     }
 
-    /// Numbers in room of that kind that kernels may read.
+    /// Separate allocation that kernels may read.
     pub fn own(&self, numbers: &[f64], dtype: DType) -> Lent {
         let lent = self.own_room(numbers.len(), dtype);
         lent.0.borrow_mut().fill(numbers);
@@ -163,7 +163,7 @@ impl Lent {
         self.0.borrow().address()
     }
 
-    /// The numbers; fails where a kernel has written beside them.
+    /// Returns the numbers; fails if a kernel has written outside of them.
     #[track_caller]
     pub fn numbers(&self) -> Vec<f64> {
         let mut buffer = self.0.borrow_mut();

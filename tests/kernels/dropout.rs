@@ -52,7 +52,7 @@ pub fn masked(card: &Card) {
     }
 }
 
-/// Where the numbers lie.
+/// Address of the numbers.
 pub fn in_place(card: &Card) {
     let mut rng = Rng::new(2);
     for (mask, dtype, count) in cases() {

@@ -1,7 +1,7 @@
-//! What kernels are held to: a number in f64, and how far arithmetic in f32 may be off it.
+//! Expected results of kernels: a number in f64, and the error that f32 arithmetic may have.
 //!
-//! Each number comes with its size, the sum of the absolute values that were added up. A kernel may be off by some roundings
-//! of that, a rounding being 2^-24; where it stores bf16, by half a unit in the last place of bf16 besides.
+//! Each number comes with its size, the sum of the absolute values that were added up. A kernel may be off by some
+//! roundings of that, a rounding being 2^-24; where it stores bf16, by half a unit in the last place of bf16 besides.
 
 use candle_core::DType;
 use half::bf16;

@@ -1,7 +1,8 @@
 //! The kernels' files, unmodified, as one shared library for the CPU.
 //!
-//! Each `.cu` file becomes a unit of its own behind emulator.hpp. Which kernels it has is read from its preprocessed text,
-//! since macros make them. A library is kept by the contents of all that it is made of, for other tests and processes.
+//! Each `.cu` file becomes its own translation unit after emulator.hpp. Its kernels are found in the preprocessed text,
+//! because macros make them. A library is kept by the contents of all that it is made of, for other tests and
+//! processes.
 
 use std::collections::BTreeMap;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
@@ -15,7 +16,7 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use vtrain::ops::kernel::sources::SOURCES;
 use vtrain::ops::kernel::{Argument, Launch};
 
-/// What both compilers know. The traps need no library of theirs.
+/// Flags of both compilers. The traps need no library.
 const FLAGS: &[&str] = &[
     "-std=c++20",
     "-O2",
@@ -32,7 +33,7 @@ const EMPTY: [&str; 2] = ["cuda_bf16.h", "math_constants.h"];
 /// A process has one emulator's worth of signal handlers.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
-/// Of a barrier: its file and line.
+/// A barrier: its file and line.
 pub type Site = (String, i32);
 
 type Listed = unsafe extern "C" fn(usize, *mut *const c_char, *mut *const c_char) -> bool;
@@ -55,7 +56,7 @@ pub fn library() -> &'static Library {
     LIBRARY.get_or_init(|| Library::load(&built().library))
 }
 
-/// The same for whoever changes something in it.
+/// Same, for tests that modify it.
 pub fn own_library() -> Library {
     let folder = tempfile::tempdir().unwrap();
     let copy = folder.path().join("kernels.so");
@@ -151,7 +152,7 @@ fn compiler() -> (&'static str, String) {
             return (name, String::from_utf8_lossy(&said.stdout).into_owned());
         }
     }
-    panic!("no C++ compiler: the kernels are tested with g++ or clang++, which scripts/system.sh installs");
+    panic!("no C++ compiler: the kernels are tested with g++ or clang++, which scripts/setup/system.sh installs");
 }
 
 /// Makes a library of files below `root`.
@@ -225,7 +226,7 @@ fn unit_text(source: &Path, headers: &Path) -> String {
     text + "} // namespace\n"
 }
 
-/// What stands between the start of a declaration and the first of `ends`.
+/// Returns the text between the start of a declaration and the first of `ends`.
 fn declared<'a>(text: &'a str, start: &'a str, ends: char) -> impl Iterator<Item = &'a str> {
     text.split(start)
         .skip(1)
@@ -240,7 +241,7 @@ fn kernel_names(expanded: &str) -> Vec<String> {
     names.map(|name| name.trim().to_string()).collect()
 }
 
-/// Takes `__launch_bounds__(...)` away, behind which a kernel's name stands.
+/// Removes `__launch_bounds__(...)`, which precedes a kernel's name.
 fn strip_bounds(words: &str) -> String {
     let mut parts = words.split("__launch_bounds__");
     let mut bare = parts.next().unwrap_or_default().to_string();

@@ -19,7 +19,7 @@ pub fn bias(card: &Card) {
                 |run| {
                     let (y, bias) = (run.changed(&y, dtype), run.given(&bias, dtype));
                     let mut launch = launch::bias(y.at(), bias.at(), [rows, columns], dtype).unwrap();
-                    // Fewer blocks than numbers: threads go on to others.
+                    // Fewer blocks than numbers: threads loop over more.
                     launch.grid.blocks[0] = blocks.unwrap_or(launch.grid.blocks[0]);
                     run.launch(Ok(launch));
                     [y.numbers()]

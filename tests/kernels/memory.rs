@@ -40,7 +40,7 @@ fn protect(at: *mut u8, bytes: usize, what: libc::c_int) {
 }
 
 impl Buffer {
-    /// Room for numbers, at the edge or `shift` numbers off it.
+    /// Buffer for numbers, at the edge or `shift` numbers off it.
     pub fn new(count: usize, dtype: DType, edge: Edge, shift: usize) -> Self {
         let (size, page) = (dtype.size_in_bytes(), page());
         let bytes = (count + shift) * size;
@@ -107,7 +107,7 @@ impl Buffer {
         places.map(number).collect()
     }
 
-    /// Whether the bytes around the numbers are as they were.
+    /// Checks that the bytes around the numbers are unchanged.
     pub fn kept(&mut self) -> bool {
         let (start, end) = (
             self.offset - page(),

@@ -1,7 +1,7 @@
 //! norm.cu against norms in f64.
 
 use candle_core::DType;
-use vtrain::ops::norm::{Kind, Norm};
+use vtrain::ops::norm::{Norm, NormKind};
 use vtrain::rng::Rng;
 
 use super::card::Card;
@@ -11,7 +11,7 @@ use super::rows::{Case, cases};
 const EPS: f64 = 1e-5;
 
 fn norms() -> impl Iterator<Item = (Case, Norm)> {
-    let kinds = [Kind::Layer, Kind::Rms];
+    let kinds = [NormKind::Layer, NormKind::Rms];
     cases().flat_map(move |case| {
         kinds.map(|kind| {
             let norm = Norm {
@@ -35,11 +35,11 @@ fn rows(rng: &mut Rng, case: &Case) -> Vec<f64> {
 }
 
 /// Mean and 1 / sqrt(variance + eps).
-fn moments(kind: Kind, x: &[f64]) -> (f64, f64) {
+fn moments(kind: NormKind, x: &[f64]) -> (f64, f64) {
     let count = x.len() as f64;
     let mean = match kind {
-        Kind::Layer => x.iter().sum::<f64>() / count,
-        Kind::Rms => 0.0,
+        NormKind::Layer => x.iter().sum::<f64>() / count,
+        NormKind::Rms => 0.0,
     };
     let variance = x.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / count;
     // What is added comes to the kernels in f32.
@@ -47,7 +47,7 @@ fn moments(kind: Kind, x: &[f64]) -> (f64, f64) {
 }
 
 /// n of a row. A number less its mean is off by roundings of both.
-fn normed(kind: Kind, x: &[f64]) -> Vec<Exact> {
+fn normed(kind: NormKind, x: &[f64]) -> Vec<Exact> {
     let (mean, inverse) = moments(kind, x);
     let of = |x: &f64| Exact::new((x - mean) * inverse, (x.abs() + mean.abs()) * inverse);
     x.iter().map(of).collect()
@@ -80,12 +80,12 @@ pub fn forward(card: &Card) {
 }
 
 /// dx of a row.
-fn exact_back(kind: Kind, x: &[f64], gain: &[f64], grad: &[f64]) -> Vec<Exact> {
+fn exact_back(kind: NormKind, x: &[f64], gain: &[f64], grad: &[f64]) -> Vec<Exact> {
     let (_, inverse) = moments(kind, x);
     let (n, count) = (normed(kind, x), x.len() as f64);
     let h: Vec<f64> = grad.iter().zip(gain).map(|(grad, gain)| grad * gain).collect();
     let mut plain = Exact::sum(h.iter().copied());
-    if kind == Kind::Rms {
+    if kind == NormKind::Rms {
         plain = Exact::default();
     }
     let along = h.iter().zip(&n).fold(Exact::default(), |sum, (h, n)| {
@@ -138,7 +138,7 @@ pub fn tables(card: &Card) {
         for (x, grad) in x.chunks(case.width).zip(grad.chunks(case.width)) {
             let (mean, inverse) = moments(norm.kind, x);
             let size = x.iter().map(|x| x.abs()).sum::<f64>() / case.width as f64;
-            let mean_size = if norm.kind == Kind::Layer { size } else { 0.0 };
+            let mean_size = if norm.kind == NormKind::Layer { size } else { 0.0 };
             // Numbers less their mean are off by roundings of both; that counts where they are all but equal.
             let spread = x.iter().map(|x| (x - mean).abs() * (x.abs() + mean.abs())).sum::<f64>() / case.width as f64;
             let inverse_size = inverse * (1.0 + spread * inverse * inverse);

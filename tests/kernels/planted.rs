@@ -1,11 +1,11 @@
-//! Faults planted in the kernels, each of which the checks must find.
+//! Faults injected into the kernels, each of which the checks must find.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use super::library::{Library, own_library, patched, root};
 use super::{CHECKS, check};
 
-/// What a check says of a library; None where it passes.
+/// Returns the error of a check on a library; None if it passes.
 fn complaint(name: &str, library: &Library) -> Option<String> {
     let run = catch_unwind(AssertUnwindSafe(|| check(name).try_on(library)));
     let complaint = run.err()?;
@@ -19,13 +19,13 @@ fn complaint(name: &str, library: &Library) -> Option<String> {
 
 /// A fault in the text of a file.
 struct Fault {
-    /// What is compiled.
+    /// Compiled file.
     source: &'static str,
-    /// What is changed, and how.
+    /// Changed file, with the change.
     file: &'static str,
     before: &'static str,
     after: &'static str,
-    /// Who finds it.
+    /// Check that finds it.
     check: &'static str,
 }
 
@@ -137,8 +137,7 @@ fn an_index_off_by_one_is_found() {
     });
 }
 
-/// Without any one of the barriers that there are, the check that came to it first fails: each is needed, and each would
-/// be missed.
+/// Without any one of the barriers, the check that first reached it fails: each is needed, and its absence is noticed.
 #[test]
 fn every_barrier_is_needed() {
     let library = &own_library();

@@ -8,7 +8,7 @@ use super::card::Card;
 use super::exact::{Exact, assert_exact, draw};
 use super::rows::{Case, cases};
 
-/// What is made of each number of two tensors and its gate.
+/// Computes each number from those of two tensors and the gate.
 fn by_number(case: &Case, [a, b]: [&[f64]; 2], gate: &[f64], of: impl Fn(f64, f64, f64) -> Exact) -> Vec<Exact> {
     let mut all = Vec::new();
     for ((a, b), place) in a.chunks(case.width).zip(b.chunks(case.width)).zip(case.places()) {

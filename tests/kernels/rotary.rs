@@ -1,7 +1,7 @@
-//! rotary.cu against turns in f64.
+//! rotary.cu against rotations in f64.
 
 use candle_core::DType;
-use vtrain::ops::rotary::Pairs;
+use vtrain::ops::rotary::PairLayout;
 use vtrain::ops::rotary::launch::{Direction, Sizes, rotary};
 use vtrain::rng::Rng;
 
@@ -16,9 +16,9 @@ struct Case {
     heads: usize,
     width: usize,
     first: usize,
-    /// Whether each sample has tables of its own.
+    /// True if each sample has its own tables.
     own: bool,
-    /// Whether each head has angles of its own: by neighbours.
+    /// True if each head has its own angles: with neighbouring pairs.
     by_head: bool,
 }
 
@@ -52,11 +52,11 @@ impl Case {
         (if self.by_head { self.heads } else { 1 }) * self.width / 2
     }
 
-    /// Where a pair's two numbers stand among those of a head.
-    fn pair(&self, pairs: Pairs, pair: usize) -> (usize, usize) {
+    /// Returns the positions of a pair's two numbers among those of a head.
+    fn pair(&self, pairs: PairLayout, pair: usize) -> (usize, usize) {
         match pairs {
-            Pairs::Neighbours => (2 * pair, 2 * pair + 1),
-            Pairs::Halves => (pair, pair + self.width / 2),
+            PairLayout::Neighbours => (2 * pair, 2 * pair + 1),
+            PairLayout::Halves => (pair, pair + self.width / 2),
         }
     }
 
@@ -90,12 +90,14 @@ impl Case {
     }
 }
 
-/// Both ways of pairing, there and back; all blocks and one, whose threads go on to others.
+/// Both pair layouts, forward and backward; with all blocks, and with one whose threads loop over more.
 fn ways(case: Case) -> impl Iterator<Item = (Direction, Option<usize>)> {
-    let pairs = [Pairs::Neighbours, Pairs::Halves].into_iter().filter(move |pairs| {
-        let halves = *pairs == Pairs::Halves;
-        !(halves && case.by_head)
-    });
+    let pairs = [PairLayout::Neighbours, PairLayout::Halves]
+        .into_iter()
+        .filter(move |pairs| {
+            let halves = *pairs == PairLayout::Halves;
+            !(halves && case.by_head)
+        });
     pairs.flat_map(move |pairs| {
         [(1.0, None), (-1.0, Some(1))].map(|(sign, blocks)| {
             let first = case.first;

@@ -60,7 +60,7 @@ impl Case {
         self.batch * self.parts.iter().sum::<usize>()
     }
 
-    /// Of a table.
+    /// Samples of a table.
     pub fn samples(&self) -> usize {
         if self.shared { 1 } else { self.batch }
     }

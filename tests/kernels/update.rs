@@ -23,7 +23,7 @@ fn placed<const N: usize>(run: &Run, tensors: &[[Lent; N]], lengths: &[usize]) -
     (table, at)
 }
 
-/// What AdamW makes of parameter, gradient and both moments.
+/// Expected update of parameter, gradient and both moments by AdamW.
 struct Step<'a> {
     config: &'a Config,
     /// Counted from 1.

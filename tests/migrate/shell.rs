@@ -1,4 +1,4 @@
-//! Forms of Unix shells: read right, or told by name.
+//! Forms of Unix shells: read correctly, or reported.
 
 use serde_json::json;
 
@@ -145,12 +145,12 @@ fn a_value_that_only_running_would_tell_is_no_value_of_the_run_file() {
             migrated.problems
         );
         assert!(
-            migrated.yaml.contains("To be put right: output_dir: "),
+            migrated.yaml.contains("To be fixed: output_dir: "),
             "{word}\n{}",
             migrated.yaml
         );
     }
-    // Where it is no value, nothing is to be put right.
+    // Where it is not a value, nothing is to be fixed.
     loaded(&migrate(&format!("{TRAIN} --tracker_name $(date)\n")).unwrap());
 }
 

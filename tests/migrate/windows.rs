@@ -128,7 +128,7 @@ fn variables_of_batch_files_are_put_in_as_cmd_puts_them_in() {
         "output_dir",
         json!(root().join("out/a&b")),
     );
-    // What stands behind an end does not run.
+    // Commands after an end do not run.
     let ended = format!("exit /b 0\r\n{}", line(""));
     refuses("x.bat", &ended, &["no command in it starts a training"]);
     rank(

@@ -1,7 +1,7 @@
 use candle_core::{DType, Result, Tensor, Var};
 use vtrain::ops::add::add;
-use vtrain::ops::chain::Given;
 use vtrain::ops::tape::record;
+use vtrain::ops::vjp::Cotangent;
 
 use super::elementwise::{equals_formula, holds_in_any_form, numbers, randn};
 
@@ -36,7 +36,7 @@ fn a_recorded_sum_holds_nothing_and_leads_to_both_even_where_they_are_one() {
     let [a, b] = [1, 2].map(|seed| Var::from_tensor(&randn(seed, &[4, 6])).unwrap());
     let (y, tape) = record(|| add(&add(&a, &b)?, &a)).unwrap();
     assert!(tape.bytes() <= 16, "outlines of four inputs, {} bytes", tape.bytes());
-    let given = Given {
+    let given = Cotangent {
         output: y,
         gradient: gradient.clone(),
     };

@@ -1,7 +1,7 @@
 use candle_core::{DType, Device, Tensor, Var};
 use vtrain::ops::attention;
 use vtrain::ops::attention::bias::Bias;
-use vtrain::ops::attention::composed;
+use vtrain::ops::attention::reference;
 use vtrain::rng::Rng;
 
 use super::{assert_close, assert_same_on_all_threads, draw, fixtures, slopes, with_gaps};
@@ -22,7 +22,7 @@ struct Inputs {
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    /// Of the outputs, in the sum that is differentiated.
+    /// Weights of the outputs in the differentiated sum.
     weights: Tensor,
     mask: Option<Tensor>,
 }
@@ -54,7 +54,7 @@ fn inputs(seed: u64, mask: &str, [samples, queries, keys, heads, width]: [usize;
     Inputs { q, k, v, weights, mask }
 }
 
-/// The output, and the gradients of q, k and v.
+/// Returns the output, and the gradients of q, k and v.
 fn there_and_back(inputs: &Inputs) -> [Tensor; 4] {
     let [q, k, v] = [&inputs.q, &inputs.k, &inputs.v].map(|x| Var::from_tensor(x).unwrap());
     let out = attention(&q, &k, &v, inputs.mask.as_ref()).unwrap();
@@ -93,7 +93,7 @@ fn the_gradients_are_the_slopes_in_f64() {
         let wide = |x: &Tensor| x.to_dtype(DType::F64).unwrap();
         let (q, k, v, weights) = (wide(&inputs.q), wide(&inputs.k), wide(&inputs.v), wide(&inputs.weights));
         let mask = inputs.mask.as_ref();
-        let loss = |q: &Tensor, k: &Tensor, v: &Tensor| (composed(q, k, v, mask)? * &weights)?.sum_all();
+        let loss = |q: &Tensor, k: &Tensor, v: &Tensor| (reference(q, k, v, mask)? * &weights)?.sum_all();
         assert_close("q", &dq, &slopes(&q, |q| loss(q, &k, &v)), 1e-5);
         assert_close("k", &dk, &slopes(&k, |k| loss(&q, k, &v)), 1e-5);
         assert_close("v", &dv, &slopes(&v, |v| loss(&q, &k, v)), 1e-5);
@@ -102,12 +102,12 @@ fn the_gradients_are_the_slopes_in_f64() {
 
 #[test]
 fn long_sequences_agree_with_the_whole_matrix_in_f64() {
-    // More keys than one piece of the way back has, and tiles that are not full.
+    // More keys than one piece of the backward pass, and tiles that are not full.
     let inputs = inputs(9, "", [1, 101, 4500, 1, 40]);
     let [out, dq, dk, dv] = there_and_back(&inputs);
     let [q, k, v] =
         [&inputs.q, &inputs.k, &inputs.v].map(|x| Var::from_tensor(&x.to_dtype(DType::F64).unwrap()).unwrap());
-    let expected = composed(&q, &k, &v, None).unwrap();
+    let expected = reference(&q, &k, &v, None).unwrap();
     let weights = inputs.weights.to_dtype(DType::F64).unwrap();
     let grads = (&expected * weights).unwrap().sum_all().unwrap().backward().unwrap();
     assert_close("out", &out, &expected, 1e-5);
@@ -116,8 +116,8 @@ fn long_sequences_agree_with_the_whole_matrix_in_f64() {
     assert_close("v", &dv, grads.get(&v).unwrap(), 1e-5);
 }
 
-/// Keys of one tile and one more, of three tiles, and of more than one piece of the way back: a mask that was read at another
-/// tile's place would let other keys through.
+/// Keys of one tile and one more, of three tiles, and of more than one piece of the backward pass: a mask read at
+/// another tile's position would let other keys through.
 #[test]
 fn a_mask_is_read_at_the_place_of_each_tile_of_keys() {
     for (mask, sizes) in [
@@ -131,7 +131,7 @@ fn a_mask_is_read_at_the_place_of_each_tile_of_keys() {
         let found = there_and_back(&inputs);
         let [q, k, v] =
             [&inputs.q, &inputs.k, &inputs.v].map(|x| Var::from_tensor(&x.to_dtype(DType::F64).unwrap()).unwrap());
-        let expected = composed(&q, &k, &v, inputs.mask.as_ref()).unwrap();
+        let expected = reference(&q, &k, &v, inputs.mask.as_ref()).unwrap();
         let weights = inputs.weights.to_dtype(DType::F64).unwrap();
         let grads = (&expected * weights).unwrap().sum_all().unwrap().backward().unwrap();
         let of = |x: &Var| grads.get(x).unwrap();
@@ -152,7 +152,7 @@ fn large_scores_neither_overflow_nor_vanish() {
     inputs.q = (inputs.q * 100.0).unwrap();
     let found = attention(&inputs.q, &inputs.k, &inputs.v, None).unwrap();
     let wide = |x: &Tensor| x.to_dtype(DType::F64).unwrap();
-    let expected = composed(&wide(&inputs.q), &wide(&inputs.k), &wide(&inputs.v), None).unwrap();
+    let expected = reference(&wide(&inputs.q), &wide(&inputs.k), &wide(&inputs.v), None).unwrap();
     assert_close("out", &found, &expected, 1e-4);
 }
 
@@ -185,7 +185,7 @@ fn a_query_that_sees_no_key_gives_zeros_and_no_gradients() {
     }
     assert!(super::numbers(&dk).iter().all(|x| x.is_finite()));
     let wide = |x: &Tensor| x.to_dtype(DType::F64).unwrap();
-    let expected = composed(
+    let expected = reference(
         &wide(&inputs.q),
         &wide(&inputs.k),
         &wide(&inputs.v),
@@ -195,7 +195,7 @@ fn a_query_that_sees_no_key_gives_zeros_and_no_gradients() {
     assert_close("out", &out, &expected, 1e-6);
 }
 
-/// What cuDNN computes of a bias: scores less their largest, without regard for what is masked.
+/// cuDNN's result with a bias: scores less their largest, regardless of the mask.
 fn by_bias(inputs: &Inputs, bias: &Tensor) -> Tensor {
     let heads_first = |x: &Tensor| x.to_dtype(DType::F64).unwrap().transpose(1, 2).unwrap();
     let (q, k, v) = (heads_first(&inputs.q), heads_first(&inputs.k), heads_first(&inputs.v));
@@ -267,7 +267,7 @@ fn a_mask_made_ready_for_cudnn_gives_what_the_mask_gives() {
 
 #[test]
 fn the_most_negative_mask_is_not_minus_infinity() {
-    // As torch has it: scores vanish beside it, so that all keys are alike.
+    // As in torch: scores vanish next to it, so that all keys are equal.
     let inputs = inputs(14, "", [1, 2, 3, 1, 4]);
     let mask = Tensor::full(f32::MIN, (1, 1, 1, 3), &Device::Cpu).unwrap();
     let found = attention(&inputs.q, &inputs.k, &inputs.v, Some(&mask)).unwrap();
@@ -340,9 +340,9 @@ fn what_does_not_fit_is_refused() {
     let tokens = |count: usize, width: usize| Tensor::zeros((1, count, 2, width), DType::F32, &Device::Cpu).unwrap();
     let (q, k) = (tokens(3, 8), tokens(5, 8));
     let message = |k: &Tensor, v: &Tensor, mask: Option<&Tensor>| attention(&q, k, v, mask).unwrap_err().to_string();
-    assert!(message(&k, &tokens(4, 8), None).contains("values are [1, 4, 2, 8] beside queries [1, 3, 2, 8]"));
+    assert!(message(&k, &tokens(4, 8), None).contains("values are [1, 4, 2, 8] but queries [1, 3, 2, 8]"));
     assert!(message(&tokens(5, 4), &k, None).contains("keys are"));
-    assert!(message(&k.to_dtype(DType::BF16).unwrap(), &k, None).contains("BF16 beside queries in F32"));
+    assert!(message(&k.to_dtype(DType::BF16).unwrap(), &k, None).contains("BF16 but queries are F32"));
     let mask = Tensor::zeros((1, 1, 2, 5), DType::F32, &Device::Cpu).unwrap();
     assert!(message(&k, &k, Some(&mask)).contains("a mask [1, 1, 2, 5] for scores [1, 2, 3, 5]"));
     let mask = Tensor::zeros((1, 1, 3, 1), DType::F32, &Device::Cpu).unwrap();

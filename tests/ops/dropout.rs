@@ -1,8 +1,8 @@
 use candle_core::{DType, Result, Tensor, Var};
-use vtrain::ops::chain::Given;
 use vtrain::ops::dropout::Mask;
 use vtrain::ops::linear::{Frozen, LowRank};
 use vtrain::ops::tape::record;
+use vtrain::ops::vjp::Cotangent;
 
 use super::elementwise::{numbers, randn};
 use super::{assert_close, assert_same_on_all_threads};
@@ -10,7 +10,7 @@ use super::{assert_close, assert_same_on_all_threads};
 const P: f64 = 0.3;
 const SCALE: f64 = 0.75;
 
-/// Which of 32 numbers from `first` on are kept.
+/// Returns which of 32 numbers from `first` on are kept.
 fn kept(mask: &Mask, first: u64) -> String {
     (first..first + 32)
         .map(|i| if mask.keeps(i) { '1' } else { '0' })
@@ -96,7 +96,7 @@ impl Layer {
         let vars = [&self.x, &self.a, &self.b].map(|x| Var::from_tensor(x).unwrap());
         let (output, tape) = record(|| run(vars.each_ref().map(Var::as_tensor))).unwrap();
         assert_eq!(output.is_variable() && tape.by_candle().is_empty(), fused);
-        let given = Given {
+        let given = Cotangent {
             output: output.clone(),
             gradient: self.gradient.clone(),
         };

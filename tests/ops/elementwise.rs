@@ -1,4 +1,4 @@
-//! What operations are held to: torch (`scripts/make_ops_elementwise_fixtures.py`), finite differences of their formula in
+//! References of operations: torch (`scripts/fixtures/make_ops_elementwise.py`), finite differences of their formula in
 //! f64, and themselves in bf16, on other numbers of threads, and of tensors with gaps.
 
 use std::collections::HashMap;

@@ -20,7 +20,7 @@ struct Inputs {
     layer: Frozen,
     a: Tensor,
     b: Tensor,
-    /// Of the outputs, in the sum that is differentiated.
+    /// Weights of the outputs in the differentiated sum.
     weights: Tensor,
 }
 

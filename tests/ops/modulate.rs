@@ -38,7 +38,7 @@ fn by_definition(x: &[f64], scale: &[f64], shift: &[f64], (size, table, rms_eps)
     y
 }
 
-/// A clip whose mean is `mean` deviations from 0, and tables that take the mean away again, both (B, f, h, w, C).
+/// A clip whose mean is `mean` deviations from 0, and tables that subtract the mean again, both (B, f, h, w, C).
 fn inputs((size, table, rms_eps): Case, mean: f64, dtype: DType) -> (Tensor, Tensor, Tensor) {
     let shape = |[f, h, w]: [usize; 3]| [BATCH, f, h, w, CHANNELS];
     let x = (randn(1, &shape(size)) + mean).unwrap().to_dtype(dtype).unwrap();

@@ -1,5 +1,5 @@
 use candle_core::{Result, Tensor, Var};
-use vtrain::ops::residual::{composed, gated_residual};
+use vtrain::ops::residual::{gated_residual, reference};
 
 use super::elementwise::{equals_formula, equals_torch, holds_in_any_form, numbers, randn};
 
@@ -13,7 +13,7 @@ fn gated_residuals_are_those_of_torch() {
     for name in ["residual", "residual-shared"] {
         equals_torch(name, &["x", "update", "gate"], &residual(&[3, 6]));
         equals_torch(name, &["x", "update", "gate"], &|inputs| {
-            composed(&inputs[0], &inputs[1], &inputs[2], &[3, 6])
+            reference(&inputs[0], &inputs[1], &inputs[2], &[3, 6])
         });
     }
 }

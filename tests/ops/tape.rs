@@ -1,10 +1,10 @@
 use candle_core::{Result, Tensor, Var};
 use vtrain::ops::activation::{gelu_tanh, silu};
 use vtrain::ops::attention;
-use vtrain::ops::chain::Given;
 use vtrain::ops::linear::{Frozen, LowRank};
 use vtrain::ops::residual::gated_residual;
-use vtrain::ops::tape::{Shelf, Tape, forget, record, record_from, shelve};
+use vtrain::ops::tape::{SavedOutputs, Tape, no_grad, record, record_from, save_costly};
+use vtrain::ops::vjp::Cotangent;
 
 use super::assert_close;
 use super::elementwise::randn;
@@ -54,7 +54,7 @@ impl Block {
     }
 
     fn gradients(&self, tape: Tape, output: &Tensor) -> Vec<Tensor> {
-        let given = Given {
+        let given = Cotangent {
             output: output.clone(),
             gradient: randn(7, &[2, 5, 12]),
         };
@@ -81,16 +81,16 @@ fn a_stretch_that_is_run_again_has_the_same_bits_with_and_without_a_shelf() {
     let (output, tape) = record(|| block.run()).unwrap();
     let expected = block.gradients(tape, &output);
 
-    let forgotten = forget(|| block.run()).unwrap();
+    let forgotten = no_grad(|| block.run()).unwrap();
     assert_close("output", &forgotten, &output, 0.0);
-    let (first, shelf) = shelve(|| block.run()).unwrap();
+    let (first, shelf) = save_costly(|| block.run()).unwrap();
     assert_close("output", &first, &output, 0.0);
     assert_eq!(
         shelf.bytes(),
         4 * (2 * 5 * 12 + 2 * 5 * 3),
         "attention's output and its sums"
     );
-    for shelf in [Shelf::default(), shelf] {
+    for shelf in [SavedOutputs::default(), shelf] {
         let (second, tape) = record_from(shelf, || block.run()).unwrap();
         assert_close("output", &second, &output, 0.0);
         for (found, expected) in block.gradients(tape, &second).iter().zip(&expected) {
@@ -101,7 +101,7 @@ fn a_stretch_that_is_run_again_has_the_same_bits_with_and_without_a_shelf() {
 
 #[test]
 fn the_shelf_of_something_else_is_refused() {
-    let (_, shelf) = shelve(|| Block::new().run()).unwrap();
+    let (_, shelf) = save_costly(|| Block::new().run()).unwrap();
     assert!(record_from(shelf, || silu(&Block::new().x)).is_err());
 }
 

@@ -1,5 +1,5 @@
-use vtrain::ops::lanes::Isa;
-use vtrain::ops::tile::{Extent, Left, Place, Right, multiply};
+use vtrain::ops::microkernel::{Extent, Lhs, Output, Rhs, multiply};
+use vtrain::ops::simd::Isa;
 use vtrain::rng::Rng;
 
 /// Every kind of vector that this machine has, all heights and widths of tiles, both ways to read the left matrix.
@@ -31,12 +31,12 @@ fn product_is_that_of_a_plain_loop(isa: Isa, extent: Extent, transposed: bool, a
     let before = rng.randn(rows * c_step);
     let (row, col) = if transposed { (1, rows) } else { (depth, 1) };
     let mut c = before.clone();
-    let left = Left { numbers: &a, row, col };
-    let right = Right {
+    let left = Lhs { numbers: &a, row, col };
+    let right = Rhs {
         numbers: &b,
         step: b_step,
     };
-    let place = Place {
+    let place = Output {
         numbers: &mut c,
         step: c_step,
         add,

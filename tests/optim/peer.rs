@@ -4,7 +4,7 @@ use candle_nn::optim::{Optimizer, ParamsAdamW};
 
 use super::*;
 
-/// The variables behind 20 steps of theirs.
+/// Their variables after 20 steps.
 fn theirs(config: &Config, values: &[Tensor], gradients: &[Vec<Tensor>]) -> Vec<Var> {
     let vars = variables(values);
     let params = ParamsAdamW {
@@ -18,7 +18,10 @@ fn theirs(config: &Config, values: &[Tensor], gradients: &[Vec<Tensor>]) -> Vec<
     for (step, gradients) in gradients.iter().enumerate() {
         optimizer.set_learning_rate(rate(step));
         // The gradient of sum(variable * g) is g.
-        let products = vars.iter().zip(gradients).map(|(var, g)| (var.as_tensor() * g).unwrap());
+        let products = vars
+            .iter()
+            .zip(gradients)
+            .map(|(var, g)| (var.as_tensor() * g).unwrap());
         let loss = products
             .map(|product| product.sum_all().unwrap())
             .reduce(|a, b| (a + b).unwrap());

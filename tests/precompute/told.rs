@@ -1,11 +1,11 @@
-//! What is told of captions that are cut and of pictures that teach nothing; which records a clip that is turned has.
+//! Reports of truncated captions and of pictures that teach nothing; records of rotated clips.
 
 use std::fs;
 
 use serde_json::json;
 use vtrain::commands::Exit;
-use vtrain::data::cache::{ClipCoder, Key};
-use vtrain::data::loader::Cut;
+use vtrain::data::cache::{EncoderId, Key};
+use vtrain::data::loader::ClipSelection;
 use vtrain::video::{Crop, Fit};
 
 use super::{Counts, DType, Run, THREE, shipped};
@@ -40,9 +40,35 @@ fn captions_that_are_cut_are_told_once_with_how_many_and_which() {
         "{lines:?}"
     );
     assert_eq!(told.matches("lost").count(), 3, "nothing is said twice: {told}");
-    // What is kept is not encoded again, and nothing is said again.
+    // Cached items are neither encoded nor reported again.
     let output = run.vtrain(&[]);
     assert!(!String::from_utf8(output.stderr).unwrap().contains("lost"));
+}
+
+/// A caption in a record, for people, has 1000 characters.
+#[test]
+fn of_many_captions_that_are_cut_the_worst_are_named_by_their_start() {
+    let run = Run::new(&THREE[..1]);
+    let told = |prompts: std::ops::Range<usize>| {
+        let prompts: Vec<String> = prompts.map(|count| format!("{{prompt: '{}'}}", words(count))).collect();
+        let output = run.vtrain(&["--set", &format!("validation.prompts=[{}]", prompts.join(", "))]);
+        String::from_utf8(output.stderr).unwrap()
+    };
+    let few = told(500..505);
+    assert!(few.matches(" lost").count() == 5 && !few.contains(" more"), "{few}");
+    let many = told(510..516);
+    assert!(
+        many.matches(" lost").count() == 5 && many.contains("  and 1 more"),
+        "{many}"
+    );
+    let notes = run.records("captions").into_iter().map(|path| {
+        let bytes = fs::read(path).unwrap();
+        let (_, header) = safetensors::SafeTensors::read_metadata(&bytes).unwrap();
+        header.metadata().as_ref().unwrap()["caption"].clone()
+    });
+    let notes: Vec<String> = notes.collect();
+    assert!(notes.contains(&words(500)), "of 999 characters");
+    assert!(notes.contains(&words(501)[..1000].to_string()), "of 1001 characters");
 }
 
 #[test]
@@ -88,7 +114,7 @@ fn pictures_among_films_are_told_to_teach_such_a_model_nothing() {
     let told = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(0), "{told}");
     assert!(
-        told.contains("1 of 2 clips are single pictures, of which this checkpoint learns nothing"),
+        told.contains("1 of 2 clips are single pictures, from which this checkpoint learns nothing"),
         "{told}"
     );
     let films = run.vtrain(&[
@@ -98,7 +124,7 @@ fn pictures_among_films_are_told_to_teach_such_a_model_nothing() {
     assert!(!String::from_utf8(films.stderr).unwrap().contains("single pictures"));
 }
 
-/// A bucket of one frame is one latent frame of a film, too.
+/// A bucket of one frame is one latent frame of a video, too.
 #[test]
 fn films_of_which_a_single_frame_is_taken_are_pictures() {
     let run = Run::of("cogvideox-1.5-5b-i2v", &THREE);
@@ -108,14 +134,14 @@ fn films_of_which_a_single_frame_is_taken_are_pictures() {
 
 #[test]
 fn a_record_of_a_picture_that_turns_itself_has_another_name_than_before_and_all_others_keep_theirs() {
-    let coder = ClipCoder {
+    let coder = EncoderId {
         fingerprint: blake3::hash(b"vae"),
         dtype: DType::F32,
         tiling: true,
         image: false,
     };
     let key = |orientation| {
-        let cut = Cut {
+        let cut = ClipSelection {
             frames: vec![0, 1],
             fit: Fit::cover((64, 96), (32, 48), Crop::Center),
             fps: 8.0,
@@ -123,7 +149,7 @@ fn a_record_of_a_picture_that_turns_itself_has_another_name_than_before_and_all_
         };
         Key::clip(blake3::hash(b"clip"), &cut, &coder)
     };
-    // As it was before orientation was heeded.
+    // As before orientation was read.
     let before = json!({
         "format": 1,
         "clip": blake3::hash(b"clip").to_string(),

@@ -9,10 +9,12 @@ use candle_core::Tensor;
 use vtrain::diffusion::posterior::Posterior;
 use vtrain::diffusion::schedulers::Scheduler;
 use vtrain::models::Family;
-use vtrain::models::denoiser::{Denoiser, Text};
-use vtrain::models::family::{Canvas, ClipEncoder, Conditioner, Emit, ImageCondition, Kept, TakesImage, TextShape};
+use vtrain::models::denoiser::{Denoiser, TextEmbeds};
+use vtrain::models::family::{
+    Emit, ImageCondition, ImageMode, LatentSize, TensorSpecs, TextEncoder, TextShape, VideoEncoder,
+};
 use vtrain::nn::WeightFolder;
-use vtrain::nn::weights::Planter;
+use vtrain::nn::adapter::Adapt;
 use vtrain::rng::Rng;
 
 #[derive(Default)]
@@ -21,7 +23,7 @@ pub struct Counts {
     pub encoders: Cell<usize>,
     pub texts: Cell<usize>,
     pub clips: Cell<usize>,
-    /// Whether the encoder of clips was to work in tiles, and one by one.
+    /// Requested tiling and slicing of the video encoder.
     pub asked: Cell<Option<(bool, bool)>>,
     /// Loaded parts that are not dropped yet.
     pub alive: Cell<usize>,
@@ -65,18 +67,18 @@ impl<T> Drop for Part<T> {
     }
 }
 
-impl Conditioner for Part<Box<dyn Conditioner>> {
-    fn embed(&self, prompt: &str) -> anyhow::Result<Text> {
+impl TextEncoder for Part<Box<dyn TextEncoder>> {
+    fn embed(&self, prompt: &str) -> anyhow::Result<TextEmbeds> {
         self.counts.texts.set(self.counts.texts.get() + 1);
         self.inner.embed(prompt)
     }
 
-    fn lost_tokens(&self, prompt: &str) -> anyhow::Result<usize> {
-        self.inner.lost_tokens(prompt)
+    fn truncated_tokens(&self, prompt: &str) -> anyhow::Result<usize> {
+        self.inner.truncated_tokens(prompt)
     }
 }
 
-impl ClipEncoder for Part<Box<dyn ClipEncoder>> {
+impl VideoEncoder for Part<Box<dyn VideoEncoder>> {
     fn encode(&self, clip: &Tensor) -> anyhow::Result<Posterior> {
         let clips = self.counts.clips.get() + 1;
         self.counts.clips.set(clips);
@@ -93,14 +95,14 @@ impl ClipEncoder for Part<Box<dyn ClipEncoder>> {
 }
 
 impl Family for Watched {
-    fn conditioner(&self) -> anyhow::Result<Box<dyn Conditioner>> {
-        let inner = self.inner.conditioner()?;
+    fn text_encoder(&self) -> anyhow::Result<Box<dyn TextEncoder>> {
+        let inner = self.inner.text_encoder()?;
         Ok(Box::new(Part::new(inner, &self.counts, &self.counts.conditioners)))
     }
 
-    fn clip_encoder(&self, tiling: bool, slicing: bool) -> anyhow::Result<Box<dyn ClipEncoder>> {
+    fn video_encoder(&self, tiling: bool, slicing: bool) -> anyhow::Result<Box<dyn VideoEncoder>> {
         self.counts.asked.set(Some((tiling, slicing)));
-        let inner = self.inner.clip_encoder(tiling, slicing)?;
+        let inner = self.inner.video_encoder(tiling, slicing)?;
         Ok(Box::new(Part::new(inner, &self.counts, &self.counts.encoders)))
     }
 
@@ -108,12 +110,12 @@ impl Family for Watched {
         self.inner.directory()
     }
 
-    fn conditioner_parts(&self) -> &'static [&'static str] {
-        self.inner.conditioner_parts()
+    fn text_encoder_parts(&self) -> &'static [&'static str] {
+        self.inner.text_encoder_parts()
     }
 
-    fn encoder_parts(&self) -> &'static [&'static str] {
-        self.inner.encoder_parts()
+    fn video_encoder_parts(&self) -> &'static [&'static str] {
+        self.inner.video_encoder_parts()
     }
 
     fn pipeline(&self, from_image: bool) -> &'static str {
@@ -124,8 +126,8 @@ impl Family for Watched {
         self.inner.frame_rate()
     }
 
-    fn image_kept(&self, canvas: &Canvas) -> Kept {
-        self.inner.image_kept(canvas)
+    fn image_tensor_specs(&self, canvas: &LatentSize) -> TensorSpecs {
+        self.inner.image_tensor_specs(canvas)
     }
 
     fn text_shape(&self) -> TextShape {
@@ -136,16 +138,16 @@ impl Family for Watched {
         self.inner.scheduler()
     }
 
-    fn denoiser(&self, planter: Option<Arc<dyn Planter>>) -> anyhow::Result<Box<dyn Denoiser>> {
-        self.inner.denoiser(planter)
+    fn denoiser(&self, adapt: Option<Arc<dyn Adapt>>) -> anyhow::Result<Box<dyn Denoiser>> {
+        self.inner.denoiser(adapt)
     }
 
-    fn canvas(&self, num_frames: usize, height: usize, width: usize) -> anyhow::Result<Canvas> {
-        self.inner.canvas(num_frames, height, width)
+    fn latent_size(&self, num_frames: usize, height: usize, width: usize) -> anyhow::Result<LatentSize> {
+        self.inner.latent_size(num_frames, height, width)
     }
 
-    fn takes_image(&self) -> TakesImage {
-        self.inner.takes_image()
+    fn image_mode(&self) -> ImageMode {
+        self.inner.image_mode()
     }
 
     fn latents(&self, sample: &Tensor) -> anyhow::Result<Tensor> {
@@ -155,7 +157,7 @@ impl Family for Watched {
     fn condition_on(
         &self,
         encoded: &[Tensor],
-        canvas: &Canvas,
+        canvas: &LatentSize,
         rng: Option<&mut Rng>,
     ) -> anyhow::Result<ImageCondition> {
         self.inner.condition_on(encoded, canvas, rng)
@@ -165,7 +167,7 @@ impl Family for Watched {
         self.inner.check_decoder()
     }
 
-    fn decode(&self, latents: &Tensor, canvas: &Canvas, rng: &mut Rng, emit: Emit) -> anyhow::Result<()> {
+    fn decode(&self, latents: &Tensor, canvas: &LatentSize, rng: &mut Rng, emit: Emit) -> anyhow::Result<()> {
         self.inner.decode(latents, canvas, rng, emit)
     }
 }

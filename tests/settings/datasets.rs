@@ -5,7 +5,7 @@ use std::path::Path;
 
 use tempfile::TempDir;
 use vtrain::config::RunConfig;
-use vtrain::data::loader::Cut;
+use vtrain::data::loader::ClipSelection;
 use vtrain::data::survey;
 use vtrain::rng::Rng;
 
@@ -44,13 +44,13 @@ fn folder() -> TempDir {
     folder
 }
 
-/// What a run file with this data set lists: a line for each clip, and what is refused.
+/// Returns the listing of a run file with this data set: a line for each clip, and rejections.
 fn listed(folder: &Path, dataset: &str) -> String {
     let text = format!("model: {{path: a/b}}\ndatasets: [{{{dataset}}}]\n");
     let config = RunConfig::parse(&text, Path::new("run.yaml"), folder, &[]).unwrap_or_else(|wrong| panic!("{wrong}"));
     let report = survey(&config.datasets, false, &|_, _| {});
     let clips = report.samples.iter().map(|sample| {
-        let cut = Cut::draw(sample, &mut Rng::new(5)).unwrap();
+        let cut = ClipSelection::draw(sample, &mut Rng::new(5)).unwrap();
         format!(
             "{} '{}' {} x{} frames {:?} at {:.0}, {}\n",
             sample.found.entry.name,
@@ -79,7 +79,7 @@ fn every_key_of_a_data_set_changes_what_is_listed() {
     let linked = "path: linked, layout: pairs, buckets: [[5, 48, 60]]";
     let spread = "frames [0, 4, 9, 14, 19]";
     let cases = [
-        // What the key's absence gives, the data set with it, what it gives.
+        // Result without the key, the data set with it, and its result.
         (
             "",
             "path: set/other, buckets: [[5, 48, 60]]",
@@ -98,7 +98,7 @@ fn every_key_of_a_data_set_changes_what_is_listed() {
         (pairs, pairs, "fps: 2", "frames [0, 4, 8, 12, 16] at 2"),
         (pairs, pairs, "frames: head", "frames [0, 1, 2, 3, 4] at 8"),
         (pairs, pairs, "remove_caption_prefixes: true", "'A ball.'"),
-        (short, short, "on_bad_clip: skip", "refused, stops: false"),
+        (short, short, "on_invalid_clip: skip", "refused, stops: false"),
         (linked, linked, "follow_links: true", "a.y4m 'of a link'"),
     ];
     for (without, with, key, expected) in cases {
@@ -122,6 +122,6 @@ fn every_key_of_a_data_set_changes_what_is_listed() {
         )
     };
     assert!(crop("center").contains("cut to 24x24 at the center"));
-    assert!(crop("random").contains("cut to 24x24 at a random place"));
+    assert!(crop("random").contains("cut to 24x24 at a random position"));
     assert!(crop("fit").contains("squeezed to 24x24"));
 }

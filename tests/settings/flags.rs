@@ -203,7 +203,7 @@ fn flags(command: &Command, path: &str) -> BTreeSet<String> {
     flags
 }
 
-/// Of the whole program. `vtrain` alone takes what `vtrain train` takes.
+/// Flags of the whole program. `vtrain` alone takes what `vtrain train` takes.
 fn all() -> BTreeSet<String> {
     let mut flags = flags(&Cli::command(), "vtrain");
     let train: Vec<String> = flags

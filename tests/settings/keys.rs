@@ -5,19 +5,18 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use serde_json::Value;
-use vtrain::commands::train::resume::settings;
 use vtrain::config::RunConfig;
 
 use super::faults;
 
-/// How a run that goes on from a checkpoint learns of a changed key.
+/// Detection of a changed key when a run resumes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Resumed {
-    /// By the settings that the checkpoint keeps: it is refused.
+    /// By the checkpoint's settings: the run is refused.
     Settings,
     /// By the fingerprint of the data or of the model, where it changes these.
     Fingerprint,
-    /// It does not matter to it.
+    /// Irrelevant to it.
     Free,
 }
 
@@ -122,7 +121,7 @@ const KEYS: &[Line] = &[
     ("datasets[].frames", "head", &[], Fingerprint, DATASETS),
     ("datasets[].crop", "fit", &[], Fingerprint, DATASETS),
     ("datasets[].remove_caption_prefixes", "true", &[], Fingerprint, DATASETS),
-    ("datasets[].on_bad_clip", "skip", &[], Fingerprint, DATASETS),
+    ("datasets[].on_invalid_clip", "skip", &[], Fingerprint, DATASETS),
     ("datasets[].follow_links", "true", &[], Fingerprint, DATASETS),
     (
         "precompute.dir",
@@ -181,12 +180,12 @@ const KEYS: &[Line] = &[
     ("train.batch_size", "2", &[], Settings, SIZES),
     ("train.gradient_accumulation_steps", "2", &[], Settings, SIZES),
     ("train.gradient_checkpointing", "false", &[], Free, KEPT),
-    ("train.keep", "inputs", &[], Free, KEPT),
+    ("train.activation_policy", "inputs", &[], Free, KEPT),
     ("train.max_grad_norm", "0.5", &[], Settings, TRAINED_ON),
     ("train.caption_dropout", "0.5", &[], Settings, TRAINED_ON),
-    ("train.first_frame", "0.5", &[], Settings, TRAINED_ON),
+    ("train.first_frame_conditioning_p", "0.5", &[], Settings, TRAINED_ON),
     ("train.on_nonfinite", "stop", &[], Free, NONFINITE),
-    ("train.max_nonfinite", "5", &[], Free, NONFINITE),
+    ("train.max_consecutive_nonfinite", "5", &[], Free, NONFINITE),
     (
         "train.loss_spike",
         "3",
@@ -396,12 +395,12 @@ fn each_key_alone_changes_the_settings_of_a_checkpoint_or_does_not_as_the_table_
             continue; // there is one only
         }
         assert_eq!(changed, [*key], "{key}={value}");
-        let differ = settings(&before, 1) != settings(&after, 1);
+        let differ = before.hyperparameters(1) != after.hyperparameters(1);
         assert_eq!(differ, *resumed == Settings, "{key}={value}: {resumed:?}");
     }
-    // How many micro-batches make a step is counted over all ranks.
+    // The micro-batches of a step are counted over all ranks.
     let one = parse(&[]);
     let two = parse(&["train.gradient_accumulation_steps=2".into()]);
-    assert_eq!(settings(&one, 2), settings(&two, 1));
-    assert_ne!(settings(&one, 2), settings(&one, 1));
+    assert_eq!(one.hyperparameters(2), two.hyperparameters(1));
+    assert_ne!(one.hyperparameters(2), one.hyperparameters(1));
 }

@@ -7,7 +7,7 @@ use std::process::Command;
 
 use candle_core::{DType, Device, Tensor};
 use vtrain::lora::adapters::Adapters;
-use vtrain::lora::diffusers;
+use vtrain::lora::file;
 use vtrain::models::{self, FamilyName};
 use vtrain::sample::{self, Request, Start};
 use vtrain::train::validate;
@@ -183,7 +183,7 @@ fn flags_of_sample_that_no_prompt_has_reach_the_sampler() {
     };
     let expected = |request: Request, dtype: DType, strength: Option<f64>| {
         let family = models::open(&model(), FamilyName::Auto, dtype, &Device::Cpu).unwrap();
-        let file = strength.map(|strength| diffusers::read(&adapter, strength).unwrap());
+        let file = strength.map(|strength| file::read_diffusers(&adapter, strength).unwrap());
         let adapters = Adapters::new(file.into_iter().collect(), &Device::Cpu);
         let sampled = sample::sample(&*family, request, Some(std::sync::Arc::new(adapters)), &|_, _| Ok(()));
         sampled.unwrap().latents

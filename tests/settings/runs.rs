@@ -1,4 +1,4 @@
-//! Keys that only a whole run shows: in its log, its files, or what it says.
+//! Keys that only a whole run shows: in its log, its files, or its messages.
 
 use std::collections::HashMap;
 use std::fs;
@@ -8,7 +8,7 @@ use candle_core::{Device, Tensor};
 use vtrain::commands::precompute::open_model;
 use vtrain::config::RunConfig;
 use vtrain::optim::lr;
-use vtrain::train::recipe;
+use vtrain::train::config;
 
 use crate::training::pushed::{Seen, serve};
 use crate::training::{FINAL, Run, model, relative, shapes, stderr};
@@ -102,7 +102,7 @@ fn epochs_are_counted_in_micro_batches_of_all_ranks() {
     assert_eq!(run.column("step"), [1.0, 2.0, 3.0]);
     assert_eq!(run.column("samples_seen"), [2.0, 4.0, 6.0]);
     let steps = |epochs, accumulation, batches, ranks| {
-        let config = recipe::Config {
+        let config = config::Config {
             epochs: Some(epochs),
             gradient_accumulation_steps: accumulation,
             ..Default::default()
@@ -161,7 +161,7 @@ fn a_family_that_a_checkpoint_is_not_of_is_refused() {
     let failure = open("model.family=wan").err().unwrap();
     let said = failure.to_string();
     assert!(
-        said.contains("is a checkpoint of CogVideoX, and model.family says Wan"),
+        said.contains("is a checkpoint of CogVideoX, but model.family is Wan"),
         "{said}"
     );
 }

@@ -1,22 +1,22 @@
-//! Keys that decide how a run learns, as the trainer that a run file makes has them: in its numbers where they show there.
+//! Keys that affect training, in the trainer made from a run file: in its numbers if they show there.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
 use candle_core::{DType, Device, Tensor, Var};
-use vtrain::commands::train::open::trainer;
+use vtrain::commands::train::build::trainer;
 use vtrain::commands::{check_dataset, precompute};
 use vtrain::config::RunConfig;
 use vtrain::data::Order;
 use vtrain::data::cache::Latents;
 use vtrain::diffusion::objective::Objective;
 use vtrain::diffusion::timesteps::{Config, Density, Shift, Weighting};
-use vtrain::dist::Single;
-use vtrain::lora::trainable::Pair;
-use vtrain::models::denoiser::Text;
+use vtrain::distributed::Single;
+use vtrain::lora::trainable::LoraPair;
+use vtrain::models::denoiser::TextEmbeds;
 use vtrain::optim::adamw::{self, AdamW};
 use vtrain::rng::Rng;
-use vtrain::train::segments::{Keep, Room};
+use vtrain::train::segments::{ActivationBudget, SavedActivations};
 use vtrain::train::step::Trainer;
 
 use crate::training::{Run, fixture, model, relative, root, shapes};
@@ -39,8 +39,8 @@ fn flow() -> PathBuf {
     root().join("tests/fixtures/ltx_video/ltx-0.9.0")
 }
 
-/// What a run file with these overrides makes.
-fn with<T>(run: &Run, sets: &[&str], look: impl FnOnce(&mut Trainer, &[Pair]) -> T) -> T {
+/// Calls `look` with the trainer of a run file with these overrides.
+fn with<T>(run: &Run, sets: &[&str], look: impl FnOnce(&mut Trainer, &[LoraPair]) -> T) -> T {
     let sets: Vec<String> = sets.iter().map(ToString::to_string).collect();
     let config = RunConfig::load(&run.file(), &sets).unwrap();
     let report = check_dataset::survey(&config.datasets, false);
@@ -56,7 +56,7 @@ fn randn(seed: u64, like: &Tensor) -> Tensor {
 }
 
 /// Sets all B, which begin with zeros, so that the adapters do something.
-fn fill(pairs: &[Pair], factor: f64) {
+fn fill(pairs: &[LoraPair], factor: f64) {
     for (seed, pair) in pairs.iter().enumerate() {
         pair.b.set(&(randn(seed as u64, &pair.b) * factor).unwrap()).unwrap();
     }
@@ -181,18 +181,20 @@ fn adapters_begin_as_the_file_that_the_run_file_names_has_them() {
 #[test]
 fn what_is_kept_between_the_passes_is_as_the_run_file_says() {
     let run = run(&model());
-    let nothing = Keep::Within(Room::default());
-    let attention = Keep::Within(Room {
+    let nothing = SavedActivations::Within(ActivationBudget::default());
+    let attention = SavedActivations::Within(ActivationBudget {
         attention: usize::MAX,
         blocks: 0,
     });
     for (set, expected) in [
-        ("train.gradient_checkpointing=false", Keep::All),
-        ("train.keep=all", Keep::All),
-        ("train.keep=inputs", nothing),
-        ("train.keep=inputs+attention", attention),
+        ("train.gradient_checkpointing=false", SavedActivations::All),
+        ("train.activation_policy=all", SavedActivations::All),
+        ("train.activation_policy=inputs", nothing),
+        ("train.activation_policy=inputs+attention", attention),
     ] {
-        with(&run, &[set], |trainer, _| assert_eq!(trainer.keep, expected, "{set}"));
+        with(&run, &[set], |trainer, _| {
+            assert_eq!(trainer.saved_activations, expected, "{set}")
+        });
     }
 }
 
@@ -202,7 +204,7 @@ fn what_a_step_is_trained_on_is_as_the_run_file_says() {
     let hidden = |sets: &[&str]| {
         with(&run, sets, |trainer, _| {
             let text = trainer.source.micro_batch(0).unwrap().input.text;
-            let empty = Text::stack(&[trainer.source.encoded.empty_caption().unwrap()]).unwrap();
+            let empty = TextEmbeds::stack(&[trainer.source.encoded.empty_caption().unwrap()]).unwrap();
             relative(&text.hidden, &empty.hidden)
         })
     };
@@ -218,7 +220,7 @@ fn what_a_step_is_trained_on_is_as_the_run_file_says() {
         assert_eq!(trainer.max_grad_norm, Some(0.25));
     });
     let run = self::run(&flow());
-    with(&run, &["train.first_frame=1"], |trainer, _| {
+    with(&run, &["train.first_frame_conditioning_p=1"], |trainer, _| {
         let timestep = trainer.source.micro_batch(0).unwrap().input.timestep;
         assert_eq!(timestep.dims().len(), 2, "a timestep for each frame");
         let first = timestep.narrow(1, 0, 1).unwrap().flatten_all().unwrap();
@@ -226,7 +228,7 @@ fn what_a_step_is_trained_on_is_as_the_run_file_says() {
     });
 }
 
-/// What `diffusion:` says decides what is drawn from one and the same generator, each key by itself.
+/// `diffusion:` decides what is drawn from the same generator, each key by itself.
 #[test]
 fn timesteps_are_drawn_as_the_run_file_says() {
     let run = run(&flow());

@@ -119,7 +119,7 @@ fn the_embedding_table_has_two_names() {
 #[test]
 fn a_config_that_asks_for_another_computation_is_refused() {
     let cases = [
-        (r#"{"d_model": 0}"#, "d_model: 0 is no size"),
+        (r#"{"d_model": 0}"#, "d_model: 0 is not a valid size"),
         (r#"{"d_model": -4}"#, "d_model"),
         (
             r#"{"model_type": "mt5"}"#,

@@ -1,4 +1,4 @@
-//! Token ids against sentencepiece's, and what becomes of damaged tokenizer files.
+//! Token ids against sentencepiece's, and the treatment of damaged tokenizer files.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -91,8 +91,9 @@ fn message(fields: &[(u8, Field)]) -> Vec<u8> {
             Field::Long(number, value) => bytes.extend([*number as u8 | 0x80, (*number >> 7) as u8, *value]),
             Field::Float(value) => bytes.extend([&[number << 3 | 5][..], &value.to_le_bytes()].concat()),
             Field::Bytes(value) => {
-                assert!(value.len() < 128);
-                bytes.extend([&[number << 3 | 2, value.len() as u8][..], value].concat());
+                let (low, high) = (value.len() as u8 | 0x80, (value.len() >> 7) as u8);
+                assert!(high < 128);
+                bytes.extend([&[number << 3 | 2, low, high][..], value].concat());
             }
         }
     }
@@ -202,9 +203,9 @@ fn a_damaged_model_is_refused_by_name_and_reason() {
     let cases: [(Vec<u8>, &str); 16] = [
         (vec![], "is empty"),
         (b"{\"version\": 1}".to_vec(), "wire type"),
-        (whole[..whole.len() - 1].to_vec(), "cut"),
-        (without("<unk>"), "0 pieces stand for what is unknown"),
-        (with(&[piece("what", 0.0, 2)]), "2 pieces stand for what is unknown"),
+        (whole[..whole.len() - 1].to_vec(), "is truncated"),
+        (without("<unk>"), "0 unknown pieces"),
+        (with(&[piece("what", 0.0, 2)]), "2 unknown pieces"),
         (with(&[piece("ab", 0.0, 1)]), "both named ab"),
         (with(&[piece("", 0.0, 1)]), "piece 11: it has no name"),
         (with(&[piece("x", f32::NAN, 1)]), "its score is NaN"),
@@ -217,7 +218,10 @@ fn a_damaged_model_is_refused_by_name_and_reason() {
             with(&[(2, Field::Bytes(message(&[(0, Field::Long(35 << 3, 1))])))]),
             "not every byte",
         ),
-        (with(&[charsmap(&[8, 0, 0, 0, 1, 1])]), "its trie has 8 of 2 bytes"),
+        (
+            with(&[charsmap(&[8, 0, 0, 0, 1, 1])]),
+            "declares a trie of 8 of its 2 bytes",
+        ),
         // One unit with a value, whose place is beyond the trie.
         (with(&[charsmap(&[4, 0, 0, 0, 0, 0xfd, 0, 0, 0])]), "points nowhere"),
     ];
@@ -227,6 +231,19 @@ fn a_damaged_model_is_refused_by_name_and_reason() {
             error.contains("spiece.model") && error.contains(want),
             "{error} (not {want})"
         );
+    }
+}
+
+/// A trie of two units, of which the second says that the first one's replacement starts at 0.
+#[test]
+fn a_rule_writes_1023_bytes_at_most() {
+    for (length, read) in [(1023, true), (1024, false)] {
+        let trie = [8, 0x500, 1 << 31].map(u32::to_le_bytes).concat();
+        let charsmap = [&trie[..], "x".repeat(length).as_bytes(), &[0]].concat();
+        let normalizer = message(&[(2, Field::Bytes(charsmap))]);
+        let opened = open(&[small(false, false), message(&[(3, Field::Bytes(normalizer))])].concat());
+        let said = opened.err().map_or_else(String::new, |error| format!("{error:#}"));
+        assert_eq!(said.contains("more than 1024 bytes"), !read, "{length}: {said}");
     }
 }
 
@@ -278,7 +295,7 @@ fn whitespace_goes_with_a_token_that_strips_it_and_words_are_left_whole() {
 fn a_length_without_room_is_an_error_and_one_token_is_the_end() {
     let tokenizer = TextTokenizer::open(&tokenizer()).unwrap();
     let error = tokenizer.encode_padded("a red ball", 0).unwrap_err();
-    assert!(error.to_string().contains("no room"), "{error}");
+    assert!(error.to_string().contains("0 tokens cannot hold"), "{error}");
     let all = tokenizer.encode("a red ball").unwrap().len() - 1;
     let end = Encoding {
         ids: vec![1],

@@ -1,5 +1,5 @@
-//! What Wan's pipelines make of prompts: tidied, as ids, as UMT5's embeddings. `tests/fixtures/wan/text.*` are written by
-//! `scripts/make_wan_fixtures.py`.
+//! Prompts in Wan's pipelines: cleaned, as ids, as UMT5's embeddings. `tests/fixtures/wan/text.*` are written by
+//! `scripts/fixtures/make_wan.py`.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -1,10 +1,10 @@
-//! NaN and the infinities, wherever they come from, are named; a policy says what they mean.
+//! NaN and infinities of any origin are named, and treated by a policy.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use safetensors::SafeTensors;
-use vtrain::train::spikes::Spikes;
+use vtrain::train::loss_spikes::LossSpikes;
 
 use super::{FINAL, Run, model, shapes, stderr};
 use crate::fuzz::copy;
@@ -79,7 +79,7 @@ fn a_weight_that_is_not_finite_is_named_by_file_and_tensor_at_the_first_step() {
         "{said}"
     );
     assert!(
-        said.contains(&file) && said.contains(&format!("the tensor {name} holds NaN at place 0")),
+        said.contains(&file) && said.contains(&format!("the tensor {name} holds NaN at index 0")),
         "{said}"
     );
     assert!(
@@ -102,7 +102,7 @@ fn a_weight_of_an_encoder_that_is_not_finite_is_named_with_the_clip_or_the_capti
         let said = ends(&run, 4, &[]);
         for expected in [
             &file,
-            &format!("the tensor {name} holds NaN at place 0"),
+            &format!("the tensor {name} holds NaN at index 0"),
             "fetch it again",
             what,
         ] {
@@ -163,12 +163,12 @@ fn records_that_are_not_finite_are_named_and_made_anew() {
     poison_record(&caption, "embeds", f32::NAN);
     let said = ends(&run, 0, &["--resume", "never"]);
     for (path, what) in [
-        (&clip, "its mean holds NaN at place 0"),
-        (&caption, "its embeds holds NaN at place 0"),
+        (&clip, "its mean holds NaN at index 0"),
+        (&caption, "its embeds holds NaN at index 0"),
     ] {
         let line = said.lines().find(|line| line.contains(path.to_str().unwrap()));
         assert!(
-            line.is_some_and(|line| line.contains(what) && line.contains("made anew")),
+            line.is_some_and(|line| line.contains(what) && line.contains("it will be encoded again")),
             "{said}"
         );
     }
@@ -202,7 +202,11 @@ fn a_loss_that_is_not_finite_is_left_out_or_ends_the_run_as_the_run_file_says() 
     assert!(!three.out().join(FINAL).exists());
 
     let two = run(6);
-    let said = ends(&two, 5, &[&large[..], &["--set", "train.max_nonfinite=2"]].concat());
+    let said = ends(
+        &two,
+        5,
+        &[&large[..], &["--set", "train.max_consecutive_nonfinite=2"]].concat(),
+    );
     assert!(said.contains("step 3: for the 2nd time in a row"), "{said}");
 
     let stop = run(6);
@@ -223,8 +227,8 @@ fn steps_left_out_in_a_row_are_counted_over_a_resume() {
     assert!(said.contains("step 4: for the 3rd time in a row"), "{said}");
 }
 
-/// The optimiser counts the steps that it made: a clip so bright that its loss overflows has none, and a run that goes on
-/// behind it moves as one that was not interrupted.
+/// The optimiser counts its own steps: a clip so bright that its loss overflows has none, and a run that resumes after
+/// it continues like an uninterrupted one.
 #[test]
 fn a_step_that_was_left_out_is_none_of_the_optimisers_also_after_a_resume() {
     let begun = || {
@@ -269,26 +273,26 @@ fn adapters_that_are_not_finite_end_the_run_and_no_file_is_written() {
     assert!(!checkpoint.exists() && !run.out().join(FINAL).exists());
     assert!(fs::read(run.out().join("previous-1").join(FINAL)).unwrap() == good);
 
-    // Where there is a checkpoint due before the loss tells, it is not written.
+    // If a checkpoint is scheduled before the loss is known, it is not written.
     let said = ends(&run, 5, &[&large[..], &["never"]].concat());
-    assert!(said.contains("an adapter that is not finite is not written"), "{said}");
+    assert!(said.contains("a non-finite adapter is not written"), "{said}");
     assert!(said.contains("lora_A.weight holds"), "{said}");
     assert!(!checkpoint.exists());
 }
 
 #[test]
 fn a_loss_stands_out_from_the_median_of_those_before() {
-    let mut spikes = Spikes::new(Some(3.0), (0..19).map(f64::from));
+    let mut spikes = LossSpikes::new(Some(3.0), (0..19).map(f64::from));
     assert_eq!(spikes.add(1000.0), None, "of 19 losses nothing can be said");
     assert_eq!(spikes.add(30.0), None, "the median is 10");
     assert_eq!(spikes.add(30.1), Some(10.0));
     assert_eq!(spikes.add(f64::NAN), None);
-    let mut window = Spikes::new(Some(3.0), vec![1.0; 20]);
+    let mut window = LossSpikes::new(Some(3.0), vec![1.0; 20]);
     assert_eq!(window.add(4.0), Some(1.0));
     (0..100).for_each(|_| _ = window.add(4.0));
     assert_eq!(window.add(11.0), None, "older losses are forgotten");
     assert_eq!(window.add(12.5), Some(4.0));
-    assert_eq!(Spikes::new(None, vec![1.0; 20]).add(1e9), None);
+    assert_eq!(LossSpikes::new(None, vec![1.0; 20]).add(1e9), None);
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! A finished run goes to the Hub: a server on this machine that speaks its endpoints and Git LFS'.
+//! A finished run is pushed to the Hub: a server on this machine implements its endpoints and Git LFS'.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -9,12 +9,13 @@ use std::process::Output;
 use std::sync::{Arc, Mutex};
 
 use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
 
 use super::{FINAL, Run, model, shapes, stderr};
 
 pub const TOKEN: &str = "hf_secretsecretsecret";
 
-/// What a server was asked and given.
+/// Requests to a server, and their contents.
 #[derive(Default)]
 pub struct Seen {
     /// `POST /path`, in order.
@@ -26,11 +27,13 @@ pub struct Seen {
     pub large: BTreeMap<String, Vec<u8>>,
     /// Lines of the commits.
     pub commits: Vec<Vec<Value>>,
+    /// Files that were announced, each with its size and the length of its sample in base64.
+    pub announced: BTreeMap<String, (u64, usize)>,
     /// So many answers are 503 before the first other one.
     pub busy: usize,
     /// Every answer is this one.
     pub refuses: Option<u16>,
-    /// What Git LFS says of every file instead of taking it.
+    /// Git LFS' error for every file.
     pub lfs_error: Option<String>,
 }
 
@@ -114,6 +117,9 @@ fn respond(request: &str, signed: bool, body: &[u8], own: &str, seen: &mut Seen)
             let sent = sent();
             let files = sent["files"].as_array().unwrap().iter().map(|file| {
                 let path = file["path"].as_str().unwrap();
+                let sample = file["sample"].as_str().unwrap().len();
+                seen.announced
+                    .insert(path.into(), (file["size"].as_u64().unwrap(), sample));
                 let large = path.ends_with(".safetensors") || path.ends_with(".mp4");
                 json!({"path": path, "uploadMode": if large { "lfs" } else { "regular" }, "shouldIgnore": false})
             });
@@ -272,13 +278,32 @@ fn a_finished_run_is_pushed_in_one_commit_and_again_without_uploading_again() {
 
     let again = push(&run, &endpoint);
     assert_eq!(again.status.code(), Some(0), "{}", stderr(&again));
-    let seen = seen.lock().unwrap();
-    assert_eq!(seen.commits.len(), 2);
-    assert!(
-        !seen.asked.iter().any(|asked| asked.starts_with("PUT")),
-        "{:?}",
-        seen.asked
-    );
+    assert_eq!(seen.lock().unwrap().commits.len(), 2);
+    let asked = seen.lock().unwrap().asked.clone();
+    assert!(!asked.iter().any(|asked| asked.starts_with("PUT")), "{asked:?}");
+
+    // A file is read by the MiB, and 512 bytes of it are shown before it is sent.
+    let video = run.out().join("validation/step-000002/00-a-ball.mp4");
+    for bytes in [511, 512, 513, (1 << 20) - 1, (1 << 20) + 7, (2 << 20) + 1] {
+        let content: Vec<u8> = (0..bytes).map(|i: usize| (i % 251) as u8).collect();
+        fs::write(&video, &content).unwrap();
+        let output = push(&run, &endpoint);
+        assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+        let seen = seen.lock().unwrap();
+        let oid: String = Sha256::digest(&content)
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
+        assert!(
+            seen.large.get(&oid).is_some_and(|sent| *sent == content),
+            "{bytes} bytes"
+        );
+        let shown = bytes.min(512).div_ceil(3) * 4;
+        assert_eq!(
+            seen.announced["validation/step-000002/00-a-ball.mp4"],
+            (bytes as u64, shown)
+        );
+    }
 }
 
 #[test]
@@ -312,7 +337,7 @@ fn a_run_whose_push_fails_is_done_all_the_same_and_says_what_to_do() {
 #[test]
 fn what_git_lfs_says_of_a_file_is_told_without_the_token() {
     let refusing = Seen {
-        lfs_error: Some(format!("no room for Bearer {TOKEN}")),
+        lfs_error: Some(format!("no room for Bearer {TOKEN}, {}", "x".repeat(200))),
         ..Seen::default()
     };
     let (endpoint, _seen) = serve(refusing);
@@ -320,7 +345,13 @@ fn what_git_lfs_says_of_a_file_is_told_without_the_token() {
     let said = stderr(&output);
     assert_eq!(output.status.code(), Some(0), "{said}");
     assert!(
-        said.contains("was not pushed") && said.contains("the Hub does not take it: no room for Bearer ***"),
+        said.contains("was not pushed") && said.contains("the Hub rejects it: no room for Bearer ***"),
+        "{said}"
+    );
+    // 200 characters of it are told.
+    let shown = 200 - "no room for Bearer ***, ".len();
+    assert!(
+        said.contains(&"x".repeat(shown)) && !said.contains(&"x".repeat(shown + 1)),
         "{said}"
     );
     keeps_the_secret(&run, &output);

@@ -7,10 +7,11 @@ use std::time::Duration;
 use candle_core::{Device, Tensor};
 use vtrain::lora::file;
 use vtrain::lora::format::Format;
-use vtrain::models::rooms;
+use vtrain::models::registry;
 use vtrain::video::Clip;
 
-use super::{FINAL, Run, fixture, model, relative, root, stderr};
+use super::{FINAL, Run, fixture, model, relative, root, shapes, stderr};
+use crate::watching;
 
 /// All twelve shipped clips in two buckets, validation at the start, in the middle and at the end.
 fn whole(model: &Path, batch_size: usize, steps: usize) -> Run {
@@ -68,7 +69,7 @@ fn fifty_steps_over_two_buckets_leave_what_was_promised() {
         assert_eq!(checkpoints.len(), 2, "{checkpoints:?}");
         assert!(out.join("checkpoints/step-000050/state.json").is_file());
         assert_eq!(run.adapter().len(), 16);
-        let for_comfyui = file::read(&out.join("comfyui_lora.safetensors"), &rooms::names()).unwrap();
+        let for_comfyui = file::read(&out.join("comfyui_lora.safetensors"), &registry::names()).unwrap();
         assert_eq!(for_comfyui.format, Format::ComfyUi);
         assert_eq!(for_comfyui.about["modelspec.trigger_phrase"], "SHAPES");
         for (layer, adapter) in &for_comfyui.layers {
@@ -105,6 +106,40 @@ fn the_base_models_video_is_made_without_the_adapter_that_the_run_starts_from() 
     let (fresh, from_file) = (made(false), made(true));
     assert!(fresh.0 == from_file.0, "both show the base model");
     assert!(from_file.0 != from_file.1, "an adapter that does something is seen");
+}
+
+#[test]
+fn tensorboard_shows_the_frame_in_the_middle_of_each_validation_video() {
+    let run = Run::new("");
+    shapes(&run.folder.path().join("data"), 1);
+    let text = format!(
+        "output_dir: out\ndevice: cpu\nmodel: {{path: {}, dtype: f32}}\n\
+         datasets: [{{path: data, buckets: [[5, 32, 48]]}}]\nlora: {{rank: 2, alpha: 2}}\ntrain: {{steps: 1}}\n\
+         validation: {{prompts: [{{prompt: a ball, num_frames: 9, height: 32, width: 48, steps: 2, guidance_scale: 1.0}}]}}\n",
+        model().display()
+    );
+    fs::write(run.file(), text).unwrap();
+    run.train(&[]);
+    let pictures = watching::pictures(&run.out());
+    assert_eq!(pictures.len(), 2, "before the first step and behind it");
+    let png = run.out().join("picture.png");
+    for ((tag, step), picture) in pictures {
+        let name = tag.strip_prefix("validation/").unwrap();
+        let video = run.out().join(format!("validation/step-{step:06}/{name}.mp4"));
+        let video = Clip::open(&video).unwrap();
+        fs::write(&png, picture).unwrap();
+        let shown = Clip::open(&png).unwrap().decode(&[0]).unwrap().data;
+        let frames = video.decode(&(0..video.num_frames()).collect::<Vec<_>>()).unwrap();
+        let distance = |frame: &[u8]| -> u64 { shown.iter().zip(frame).map(|(a, b)| u64::from(a.abs_diff(*b))).sum() };
+        let distances: Vec<u64> = frames.iter().map(distance).collect();
+        let middle = distances[distances.len() / 2];
+        assert_eq!(
+            distances.iter().min(),
+            Some(&middle),
+            "{tag} of step {step}: {distances:?}"
+        );
+        assert!(middle < 24 * shown.len() as u64, "{tag} of step {step}: {distances:?}");
+    }
 }
 
 #[test]
@@ -146,7 +181,7 @@ fn needs_no_encoders(model: &Path, parts: &[&str]) {
         if child.try_wait().unwrap().is_some() {
             break child.wait_with_output().unwrap();
         }
-        assert!(started.elapsed() < Duration::from_secs(300), "the second run hangs");
+        assert!(started.elapsed() < Duration::from_secs(600), "the second run hangs");
         std::thread::sleep(Duration::from_millis(1));
     };
     println!("{:?} for three steps with a warm cache", started.elapsed());
@@ -220,7 +255,7 @@ fn a_loss_that_is_not_finite_three_times_ends_the_run_and_names_clip_and_timeste
 #[test]
 fn settings_that_the_model_would_ignore_are_said_before_anything_is_encoded() {
     let run = whole(&model(), 1, 1);
-    for set in ["diffusion.shift=3.0", "train.first_frame=0.5"] {
+    for set in ["diffusion.shift=3.0", "train.first_frame_conditioning_p=0.5"] {
         let output = run.command(&["--set", set]).output().unwrap();
         let (key, said) = (set.split('=').next().unwrap(), stderr(&output));
         assert_eq!(output.status.code(), Some(2), "{said}");

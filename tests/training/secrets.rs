@@ -1,4 +1,4 @@
-//! The token of the Hub is in nothing that a run prints or writes, whatever it comes from and whatever goes wrong.
+//! The Hub's token is never printed or written by a run, whatever its source and whatever fails.
 
 use std::fs;
 use std::path::Path;
@@ -49,7 +49,7 @@ fn asks(command: &mut Command, run: &Run, endpoint: &str, by_file: bool) -> Outp
     output
 }
 
-/// How many files were looked through; none of them, and nothing that was printed, has the token.
+/// Checks that no file and no output has the token; returns the number of files.
 fn keeps_it(run: &Run, output: &Output) -> usize {
     let has = |bytes: &[u8]| bytes.windows(TOKEN.len()).any(|part| part == TOKEN.as_bytes());
     for (name, text) in [("stdout", &output.stdout), ("stderr", &output.stderr)] {
@@ -134,7 +134,7 @@ fn no_line_of_a_download_that_fails_has_the_token() {
             keeps_it(&run, &output);
         }
     }
-    // Nobody answers.
+    // Without a server.
     let run = run("somebody/style");
     let output = asks(&mut run.command(&[LOUD]), &run, "http://127.0.0.1:1", false);
     assert_eq!(output.status.code(), Some(4));

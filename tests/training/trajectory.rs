@@ -4,10 +4,10 @@ use std::collections::HashMap;
 use std::sync::atomic::AtomicBool;
 
 use candle_core::{Device, Tensor};
-use vtrain::commands::train::open::trainer;
+use vtrain::commands::train::build::trainer;
 use vtrain::commands::{check_dataset, precompute};
 use vtrain::config::RunConfig;
-use vtrain::dist::Single;
+use vtrain::distributed::Single;
 
 use super::{Run, fixture, relative};
 

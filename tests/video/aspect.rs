@@ -1,4 +1,4 @@
-//! Pixels that are not square are scaled to the size they are shown at; HDR is told.
+//! Pixels that are not square are scaled to their displayed size; HDR is reported.
 
 use std::path::{Path, PathBuf};
 
@@ -68,7 +68,7 @@ fn an_absurd_shape_of_pixels_is_refused_by_name() {
     }
 }
 
-/// The slope from left to right fills the picture before and behind.
+/// The slope from left to right fills the picture before and after.
 #[test]
 fn a_picture_is_resized_once_from_what_is_stored_to_what_is_asked_for() {
     let folder = TempDir::new().unwrap();

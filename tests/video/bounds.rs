@@ -1,4 +1,4 @@
-//! What a file claims and what it costs: sizes, frames, time, and no file but itself.
+//! Claims of a file and their cost: sizes, frames, time, and no access to other files.
 
 use std::ffi::CString;
 use std::path::{Path, PathBuf};
@@ -178,6 +178,6 @@ fn what_is_no_ordinary_file_is_not_opened() {
     assert_eq!(unsafe { libc::mkfifo(name.as_ptr(), 0o600) }, 0);
     for path in [path.as_path(), Path::new("/dev/zero")] {
         let error = Clip::open(path).unwrap_err();
-        assert!(error.to_string().contains("it is no ordinary file"), "{error}");
+        assert!(error.to_string().contains("it is not an ordinary file"), "{error}");
     }
 }

@@ -1,4 +1,4 @@
-//! Frames that are promised and empty: the one before is shown again for as long. Nothing is missing in such a file.
+//! Empty frames: the previous one is shown again for as long. Such a file is complete.
 
 use std::path::PathBuf;
 
@@ -28,9 +28,9 @@ struct Avi {
     frames: usize,
     promised: usize,
     empty: Vec<usize>,
-    /// Whether pictures stand in lists of their own, as some cameras write them.
-    in_lists: bool,
-    /// Whether there is an index.
+    /// Lists within each other that each picture stands in: one, as some cameras write them.
+    lists: usize,
+    /// True with an index.
     indexed: bool,
 }
 
@@ -40,7 +40,7 @@ impl Avi {
             frames,
             promised: frames,
             empty: empty.to_vec(),
-            in_lists: false,
+            lists: 0,
             indexed: true,
         }
     }
@@ -63,14 +63,10 @@ impl Avi {
                 false => vec![n as u8 * 10; size as usize],
             };
             let picture = chunk(b"00db", &data);
-            let head = if self.in_lists { 12 } else { 0 };
+            let head = 12 * self.lists;
             index.extend(b"00db");
             index.extend(longs(&[0x10, (4 + movi.len() + head) as u32, data.len() as u32]));
-            movi.extend(if self.in_lists {
-                list(b"rec ", &picture)
-            } else {
-                picture
-            });
+            movi.extend((0..self.lists).fold(picture, |inner, _| list(b"rec ", &inner)));
         }
         let mut body = [
             b"AVI ".to_vec(),
@@ -94,15 +90,12 @@ fn file(folder: &TempDir, name: &str, bytes: &[u8]) -> PathBuf {
 #[test]
 fn an_avi_with_empty_chunks_is_whole_and_keeps_its_times() {
     let folder = TempDir::new().unwrap();
-    let in_lists = |mut avi: Avi| {
-        avi.in_lists = true;
-        avi
-    };
+    let in_lists = |lists, avi: Avi| Avi { lists, ..avi };
     let cases = [
         ("in between", Avi::of(18, &[5, 11])),
         ("one after the other", Avi::of(18, &[5, 6, 7])),
         ("at the end", Avi::of(18, &[16, 17])),
-        ("in lists", in_lists(Avi::of(18, &[5, 11]))),
+        ("in lists", in_lists(1, Avi::of(18, &[5, 11]))),
     ];
     for (name, avi) in cases {
         let clip = Clip::open(&file(&folder, "a.avi", &avi.bytes())).unwrap_or_else(|error| panic!("{name}: {error}"));
@@ -115,6 +108,10 @@ fn an_avi_with_empty_chunks_is_whole_and_keeps_its_times() {
         let levels: Vec<usize> = frames.iter().map(|frame| frame[0] as usize).collect();
         assert_eq!(levels, there.iter().map(|n| n * 10).collect::<Vec<_>>(), "{name}");
     }
+    // Deeper than any program writes them, empty ones are not looked for.
+    let deep = in_lists(2, Avi::of(18, &[5, 11]));
+    let error = Clip::open(&file(&folder, "a.avi", &deep.bytes())).unwrap_err();
+    assert!(matches!(error, VideoError::Truncated { .. }), "{error}");
 }
 
 #[test]

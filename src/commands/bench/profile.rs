@@ -1,4 +1,4 @@
-//! `--profile`: some further steps, with an interval around every op and kernel.
+//! `--profile`: further steps, with an interval around every op and kernel.
 
 use std::fmt::Write as _;
 
@@ -6,24 +6,24 @@ use anyhow::Result;
 use candle_core::Device;
 use serde::Serialize;
 
-use crate::ops::clock::Mark;
+use crate::ops::clock::Timestamp;
 use crate::ops::profile::{Level, Line, record};
 
-/// Steps that are looked into.
+/// Number of profiled steps.
 const STEPS: usize = 2;
 
-/// Where the time of a step goes. Seconds and calls are of one step, measured apart from the steps that are timed: intervals
-/// take a little time themselves.
+/// Profile of a step. Seconds and calls per step, measured separately from the timed steps, because intervals take a
+/// little time themselves.
 #[derive(Debug, Serialize)]
 pub struct Profile {
     pub step_seconds: f64,
-    /// What is in no op: candle's own operations, and the gaps between ops.
+    /// Time outside of ops: candle's own operations, and the gaps between ops.
     pub rest_seconds: f64,
-    /// Ops, what takes longest first, then the kernels within them.
+    /// Ops, the longest first, then the kernels within them.
     pub lines: Vec<Share>,
 }
 
-/// What has one name.
+/// Entry of one name.
 #[derive(Debug, Serialize)]
 pub struct Share {
     level: Level,
@@ -32,11 +32,11 @@ pub struct Share {
     seconds: f64,
 }
 
-/// Runs `step` a few times, looking into it.
+/// Runs `step` a few times with a profile.
 pub fn measure(device: &Device, mut step: impl FnMut() -> Result<()>) -> Result<Profile> {
-    let started = Mark::now(device)?;
+    let started = Timestamp::now(device)?;
     let ((), lines) = record(|| (0..STEPS).try_for_each(|_| step()))?;
-    let step_seconds = Mark::now(device)?.since(&started)? / STEPS as f64;
+    let step_seconds = Timestamp::now(device)?.since(&started)? / STEPS as f64;
     let of_level = |level: Level| lines.iter().filter(move |line| line.level == level).map(share);
     let lines: Vec<Share> = of_level(Level::Op).chain(of_level(Level::Kernel)).collect();
     let ops = lines.iter().filter(|share| share.level == Level::Op);
@@ -48,7 +48,7 @@ pub fn measure(device: &Device, mut step: impl FnMut() -> Result<()>) -> Result<
     })
 }
 
-/// Of one step.
+/// Converts a line to values per step.
 fn share(line: &Line) -> Share {
     Share {
         level: line.level,
@@ -71,7 +71,7 @@ impl Profile {
                 self.row(&mut text, line.seconds, &format!("{:8.1} x {}", line.calls, line.name));
             }
             if level == Level::Op {
-                self.row(&mut text, self.rest_seconds, "           what is in no op");
+                self.row(&mut text, self.rest_seconds, "           outside of ops");
             }
         }
         text

@@ -1,4 +1,4 @@
-//! Ops on a GPU beside the CPU: outputs, and the gradients of all inputs that learn.
+//! Compares ops on a GPU with the CPU: outputs, and the gradients of all trained inputs.
 
 use std::str::FromStr;
 
@@ -10,14 +10,14 @@ use crate::nn::conv3d::{Conv3d, Geometry};
 use crate::ops::activation::{gelu_erf, gelu_tanh, silu};
 use crate::ops::add::add;
 use crate::ops::attention::{attention, way};
-use crate::ops::chain::Given;
 use crate::ops::dropout::Mask;
 use crate::ops::linear::{Frozen, LowRank};
 use crate::ops::modulate::{self, modulated_silu};
-use crate::ops::norm::{Kind, Norm};
+use crate::ops::norm::{Norm, NormKind};
 use crate::ops::residual::gated_residual;
-use crate::ops::rotary::{Pairs, Turn};
+use crate::ops::rotary::{PairLayout, Rotation};
 use crate::ops::tape::record;
+use crate::ops::vjp::Cotangent;
 use crate::rng::Rng;
 
 /// An op with the shapes of its inputs.
@@ -27,7 +27,7 @@ pub struct Case {
     run: Box<Run>,
 }
 
-/// From the inputs to the output.
+/// Function from the inputs to the output.
 type Run = dyn Fn(&[Tensor]) -> Result<Tensor>;
 
 /// A tensor of standard normal numbers, times a factor.
@@ -35,9 +35,9 @@ type Run = dyn Fn(&[Tensor]) -> Result<Tensor>;
 struct Input {
     name: &'static str,
     shape: Vec<usize>,
-    /// Whether a gradient is wanted of it.
+    /// True if its gradient is compared.
     learns: bool,
-    /// Whether it stays f32: tables and adapters.
+    /// True if it is always f32: tables and adapters.
     wide: bool,
     factor: f64,
 }
@@ -79,7 +79,7 @@ impl Case {
         }
     }
 
-    /// The op on `device` in `dtype` beside the CPU in f32, which is given the very numbers that `dtype` can hold.
+    /// Compares the op on `device` in `dtype` with the CPU in f32, on inputs that are exact in `dtype`.
     pub fn compare(&self, device: &Device, dtype: DType, rng: &mut Rng) -> Result<Vec<Row>> {
         let mut drawn = Vec::new();
         for input in &self.inputs {
@@ -109,7 +109,7 @@ impl Case {
         Ok(rows)
     }
 
-    /// The output and the gradients, by name.
+    /// Returns the output and the gradients, by name.
     fn results(&self, inputs: &[Tensor], gradient: &Tensor) -> Result<Vec<(String, Tensor)>> {
         let mut given = Vec::new();
         for (input, tensor) in self.inputs.iter().zip(inputs) {
@@ -119,7 +119,7 @@ impl Case {
             });
         }
         let (output, tape) = record(|| (self.run)(&given))?;
-        let mut found = tape.backward(&[Given {
+        let mut found = tape.backward(&[Cotangent {
             output: output.clone(),
             gradient: gradient.clone(),
         }])?;
@@ -134,7 +134,7 @@ impl Case {
     }
 }
 
-/// The ops of a group, on sizes that fill whole packs and on odd ones; of a group of something else, none.
+/// Returns the ops of a group, in sizes that fill whole packs and in odd ones; none for groups without ops.
 pub fn of(group: Group, long: &[Tokens]) -> Vec<Case> {
     match group {
         Group::Norm => norms(),
@@ -174,11 +174,11 @@ fn norms() -> Vec<Case> {
         Case::new(name, inputs, move |given| norm.forward(&given[0], &given[1], &given[2]))
     };
     vec![
-        case("layer norm", norm(Kind::Layer, &[300]), [2, 1, 1920]),
-        case("layer norm by parts", norm(Kind::Layer, &[26, 100]), [2, 2, 256]),
-        case("layer norm odd", norm(Kind::Layer, &[7, 12]), [3, 3, 131]),
-        case("rms norm", norm(Kind::Rms, &[200]), [2, 1, 2048]),
-        case("rms norm odd", norm(Kind::Rms, &[5, 6, 8]), [2, 2, 77]),
+        case("layer norm", norm(NormKind::Layer, &[300]), [2, 1, 1920]),
+        case("layer norm by parts", norm(NormKind::Layer, &[26, 100]), [2, 2, 256]),
+        case("layer norm odd", norm(NormKind::Layer, &[7, 12]), [3, 3, 131]),
+        case("rms norm", norm(NormKind::Rms, &[200]), [2, 1, 2048]),
+        case("rms norm odd", norm(NormKind::Rms, &[5, 6, 8]), [2, 2, 77]),
     ]
 }
 
@@ -203,7 +203,7 @@ fn residuals() -> Vec<Case> {
 }
 
 fn activations() -> Vec<Case> {
-    let shape = [2, 333, 129]; // no whole number of packs
+    let shape = [2, 333, 129]; // not a whole number of packs
     let x = || [input("x", &shape).times(2.0)];
     vec![
         Case::new("gelu", x(), |given| gelu_erf(&given[0])),
@@ -220,7 +220,7 @@ fn rotary() -> Vec<Case> {
             input("sin", table).frozen().wide(),
         ];
         Case::new(name, inputs, move |given| {
-            let turn = Turn {
+            let turn = Rotation {
                 cos: given[1].clone(),
                 sin: given[2].clone(),
                 pairs,
@@ -230,10 +230,10 @@ fn rotary() -> Vec<Case> {
         })
     };
     vec![
-        case("rotary, neighbours", Pairs::Neighbours, &[40, 32], 0),
-        case("rotary, behind text", Pairs::Neighbours, &[33, 32], 7),
-        case("rotary, halves", Pairs::Halves, &[2, 40, 32], 0),
-        case("rotary, by head", Pairs::Neighbours, &[40, 192], 0),
+        case("rotary, neighbours", PairLayout::Neighbours, &[40, 32], 0),
+        case("rotary, after text", PairLayout::Neighbours, &[33, 32], 7),
+        case("rotary, halves", PairLayout::Halves, &[2, 40, 32], 0),
+        case("rotary, by head", PairLayout::Neighbours, &[40, 192], 0),
     ]
 }
 
@@ -280,7 +280,7 @@ fn linear() -> Vec<Case> {
     ]
 }
 
-/// `17776x64`: tokens that attend to each other, and the features of a head.
+/// `17776x64`: number of tokens, and features per head.
 #[derive(Debug, Clone, Copy)]
 pub struct Tokens {
     count: usize,
@@ -299,7 +299,7 @@ impl FromStr for Tokens {
     }
 }
 
-/// Samples, queries, keys, heads, features a head.
+/// Batch, queries, keys, heads, features per head.
 type Heads = [usize; 5];
 
 fn attending(name: impl Into<String>, [batch, queries, keys, heads, width]: Heads) -> Case {
@@ -317,11 +317,11 @@ fn attentions() -> Vec<Case> {
         attending("attention 128", [1, 300, 300, 2, 128]),
         attending("attention across", [2, 200, 77, 3, 96]),
         attending("attention 256", [1, 70, 90, 1, 256]),
-        attending("attention tiled", [2, 45, 61, 3, 12]), // no whole 8 features: never cuDNN's
+        attending("attention tiled", [2, 45, 61, 3, 12]), // not a multiple of 8 features: never cuDNN's
     ]
 }
 
-/// One head over as many tokens as a clip has.
+/// Attention of one head over as many tokens as in a clip.
 fn long_attentions(long: &[Tokens]) -> Vec<Case> {
     let case = |Tokens { count, width }: &Tokens| {
         attending(format!("attention {count} x {width}"), [1, *count, *count, 1, *width])
@@ -354,7 +354,7 @@ fn masked_attentions() -> Vec<Case> {
     ]
 }
 
-/// What autoencoders are made of: no gradient passes.
+/// Layers of autoencoders, without gradients.
 fn convolutions() -> Vec<Case> {
     let table = [2, 2, 3, 3, 72];
     let modulated = |name, rms_eps| {
@@ -383,7 +383,7 @@ fn convolutions() -> Vec<Case> {
     ]
 }
 
-/// Attention in bf16 and its gradients, the second time beside the first: the same bits, where that is required.
+/// Compares two runs of attention in bf16 and its gradients: the same bits, if required.
 pub fn repeated(device: &Device, rng: &mut Rng) -> Result<Vec<Row>> {
     let mut rows = Vec::new();
     for case in attentions() {

@@ -1,5 +1,6 @@
-//! The other parts of tiny checkpoints on a GPU beside the CPU: autoencoders there and back, whole and in tiles, text
-//! encoders, and what an image says. Errors are ||a - b|| / ||b||: a decoder of made-up weights has single pixels where rounding grows.
+//! Compares the other parts of tiny checkpoints on a GPU with the CPU: autoencoders in both directions, whole and
+//! tiled, text encoders, and image conditions. Errors are ||a - b|| / ||b||: in a decoder with random weights, rounding
+//! grows in single pixels.
 
 use std::path::Path;
 
@@ -7,60 +8,60 @@ use anyhow::ensure;
 use candle_core::{DType, Device, Result, Tensor};
 
 use super::row::{Row, difference, distance, poison};
-use crate::models::family::{Beside, Canvas, ClipEncoder, Family, ImageCondition, TakesImage};
+use crate::models::family::{ConcatCondition, Family, ImageCondition, ImageMode, LatentSize, VideoEncoder};
 use crate::models::{self, FamilyName};
 use crate::ops::attention::way;
 use crate::rng::Rng;
 
-/// Frames, height and width, of which a checkpoint is given the first that it takes.
+/// Frames, height and width; the first that a checkpoint supports is used.
 const SIZES: [[usize; 3]; 2] = [[9, 32, 48], [9, 64, 96]];
 
-/// The same where a frame should be larger than a tile.
+/// Size at which a frame should be larger than a tile.
 const LARGE: [usize; 3] = [9, 96, 128];
 
 const PROMPT: &str = "A red ball rolls over a green floor";
 
-/// What a part of a checkpoint gives, by name.
-type Given = Vec<(&'static str, Tensor)>;
+/// Outputs of a part, by name.
+type NamedTensors = Vec<(&'static str, Tensor)>;
 
-/// Clips to latents and back.
+/// Compares clips to latents and back.
 pub fn vae(folder: &Path, name: &str, device: &Device, seed: u64) -> anyhow::Result<Vec<Row>> {
     compare(folder, name, device, |family, device| {
         there_and_back(family, device, seed)
     })
 }
 
-/// The same in tiles, as far as the checkpoint's settings have frames of this size cut.
+/// Same in tiles, if the checkpoint's settings tile frames of this size.
 pub fn tiling(folder: &Path, name: &str, device: &Device, seed: u64) -> anyhow::Result<Vec<Row>> {
     let family = models::open(folder, FamilyName::Auto, DType::F32, &Device::Cpu)?;
-    let whole = encoded(&*family.clip_encoder(false, false)?, &Device::Cpu, LARGE, seed)?;
-    let tiles = encoded(&*family.clip_encoder(true, false)?, &Device::Cpu, LARGE, seed)?;
+    let whole = encoded(&*family.video_encoder(false, false)?, &Device::Cpu, LARGE, seed)?;
+    let tiles = encoded(&*family.video_encoder(true, false)?, &Device::Cpu, LARGE, seed)?;
     ensure!(
         difference(&tiles, &whole)? > 0.0,
         "frames of {LARGE:?} are not cut into tiles"
     );
     compare(folder, name, device, |family, device| {
-        let latents = encoded(&*family.clip_encoder(true, false)?, device, LARGE, seed)?;
+        let latents = encoded(&*family.video_encoder(true, false)?, device, LARGE, seed)?;
         Ok(vec![("latents by tiles", latents)])
     })
 }
 
-/// A prompt.
+/// Compares the embedding of a prompt.
 pub fn text(folder: &Path, name: &str, device: &Device) -> anyhow::Result<Vec<Row>> {
     compare(folder, name, device, |family, _| {
         Ok(vec![("prompt", family.embed(&[PROMPT])?.hidden)])
     })
 }
 
-/// An image to start from: its latents, and what an image encoder makes of it.
+/// Compares an image condition: latents, and image tokens.
 pub fn image(folder: &Path, name: &str, device: &Device, seed: u64) -> anyhow::Result<Vec<Row>> {
     compare(folder, name, device, |family, device| {
-        ensure!(family.takes_image() != TakesImage::Never, "it takes no image");
+        ensure!(family.image_mode() != ImageMode::Never, "it takes no image");
         let (canvas, [_, height, width]) = canvas(family)?;
         let image = smooth([1, height, width], seed, device)?.squeeze(2)?; // (1, 3, H, W)
         Ok(match family.image_condition(&image, &canvas, &mut Rng::new(seed))? {
             ImageCondition::First(latents) => vec![("image", latents)],
-            ImageCondition::Beside(Beside { latents, tokens, .. }) => {
+            ImageCondition::Concat(ConcatCondition { latents, tokens, .. }) => {
                 let tokens = tokens.map(|tokens| ("image tokens", tokens));
                 [("image", latents)].into_iter().chain(tokens).collect()
             }
@@ -68,12 +69,12 @@ pub fn image(folder: &Path, name: &str, device: &Device, seed: u64) -> anyhow::R
     })
 }
 
-/// What a part gives on `device` in either type, beside the CPU in f32.
+/// Compares a part on `device` in both types with the CPU in f32.
 fn compare(
     folder: &Path,
     name: &str,
     device: &Device,
-    part: impl Fn(&dyn Family, &Device) -> anyhow::Result<Given>,
+    part: impl Fn(&dyn Family, &Device) -> anyhow::Result<NamedTensors>,
 ) -> anyhow::Result<Vec<Row>> {
     let on = |dtype: DType, device: &Device| {
         let family = models::open(folder, FamilyName::Auto, dtype, device)?;
@@ -98,10 +99,10 @@ fn compare(
     Ok(rows)
 }
 
-/// Latents of a clip, and the frames of latents that are drawn.
-fn there_and_back(family: &dyn Family, device: &Device, seed: u64) -> anyhow::Result<Given> {
+/// Returns latents of a clip, and frames decoded from random latents.
+fn there_and_back(family: &dyn Family, device: &Device, seed: u64) -> anyhow::Result<NamedTensors> {
     let (canvas, size) = canvas(family)?;
-    let latents = encoded(&*family.clip_encoder(false, false)?, device, size, seed)?;
+    let latents = encoded(&*family.video_encoder(false, false)?, device, size, seed)?;
     let mut rng = Rng::new(seed);
     let drawn = rng.randn(canvas.shape.iter().product());
     let drawn = Tensor::from_vec(drawn, &canvas.shape[..], device)?.to_dtype(canvas.dtype)?;
@@ -113,9 +114,9 @@ fn there_and_back(family: &dyn Family, device: &Device, seed: u64) -> anyhow::Re
     Ok(vec![("latents", latents), ("frames", Tensor::cat(&decoded, 2)?)])
 }
 
-/// Latents of the first size that the checkpoint takes, and the size.
-fn canvas(family: &dyn Family) -> anyhow::Result<(Canvas, [usize; 3])> {
-    let of = |[frames, height, width]: [usize; 3]| family.canvas(frames, height, width);
+/// Returns the latent size of the first size that the checkpoint supports, and that size.
+fn canvas(family: &dyn Family) -> anyhow::Result<(LatentSize, [usize; 3])> {
+    let of = |[frames, height, width]: [usize; 3]| family.latent_size(frames, height, width);
     let [first, second] = SIZES;
     match of(first) {
         Ok(canvas) => Ok((canvas, first)),
@@ -123,12 +124,12 @@ fn canvas(family: &dyn Family) -> anyhow::Result<(Canvas, [usize; 3])> {
     }
 }
 
-/// The mean of a clip's posterior.
-fn encoded(encoder: &dyn ClipEncoder, device: &Device, size: [usize; 3], seed: u64) -> anyhow::Result<Tensor> {
+/// Returns the mean of a clip's posterior.
+fn encoded(encoder: &dyn VideoEncoder, device: &Device, size: [usize; 3], seed: u64) -> anyhow::Result<Tensor> {
     Ok(encoder.encode(&smooth(size, seed, device)?)?.mean)
 }
 
-/// A clip (1, 3, T, H, W) of -1..1: waves, with some noise on them.
+/// Clip (1, 3, T, H, W) of -1..1: waves with some noise.
 fn smooth([frames, height, width]: [usize; 3], seed: u64, device: &Device) -> Result<Tensor> {
     let count = 3 * frames * height * width;
     let mut numbers = Rng::new(seed).randn(count);

@@ -1,4 +1,4 @@
-//! The optimiser on a GPU beside the CPU: the norm of all gradients, and some steps.
+//! Compares the optimiser on a GPU with the CPU: the norm of all gradients, and some steps.
 
 use candle_core::{DType, Device, Result, Tensor, Var};
 
@@ -7,7 +7,7 @@ use crate::optim::adamw::{AdamW, Config};
 use crate::optim::clip;
 use crate::rng::Rng;
 
-/// Of variables that fill pieces, and of ones that do not.
+/// Shapes of variables that fill pieces, and of others that do not.
 const SHAPES: [[usize; 2]; 4] = [[128, 1920], [1920, 128], [5, 37], [1, 1]];
 
 pub fn compare(device: &Device, rng: &mut Rng) -> Result<Vec<Row>> {
@@ -41,7 +41,7 @@ pub fn compare(device: &Device, rng: &mut Rng) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
-/// The norms before clipping, and where the variables end.
+/// Returns the norms before clipping, and the final variables.
 fn run(start: &[Tensor], gradients: &[Vec<Tensor>], device: &Device) -> Result<(Tensor, Vec<Tensor>)> {
     let var = |tensor: &Tensor| Var::from_tensor(&tensor.to_device(device)?);
     let vars: Vec<Var> = start.iter().map(var).collect::<Result<_>>()?;

@@ -1,4 +1,4 @@
-//! One rank of NCCL: what it sums, exchanges and puts together with nobody else is what it gave.
+//! Checks a single rank of NCCL: its sums and exchanges must return its own input.
 
 use std::time::Duration;
 
@@ -6,19 +6,19 @@ use anyhow::ensure;
 use candle_core::{DType, Device, Tensor};
 
 use super::row::Row;
-use crate::dist::nccl::Nccl;
-use crate::dist::place::Starter;
-use crate::dist::{Communicator, Place};
+use crate::distributed::nccl::Nccl;
+use crate::distributed::rank_info::Starter;
+use crate::distributed::{Communicator, RankInfo};
 use crate::rng::Rng;
 
-/// Numbers of a vector: no multiple of anything.
+/// Length of a vector, not a multiple of any block size.
 const COUNT: usize = 100_003;
 
 pub fn compare(device: &Device, rng: &mut Rng) -> anyhow::Result<Vec<Row>> {
     if !device.is_cuda() {
         return Ok(Vec::new());
     }
-    let alone = Place {
+    let alone = RankInfo {
         rank: 0,
         world_size: 1,
         local_rank: 0,
@@ -38,13 +38,13 @@ pub fn compare(device: &Device, rng: &mut Rng) -> anyhow::Result<Vec<Row>> {
     let message = b"to myself".to_vec();
     ensure!(
         ranks.all_gather(&message)? == [message.clone()] && ranks.broadcast(message.clone())? == message,
-        "NCCL carries other bytes than it was given"
+        "NCCL returned other bytes than were sent"
     );
     ranks.finish();
     Ok(rows)
 }
 
-/// Equal to the last bit.
+/// Row that requires bitwise equality.
 fn row(what: &str, found: &Tensor, wanted: &Tensor) -> anyhow::Result<Row> {
     let wide = |tensor: &Tensor| tensor.to_dtype(DType::F32);
     let error = (wide(found)? - wide(wanted)?)?.abs()?.max_all()?.to_scalar::<f32>()?;

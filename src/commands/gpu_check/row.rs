@@ -1,4 +1,4 @@
-//! Lines of the table: an error, the most that it may be, and whether that holds. Each is printed when it is known.
+//! Rows of the table: an error, its bound, and the verdict. Each is printed as soon as it is known.
 
 use candle_core::{DType, Device, Tensor};
 
@@ -7,11 +7,13 @@ use crate::ops::attention::way::{Ran, ways};
 
 /// One line of the table.
 pub struct Row {
+    /// Name of the comparison.
     pub what: String,
+    /// Error found, in the unit of the bound.
     pub error: f64,
-    /// The most that the error may be.
+    /// Bound of the error.
     pub most: f64,
-    /// How attention ran on the device that is checked, where there was some.
+    /// Calls of attention on the device under test.
     pub attention: Vec<Ran>,
 }
 
@@ -23,7 +25,7 @@ pub struct Table {
 }
 
 impl Row {
-    /// A comparison that could not be made.
+    /// Row of a comparison that could not be made.
     pub fn failed(what: &str, error: &anyhow::Error) -> Self {
         let words = format!("{error:#}");
         Self {
@@ -34,7 +36,7 @@ impl Row {
         }
     }
 
-    /// What is no number is no success, nor is attention that took a slow way without need.
+    /// Returns true if the error is within its bound, which NaN is not, and attention was not needlessly slow.
     pub fn holds(&self) -> bool {
         self.error <= self.most && !self.is_slow()
     }
@@ -43,6 +45,7 @@ impl Row {
         self.attention.iter().any(Ran::is_needlessly_slow)
     }
 
+    /// Formats the row.
     pub fn line(&self) -> String {
         let verdict = if self.holds() { "ok  " } else { "FAIL" };
         let ways: Vec<String> = ways(&self.attention).iter().map(ToString::to_string).collect();
@@ -66,7 +69,7 @@ impl Table {
         print(&row.line())
     }
 
-    /// Prints what was found of something, or that it could not be.
+    /// Prints the rows of a comparison, or that it failed.
     pub fn tell_all(&mut self, what: &str, found: anyhow::Result<Vec<Row>>) -> Result<(), Failure> {
         match found {
             Ok(rows) => rows.iter().try_for_each(|row| self.tell(row)),
@@ -74,7 +77,7 @@ impl Table {
         }
     }
 
-    /// The last line; a failure where one does not hold.
+    /// Prints the last line; fails if any row failed.
     pub fn end(self) -> Result<(), Failure> {
         let Self { lines, wrong } = self;
         print(&format!("{} of {lines} lines hold\n", lines - wrong))?;
@@ -85,12 +88,12 @@ impl Table {
     }
 }
 
-/// The most that an error of an op may be in this type.
+/// Returns the bound for the error of an op in this type.
 pub fn most(dtype: DType) -> f64 {
     if dtype == DType::F32 { 1e-4 } else { 1e-2 }
 }
 
-/// max |a - b| / max |b|, in f64; not a number where either holds what is none.
+/// Returns max |a - b| / max |b|, in f64; NaN if either has NaN or infinities.
 pub fn difference(a: &Tensor, b: &Tensor) -> candle_core::Result<f64> {
     let (a, b) = numbers(a, b)?;
     if a.iter().chain(&b).any(|number| !number.is_finite()) {
@@ -101,7 +104,7 @@ pub fn difference(a: &Tensor, b: &Tensor) -> candle_core::Result<f64> {
     Ok(furthest / largest.max(1e-30))
 }
 
-/// ||a - b|| / ||b||, likewise.
+/// Returns ||a - b|| / ||b||, likewise.
 pub fn distance(a: &Tensor, b: &Tensor) -> candle_core::Result<f64> {
     let (a, b) = numbers(a, b)?;
     let norm = |numbers: &mut dyn Iterator<Item = f64>| numbers.map(|number| number * number).sum::<f64>().sqrt();
@@ -109,7 +112,7 @@ pub fn distance(a: &Tensor, b: &Tensor) -> candle_core::Result<f64> {
     Ok(apart / norm(&mut b.iter().copied()).max(1e-30))
 }
 
-/// Of two tensors of one size, in f64.
+/// Returns the numbers of two tensors of equal size, in f64.
 fn numbers(a: &Tensor, b: &Tensor) -> candle_core::Result<(Vec<f64>, Vec<f64>)> {
     let numbers = |tensor: &Tensor| {
         let tensor = tensor.to_device(&Device::Cpu)?.to_dtype(DType::F64)?;
@@ -117,12 +120,12 @@ fn numbers(a: &Tensor, b: &Tensor) -> candle_core::Result<(Vec<f64>, Vec<f64>)> 
     };
     let (a, b) = (numbers(a)?, numbers(b)?);
     if a.len() != b.len() {
-        candle_core::bail!("{} numbers beside {}", a.len(), b.len());
+        candle_core::bail!("{} numbers and {}", a.len(), b.len());
     }
     Ok((a, b))
 }
 
-/// Fills what the device's pool has free with what is no number, as far as small outputs go.
+/// Fills the free memory of the device's pool with NaN, enough for small outputs.
 pub fn poison(device: &Device) -> candle_core::Result<()> {
     let sizes = [1 << 24, 1 << 20, 1 << 20, 1 << 16, 1 << 16, 1 << 12, 1 << 12];
     let poisoned = sizes.map(|size| Tensor::full(f32::NAN, size, device));

@@ -1,4 +1,4 @@
-//! Tiny transformers on a GPU beside the CPU: training steps from the same start, with made-up weights.
+//! Compares tiny transformers on a GPU with the CPU: training steps from the same start, with random weights.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -11,24 +11,25 @@ use crate::data::Bucket;
 use crate::diffusion::objective;
 use crate::lora;
 use crate::lora::trainable::Trainable;
-use crate::models::bare::{self, Bare};
+use crate::models::registry;
+use crate::models::synthetic::SyntheticBatch;
 use crate::nn::Weights;
+use crate::nn::adapter::Adapt;
 use crate::nn::dropout::Seed;
-use crate::nn::weights::Planter;
 use crate::ops::attention::way::{self, Ran};
 use crate::optim::adamw::{AdamW, Config};
 use crate::optim::clip;
 use crate::rng::Rng;
 use crate::train::memory;
-use crate::train::segments::{Keep, Policy, forward_backward};
+use crate::train::segments::{ActivationPolicy, SavedActivations, forward_backward};
 
 const LEARNING_RATE: f64 = 1e-2;
 
-/// How much is trained.
+/// Extent of the training.
 #[derive(Debug, Clone, Copy)]
 pub struct Extent {
     pub steps: usize,
-    /// Of which a checkpoint is given the first that it takes: some know positions for one size alone.
+    /// Buckets, of which the first that a checkpoint supports is used: some have positions for a single size.
     pub buckets: [[usize; 3]; 3],
 }
 
@@ -38,15 +39,20 @@ impl Extent {
         buckets: [[17, 96, 128], [9, 32, 48], [9, 64, 96]],
     };
 
-    /// For trying it out.
+    /// A short run, to test the command.
     pub const QUICK: Self = Self {
         steps: 3,
         buckets: [[9, 32, 48], [9, 64, 96], [17, 96, 128]],
     };
 }
-const POLICIES: [Policy; 4] = [Policy::Auto, Policy::All, Policy::InputsAndAttention, Policy::Inputs];
+const POLICIES: [ActivationPolicy; 4] = [
+    ActivationPolicy::Auto,
+    ActivationPolicy::All,
+    ActivationPolicy::InputsAndAttention,
+    ActivationPolicy::Inputs,
+];
 
-/// The prediction, and the furthest of all losses, with so much dropout in the adapters.
+/// Compares the prediction, and the largest error of the losses, with dropout in the adapters.
 pub fn compare(folder: &Path, name: &str, device: &Device, extent: Extent, dropout: f64) -> anyhow::Result<Vec<Row>> {
     let bucket = bucket(folder, extent)?;
     let theirs = Model::open(folder, bucket, &Device::Cpu, DType::F32, dropout)?.train(extent.steps)?;
@@ -70,7 +76,7 @@ pub fn compare(folder: &Path, name: &str, device: &Device, extent: Extent, dropo
         }
         rows.push(Row {
             what: format!("{name} {} training losses{with} {dtype:?}", extent.steps),
-            // `max` would lose what is no number.
+            // `max` would lose NaN.
             error: furthest.fold(
                 0.0,
                 |most, error| if error > most || error.is_nan() { error } else { most },
@@ -82,16 +88,16 @@ pub fn compare(folder: &Path, name: &str, device: &Device, extent: Extent, dropo
     Ok(rows)
 }
 
-/// The gradients of one step by every `train.keep`, beside those of the CPU with everything kept.
+/// Compares the gradients of one step under every `train.activation_policy` with the CPU's, which keeps everything.
 pub fn policies(folder: &Path, name: &str, device: &Device, extent: Extent) -> anyhow::Result<Vec<Row>> {
     let mut rows = Vec::new();
     let bucket = bucket(folder, extent)?;
-    let theirs = Model::open(folder, bucket, &Device::Cpu, DType::F32, 0.0)?.gradients(Keep::All)?;
+    let theirs = Model::open(folder, bucket, &Device::Cpu, DType::F32, 0.0)?.gradients(SavedActivations::All)?;
     for dtype in [DType::F32, DType::BF16] {
         let model = Model::open(folder, bucket, device, dtype, 0.0)?;
         for policy in POLICIES {
             way::take();
-            let ours = model.gradients(policy.keep(memory::free(device)))?;
+            let ours = model.gradients(policy.saved_activations(memory::free(device)))?;
             let policy = serde_json::to_string(&policy)?;
             rows.push(Row {
                 what: format!("{name} gradients, keep: {} {dtype:?}", policy.trim_matches('"')),
@@ -104,11 +110,11 @@ pub fn policies(folder: &Path, name: &str, device: &Device, extent: Extent) -> a
     Ok(rows)
 }
 
-/// The bucket for a checkpoint.
+/// Returns the bucket for a checkpoint.
 fn bucket(folder: &Path, extent: Extent) -> anyhow::Result<Bucket> {
     let runs = |bucket: Bucket| -> anyhow::Result<Bucket> {
-        let bare = bare::open(folder, Weights::random(DType::F32, &Device::Cpu), None, bucket, 1)?;
-        bare.denoiser.forward(&bare.input)?;
+        let batch = registry::open_synthetic(folder, Weights::random(DType::F32, &Device::Cpu), None, bucket, 1)?;
+        batch.denoiser.forward(&batch.input)?;
         Ok(bucket)
     };
     let [first, second, third] = extent.buckets.map(Bucket::from);
@@ -117,14 +123,14 @@ fn bucket(folder: &Path, extent: Extent) -> anyhow::Result<Bucket> {
 
 /// A tiny transformer with adapters.
 struct Model {
-    bare: Bare,
+    batch: SyntheticBatch,
     vars: Vec<Var>,
     dropout: Seed,
 }
 
-/// What training came to.
+/// Result of the training.
 struct Trained {
-    /// Before the first step.
+    /// Prediction before the first step.
     prediction: Tensor,
     losses: Vec<f64>,
     attention: Vec<Ran>,
@@ -139,39 +145,39 @@ impl Model {
             ..lora::Config::default()
         };
         let trainable = Arc::new(Trainable::new(&config, &[], Rng::new(0), device)?);
-        let planter = Some(trainable.clone() as Arc<dyn Planter>);
+        let adapt = Some(trainable.clone() as Arc<dyn Adapt>);
         let weights = Weights::random(dtype, device);
-        let bare = bare::open(folder, weights, planter, bucket, 1)?;
+        let batch = registry::open_synthetic(folder, weights, adapt, bucket, 1)?;
         let pairs = trainable.finish()?.into_iter();
         Ok(Self {
-            bare,
+            batch,
             vars: pairs.flat_map(|pair| [pair.a, pair.b]).collect(),
             dropout: trainable.dropout(),
         })
     }
 
-    /// The loss, and the gradients of all variables.
-    fn pass(&self, keep: Keep) -> anyhow::Result<(Tensor, Vec<Tensor>)> {
-        let Bare {
+    /// Returns the loss, and the gradients of all variables.
+    fn pass(&self, saved: SavedActivations) -> anyhow::Result<(Tensor, Vec<Tensor>)> {
+        let SyntheticBatch {
             denoiser,
             input,
             target,
             ..
-        } = &self.bare;
+        } = &self.batch;
         let loss = |prediction: &Tensor| objective::loss(prediction, target, None);
-        let passed = forward_backward(&**denoiser, input, &loss, &self.vars, keep)?;
+        let passed = forward_backward(&**denoiser, input, &loss, &self.vars, saved)?;
         let gradients: Option<Vec<Tensor>> = passed.gradients.into_iter().collect();
         Ok((passed.loss, gradients.context("an adapter without a gradient")?))
     }
 
-    /// All gradients one behind the other, with adapters that are not at their start, where half of them would be 0.
-    fn gradients(&self, keep: Keep) -> anyhow::Result<Tensor> {
+    /// Concatenates all gradients, with adapters away from their start, where half of the gradients would be 0.
+    fn gradients(&self, saved: SavedActivations) -> anyhow::Result<Tensor> {
         let mut rng = Rng::new(1);
         for var in &self.vars {
             let numbers = rng.randn(var.elem_count());
             var.set(&(Tensor::from_vec(numbers, var.shape(), var.device())? * 0.1)?)?;
         }
-        let (_, gradients) = self.pass(keep)?;
+        let (_, gradients) = self.pass(saved)?;
         let flat = gradients.iter().map(Tensor::flatten_all);
         Ok(Tensor::cat(&flat.collect::<candle_core::Result<Vec<_>>>()?, 0)?)
     }
@@ -179,11 +185,11 @@ impl Model {
     fn train(self, steps: usize) -> anyhow::Result<Trained> {
         let mut optimiser = AdamW::new(self.vars.clone(), &Config::default())?;
         way::take();
-        let prediction = self.bare.denoiser.forward(&self.bare.input)?.detach();
+        let prediction = self.batch.denoiser.forward(&self.batch.input)?.detach();
         let mut losses = Vec::new();
         for step in 0..steps {
             self.dropout.set(Some(step as u64));
-            let (loss, gradients) = self.pass(Policy::Inputs.keep(None))?;
+            let (loss, gradients) = self.pass(ActivationPolicy::Inputs.saved_activations(None))?;
             let norm = clip::global_norm(&gradients)?;
             optimiser.step(&gradients, clip::coefficient(norm, 1.0), LEARNING_RATE)?;
             losses.push(f64::from(loss.to_scalar::<f32>()?));

@@ -1,4 +1,4 @@
-//! `vtrain lora convert`: an adapter file in the format of another program.
+//! `vtrain lora convert`: converts an adapter file to the format of another program.
 
 use std::path::PathBuf;
 
@@ -6,9 +6,9 @@ use crate::commands::{Exit, Failure, OrExit};
 use crate::disk;
 use crate::lora::file;
 use crate::lora::format::Format;
-use crate::models::rooms;
+use crate::models::registry;
 
-/// Write an adapter file in another format; numbers stay as they are
+/// Write an adapter file in another format, without changing its numbers
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example: vtrain lora convert --to comfyui pytorch_lora_weights.safetensors style.safetensors")]
 pub struct Args {
@@ -16,12 +16,12 @@ pub struct Args {
     input: PathBuf,
     #[arg(long, value_enum)]
     to: Format,
-    /// Where the new file goes
+    /// Destination of the new file
     output: PathBuf,
 }
 
 pub fn run(args: Args) -> Result<(), Failure> {
-    let read = file::read(&args.input, &rooms::names()).or_exit(Exit::Model)?;
+    let read = file::read(&args.input, &registry::names()).or_exit(Exit::Model)?;
     let named = |error: anyhow::Error| error.context(args.input.display().to_string());
     let bytes = read.write(args.to).map_err(named).or_exit(Exit::Model)?;
     disk::write_whole(&args.output, &bytes).or_exit(Exit::Training)?;

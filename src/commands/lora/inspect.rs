@@ -1,29 +1,33 @@
-//! `vtrain lora inspect`: what an adapter file is.
+//! `vtrain lora inspect`: describes an adapter file.
 
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
 use crate::commands::{self, Exit, Failure, OrExit};
-use crate::lora::file::{self, Read};
+use crate::lora::file::{self, ParsedAdapter};
 use crate::lora::inspect::{Layer, Report};
 use crate::lora::merge::Folder;
-use crate::models::rooms;
+use crate::models::registry;
 
-/// Say what an adapter file is: family, format, ranks, norms, metadata, and what would not apply
+/// Limits for the characters of a value, and for the tensors that are listed.
+const LONGEST_VALUE: usize = 200;
+const LISTED: usize = 20;
+
+/// Show an adapter file's family, format, ranks, norms, metadata, and what would not apply
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// The adapter file, of any format, or a folder with one
     file: PathBuf,
-    /// Also say what would not fit this diffusers checkpoint
+    /// Also show what would not fit this diffusers checkpoint
     #[arg(long, value_name = "DIR")]
     model: Option<PathBuf>,
-    /// Say it as JSON, layer by layer
+    /// Print JSON, layer by layer
     #[arg(long)]
     json: bool,
 }
 
 pub fn run(args: Args) -> Result<(), Failure> {
-    let read = file::read(&args.file, &rooms::names()).or_exit(Exit::Model)?;
+    let read = file::read(&args.file, &registry::names()).or_exit(Exit::Model)?;
     let transformer = args.model.as_deref().map(open).transpose().or_exit(Exit::Model)?;
     let report = Report::of(&read, |name, change| transformer.as_ref()?.misfit(name, change));
     let report = report.or_exit(Exit::Model)?;
@@ -35,11 +39,11 @@ pub fn run(args: Args) -> Result<(), Failure> {
 }
 
 fn open(model: &Path) -> anyhow::Result<Folder> {
-    rooms::of_checkpoint(model)?;
+    registry::of_checkpoint(model)?;
     Folder::open(model.join("transformer").as_path())
 }
 
-fn text(read: &Read, report: &Report, asked: bool) -> String {
+fn text(read: &ParsedAdapter, report: &Report, asked: bool) -> String {
     let titles: Vec<&str> = read.families.iter().map(|names| names.title).collect();
     let family = match titles.as_slice() {
         [] => "none that vtrain knows".to_string(),
@@ -74,7 +78,7 @@ fn text(read: &Read, report: &Report, asked: bool) -> String {
         let _ = writeln!(text, "  {kind} ({}): norm {norms}, {}", deltas.len(), deltas[0].dtype);
     }
     for (key, value) in &report.metadata {
-        let short: String = value.chars().take(200).collect();
+        let short: String = value.chars().take(LONGEST_VALUE).collect();
         let more = if short.len() < value.len() { "..." } else { "" };
         let _ = writeln!(text, "{}: {}{more}", key.escape_debug(), short.escape_debug());
     }
@@ -83,16 +87,16 @@ fn text(read: &Read, report: &Report, asked: bool) -> String {
         0 => {}
         count => text += &format!("not applied: {count}\n"),
     }
-    for strange in report.not_applied.iter().take(20) {
+    for strange in report.not_applied.iter().take(LISTED) {
         let _ = writeln!(text, "  {} {}", strange.name.escape_debug(), strange.why);
     }
-    if report.not_applied.len() > 20 {
+    if report.not_applied.len() > LISTED {
         text += "  ... and more; --json has all\n";
     }
     text
 }
 
-/// `4`, or `0.12 to 3.4`.
+/// Formats a range as `4`, or `0.12 to 3.4`.
 fn range(numbers: impl Iterator<Item = f64> + Clone) -> String {
     let (low, high) = (
         numbers.clone().fold(f64::NAN, f64::min),

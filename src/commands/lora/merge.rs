@@ -1,4 +1,4 @@
-//! `vtrain lora merge`: a checkpoint with adapters folded in.
+//! `vtrain lora merge`: merges adapters into a checkpoint.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,10 +10,10 @@ use crate::commands::{Exit, Failure, OrExit};
 use crate::disk;
 use crate::lora::adapters::AdapterFile;
 use crate::lora::merge::Folder;
-use crate::models::rooms;
+use crate::models::registry;
 use crate::nn::WeightFolder;
 
-/// Write a checkpoint with adapters folded in
+/// Write a checkpoint with adapters merged in
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example: vtrain lora merge --model CogVideoX-5b --lora style.safetensors=0.8 merged/")]
 pub struct Args {
@@ -23,19 +23,19 @@ pub struct Args {
     /// Which variant of the weights to read: fp16 for model.fp16.safetensors
     #[arg(long, value_name = "NAME")]
     variant: Option<String>,
-    /// An adapter file of any format or a folder with one, and how strongly it is applied (repeatable)
+    /// An adapter file of any format, or a folder with one, and its scale (repeatable)
     #[arg(long, value_name = "FILE[=SCALE]", required = true)]
     lora: Vec<Lora>,
-    /// Where the new checkpoint goes: a folder that is not there yet, or empty
+    /// Destination of the new checkpoint: a folder that does not exist or is empty
     output: PathBuf,
 }
 
-/// The part of a checkpoint that adapters are for.
+/// Part of a checkpoint that adapters apply to.
 const TRANSFORMER: &str = "transformer";
 
 pub fn run(args: Args) -> Result<(), Failure> {
     check_output(&args).or_exit(Exit::Usage)?;
-    rooms::of_checkpoint(&args.model).or_exit(Exit::Model)?;
+    registry::of_checkpoint(&args.model).or_exit(Exit::Model)?;
     let folder = WeightFolder::new(&args.model, args.variant.as_deref()).part(TRANSFORMER);
     let transformer = Folder::open(folder).or_exit(Exit::Model)?;
     let files: Vec<AdapterFile> = args
@@ -54,16 +54,16 @@ pub fn run(args: Args) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Nothing is overwritten, and nothing is written into what is read.
+/// Checks that nothing would be overwritten, or written into the input.
 fn check_output(args: &Args) -> anyhow::Result<()> {
     let shown = args.output.display();
     if let Ok(mut entries) = fs::read_dir(&args.output) {
         ensure!(
             entries.next().is_none(),
-            "{shown}: is not empty; give a folder that is not there yet"
+            "{shown}: is not empty; give a folder that does not exist yet"
         );
     } else {
-        ensure!(!args.output.exists(), "{shown}: is there and no folder");
+        ensure!(!args.output.exists(), "{shown}: exists and is not a folder");
     }
     let model = fs::canonicalize(&args.model).with_context(|| args.model.display().to_string())?;
     let parent = std::path::absolute(&args.output)?;
@@ -71,14 +71,14 @@ fn check_output(args: &Args) -> anyhow::Result<()> {
         .ancestors()
         .filter_map(|folder| fs::canonicalize(folder).ok())
         .any(|folder| folder == model);
-    ensure!(!inside, "{shown}: lies in the checkpoint that it is made from");
+    ensure!(!inside, "{shown}: is inside of the checkpoint that it is made from");
     Ok(())
 }
 
-/// Everything but the shards that are merged. Links are followed: the Hub's cache is made of them.
+/// Copies everything but the merged shards. Links are followed, because the Hub's cache consists of them.
 fn copy(from: &Path, to: &Path, except: &Folder) -> anyhow::Result<()> {
     fs::create_dir_all(to)?;
-    let stale = from.ends_with(TRANSFORMER); // weights in other formats there are without the adapters
+    let stale = from.ends_with(TRANSFORMER); // weights in other formats lack the adapters
     for entry in fs::read_dir(from).with_context(|| from.display().to_string())? {
         let path = entry?.path();
         let name = path.file_name().context("an entry has a name")?;
@@ -99,7 +99,7 @@ fn copy(from: &Path, to: &Path, except: &Folder) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// By its name: an index is not.
+/// Checks the name; an index does not count.
 fn is_weights(name: &str) -> bool {
     [".safetensors", ".bin", ".pt", ".gguf"]
         .iter()

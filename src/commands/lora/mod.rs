@@ -1,4 +1,4 @@
-//! `vtrain lora`: what is done with adapter files besides sampling under them.
+//! `vtrain lora`: operations on adapter files.
 
 use super::Failure;
 
@@ -7,7 +7,7 @@ mod inspect;
 mod merge;
 mod resize;
 
-/// Look into adapter files, convert, shrink or merge them
+/// Inspect, convert, shrink or merge adapter files
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(subcommand)]
@@ -22,6 +22,10 @@ enum Verb {
     Resize(resize::Args),
 }
 
+/// Runs `vtrain lora`: dispatches to inspect, convert, resize and merge.
+///
+/// # Errors
+/// Those of the command, each with its exit code.
 pub fn run(args: Args) -> Result<(), Failure> {
     match args.verb {
         Verb::Inspect(args) => inspect::run(args),

@@ -1,4 +1,4 @@
-//! What a run needs of the cache, and what of it is missing.
+//! Plan of precomputing: the records a run needs, and which of them are missing.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -11,25 +11,25 @@ use rayon::prelude::*;
 use super::interrupted;
 use crate::commands::{Exit, Failure, OrExit, progress, ranks};
 use crate::config::RunConfig;
-use crate::data::cache::{self, Cache, CaptionCoder, ClipCoder, Encoded, Encoding, Form, Key};
-use crate::data::loader::Cut;
+use crate::data::cache::{self, Cache, Encoded, EncoderId, Encoding, Key, RecordSchema, TextEncoderId};
+use crate::data::loader::ClipSelection;
 use crate::data::{Bucket, Report, Sample};
-use crate::dist::Communicator;
-use crate::models::family::TakesImage;
+use crate::distributed::Communicator;
+use crate::models::family::ImageMode;
 use crate::models::{self, Family};
 use crate::nn::WeightFolder;
 
-/// All clips and captions of a run, with their places in the cache.
+/// All clips and captions of a run, with their cache records.
 pub struct Plan<'a> {
     pub cache: Cache,
-    /// One for each sample of the survey.
+    /// One entry per sample of the survey.
     clips: Vec<ClipPlan<'a>>,
-    /// Those without a record, each key once.
+    /// Clips without a record, each key once.
     pub missing_clips: Vec<usize>,
-    /// Each distinct text once.
+    /// Distinct texts.
     texts: Vec<(String, Key)>,
     pub missing_texts: Vec<usize>,
-    pub text_form: Form,
+    pub text_form: RecordSchema,
     /// Length of every embedded text, in tokens.
     pub tokens: usize,
 }
@@ -38,13 +38,13 @@ pub struct Plan<'a> {
 #[derive(Debug, Clone)]
 pub struct ClipPlan<'a> {
     pub sample: &'a Sample,
-    pub cut: Cut,
+    pub cut: ClipSelection,
     pub key: Key,
-    pub form: Form,
+    pub form: RecordSchema,
 }
 
 impl<'a> Plan<'a> {
-    /// Hashes what has to be, and looks what is there. Nothing is loaded.
+    /// Hashes the clips as needed, and checks for their records. Loads nothing.
     pub fn make(
         config: &RunConfig,
         family: &dyn Family,
@@ -53,22 +53,22 @@ impl<'a> Plan<'a> {
         stop: &AtomicBool,
     ) -> Result<Self, Failure> {
         let forms = forms(family, &report.samples)?;
-        let cache = Cache::open(&config.precompute.folder(&config.output_dir));
-        let coder = CaptionCoder {
-            fingerprint: fingerprint(&cache, family.directory(), family.conditioner_parts())?,
+        let cache = Cache::open(&config.precompute.folder(&config.run_dir()));
+        let coder = TextEncoderId {
+            fingerprint: fingerprint(&cache, family.directory(), family.text_encoder_parts())?,
             dtype: config.model.dtype.into(),
             tokens: family.text_shape().tokens,
         };
-        let text_form = Form::caption(family.text_shape().kept(), coder.dtype);
+        let text_form = RecordSchema::caption(family.text_shape().kept(), coder.dtype);
         let texts: Vec<(String, Key)> = distinct_texts(config, report, more_prompts)
             .into_iter()
             .map(|text| (text.to_string(), Key::caption(text, &coder)))
             .collect();
-        let coder = ClipCoder {
-            fingerprint: fingerprint(&cache, family.directory(), family.encoder_parts())?,
+        let coder = EncoderId {
+            fingerprint: fingerprint(&cache, family.directory(), family.video_encoder_parts())?,
             dtype: config.model.dtype.into(),
             tiling: config.precompute.vae_tiling,
-            image: family.takes_image() == TakesImage::Always,
+            image: family.image_mode() == ImageMode::Always,
         };
         let clips = clips(&cache, &report.samples, &forms, &coder, config.seed, stop)?;
         let text_keys: Vec<_> = texts.iter().map(|(_, key)| (*key, &text_form)).collect();
@@ -86,8 +86,8 @@ impl<'a> Plan<'a> {
         })
     }
 
-    /// The same plan on all ranks: rank 0 makes it first, and what it misses is missing. The others find its hashes; the
-    /// larger clips come first, so that those who encode at the same time have equal work.
+    /// Makes the same plan on all ranks: rank 0 first, and its missing items count. The others reuse its hashes. Larger
+    /// clips come first, so that ranks that encode at the same time have equal work.
     pub fn make_together(
         ranks: &dyn Communicator,
         make: impl FnOnce() -> Result<Self, Failure>,
@@ -105,7 +105,7 @@ impl<'a> Plan<'a> {
         for key in keys {
             hasher.update(key.hash().as_bytes());
         }
-        ranks::agree(ranks, "clips and captions", hasher.finalize())?;
+        ranks::check_consistent(ranks, "clips and captions", hasher.finalize())?;
         let clips = &plan.clips;
         plan.missing_clips
             .sort_by_key(|&place| Reverse(clips[place].form.bytes()));
@@ -115,7 +115,7 @@ impl<'a> Plan<'a> {
         Ok(plan)
     }
 
-    /// Says what will be done and how much room it takes.
+    /// Logs the work to be done and its size.
     pub fn announce(&self) {
         let clips = self.clips.iter().map(|clip| clip.key).collect::<HashSet<_>>().len();
         let texts = self.texts.len();
@@ -142,10 +142,10 @@ impl<'a> Plan<'a> {
         );
     }
 
-    /// Checks that what has to encode is there: a part that is gone is only missed where something is left to encode.
+    /// Checks that the encoding parts exist, if something is left to encode.
     pub fn ensure_parts(&self, family: &dyn Family) -> Result<(), Failure> {
-        let texts = (!self.missing_texts.is_empty()).then(|| family.conditioner_parts());
-        let clips = (!self.missing_clips.is_empty()).then(|| family.encoder_parts());
+        let texts = (!self.missing_texts.is_empty()).then(|| family.text_encoder_parts());
+        let clips = (!self.missing_clips.is_empty()).then(|| family.video_encoder_parts());
         let parts = texts.into_iter().chain(clips).flatten();
         let gone = parts.filter_map(|part| models::part(family.directory(), part).err());
         let gone: Vec<String> = gone.map(|error| error.to_string()).collect();
@@ -155,7 +155,7 @@ impl<'a> Plan<'a> {
         }
     }
 
-    /// Whether all that is missing fits on the disk.
+    /// Checks that the missing records fit on the disk.
     pub fn ensure_room(&self) -> Result<(), Failure> {
         if self.missing_clips.is_empty() && self.missing_texts.is_empty() {
             return Ok(());
@@ -165,12 +165,12 @@ impl<'a> Plan<'a> {
         self.cache.ensure_room(forms).or_exit(Exit::Training)
     }
 
-    /// The number of texts, the empty one among them.
+    /// Returns the number of texts, including the empty one.
     pub fn texts(&self) -> usize {
         self.texts.len()
     }
 
-    /// The first clip with this caption.
+    /// Returns the first clip with this caption.
     pub fn clip_of(&self, caption: &str) -> Option<&Sample> {
         let mut samples = self.clips.iter().map(|clip| clip.sample);
         samples.find(|sample| sample.found.entry.caption == caption)
@@ -184,7 +184,7 @@ impl<'a> Plan<'a> {
         self.missing_texts.iter().map(|&place| &self.texts[place])
     }
 
-    /// What was planned, now that it is there, without the clips in `lost`.
+    /// Returns the encoded data after the work is done, without the clips in `lost`.
     pub fn fulfilled(self, lost: &HashSet<Key>) -> Encoded {
         let kept = self.clips.into_iter().filter(|clip| !lost.contains(&clip.key));
         let samples = kept
@@ -207,14 +207,17 @@ impl<'a> Plan<'a> {
     }
 }
 
-/// The form of a clip's record in each bucket that has clips.
-fn forms(family: &dyn Family, samples: &[Sample]) -> Result<BTreeMap<Bucket, Form>, Failure> {
+/// Returns the schema of a clip's record for each bucket in use.
+fn forms(family: &dyn Family, samples: &[Sample]) -> Result<BTreeMap<Bucket, RecordSchema>, Failure> {
     let (mut forms, mut wrong) = (BTreeMap::new(), Vec::new());
     let buckets: std::collections::BTreeSet<Bucket> = samples.iter().map(|sample| sample.bucket).collect();
     for bucket in buckets {
-        match family.canvas(bucket.frames, bucket.height, bucket.width) {
+        match family.latent_size(bucket.frames, bucket.height, bucket.width) {
             Ok(canvas) => {
-                forms.insert(bucket, Form::clip(canvas.encoded(), family.image_kept(&canvas)));
+                forms.insert(
+                    bucket,
+                    RecordSchema::clip(canvas.encoded(), family.image_tensor_specs(&canvas)),
+                );
             }
             Err(error) => wrong.push(format!("the bucket {bucket}: {error:#}")),
         }
@@ -225,7 +228,7 @@ fn forms(family: &dyn Family, samples: &[Sample]) -> Result<BTreeMap<Bucket, For
     }
 }
 
-/// Every text that a run will want, once, in the order of its first use.
+/// Returns every text that a run needs, once, in the order of its first use.
 fn distinct_texts<'t>(config: &'t RunConfig, report: &'t Report, more_prompts: &[&'t str]) -> Vec<&'t str> {
     let captions = report.samples.iter().map(|sample| sample.found.entry.caption.as_str());
     let prompts = config.validation.prompts.iter();
@@ -239,12 +242,12 @@ fn fingerprint(cache: &Cache, directory: &WeightFolder, parts: &[&str]) -> Resul
     cache.fingerprint(directory, parts).or_exit(Exit::Model)
 }
 
-/// Every sample's cut and key, in order; files that have not changed are not read again.
+/// Returns every sample's selection and key, in order; unchanged files are not read again.
 fn clips<'a>(
     cache: &Cache,
     samples: &'a [Sample],
-    forms: &BTreeMap<Bucket, Form>,
-    coder: &ClipCoder,
+    forms: &BTreeMap<Bucket, RecordSchema>,
+    coder: &EncoderId,
     seed: u64,
     stop: &AtomicBool,
 ) -> Result<Vec<ClipPlan<'a>>, Failure> {
@@ -256,7 +259,7 @@ fn clips<'a>(
         let video = &sample.found.entry.video;
         let content = cache.hash(video).with_context(|| video.display().to_string());
         let content = content.or_exit(Exit::Data)?;
-        let cut = Cut::draw(sample, &mut cache::rng(seed, content)).or_exit(Exit::Data)?;
+        let cut = ClipSelection::draw(sample, &mut cache::rng(seed, content)).or_exit(Exit::Data)?;
         bar.inc(1);
         Ok(ClipPlan {
             sample,
@@ -270,8 +273,8 @@ fn clips<'a>(
     clips
 }
 
-/// The places of records that are not there or damaged; of equal ones the first.
-fn missing(cache: &Cache, wanted: &[(Key, &Form)]) -> Result<Vec<usize>, Failure> {
+/// Returns the indices of records that are missing or damaged; of equal keys the first.
+fn missing(cache: &Cache, wanted: &[(Key, &RecordSchema)]) -> Result<Vec<usize>, Failure> {
     let mut seen = HashSet::new();
     let distinct: Vec<usize> = (0..wanted.len()).filter(|&i| seen.insert(wanted[i].0)).collect();
     let absent = |&i: &usize| {

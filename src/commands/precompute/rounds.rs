@@ -1,7 +1,7 @@
-//! Encoding shared out over ranks: in each round every rank encodes one thing, and all hear how it went.
+//! Encoding divided among ranks: in each round every rank encodes one item, and all exchange the results.
 //!
-//! Thing k is rank (k mod N)'s in round k / N. A rank whose things are all done says so in the last round, so nobody waits
-//! for something that does not come; one that fails is heard of by all in the same round, and rank 0 tells.
+//! Item k belongs to rank (k mod N) in round k / N. A rank without an item in the last round reports so, and is not
+//! waited for; a failure reaches all in the same round, and rank 0 reports it.
 
 use anyhow::anyhow;
 use serde::{Deserialize, Serialize};
@@ -9,19 +9,19 @@ use serde::{Deserialize, Serialize};
 use super::interrupted;
 use crate::commands::ranks::shared;
 use crate::commands::{Exit, Failure, OrExit};
-use crate::dist::Communicator;
+use crate::distributed::Communicator;
 
-/// What became of one thing, where it did not end the run.
+/// Result for an item that did not end the run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Encoded {
     Done,
-    /// A caption that lost so many tokens at its end.
+    /// A caption that was truncated by this number of tokens.
     Shortened(usize),
-    /// It was left out, for this reason.
+    /// Left out, for this reason.
     Skipped(String),
 }
 
-/// The same, as it travels.
+/// Result in the form that is exchanged.
 #[derive(Serialize, Deserialize)]
 enum News {
     Nothing,
@@ -29,15 +29,15 @@ enum News {
     Failed { exit: Exit, error: String },
 }
 
-/// The places that are a rank's own, of so many.
+/// Returns the indices that belong to this rank.
 pub fn share(ranks: &dyn Communicator, count: usize) -> impl Iterator<Item = usize> {
     (ranks.rank()..count).step_by(ranks.world_size())
 }
 
-/// Calls `encode` for each place of this rank's share, and `heard`, in order, for every place of all ranks.
+/// Calls `encode` for each index of this rank's share, and `heard`, in order, for every index of all ranks.
 ///
 /// # Errors
-/// The first failure of any rank, told by rank 0.
+/// Returns the first failure of any rank, reported by rank 0.
 pub fn go_round(
     ranks: &dyn Communicator,
     count: usize,
@@ -56,7 +56,7 @@ pub fn go_round(
     Ok(())
 }
 
-/// What all ranks did in a round, by rank.
+/// Exchanges the results of a round, by rank.
 fn exchange(
     ranks: &dyn Communicator,
     encoded: Result<Option<Encoded>, Failure>,

@@ -1,14 +1,14 @@
-//! Captions that the text encoder has no room for, told once for all of them.
+//! Report of captions that exceed the text encoder's length, once for all of them.
 
 use super::plan::Plan;
 
-/// Captions that are named; the others are counted.
+/// Captions that are listed; the rest are counted.
 const NAMED: usize = 5;
 
 /// Characters of a caption that are shown.
 const SHOWN: usize = 60;
 
-/// Tells which of the texts lost how many tokens, those that lost most first.
+/// Logs the truncated texts, those that lost most first.
 pub fn tell(plan: &Plan, shortened: &[(&str, usize)]) {
     if !shortened.is_empty() {
         log::warn!("{}", in_words(plan, shortened));
@@ -33,7 +33,7 @@ fn in_words(plan: &Plan, shortened: &[(&str, usize)]) -> String {
         more => format!("\n  and {more} more"),
     };
     format!(
-        "{} of {} captions are longer than the {} tokens that the model reads, and what is behind is not learned; \
+        "{} of {} captions are longer than the {} tokens that the model reads, and the rest of them is not learned; \
          shorten them:{lines}{more}",
         shortened.len(),
         plan.texts(),

@@ -1,4 +1,4 @@
-//! A run's clips and captions, encoded: which records they are, and what is in them.
+//! A run's encoded clips and captions: their keys and schemas, and reading them.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -8,61 +8,70 @@ use blake3::{Hash, Hasher};
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
-use super::{Cache, Form, Key};
+use super::{Cache, Key, RecordSchema};
 use crate::data::Bucket;
 use crate::diffusion::posterior::Posterior;
 
-/// Everything that a run trains on. Records are read when they are asked for: together they may not fit into memory.
+/// Training data of a run. Records are read on demand: together they may not fit into memory.
 #[derive(Debug)]
 pub struct Encoded {
+    /// The cache that holds the records.
     pub cache: Cache,
-    /// In the survey's order, without those that had to be left out.
+    /// Samples in the survey's order, without those left out.
     pub samples: Vec<Encoding>,
-    /// The records of all captions and prompts, the empty one among them.
+    /// Records of all captions and prompts, including the empty one.
     pub texts: HashMap<String, Key>,
-    /// Of every caption's record.
-    pub text_form: Form,
+    /// Schema of every caption's record.
+    pub text_form: RecordSchema,
 }
 
-/// A clip's record, and what the trainer must know of the clip.
+/// A clip's record, with the clip's properties for training.
 #[derive(Debug, Clone)]
 pub struct Encoding {
+    /// Path of the clip.
     pub video: PathBuf,
+    /// Caption as it is encoded.
     pub caption: String,
+    /// Bucket that the clip is fitted to.
     pub bucket: Bucket,
+    /// Number of times the clip is seen in an epoch.
     pub repeats: usize,
-    /// Frames a second of what is taken of the clip.
+    /// Frames per second of the selected frames.
     pub fps: f64,
+    /// Key of the clip's record.
     pub key: Key,
-    pub form: Form,
+    /// Tensors that the record must hold.
+    pub form: RecordSchema,
 }
 
-/// A sample as it is remembered, to say later what has changed.
+/// A sample as listed in a checkpoint, to report changes later.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Listed {
-    /// The clip's path, for people.
+pub struct SampleListing {
+    /// Path of the clip, for display.
     pub video: String,
-    /// The start of its record's key.
+    /// Start of the record's key.
     pub clip: String,
+    /// Caption as it is encoded.
     pub caption: String,
+    /// Number of times the clip is seen in an epoch.
     pub repeats: usize,
 }
 
-/// What the cache keeps of a clip. On the CPU, f32.
+/// Cache record of a clip. On the CPU, f32.
 #[derive(Debug, Clone)]
 pub struct Clip {
     /// (1, C, f, h, w)
     pub posterior: Posterior,
-    /// What the family keeps of the first frame, each (1, ...): only for image-to-video checkpoints.
+    /// The family's first-frame tensors, each (1, ...): only for image-to-video checkpoints.
     pub image: Vec<Tensor>,
 }
 
 impl Encoded {
-    /// The clip of a sample.
+    /// Reads the clip of a sample.
     ///
     /// # Errors
-    /// No such sample, a record that has gone or was damaged since the run started.
+    /// Fails for a sample out of range, and for a record that was removed or damaged since the run started.
     pub fn clip(&self, sample: usize) -> anyhow::Result<Clip> {
         let Encoding { key, form, .. } = self.sample(sample)?;
         let tensors = self.cache.read(key, form)?;
@@ -77,38 +86,37 @@ impl Encoded {
         })
     }
 
-    /// The caption of a sample, as [`text`](Self::text).
+    /// Reads the caption of a sample, as [`text`](Self::text).
     pub fn caption(&self, sample: usize) -> anyhow::Result<Vec<Tensor>> {
         self.text(&self.sample(sample)?.caption)
     }
 
-    /// The empty caption, as [`text`](Self::text).
+    /// Reads the empty caption, as [`text`](Self::text).
     pub fn empty_caption(&self) -> anyhow::Result<Vec<Tensor>> {
         self.text("")
     }
 
-    /// A caption or prompt that was encoded, on the CPU: its embedding (L, D), and its mask (L) where there is one.
+    /// Reads an encoded caption or prompt, on the CPU: its embedding (L, D), and its mask (L) if there is one.
     ///
     /// # Errors
-    /// A text that was not, a record that has gone or was damaged since the run started.
+    /// Fails for a text that was not encoded, and for a record that was removed or damaged since the run started.
     pub fn text(&self, text: &str) -> anyhow::Result<Vec<Tensor>> {
         let key = self.texts.get(text);
         let key = key.with_context(|| format!("the prompt {text:?} was not encoded before"))?;
         self.cache.read(key, &self.text_form)
     }
 
-    /// Where a text's record lies.
+    /// Returns the path of a text's record.
     pub fn text_path(&self, text: &str) -> Option<PathBuf> {
         Some(self.cache.path(self.texts.get(text)?))
     }
 
-    /// Where the record of a sample's clip lies.
+    /// Returns the path of a sample's clip record.
     pub fn clip_path(&self, sample: &Encoding) -> PathBuf {
         self.cache.path(&sample.key)
     }
 
-    /// A hash of all that a run trains on, in its order: it changes where a clip, its frame rate, a caption or an encoder
-    /// does.
+    /// Returns a hash of the training data, in its order: it changes with any clip, frame rate, caption or encoder.
     pub fn fingerprint(&self) -> Hash {
         let mut hasher = Hasher::new();
         for sample in &self.samples {
@@ -122,10 +130,10 @@ impl Encoded {
         hasher.finalize()
     }
 
-    /// The samples that [`fingerprint`](Self::fingerprint) is taken of.
-    pub fn list(&self) -> Vec<Listed> {
+    /// Returns the samples that [`fingerprint`](Self::fingerprint) covers.
+    pub fn list(&self) -> Vec<SampleListing> {
         let short = |key: &Key| key.hash().to_hex()[..16].to_string();
-        let listed = |sample: &Encoding| Listed {
+        let listed = |sample: &Encoding| SampleListing {
             video: sample.video.display().to_string(),
             clip: short(&sample.key),
             caption: self.texts.get(&sample.caption).map(short).unwrap_or_default(),
@@ -134,7 +142,7 @@ impl Encoded {
         self.samples.iter().map(listed).collect()
     }
 
-    /// Frames a second of a sample.
+    /// Returns the frames per second of a sample.
     pub fn fps(&self, sample: usize) -> anyhow::Result<f64> {
         Ok(self.sample(sample)?.fps)
     }

@@ -1,4 +1,4 @@
-//! What a record is called: a hash of everything that decides what is in it, and of nothing else.
+//! Keys of cache records: hashes of everything that determines their content, and nothing else.
 
 use std::path::{Path, PathBuf};
 
@@ -6,13 +6,13 @@ use blake3::Hash;
 use candle_core::DType;
 use serde_json::json;
 
-use crate::data::loader::Cut;
+use crate::data::loader::ClipSelection;
 use crate::rng::Rng;
 
-/// Goes up when the same key would mean other numbers.
+/// Version, incremented when the same key would mean other content.
 const FORMAT: u32 = 1;
 
-/// The name of a record.
+/// Key of a record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Key {
     kind: Kind,
@@ -25,29 +25,35 @@ enum Kind {
     Caption,
 }
 
-/// Who encodes clips, as far as it decides what comes out.
+/// Identity of the clip encoder: the settings that determine its output.
 #[derive(Debug, Clone)]
-pub struct ClipCoder {
+pub struct EncoderId {
+    /// Hash of the VAE's files.
     pub fingerprint: Hash,
+    /// Number format that the VAE computes in.
     pub dtype: DType,
+    /// Tiled encoding, which changes the result slightly.
     pub tiling: bool,
-    /// Whether something is kept of the first frame as well.
+    /// True if first-frame tensors are kept as well.
     pub image: bool,
 }
 
-/// Who encodes captions, as far as it decides what comes out.
+/// Identity of the text encoder: the settings that determine its output.
 #[derive(Debug, Clone)]
-pub struct CaptionCoder {
+pub struct TextEncoderId {
+    /// Hash of the text encoder's and tokenizer's files.
     pub fingerprint: Hash,
+    /// Number format that the text encoder computes in.
     pub dtype: DType,
-    /// Of every caption, padded or cut.
+    /// Tokens of every caption, padded or truncated.
     pub tokens: usize,
 }
 
 impl Key {
-    /// The key of what `cut` takes of the clip with this content. The bucket is the cut's number and size of frames. An orientation
-    /// that a picture gives itself is named where it turns: records from before it was heeded have other names.
-    pub fn clip(content: Hash, cut: &Cut, coder: &ClipCoder) -> Self {
+    /// Key of the selection `cut` from the clip with this content. The bucket enters as the number and size of the
+    /// frames. An orientation is included only if it turns the picture, so that keys of upright clips stay as they were
+    /// before orientations were read.
+    pub fn clip(content: Hash, cut: &ClipSelection, coder: &EncoderId) -> Self {
         let fit = &cut.fit;
         let mut recipe = json!({
             "format": FORMAT,
@@ -66,7 +72,8 @@ impl Key {
         Self::of(Kind::Clip, &recipe)
     }
 
-    pub fn caption(text: &str, coder: &CaptionCoder) -> Self {
+    /// Key of a caption's record.
+    pub fn caption(text: &str, coder: &TextEncoderId) -> Self {
         let recipe = json!({
             "format": FORMAT,
             "caption": text,
@@ -82,11 +89,12 @@ impl Key {
         Self { kind, hash }
     }
 
+    /// Returns the hash that names the record's file.
     pub fn hash(&self) -> Hash {
         self.hash
     }
 
-    /// Where the record lies in the cache `dir`.
+    /// Returns the path of the record in the cache `dir`.
     pub fn path(&self, dir: &Path) -> PathBuf {
         let folder = match self.kind {
             Kind::Clip => "clips",
@@ -96,8 +104,8 @@ impl Key {
     }
 }
 
-/// What a clip's random cut is drawn from: the run's seed and the clip's content, so that neither its name nor its
-/// place in a list matters.
+/// Generator of a clip's random selection, seeded by the run's seed and the clip's content, so that neither its name
+/// nor its position in a list matters.
 pub fn rng(seed: u64, content: Hash) -> Rng {
     let mut hasher = blake3::Hasher::new();
     hasher.update(&seed.to_le_bytes()).update(content.as_bytes());

@@ -1,4 +1,4 @@
-//! One file of the cache: safetensors with a digest of its tensors in the header, written whole or not at all.
+//! One file of the cache: safetensors with a digest of its tensors in the header, written atomically.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -12,35 +12,36 @@ use candle_core::{DType, Device, Tensor};
 use safetensors::SafeTensors;
 use safetensors::tensor::View;
 
-use crate::disk::{self, Beside};
+use crate::disk::{self, TempFile};
 use crate::finite;
 
-/// The key of the digest in the header.
+/// Key of the digest in the header.
 const DIGEST: &str = "digest";
-/// No header is larger.
+/// Upper limit for a header.
 const MAX_HEADER: u64 = 1 << 20;
 
-/// Bytes that most headers stay below.
+/// Size in bytes that headers rarely exceed.
 pub const USUAL_HEADER: u64 = 2048;
 
-/// What a record must hold.
+/// Schema of a record.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Form {
+pub struct RecordSchema {
+    /// Number format of all tensors.
     pub dtype: DType,
-    /// Names and shapes.
+    /// Names and shapes of the tensors.
     pub tensors: Vec<(&'static str, Vec<usize>)>,
 }
 
-/// Why a record cannot be used.
+/// Reasons why a record cannot be used.
 #[derive(Debug)]
-pub enum Fault {
+pub enum RecordError {
     Missing,
     Unreadable(io::Error),
     Damaged(String),
 }
 
-impl Form {
-    /// A clip's record: its posterior, (C, f, h, w) twice, and what a family keeps of its first frame.
+impl RecordSchema {
+    /// Schema of a clip's record: its posterior, (C, f, h, w) twice, and the family's first-frame tensors.
     pub fn clip(shape: [usize; 4], image: Vec<(&'static str, Vec<usize>)>) -> Self {
         let mut tensors = vec![("mean", shape.to_vec()), ("logvar", shape.to_vec())];
         tensors.extend(image);
@@ -50,27 +51,27 @@ impl Form {
         }
     }
 
-    /// A caption's record: its embedding (L, D), and its mask (L) where the family has one.
+    /// Schema of a caption's record: its embedding (L, D), and its mask (L) if the family has one.
     pub fn caption(tensors: Vec<(&'static str, Vec<usize>)>, dtype: DType) -> Self {
         Self { dtype, tensors }
     }
 
-    /// Whether these are its tensors, in order, and no others.
+    /// Checks that these are its tensors, in order.
     ///
     /// # Errors
-    /// A shape that the record must not have: parts of the checkpoint do not go together. A number that is none
-    /// ([`finite::Held`]).
+    /// Fails for a shape that the schema does not have, which means that parts of the checkpoint do not match, and for
+    /// NaN or infinite values ([`finite::NonfiniteTensor`]).
     pub fn check(&self, tensors: &[Tensor]) -> anyhow::Result<()> {
         anyhow::ensure!(
             tensors.len() == self.tensors.len(),
-            "it is {} tensors, and {} belong in its record",
+            "it is {} tensors, but its record needs {}",
             tensors.len(),
             self.tensors.len()
         );
         for ((name, shape), tensor) in self.tensors.iter().zip(tensors) {
             anyhow::ensure!(
                 tensor.dims() == shape,
-                "its {name} is {:?}, where the transformer takes {shape:?}: the model's parts do not belong together",
+                "its {name} is {:?}, where the transformer takes {shape:?}: the model's parts do not match",
                 tensor.dims()
             );
             finite::check(&format!("its {name}"), tensor)?;
@@ -78,7 +79,7 @@ impl Form {
         Ok(())
     }
 
-    /// Bytes of its tensors.
+    /// Returns the bytes of its tensors.
     pub fn bytes(&self) -> u64 {
         let values: usize = self
             .tensors
@@ -89,19 +90,19 @@ impl Form {
     }
 }
 
-impl fmt::Display for Fault {
+impl fmt::Display for RecordError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Fault::Missing => write!(f, "is not there"),
-            Fault::Unreadable(error) => write!(f, "cannot be read: {error}"),
-            Fault::Damaged(what) => write!(f, "is damaged: {what}"),
+            RecordError::Missing => write!(f, "does not exist"),
+            RecordError::Unreadable(error) => write!(f, "cannot be read: {error}"),
+            RecordError::Damaged(what) => write!(f, "is damaged: {what}"),
         }
     }
 }
 
-/// Writes a record of this form, with notes for people in its header; the hash of its content. A whole record that is
-/// there already stays: another process may have been quicker, and somebody may be reading it.
-pub fn write(path: &Path, form: &Form, tensors: &[Tensor], notes: &[(&str, String)]) -> anyhow::Result<Hash> {
+/// Writes a record of this schema, with notes for readers in its header, and returns its digest. An existing whole
+/// record is kept: another process may have been quicker, and a reader may be using it.
+pub fn write(path: &Path, form: &RecordSchema, tensors: &[Tensor], notes: &[(&str, String)]) -> anyhow::Result<Hash> {
     let names = form.tensors.iter().map(|(name, _)| *name);
     let shown = || path.display().to_string();
     let named: Vec<(&str, Tensor)> = names
@@ -119,8 +120,8 @@ pub fn write(path: &Path, form: &Form, tensors: &[Tensor], notes: &[(&str, Strin
         .collect();
     header.insert(DIGEST.into(), digest.to_string());
     let bytes = safetensors::serialize(named, Some(header)).with_context(shown)?;
-    disk::patiently(|| {
-        let mut beside = Beside::of(path)?;
+    disk::with_retries(|| {
+        let mut beside = TempFile::of(path)?;
         beside.write(&bytes)?;
         let Some(beside) = beside.keep_new()? else {
             return Ok(digest);
@@ -133,25 +134,25 @@ pub fn write(path: &Path, form: &Form, tensors: &[Tensor], notes: &[(&str, Strin
     .map_err(anyhow::Error::from)
 }
 
-/// Reads a record that must be of this form; its tensors in the form's order, and the digest they were written with.
-pub fn read(path: &Path, form: &Form) -> Result<(Vec<Tensor>, Hash), Fault> {
+/// Reads a record of this schema; returns its tensors in the schema's order, and their digest.
+pub fn read(path: &Path, form: &RecordSchema) -> Result<(Vec<Tensor>, Hash), RecordError> {
     let unreadable = |error: io::Error| match error.kind() {
-        io::ErrorKind::NotFound => Fault::Missing,
-        _ => Fault::Unreadable(error),
+        io::ErrorKind::NotFound => RecordError::Missing,
+        _ => RecordError::Unreadable(error),
     };
     let size = std::fs::metadata(path).map_err(unreadable)?.len();
     let most = form.bytes() + MAX_HEADER;
     if !(form.bytes()..=most).contains(&size) {
-        return Err(Fault::Damaged(format!(
-            "it has {size} bytes, and {} or little more are expected",
+        return Err(RecordError::Damaged(format!(
+            "it has {size} bytes, but about {} are expected",
             form.bytes()
         )));
     }
     let bytes = std::fs::read(path).map_err(unreadable)?;
-    parse(&bytes, form).map_err(|error| Fault::Damaged(format!("{error:#}")))
+    parse(&bytes, form).map_err(|error| RecordError::Damaged(format!("{error:#}")))
 }
 
-fn parse(bytes: &[u8], form: &Form) -> anyhow::Result<(Vec<Tensor>, Hash)> {
+fn parse(bytes: &[u8], form: &RecordSchema) -> anyhow::Result<(Vec<Tensor>, Hash)> {
     let (_, header) = SafeTensors::read_metadata(bytes)?;
     let written = header.metadata().as_ref().and_then(|notes| notes.get(DIGEST));
     let written = Hash::from_hex(written.context("its header has no digest")?)?;
@@ -162,7 +163,7 @@ fn parse(bytes: &[u8], form: &Form) -> anyhow::Result<(Vec<Tensor>, Hash)> {
         let view = file.tensor(name)?;
         anyhow::ensure!(
             view.shape() == shape && DType::try_from(view.dtype())? == form.dtype,
-            "{name} is {:?} {:?}, and {} {shape:?} is expected",
+            "{name} is {:?} {:?}, but {} {shape:?} is expected",
             view.dtype(),
             view.shape(),
             form.dtype.as_str()
@@ -171,7 +172,7 @@ fn parse(bytes: &[u8], form: &Form) -> anyhow::Result<(Vec<Tensor>, Hash)> {
     }
     let found = digest(views.iter().map(|(name, view)| (*name, view)));
     anyhow::ensure!(found == written, "its content is not what was written");
-    // What was written elsewhere, or before this was looked at.
+    // Checks records written elsewhere, or before this was checked at writing.
     for (name, view) in &views {
         if let Some(first) = finite::first_in(view.data(), form.dtype) {
             anyhow::bail!("its {name} holds {first}");
@@ -181,7 +182,7 @@ fn parse(bytes: &[u8], form: &Form) -> anyhow::Result<(Vec<Tensor>, Hash)> {
     Ok((tensors.collect::<candle_core::Result<_>>()?, found))
 }
 
-/// The hash of tensors' names, types, shapes and numbers.
+/// Returns the hash of tensors' names, types, shapes and values.
 fn digest<'a, V: View + 'a>(tensors: impl Iterator<Item = (&'a str, &'a V)>) -> Hash {
     let mut hasher = Hasher::new();
     for (name, tensor) in tensors {

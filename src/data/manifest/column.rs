@@ -1,4 +1,4 @@
-//! Which columns of a table hold the names of the clips and their captions.
+//! Columns of a table with the names of the clips and their captions.
 
 use super::super::dataset::Config;
 use super::super::reason::Reason;
@@ -10,14 +10,14 @@ pub(super) enum Column {
     Caption,
 }
 
-/// A column of a table, and the others that might have been meant.
+/// The chosen column of a table, with other candidates.
 pub(super) struct Chosen {
     pub place: usize,
     pub note: Option<String>,
 }
 
 impl Column {
-    /// The usual names; the first of them that is there is taken.
+    /// Usual names, in order of preference.
     fn usual(self) -> &'static [&'static str] {
         match self {
             Column::Clip => &[
@@ -42,7 +42,7 @@ impl Column {
         }
     }
 
-    /// The key of the config that names the column, and its value.
+    /// Returns the config key that names the column, and its value.
     fn configured(self, config: &Config) -> (&'static str, Option<&str>) {
         match self {
             Column::Clip => ("video_column", config.video_column.as_deref()),
@@ -50,7 +50,7 @@ impl Column {
         }
     }
 
-    /// Whether a column of this name may be the one.
+    /// Checks whether a column of this name is a candidate.
     pub fn may_be(self, name: &str, config: &Config) -> bool {
         match self.configured(config).1 {
             Some(configured) => name.eq_ignore_ascii_case(configured),
@@ -58,7 +58,7 @@ impl Column {
         }
     }
 
-    /// The column that the config names, or else the first of the usual ones.
+    /// Finds the column that the config names, or else the first of the usual ones.
     pub fn find(self, table: &Table, config: &Config) -> Result<Chosen, Reason> {
         let (key, configured) = self.configured(config);
         let columns = &table.columns;

@@ -1,4 +1,4 @@
-//! A data set's folder: what it holds, and that nothing named in it leads out of it.
+//! A data set's folder: its contents, and a check that nothing named in it leads out of it.
 
 use std::collections::HashSet;
 use std::fs;
@@ -6,29 +6,29 @@ use std::io::ErrorKind;
 use std::path::{Component, Path, PathBuf};
 
 use super::super::reason::Reason;
-use super::super::refusal::{Refusal, Source};
+use super::super::rejection::{Rejection, Source};
 use super::Media;
 use crate::disk;
 
 pub(super) struct Folder {
-    /// As configured, for paths that users read.
+    /// Path as configured, for messages.
     shown: PathBuf,
-    /// Without links, to compare with.
+    /// Path without links, to compare with.
     root: PathBuf,
     follow_links: bool,
 }
 
-/// Everything below a folder, by relative path and sorted, hidden files left out.
+/// All files below a folder, by relative path and sorted, without hidden files.
 #[derive(Default)]
 pub(super) struct Contents {
     pub files: Vec<PathBuf>,
-    pub refused: Vec<Refusal>,
+    pub refused: Vec<Rejection>,
     pub notes: Vec<String>,
 }
 
 impl Folder {
-    pub fn open(path: &Path, follow_links: bool) -> Result<Folder, Refusal> {
-        let refuse = |reason| Refusal::of_data_set(Source::file(path), reason);
+    pub fn open(path: &Path, follow_links: bool) -> Result<Folder, Rejection> {
+        let refuse = |reason| Rejection::of_data_set(Source::file(path), reason);
         let path = &*disk::spelled(path);
         let root = path.canonicalize().map_err(|e| {
             refuse(match e.kind() {
@@ -46,7 +46,7 @@ impl Folder {
         }
     }
 
-    /// The path of something in the folder, as its user would write it.
+    /// Returns the path of something in the folder, as its user would write it.
     pub fn shown(&self, relative: impl AsRef<Path>) -> PathBuf {
         match relative.as_ref().as_os_str().is_empty() {
             true => self.shown.clone(),
@@ -54,7 +54,7 @@ impl Folder {
         }
     }
 
-    /// A name as a path from the folder, without `.`: an absolute name within the folder is as good.
+    /// Returns a name as a path from the folder, without `.`; an absolute name within the folder is allowed.
     pub fn relative(&self, name: &Path) -> PathBuf {
         let inside = [&self.root, &self.shown]
             .into_iter()
@@ -67,7 +67,7 @@ impl Folder {
         name.components().filter(|part| *part != Component::CurDir).collect()
     }
 
-    /// The path of a file that has content and, unless links are followed, lies within the folder.
+    /// Returns the path of a file that has content and, unless links are followed, is within the folder.
     pub fn file(&self, relative: &Path) -> Result<PathBuf, Reason> {
         let path = disk::spelled(&self.shown.join(relative)).into_owned();
         let real = path.canonicalize().map_err(|e| self.not_there(relative, &path, &e))?;
@@ -78,14 +78,14 @@ impl Folder {
         }
         let facts = fs::metadata(&real).map_err(|e| Reason::UnreadableFile { error: e.to_string() })?;
         match (facts.is_file(), facts.len()) {
-            (false, _) => Err(Reason::NotAFile), // opening a pipe would wait for ever
+            (false, _) => Err(Reason::NotAFile), // opening a pipe would block forever
             (true, 0) => Err(Reason::EmptyFile),
             (true, _) => Ok(path),
         }
     }
 
-    /// The path of a manifest, which the config may name with `key`.
-    pub fn manifest(&self, relative: &Path, key: &'static str) -> Result<PathBuf, Refusal> {
+    /// Returns the path of a manifest, which the config may name with `key`.
+    pub fn manifest(&self, relative: &Path, key: &'static str) -> Result<PathBuf, Rejection> {
         self.file(relative).map_err(|reason| {
             let reason = match reason {
                 Reason::MissingFile { link_to: None } => Reason::NoManifest {
@@ -94,7 +94,7 @@ impl Folder {
                 },
                 reason => reason,
             };
-            Refusal::of_data_set(Source::file(self.shown(relative)), reason)
+            Rejection::of_data_set(Source::file(self.shown(relative)), reason)
         })
     }
 
@@ -118,7 +118,7 @@ impl Folder {
         }
     }
 
-    /// The names of the files at the top, sorted.
+    /// Returns the names of the files at the top, sorted.
     pub fn top(&self) -> Vec<String> {
         let entries = fs::read_dir(&self.root).into_iter().flatten().flatten();
         let mut names: Vec<_> = entries.filter_map(|e| e.file_name().into_string().ok()).collect();
@@ -126,7 +126,7 @@ impl Folder {
         names
     }
 
-    /// Everything in the folder and below it.
+    /// Lists everything in the folder and below it.
     pub fn search(&self) -> Contents {
         let mut search = Search {
             folder: self,
@@ -141,7 +141,7 @@ impl Folder {
                 search
                     .found
                     .refused
-                    .push(Refusal::of_data_set(Source::file(self.shown(below)), reason));
+                    .push(Rejection::of_data_set(Source::file(self.shown(below)), reason));
             }
         }
         search.finish()
@@ -151,9 +151,9 @@ impl Folder {
 struct Search<'a> {
     folder: &'a Folder,
     found: Contents,
-    /// Folders to be listed.
+    /// Folders yet to be listed.
     waiting: Vec<PathBuf>,
-    /// Folders without links, since links may lead round in circles.
+    /// Folders without links, because links may form cycles.
     seen: HashSet<PathBuf>,
     hidden: Vec<PathBuf>,
 }
@@ -174,17 +174,17 @@ impl Search<'_> {
         Ok(())
     }
 
-    /// A folder, or a link to whatever it is.
+    /// Enters a folder or the target of a link.
     fn enter(&mut self, relative: PathBuf, is_link: bool) {
         let real = match self.folder.root.join(&relative).canonicalize() {
             Ok(real) if real.is_dir() => real,
-            _ => return self.found.files.push(relative), // a broken link too: what names it will say so
+            _ => return self.found.files.push(relative), // also a broken link, which is reported where it is named
         };
         let inside = real.starts_with(&self.folder.root);
         if is_link && inside {
             let name = relative.display();
             self.found.notes.push(format!(
-                "{name} links to a folder of this data set, which is searched where it is"
+                "{name} links to a folder of this data set, which is searched at its own path"
             ));
         } else if is_link && !self.folder.follow_links {
             let reason = Reason::OutsideFolder {
@@ -193,7 +193,7 @@ impl Search<'_> {
             let source = Source::file(self.folder.shown(&relative));
             self.found
                 .refused
-                .push(Refusal::of_clip(relative.display().to_string(), source, reason));
+                .push(Rejection::of_clip(relative.display().to_string(), source, reason));
         } else if self.seen.insert(real) {
             self.waiting.push(relative);
         }
@@ -208,7 +208,7 @@ impl Search<'_> {
             hidden.sort();
             found
                 .notes
-                .push(format!("hidden files are passed over: {}", super::some_of(&hidden)));
+                .push(format!("hidden files are ignored: {}", super::some_of(&hidden)));
         }
         found.files.sort();
         found.refused.sort_by(|a, b| a.source.cmp(&b.source));
@@ -217,7 +217,7 @@ impl Search<'_> {
     }
 }
 
-/// The path without `.` and `..`, as it reads; for files that do not exist.
+/// Resolves `.` and `..` lexically, for files that do not exist.
 fn without_dots(path: &Path) -> PathBuf {
     let mut plain = PathBuf::new();
     for part in path.components() {

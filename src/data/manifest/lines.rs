@@ -1,12 +1,12 @@
-//! `videos.txt` beside `prompt.txt`: line n of one belongs to line n of the other.
+//! `videos.txt` with `prompt.txt`: line n of one belongs to line n of the other.
 
 use std::path::{Path, PathBuf};
 
 use super::super::dataset::Config;
 use super::super::reason::Reason;
-use super::super::refusal::{Refusal, Source};
+use super::super::rejection::{Rejection, Source};
 use super::folder::Folder;
-use super::{Listing, Named, Said, text};
+use super::{Listing, Named, RawCaption, text};
 
 pub(super) const VIDEOS: &str = "videos.txt";
 const CAPTIONS: [&str; 3] = ["prompt.txt", "prompts.txt", "captions.txt"];
@@ -23,29 +23,29 @@ pub(super) fn read(config: &Config, folder: &Folder, listing: &mut Listing) {
 }
 
 struct Opened {
-    /// Relative to the data set's folder.
+    /// Path relative to the data set's folder.
     name: PathBuf,
     shown: PathBuf,
     bytes: Vec<u8>,
 }
 
-/// The named file, or else the only one there of the usual ones.
-fn open(folder: &Folder, named: Option<&Path>, usual: &[&str], key: &'static str) -> Result<Opened, Refusal> {
+/// Opens the named file, or else the only usual one that exists.
+fn open(folder: &Folder, named: Option<&Path>, usual: &[&str], key: &'static str) -> Result<Opened, Rejection> {
     let name = match named {
         Some(name) => name.to_owned(),
         None => PathBuf::from(usual_one(folder, usual, key)?),
     };
     let path = folder.manifest(&name, key)?;
     let shown = folder.shown(&name);
-    let refuse = |reason| Refusal::of_data_set(Source::file(&shown), reason);
+    let refuse = |reason| Rejection::of_data_set(Source::file(&shown), reason);
     let bytes = text::read(&path).map_err(refuse)?;
     Ok(Opened { name, shown, bytes })
 }
 
-fn usual_one(folder: &Folder, usual: &[&str], key: &'static str) -> Result<String, Refusal> {
+fn usual_one(folder: &Folder, usual: &[&str], key: &'static str) -> Result<String, Rejection> {
     let mut found = folder.top();
     found.retain(|name| usual.iter().any(|u| u.eq_ignore_ascii_case(name)));
-    let refuse = |reason| Err(Refusal::of_data_set(Source::file(folder.shown("")), reason));
+    let refuse = |reason| Err(Rejection::of_data_set(Source::file(folder.shown("")), reason));
     match found.len() {
         0 => refuse(Reason::NoManifest {
             looked_for: usual.join(", "),
@@ -69,7 +69,7 @@ fn pair(config: &Config, folder: &Folder, videos: &Opened, captions: &Opened, li
             captions: texts,
             captions_file,
         };
-        listing.refuse(Refusal::of_data_set(Source::file(&videos.shown), reason));
+        listing.refuse(Rejection::of_data_set(Source::file(&videos.shown), reason));
     }
     let bases = [videos.name.parent().unwrap_or(Path::new("")), Path::new("")];
     for (n, (name, said)) in names.iter().zip(&said).take(clips.min(texts)).enumerate() {
@@ -77,17 +77,17 @@ fn pair(config: &Config, folder: &Folder, videos: &Opened, captions: &Opened, li
         let name = match name {
             Ok(name) => *name,
             Err(reason) => {
-                listing.refuse(Refusal::of_clip("", source, reason.clone()));
+                listing.refuse(Rejection::of_clip("", source, reason.clone()));
                 continue;
             }
         };
         let place = Source::line(&captions.shown, n + 1);
         let said = match said {
-            Ok(text) => Ok(Said {
+            Ok(text) => Ok(RawCaption {
                 text: text.to_string(),
                 source: place,
             }),
-            Err(reason) => Err(Refusal::of_clip(name, place, reason.clone())),
+            Err(reason) => Err(Rejection::of_clip(name, place, reason.clone())),
         };
         listing.pair(
             config,
@@ -110,8 +110,7 @@ fn pair(config: &Config, folder: &Folder, videos: &Opened, captions: &Opened, li
 
 type Lines<'a> = [Result<&'a str, Reason>];
 
-/// How many clips and captions there are. Blank lines at the end are neither, but for captions that
-/// belong to a clip.
+/// Counts clips and captions, without blank lines at the end, except captions that belong to a clip.
 fn counts(names: &Lines, said: &Lines) -> (usize, usize) {
     let clips = text::without_blank_end(names);
     let texts = text::without_blank_end(said);

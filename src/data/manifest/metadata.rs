@@ -1,18 +1,17 @@
-//! `metadata.csv`, `.jsonl`, `.json` or `.parquet`: a row for each clip, with its name and its caption.
-//! Other columns are of no concern here. A name is relative to the table's folder, or else to the
-//! data set's.
+//! `metadata.csv`, `.jsonl`, `.json` or `.parquet`: a row for each clip, with its name and its caption. Other columns
+//! are ignored. A name is relative to the table's folder, or else to the data set's.
 
 use std::path::{Path, PathBuf};
 
 use super::super::dataset::Config;
 use super::super::reason::Reason;
-use super::super::refusal::{Refusal, Source};
+use super::super::rejection::{Rejection, Source};
 use super::column::Column;
 use super::folder::Folder;
-use super::table::{self, Cell, Fault, Format, Row, Table};
-use super::{Listing, Named, Said};
+use super::table::{self, Cell, Format, Row, Table, TableError};
+use super::{Listing, Named, RawCaption};
 
-/// Whether a path is named as a table of metadata.
+/// Checks whether a path is named like a table of metadata.
 pub(super) fn is_one(path: &Path) -> bool {
     let stem = path
         .file_stem()
@@ -36,8 +35,8 @@ pub(super) fn read(config: &Config, folder: &Folder, listing: &mut Listing) {
     listing.note_unnamed(folder, &names.join(", "), &named);
 }
 
-/// The named table; or the one at the top; or those in subfolders, one in each.
-fn tables(config: &Config, folder: &Folder, listing: &mut Listing) -> Result<Vec<PathBuf>, Refusal> {
+/// Returns the named table; or the one at the top; or those in subfolders, one in each.
+fn tables(config: &Config, folder: &Folder, listing: &mut Listing) -> Result<Vec<PathBuf>, Rejection> {
     if let Some(name) = &config.metadata {
         return Ok(vec![name.clone()]);
     }
@@ -53,7 +52,7 @@ fn tables(config: &Config, folder: &Folder, listing: &mut Listing) -> Result<Vec
         found = contents.files;
         found.retain(|path| is_one(path));
     }
-    let refuse = |place: &Path, reason| Err(Refusal::of_data_set(Source::file(folder.shown(place)), reason));
+    let refuse = |place: &Path, reason| Err(Rejection::of_data_set(Source::file(folder.shown(place)), reason));
     if let Some(two) = found.windows(2).find(|two| two[0].parent() == two[1].parent()) {
         let found = two.iter().map(|path| path.display().to_string()).collect();
         let place = two[0].parent().unwrap_or(Path::new(""));
@@ -78,9 +77,9 @@ fn tables(config: &Config, folder: &Folder, listing: &mut Listing) -> Result<Vec
     Ok(found)
 }
 
-/// A table whose columns are known.
+/// A table with known columns.
 struct Rows {
-    /// Relative to the data set's folder.
+    /// Path relative to the data set's folder.
     name: PathBuf,
     shown: PathBuf,
     table: Table,
@@ -89,10 +88,10 @@ struct Rows {
 }
 
 impl Rows {
-    /// Opens a table; where that fails, everything that is wrong with it as a whole.
-    fn open(config: &Config, folder: &Folder, name: &Path, listing: &mut Listing) -> Result<Rows, Vec<Refusal>> {
+    /// Opens a table; on failure, returns all problems with it as a whole.
+    fn open(config: &Config, folder: &Folder, name: &Path, listing: &mut Listing) -> Result<Rows, Vec<Rejection>> {
         let shown = folder.shown(name);
-        let refuse = |reason| Refusal::of_data_set(Source::file(&shown), reason);
+        let refuse = |reason| Rejection::of_data_set(Source::file(&shown), reason);
         let Some(format) = Format::of(name) else {
             let error = "its name must end in .csv, .tsv, .jsonl, .json or .parquet".into();
             return Err(vec![refuse(Reason::UnreadableFile { error })]);
@@ -104,11 +103,11 @@ impl Rows {
                 file: shown.clone(),
                 line: fault.line,
             };
-            vec![Refusal::of_data_set(source, fault.reason)]
+            vec![Rejection::of_data_set(source, fault.reason)]
         })?;
         let none = || {
             refuse(Reason::BadRow {
-                error: "there is no row in it that can be read".into(),
+                error: "it has no readable row".into(),
             })
         };
         if table.columns.is_empty() && table.unread.is_empty() {
@@ -116,7 +115,7 @@ impl Rows {
         }
         let named = |note| format!("{}: {note}", name.display());
         match (Column::Clip.find(&table, config), Column::Caption.find(&table, config)) {
-            (Ok(_), Ok(_)) if table.rows.is_empty() => Err(vec![none()]), // cut off behind its header
+            (Ok(_), Ok(_)) if table.rows.is_empty() => Err(vec![none()]), // truncated after its header
             (Ok(clip), Ok(caption)) => {
                 listing
                     .notes
@@ -151,17 +150,17 @@ impl Rows {
             let name = match self.text(row, self.clip) {
                 Ok(name) => name.trim(),
                 Err(reason) => {
-                    listing.refuse(Refusal::of_clip("", source, reason));
+                    listing.refuse(Rejection::of_clip("", source, reason));
                     continue;
                 }
             };
             named.extend(bases.map(|base| base.join(name)));
             let said = match self.text(row, self.caption) {
-                Ok(text) => Ok(Said {
+                Ok(text) => Ok(RawCaption {
                     text: one_line(text),
                     source: source.clone(),
                 }),
-                Err(reason) => Err(Refusal::of_clip(name, source.clone(), reason)),
+                Err(reason) => Err(Rejection::of_clip(name, source.clone(), reason)),
             };
             listing.pair(
                 config,
@@ -176,7 +175,7 @@ impl Rows {
         }
     }
 
-    /// The text of a cell; a cell without a value is empty text.
+    /// Returns the text of a cell; a cell without a value is empty text.
     fn text<'a>(&self, row: &'a Row, column: usize) -> Result<&'a str, Reason> {
         match row.cells.get(column) {
             None | Some(Cell::Null) => Ok(""),
@@ -190,18 +189,18 @@ impl Rows {
     }
 }
 
-/// The rows that could not be read.
-fn faults(table: &Table, shown: &Path) -> Vec<Refusal> {
+/// Returns rejections for the rows that could not be read.
+fn faults(table: &Table, shown: &Path) -> Vec<Rejection> {
     let bad = table.rows.iter().filter_map(|row| row.as_ref().err());
     bad.map(|fault| refuse_row(shown, fault)).collect()
 }
 
-fn refuse_row(shown: &Path, fault: &Fault) -> Refusal {
+fn refuse_row(shown: &Path, fault: &TableError) -> Rejection {
     let source = Source {
         file: shown.to_owned(),
         line: fault.line,
     };
-    Refusal::of_clip("", source, fault.reason.clone())
+    Rejection::of_clip("", source, fault.reason.clone())
 }
 
 fn one_line(text: &str) -> String {

@@ -1,7 +1,7 @@
-//! Manifests: which clips a data set names, and the caption of each.
+//! Manifests: the clips of a data set, and the caption of each.
 //!
-//! Three layouts say it: `lines` (`videos.txt` beside `prompt.txt`), `pairs` (`x.mp4` beside
-//! `x.txt`, or `x.png` beside it) and `metadata` (a table). No clip is opened here.
+//! There are three layouts: `lines` (`videos.txt` with `prompt.txt`), `pairs` (`x.mp4` with `x.txt`, or `x.png`) and
+//! `metadata` (a table). No clip is opened here.
 
 mod column;
 mod folder;
@@ -19,36 +19,42 @@ use serde::{Serialize, Serializer};
 use super::caption;
 use super::dataset::{Config, Layout};
 use super::reason::{Reason, count};
-use super::refusal::{Refusal, Source};
+use super::rejection::{Rejection, Source};
 use crate::disk;
 use folder::Folder;
 
-/// A line of a manifest: a clip, its caption, and where that was said.
+/// Paths that a message names.
+const SHOWN: usize = 5;
+
+/// An entry of a manifest: a clip, its caption, and their source.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Entry {
+    /// Path of the clip.
     #[serde(serialize_with = "lossy")]
     pub video: PathBuf,
-    /// Relative to the data set's folder, for display.
+    /// Path relative to the data set's folder, for display.
     pub name: String,
-    /// As it will be encoded: prefix removed, identifying token in front.
+    /// Caption as encoded: prefix removed, identifying token in front.
     pub caption: String,
-    /// Where the clip is named; the clip itself in a folder of pairs.
+    /// Place that names the clip; the clip itself in a folder of pairs.
     pub source: Source,
 }
 
-/// A path in JSON, where not every file name can stand.
+/// Serialises a path lossily, because JSON cannot hold every file name.
 fn lossy<S: Serializer>(path: &Path, to: S) -> Result<S::Ok, S::Error> {
     to.collect_str(&path.display())
 }
 
-/// What the manifest of one data set holds, in its order.
+/// Contents of a data set's manifest, in its order.
 #[derive(Debug, Default)]
 pub struct Listing {
-    pub items: Vec<Result<Entry, Refusal>>,
+    /// Entries, or rejections of lines.
+    pub items: Vec<Result<Entry, Rejection>>,
+    /// Notes for the user that stop nothing.
     pub notes: Vec<String>,
 }
 
-/// What a file's extension says it is.
+/// Kind of file, by extension.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Media {
     Video,
@@ -59,7 +65,7 @@ const VIDEOS: [&str; 20] = [
     "mp4", "mov", "mkv", "webm", "avi", "m4v", "mpg", "mpeg", "ts", "mts", "m2ts", "wmv", "flv", "f4v", "ogv", "3gp",
     "vob", "gif", "y4m", "mxf",
 ];
-/// HEIF's four are refused by name when they are opened.
+/// HEIF's four extensions are rejected by name when they are opened.
 const IMAGES: [&str; 12] = [
     "png", "jpg", "jpeg", "webp", "bmp", "tif", "tiff", "ppm", "heic", "heif", "hif", "avif",
 ];
@@ -97,7 +103,7 @@ pub fn read(config: &Config) -> Listing {
             let reason = Reason::NothingFound {
                 looked_for: looked_for.into(),
             };
-            listing.refuse(Refusal::of_data_set(Source::file(folder.shown("")), reason));
+            listing.refuse(Rejection::of_data_set(Source::file(folder.shown("")), reason));
         }
         Err(Some(refusal)) => listing.refuse(refusal),
     }
@@ -105,8 +111,8 @@ pub fn read(config: &Config) -> Listing {
     listing
 }
 
-/// The layout that the config asks for, or else the one that the folder shows.
-fn layout(config: &Config, folder: &Folder) -> Result<Layout, Option<Refusal>> {
+/// Returns the configured layout, or else the one detected in the folder.
+fn layout(config: &Config, folder: &Folder) -> Result<Layout, Option<Rejection>> {
     if config.layout != Layout::Auto {
         return Ok(config.layout);
     }
@@ -126,7 +132,7 @@ fn layout(config: &Config, folder: &Folder) -> Result<Layout, Option<Refusal>> {
                 found,
                 choose_with: "layout",
             };
-            return Err(Some(Refusal::of_data_set(Source::file(folder.shown("")), reason)));
+            return Err(Some(Rejection::of_data_set(Source::file(folder.shown("")), reason)));
         }
         (Some(_), None) => return Ok(Layout::Lines),
         (None, Some(_)) => return Ok(Layout::Metadata),
@@ -145,30 +151,30 @@ fn layout(config: &Config, folder: &Folder) -> Result<Layout, Option<Refusal>> {
     }
 }
 
-/// A clip as a manifest names it.
+/// A clip as named in a manifest.
 struct Named<'a> {
     name: &'a str,
-    /// The folders, relative to the data set's, that the name may be relative to; never empty.
+    /// Folders, relative to the data set's, that the name may be relative to; never empty.
     bases: &'a [&'a Path],
     source: Source,
 }
 
-/// A caption as a manifest gives it.
-struct Said {
+/// A caption as written in a manifest.
+struct RawCaption {
     text: String,
     source: Source,
 }
 
 impl Listing {
-    fn refuse(&mut self, refusal: Refusal) {
+    fn refuse(&mut self, refusal: Rejection) {
         self.items.push(Err(refusal));
     }
 
-    /// Adds a clip and its caption, or what is wrong with either, or with both.
-    fn pair(&mut self, config: &Config, folder: &Folder, clip: Named, said: Result<Said, Refusal>) {
+    /// Adds a clip and its caption, or the problems with either or both.
+    fn pair(&mut self, config: &Config, folder: &Folder, clip: Named, said: Result<RawCaption, Rejection>) {
         let found = find(folder, &clip);
         let caption = said.and_then(|said| {
-            let refuse = |reason| Refusal::of_clip(clip.name, said.source.clone(), reason);
+            let refuse = |reason| Rejection::of_clip(clip.name, said.source.clone(), reason);
             finish(config, &said.text).map_err(refuse)
         });
         match (found, caption) {
@@ -184,14 +190,14 @@ impl Listing {
                 self.items.extend(
                     video
                         .err()
-                        .map(|reason| Err(Refusal::of_clip(clip.name, clip.source, reason))),
+                        .map(|reason| Err(Rejection::of_clip(clip.name, clip.source, reason))),
                 );
                 self.items.extend(caption.err().map(Err));
             }
         }
     }
 
-    /// The same clip twice may be meant, with two captions; or not.
+    /// Notes clips that are named twice, which may be intended (two captions) or not.
     fn note_repeated_names(&mut self) {
         let mut lines: HashMap<&Path, Vec<&Entry>> = HashMap::new();
         for entry in self.items.iter().flatten() {
@@ -212,7 +218,7 @@ impl Listing {
         self.notes.extend(notes);
     }
 
-    /// Clips in the folder that its manifest does not name are not used; images, where it names some.
+    /// Notes clips in the folder that the manifest does not name, which are unused; images, if it names images.
     fn note_unnamed(&mut self, folder: &Folder, manifest: &str, named: &[PathBuf]) {
         let named: HashSet<_> = named.iter().map(|n| composed(&folder.relative(n))).collect();
         let kinds = [Media::Video, Media::Image];
@@ -228,14 +234,14 @@ impl Listing {
     }
 }
 
-/// A path by which those that look the same are equal.
+/// Returns a normalised path, equal for paths that look the same.
 fn composed(path: &Path) -> PathBuf {
     path.to_str()
         .map_or_else(|| path.into(), |text| disk::composed(text).as_ref().into())
 }
 
-/// The path of a named clip, and its name relative to the data set's folder. Where it is at none of
-/// its bases, what is wrong at the first.
+/// Returns the path of a named clip, and its name relative to the data set's folder. If no base has it, returns the
+/// problem with the first.
 fn find(folder: &Folder, clip: &Named) -> Result<(PathBuf, String), Reason> {
     if clip.name.is_empty() {
         return Err(Reason::EmptyName);
@@ -251,7 +257,7 @@ fn find(folder: &Folder, clip: &Named) -> Result<(PathBuf, String), Reason> {
     Err(wrong.unwrap_or(Reason::MissingFile { link_to: None }))
 }
 
-/// The caption as it will be encoded.
+/// Returns the caption as it will be encoded.
 fn finish(config: &Config, said: &str) -> Result<String, Reason> {
     let said = said.trim();
     if said.is_empty() {
@@ -273,9 +279,8 @@ fn finish(config: &Config, said: &str) -> Result<String, Reason> {
     ))
 }
 
-/// The first few of many paths.
+/// Formats the first few of many paths.
 fn some_of(paths: &[PathBuf]) -> String {
-    const SHOWN: usize = 5;
     let mut text = paths
         .iter()
         .take(SHOWN)

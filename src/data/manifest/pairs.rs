@@ -5,16 +5,16 @@ use std::path::{Path, PathBuf};
 
 use super::super::dataset::Config;
 use super::super::reason::Reason;
-use super::super::refusal::{Refusal, Source};
+use super::super::rejection::{Rejection, Source};
 use super::folder::Folder;
-use super::{Listing, Media, Named, Said, composed, some_of, text};
+use super::{Listing, Media, Named, RawCaption, composed, some_of, text};
 
 pub(super) fn read(config: &Config, folder: &Folder, wanted: Media, listing: &mut Listing) {
     let contents = folder.search();
     listing.items.extend(contents.refused.into_iter().map(Err));
     listing.notes.extend(contents.notes);
 
-    let mut families: BTreeMap<PathBuf, Family> = BTreeMap::new(); // by path without extension
+    let mut families: BTreeMap<PathBuf, FileGroup> = BTreeMap::new(); // by path without extension
     let mut strangers = Vec::new();
     for path in contents.files {
         let family = families.entry(path.with_extension("")).or_default();
@@ -34,24 +34,22 @@ pub(super) fn read(config: &Config, folder: &Folder, wanted: Media, listing: &mu
         };
         let files = some_of(&others);
         listing.notes.push(format!(
-            "{kind} are not used here, a data set with `layout: {layout}` would be: {files}"
+            "{kind} are not used; they need a data set with `layout: {layout}`: {files}"
         ));
     }
     if !strangers.is_empty() {
         let files = some_of(&strangers);
-        listing
-            .notes
-            .push(format!("files of other kinds are passed over: {files}"));
+        listing.notes.push(format!("files of other kinds are ignored: {files}"));
     }
     for family in families.values() {
         family.list(config, folder, wanted, listing);
     }
 }
 
-/// A clip without a caption belongs to a caption without a clip where their names look the same: a name that macOS wrote may
-/// be in Unicode's decomposed form.
-fn join_lookalikes(families: &mut BTreeMap<PathBuf, Family>) {
-    let incomplete = |family: &Family| family.captions.is_empty() || family.clips.is_empty();
+/// Joins a clip without a caption to a caption without a clip if their names look the same: macOS may write names in
+/// Unicode's decomposed form.
+fn join_lookalikes(families: &mut BTreeMap<PathBuf, FileGroup>) {
+    let incomplete = |family: &FileGroup| family.captions.is_empty() || family.clips.is_empty();
     let lonely = families
         .iter()
         .filter(|(name, family)| incomplete(family) && !name.as_os_str().is_ascii());
@@ -61,7 +59,7 @@ fn join_lookalikes(families: &mut BTreeMap<PathBuf, Family>) {
         match first_of.get(&composed(&name)) {
             None => _ = first_of.insert(composed(&name), name),
             Some(first) => {
-                let Family {
+                let FileGroup {
                     clips,
                     captions,
                     others,
@@ -75,16 +73,16 @@ fn join_lookalikes(families: &mut BTreeMap<PathBuf, Family>) {
     }
 }
 
-/// The files that share a name, but for their extension.
+/// Files that share a name except for the extension.
 #[derive(Default)]
-struct Family {
+struct FileGroup {
     clips: Vec<PathBuf>,
     captions: Vec<PathBuf>,
     /// Images among videos, videos among images.
     others: Vec<PathBuf>,
 }
 
-impl Family {
+impl FileGroup {
     fn list(&self, config: &Config, folder: &Folder, wanted: Media, listing: &mut Listing) {
         let Some(caption) = self.captions.first() else {
             for clip in &self.clips {
@@ -103,7 +101,7 @@ impl Family {
         if let [_, _, ..] = self.clips[..] {
             let text = caption.display();
             listing.notes.push(format!(
-                "{text} is the caption of each of {}; remove what is not meant",
+                "{text} is the caption of each of {}; remove all but one",
                 some_of(&self.clips)
             ));
         }
@@ -119,7 +117,7 @@ impl Family {
         }
     }
 
-    /// A caption without a clip, unless it is plain that it is none.
+    /// Rejects a caption without a clip, unless it clearly is not a caption.
     fn unmatched(&self, caption: &Path, folder: &Folder, wanted: Media, listing: &mut Listing) {
         let stem = caption.file_stem().unwrap_or_default().to_ascii_lowercase();
         if ["readme", "license", "licence", "copying", "notice"]
@@ -128,7 +126,7 @@ impl Family {
         {
             return listing
                 .notes
-                .push(format!("{} is not taken for a caption", caption.display()));
+                .push(format!("{} is not used as a caption", caption.display()));
         }
         let extension = match wanted {
             Media::Video => "mp4",
@@ -139,8 +137,8 @@ impl Family {
     }
 }
 
-/// A caption file's text on one line.
-fn said(folder: &Folder, caption: &Path) -> Result<Said, Refusal> {
+/// Returns a caption file's text on one line.
+fn said(folder: &Folder, caption: &Path) -> Result<RawCaption, Rejection> {
     let bytes = match folder.file(caption).and_then(|path| text::read(&path)) {
         Err(Reason::EmptyFile) => Ok(Vec::new()), // an empty caption
         bytes => bytes,
@@ -149,17 +147,17 @@ fn said(folder: &Folder, caption: &Path) -> Result<Said, Refusal> {
     let mut words = Vec::new();
     for (n, line) in text::lines(&bytes).into_iter().enumerate() {
         let source = || Source::line(folder.shown(caption), n + 1);
-        words.push(line.map_err(|reason| Refusal::of_clip(caption.display().to_string(), source(), reason))?);
+        words.push(line.map_err(|reason| Rejection::of_clip(caption.display().to_string(), source(), reason))?);
     }
     words.retain(|line| !line.is_empty());
-    Ok(Said {
+    Ok(RawCaption {
         text: words.join(" "),
         source: Source::file(folder.shown(caption)),
     })
 }
 
-fn refusal(folder: &Folder, path: &Path, reason: Reason) -> Refusal {
-    Refusal::of_clip(path.display().to_string(), Source::file(folder.shown(path)), reason)
+fn refusal(folder: &Folder, path: &Path, reason: Reason) -> Rejection {
+    Rejection::of_clip(path.display().to_string(), Source::file(folder.shown(path)), reason)
 }
 
 fn is_caption(path: &Path) -> bool {

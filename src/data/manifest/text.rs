@@ -6,20 +6,21 @@ use std::path::Path;
 
 use super::super::reason::Reason;
 
-/// No manifest is larger; a clip named as one is.
+/// Upper limit for a manifest; a larger file is probably a clip named as one.
 const LARGEST: u64 = 1 << 30;
 
-/// A file's bytes without its byte order mark.
+/// Returns a file's bytes without its byte order mark.
 pub(super) fn read(path: &Path) -> Result<Vec<u8>, Reason> {
     let unreadable = |error: String| Reason::UnreadableFile { error };
     let file = File::open(path).map_err(|e| unreadable(e.to_string()))?;
-    let mut bytes = Vec::new();
-    file.take(LARGEST + 1)
-        .read_to_end(&mut bytes)
-        .map_err(|e| unreadable(e.to_string()))?;
-    if bytes.len() as u64 > LARGEST {
+    let size = file.metadata().map_err(|e| unreadable(e.to_string()))?.len();
+    if size > LARGEST {
         return Err(unreadable("larger than 1 GiB, which no list of clips is".into()));
     }
+    let mut bytes = Vec::new();
+    file.take(LARGEST)
+        .read_to_end(&mut bytes)
+        .map_err(|e| unreadable(e.to_string()))?;
     if bytes.starts_with(&[0xFF, 0xFE]) || bytes.starts_with(&[0xFE, 0xFF]) {
         return Err(unreadable("it is UTF-16; save it as UTF-8".into()));
     }
@@ -29,7 +30,7 @@ pub(super) fn read(path: &Path) -> Result<Vec<u8>, Reason> {
     Ok(bytes)
 }
 
-/// The lines, trimmed; where one is not UTF-8, the byte at which it fails. Blank lines are kept.
+/// Returns the lines, trimmed; for one that is not UTF-8, the position of the first invalid byte. Blank lines are kept.
 pub(super) fn lines(bytes: &[u8]) -> Vec<Result<&str, Reason>> {
     let bytes = bytes.strip_suffix(b"\n").unwrap_or(bytes);
     let line = |line| text(line).map(str::trim);
@@ -42,7 +43,7 @@ pub(super) fn text(bytes: &[u8]) -> Result<&str, Reason> {
     })
 }
 
-/// The number of lines that is left when blank ones at the end are not counted.
+/// Returns the number of lines without blank ones at the end.
 pub(super) fn without_blank_end(lines: &[Result<&str, Reason>]) -> usize {
     lines
         .iter()

@@ -1,8 +1,8 @@
-//! How much of the clean sample is left at each timestep: a(t) = prod over s <= t of (1 - beta(s)).
+//! Share of the clean sample left at each timestep: a(t) = prod over s <= t of (1 - beta(s)).
 //!
-//! Then, as in the CogVideoX schedulers of diffusers:
-//! a <- a / (k + (1 - k) a) with k = `snr_shift_scale`, and, for `rescale_betas_zero_snr`, sqrt(a) is shifted and scaled
-//! such that its last value is 0 and its first stays (algorithm 1 of arXiv:2305.08891).
+//! Then, as in the CogVideoX schedulers of diffusers: a <- a / (k + (1 - k) a) with k = `snr_shift_scale`, and, for
+//! `rescale_betas_zero_snr`, sqrt(a) is shifted and scaled such that its last value is 0 and its first is unchanged
+//! (algorithm 1 of arXiv:2305.08891).
 //!
 //! torch computes this in f64 for `scaled_linear` betas and in f32 for all others; so do we, value by value.
 
@@ -10,15 +10,16 @@ use candle_core::Result;
 
 use super::config::ddpm::{BetaSchedule, Config};
 
-/// a(t) for every timestep, and behind the last.
+/// a(t) for every timestep, and after the last.
 #[derive(Debug, Clone)]
 pub struct Alphas {
     cumprod: Vec<f64>,
-    /// What stands for a(t) at timesteps below 0.
+    /// Value of a(t) at timesteps below 0.
     last: f64,
 }
 
 impl Alphas {
+    /// Cumulative products of a schedule's `1 - beta`.
     pub fn new(config: &Config) -> Self {
         let double = config.trained_betas.is_none() && config.beta_schedule == BetaSchedule::ScaledLinear;
         let round = if double {
@@ -43,12 +44,13 @@ impl Alphas {
         Self { cumprod, last }
     }
 
-    /// a(t).
+    /// Returns a(t).
     ///
-    /// Timestep -1, at which a few step counts end (see `spacing`), counts from the end, as torch's indices do.
+    /// Timestep -1, the end of the run for a few step counts (see `spacing`), counts from the end, like torch's
+    /// indices.
     ///
     /// # Errors
-    /// No such timestep.
+    /// Fails if there is no such timestep.
     pub fn at(&self, timestep: i64) -> Result<f64> {
         let num = self.cumprod.len();
         let index = if timestep == -1 { num as i64 - 1 } else { timestep };
@@ -59,9 +61,9 @@ impl Alphas {
             .ok_or_else(|| candle_core::Error::Msg(format!("timestep {timestep} is not below {num}")))
     }
 
-    /// a where a step of a run of `num_steps` from `timestep` ends, and whether that is still a timestep.
+    /// Returns a at the end of a step from `timestep` in a run of `num_steps`, and whether that is still a timestep.
     ///
-    /// All steps are equally wide, which need not lead to the next timestep of the run.
+    /// All steps are equally wide, so the end need not be the next timestep of the run.
     pub fn after(&self, timestep: i64, num_steps: usize) -> Result<(f64, bool)> {
         let width = self.cumprod.len() / num_steps.max(1);
         let target = timestep - width as i64;
@@ -71,7 +73,7 @@ impl Alphas {
         Ok((self.at(target)?, true))
     }
 
-    /// a(t) of timesteps 0, 1, ...
+    /// Returns a(t) of timesteps 0, 1, ...
     pub fn all(&self) -> &[f64] {
         &self.cumprod
     }
@@ -96,7 +98,7 @@ fn betas(config: &Config, round: fn(f64) -> f64) -> Vec<f64> {
     }
 }
 
-/// `torch.linspace`: counted from the nearer end.
+/// `torch.linspace`: computed from the nearer end.
 fn linspace(start: f64, end: f64, num: usize, round: fn(f64) -> f64) -> Vec<f64> {
     let (start, end) = (round(start), round(end));
     let step = if num > 1 {

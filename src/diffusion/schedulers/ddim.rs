@@ -1,13 +1,13 @@
-//! One step of DDIM without noise, as `CogVideoXDDIMScheduler` takes it.  arXiv:2010.02502
+//! One step of DDIM without noise, as in `CogVideoXDDIMScheduler`.  arXiv:2010.02502
 //!
-//! x' = r x + (sqrt(a') - r sqrt(a)) x0 with r = sqrt((1 - a') / (1 - a)), a of the timestep and a' of where it leads.
+//! x' = r x + (sqrt(a') - r sqrt(a)) x0 with r = sqrt((1 - a') / (1 - a)), a of the step's timestep and a' of its end.
 
 use candle_core::{DType, Result};
 
 use super::process::Process;
 use super::{Step, Stepped};
 
-/// The sample after one step, and the clean sample that the network believes in.
+/// Returns the sample after one step, and the predicted clean sample.
 pub fn step(process: &Process, step: &Step) -> Result<Stepped> {
     let alpha = process.alphas.at(step.timestep)?;
     let (alpha_after, _) = process.alphas.after(step.timestep, step.num_steps)?;

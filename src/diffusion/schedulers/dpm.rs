@@ -1,37 +1,39 @@
-//! One step of the second-order multistep SDE solver DPM-Solver++(2M), as `CogVideoXDPMScheduler` takes it.
-//! arXiv:2211.01095
+//! One step of the second-order multistep SDE solver DPM-Solver++(2M), as in `CogVideoXDPMScheduler`. arXiv:2211.01095
 //!
-//! With l = log(sqrt(a / (1 - a))) of the timestep (l), of where it leads (l') and of the timestep before (l_b), h = l' - l
-//! and r = (l - l_b) / h:
+//! With l = log(sqrt(a / (1 - a))) of the step's timestep (l), of its end (l') and of the timestep before (l_b),
+//! h = l' - l and r = (l - l_b) / h:
 //!
 //! x' = e^-h sqrt((1 - a') / (1 - a)) x - sqrt(a') (e^-2h - 1) d + sqrt(1 - a') sqrt(1 - e^-2h) n
 //!
 //! where d is x0, or from the second step on (1 + 1/2r) x0 - 1/2r x0_b with the x0 of the step before.
 //!
-//! At a = 0 and a' = 1 the logarithms are infinite, and the formula still has finite limits.
+//! At a = 0 and a' = 1 the logarithms are infinite, but the formula has finite limits.
 
 use candle_core::{DType, Error, Result, Tensor};
 
 use super::process::Process;
 use super::{Step, Stepped};
 
-/// What the step before left behind.
+/// State of the previous step.
 #[derive(Debug, Clone)]
 pub struct Before {
+    /// Timestep of the previous step.
     pub timestep: i64,
+    /// Its prediction of the clean sample.
     pub original: Tensor,
 }
 
-/// How many tensors of noise, of the sample's shape, the class of diffusers draws in this step; only the last counts.
+/// Returns the number of noise tensors, of the sample's shape, that the class of diffusers draws in this step. Only the
+/// last counts.
 ///
-/// It draws one, then another where it goes on to the second order: in each step but the first and those that lead
-/// below timestep 0. Whoever wants its seeds must move the generator as far.
+/// It draws one, and another if it continues to the second order: in each step but the first and those that end below
+/// timestep 0. Reproducing its seeds requires advancing the generator as far.
 pub fn noise_draws(process: &Process, timestep: i64, num_steps: usize, before: Option<&Before>) -> Result<usize> {
     let (_, is_timestep) = process.alphas.after(timestep, num_steps)?;
     Ok(if is_timestep && before.is_some() { 2 } else { 1 })
 }
 
-/// The sample after one step, and the clean sample that the network believes in.
+/// Returns the sample after one step, and the predicted clean sample.
 ///
 /// `noise` is standard normal, of the sample's shape.
 pub fn step(process: &Process, step: &Step, before: Option<&Before>, noise: &Tensor) -> Result<Stepped> {

@@ -1,6 +1,6 @@
-//! One step of Euler's method, as `FlowMatchEulerDiscreteScheduler` takes it.  arXiv:2210.02747
+//! One step of Euler's method, as in `FlowMatchEulerDiscreteScheduler`.  arXiv:2210.02747
 //!
-//! The network says v = n - x0, so x0 = x - s v, and x' = x + (s' - s) v with s of the step and s' of where it leads.
+//! The network predicts v = n - x0, so x0 = x - s v, and x' = x + (s' - s) v with s of the step and s' of its end.
 //! Stochastic sampling instead mixes x0 with fresh noise: x' = (1 - s') x0 + s' n.
 
 use candle_core::{DType, Error, Result, Tensor};
@@ -8,10 +8,10 @@ use candle_core::{DType, Error, Result, Tensor};
 use super::Stepped;
 use super::config::flow_match_euler::Config;
 
-/// The sample after one step from sigma `from` to sigma `to`, and the clean sample that the network believes in.
+/// Returns the sample after one step from sigma `from` to sigma `to`, and the predicted clean sample.
 ///
 /// # Errors
-/// Stochastic sampling without noise of the sample's shape.
+/// Fails for stochastic sampling without noise of the sample's shape.
 pub fn step(
     config: &Config,
     [from, to]: [f32; 2],

@@ -1,8 +1,32 @@
 //! From noise to a sample in a few steps: the schedulers of diffusers, by `scheduler/scheduler_config.json`.
 //!
 //! `config` reads the file. With a table of noise: `alphas` tabulates it, `process` adds it, `spacing` picks timesteps,
-//! `ddim` and `dpm` take a step each. With flow matching: `sigmas` says where steps stand, `euler` and `unipc` take them.
-//! `run` walks them all.
+//! `ddim` and `dpm` take a step each. With flow matching: `sigmas` spaces the steps, `euler` and `unipc` take them.
+//! `run` iterates over the steps of any of them.
+//!
+//! ```
+//! use candle_core::{DType, Device, Tensor};
+//! use vtrain::diffusion::schedulers::{Config, Scheduler};
+//!
+//! let config = Config::parse(r#"{"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}"#)?;
+//! let scheduler = Scheduler::new(config)?;
+//!
+//! let mut sample = Tensor::randn(0f32, 1f32, (1, 16, 3, 8, 8), &Device::Cpu)?; // (B, C, F, h, w)
+//! let noise = sample.clone();
+//! let mut run = scheduler.start(4, None)?;
+//! while let Some(_timestep) = run.timestep() {
+//!     let output = noise.clone(); // a network's prediction; in flow matching, noise - clean sample
+//!     let mut drawn = None;
+//!     for _ in 0..run.noise_draws()? {
+//!         drawn = Some(sample.randn_like(0.0, 1.0)?);
+//!     }
+//!     sample = run.step(&output, &sample, drawn.as_ref())?.sample;
+//! }
+//! // This network predicts pure noise, so none is left.
+//! assert!(sample.abs()?.max_all()?.to_scalar::<f32>()? < 1e-5);
+//! # assert_eq!(sample.dtype(), DType::F32);
+//! # Ok::<(), anyhow::Error>(())
+//! ```
 
 use std::path::Path;
 
@@ -26,7 +50,7 @@ pub use run::Run;
 
 use run::Solver;
 
-/// The scheduler of a checkpoint.
+/// Scheduler of a checkpoint.
 #[derive(Debug, Clone)]
 pub enum Scheduler {
     /// `CogVideoXDDIMScheduler`
@@ -35,26 +59,29 @@ pub enum Scheduler {
     Dpm(Process),
     /// `FlowMatchEulerDiscreteScheduler`
     FlowMatchEuler(config::flow_match_euler::Config),
-    /// `UniPCMultistepScheduler`, of flow matching
+    /// `UniPCMultistepScheduler` for flow matching
     UniPc(config::unipc::Config),
 }
 
-/// What one step starts from.
+/// Inputs of one step.
 #[derive(Debug, Clone, Copy)]
 pub struct Step<'a> {
-    /// The network's, after guidance.
+    /// Output of the network, after guidance.
     pub output: &'a Tensor,
+    /// Noisy sample.
     pub sample: &'a Tensor,
+    /// Timestep of the sample.
     pub timestep: i64,
-    /// Of the whole run, with what video-to-video leaves out.
+    /// Steps of the whole run, without those that video-to-video skips.
     pub num_steps: usize,
 }
 
-/// What one step arrives at, both in f32. The pipelines go on with `sample` in the type of the prompt embeddings.
+/// Result of one step, both in f32. The pipelines continue with `sample` in the type of the prompt embeddings.
 #[derive(Debug, Clone)]
 pub struct Stepped {
+    /// Sample of the next timestep.
     pub sample: Tensor,
-    /// The clean sample that the network believes in.
+    /// Predicted clean sample.
     pub original: Tensor,
 }
 
@@ -62,12 +89,12 @@ impl Scheduler {
     /// Reads `scheduler_config.json` in `folder`.
     ///
     /// # Errors
-    /// No such file, an unknown key or value, a setting that makes no sense: by file and key.
+    /// Names the file and key: a missing file, an unknown key or value, or a setting that makes no sense.
     pub fn load(folder: &Path) -> anyhow::Result<Self> {
         Self::new(Config::load(folder)?).with_context(|| folder.display().to_string())
     }
 
-    /// The scheduler with these settings.
+    /// Scheduler with these settings.
     pub fn new(config: Config) -> anyhow::Result<Self> {
         config.check()?;
         Ok(match config {
@@ -78,10 +105,10 @@ impl Scheduler {
         })
     }
 
-    /// The table of noise behind it: `add_noise` and `velocity` for training.
+    /// Returns its table of noise: `add_noise` and `velocity` for training.
     ///
     /// # Errors
-    /// The scheduler has none: it is one of flow matching.
+    /// Fails for a flow matching scheduler, which has none.
     pub fn process(&self) -> anyhow::Result<&Process> {
         match self {
             Self::Ddim(process) | Self::Dpm(process) => Ok(process),
@@ -92,7 +119,7 @@ impl Scheduler {
         }
     }
 
-    /// Timesteps of training; those of flow matching are sigma times this.
+    /// Returns the number of training timesteps; flow matching's timesteps are sigma times this.
     pub fn num_train_timesteps(&self) -> usize {
         match self {
             Self::Ddim(process) | Self::Dpm(process) => process.config.num_train_timesteps,
@@ -101,13 +128,13 @@ impl Scheduler {
         }
     }
 
-    /// A run of `num_steps` from pure noise.
+    /// Starts a run of `num_steps` from pure noise.
     ///
-    /// `seq_len` is the clip's in tokens, for families whose pipeline tells the scheduler (LTX does; CogVideoX and Wan do
-    /// not); see `sigmas::euler`.
+    /// `seq_len` is the clip's length in tokens, for families whose pipeline passes it to the scheduler (LTX does;
+    /// CogVideoX and Wan do not); see `sigmas::euler`.
     ///
     /// # Errors
-    /// More steps than there are timesteps, or none; a dynamic shift without `seq_len`.
+    /// Fails for no steps, more steps than timesteps, and a dynamic shift without `seq_len`.
     pub fn start(&self, num_steps: usize, seq_len: Option<usize>) -> anyhow::Result<Run<'_>> {
         let spaced = |process: &Process| spacing::timesteps(&process.config, num_steps);
         Ok(match self {
@@ -118,16 +145,16 @@ impl Scheduler {
         })
     }
 
-    /// The end of a run of `num_steps`, from a sample with the noise of its first timestep: video-to-video.
+    /// Starts at the end of a run of `num_steps`, from a sample with the noise of its first timestep: video-to-video.
     ///
     /// # Errors
-    /// As `start`, and a strength outside of 0..=1 or too small for a single step.
+    /// Same as `start`; also for a strength outside of 0..=1 or too small for a single step.
     pub fn start_from(&self, num_steps: usize, strength: f64, seq_len: Option<usize>) -> anyhow::Result<Run<'_>> {
         let run = self.start(num_steps, seq_len)?;
         Ok(run.skip(spacing::skipped(num_steps, strength)?))
     }
 
-    /// What the network is given for `sample`: here the sample itself.
+    /// Returns the network's input for `sample`: for these schedulers the sample itself.
     pub fn scale_model_input(&self, sample: &Tensor, _timestep: f64) -> Tensor {
         sample.clone()
     }

@@ -1,32 +1,38 @@
-//! The forward process x(t) = sqrt(a) x0 + sqrt(1 - a) n, and what a network's output says about x0.
+//! Forward process x(t) = sqrt(a) x0 + sqrt(1 - a) n, and the x0 that a network's output implies.
 //!
 //! x0 = (x - sqrt(1 - a) n) / sqrt(a) from the noise, sqrt(a) x - sqrt(1 - a) v from the velocity.
 //!
-//! Shapes: B samples, ... whatever else.
+//! Shapes: B samples, ... any further axes.
 
 use candle_core::{DType, Error, Result, Tensor};
 
 use super::alphas::Alphas;
 use super::config::ddpm::{Config, Prediction};
 
-/// Noise by timestep, as both schedulers see it.
+/// Noise by timestep, shared by both schedulers.
 #[derive(Debug, Clone)]
 pub struct Process {
+    /// Settings of the scheduler.
     pub config: Config,
+    /// Cumulative products by timestep.
     pub alphas: Alphas,
 }
 
 impl Process {
+    /// Process with a checkpoint's settings.
+    ///
+    /// # Errors
+    /// Fails for unsupported settings.
     pub fn new(config: Config) -> anyhow::Result<Self> {
         config.check()?;
         let alphas = Alphas::new(&config);
         Ok(Self { config, alphas })
     }
 
-    /// The noisy sample x(t), each sample of the batch at its own timestep.
+    /// Returns the noisy sample x(t), each sample of the batch at its own timestep.
     ///
-    /// In f32, whatever the sample's type: diffusers rounds a(t) to bf16 for bf16 samples, which would leave none of
-    /// the noise at small timesteps.
+    /// Always in f32: diffusers rounds a(t) to bf16 for bf16 samples, which would leave none of the noise at small
+    /// timesteps.
     pub fn add_noise(&self, clean: &Tensor, noise: &Tensor, timesteps: &[i64]) -> Result<Tensor> {
         let (signal, sigma) = self.shares(clean, timesteps)?; // (B, 1, ...)
         let noisy = (clean.to_dtype(DType::F32)?.broadcast_mul(&signal)?
@@ -34,7 +40,7 @@ impl Process {
         noisy.to_dtype(clean.dtype())
     }
 
-    /// The velocity v = sqrt(a) n - sqrt(1 - a) x0, which a `v_prediction` network is trained on.
+    /// Returns the velocity v = sqrt(a) n - sqrt(1 - a) x0, the target of a `v_prediction` network.
     pub fn velocity(&self, clean: &Tensor, noise: &Tensor, timesteps: &[i64]) -> Result<Tensor> {
         let (signal, sigma) = self.shares(clean, timesteps)?; // (B, 1, ...)
         let velocity = (noise.to_dtype(DType::F32)?.broadcast_mul(&signal)?
@@ -42,7 +48,7 @@ impl Process {
         velocity.to_dtype(clean.dtype())
     }
 
-    /// The clean sample that a network's `output` at `timestep` amounts to, in f32.
+    /// Returns the clean sample implied by a network's `output` at `timestep`, in f32.
     pub fn original(&self, output: &Tensor, timestep: i64, sample: &Tensor) -> Result<Tensor> {
         let alpha = self.alphas.at(timestep)?;
         let (signal, sigma) = (alpha.sqrt(), (1.0 - alpha).sqrt());
@@ -58,7 +64,7 @@ impl Process {
         }
     }
 
-    /// sqrt(a) and sqrt(1 - a) of each sample of the batch, (B, 1, ...).
+    /// Returns sqrt(a) and sqrt(1 - a) of each sample of the batch, (B, 1, ...).
     fn shares(&self, like: &Tensor, timesteps: &[i64]) -> Result<(Tensor, Tensor)> {
         if like.dims().first() != Some(&timesteps.len()) {
             return Err(Error::Msg(format!(

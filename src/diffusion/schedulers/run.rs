@@ -1,16 +1,6 @@
-//! One sampling run: the timesteps in order, and what a step must know of the one before.
+//! One sampling run: the timesteps in order, and the state carried between steps.
 //!
-//! ```ignore
-//! let mut run = scheduler.start(50, Some(canvas_tokens))?;
-//! while let Some(timestep) = run.timestep() {
-//!     let output = network(&sample, timestep)?;
-//!     let mut noise = None;
-//!     for _ in 0..run.noise_draws()? {
-//!         noise = Some(draw(sample.shape())?);
-//!     }
-//!     sample = run.step(&output, &sample, noise.as_ref())?.sample;
-//! }
-//! ```
+//! See [`super`] for a whole run.
 
 use candle_core::{DType, Error, Result, Tensor};
 
@@ -20,7 +10,7 @@ use super::sigmas::Sigmas;
 use super::unipc::History;
 use super::{Process, Step, Stepped, ddim, dpm, euler};
 
-/// A walk from noise to a sample.
+/// A run from noise to a sample.
 #[derive(Debug, Clone)]
 pub struct Run<'s> {
     solver: Solver<'s>,
@@ -30,7 +20,7 @@ pub struct Run<'s> {
     at: usize,
 }
 
-/// What takes the steps, with what it remembers.
+/// Solver of the steps, with its state.
 #[derive(Debug, Clone)]
 pub(super) enum Solver<'s> {
     Ddim(&'s Process),
@@ -40,7 +30,7 @@ pub(super) enum Solver<'s> {
 }
 
 impl<'s> Run<'s> {
-    /// Of the schedulers with a table of noise; their timesteps may be one more than the steps asked for.
+    /// Run of a scheduler with a table of noise; it may have one timestep more than the requested steps.
     pub(super) fn tabled(solver: Solver<'s>, num_steps: usize, timesteps: Vec<i64>) -> Self {
         let timesteps = timesteps.into_iter().map(|timestep| timestep as f64).collect();
         Self::new(solver, num_steps, timesteps)
@@ -67,18 +57,18 @@ impl<'s> Run<'s> {
         }
     }
 
-    /// The same run without its first steps.
+    /// Skips the first steps.
     pub(super) fn skip(mut self, steps: usize) -> Self {
         (self.skipped, self.at) = (steps, steps);
         self
     }
 
-    /// All timesteps of this run, in order: whole numbers but for `FlowMatchEulerDiscreteScheduler`.
+    /// Returns all timesteps of this run, in order: integers except for `FlowMatchEulerDiscreteScheduler`.
     pub fn timesteps(&self) -> &[f64] {
         &self.timesteps[self.skipped..]
     }
 
-    /// Where a run of flow matching stands at each step, and where it ends; None for schedulers with a table of noise.
+    /// Returns the sigmas of a flow matching run, with the final one; None for schedulers with a table of noise.
     pub fn sigmas(&self) -> Option<&[f32]> {
         match &self.solver {
             Solver::Ddim(_) | Solver::Dpm(..) => None,
@@ -86,25 +76,25 @@ impl<'s> Run<'s> {
         }
     }
 
-    /// Steps yet to take.
+    /// Returns the number of remaining steps.
     pub fn remaining(&self) -> usize {
         self.timesteps.len() - self.at
     }
 
-    /// The N that `guidance::dynamic_scale` counts: the steps asked for, less those that video-to-video leaves out.
+    /// Returns the N of `guidance::dynamic_scale`: the requested steps, less those that video-to-video skips.
     pub fn num_steps(&self) -> usize {
         self.num_steps - self.skipped
     }
 
-    /// The timestep of the step to come, as the network is given it; None at the end.
+    /// Returns the timestep of the next step, as the network takes it; None at the end.
     pub fn timestep(&self) -> Option<f64> {
         self.timesteps.get(self.at).copied()
     }
 
-    /// A clean sample with the noise of the step to come: what video-to-video starts from, in the type of `clean`.
+    /// Adds the noise of the next step to a clean sample, the start of video-to-video, in the type of `clean`.
     ///
     /// # Errors
-    /// The run is over.
+    /// Fails if the run is over.
     pub fn add_noise(&self, clean: &Tensor, noise: &Tensor) -> Result<Tensor> {
         let timestep = self.timestep().ok_or_else(|| self.over())?;
         let share = match &self.solver {
@@ -119,11 +109,12 @@ impl<'s> Run<'s> {
         noisy.to_dtype(clean.dtype())
     }
 
-    /// How many standard normal tensors the diffusers pipelines draw from their generator for the step to come.
+    /// Returns the number of standard normal tensors that the diffusers pipelines draw from their generator for the
+    /// next step.
     ///
     /// Each is `randn(sample.shape, dtype=sample.dtype)` on the generator's device, drawn after the network has run;
-    /// CogVideoX's sample is (B, F, C, H, W) and of the prompt embeddings' type. (torch draws bf16 normals otherwise than
-    /// f32 ones, so seeds compare in f32.) `step` takes the last of them.
+    /// CogVideoX's sample is (B, F, C, H, W) and of the prompt embeddings' type. (torch draws bf16 normals differently
+    /// from f32 ones, so seeds match only in f32.) `step` takes the last of them.
     pub fn noise_draws(&self) -> Result<usize> {
         match (&self.solver, self.timestep()) {
             (Solver::Dpm(process, before), Some(timestep)) => {
@@ -134,10 +125,10 @@ impl<'s> Run<'s> {
         }
     }
 
-    /// Takes the step to come, from the network's `output` at its timestep.
+    /// Takes the next step, from the network's `output` at its timestep.
     ///
     /// # Errors
-    /// The run is over, or noise is missing where `noise_draws` asks for some.
+    /// Fails if the run is over, or without noise when `noise_draws` requires it.
     pub fn step(&mut self, output: &Tensor, sample: &Tensor, noise: Option<&Tensor>) -> Result<Stepped> {
         let timestep = self.timestep().ok_or_else(|| self.over())? as i64;
         let step = Step {

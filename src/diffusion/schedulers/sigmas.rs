@@ -1,23 +1,24 @@
-//! Where a run of flow matching stands between noise (sigma = 1) and sample (0) at each step: `set_timesteps` of
+//! Sigmas of a flow matching run, between noise (sigma = 1) and sample (0): `set_timesteps` of
 //! `FlowMatchEulerDiscreteScheduler` and `UniPCMultistepScheduler`.
 //!
-//! x(sigma) = sigma n + (1 - sigma) x0. Even sigmas are shifted towards the noise, s <- k s / (1 + (k - 1) s) with a fixed
-//! k, or s <- m / (m + 1 / s - 1) with m = mu or e^mu by the length of the sequence (arXiv:2403.03206); then stretched to
-//! end at `shift_terminal`; then spaced anew between the first and the last.
+//! x(sigma) = sigma n + (1 - sigma) x0. Even sigmas are shifted towards the noise, s <- k s / (1 + (k - 1) s) with a
+//! fixed k, or s <- m / (m + 1 / s - 1) with m = mu or e^mu by the length of the sequence (arXiv:2403.03206); then
+//! stretched to end at `shift_terminal`; then spaced anew between the first and the last.
 //!
-//! numpy computes in f32 what begins with a pipeline's sigmas and in f64 what begins with its own; so do we, value by value.
+//! numpy computes in f32 if it starts from a pipeline's sigmas and in f64 if it starts from its own; so do we, value by
+//! value.
 
 use anyhow::{bail, ensure};
 
 use super::config::flow_match_euler::{self, TimeShift};
 use super::config::unipc::{self, FinalSigma};
 
-/// The steps of a run.
+/// Sigmas and timesteps of a run.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Sigmas {
-    /// As the network is given them.
+    /// Timesteps as the network takes them.
     pub timesteps: Vec<f64>,
-    /// One for each step, and where the last one leads.
+    /// Sigma of each step, and of the end of the last one.
     pub sigmas: Vec<f32>,
 }
 
@@ -31,14 +32,14 @@ fn double(x: f64) -> f64 {
     x
 }
 
-/// The steps of `FlowMatchEulerDiscreteScheduler`.
+/// Returns the sigmas of `FlowMatchEulerDiscreteScheduler`.
 ///
-/// With the length of the sequence in tokens, as the LTX pipelines ask: for the sigmas 1 ... 1/N and the shift that belongs
-/// to the length. Without it, as pipelines do that say the number of steps alone: the class then takes the sigmas of
-/// training, which are shifted already, and shifts them once more.
+/// Given the sequence length in tokens, as the LTX pipelines do: the sigmas 1 ... 1/N with the shift of that length.
+/// Without it, for pipelines that pass the number of steps alone: the class then takes the training sigmas, which are
+/// shifted already, and shifts them once more.
 ///
 /// # Errors
-/// No steps or too many, a dynamic shift without a length, settings under which sigmas do not descend.
+/// Fails for no steps or too many, a dynamic shift without a length, and settings under which sigmas do not descend.
 pub fn euler(config: &flow_match_euler::Config, num_steps: usize, seq_len: Option<usize>) -> anyhow::Result<Sigmas> {
     let num_train = config.num_train_timesteps as f64;
     check_count(num_steps, config.num_train_timesteps)?;
@@ -53,7 +54,7 @@ pub fn euler(config: &flow_match_euler::Config, num_steps: usize, seq_len: Optio
         (false, _) => shifted(&even, config.shift, round),
         (true, Some(length)) => time_shifted(&even, config.mu(length), config.time_shift_type, round),
         (true, None) => {
-            bail!("use_dynamic_shifting: needs the length of the sequence, which this pipeline does not say")
+            bail!("use_dynamic_shifting: needs the length of the sequence, which this pipeline does not pass")
         }
     };
     stretch(&mut sigmas, config.shift_terminal, round)?;
@@ -74,12 +75,12 @@ pub fn euler(config: &flow_match_euler::Config, num_steps: usize, seq_len: Optio
     Ok(Sigmas { timesteps, sigmas })
 }
 
-/// The steps of `UniPCMultistepScheduler` with `use_flow_sigmas`; its timesteps are whole numbers.
+/// Returns the sigmas of `UniPCMultistepScheduler` with `use_flow_sigmas`; its timesteps are integers.
 ///
 /// # Errors
-/// No steps or too many, settings under which sigmas do not descend.
+/// Fails for no steps or too many, and settings under which sigmas do not descend.
 pub fn unipc(config: &unipc::Config, num_steps: usize) -> anyhow::Result<Sigmas> {
-    /// The logarithm of what is left of the sample at sigma = 1 would be infinite.
+    /// Offset from sigma = 1, where the logarithm of the sample's share would be infinite.
     const OFF_ONE: f64 = 1e-6;
     let num_train = config.num_train_timesteps as f64;
     check_count(num_steps, config.num_train_timesteps)?;
@@ -100,7 +101,7 @@ pub fn unipc(config: &unipc::Config, num_steps: usize) -> anyhow::Result<Sigmas>
     Ok(Sigmas { timesteps, sigmas })
 }
 
-/// The sigmas from which the class starts unasked: even between the largest and the smallest of training.
+/// Returns the class's default sigmas: even between the largest and the smallest in training.
 fn trained(config: &flow_match_euler::Config, num_steps: usize) -> Vec<f64> {
     let num_train = config.num_train_timesteps as f64;
     let of_training = |timestep: f64| match config.use_dynamic_shifting {
@@ -119,7 +120,7 @@ fn shifted(sigmas: &[f64], shift: f64, round: Round) -> Vec<f64> {
     sigmas.iter().map(shift).collect()
 }
 
-/// m / (m + 1 / s - 1), the last two first.
+/// m / (m + 1 / s - 1), with the last two terms added first.
 fn time_shifted(sigmas: &[f64], mu: f64, kind: TimeShift, round: Round) -> Vec<f64> {
     let m = match kind {
         TimeShift::Exponential => round(mu.exp()),
@@ -173,7 +174,7 @@ fn check_count(num_steps: usize, num_train: usize) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Steps of no width divide by 0.
+/// Checks that sigmas descend: a step of width 0 divides by 0.
 fn check_descent(sigmas: &[f32]) -> anyhow::Result<()> {
     const ROUNDING: f32 = 1e-6;
     let within = sigmas.iter().all(|sigma| *sigma > 0.0 && *sigma <= 1.0 + ROUNDING);

@@ -1,19 +1,19 @@
-//! Which timesteps a run visits, from the noisiest on: `set_timesteps` of diffusers' CogVideoX schedulers.
+//! Timesteps of a run, from the noisiest on: `set_timesteps` of diffusers' CogVideoX schedulers.
 //!
-//! With T timesteps in training and N steps, numpy's rounding (half to even):
-//! `linspace` round(i (T - 1) / (N - 1)), `leading` i floor(T / N) + offset, `trailing` round(T - i T / N) - 1.
+//! With T training timesteps and N steps, numpy's rounding (half to even): `linspace` round(i (T - 1) / (N - 1)),
+//! `leading` i floor(T / N) + offset, `trailing` round(T - i T / N) - 1.
 //!
-//! Trailing timesteps come from numpy's `arange` with a fractional step, which for some N (61, 103, 121, ...) runs over:
-//! there are N + 1 of them and the last is -1. Kept, since it is what the pipelines sample with.
+//! Trailing timesteps come from numpy's `arange` with a fractional step, which for some N (61, 103, 121, ...) has one
+//! value too many: N + 1 of them, the last being -1. Kept, because the pipelines sample with it.
 
 use anyhow::ensure;
 
 use super::config::ddpm::{Config, Spacing};
 
-/// The timesteps of a run of `num_steps`, in descending order.
+/// Returns the timesteps of a run of `num_steps`, in descending order.
 ///
 /// # Errors
-/// No steps, more steps than there are timesteps, an offset that leads beyond them.
+/// Fails for no steps, more steps than timesteps, and an offset beyond the last timestep.
 pub fn timesteps(config: &Config, num_steps: usize) -> anyhow::Result<Vec<i64>> {
     let num_train = config.num_train_timesteps;
     ensure!(
@@ -51,12 +51,12 @@ fn trailing(num_train: f64, num_steps: f64) -> Vec<i64> {
     (0..count).map(timestep).collect()
 }
 
-/// How many of `num_steps` steps video-to-video leaves out: N - min(floor(N strength), N).
+/// Returns how many of `num_steps` steps video-to-video skips: N - min(floor(N strength), N).
 ///
-/// The run starts from the clip with the noise of the first timestep that remains.
+/// The run starts from the clip with the noise of the first remaining timestep.
 ///
 /// # Errors
-/// A strength outside of 0..=1, or one so small that no step remains.
+/// Fails for a strength outside of 0..=1, or one so small that no step remains.
 pub fn skipped(num_steps: usize, strength: f64) -> anyhow::Result<usize> {
     ensure!(
         (0.0..=1.0).contains(&strength),

@@ -1,12 +1,12 @@
-//! One step of the predictor and corrector UniPC, as `UniPCMultistepScheduler` takes it.  arXiv:2302.04867
+//! One step of the predictor and corrector UniPC, as in `UniPCMultistepScheduler`.  arXiv:2302.04867
 //!
-//! With l = log((1 - s) / s) of the step (l0), of where it leads (l'), h = l' - l0, and x0_i the clean samples that the
-//! network believed in i steps ago, D_i = (x0_i - x0_0) / r_i with r_i = (l_i - l0) / h:
+//! With l = log((1 - s) / s) of the step (l0), of its end (l'), h = l' - l0, and x0_i the clean sample predicted i
+//! steps ago, D_i = (x0_i - x0_0) / r_i with r_i = (l_i - l0) / h:
 //!
 //! x' = s'/s x - (1 - s') (e^-h - 1) x0_0 - (1 - s') B (sum of p_i D_i)
 //!
-//! The predictor looks back; once the network has answered at x', the corrector takes the same step from the sample before
-//! again with that answer among the D. The weights p solve sum of p_i r_i^k = b_k.
+//! The predictor uses previous steps. After the network has run at x', the corrector repeats the step from the previous
+//! sample with that prediction among the D. The weights p solve sum of p_i r_i^k = b_k.
 //!
 //! torch computes all of the scalars in f32, and some of them cancel; so do we, value by value.
 
@@ -15,24 +15,24 @@ use candle_core::{DType, Result, Tensor};
 use super::Stepped;
 use super::config::unipc::{Config, SolverType};
 
-/// What the steps before left behind.
+/// State of the previous steps.
 #[derive(Debug, Clone, Default)]
 pub struct History {
-    /// The last clean samples that the network believed in, the newest last; `solver_order` of them at most.
+    /// The last predicted clean samples, the newest last; `solver_order` of them at most.
     originals: Vec<Tensor>,
-    /// What the last step started from, and its order.
+    /// Start of the last step, and its order.
     last: Option<(Tensor, usize)>,
     /// Steps taken, counted up to the solver's order.
     taken: usize,
 }
 
-/// The numbers of one step, predicted or corrected.
+/// Coefficients of one step, predicted or corrected.
 struct Weights {
-    /// Of the sample, of the newest x0, and of the sum of D.
+    /// Coefficients of the sample, of the newest x0, and of the sum of D.
     sample: f32,
     original: f32,
     residual: f32,
-    /// r of the steps before, the newest first.
+    /// r of the previous steps, the newest first.
     ratios: Vec<f32>,
     /// One equation each: powers of r, the last column's r being 1, and b.
     rows: Vec<Vec<f32>>,
@@ -40,9 +40,9 @@ struct Weights {
 }
 
 impl History {
-    /// Takes the step `at` from `sample`, which the network saw when it said `output`.
+    /// Takes the step `at` from `sample`, given the network's `output` there.
     ///
-    /// `sigmas` are those of the whole run, with the one behind the last step.
+    /// `sigmas` are those of the whole run, including the one after the last step.
     pub fn step(
         &mut self,
         config: &Config,
@@ -71,7 +71,7 @@ impl History {
         Ok(Stepped { sample: next, original })
     }
 
-    /// UniP: where the step `at` leads from `sample`.
+    /// UniP: returns the end of the step `at` from `sample`.
     fn predict(&self, config: &Config, sigmas: &[f32], at: usize, sample: &Tensor, order: usize) -> Result<Tensor> {
         let before: Vec<f32> = (1..order).map(|i| sigmas[at - i]).collect();
         let weights = Weights::new(config.solver_type, [sigmas[at], sigmas[at + 1]], &before);
@@ -87,7 +87,7 @@ impl History {
         weights.combine(sample, self.newest()?, residual)
     }
 
-    /// UniC: the step before `at` once more, from the sample `before` it, now that the network believes in `original`.
+    /// UniC: repeats the step before `at`, from the sample `before` it, with the newly predicted `original`.
     fn correct(
         &self,
         config: &Config,
@@ -112,7 +112,7 @@ impl History {
         weights.combine(before, newest, Some(residual))
     }
 
-    /// The sum of p_i D_i; None where there is nothing to look back to.
+    /// Returns the sum of p_i D_i; None without previous steps.
     fn residual(&self, weights: &Weights, shares: &[f32]) -> Result<Option<Tensor>> {
         let newest = self.newest()?;
         let mut sum: Option<Tensor> = None;
@@ -135,7 +135,7 @@ impl History {
 }
 
 impl Weights {
-    /// For a step between two sigmas, with those of the steps before it, the newest first.
+    /// Coefficients of a step between two sigmas, with those of the previous steps, the newest first.
     fn new(kind: SolverType, [from, to]: [f32; 2], before: &[f32]) -> Self {
         let lambda = |sigma: f32| (1.0 - sigma).ln() - sigma.ln();
         let start = lambda(from);

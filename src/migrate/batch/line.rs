@@ -1,12 +1,14 @@
-//! Lines of a batch file: joined, taken apart into commands and blocks, and those into words.
+//! Lines of a batch file: joined, split into commands and blocks, and those into words.
 
-/// A command's line, with those that `^` or a bracket joins to it.
+use crate::migrate::script::short;
+
+/// Line of a command, with the lines that `^` or a bracket joins to it.
 #[derive(Debug, Clone)]
 pub struct Line {
-    /// Lines of the file that the rows of the text are, from 1.
+    /// File lines of the text's rows, from 1.
     rows: Vec<usize>,
     pub text: String,
-    /// Its percent signs have been put in: those of a block are, before any of it runs.
+    /// True if its percent signs are expanded, which happens to a whole block before any of it runs.
     pub expanded: bool,
 }
 
@@ -27,14 +29,14 @@ impl Line {
         self.text.trim_start_matches([' ', '\t', '@', '\u{c}'])
     }
 
-    /// Empty, `rem`, `::` or a label.
+    /// Checks for an empty line, `rem`, `::` or a label.
     pub fn is_comment(&self) -> bool {
         let start = self.start();
         let word = first_word(start).0.to_lowercase();
         start.is_empty() || start.starts_with(':') || word == "rem" || start == ")"
     }
 
-    /// `if`, `for` or `(` at its start; else nothing.
+    /// Returns `if`, `for` or `(` at its start; else nothing.
     pub fn keyword(&self) -> String {
         let start = self.start();
         let word = first_word(start).0.to_lowercase();
@@ -45,19 +47,12 @@ impl Line {
         }
     }
 
-    /// Its start, for messages.
+    /// Returns its start, for messages.
     pub fn shown(&self) -> String {
-        let first = self.start().lines().next().unwrap_or_default();
-        let short: String = first.chars().take(60).collect();
-        let dots = if short.len() < self.start().trim_end().len() {
-            "..."
-        } else {
-            ""
-        };
-        format!("{}{dots}", short.trim_end().escape_debug())
+        short(self.start())
     }
 
-    /// Lines that an `if` runs where its test holds, and those where not, from behind the test.
+    /// Returns the lines that an `if` runs if its condition holds, and otherwise, given the end of the condition.
     pub fn branches(&self, behind: usize) -> Result<(Vec<Line>, Vec<Line>), String> {
         let body = self.text[behind..].trim_start();
         let lines = |part: &str| -> Vec<Line> {
@@ -85,13 +80,13 @@ impl Line {
                     false => lines(rest),
                 }
             }
-            _ => return Err(format!("`{}` behind a ) cannot be read", rest.escape_debug())),
+            _ => return Err(format!("`{}` after a ) cannot be read", rest.escape_debug())),
         };
         Ok((lines(&body[1..end]), otherwise))
     }
 }
 
-/// Characters with whether each stands in quotes or behind a caret.
+/// Iterates over characters, each with a flag for those in quotes or after a caret.
 fn scan(text: &str) -> impl Iterator<Item = (usize, char, bool)> {
     let (mut quoted, mut escaped) = (false, false);
     text.char_indices().map(move |(at, c)| {
@@ -107,10 +102,10 @@ fn scan(text: &str) -> impl Iterator<Item = (usize, char, bool)> {
     })
 }
 
-/// The lines of a file, those that end in `^` joined to the next.
+/// Splits a file into lines, those that end in `^` joined to the next.
 ///
 /// # Errors
-/// A `^` that looks as if it joined lines and does not.
+/// Fails for a `^` that seems to join lines but does not.
 pub fn joined(text: &str) -> Result<Vec<Line>, String> {
     let mut lines: Vec<Line> = Vec::new();
     let mut open: Option<Line> = None;
@@ -135,8 +130,8 @@ pub fn joined(text: &str) -> Result<Vec<Line>, String> {
             Some((_, '^', quoted)) => {
                 let why = match (comment, quoted) {
                     (true, _) => "it ends a comment",
-                    (false, true) => "it stands in quotes or behind another ^",
-                    (false, false) => "a space stands behind it",
+                    (false, true) => "it is in quotes or after another ^",
+                    (false, false) => "it is followed by a space",
                 };
                 return Err(format!("line {number}: its last ^ does not join it to the next: {why}"));
             }
@@ -147,7 +142,7 @@ pub fn joined(text: &str) -> Result<Vec<Line>, String> {
     Ok(lines)
 }
 
-/// A line with those below it that its brackets hold together, and what follows.
+/// Joins a line with those below it in its brackets, and returns the rest.
 pub fn block<'a>(first: &Line, mut rest: &'a [Line]) -> Result<(Line, &'a [Line]), String> {
     let mut block = first.clone();
     if first.keyword().is_empty() {
@@ -177,7 +172,7 @@ fn open_brackets(text: &str) -> isize {
         .sum()
 }
 
-/// The place where the bracket at the start is closed.
+/// Finds the bracket that closes the one at the start.
 fn closing(text: &str) -> Option<usize> {
     let mut open = 0;
     scan(text).find_map(|(at, c, literal)| {
@@ -190,7 +185,7 @@ fn closing(text: &str) -> Option<usize> {
     })
 }
 
-/// The test of an `if`.
+/// Condition of an `if`.
 #[derive(Debug)]
 pub struct Test {
     pub negated: bool,
@@ -198,12 +193,12 @@ pub struct Test {
     pub any_case: bool,
     /// `defined NAME`, `exist FILE`, `errorlevel N`, or two texts with an operator between.
     pub words: Vec<String>,
-    /// The place where what it rules begins.
+    /// Start of what it controls.
     pub behind: usize,
 }
 
 impl Test {
-    /// Tells whether it asks how commands went, or what lies on the disk.
+    /// Returns true for conditions on the success of commands, or on files.
     pub fn is_about_failure(&self) -> bool {
         let words = self.words.iter().map(|word| word.to_lowercase());
         words
@@ -212,7 +207,7 @@ impl Test {
     }
 }
 
-/// The test of an `if`, which the text starts with.
+/// Parses the condition of an `if`, at the start of the text.
 pub fn test(text: &str) -> Option<Test> {
     let mut at = text.find(|c: char| !" \t@".contains(c))? + "if".len();
     let mut test = Test {
@@ -244,7 +239,7 @@ pub fn test(text: &str) -> Option<Test> {
     }
 }
 
-/// The next word of a test: `==` ends one, and is one.
+/// Returns the next word of a condition: `==` ends one, and is one.
 fn operand(text: &str, from: usize) -> Option<(String, usize)> {
     let rest = &text[from..];
     let start = rest.find(|c: char| !" \t".contains(c))?;
@@ -258,15 +253,15 @@ fn operand(text: &str, from: usize) -> Option<(String, usize)> {
     Some((rest[..end].to_string(), from + start + end))
 }
 
-/// A command's part in a line that goes well.
+/// Role of a command in a line that succeeds.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Piece {
     Runs,
-    /// Behind `||` or `|`.
+    /// After `||` or `|`.
     Aside,
 }
 
-/// The commands of a line, between `&`, `&&`, `||` and `|`.
+/// Splits a line into its commands, between `&`, `&&`, `||` and `|`.
 pub fn pieces(text: &str) -> Vec<(Piece, String)> {
     let mut pieces = vec![(Piece::Runs, String::new())];
     let mut before = ' ';
@@ -283,7 +278,7 @@ pub fn pieces(text: &str) -> Vec<(Piece, String)> {
     pieces
 }
 
-/// A command's name, and what stands behind it.
+/// Splits off a command's name.
 pub fn first_word(text: &str) -> (&str, &str) {
     let text = text.trim_start();
     let end = text
@@ -293,7 +288,7 @@ pub fn first_word(text: &str) -> (&str, &str) {
     text.split_at(end)
 }
 
-/// The text without the carets that stand for nothing but the next character.
+/// Removes carets that only escape the next character.
 pub fn uncareted(text: &str) -> String {
     scan(text)
         .filter(|(_, c, literal)| *literal || *c != '^')
@@ -301,7 +296,7 @@ pub fn uncareted(text: &str) -> String {
         .collect()
 }
 
-/// `1`, `*`, `~dp0`: what stands behind the % of an argument.
+/// Parses `1`, `*`, `~dp0` after the % of an argument.
 pub fn argument(text: &str) -> Option<(&str, &str)> {
     if text.starts_with(|c: char| c.is_ascii_digit() || c == '*') {
         return Some(text.split_at(1));
@@ -313,7 +308,7 @@ pub fn argument(text: &str) -> Option<(&str, &str)> {
         .then(|| text.split_at(end + 2))
 }
 
-/// A program's words: redirections left out, carets and quotes resolved.
+/// Returns a program's words: without redirections, carets and quotes resolved.
 pub fn words(text: &str) -> Result<Vec<String>, String> {
     let mut plain = String::new();
     let mut chars = scan(text).peekable();
@@ -321,7 +316,7 @@ pub fn words(text: &str) -> Result<Vec<String>, String> {
         match c {
             '^' if !literal => {}
             '<' | '>' if !literal => {
-                // The number of a stream stands right before: `2>file`.
+                // The number of a stream directly precedes it: `2>file`.
                 if plain.ends_with(|c: char| c.is_ascii_digit()) && plain[..plain.len() - 1].ends_with([' ', '\t']) {
                     plain.pop();
                 }
@@ -338,7 +333,7 @@ pub fn words(text: &str) -> Result<Vec<String>, String> {
     arguments(&plain)
 }
 
-/// Microsoft's rules: a quote opens and closes; before one, `\\` is `\` and `\"` is a quote of the text.
+/// Microsoft's rules: a quote opens and closes; before a quote, `\\` is `\` and `\"` is a literal quote.
 fn arguments(text: &str) -> Result<Vec<String>, String> {
     let mut words: Vec<String> = Vec::new();
     let mut word: Option<String> = None;

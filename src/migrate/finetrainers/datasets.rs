@@ -1,4 +1,4 @@
-//! Data sets: `--data_root` and its kin, or the file of `--dataset_config`.
+//! Data sets: `--data_root` and related flags, or the file of `--dataset_config`.
 
 use serde_json::Value;
 
@@ -23,7 +23,7 @@ impl Migration<'_> {
         self.onoff("enable_slicing", "precompute", "vae_slicing");
     }
 
-    /// v0.0.1: columns are files of lines, unless a table is named.
+    /// Converts flags of v0.0.1: columns are files of lines, unless a table is named.
     fn one_dataset(&mut self) {
         let mut set = Block::default();
         let root = self.flags.text("data_root");
@@ -58,7 +58,7 @@ impl Migration<'_> {
         }
         if let Some(token) = self.flags.text("id_token") {
             if self.trainer == Trainer::Diffusers && !token.ends_with(' ') {
-                let why = "stands right before the caption in diffusers; vtrain puts a space between";
+                let why = "directly precedes the caption in diffusers; vtrain puts a space between";
                 self.document.remark(format!("--id_token {token}"), why);
             }
             set.set("id_token", token, "--id_token");
@@ -106,7 +106,8 @@ impl Migration<'_> {
         self.document.root.list("datasets", vec![set], "");
     }
 
-    /// Before finetrainers: one size by `--max_num_frames`, `--height` and `--width`, or all that can be made of lists.
+    /// Converts flags from before finetrainers: one size by `--max_num_frames`, `--height` and `--width`, or all
+    /// combinations of lists.
     fn sides(&mut self) -> (Vec<[u64; 3]>, Vec<String>) {
         let mut from = Vec::new();
         let mut lists = Vec::new();
@@ -144,12 +145,12 @@ impl Migration<'_> {
                 "cogvideox-factory tries a long list of sizes, vtrain one: write datasets[0].buckets",
             );
         }
-        // The VAE takes 4 n + 1 frames; the scripts leave out those that are left over.
+        // The VAE takes 4 n + 1 frames; the scripts drop the rest.
         let frames: Vec<u64> = lists[0].iter().map(|n| n.saturating_sub(1) / 4 * 4 + 1).collect();
         if frames != lists[0] {
             let what = format!("{} {:?}", from[0], lists[0]);
             self.document
-                .remark(what, format!("are brought down to 4 n + 1, there too: {frames:?}"));
+                .remark(what, format!("are rounded down to 4 n + 1, there too: {frames:?}"));
         }
         let sizes = lists[1].iter().flat_map(|h| lists[2].iter().map(move |w| (*h, *w)));
         let buckets = frames
@@ -172,7 +173,7 @@ impl Migration<'_> {
         set.set("buckets", values, from);
     }
 
-    /// A data set's folder. What may be a name of the Hub is told.
+    /// Returns a data set's folder, with a remark if it may be a name of the Hub.
     fn folder(&mut self, root: &str) -> String {
         let hub = root.matches('/').count() == 1 && !root.starts_with(['.', '/', '~', '$']);
         if hub && !self.source.from.join(root).is_dir() {
@@ -196,7 +197,7 @@ impl Migration<'_> {
         if let Value::Object(top) = json {
             for key in top.keys().filter(|key| *key != "datasets") {
                 self.document
-                    .remark(format!("{file}: {key}"), "is no key that vtrain knows");
+                    .remark(format!("{file}: {key}"), "is not a key that vtrain knows");
             }
         }
         let blocks = sets
@@ -209,7 +210,7 @@ impl Migration<'_> {
             .list("datasets", blocks, &format!("--dataset_config {file}"));
     }
 
-    /// One entry of `datasets`.
+    /// Converts one entry of `datasets`.
     fn listed(&mut self, file: &str, n: usize, json: &Value) -> Block {
         let mut set = Block::default();
         let Value::Object(entries) = json else {
@@ -278,7 +279,7 @@ impl Migration<'_> {
                 ) => false,
                 _ => {
                     self.document
-                        .remark(format!("{place}: {value}"), "is no key that vtrain knows");
+                        .remark(format!("{place}: {value}"), "is not a key that vtrain knows");
                     true
                 }
             };
@@ -296,7 +297,7 @@ impl Migration<'_> {
 
     fn reshape(&mut self, set: &mut Block, place: &str, mode: &str) -> bool {
         let crop = match mode {
-            // Resizing alone: the aspect ratio gives way.
+            // Resizing alone changes the aspect ratio.
             "bicubic" | "bilinear" | "nearest" | "area" => "fit",
             "center_crop" | "resize_crop" | "center" => "center",
             "random_crop" | "random" => "random",
@@ -313,7 +314,7 @@ impl Migration<'_> {
     }
 }
 
-/// `49x480x720`, or `480x720` of one frame.
+/// Parses `49x480x720`, or `480x720` of one frame.
 fn bucket(text: &str, sides: usize) -> Option<[u64; 3]> {
     let numbers: Vec<u64> = text.split('x').map(|n| n.trim().parse().ok()).collect::<Option<_>>()?;
     match numbers[..] {
@@ -323,7 +324,7 @@ fn bucket(text: &str, sides: usize) -> Option<[u64; 3]> {
     }
 }
 
-/// `[49, 480, 720]`, or `[480, 720]` of one frame.
+/// Parses `[49, 480, 720]`, or `[480, 720]` of one frame.
 fn json_bucket(json: &Value) -> Option<[u64; 3]> {
     let numbers: Vec<u64> = json.as_array()?.iter().map(Value::as_u64).collect::<Option<_>>()?;
     match numbers[..] {
@@ -333,8 +334,8 @@ fn json_bucket(json: &Value) -> Option<[u64; 3]> {
     }
 }
 
-/// A JSON file that the script names.
+/// Reads a JSON file that the script names.
 pub(super) fn read_json(migration: &Migration, path: &str) -> Result<Value, String> {
     let text = migration.source.read(path)?;
-    serde_json::from_str(&text).map_err(|error| format!("{path}: is no JSON: {error}"))
+    serde_json::from_str(&text).map_err(|error| format!("{path}: is not JSON: {error}"))
 }

@@ -1,4 +1,4 @@
-//! Whose script it is, and what it calls finetrainers' flags.
+//! Recognition of the script, and its names for finetrainers' flags.
 
 use super::super::flags::{Launch, Reader, file_name};
 use crate::models::FamilyName;
@@ -10,7 +10,7 @@ const FACTORY_SCRIPTS: [&str; 2] = ["cogvideox_text_to_video_lora.py", "cogvideo
 /// Scripts that train the transformer itself.
 const FULL_SCRIPTS: [&str; 2] = ["cogvideox_text_to_video_sft.py", "cogvideox_image_to_video_sft.py"];
 
-/// Knows the names of scripts that are read, or refused by their name.
+/// Recognises the names of scripts that are supported, or rejected by name.
 pub fn is_training(name: &str) -> bool {
     matches!(name, "train.py" | "finetrainers")
         || [DIFFUSERS_SCRIPTS, FACTORY_SCRIPTS, FULL_SCRIPTS]
@@ -18,7 +18,7 @@ pub fn is_training(name: &str) -> bool {
             .contains(&name)
 }
 
-/// Whose flags and defaults a command has.
+/// Origin of a command's flags and defaults.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Trainer {
     /// `examples/cogvideo` of diffusers.
@@ -33,12 +33,12 @@ pub enum Trainer {
 
 impl Trainer {
     /// # Errors
-    /// A script that trains something else than vtrain does, or has other flags under a name that is known.
+    /// Fails for a script that trains something else than vtrain does, or has other flags under a known name.
     pub fn of(launch: &Launch, flags: &Reader) -> Result<Self, String> {
         let name = file_name(&launch.script);
         if FULL_SCRIPTS.contains(&name) {
             return Err(format!(
-                "{name} trains the whole transformer, vtrain LoRA adapters: migrate the _lora.py beside it"
+                "{name} trains the whole transformer, vtrain LoRA adapters: migrate the _lora.py next to it"
             ));
         }
         if flags.has("model_path") && flags.has("train_resolution") {
@@ -63,7 +63,7 @@ impl Trainer {
         }
     }
 
-    /// The comment behind a value that no flag gives.
+    /// Returns the comment on a value without a flag.
     pub fn default_comment(self) -> &'static str {
         match self {
             Self::Diffusers => "the script's default",
@@ -81,13 +81,13 @@ impl Trainer {
         }
     }
 
-    /// The one family that a script trains.
+    /// Returns the only family of a script, if it has one.
     pub fn family(self) -> Option<FamilyName> {
         matches!(self, Self::Diffusers | Self::Factory).then_some(FamilyName::CogVideoX)
     }
 }
 
-/// finetrainers' flags, and what they were called before.
+/// finetrainers' flags, with their earlier names.
 pub const OTHER_NAMES: &[(&str, &str)] = &[
     ("data_root", "instance_data_root"),
     ("batch_size", "train_batch_size"),

@@ -6,7 +6,7 @@ use super::super::document::Block;
 use super::datasets::read_json;
 use super::{Migration, Trainer};
 
-/// More videos of one prompt than this are a mistake.
+/// Limit for videos of one prompt.
 const MOST_VIDEOS: u64 = 64;
 
 impl Migration<'_> {
@@ -51,7 +51,7 @@ impl Migration<'_> {
         }
     }
 
-    /// Before finetrainers: videos as large as the clips, with one guidance.
+    /// Converts flags from before finetrainers: videos as large as the clips, with one guidance scale.
     fn guidance(&mut self, prompts: &mut [Block]) {
         if let Some(flag) = self.flags.take("fps") {
             self.remark(&flag, "frames are spread over the clip, there too");
@@ -71,7 +71,7 @@ impl Migration<'_> {
         }
     }
 
-    /// v0.0.1: everything in one text.
+    /// Converts flags of v0.0.1: everything in one text.
     fn typed_prompts(&mut self) -> Vec<Block> {
         let names = ["validation_separator", "validation_prompt_separator"];
         let mut separator = None;
@@ -133,7 +133,7 @@ impl Migration<'_> {
         prompts
     }
 
-    /// `a red ball@@@49x480x720`
+    /// Parses `a red ball@@@49x480x720`
     fn typed_prompt(&mut self, text: &str) -> Block {
         let mut prompt = Block::default();
         let (words, size) = text
@@ -150,7 +150,7 @@ impl Migration<'_> {
             }
             _ => {
                 let message = format!(
-                    "--validation_prompts: expected frames x height x width behind @@@, found '{}'",
+                    "--validation_prompts: expected frames x height x width after @@@, found '{}'",
                     size.escape_debug()
                 );
                 if !self.flags.problems.contains(&message) {
@@ -195,7 +195,7 @@ impl Migration<'_> {
         prompts
     }
 
-    /// One column of a row; false where its value is of the wrong kind.
+    /// Converts one column of a row; returns false for a value of the wrong kind.
     fn row(&mut self, prompt: &mut Block, key: &str, value: &Value, place: &str) -> bool {
         match (key, value) {
             (_, Value::Null) => {}
@@ -230,7 +230,7 @@ impl Migration<'_> {
             ) => return false,
             _ => self
                 .document
-                .remark(format!("{place}: {value}"), "is no key that vtrain knows"),
+                .remark(format!("{place}: {value}"), "is not a key that vtrain knows"),
         }
         true
     }

@@ -1,4 +1,4 @@
-//! `--config_file`: flags in a TOML file, those of the command before them.
+//! `--config_file`: flags in a TOML file, inserted before those of the command.
 
 use toml::{Table, Value};
 
@@ -6,11 +6,11 @@ use super::super::Source;
 use super::super::document::Document;
 use super::super::flags::{Flag, Launch};
 
-/// Puts the file's flags before those of the command, of which the last counts. Tables are taken together: their names mean
-/// nothing.
+/// Inserts the file's flags before those of the command, of which the last counts. Tables are merged, because their
+/// names have no meaning.
 ///
 /// # Errors
-/// A file that cannot be read, or a value that is no flag's.
+/// Fails for an unreadable file, and for a value that no flag can have.
 pub fn read(source: &Source, launch: &mut Launch, document: &mut Document) -> Result<(), String> {
     let Some(at) = launch.flags.iter().rposition(|flag| flag.name == "config_file") else {
         return Ok(());
@@ -45,7 +45,7 @@ pub fn read(source: &Source, launch: &mut Launch, document: &mut Document) -> Re
     Ok(())
 }
 
-/// A key as the flag that it stands for; none for a switch that is off.
+/// Converts a key to its flag; None for a switch that is off.
 fn flag(file: &str, name: String, value: Value) -> Result<Option<Flag>, String> {
     let plain = |value: &Value| match value {
         Value::String(text) => Some(text.clone()),
@@ -60,6 +60,8 @@ fn flag(file: &str, name: String, value: Value) -> Result<Option<Flag>, String> 
     };
     match values {
         Some(values) => Ok(Some(Flag { name, values })),
-        None => Err(format!("--config_file: {file}: {name}: is no flag's value: {value}")),
+        None => Err(format!(
+            "--config_file: {file}: {name}: is not a value of a flag: {value}"
+        )),
     }
 }

@@ -5,9 +5,9 @@ use toml::{Table, Value};
 use super::super::document::Block;
 use super::{DEFAULT, Migration};
 
-/// The longest clip of `frame_extraction = "full"` where `max_frames` is not given.
+/// Default of `max_frames` with `frame_extraction = "full"`.
 const MOST_FRAMES: u64 = 129;
-/// More would make a list of buckets that nobody reads.
+/// Limit for it, beyond which the list of buckets would be unreadable.
 const MOST_FULL_FRAMES: u64 = 1025;
 
 /// Keys without a counterpart, and why.
@@ -67,7 +67,7 @@ impl Migration<'_> {
         };
         for (key, value) in table {
             self.document
-                .remark(format!("{file}: {key} = {value}"), "is no key that vtrain knows");
+                .remark(format!("{file}: {key} = {value}"), "is not a key that vtrain knows");
         }
         let mut blocks = Vec::new();
         let mut batches: Vec<i64> = Vec::new();
@@ -105,7 +105,7 @@ impl Migration<'_> {
             .push(format!("--dataset_config: {file}: {key}: {message}"));
     }
 
-    /// One data set, the general keys laid under its own.
+    /// Converts one data set, with the general keys as defaults.
     fn one(&mut self, place: &str, mut keys: Table) -> Block {
         let mut set = Block::default();
         let picture = self.place(place, &mut keys, &mut set);
@@ -139,13 +139,13 @@ impl Migration<'_> {
             let why = REASONS
                 .iter()
                 .find(|(name, _)| *name == key)
-                .map_or("is no key that vtrain knows", |(_, why)| why);
+                .map_or("is not a key that vtrain knows", |(_, why)| why);
             self.document.remark(format!("{place}: {key} = {value}"), why);
         }
         set
     }
 
-    /// Where the clips are; whether they are pictures.
+    /// Converts the location of the clips; returns true for pictures.
     fn place(&mut self, place: &str, keys: &mut Table, set: &mut Block) -> bool {
         let mut found = None;
         for key in [
@@ -190,7 +190,7 @@ impl Migration<'_> {
         found.unwrap_or(false)
     }
 
-    /// Sizes, and which frames are taken.
+    /// Converts sizes, and the selection of frames.
     fn frames(&mut self, place: &str, keys: &mut Table, set: &mut Block, picture: bool) {
         let resolution = match keys.remove("resolution") {
             None => Some([960, 544]),
@@ -228,14 +228,14 @@ impl Migration<'_> {
                 set.set("frames", "random", &from);
                 self.document.remark(
                     format!("{place}: frame_extraction = {name}"),
-                    "takes several stretches of each clip; vtrain takes one, drawn by the seed",
+                    "takes several segments of each clip; vtrain takes one, drawn by the seed",
                 );
             }
             _ => self.wrong(place, "frame_extraction", "is one of head, chunk, slide, uniform, full"),
         }
     }
 
-    /// The lengths of `target_frames`, each brought down to 4 n + 1, as the model's clips are.
+    /// Returns the lengths of `target_frames`, each rounded down to 4 n + 1, as the model requires.
     fn target_frames(&mut self, place: &str, keys: &mut Table) -> Option<Vec<u64>> {
         let given: Option<Vec<u64>> = match keys.remove("target_frames") {
             None => Some(vec![1]),
@@ -251,7 +251,7 @@ impl Migration<'_> {
         if counts != given {
             self.document.remark(
                 format!("{place}: target_frames = {given:?}"),
-                format!("are brought down to 4 n + 1, in musubi-tuner too: {counts:?}"),
+                format!("are rounded down to 4 n + 1, in musubi-tuner too: {counts:?}"),
             );
         }
         counts.sort_unstable();
@@ -265,7 +265,7 @@ impl Migration<'_> {
         Some(counts)
     }
 
-    /// `frame_extraction = "full"`: each clip as long as it is, brought down to 4 n + 1, up to `max_frames`.
+    /// Converts `frame_extraction = "full"`: each clip at its full length, rounded down to 4 n + 1, up to `max_frames`.
     fn whole_clips(&mut self, place: &str, keys: &mut Table) -> Option<Vec<u64>> {
         let longest = keys
             .remove("max_frames")
@@ -286,12 +286,12 @@ impl Migration<'_> {
     }
 }
 
-/// The longest 4 n + 1 that is not longer.
+/// Returns the largest 4 n + 1 that is not larger.
 pub(super) fn whole(frames: u64) -> u64 {
     (frames - 1) / 4 * 4 + 1
 }
 
-/// `[width, height]`, or one side of a square.
+/// Parses `[width, height]`, or one side of a square.
 fn sides(value: &Value) -> Option<[u64; 2]> {
     match value {
         Value::Array(list) => match list[..] {

@@ -1,4 +1,4 @@
-//! `--sample_prompts`: a file with a prompt on every line, and its settings behind dashes.
+//! `--sample_prompts`: a file with a prompt on every line, followed by its settings as flags.
 
 use super::super::document::Block;
 use super::Migration;
@@ -27,12 +27,12 @@ impl Migration<'_> {
         }
     }
 
-    /// `a red ball --w 640 --h 480 --f 25 --d 1 --s 20`
+    /// Parses `a red ball --w 640 --h 480 --f 25 --d 1 --s 20`
     fn sample(&mut self, place: &str, line: &str) -> Block {
         let mut prompt = Block::default();
         let mut parts = line.split(" --");
         prompt.set("prompt", parts.next().unwrap_or_default().trim(), "");
-        // Musubi-tuner's own, where a line has none.
+        // Defaults of musubi-tuner.
         prompt.set("num_frames", 1, "");
         prompt.set("height", 256, "");
         prompt.set("width", 256, "");
@@ -77,7 +77,7 @@ impl Migration<'_> {
                         _ => value,
                     };
                     if made != value {
-                        let why = format!("is brought down to {made}, in musubi-tuner too");
+                        let why = format!("is rounded down to {made}, in musubi-tuner too");
                         self.document.remark(format!("{place}: --{name} {value}"), why);
                     }
                     prompt.set(key, made, "");

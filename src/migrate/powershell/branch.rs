@@ -1,11 +1,11 @@
-//! `if` of PowerShell, where the script itself answers its test.
+//! `if` of PowerShell, if the script itself determines its condition.
 
 use super::PowerShell;
 use super::text::Text;
 use super::value::Value;
 
 impl PowerShell {
-    /// Follows the branch that holds; false, and the text where it was, where that is not known.
+    /// Follows the branch that holds; if that is unknown, returns false and leaves the text unread.
     pub(super) fn branch(&mut self, text: &mut Text) -> Result<bool, String> {
         let mut ahead = text.clone();
         let mut chosen = None;
@@ -53,7 +53,7 @@ impl PowerShell {
         Ok(true)
     }
 
-    /// `$x`, `!$x`, `$x -eq "text"`: whether it holds; none where that is not known.
+    /// Evaluates `$x`, `!$x`, `$x -eq "text"`; None if unknown.
     fn truth(&mut self, test: &str) -> Result<Option<bool>, String> {
         let mut text = Text::new(test);
         text.skip_blank_and_lines()?;
@@ -82,7 +82,7 @@ impl PowerShell {
         if negated || text.peek().is_some() {
             return Ok(None);
         }
-        // PowerShell does not tell cases apart here, either.
+        // PowerShell ignores case here, too.
         let same = match (left, right) {
             (Value::List(_), _) | (_, Value::List(_)) => return Ok(None),
             (a, b) => a.items().join(" ").to_lowercase() == b.items().join(" ").to_lowercase(),
@@ -90,7 +90,7 @@ impl PowerShell {
         Ok(Some(same == equal))
     }
 
-    /// A value of which nothing is left open.
+    /// Returns a fully known value.
     fn known(&mut self, text: &mut Text) -> Result<Option<Value>, String> {
         let value = self.term(text)?;
         text.skip_blank_and_lines()?;

@@ -1,17 +1,17 @@
-//! The text of a PowerShell script, read from its start to its end.
+//! The text of a PowerShell script, read sequentially.
 
 use std::cell::Cell;
 
-/// Brackets within brackets.
+/// Limit for nested brackets.
 const MOST_DEPTH: usize = 32;
 
-/// The rest of a text.
+/// Rest of a text.
 #[derive(Debug, Clone)]
 pub struct Text<'a> {
     all: &'a str,
     at: usize,
     depth: usize,
-    /// Up to where lines have been counted, and how many.
+    /// Position up to which lines have been counted, and their number.
     counted: Cell<(usize, usize)>,
 }
 
@@ -29,7 +29,7 @@ impl<'a> Text<'a> {
         &self.all[self.at..]
     }
 
-    /// The line of the file, from 1.
+    /// Returns the line of the file, from 1.
     pub fn line(&self) -> usize {
         let (at, lines) = Some(self.counted.get())
             .filter(|(at, _)| *at <= self.at)
@@ -68,7 +68,7 @@ impl<'a> Text<'a> {
         found
     }
 
-    /// The text between here and there.
+    /// Returns the text between here and `end`.
     pub fn upto(&self, end: &Text) -> String {
         self.all[self.at..end.at.max(self.at)].to_string()
     }
@@ -85,12 +85,12 @@ impl<'a> Text<'a> {
         self.depth -= 1;
     }
 
-    /// A backtick with nothing behind it on its line.
+    /// Checks for a backtick at the end of its line.
     pub fn joins_lines(&self) -> bool {
         ["`\n", "`\r\n"].iter().any(|end| self.ahead(end))
     }
 
-    /// Spaces, comments and joined lines.
+    /// Skips spaces, comments and joined lines.
     pub fn skip_blank(&mut self) -> Result<(), String> {
         loop {
             match self.peek() {
@@ -108,7 +108,7 @@ impl<'a> Text<'a> {
                     } else if behind[..end].trim().is_empty() {
                         let line = self.line();
                         return Err(format!(
-                            "line {line}: its last ` does not join it to the next: a space stands behind it"
+                            "line {line}: its last ` does not join it to the next: it is followed by a space"
                         ));
                     } else {
                         return Ok(());
@@ -132,7 +132,7 @@ impl<'a> Text<'a> {
         Ok(())
     }
 
-    /// Goes to the next statement; false at the end.
+    /// Skips to the next statement; returns false at the end.
     pub fn skip_to_statement(&mut self) -> Result<bool, String> {
         self.skip_blank_and_lines()?;
         while self.eat(";") {
@@ -149,7 +149,7 @@ impl<'a> Text<'a> {
         self.peek().is_none_or(|c| c.is_whitespace() || c == ';') || self.joins_lines()
     }
 
-    /// Letters, digits and `_`.
+    /// Reads letters, digits and `_`.
     pub fn name(&mut self) -> String {
         let end = self
             .rest()
@@ -160,7 +160,7 @@ impl<'a> Text<'a> {
         name
     }
 
-    /// Up to the next space or sign that ends a number.
+    /// Reads up to the next space or sign that ends a number.
     pub fn bare(&mut self) -> String {
         let mut ends = self.rest().char_indices().skip(1);
         let end = ends
@@ -171,7 +171,7 @@ impl<'a> Text<'a> {
         word
     }
 
-    /// The word that a statement starts with, left where it is.
+    /// Returns the first word of a statement without reading it.
     pub fn word_ahead(&self) -> &'a str {
         let end = self
             .rest()
@@ -179,7 +179,7 @@ impl<'a> Text<'a> {
         &self.rest()[..end.unwrap_or(self.rest().len())]
     }
 
-    /// `[int]` before a value.
+    /// Reads `[int]` before a value.
     pub fn eat_cast(&mut self) -> bool {
         let mut any = false;
         while let Some(inner) = self.rest().strip_prefix('[') {
@@ -199,7 +199,7 @@ impl<'a> Text<'a> {
         any
     }
 
-    /// `$NAME`, `${NAME}`, `$env:NAME`, in small letters and without the scopes that all mean this script.
+    /// Reads `$NAME`, `${NAME}`, `$env:NAME`, in lower case and without scopes that mean this script.
     pub fn variable(&mut self) -> Option<String> {
         let start = self.at;
         if !self.eat("$") {
@@ -230,7 +230,7 @@ impl<'a> Text<'a> {
         Some(bare.map(String::from).unwrap_or(name))
     }
 
-    /// The character that a backtick and the letter behind it stand for; none where it joins lines.
+    /// Reads the character that a backtick escapes; None if it joins lines.
     pub fn escaped(&mut self) -> Option<char> {
         self.next();
         match self.next()? {
@@ -243,7 +243,7 @@ impl<'a> Text<'a> {
         }
     }
 
-    /// Behind a `'`.
+    /// Reads after a `'`.
     pub fn single_quoted(&mut self) -> Result<String, String> {
         let mut done = String::new();
         loop {
@@ -257,7 +257,7 @@ impl<'a> Text<'a> {
         }
     }
 
-    /// `@"`, lines, `"@`; whether it is to be taken as it stands.
+    /// Reads `@"`, lines, `"@`; also returns whether it is literal.
     pub fn here_string(&mut self) -> Result<Option<(String, bool)>, String> {
         for (open, close, literal) in [("@\"", "\n\"@", false), ("@'", "\n'@", true)] {
             if !self.ahead(open) {
@@ -268,7 +268,7 @@ impl<'a> Text<'a> {
                 .split_once('\n')
                 .ok_or(format!("a {open} is never closed"))?;
             let begin = self.all.len() - inner.len();
-            // An empty one ends right below.
+            // An empty one ends on the next line.
             let end = self.all[begin - 1..]
                 .find(close)
                 .ok_or(format!("a {open} is never closed"))?
@@ -281,7 +281,7 @@ impl<'a> Text<'a> {
         Ok(None)
     }
 
-    /// `(...)`, from its first bracket to its last.
+    /// Reads `(...)`, from its first bracket to its last.
     pub fn bracketed(&mut self, open: char, close: char) -> Result<String, String> {
         let start = self.clone();
         let mut depth = 0usize;
@@ -305,7 +305,7 @@ impl<'a> Text<'a> {
         Err(format!("a {open} is never closed"))
     }
 
-    /// The inside of the `{...}` here, which is passed.
+    /// Reads a `{...}` and returns its inside.
     pub fn block(&mut self) -> Result<Text<'a>, String> {
         let mut inner = self.clone();
         inner.next();
@@ -330,7 +330,7 @@ impl<'a> Text<'a> {
         Err("a \" is never closed".into())
     }
 
-    /// Goes to the end of this line's statement, and returns it. Blocks and brackets that it opens are part of it.
+    /// Reads to the end of this line's statement, and returns it, including the blocks and brackets that it opens.
     pub fn end_of_statement(&mut self) -> String {
         let start = self.clone();
         while let Some(c) = self.peek() {
@@ -354,7 +354,7 @@ impl<'a> Text<'a> {
         start.upto(self)
     }
 
-    /// A statement with its blocks, those behind `else` and `catch` too.
+    /// Reads a statement with its blocks, including those after `else` and `catch`.
     pub fn whole_statement(&mut self) -> Result<String, String> {
         let start = self.clone();
         if matches!(self.peek(), Some('}' | ')' | ']')) {
@@ -396,7 +396,7 @@ impl<'a> Text<'a> {
         }
     }
 
-    /// `> file`, `2>&1`, `*> file`; false where there is none.
+    /// Reads `> file`, `2>&1`, `*> file`; returns false if there is none.
     pub fn skip_redirection(&mut self) -> Result<bool, String> {
         let rest = self.rest();
         let stream = rest.starts_with(|c: char| c.is_ascii_digit() || c == '*') && rest[1..].starts_with('>');

@@ -4,13 +4,13 @@ use super::super::script::trains;
 use super::text::Text;
 use super::{PowerShell, short};
 
-/// The value of a variable.
+/// Value of a variable.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Value {
     Text(String),
     /// `True` or `False`
     Flag(bool),
-    /// Which `+` adds to, as it stands.
+    /// Operand of a numeric `+`, as written.
     Number(String),
     List(Vec<String>),
 }
@@ -57,7 +57,7 @@ impl PowerShell {
         Ok(())
     }
 
-    /// The value that is assigned; none where it would have to be run.
+    /// Returns the assigned value; None if it would have to be run.
     pub(super) fn value(&mut self, text: &mut Text) -> Result<Option<Value>, String> {
         text.skip_blank_and_lines()?;
         let start = text.clone();
@@ -103,7 +103,7 @@ impl PowerShell {
         Ok(None)
     }
 
-    /// A text, a number, a variable or a list.
+    /// Reads a text, a number, a variable or a list.
     pub(super) fn term(&mut self, text: &mut Text) -> Result<Option<Value>, String> {
         text.eat_cast();
         if text.eat_any_case("[System.Collections.ArrayList]::new()")
@@ -123,7 +123,7 @@ impl PowerShell {
         match text.peek() {
             Some('\'' | '"') => Ok(Some(Value::Text(self.quoted(text)?))),
             Some('$') => match text.variable() {
-                // A property of it, or an item.
+                // A property or an item of it.
                 Some(_) if matches!(text.peek(), Some('.' | '[')) => Ok(None),
                 Some(name) if name == "true" || name == "false" => Ok(Some(Value::Flag(name == "true"))),
                 Some(name) => Ok(self.variables.get(&name).cloned()),
@@ -137,7 +137,7 @@ impl PowerShell {
         }
     }
 
-    /// Behind `@(`: items between commas or on lines of their own.
+    /// Reads after `@(`: items between commas or on separate lines.
     fn list(&mut self, text: &mut Text) -> Result<Option<Value>, String> {
         let mut items = Vec::new();
         loop {

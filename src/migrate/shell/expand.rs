@@ -1,14 +1,14 @@
-//! Words with their variables put in.
+//! Expansion of variables in words.
 
 use super::super::arithmetic;
 use super::Shell;
 use super::syntax::{Change, Items, Part, Word, plain};
 use super::test::fits;
 
-/// Longer values are not cut by patterns.
+/// Limit for values that patterns are applied to.
 const MOST_CUT: usize = 512;
 
-/// The pieces of a word while they are gathered.
+/// Pieces of a word during expansion.
 #[derive(Default)]
 struct Pieces {
     done: Vec<String>,
@@ -22,7 +22,7 @@ impl Pieces {
 }
 
 impl Shell<'_> {
-    /// A word as one text, its spaces kept.
+    /// Expands a word to one text, keeping spaces.
     pub(super) fn expand_whole(&mut self, word: &Word) -> Result<String, String> {
         let quoted: Word = word
             .iter()
@@ -43,20 +43,20 @@ impl Shell<'_> {
         Ok(self.expand(&quoted)?.join(" "))
     }
 
-    /// A word, its variables put in: none, one or many.
+    /// Expands a word: to none, one or many.
     pub(super) fn expand(&mut self, word: &Word) -> Result<Vec<String>, String> {
         let mut pieces = Pieces::default();
         for part in word {
             match part {
                 Part::Text { text, .. } => pieces.push(text),
                 Part::Run(text) => {
-                    self.leave(text, "is not run: it stays as it stands");
+                    self.leave(text, "is not run: it is kept verbatim");
                     pieces.push(text);
                 }
                 Part::Sum(text) => {
                     let number = self.compute(text).unwrap_or_else(|message| {
                         let text = format!("$(({text}))");
-                        self.leave(&text, &format!("is not computed ({message}): it stays as it stands"));
+                        self.leave(&text, &format!("is not computed ({message}): it is kept verbatim"));
                         text
                     });
                     pieces.push(&number);
@@ -123,7 +123,7 @@ impl Shell<'_> {
                     self.grow(value.len())?;
                     let Some(rest) = cut_off(&value, &pattern, *end, *longest) else {
                         let text = format!("${{{name}...{pattern}}}");
-                        self.leave(&text, "has a pattern that is not read: it stays as it stands");
+                        self.leave(&text, "has a pattern that is not read: it is kept verbatim");
                         return Ok(vec![text]);
                     };
                     cut.push(rest.to_string());
@@ -156,7 +156,7 @@ impl Shell<'_> {
         }
     }
 
-    /// The text that stands for a variable without a value.
+    /// Returns the text for a variable without a value.
     fn unknown(&mut self, name: &str) -> Vec<String> {
         let text = format!("${name}");
         match name {
@@ -178,7 +178,7 @@ impl Shell<'_> {
         vec![text]
     }
 
-    /// The value of `$((...))`, and what it sets.
+    /// Returns the value of `$((...))`, applying its assignments.
     pub(super) fn compute(&mut self, text: &str) -> Result<String, String> {
         let text = text.replace(['$', '{', '}'], "");
         let value = |name: &str| {
@@ -192,7 +192,7 @@ impl Shell<'_> {
         Ok(number.to_string())
     }
 
-    /// `((...))` and `let`: where it cannot be computed, what it sets is no longer known.
+    /// Evaluates `((...))` and `let`; if that fails, the assigned names become unknown.
     pub(super) fn compute_or_forget(&mut self, text: &str) -> Option<String> {
         let message = match self.compute(text) {
             Ok(number) => return Some(number),
@@ -205,13 +205,13 @@ impl Shell<'_> {
     }
 }
 
-/// A value without the end or start that a pattern fits; none where the pattern or the value is beyond what is read.
+/// Removes the end or start of a value that a pattern matches; None if the pattern or the value is unsupported.
 fn cut_off<'a>(value: &'a str, pattern: &str, end: bool, longest: bool) -> Option<&'a str> {
     if pattern.contains(['[', '\\']) || value.len() > MOST_CUT {
         return None;
     }
     let mut places: Vec<usize> = value.char_indices().map(|(at, _)| at).chain([value.len()]).collect();
-    // The shortest first: from the end of the value for an end.
+    // Shortest first: for an end, from the end of the value.
     if end != longest {
         places.reverse();
     }
@@ -226,7 +226,7 @@ fn cut_off<'a>(value: &'a str, pattern: &str, end: bool, longest: bool) -> Optio
     })
 }
 
-/// `NAME=value`, as the name, whether it is `+=`, and the value.
+/// Parses `NAME=value` to the name, whether it is `+=`, and the value.
 pub(super) fn assignment(word: &Word) -> Option<(Target, bool, Word)> {
     let Some(Part::Text { text, quoted: false }) = word.first() else {
         return None;
@@ -254,13 +254,13 @@ pub(super) fn assignment(word: &Word) -> Option<(Target, bool, Word)> {
     Some((target, append, rest))
 }
 
-/// The left side of an assignment: a variable, or an item of one, whose number may not be known.
+/// Left side of an assignment: a variable, or an item of one, whose index may be unknown.
 pub(super) struct Target {
     pub name: String,
     pub index: Option<Option<usize>>,
 }
 
-/// `[key]=value` in an array's brackets.
+/// Checks for `[key]=value` in an array's brackets.
 pub(super) fn is_keyed(word: &Word) -> bool {
     let text = plain(word);
     text.starts_with('[') && text.contains("]=")

@@ -1,4 +1,4 @@
-//! The flow of a script: `if`, loops, `case`, `&&` and `||`, functions.
+//! Control flow of a script: `if`, loops, `case`, `&&` and `||`, functions.
 
 use super::syntax::{Token, plain};
 use super::test::fits;
@@ -8,18 +8,18 @@ use super::{MOST_FRAMES, Shell, keyword};
 #[derive(Debug, Clone)]
 pub(super) struct Frame {
     pub kind: Kind,
-    /// Commands around it count.
+    /// True if the commands around it count.
     outside: bool,
-    /// Commands of this branch count.
+    /// True if the commands of this branch count.
     pub active: bool,
-    /// A branch of this `if` or `case` is known to hold.
+    /// True if a branch of this `if` or `case` is known to hold.
     taken: bool,
-    /// Doubt whether it runs: that hangs on what the script does not say.
+    /// True if it depends on something unknown.
     doubted: bool,
 }
 
 impl Frame {
-    /// Tells whether what stands in it surely runs, once.
+    /// Returns true if its commands run for certain, once.
     pub fn is_certain(&self) -> bool {
         self.active
             && !self.doubted
@@ -35,14 +35,14 @@ impl Frame {
 pub(super) enum Kind {
     If,
     Loop,
-    /// With the value that its patterns are held against, where it is known.
+    /// `case`, with the value that its patterns are compared with, if known.
     Case(Option<String>),
     /// `{ ...; }` or `( ... )`
     Group,
 }
 
 impl Shell<'_> {
-    /// Reads one command and the keywords before it, and returns where to go on.
+    /// Processes one command and the keywords before it, and returns the rest.
     pub(super) fn command<'a>(
         &mut self,
         mut command: &'a [Token],
@@ -97,27 +97,27 @@ impl Shell<'_> {
         Ok(())
     }
 
-    /// At `&&` or `||`: whether the next command runs.
+    /// Processes `&&` or `||`, which decide whether the next command runs.
     pub(super) fn joined(&mut self, and: bool) {
         self.doubts = self.truth.is_none();
         self.skips = self.truth == Some(!and) || self.truth.is_none() && !and;
         if let (None, Some(test)) = (self.truth, self.test.clone()) {
             let sign = if and { "&&" } else { "||" };
             self.remark(&format!(
-                "the script does not say whether `{}` holds: what stands behind {sign} is read as if it did",
+                "the script does not say whether `{}` holds: the command after {sign} is read as if it did",
                 test.escape_debug()
             ));
         }
     }
 
-    /// At `elif` and `else`.
+    /// Processes `elif` and `else`.
     fn next_branch(&mut self) {
         if let Some(frame) = self.frames.last_mut() {
             frame.active = frame.outside && !frame.taken;
         }
     }
 
-    /// At `then`, behind the test.
+    /// Processes `then`, after the condition.
     fn enter_branch(&mut self) {
         let (truth, test) = (self.truth.take(), self.test.take());
         let active = self.frames.iter().all(|frame| frame.active);
@@ -148,7 +148,7 @@ impl Shell<'_> {
             ));
         }
         self.open(Kind::Case(known.then_some(value)))?;
-        // The first pattern may stand on the line of `case` or on the next.
+        // The first pattern may be on the line of `case` or on the next.
         let at = rest
             .iter()
             .position(|token| matches!(token, Token::Word(word) if plain(word) == "in"));
@@ -156,7 +156,7 @@ impl Shell<'_> {
         if on_line.is_empty() {
             return Ok(self.pattern(behind));
         }
-        // `a | b)` goes on behind the sign.
+        // `a | b)` continues after the sign.
         let end = behind.iter().position(|token| *token == Token::Close).unwrap_or(0);
         let matches = self.matches(on_line) || self.matches(&behind[..end]);
         self.enter_clause(matches);
@@ -196,7 +196,7 @@ impl Shell<'_> {
         Ok(behind)
     }
 
-    /// The pattern of a clause of `case`, up to its bracket.
+    /// Processes the pattern of a clause of `case`, up to its bracket.
     pub(super) fn pattern<'a>(&mut self, tokens: &'a [Token]) -> &'a [Token] {
         let start = tokens
             .iter()
@@ -231,7 +231,7 @@ impl Shell<'_> {
         }
     }
 
-    /// `name() { ... }` or `function name { ... }`: kept for its calls, and where to go on behind it.
+    /// Stores `name() { ... }` or `function name { ... }` for its calls, and returns the rest.
     fn function<'a>(&mut self, command: &[Token], behind: &'a [Token]) -> Result<Option<&'a [Token]>, String> {
         let mut words = command.iter();
         let mut name = words.next().map(keyword).unwrap_or_default();
@@ -245,7 +245,7 @@ impl Shell<'_> {
             return Ok(None);
         }
         let mut rest = if brackets { &behind[2..] } else { behind };
-        // The body's brace may stand on the line of the name or on the next.
+        // The body's brace may be on the line of the name or on the next.
         if !opened {
             let at = rest.iter().position(|token| *token != Token::End).unwrap_or(rest.len());
             match rest.get(at) {

@@ -1,7 +1,9 @@
-//! The words and operators of a shell script: the part of bash that scripts which start a training are written in.
+//! Words and operators of a shell script: the subset of bash that training scripts are written in.
 //!
-//! Comments, continued lines, both kinds of quotes, `$NAME`, `${NAME[@]}`, `${NAME:-word}` and its kin, `$((...))`, arrays. What
-//! would have to be run (`$(...)`, backticks) is kept as text and told.
+//! Comments, continued lines, both kinds of quotes, `$NAME`, `${NAME[@]}`, `${NAME:-word}` and related forms,
+//! `$((...))`, arrays. Text that would have to be run (`$(...)`, backticks) is kept verbatim with a remark.
+//! brush-parser (0.4) reads all of bash, but its tree leaves words unparsed, it rejects a script at the first error,
+//! and it needs proc macros to build.
 
 use std::iter::Peekable;
 use std::str::Chars;
@@ -9,24 +11,34 @@ use std::str::Chars;
 /// A piece of a word.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Part {
-    /// `quoted` text is never split, and is no operator or keyword.
-    Text { text: String, quoted: bool },
+    /// Text, which is never split, and is not an operator or keyword, if `quoted`.
+    Text {
+        /// Characters of the text.
+        text: String,
+        /// True inside of quotes.
+        quoted: bool,
+    },
     /// `$NAME`
     Variable {
+        /// Name of the variable.
         name: String,
+        /// Items that are read.
         items: Items,
+        /// Change to the value, such as `:-word`.
         change: Option<Change>,
+        /// True inside of double quotes.
         quoted: bool,
     },
     /// The sum in `$((...))`.
     Sum(String),
-    /// Text that a shell would have to run, as it stands in the script.
+    /// Text that a shell would have to run, verbatim.
     Run(String),
 }
 
+/// A word: its pieces, joined without spaces.
 pub type Word = Vec<Part>;
 
-/// Which items of an array.
+/// Items of an array.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Items {
     /// The first: without brackets.
@@ -37,26 +49,53 @@ pub enum Items {
     One(usize),
 }
 
-/// A change to a variable's value. A colon counts an empty value as none.
+/// A change to a variable's value. With a colon an empty value counts as none.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Change {
-    /// `:-word`, `:=word`: another value where there is none.
-    Default { word: Word, colon: bool, assigns: bool },
-    /// `:+word`: another value where there is one.
-    Alternative { word: Word, colon: bool },
-    /// `:?word`: none is an error.
-    Required { colon: bool },
-    /// `%word`, `%%word`, `#word`, `##word`: the shortest or longest end or start that the pattern fits is cut.
-    Cut { pattern: Word, end: bool, longest: bool },
+    /// `:-word`, `:=word`: another value if there is none.
+    Default {
+        /// The other value.
+        word: Word,
+        /// True if an empty value counts as none.
+        colon: bool,
+        /// True if the variable is set to it as well (`=`).
+        assigns: bool,
+    },
+    /// `:+word`: another value if there is one.
+    Alternative {
+        /// The other value.
+        word: Word,
+        /// True if an empty value counts as none.
+        colon: bool,
+    },
+    /// `:?word`: an error if there is none.
+    Required {
+        /// True if an empty value counts as none.
+        colon: bool,
+    },
+    /// `%word`, `%%word`, `#word`, `##word`: removes the shortest or longest end or start that the pattern matches.
+    Cut {
+        /// Pattern to remove.
+        pattern: Word,
+        /// True for the end, false for the start.
+        end: bool,
+        /// True for the longest match.
+        longest: bool,
+    },
 }
 
+/// A token of a script.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Token {
+    /// A word, quotes and variables resolved into pieces.
     Word(Word),
     /// `NAME=(...)` or `NAME+=(...)`.
     Array {
+        /// Name of the array.
         name: String,
+        /// True for `+=`.
         append: bool,
+        /// Words between the parentheses.
         words: Vec<Word>,
     },
     /// `((...))`
@@ -69,14 +108,16 @@ pub enum Token {
     Or,
     /// `;;` of a `case`.
     Clause,
+    /// `(`
     Open,
+    /// `)`
     Close,
 }
 
-/// A script as tokens.
+/// Splits a script into tokens.
 ///
 /// # Errors
-/// A quote, brace or bracket that is never closed.
+/// Fails for a quote, brace or bracket that is never closed.
 pub fn tokens(text: &str) -> Result<Vec<Token>, String> {
     let mut lexer = Lexer {
         chars: text.chars().peekable(),
@@ -99,7 +140,7 @@ impl Lexer<'_> {
         self.chars.next_if_eq(&c).is_some()
     }
 
-    /// Spaces, continued lines and comments.
+    /// Skips spaces, continued lines and comments.
     fn skip_blank(&mut self) {
         loop {
             match self.chars.peek() {
@@ -140,7 +181,7 @@ impl Lexer<'_> {
                     if self.eat(c) {
                         return Ok(Some(if c == '&' { Token::And } else { Token::Or }));
                     }
-                    // `&>` sends output elsewhere.
+                    // `&>` redirects the output.
                     if !(c == '&' && self.chars.peek() == Some(&'>')) {
                         return Ok(Some(Token::End));
                     }
@@ -177,7 +218,7 @@ impl Lexer<'_> {
         }
     }
 
-    /// Where input or output goes is no part of a command. The text of `<<END` is skipped.
+    /// Skips a redirection, which is not part of a command, including the text of `<<END`.
     fn skip_redirection(&mut self) -> Result<(), String> {
         let first = self.chars.next();
         let doubled = self.chars.next_if(|c| Some(*c) == first).is_some();
@@ -208,7 +249,7 @@ impl Lexer<'_> {
         Ok(())
     }
 
-    /// The items of an array, behind its bracket.
+    /// Reads the items of an array, after its bracket.
     fn items(&mut self, name: &str) -> Result<Vec<Word>, String> {
         let mut words = Vec::new();
         loop {
@@ -226,7 +267,7 @@ impl Lexer<'_> {
     }
 }
 
-/// The name in `NAME=` or `NAME+=`, and whether it is the latter, where that is all of the word.
+/// Returns the name in `NAME=` or `NAME+=`, and true for the latter, if that is the whole word.
 fn assigned(word: &Word) -> Option<(String, bool)> {
     let [Part::Text { text, quoted: false }] = &word[..] else {
         return None;
@@ -236,13 +277,13 @@ fn assigned(word: &Word) -> Option<(String, bool)> {
     is_name(name).then(|| (name.to_string(), append))
 }
 
-/// Whether a variable can be called so.
+/// Checks for a valid name of a variable.
 pub fn is_name(text: &str) -> bool {
     text.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
         && text.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
 }
 
-/// A word's letters, nothing put in for its variables.
+/// Returns a word's text, without its variables.
 pub fn plain(word: &Word) -> String {
     word.iter()
         .map(|part| match part {

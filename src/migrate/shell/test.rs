@@ -1,7 +1,7 @@
-//! `[`, `[[` and `test`: what comparisons of texts and numbers come to.
+//! `[`, `[[` and `test`: evaluates comparisons of texts and numbers.
 
-/// The truth of a test's words; none where the answer lies outside of the script. `unread` are texts that stand for what is
-/// not known.
+/// Evaluates a test's words; None if the answer is outside of the script. `unread` are texts that stand for unknown
+/// values.
 pub fn holds(words: &[String], unread: &[String]) -> Option<bool> {
     let patterns = words.first().is_some_and(|word| word == "[[") || words.last().is_some_and(|word| word == "]]");
     let brackets = ["[", "[[", "test", "]", "]]"];
@@ -58,11 +58,11 @@ pub fn holds(words: &[String], unread: &[String]) -> Option<bool> {
     holds.map(|holds| holds != negated)
 }
 
-/// Holds a text against a pattern in which `*` is any text and `?` any character.
+/// Matches a text with a pattern in which `*` is any text and `?` any character.
 pub fn fits(pattern: &str, text: &str) -> bool {
     let (pattern, text): (Vec<char>, Vec<char>) = (pattern.chars().collect(), text.chars().collect());
     let (mut p, mut t) = (0, 0);
-    // Where the last `*` was, and how much of the text it has taken.
+    // Position of the last `*`, and the length of its match.
     let mut star: Option<(usize, usize)> = None;
     while t < text.len() {
         if pattern.get(p) == Some(&'*') {

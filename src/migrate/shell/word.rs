@@ -1,10 +1,10 @@
-//! A word of a shell script, taken apart: quotes, variables and what stands in their braces.
+//! Parses a word of a shell script: quotes, variables and their braces.
 
 use super::syntax::{Change, Items, Lexer, Part, Word};
 
-/// Deeper nesting of `${a:-${b:-...}}` than this is no script.
+/// Limit for nested `${a:-${b:-...}}`.
 const MOST_DEPTH: usize = 16;
-/// A longer `((...))` is none.
+/// Limit for the length of `((...))`.
 const MOST_SUM: usize = 1024;
 
 impl Lexer<'_> {
@@ -124,7 +124,7 @@ impl Lexer<'_> {
         Ok(())
     }
 
-    /// Puts in what `cat` prints of the text handed to it: variables are put in, unless its end was named in quotes.
+    /// Adds the output of `cat` on the text handed to it: variables are expanded, unless its end was named in quotes.
     fn here(&mut self, word: &mut Word, body: &str, literal: bool) -> Result<(), String> {
         if literal {
             word.push(Part::Text {
@@ -161,7 +161,7 @@ impl Lexer<'_> {
         std::iter::from_fn(|| self.chars.next_if(|c| c.is_ascii_alphanumeric() || *c == '_')).collect()
     }
 
-    /// Behind `${`.
+    /// Reads after `${`.
     fn braced(&mut self, quoted: bool) -> Result<Part, String> {
         let mut name = self.name();
         if let (true, Some(c)) = (name.is_empty(), self.chars.next_if(|c| "@*".contains(*c))) {
@@ -185,7 +185,7 @@ impl Lexer<'_> {
             }
         }
         let change = if name.is_empty() { None } else { self.change()? };
-        // `${NAME/a/b}` and the like are not understood, and kept as they stand.
+        // `${NAME/a/b}` and similar forms are not supported, and are kept verbatim.
         let mut other = String::new();
         let mut open = 1;
         loop {
@@ -215,7 +215,7 @@ impl Lexer<'_> {
         })
     }
 
-    /// The change between a variable's name and its closing brace, where it is understood.
+    /// Reads the change between a variable's name and its closing brace, if supported.
     fn change(&mut self) -> Result<Option<Change>, String> {
         let mut ahead = self.chars.clone();
         let colon = ahead.next_if_eq(&':').is_some();
@@ -241,7 +241,7 @@ impl Lexer<'_> {
         }))
     }
 
-    /// Behind `:-`, up to the brace that closes the variable.
+    /// Reads after `:-`, up to the brace that closes the variable.
     fn default_word(&mut self) -> Result<Word, String> {
         let mut word = Word::new();
         while let Some(&c) = self.chars.peek() {
@@ -273,7 +273,7 @@ impl Lexer<'_> {
         Ok(())
     }
 
-    /// `((...))` as a command, and what is in it; none where the brackets are others.
+    /// Reads `((...))` as a command, and returns its inside; None for other brackets.
     pub(super) fn sum(&mut self) -> Option<String> {
         let mut ahead = self.chars.clone();
         let (mut text, mut open) = (String::new(), 0usize);
@@ -299,7 +299,7 @@ impl Lexer<'_> {
         None
     }
 
-    /// `(...)`, brackets within it counted.
+    /// Reads `(...)`, with nested brackets.
     fn bracketed(&mut self) -> Result<String, String> {
         let mut text = String::new();
         let mut open = 0usize;
@@ -318,7 +318,7 @@ impl Lexer<'_> {
     }
 }
 
-/// The text in `(cat <<END ... END)`, where that is all that there is, and whether it is to be taken as it stands.
+/// Returns the text in `(cat <<END ... END)`, if that is everything, and true if it is literal.
 fn here_text(bracketed: &str) -> Option<(String, bool)> {
     let inner = bracketed.strip_prefix('(')?.strip_suffix(')')?.trim();
     let (first, rest) = inner.split_once('\n')?;

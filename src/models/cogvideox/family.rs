@@ -1,5 +1,5 @@
-//! A CogVideoX checkpoint: prompts, latents and frames, as `CogVideoXPipeline` and its image-to-video and video-to-video
-//! siblings in diffusers handle them.
+//! A CogVideoX checkpoint: prompts, latents and frames, as in `CogVideoXPipeline` and its image-to-video and
+//! video-to-video variants in diffusers.
 
 use std::sync::Arc;
 
@@ -7,27 +7,28 @@ use anyhow::{Context, bail};
 use candle_core::Tensor;
 
 use super::dit::{self, Dit};
-use super::vae::{self, Half, Vae};
+use super::vae::{self, Parts, Vae};
 use crate::diffusion::posterior::Posterior;
 use crate::diffusion::schedulers::Scheduler;
 use crate::models::denoiser::Denoiser;
 use crate::models::family::{
-    Beside, Canvas, ClipEncoder, Conditioner, Emit, ImageCondition, Kept, Layout, TakesImage, TextShape, all_hold,
-    posterior_of, whole_frames, whole_patches,
+    ConcatCondition, Emit, ImageCondition, ImageMode, LatentSize, Layout, TensorSpecs, TextEncoder, TextShape,
+    VideoEncoder, check_all, check_num_frames, check_patchable, posterior_from,
 };
-use crate::models::prompts::{Padding, Prompts};
-use crate::models::{Family, Remembered, part};
+use crate::models::t5_conditioner::{Padding, T5Conditioner};
+use crate::models::{CachedConfigs, Family, part};
 use crate::nn::WeightFolder;
-use crate::nn::weights::{Planter, Reading};
+use crate::nn::adapter::Adapt;
+use crate::nn::weights::Reading;
 use crate::rng::Rng;
 
-/// What image-to-video pipelines give as `ofs`.
+/// Value of `ofs` in image-to-video pipelines.
 const OFS: f64 = 2.0;
 
-/// Of the clips that the checkpoints were trained on.
+/// Frames per second of the checkpoints' training clips.
 const FRAME_RATE: f64 = 8.0;
 
-/// A checkpoint whose configs are read and whose weights are not.
+/// A checkpoint with its configs, but without weights.
 #[derive(Debug)]
 pub struct CogVideoX {
     directory: WeightFolder,
@@ -38,10 +39,10 @@ pub struct CogVideoX {
 
 impl CogVideoX {
     /// Reads the configs in `directory`; the VAE's may be remembered instead.
-    pub fn open(directory: &WeightFolder, reading: &Reading, remembered: &Remembered) -> anyhow::Result<Self> {
+    pub fn open(directory: &WeightFolder, reading: &Reading, remembered: &CachedConfigs) -> anyhow::Result<Self> {
         let vae = match remembered.get("vae") {
             Some(text) if !directory.join("vae/config.json").exists() => {
-                vae::Config::parse(text).context("the VAE's config.json, as it is remembered")?
+                vae::Config::parse(text).context("the VAE's config.json in the cache")?
             }
             _ => vae::Config::read(&part(directory, "vae")?)?,
         };
@@ -53,12 +54,12 @@ impl CogVideoX {
         })
     }
 
-    /// Latent channels that are denoised; with an image, as many more condition them.
+    /// Latent channels that are denoised; image conditions add as many.
     fn channels(&self) -> usize {
         self.transformer.out_channels
     }
 
-    fn vae(&self, half: Half) -> anyhow::Result<Vae> {
+    fn vae(&self, half: Parts) -> anyhow::Result<Vae> {
         Vae::load_half(&part(&self.directory, "vae")?, half, &self.reading)
     }
 }
@@ -75,16 +76,16 @@ impl Family for CogVideoX {
         }
     }
 
-    fn conditioner_parts(&self) -> &'static [&'static str] {
-        Prompts::PARTS
+    fn text_encoder_parts(&self) -> &'static [&'static str] {
+        T5Conditioner::PARTS
     }
 
-    fn encoder_parts(&self) -> &'static [&'static str] {
+    fn video_encoder_parts(&self) -> &'static [&'static str] {
         &["vae"]
     }
 
-    fn conditioner(&self) -> anyhow::Result<Box<dyn Conditioner>> {
-        Prompts::load(
+    fn text_encoder(&self) -> anyhow::Result<Box<dyn TextEncoder>> {
+        T5Conditioner::load(
             &self.directory,
             self.transformer.max_text_seq_length,
             Padding::Counts,
@@ -92,8 +93,8 @@ impl Family for CogVideoX {
         )
     }
 
-    fn clip_encoder(&self, tiling: bool, slicing: bool) -> anyhow::Result<Box<dyn ClipEncoder>> {
-        let mut vae = self.vae(Half::Encoder)?;
+    fn video_encoder(&self, tiling: bool, slicing: bool) -> anyhow::Result<Box<dyn VideoEncoder>> {
+        let mut vae = self.vae(Parts::Encoder)?;
         let compression = self.vae.spatial_compression();
         vae.tiling = Some(vae.default_tiling()).filter(|tiles| tiling && tiles.lines_up(compression));
         vae.slicing = slicing;
@@ -115,18 +116,21 @@ impl Family for CogVideoX {
         Ok(scheduler)
     }
 
-    fn denoiser(&self, planter: Option<Arc<dyn Planter>>) -> anyhow::Result<Box<dyn Denoiser>> {
+    fn denoiser(&self, adapt: Option<Arc<dyn Adapt>>) -> anyhow::Result<Box<dyn Denoiser>> {
         let folder = part(&self.directory, "transformer")?;
-        Ok(Box::new(Dit::read(&folder, &self.reading, planter)?))
+        Ok(Box::new(Dit::read(&folder, &self.reading, adapt)?))
     }
 
-    fn canvas(&self, num_frames: usize, height: usize, width: usize) -> anyhow::Result<Canvas> {
+    fn latent_size(&self, num_frames: usize, height: usize, width: usize) -> anyhow::Result<LatentSize> {
         let (time, space) = (
             self.vae.temporal_compression_ratio as usize,
             self.vae.spatial_compression(),
         );
         let step = space * self.transformer.patch_size;
-        all_hold([whole_patches(height, width, [step; 2]), whole_frames(num_frames, 1)])?;
+        check_all([
+            check_patchable(height, width, [step; 2]),
+            check_num_frames(num_frames, 1),
+        ])?;
         dit::check_positions(&self.transformer, [height / step, width / step])?;
         let learned = (self.transformer.sample_height, self.transformer.sample_width);
         if self.transformer.use_learned_positional_embeddings && (height / space, width / space) != learned {
@@ -139,7 +143,7 @@ impl Family for CogVideoX {
         let frames = (num_frames - 1) / time + 1;
         let padding = self.transformer.additional_frames(frames);
         let shape = [1, frames + padding, self.channels(), height / space, width / space];
-        Ok(Canvas {
+        Ok(LatentSize {
             num_frames,
             shape,
             layout: Layout::FramesFirst,
@@ -153,10 +157,10 @@ impl Family for CogVideoX {
         FRAME_RATE
     }
 
-    fn takes_image(&self) -> TakesImage {
+    fn image_mode(&self) -> ImageMode {
         match self.transformer.in_channels == 2 * self.channels() {
-            true => TakesImage::Always,
-            false => TakesImage::Never,
+            true => ImageMode::Always,
+            false => ImageMode::Never,
         }
     }
 
@@ -166,13 +170,13 @@ impl Family for CogVideoX {
         if missing == 0 {
             return Ok(latents);
         }
-        // As diffusers' train_cogvideox_lora.py fills the first patch.
+        // Fills the first patch as diffusers' train_cogvideox_lora.py does.
         let first = latents.narrow(2, 0, 1)?.repeat((1, 1, missing, 1, 1))?;
         Ok(Tensor::cat(&[first, latents], 2)?)
     }
 
-    fn image_kept(&self, canvas: &Canvas) -> Kept {
-        if self.takes_image() == TakesImage::Never {
+    fn image_tensor_specs(&self, canvas: &LatentSize) -> TensorSpecs {
+        if self.image_mode() == ImageMode::Never {
             return Vec::new();
         }
         let [channels, _, height, width] = canvas.encoded();
@@ -183,10 +187,10 @@ impl Family for CogVideoX {
     fn condition_on(
         &self,
         encoded: &[Tensor],
-        canvas: &Canvas,
+        canvas: &LatentSize,
         rng: Option<&mut Rng>,
     ) -> anyhow::Result<ImageCondition> {
-        let sample = posterior_of(encoded)?.draw(rng)?; // (B, C, 1, h, w)
+        let sample = posterior_from(encoded)?.draw(rng)?; // (B, C, 1, h, w)
         let latents = canvas.layout.swap(&self.vae.scale_image(&sample)?)?; // (B, 1, C, h, w)
         let (batch, _, channels, height, width) = latents.dims5()?;
         let rest = (batch, canvas.frames() - 1, channels, height, width);
@@ -196,7 +200,7 @@ impl Family for CogVideoX {
             .ofs_embed_dim
             .map(|_| Tensor::new(&[OFS as f32], &self.reading.device))
             .transpose()?;
-        Ok(ImageCondition::Beside(Beside {
+        Ok(ImageCondition::Concat(ConcatCondition {
             latents: Tensor::cat(&[latents, rest], 1)?, // (B, F, C, h, w)
             tokens: None,
             ofs,
@@ -204,11 +208,11 @@ impl Family for CogVideoX {
     }
 
     fn check_decoder(&self) -> anyhow::Result<()> {
-        self.vae(Half::Decoder).map(drop)
+        self.vae(Parts::Decoder).map(drop)
     }
 
-    fn decode(&self, latents: &Tensor, canvas: &Canvas, _rng: &mut Rng, emit: Emit) -> anyhow::Result<()> {
-        let vae = self.vae(Half::Decoder)?;
+    fn decode(&self, latents: &Tensor, canvas: &LatentSize, _rng: &mut Rng, emit: Emit) -> anyhow::Result<()> {
+        let vae = self.vae(Parts::Decoder)?;
         let frames = latents.dim(1)? - canvas.padding;
         let latents = canvas.layout.swap(&latents.narrow(1, canvas.padding, frames)?)?; // (1, C, F, h, w)
         vae.decode_batches(
@@ -218,12 +222,12 @@ impl Family for CogVideoX {
     }
 }
 
-/// The VAE's encoder.
+/// Encoder of clips, by the VAE.
 struct Clips {
     vae: Vae,
 }
 
-impl ClipEncoder for Clips {
+impl VideoEncoder for Clips {
     fn encode(&self, clip: &Tensor) -> anyhow::Result<Posterior> {
         Ok(self.vae.encode(clip)?)
     }

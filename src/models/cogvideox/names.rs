@@ -1,7 +1,7 @@
-//! What CogVideoX's layers are called in the checkpoint that its makers published, and in ComfyUI.
+//! Layer names of CogVideoX in its original checkpoint, and in ComfyUI.
 //!
-//! Facts: the module names of ComfyUI's `ldm/cogvideo`. CogVideoX's first release (SAT) joined query, key and value; ComfyUI does
-//! not load it.
+//! Facts: the module names of ComfyUI's `ldm/cogvideo`. CogVideoX's first release (SAT) joined query, key and value;
+//! ComfyUI does not load it.
 
 use crate::lora::names::{Names, same};
 

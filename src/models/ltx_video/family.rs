@@ -1,11 +1,11 @@
-//! An LTX-Video checkpoint: prompts, latents and frames, as `LTXPipeline` and `LTXImageToVideoPipeline` in diffusers handle
-//! them.
+//! An LTX-Video checkpoint: prompts, latents and frames, as in `LTXPipeline` and `LTXImageToVideoPipeline` of
+//! diffusers.
 //!
-//! A checkpoint of `LTXConditionPipeline` (0.9.5) has the same parts and is opened as these two; its own way of spacing
-//! steps and of giving frames in the middle of a clip is not here.
+//! A checkpoint of `LTXConditionPipeline` (0.9.5) has the same parts and is opened as these two; its own spacing of
+//! steps and its conditions on frames in the middle of a clip are not supported.
 //!
-//! What normalises latents lies among the VAE's weights. So clips are encoded to posteriors that are normalised already, and
-//! training needs the VAE no more.
+//! The normalisation of latents is among the VAE's weights. So clips are encoded to posteriors that are normalised
+//! already, and training does not need the VAE.
 
 use std::sync::Arc;
 
@@ -13,32 +13,33 @@ use anyhow::{Context, ensure};
 use candle_core::{DType, Tensor};
 
 use super::dit::{self, Dit, SPATIAL_COMPRESSION, TEMPORAL_COMPRESSION};
-use super::vae::{self, Half, Vae};
+use super::vae::{self, Parts, Vae};
 use crate::diffusion::posterior::Posterior;
 use crate::diffusion::schedulers::Scheduler;
 use crate::models::denoiser::Denoiser;
 use crate::models::family::{
-    Canvas, ClipEncoder, Conditioner, Emit, ImageCondition, Layout, TakesImage, TextShape, all_hold, posterior_of,
-    whole_frames, whole_patches,
+    Emit, ImageCondition, ImageMode, LatentSize, Layout, TextEncoder, TextShape, VideoEncoder, check_all,
+    check_num_frames, check_patchable, posterior_from,
 };
-use crate::models::prompts::{Padding, Prompts};
-use crate::models::{Family, Remembered, part};
+use crate::models::t5_conditioner::{Padding, T5Conditioner};
+use crate::models::{CachedConfigs, Family, part};
 use crate::nn::WeightFolder;
+use crate::nn::adapter::Adapt;
 use crate::nn::config;
-use crate::nn::weights::{Planter, Reading};
+use crate::nn::weights::Reading;
 use crate::rng::Rng;
 
-/// Tokens of a prompt, padding included: what the pipelines take unless told otherwise.
+/// Tokens of a prompt, including padding: the pipelines' default.
 pub const TEXT_TOKENS: usize = 128;
 
-/// Of clips, unless something else is asked for: the pipelines' own.
+/// Default frames per second of clips: the pipelines' own.
 pub const FRAME_RATE: f64 = 25.0;
 
-/// How much noise a decoder that takes off the last of it is given, and told of. The pipelines' documentation advises it;
-/// without `decode_noise_scale` they give as much as they tell.
+/// Noise level of decoders that remove the last noise, both added and passed to them. The pipelines' documentation
+/// advises it; without `decode_noise_scale` they use the same value for both.
 const DECODE_TIMESTEP: f64 = 0.05;
 
-/// A checkpoint whose configs are read and whose weights are not.
+/// A checkpoint with its configs, but without weights.
 #[derive(Debug)]
 pub struct LtxVideo {
     directory: WeightFolder,
@@ -51,12 +52,12 @@ impl LtxVideo {
     /// Reads the configs in `directory`; the VAE's may be remembered instead.
     ///
     /// # Errors
-    /// Configs that are missing or broken, a transformer that does not go with the VAE.
-    pub fn open(directory: &WeightFolder, reading: &Reading, remembered: &Remembered) -> anyhow::Result<Self> {
+    /// Fails for missing or broken configs, and for a transformer that does not match the VAE.
+    pub fn open(directory: &WeightFolder, reading: &Reading, remembered: &CachedConfigs) -> anyhow::Result<Self> {
         let transformer = dit::Config::load(&part(directory, "transformer")?)?;
         let vae = match remembered.get("vae") {
             Some(text) if !directory.join("vae/config.json").exists() => {
-                config::parse(text).context("the VAE's config.json, as it is remembered")?
+                config::parse(text).context("the VAE's config.json in the cache")?
             }
             _ => vae::Config::read(&part(directory, "vae")?)?,
         };
@@ -69,12 +70,12 @@ impl LtxVideo {
         })
     }
 
-    fn vae(&self, half: Half) -> anyhow::Result<Vae> {
+    fn vae(&self, half: Parts) -> anyhow::Result<Vae> {
         Vae::load_half(&part(&self.directory, "vae")?, half, &self.reading)
     }
 }
 
-/// Whether the parts go together.
+/// Checks that the parts match.
 fn check(transformer: &dit::Config, vae: &vae::Config) -> anyhow::Result<()> {
     let (channels, predicted) = (transformer.in_channels, transformer.predicted_channels());
     ensure!(
@@ -103,21 +104,21 @@ impl Family for LtxVideo {
         }
     }
 
-    fn conditioner_parts(&self) -> &'static [&'static str] {
-        Prompts::PARTS
+    fn text_encoder_parts(&self) -> &'static [&'static str] {
+        T5Conditioner::PARTS
     }
 
-    fn encoder_parts(&self) -> &'static [&'static str] {
+    fn video_encoder_parts(&self) -> &'static [&'static str] {
         &["vae"]
     }
 
-    fn conditioner(&self) -> anyhow::Result<Box<dyn Conditioner>> {
-        Prompts::load(&self.directory, TEXT_TOKENS, Padding::Masked, &self.reading)
+    fn text_encoder(&self) -> anyhow::Result<Box<dyn TextEncoder>> {
+        T5Conditioner::load(&self.directory, TEXT_TOKENS, Padding::Masked, &self.reading)
     }
 
-    /// Clips are encoded one by one, and whole: there is nothing to slice, and nothing is tiled.
-    fn clip_encoder(&self, _tiling: bool, _slicing: bool) -> anyhow::Result<Box<dyn ClipEncoder>> {
-        let vae = self.vae(Half::Encoder)?;
+    /// Clips are encoded one by one, and whole: there is nothing to slice or tile.
+    fn video_encoder(&self, _tiling: bool, _slicing: bool) -> anyhow::Result<Box<dyn VideoEncoder>> {
+        let vae = self.vae(Parts::Encoder)?;
         Ok(Box::new(Clips { vae }))
     }
 
@@ -140,16 +141,19 @@ impl Family for LtxVideo {
         Ok(scheduler)
     }
 
-    fn denoiser(&self, planter: Option<Arc<dyn Planter>>) -> anyhow::Result<Box<dyn Denoiser>> {
+    fn denoiser(&self, adapt: Option<Arc<dyn Adapt>>) -> anyhow::Result<Box<dyn Denoiser>> {
         let folder = part(&self.directory, "transformer")?;
-        Ok(Box::new(Dit::read(&folder, &self.reading, planter)?))
+        Ok(Box::new(Dit::read(&folder, &self.reading, adapt)?))
     }
 
-    fn canvas(&self, num_frames: usize, height: usize, width: usize) -> anyhow::Result<Canvas> {
+    fn latent_size(&self, num_frames: usize, height: usize, width: usize) -> anyhow::Result<LatentSize> {
         let (time, space) = (TEMPORAL_COMPRESSION, SPATIAL_COMPRESSION);
-        all_hold([whole_patches(height, width, [space; 2]), whole_frames(num_frames, time)])?;
+        check_all([
+            check_patchable(height, width, [space; 2]),
+            check_num_frames(num_frames, time),
+        ])?;
         let (frames, height, width) = ((num_frames - 1) / time + 1, height / space, width / space);
-        Ok(Canvas {
+        Ok(LatentSize {
             num_frames,
             shape: [1, self.transformer.in_channels, frames, height, width],
             layout: Layout::ChannelsFirst,
@@ -163,29 +167,29 @@ impl Family for LtxVideo {
         FRAME_RATE
     }
 
-    fn takes_image(&self) -> TakesImage {
-        TakesImage::Either
+    fn image_mode(&self) -> ImageMode {
+        ImageMode::Either
     }
 
     fn latents(&self, sample: &Tensor) -> anyhow::Result<Tensor> {
-        Ok(sample.clone()) // of a posterior that is normalised
+        Ok(sample.clone()) // the posterior is normalised
     }
 
     fn condition_on(
         &self,
         encoded: &[Tensor],
-        _canvas: &Canvas,
+        _canvas: &LatentSize,
         rng: Option<&mut Rng>,
     ) -> anyhow::Result<ImageCondition> {
-        Ok(ImageCondition::First(posterior_of(encoded)?.draw(rng)?)) // (B, C, 1, h, w)
+        Ok(ImageCondition::First(posterior_from(encoded)?.draw(rng)?)) // (B, C, 1, h, w)
     }
 
     fn check_decoder(&self) -> anyhow::Result<()> {
-        self.vae(Half::Decoder).map(drop)
+        self.vae(Parts::Decoder).map(drop)
     }
 
-    fn decode(&self, latents: &Tensor, _canvas: &Canvas, rng: &mut Rng, emit: Emit) -> anyhow::Result<()> {
-        let vae = self.vae(Half::Decoder)?;
+    fn decode(&self, latents: &Tensor, _canvas: &LatentSize, rng: &mut Rng, emit: Emit) -> anyhow::Result<()> {
+        let vae = self.vae(Parts::Decoder)?;
         let latents = vae.statistics.denormalize(latents)?.to_dtype(self.reading.dtype)?; // (1, C, F, h, w)
         if !self.vae.timestep_conditioning {
             return emit(vae.decode(&latents, None, rng)?);
@@ -198,12 +202,12 @@ impl Family for LtxVideo {
     }
 }
 
-/// The VAE's encoder.
+/// Encoder of clips, by the VAE.
 struct Clips {
     vae: Vae,
 }
 
-impl ClipEncoder for Clips {
+impl VideoEncoder for Clips {
     fn encode(&self, clip: &Tensor) -> anyhow::Result<Posterior> {
         Ok(self.vae.statistics.normalize_posterior(&self.vae.encode(clip)?)?)
     }

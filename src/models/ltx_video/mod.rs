@@ -2,25 +2,23 @@
 
 use std::path::Path;
 
-use crate::data::cache::Footprint;
-use crate::models::FamilyName;
-use crate::models::rooms::Room;
+use crate::models::spec::FamilySpec;
+use crate::models::{FamilyName, Footprint};
 
-mod bare;
 pub mod dit;
 mod family;
 mod names;
+mod synthetic;
 pub mod vae;
 
 pub use family::LtxVideo;
 
-use bare::bare;
 use dit::{SPATIAL_COMPRESSION, TEMPORAL_COMPRESSION};
 use family::TEXT_TOKENS;
 use names::NAMES;
 
-/// How the family is found and opened.
-pub const ROOM: Room = Room {
+/// Recognition and constructors of the family.
+pub const SPEC: FamilySpec = FamilySpec {
     name: FamilyName::LtxVideo,
     title: NAMES.title,
     names: &NAMES,
@@ -28,12 +26,12 @@ pub const ROOM: Room = Room {
     transformer: "LTXVideoTransformer3DModel",
     repository: "ltx-video",
     open: |directory, reading, remembered| Ok(Box::new(LtxVideo::open(directory, reading, remembered)?)),
-    bare,
+    synthetic: synthetic::synthetic_batch,
     footprint: FOOTPRINT,
     footprint_of,
 };
 
-/// What the published checkpoints encode a clip and a caption into.
+/// Encoding sizes of the published checkpoints.
 const FOOTPRINT: Footprint = Footprint {
     latent_channels: 128,
     temporal_compression: TEMPORAL_COMPRESSION,
@@ -42,7 +40,7 @@ const FOOTPRINT: Footprint = Footprint {
     text_width: 4096,
 };
 
-/// The same, for the checkpoint in `directory`; None where its config cannot be read.
+/// Encoding sizes of the checkpoint in `directory`; None if its config cannot be read.
 fn footprint_of(directory: &Path) -> Option<Footprint> {
     let transformer = dit::Config::load(&directory.join("transformer")).ok()?;
     Some(Footprint {

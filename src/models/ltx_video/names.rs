@@ -1,4 +1,4 @@
-//! What LTX-Video's layers are called in the checkpoint that its makers published, and in ComfyUI.
+//! Layer names of LTX-Video in its original checkpoint, and in ComfyUI.
 //!
 //! Facts: `convert_ltx_transformer_checkpoint_to_diffusers` of diffusers and ComfyUI's `ldm/lightricks`.
 

@@ -1,9 +1,8 @@
-//! A Wan 2.1 checkpoint: prompts, latents and frames, as `WanPipeline` and `WanImageToVideoPipeline` in diffusers handle
-//! them.
+//! A Wan 2.1 checkpoint: prompts, latents and frames, as in `WanPipeline` and `WanImageToVideoPipeline` of diffusers.
 //!
-//! From an image, the VAE encodes a whole clip of the image and then black, of which the likeliest latents are taken, and
-//! CLIP sees the image as well. Here that is the picture at the clip's size; the pipeline shows CLIP the picture as it was
-//! given. Both see the same where nothing is to be resized.
+//! For an image, the VAE encodes a whole clip of the image followed by black, of which the most likely latents are
+//! taken, and CLIP embeds the image as well. Here CLIP gets the picture at the clip's size; in the pipeline it gets the
+//! original picture. Both are the same if nothing is resized.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -14,44 +13,45 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::dit::{self, Dit};
-use super::vae::{self, Half, Vae};
+use super::vae::{self, Parts, Vae};
 use crate::diffusion::posterior::Posterior;
 use crate::diffusion::schedulers::Scheduler;
 use crate::models::denoiser::Denoiser;
 use crate::models::family::{
-    Beside, Canvas, ClipEncoder, Conditioner, Emit, ImageCondition, Kept, Layout, TakesImage, TextShape, all_hold,
-    whole_frames, whole_patches,
+    ConcatCondition, Emit, ImageCondition, ImageMode, LatentSize, Layout, TensorSpecs, TextEncoder, TextShape,
+    VideoEncoder, check_all, check_num_frames, check_patchable,
 };
-use crate::models::prompts::{Padding, Prompts};
+use crate::models::t5_conditioner::{Padding, T5Conditioner};
 use crate::models::transformer::Network as _;
-use crate::models::{Family, Remembered, part};
-use crate::nn::weights::{Planter, Reading};
+use crate::models::{CachedConfigs, Family, part};
+use crate::nn::adapter::Adapt;
+use crate::nn::weights::Reading;
 use crate::nn::{WeightFolder, Weights};
 use crate::rng::Rng;
 use crate::vision::{ClipVision, Preprocessor, clip};
 
-/// Tokens of a prompt, padding included: what the pipelines take unless told otherwise.
+/// Tokens of a prompt, including padding: the pipelines' default.
 pub(super) const TEXT_TOKENS: usize = 512;
 
-/// Of the clips that the checkpoints were trained on.
+/// Frames per second of the checkpoints' training clips.
 const FRAME_RATE: f64 = 16.0;
 
-/// A checkpoint whose configs are read and whose weights are not.
+/// A checkpoint with its configs, but without weights.
 #[derive(Debug)]
 pub struct Wan {
     directory: WeightFolder,
     transformer: dit::Config,
     vae: vae::Config,
-    /// Of checkpoints that start from an image.
+    /// Image encoder of checkpoints that start from an image.
     image_encoder: Option<clip::Config>,
     reading: Reading,
 }
 
-/// What `model_index.json` says in Wan 2.2 alone.
+/// Keys of `model_index.json` that only Wan 2.2 has.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct Index {
-    /// Class and library, both null where there is none.
+    /// Class and library, both null if absent.
     transformer_2: Value,
     boundary_ratio: Option<f64>,
     expand_timesteps: bool,
@@ -61,8 +61,8 @@ impl Wan {
     /// Reads the configs in `directory`; those of parts that only encode may be remembered instead.
     ///
     /// # Errors
-    /// Configs that are missing or broken, a checkpoint of Wan 2.2, a transformer that does not go with the VAE.
-    pub fn open(directory: &WeightFolder, reading: &Reading, remembered: &Remembered) -> anyhow::Result<Self> {
+    /// Fails for missing or broken configs, a checkpoint of Wan 2.2, and a transformer that does not match the VAE.
+    pub fn open(directory: &WeightFolder, reading: &Reading, remembered: &CachedConfigs) -> anyhow::Result<Self> {
         Index::read(&directory.join("model_index.json"))?;
         let transformer = dit::Config::load(&part(directory, "transformer")?)?;
         let gone = |part: &str| {
@@ -70,13 +70,13 @@ impl Wan {
             (!directory.join(part).join("config.json").exists()).then_some(text)
         };
         let vae = match gone("vae") {
-            Some(text) => vae::Config::parse(text).context("the VAE's config.json, as it is remembered")?,
+            Some(text) => vae::Config::parse(text).context("the VAE's config.json in the cache")?,
             None => vae::Config::read(&part(directory, "vae")?)?,
         };
         let image_encoder = match (transformer.image_dim, gone("image_encoder")) {
             (None, _) => None,
             (Some(_), Some(text)) => {
-                Some(clip::Config::parse(text).context("the image encoder's config.json, as it is remembered")?)
+                Some(clip::Config::parse(text).context("the image encoder's config.json in the cache")?)
             }
             (Some(_), None) => {
                 let path = part(directory, "image_encoder")?.join("config.json");
@@ -94,7 +94,7 @@ impl Wan {
         Ok(this)
     }
 
-    /// Whether the parts go together.
+    /// Checks that the parts match.
     fn check(&self) -> anyhow::Result<()> {
         let (config, latent) = (&self.transformer, self.vae.latent_channels());
         ensure!(
@@ -127,7 +127,7 @@ impl Wan {
         Ok(())
     }
 
-    fn vae(&self, half: Half) -> anyhow::Result<Vae> {
+    fn vae(&self, half: Parts) -> anyhow::Result<Vae> {
         Vae::load_half(&part(&self.directory, "vae")?, half, &self.reading)
     }
 
@@ -143,7 +143,7 @@ impl Wan {
 }
 
 impl Index {
-    /// Refuses what came with Wan 2.2.
+    /// Rejects a checkpoint of Wan 2.2.
     fn read(path: &Path) -> anyhow::Result<()> {
         let read = || {
             let index: Self = serde_json::from_str(&std::fs::read_to_string(path)?)?;
@@ -179,26 +179,26 @@ impl Family for Wan {
         }
     }
 
-    fn conditioner_parts(&self) -> &'static [&'static str] {
-        Prompts::PARTS
+    fn text_encoder_parts(&self) -> &'static [&'static str] {
+        T5Conditioner::PARTS
     }
 
-    fn encoder_parts(&self) -> &'static [&'static str] {
+    fn video_encoder_parts(&self) -> &'static [&'static str] {
         match self.image_encoder {
             Some(_) => &["vae", "image_processor", "image_encoder"],
             None => &["vae"],
         }
     }
 
-    fn conditioner(&self) -> anyhow::Result<Box<dyn Conditioner>> {
-        Prompts::load(&self.directory, TEXT_TOKENS, Padding::Zeros, &self.reading)
+    fn text_encoder(&self) -> anyhow::Result<Box<dyn TextEncoder>> {
+        T5Conditioner::load(&self.directory, TEXT_TOKENS, Padding::Zeros, &self.reading)
     }
 
     /// A clip is encoded a few frames at a time and alone, so that there is nothing to tile or to slice.
-    fn clip_encoder(&self, _tiling: bool, _slicing: bool) -> anyhow::Result<Box<dyn ClipEncoder>> {
+    fn video_encoder(&self, _tiling: bool, _slicing: bool) -> anyhow::Result<Box<dyn VideoEncoder>> {
         let vision = self.image_encoder.as_ref().map(|config| self.vision(config));
         Ok(Box::new(Clips {
-            vae: self.vae(Half::Encoder)?,
+            vae: self.vae(Parts::Encoder)?,
             vision: vision.transpose()?,
         }))
     }
@@ -223,22 +223,22 @@ impl Family for Wan {
         Ok(scheduler)
     }
 
-    fn denoiser(&self, planter: Option<Arc<dyn Planter>>) -> anyhow::Result<Box<dyn Denoiser>> {
+    fn denoiser(&self, adapt: Option<Arc<dyn Adapt>>) -> anyhow::Result<Box<dyn Denoiser>> {
         let folder = part(&self.directory, "transformer")?;
-        Ok(Box::new(Dit::read(&folder, &self.reading, planter)?))
+        Ok(Box::new(Dit::read(&folder, &self.reading, adapt)?))
     }
 
-    fn canvas(&self, num_frames: usize, height: usize, width: usize) -> anyhow::Result<Canvas> {
+    fn latent_size(&self, num_frames: usize, height: usize, width: usize) -> anyhow::Result<LatentSize> {
         let (time, space) = (self.vae.temporal_compression(), self.vae.spatial_compression());
         let [_, rows, columns] = self.transformer.patch_size.map(|patch| patch * space);
-        // The pipelines make a multiple and one of it; a bucket of clips must say it.
-        all_hold([
-            whole_patches(height, width, [rows, columns]),
-            whole_frames(num_frames, time),
+        // The pipelines round to a multiple plus one; a bucket must be exact.
+        check_all([
+            check_patchable(height, width, [rows, columns]),
+            check_num_frames(num_frames, time),
         ])?;
         let frames = (num_frames - 1) / time + 1;
-        dit::Network::places(&self.transformer).check_size([frames, height / space, width / space])?;
-        Ok(Canvas {
+        dit::Network::input_spec(&self.transformer).check_size([frames, height / space, width / space])?;
+        Ok(LatentSize {
             num_frames,
             shape: [1, self.vae.latent_channels(), frames, height / space, width / space],
             layout: Layout::ChannelsFirst,
@@ -252,10 +252,10 @@ impl Family for Wan {
         FRAME_RATE
     }
 
-    fn takes_image(&self) -> TakesImage {
+    fn image_mode(&self) -> ImageMode {
         match self.image_encoder {
-            Some(_) => TakesImage::Always,
-            None => TakesImage::Never,
+            Some(_) => ImageMode::Always,
+            None => ImageMode::Never,
         }
     }
 
@@ -263,7 +263,7 @@ impl Family for Wan {
         Ok(self.vae.normalize(&sample.to_dtype(DType::F32)?)?) // (B, C, F, h, w)
     }
 
-    fn image_kept(&self, canvas: &Canvas) -> Kept {
+    fn image_tensor_specs(&self, canvas: &LatentSize) -> TensorSpecs {
         let Some(encoder) = &self.image_encoder else {
             return Vec::new();
         };
@@ -276,7 +276,7 @@ impl Family for Wan {
     fn condition_on(
         &self,
         encoded: &[Tensor],
-        _canvas: &Canvas,
+        _canvas: &LatentSize,
         _rng: Option<&mut Rng>,
     ) -> anyhow::Result<ImageCondition> {
         let [latents, tokens] = encoded else {
@@ -284,13 +284,13 @@ impl Family for Wan {
         };
         let latents = self.latents(latents)?; // (B, C, F, h, w)
         let (batch, _, frames, height, width) = latents.dims5()?;
-        // A channel for each frame of the clip that a latent frame stands for: whether it is given.
+        // A channel for each frame of the clip in a latent frame: 1 if it is given.
         let known = |frames, given: f32| {
             let shape = (batch, self.vae.temporal_compression(), frames, height, width);
             Tensor::full(given, shape, latents.device())
         };
         let mask = Tensor::cat(&[known(1, 1.0)?, known(frames - 1, 0.0)?], 2)?;
-        Ok(ImageCondition::Beside(Beside {
+        Ok(ImageCondition::Concat(ConcatCondition {
             latents: Tensor::cat(&[&mask, &latents], 1)?,
             tokens: Some(tokens.clone()),
             ofs: None,
@@ -298,28 +298,28 @@ impl Family for Wan {
     }
 
     fn check_decoder(&self) -> anyhow::Result<()> {
-        self.vae(Half::Decoder).map(drop)
+        self.vae(Parts::Decoder).map(drop)
     }
 
-    fn decode(&self, latents: &Tensor, _canvas: &Canvas, _rng: &mut Rng, emit: Emit) -> anyhow::Result<()> {
-        let vae = self.vae(Half::Decoder)?;
+    fn decode(&self, latents: &Tensor, _canvas: &LatentSize, _rng: &mut Rng, emit: Emit) -> anyhow::Result<()> {
+        let vae = self.vae(Parts::Decoder)?;
         vae.decode_batches(&self.vae.denormalize(&latents.to_dtype(self.reading.dtype)?)?, emit)
     }
 }
 
-/// The VAE's encoder, and CLIP where a clip starts from an image.
+/// Encoder of clips: the VAE, and CLIP if a clip starts from an image.
 struct Clips {
     vae: Vae,
     vision: Option<Vision>,
 }
 
-/// CLIP behind its preprocessing.
+/// CLIP with its preprocessing.
 struct Vision {
     preprocessor: Preprocessor,
     encoder: ClipVision,
 }
 
-impl ClipEncoder for Clips {
+impl VideoEncoder for Clips {
     fn encode(&self, clip: &Tensor) -> anyhow::Result<Posterior> {
         Ok(self.vae.encode(clip)?)
     }
@@ -335,7 +335,7 @@ impl ClipEncoder for Clips {
         let tokens = vision
             .encoder
             .forward(&pixels)
-            .context("image_encoder/config.json and image_processor/preprocessor_config.json do not belong together")?;
+            .context("image_encoder/config.json and image_processor/preprocessor_config.json do not match")?;
         Ok(vec![
             self.vae.encode(&clip)?.mode(), // (B, C, F, h, w)
             tokens,                         // (B, tokens, width)

@@ -3,22 +3,21 @@
 
 use std::path::Path;
 
-use crate::data::cache::Footprint;
-use crate::models::FamilyName;
-use crate::models::rooms::Room;
+use crate::models::spec::FamilySpec;
+use crate::models::{FamilyName, Footprint};
 
-mod bare;
 pub mod dit;
 mod family;
 mod names;
+mod synthetic;
 pub mod vae;
 
-pub use bare::bare;
 pub use family::Wan;
+
 use names::NAMES;
 
-/// How the family is found and opened.
-pub const ROOM: Room = Room {
+/// Recognition and constructors of the family.
+pub const SPEC: FamilySpec = FamilySpec {
     name: FamilyName::Wan,
     title: NAMES.title,
     names: &NAMES,
@@ -26,12 +25,12 @@ pub const ROOM: Room = Room {
     transformer: "WanTransformer3DModel",
     repository: "wan2.1",
     open: |directory, reading, remembered| Ok(Box::new(Wan::open(directory, reading, remembered)?)),
-    bare,
+    synthetic: synthetic::synthetic_batch,
     footprint: FOOTPRINT,
     footprint_of,
 };
 
-/// What the published checkpoints encode a clip and a caption into.
+/// Encoding sizes of the published checkpoints.
 const FOOTPRINT: Footprint = Footprint {
     latent_channels: 16,
     temporal_compression: 4,
@@ -40,7 +39,7 @@ const FOOTPRINT: Footprint = Footprint {
     text_width: 4096,
 };
 
-/// The same, for the checkpoint in `directory`; None where its configs cannot be read.
+/// Encoding sizes of the checkpoint in `directory`; None if its configs cannot be read.
 fn footprint_of(directory: &Path) -> Option<Footprint> {
     let vae = vae::Config::read(&directory.join("vae")).ok()?;
     let transformer = dit::Config::load(&directory.join("transformer")).ok()?;

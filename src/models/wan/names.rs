@@ -1,4 +1,4 @@
-//! What Wan 2.1's layers are called in the checkpoint that its makers published, and in ComfyUI.
+//! Layer names of Wan 2.1 in its original checkpoint, and in ComfyUI.
 //!
 //! Facts: `convert_wan_transformer_to_diffusers` of diffusers and ComfyUI's `ldm/wan`.
 

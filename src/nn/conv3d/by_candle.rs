@@ -1,20 +1,20 @@
-//! A convolution by candle's `conv2d`, for other devices than the CPU.
+//! Convolution by candle's `conv2d`, for devices other than the CPU.
 //!
-//! What the kernel's frames see lies side by side in the channels, with a channel of ones that the bias is the weight of: so
-//! `conv2d` sums everything up, in f32 whatever the numbers are stored in, and rounds once. Such a stack is kt times as
-//! large as the clip, and is made for a few frames at a time.
+//! The kernel's frames are stacked in the channels, with a channel of ones whose weight is the bias: so `conv2d`
+//! computes the whole sum, in f32 for any storage type, and rounds once. Such a stack is kt times as large as the clip,
+//! and is built for a few frames at a time.
 
 use candle_core::{DType, Result, Tensor, bail};
 
 use super::frames;
-use super::{Conv3d, Input, Past, Resample};
+use super::{Conv3d, Input, Resample, TemporalPadding};
 
-/// Channels of ones and zeros behind the others: whole 16 bytes of bf16, as tensor cores like them.
+/// Channels of ones and zeros after the others, filling 16 bytes of bf16, which suits tensor cores.
 const ONES: usize = 8;
-/// Numbers of the input of one `conv2d`, if a frame has not more.
+/// Numbers in the input of one `conv2d`, unless a single frame has more.
 const STACK: usize = 1 << 27;
 
-/// The weight of `conv2d` for a weight (O, C, kt, kh, kw) and a bias (O): (O, kt C + 8, kh, kw).
+/// Converts a weight (O, C, kt, kh, kw) and a bias (O) to the weight of `conv2d`: (O, kt C + 8, kh, kw).
 pub(super) fn stacked(weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
     let (outputs, channels, kt, kh, kw) = weight.dims5()?;
     let weight = weight.transpose(1, 2)?.reshape((outputs, kt * channels, kh, kw))?;
@@ -23,11 +23,11 @@ pub(super) fn stacked(weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
         .reshape((outputs, 1, 1, 1))?
         .pad_with_zeros(1, 0, ONES - 1)?
         .pad_with_zeros(2, 0, kh - 1)?
-        .pad_with_zeros(3, 0, kw - 1)?; // at one tap of the kernel: everywhere it sees the ones
+        .pad_with_zeros(3, 0, kw - 1)?; // at one tap of the kernel, which always sees the ones
     Tensor::cat(&[weight, bias], 1)
 }
 
-/// With sums in f32, rounded once. candle's CPU multiplies nothing in bf16, and is given what it can.
+/// Runs `conv2d` with sums in f32, rounded once. candle's CPU cannot multiply bf16, so it gets f32.
 fn conv2d(x: &Tensor, weight: &Tensor, stride: usize) -> Result<Tensor> {
     if x.device().is_cpu() && x.dtype() == DType::BF16 {
         let [wide, weight] = [x, weight].map(|tensor| tensor.to_dtype(DType::F32));
@@ -42,13 +42,13 @@ impl Conv3d {
         let reach = self.geometry.kernel[0] - 1;
         let x = match (reach, input.past) {
             (0, _) => x,
-            (_, Past::Frames(past)) => Tensor::cat(&[past, &x], 1)?,
-            (_, Past::Zeros) => x.pad_with_zeros(1, reach, 0)?,
-            (_, Past::Centred) => x.pad_with_same(1, reach / 2, reach / 2)?,
-            (_, Past::First) => Tensor::cat(&[&x.narrow(1, 0, 1)?.repeat((1, reach, 1, 1, 1))?, &x], 1)?,
+            (_, TemporalPadding::Frames(past)) => Tensor::cat(&[past, &x], 1)?,
+            (_, TemporalPadding::Zeros) => x.pad_with_zeros(1, reach, 0)?,
+            (_, TemporalPadding::Centred) => x.pad_with_same(1, reach / 2, reach / 2)?,
+            (_, TemporalPadding::First) => Tensor::cat(&[&x.narrow(1, 0, 1)?.repeat((1, reach, 1, 1, 1))?, &x], 1)?,
         };
         let (batch, frames, _, _, _) = x.dims5()?;
-        let past = (reach > 0 && !matches!(input.past, Past::Centred))
+        let past = (reach > 0 && !matches!(input.past, TemporalPadding::Centred))
             .then(|| x.narrow(1, frames - reach, reach)?.contiguous())
             .transpose()?;
         let samples = (0..batch).map(|sample| self.of_sample(&x.get(sample)?, weight));
@@ -61,7 +61,7 @@ impl Conv3d {
         Ok((y, past))
     }
 
-    /// (F, H, W, C), the past included -> (F', O, H', W')
+    /// Convolves a sample (F, H, W, C), including the past -> (F', O, H', W')
     fn of_sample(&self, x: &Tensor, weight: &Tensor) -> Result<Tensor> {
         let [rows, columns] = [self.geometry.pad_rows, self.geometry.pad_columns];
         let x = x

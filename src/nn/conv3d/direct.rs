@@ -1,23 +1,22 @@
 //! Direct convolution on the CPU: f32, channels last, no im2col.
 //!
-//! With the channels last, the kw * C values under a kernel's row lie side by side, so a convolution is kt * kh short
-//! products against panels of weights, and a stride is only a longer step from pixel to pixel. Input frames are made
-//! one by one, padded, in a ring of the few that the output needs: whatever is to be done to the input first
-//! (normalise, activate, scale up, read older frames) is done on the way into the ring and nowhere held whole.
+//! With the channels last, the kw * C values under a kernel's row are contiguous, so a convolution is kt * kh short
+//! products against panels of weights, and a stride is only a longer step from pixel to pixel. Input frames are
+//! computed one by one, padded, in a ring of the few that the output needs: preceding operations (normalise, activate,
+//! upsample, read older frames) are applied on the way into the ring and never stored whole.
 //!
 //! Letters: F frames, H rows, W columns, C input channels, O output channels.
 
 use rayon::prelude::*;
 
 use super::simd::{Line, Row, Run, multiply_add};
-use crate::ops::lanes::Isa;
+use crate::ops::simd::Isa;
 
-/// Input values that one pass over the pixels goes through; with 64 channels of weights each they stay in the L2
-/// cache.
+/// Input values of one pass over the pixels; with 64 channels of weights each they stay in the L2 cache.
 const PASS: usize = 512;
 /// Pixels that share a panel of weights while it is in the cache.
 const BLOCK_PIXELS: usize = 192;
-/// Small frames are taken together until there are about so many pixels to share among threads.
+/// Small frames are combined until there are about this many pixels to divide among threads.
 const STEP_PIXELS: usize = 2048;
 
 /// Kernel, stride and zero padding.
@@ -25,10 +24,11 @@ const STEP_PIXELS: usize = 2048;
 pub struct Geometry {
     /// Frames, rows, columns.
     pub kernel: [usize; 3],
-    /// Of rows and columns alike; frames have none.
+    /// Stride of rows and columns; frames have none.
     pub stride: usize,
     /// Rows of zeros above and below, columns of zeros left and right.
     pub pad_rows: [usize; 2],
+    /// Zero columns before and after each row.
     pub pad_columns: [usize; 2],
 }
 
@@ -63,13 +63,13 @@ impl Geometry {
         ..Self::CAUSAL
     };
 
-    /// Over three frames alone.
+    /// Three frames of one pixel.
     pub const TIME: Self = Self {
         kernel: [3, 1, 1],
         ..Self::POINTWISE
     };
 
-    /// Rows and columns that come out.
+    /// Returns the rows and columns of the output.
     pub fn output(&self, height: usize, width: usize) -> (usize, usize) {
         let along = |size: usize, pad: [usize; 2], kernel: usize| {
             (size + pad[0] + pad[1])
@@ -83,17 +83,17 @@ impl Geometry {
     }
 }
 
-/// What a convolution reads, made on demand.
+/// Input frames of a convolution, computed on demand.
 pub trait Frames: Sync {
-    /// Frames (the earlier ones that the kernel reaches back to included), rows, columns.
+    /// Returns the frames (including earlier ones within the kernel's reach), rows, columns.
     fn size(&self) -> [usize; 3];
-    /// How many of the first frames are zeros, with which nothing need be multiplied.
+    /// Returns the number of leading zero frames, which need no multiplication.
     fn blank(&self) -> usize;
     /// Writes one row, (W, C).
     fn row(&self, frame: usize, row: usize, into: &mut [f32]);
 }
 
-/// The weights of one convolution, in panels.
+/// Weights of one convolution, in panels.
 #[derive(Debug, Clone)]
 pub struct Direct {
     geometry: Geometry,
@@ -107,7 +107,7 @@ pub struct Direct {
 }
 
 impl Direct {
-    /// `weight` is (O, C, kt, kh, kw).
+    /// Packs `weight`, (O, C, kt, kh, kw).
     pub fn new(weight: &[f32], bias: Vec<f32>, channels: usize, geometry: Geometry, isa: Isa) -> Self {
         let outputs = bias.len();
         let taps: usize = geometry.kernel.iter().product();
@@ -136,7 +136,7 @@ impl Direct {
         }
     }
 
-    /// From now on only every so many frames are computed; at least 1.
+    /// Sets the stride over frames, at least 1.
     pub fn set_frame_stride(&mut self, stride: usize) {
         self.frame_stride = stride;
     }
@@ -145,8 +145,8 @@ impl Direct {
         self.geometry
     }
 
-    /// Writes (F, H', W', O) to `out`, or adds to what is there, and returns the last kt - 1 frames of the input,
-    /// (kt - 1, H, W, C), for whoever goes on from there.
+    /// Writes (F, H', W', O) to `out`, or adds to it, and returns the last kt - 1 frames of the input, (kt - 1, H, W,
+    /// C), for the next piece.
     pub fn run(&self, input: &dyn Frames, out: &mut [f32], add: bool) -> Vec<f32> {
         let [frames, height, width] = input.size();
         let reach = self.geometry.kernel[0] - 1;
@@ -171,23 +171,23 @@ impl Direct {
                 .enumerate()
                 .for_each(|(block, out)| self.block(&ring, first * out_height + block * rows, out_height, out, add));
         }
-        // Behind the last frame that was computed there may be more, which come next.
+        // Frames after the last computed one belong to the next piece's past.
         (filled..frames).for_each(|frame| ring.fill(frame, input));
         ring.last(reach, frames)
     }
 
-    /// How many frames of input `count` frames of output see.
+    /// Returns the number of input frames that `count` output frames see.
     fn span(&self, count: usize) -> usize {
         count.saturating_sub(1) * self.frame_stride + self.geometry.kernel[0]
     }
 
-    /// Rows that one thread takes at a time.
+    /// Returns the rows per thread.
     fn block_rows(&self, rows: usize, width: usize) -> usize {
         let shares = 2 * rayon::current_num_threads();
         BLOCK_PIXELS.div_ceil(width.max(1)).min(rows.div_ceil(shares)).max(1)
     }
 
-    /// A few rows of output; the first is row `first`, counted from the first row of frame 0.
+    /// Computes some rows of output; `first` is counted from the first row of frame 0.
     fn block(&self, ring: &Ring, first: usize, out_height: usize, out: &mut [f32], add: bool) {
         for pixel in out.chunks_exact_mut(self.outputs) {
             for (out, bias) in pixel.iter_mut().zip(&self.bias) {
@@ -242,7 +242,7 @@ impl Direct {
         }
     }
 
-    /// The last panel, where it has more lanes than there are output channels left.
+    /// Computes the last panel, if it has more lanes than output channels are left.
     fn multiply_add_edge(&self, row: &Row, out: &mut [f32], lanes: std::ops::Range<usize>, edge: &mut [f32]) {
         for (edge, out) in edge.chunks_exact_mut(self.width).zip(out.chunks_exact(self.outputs)) {
             edge[..lanes.len()].copy_from_slice(&out[lanes.clone()]);
@@ -253,7 +253,7 @@ impl Direct {
         }
     }
 
-    /// The taps, grouped into passes of about `PASS` values.
+    /// Groups the taps into passes of about `PASS` values.
     fn passes(&self) -> Vec<Vec<Tap>> {
         let [kt, kh, kw] = self.geometry.kernel;
         let mut passes: Vec<Vec<Tap>> = Vec::new();
@@ -266,7 +266,7 @@ impl Direct {
                     passes.push(Vec::new());
                     room = PASS;
                 }
-                let pass = passes.last_mut().expect("the first tap finds no room and makes one");
+                let pass = passes.last_mut().expect("the first tap always starts a pass");
                 pass.push(Tap {
                     frame,
                     row,
@@ -281,14 +281,14 @@ impl Direct {
     }
 }
 
-/// A stretch of input values under one row of the kernel.
+/// Consecutive input values under one row of the kernel.
 #[derive(Debug, Clone, Copy)]
 struct Tap {
     frame: usize,
     row: usize,
     within: usize,
     len: usize,
-    /// Where its weights begin in a panel.
+    /// Offset of its weights in a panel.
     depth: usize,
 }
 
@@ -296,7 +296,7 @@ struct Tap {
 struct Ring {
     values: Vec<f32>, // (slots, top + H + bottom, left + W + right, C)
     slots: usize,
-    /// The first frames of the input that are zeros.
+    /// Leading zero frames of the input.
     blank: usize,
     height: usize,
     width: usize,
@@ -328,7 +328,7 @@ impl Ring {
         }
     }
 
-    /// Where a padded row of a frame begins.
+    /// Returns the offset of a padded row of a frame.
     fn at(&self, frame: usize, padded_row: usize) -> usize {
         frame % self.slots * self.slot_len + padded_row * self.row_len
     }
@@ -342,7 +342,7 @@ impl Ring {
             .for_each(|(row, values)| input.row(frame, row, &mut values[inside.clone()]));
     }
 
-    /// The last `count` of `frames` frames, without their padding.
+    /// Returns the last `count` of `frames` frames, without their padding.
     fn last(&self, count: usize, frames: usize) -> Vec<f32> {
         let mut values = Vec::with_capacity(count * self.height * self.width * self.channels);
         for frame in frames.saturating_sub(count)..frames {

@@ -1,28 +1,28 @@
-//! What happens to a clip on its way into a convolution: the frames before it, `silu(x * scale + shift)`, a new size.
+//! Input of a convolution with its preceding operations: earlier frames, `silu(x * scale + shift)`, a new size.
 //!
-//! `Source` makes rows one by one on the CPU; `prepared` makes the whole clip, for other devices.
+//! `FrameSource` computes rows one by one on the CPU; `prepared` computes the whole clip, for other devices.
 
 use candle_core::{Result, Tensor};
 
 use super::direct::Frames;
 use super::simd::{scale_shift_silu, square_sum};
 use super::{Input, Resample, doubled};
-use crate::ops::lanes::Isa;
 use crate::ops::modulate::{self, modulated_silu, table_frame};
+use crate::ops::simd::Isa;
 
 pub use crate::ops::modulate::select;
 
 /// One sample, as slices.
-pub struct Source<'a> {
+pub struct FrameSource<'a> {
     pub x: &'a [f32], // (F, H, W, C)
     pub size: [usize; 3],
     pub channels: usize,
     pub past: Option<&'a [f32]>, // (reach, H, W, C)
     /// Frames that the kernel reaches back.
     pub reach: usize,
-    /// How many of these lie after the last frame instead of before the first.
+    /// Number of these that follow the last frame instead of preceding the first.
     pub ahead: usize,
-    /// How many of them are zeros.
+    /// Number of these that are zeros.
     pub blank: usize,
     pub tables: Option<(&'a [f32], &'a [f32])>, // (F', H', W', C)
     pub table_size: [usize; 3],
@@ -31,8 +31,8 @@ pub struct Source<'a> {
     pub isa: Isa,
 }
 
-impl Source<'_> {
-    /// The size that the convolution sees.
+impl FrameSource<'_> {
+    /// Returns the size that the convolution sees.
     pub fn resampled([frames, height, width]: [usize; 3], resample: Resample) -> [usize; 3] {
         match resample {
             Resample::None => [frames, height, width],
@@ -41,7 +41,7 @@ impl Source<'_> {
         }
     }
 
-    /// One row of x as it was given.
+    /// Returns one row of x as passed in.
     fn given(&self, frame: usize, row: usize) -> &[f32] {
         let len = self.size[2] * self.channels;
         &self.x[(frame * self.size[1] + row) * len..][..len]
@@ -71,14 +71,14 @@ impl Source<'_> {
         }
     }
 
-    /// 1 / sqrt(mean(x^2) + eps) of one pixel.
+    /// Returns 1 / sqrt(mean(x^2) + eps) of one pixel.
     fn per_rms(&self, pixel: &[f32], eps: f64) -> f32 {
         let mean = square_sum(self.isa, pixel) / self.channels as f32;
         (f64::from(mean) + eps).sqrt().recip() as f32
     }
 }
 
-impl Frames for Source<'_> {
+impl Frames for FrameSource<'_> {
     fn size(&self) -> [usize; 3] {
         let [frames, height, width] = Self::resampled(self.size, self.resample);
         [self.reach + frames, height, width]
@@ -121,7 +121,7 @@ impl Frames for Source<'_> {
     }
 }
 
-/// The frames whose mean is frame `frame` of the halved clip; an odd first one stays alone.
+/// Returns the frames whose mean is frame `frame` of the halved clip; an odd first one is separate.
 fn pair(frame: usize, frames: usize) -> (usize, Option<usize>) {
     if frames.is_multiple_of(2) {
         (2 * frame, Some(2 * frame + 1))
@@ -132,7 +132,7 @@ fn pair(frame: usize, frames: usize) -> (usize, Option<usize>) {
     }
 }
 
-/// Which frame is repeated in the doubled clip's frame `frame`.
+/// Returns the frame that is repeated in the doubled clip's frame `frame`.
 fn repeated(frame: usize, frames: usize) -> usize {
     if frames.is_multiple_of(2) {
         frame / 2
@@ -153,13 +153,13 @@ pub fn repeat_in_place(clip: &mut [f32], frames: usize) {
     }
 }
 
-/// (B, F, ...) -> (B, 2 F or 2 F - 1, ...)
+/// Repeats frames (B, F, ...) -> (B, 2 F or 2 F - 1, ...)
 pub fn repeat_frames(x: &Tensor) -> Result<Tensor> {
     let frames = x.dim(1)?;
     select(x, 1, (0..doubled(frames)).map(|frame| repeated(frame, frames)))
 }
 
-/// The input with everything done to it but the past.
+/// Returns the input after all operations, without the past.
 pub fn prepared(input: &Input) -> Result<Tensor> {
     let x = match input.modulation {
         Some(modulation) => {

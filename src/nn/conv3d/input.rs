@@ -1,53 +1,59 @@
-//! What a convolution is given, and what happens to it on the way in.
+//! Input of a convolution, with the operations that precede it.
 
 use candle_core::{DType, Result, Tensor};
 
-/// What a convolution is given.
+/// Input of a convolution.
 #[derive(Clone, Copy)]
 pub struct Input<'a> {
+    /// Input (B, F, H, W, C).
     pub x: &'a Tensor, // (B, F, H, W, C)
-    pub past: Past<'a>,
-    /// Normalises and activates the input.
+    /// Frames before the first.
+    pub past: TemporalPadding<'a>,
+    /// Normalisation and activation of the input.
     pub modulation: Option<&'a Modulation>,
+    /// Change of size before the convolution.
     pub resample: Resample,
 }
 
 /// The kt - 1 input frames before the first.
 #[derive(Debug, Clone, Copy)]
-pub enum Past<'a> {
+pub enum TemporalPadding<'a> {
     /// The first frame, repeated.
     First,
-    /// Only half as many, the first frame repeated, and as many after the last, which is repeated too: a frame sees as
-    /// far ahead as back, and nobody can go on from there.
+    /// Half as many repeats of the first frame, and as many of the last one after it: not causal, so the clip must be
+    /// whole.
     Centred,
+    /// Zeros.
     Zeros,
-    Frames(&'a Tensor), // (B, kt - 1, H, W, C)
+    /// Frames (B, kt - 1, H, W, C) of the clip's earlier part.
+    Frames(&'a Tensor),
 }
 
 impl<'a> From<&'a Tensor> for Input<'a> {
     fn from(x: &'a Tensor) -> Self {
         Self {
             x,
-            past: Past::First,
+            past: TemporalPadding::First,
             modulation: None,
             resample: Resample::None,
         }
     }
 }
 
-/// `silu(x * scale + shift)` before a convolution. The tables may be coarser than x: the nearest entry counts. Where
-/// a clip has an odd number of frames, its first frame and the first table entry belong to each other. Not together
-/// with a new size.
+/// `silu(x * scale + shift)` before a convolution. The tables may be coarser than x: the nearest entry counts. With an
+/// odd number of frames, the first frame has the first table entry to itself. Not together with a new size.
 #[derive(Debug, Clone)]
 pub struct Modulation {
-    pub scale: Tensor, // (B, F', H', W', C) f32
-    pub shift: Tensor, // (B, F', H', W', C) f32
-    /// An RMS norm over the channels of every pixel comes first: x / sqrt(mean(x^2) + eps), with this eps.
+    /// Scale (B, F', H', W', C), f32.
+    pub scale: Tensor,
+    /// Shift (B, F', H', W', C), f32.
+    pub shift: Tensor,
+    /// Epsilon of a preceding RMS norm over the channels of every pixel: x / sqrt(mean(x^2) + eps).
     pub rms_eps: Option<f64>,
 }
 
 impl Modulation {
-    /// An RMS norm of x (B, F, H, W, C), times `scale` (C), and `shift` (C) where it says one: f32 whatever x is.
+    /// RMS norm of x (B, F, H, W, C), times `scale` (C), plus `shift` (C) if given: f32 for any type of x.
     pub fn rms(x: &Tensor, eps: f64, scale: &Tensor, shift: Option<&Tensor>) -> Result<Self> {
         let batch = x.dim(0)?;
         let table = |values: &Tensor| {
@@ -67,15 +73,16 @@ impl Modulation {
     }
 }
 
-/// What happens to the size before a convolution.
+/// Change of size before a convolution.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Resample {
+    /// No change.
     None,
-    /// The mean of every two frames; where their number is odd, the first stays alone.
+    /// The mean of every two frames; an odd first one is kept.
     HalveFrames,
     /// Every row and column twice.
     DoubleSize,
-    /// Every row, column and frame twice; where their number is odd, the first frame stays alone. Only before a
-    /// kernel of one frame: the repeated frames are repeated results.
+    /// Every row, column and frame twice, except an odd first frame. Only before a kernel of one frame: the repeated
+    /// frames are repeated results.
     DoubleSizeAndFrames,
 }

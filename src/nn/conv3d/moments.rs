@@ -1,20 +1,19 @@
-//! Mean and variance over groups of channels and all positions, channels last: what `torch.nn.GroupNorm` divides by.
+//! Mean and variance over groups of channels and all positions, channels last: the statistics of `torch.nn.GroupNorm`.
 //!
-//! On the CPU in one pass: sums of `x - p` and `(x - p)^2` for every channel, where p is the channel's first value,
-//! so that a mean far from zero costs no digits; rows are summed in f32, everything above in f64 and in a fixed
-//! order.
+//! On the CPU in one pass: sums of `x - p` and `(x - p)^2` for every channel, where p is the channel's first value, so
+//! that a mean far from zero costs no precision; rows are summed in f32, everything above in f64 and in a fixed order.
 
 use candle_core::{DType, Result, Tensor};
 use rayon::prelude::*;
 
 use super::simd::moments;
 use super::values;
-use crate::ops::lanes::Isa;
+use crate::ops::simd::Isa;
 
 /// Pixels summed in f32.
 const STRETCH: usize = 256;
 
-/// The mean and the (biased) variance, f32, of (B, F, H, W, C): both (B, G).
+/// Returns the mean and the (biased) variance, f32, of (B, F, H, W, C): both (B, G).
 pub fn group_moments(x: &Tensor, groups: usize) -> Result<(Tensor, Tensor)> {
     let (batch, _, _, _, channels) = x.dims5()?;
     if groups == 0 || !channels.is_multiple_of(groups) {

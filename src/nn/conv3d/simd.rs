@@ -1,18 +1,18 @@
-//! The innermost loops, for whatever vectors the processor has.
+//! Innermost loops for each instruction set.
 //!
 //! A tile holds the sums of MR pixels and NV vectors of output channels in registers while it walks the taps: `out[p,
 //! n] += sum_k a[p, k] * b[k, n]`, a broadcast of `a` for every NV multiply-adds, a load of `b` for every MR. With
-//! AVX-512, 6 pixels of 64 channels and 12 pixels of 32 came out even.
+//! AVX-512, 6 pixels of 64 channels and 12 pixels of 32 were equally fast.
 //!
-//! An [`Isa`] must be one of [`Isa::available`]: `Conv3d::direct` sees to that.
+//! An [`Isa`] must be one of [`Isa::available`], which `Conv3d::direct` checks.
 
-use crate::ops::lanes::{Isa, Lanes};
+use crate::ops::simd::{Isa, Simd};
 
 impl Isa {
-    /// How many output channels a tile holds, for a convolution that has `channels` of them.
+    /// Returns the output channels of a tile, for a convolution with `channels` of them.
     pub fn tile_width(self, channels: usize) -> usize {
         match self {
-            // 96 channels are three tiles of 32; of two tiles of 64 a quarter would be for nothing.
+            // 96 channels are three tiles of 32; two tiles of 64 would waste a quarter.
             #[cfg(target_arch = "x86_64")]
             Self::Avx512 if channels.next_multiple_of(64) == channels.next_multiple_of(32) => 64,
             #[cfg(target_arch = "x86_64")]
@@ -22,7 +22,7 @@ impl Isa {
     }
 }
 
-/// A stretch of `len` values of every pixel, `offset` behind the pixel's first.
+/// `len` consecutive values of every pixel, `offset` after the pixel's first.
 #[derive(Debug, Clone, Copy)]
 pub struct Run {
     pub offset: usize,
@@ -32,13 +32,13 @@ pub struct Run {
 /// One row of pixels against one panel of weights.
 #[derive(Clone, Copy)]
 pub struct Row<'a> {
-    /// The inputs; pixel `p` starts at `start + p * step`.
+    /// Inputs; pixel `p` starts at `start + p * step`.
     pub input: &'a [f32],
     pub start: usize,
     pub step: usize,
     pub pixels: usize,
     pub runs: &'a [Run],
-    /// `width` output channels for every value of every run.
+    /// Weights: `width` output channels for every value of every run.
     pub panel: &'a [Line],
     pub width: usize,
 }
@@ -48,7 +48,7 @@ pub struct Row<'a> {
 #[repr(C, align(64))]
 pub struct Line(pub [f32; 16]);
 
-/// Adds to the sums of `row.pixels` pixels, which lie `out_step` apart in `out`.
+/// Adds to the sums of `row.pixels` pixels, `out_step` apart in `out`.
 pub fn multiply_add(isa: Isa, row: &Row, out: &mut [f32], out_step: usize) {
     if row.pixels == 0 {
         return;
@@ -75,7 +75,7 @@ pub fn multiply_add(isa: Isa, row: &Row, out: &mut [f32], out_step: usize) {
     }
 }
 
-/// `y = silu(x * factor * scale + shift)` channel by channel, where silu(x) = x / (1 + exp(-x)).
+/// Computes `y = silu(x * factor * scale + shift)` channel by channel, where silu(x) = x / (1 + exp(-x)).
 pub fn scale_shift_silu(isa: Isa, x: &[f32], factor: f32, scale: &[f32], shift: &[f32], y: &mut [f32]) {
     match isa {
         // SAFETY: the instructions were detected.
@@ -88,7 +88,7 @@ pub fn scale_shift_silu(isa: Isa, x: &[f32], factor: f32, scale: &[f32], shift: 
     }
 }
 
-/// The sum of squares.
+/// Returns the sum of squares.
 pub fn square_sum(isa: Isa, x: &[f32]) -> f32 {
     match isa {
         // SAFETY: the instructions were detected.
@@ -125,7 +125,7 @@ fn moments_loop(x: &[f32], pivot: &[f32], sum: &mut [f32], squares: &mut [f32]) 
     }
 }
 
-/// In sixteen sums beside each other, which the compiler turns into vectors.
+/// Sums squares in sixteen independent sums, which the compiler vectorises.
 #[inline(always)]
 fn square_sum_loop(x: &[f32]) -> f32 {
     let mut sums = [0f32; 16];
@@ -144,8 +144,8 @@ fn silu_loop(x: &[f32], factor: f32, scale: &[f32], shift: &[f32], y: &mut [f32]
     }
 }
 
-/// e^x to about 2 units in the last place, without branches: 2^n * e^r with |r| <= ln(2)/2 and e^r by its series.
-/// Beyond +-87 it stays at the value there.
+/// Returns e^x to about 2 units in the last place, without branches: 2^n * e^r with |r| <= ln(2)/2 and e^r by its
+/// series. Constant beyond +-87.
 #[inline(always)]
 fn exp(x: f32) -> f32 {
     const ROUND: f32 = 12_582_912.0; // 1.5 * 2^23: adding it leaves the nearest whole number in the low bits
@@ -166,9 +166,9 @@ fn exp(x: f32) -> f32 {
     series * power
 }
 
-/// Covers a row with tiles of MR pixels, and what is left over with smaller ones.
+/// Covers a row with tiles of MR pixels, and the remainder with smaller ones.
 #[inline(always)]
-unsafe fn tiles<V: Lanes, const NV: usize, const MR: usize>(row: &Row, out: *mut f32, out_step: usize) {
+unsafe fn tiles<V: Simd, const NV: usize, const MR: usize>(row: &Row, out: *mut f32, out_step: usize) {
     let mut pixel = 0;
     // SAFETY: `pixel` and the tile's pixels stay below `row.pixels`; the caller has checked the rest.
     unsafe {
@@ -197,13 +197,13 @@ unsafe fn tiles<V: Lanes, const NV: usize, const MR: usize>(row: &Row, out: *mut
 }
 
 #[inline(always)]
-unsafe fn tile<V: Lanes, const NV: usize, const MR: usize>(
+unsafe fn tile<V: Simd, const NV: usize, const MR: usize>(
     row: &Row,
     input: *const f32,
     out: *mut f32,
     out_step: usize,
 ) {
-    // SAFETY: the caller has checked that MR pixels, all runs and the whole panel lie within their slices.
+    // SAFETY: the caller has checked that MR pixels, all runs and the whole panel are within their slices.
     unsafe {
         let mut sums = [[V::splat(0.0); NV]; MR];
         for (p, sums) in sums.iter_mut().enumerate() {
@@ -246,10 +246,10 @@ mod x86 {
     macro_rules! row {
         ($name:ident, $feature:literal, $vector:ty, $nv:literal, $mr:literal) => {
             /// # Safety
-            /// As `multiply_add` checks.
+            /// The conditions that `multiply_add` checks.
             #[target_feature(enable = $feature)]
             pub unsafe fn $name(row: &Row, out: *mut f32, out_step: usize) {
-                // SAFETY: the caller's.
+                // SAFETY: guaranteed by the caller.
                 unsafe { tiles::<$vector, $nv, $mr>(row, out, out_step) }
             }
         };

@@ -1,8 +1,8 @@
-//! A checkpoint of which names and shapes alone are read: whether a model can be built of it, before that takes minutes and
+//! Headers of a checkpoint, names and shapes alone: checks that a model can be built, before that takes minutes and
 //! memory.
 //!
-//! What loads a model builds it of these, too, so that both agree about what is wrong. Each tensor is one number that is
-//! seen again and again (strides of 0), whatever its shape.
+//! The same code builds the model in both cases, so both find the same errors. Each tensor is one number, repeated by
+//! strides of 0, whatever its shape.
 
 use std::sync::{Mutex, MutexGuard};
 
@@ -10,25 +10,28 @@ use candle_core::{DType, Device, Result, Shape, Tensor};
 
 use super::{Checkpoint, SHOWN};
 
-/// How the weights of a checkpoint are read.
+/// Settings for reading a checkpoint's weights.
 #[derive(Debug, Clone)]
 pub struct Reading {
+    /// Number format that tensors are read in.
     pub dtype: DType,
+    /// Device that tensors are read to.
     pub device: Device,
+    /// Source of the numbers: the files, or random ones.
     pub content: Content,
 }
 
-/// The extent to which a checkpoint is read.
+/// Extent to which a checkpoint is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Content {
-    /// All of it.
+    /// Everything.
     Numbers,
-    /// Names and shapes alone: what is built of them cannot run, and says whether it could be built.
+    /// Names and shapes alone: the resulting model cannot run, but shows whether it can be built.
     Headers,
 }
 
 impl Reading {
-    /// Reads all that is there.
+    /// Reads everything.
     pub fn numbers(dtype: DType, device: &Device) -> Self {
         Self {
             dtype,
@@ -37,7 +40,7 @@ impl Reading {
         }
     }
 
-    /// Reads names and shapes alone of what would be read so.
+    /// Reads names and shapes alone.
     pub fn headers(dtype: DType, device: &Device) -> Self {
         Self {
             content: Content::Headers,
@@ -46,24 +49,24 @@ impl Reading {
     }
 }
 
-/// A checkpoint whose numbers are left where they are.
+/// A checkpoint without its numbers.
 pub(super) struct Headers {
     pub(super) checkpoint: Checkpoint,
-    /// Whether they would come into main memory.
+    /// True if the numbers would be read into main memory.
     pub(super) in_memory: bool,
-    misfits: Mutex<Misfits>,
+    misfits: Mutex<HeaderMismatches>,
 }
 
-/// Tensors that layers asked for and that are not there, or are of another shape.
+/// Requested tensors that are missing, or of another shape.
 #[derive(Default)]
-struct Misfits {
+struct HeaderMismatches {
     count: usize,
-    /// The first of them, in words.
+    /// Messages of the first ones.
     shown: Vec<String>,
 }
 
 impl Headers {
-    /// `in_memory`: whether the numbers would come into main memory.
+    /// Headers of a checkpoint; `in_memory` is true if its numbers would be read into main memory.
     pub(super) fn of(checkpoint: Checkpoint, in_memory: bool) -> Self {
         Self {
             checkpoint,
@@ -72,7 +75,7 @@ impl Headers {
         }
     }
 
-    /// A tensor of this shape without its numbers: one number, seen again and again. What is not there is noted.
+    /// Returns a placeholder of this shape: one number, repeated. Records a missing tensor.
     pub(super) fn stand_in(&self, name: &str, shape: &Shape, dtype: DType) -> Result<Tensor> {
         if self.checkpoint.find(name, shape).is_none() {
             let mut misfits = self.noted();
@@ -84,7 +87,7 @@ impl Headers {
         Tensor::ones((), dtype, &Device::Cpu)?.broadcast_as(shape)
     }
 
-    /// Lists the tensors that layers asked for in vain, a line each.
+    /// Lists the requested tensors that are missing or mismatched, one per line.
     pub(super) fn misfits(&self) -> Option<String> {
         let misfits = self.noted();
         let more = match misfits.count.saturating_sub(SHOWN) {
@@ -94,7 +97,7 @@ impl Headers {
         (misfits.count > 0).then(|| misfits.shown.join("\n") + &more)
     }
 
-    fn noted(&self) -> MutexGuard<'_, Misfits> {
+    fn noted(&self) -> MutexGuard<'_, HeaderMismatches> {
         self.misfits.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 }

@@ -18,7 +18,7 @@ impl Activation {
         Ok((y, shape.clone()))
     }
 
-    /// The gradient of x.
+    /// Returns the gradient of x.
     pub(super) fn back_on(self, x: &Tensor, grad: &Tensor) -> Result<Tensor> {
         let device = x.device().as_cuda_device()?;
         let (x, grad) = (x.contiguous()?, grad.contiguous()?);

@@ -6,10 +6,10 @@ use super::Activation;
 use crate::ops::kernel::{Address, Grid, Launch, aligned};
 
 impl Activation {
-    /// out = f(x) for `count` numbers; with a gradient of f(x), out is that of x.
+    /// Launch computing out = f(x) for `count` numbers; given the gradient of f(x), out is the gradient of x.
     ///
     /// # Errors
-    /// Another type than f32 and bf16.
+    /// Fails for types other than f32 and bf16.
     pub fn launch(self, x: Address, grad: Option<Address>, out: Address, count: usize, dtype: DType) -> Result<Launch> {
         let pack = 16 / dtype.size_in_bytes();
         let grad = grad.unwrap_or(0);

@@ -8,7 +8,7 @@ use crate::ops::cuda::{self, Kernels, kernels};
 
 const KERNELS: Kernels = kernels!("residual");
 
-/// Numbers and how they lie.
+/// Storage with its layout.
 type Stored<'a> = (&'a CudaStorage, &'a Layout);
 
 pub fn forward(a: Stored, b: Stored) -> Result<(CudaStorage, Shape)> {

@@ -4,10 +4,10 @@ use candle_core::{DType, Result};
 
 use crate::ops::kernel::{Address, Grid, Launch, aligned};
 
-/// y = a + b for `count` numbers.
+/// Launch computing y = a + b for `count` numbers.
 ///
 /// # Errors
-/// Another type than f32 and bf16.
+/// Fails for types other than f32 and bf16.
 pub fn forward([a, b]: [Address; 2], y: Address, count: usize, dtype: DType) -> Result<Launch> {
     let pack = 16 / dtype.size_in_bytes();
     let aligned = aligned(pack, dtype, &[a, b, y]);

@@ -1,10 +1,10 @@
-//! The way back, tile by tile.
+//! Backward pass of attention on the CPU, tile by tile.
 
 use rayon::prelude::*;
 
-use super::super::lanes::Isa;
-use super::super::tile::{Extent, Left, Place, Right, multiply};
-use super::super::wide::{LANES, exp2, sum, wide};
+use super::super::microkernel::{Extent, Lhs, Output, Rhs, multiply};
+use super::super::simd::Isa;
+use super::super::simd_math::{LANES, exp2, sum, wide};
 use super::heads::{Head, Panels, rows_by_head};
 use super::{Mask, Sizes};
 
@@ -12,8 +12,8 @@ use super::{Mask, Sizes};
 const QUERIES: usize = 96;
 const KEYS: usize = 128;
 
-/// A head's keys are cut into pieces of about this many, for the threads, but not into more than `PIECES`: each needs a
-/// place of its own for the gradients of the queries.
+/// Keys per thread: a head's keys are cut into pieces of about this many, at most `PIECES`, because each piece needs
+/// its own buffer for the gradients of the queries.
 const PIECE: usize = 2048;
 const PIECES: usize = 4;
 
@@ -24,17 +24,17 @@ pub struct Gradients {
     pub v: Option<Vec<f32>>,
 }
 
-/// Whose gradients somebody wants.
+/// Selects the gradients to compute.
 #[derive(Debug, Clone, Copy)]
-pub struct Wanted {
+pub struct NeededGradients {
     pub q: bool,
     pub k: bool,
     pub v: bool,
 }
 
-/// What the way forward left, and the gradient of its output (B, S, H, K).
+/// Values saved by the forward pass, and the gradient of its output (B, S, H, K).
 #[derive(Debug, Clone, Copy)]
-pub struct Given<'a> {
+pub struct SavedForward<'a> {
     pub q: &'a [f32],
     pub k: &'a [f32],
     pub v: &'a [f32],
@@ -44,8 +44,8 @@ pub struct Given<'a> {
     pub log_sums: &'a [f32],
 }
 
-/// The gradients that are wanted.
-pub fn backward(sizes: &Sizes, mask: Option<&Mask>, given: Given, wanted: Wanted) -> Gradients {
+/// Returns the needed gradients.
+pub fn backward(sizes: &Sizes, mask: Option<&Mask>, given: SavedForward, wanted: NeededGradients) -> Gradients {
     let place = |wanted: bool, tokens| wanted.then(|| vec![0.0; sizes.batch * tokens * sizes.row()]);
     let mut all = Gradients {
         q: place(wanted.q, sizes.queries),
@@ -60,13 +60,13 @@ pub fn backward(sizes: &Sizes, mask: Option<&Mask>, given: Given, wanted: Wanted
     all
 }
 
-/// One head: its queries, and the gradient of its output, one behind the other.
+/// One head: its queries and the gradient of its output, contiguous.
 struct Work<'a> {
     isa: Isa,
     sizes: &'a Sizes,
     mask: Option<&'a Mask>,
     index: usize,
-    wanted: Wanted,
+    wanted: NeededGradients,
     keys: Head<'a>,
     values: Head<'a>,
     q: Vec<f32>,    // (S, K padded), times the scale
@@ -76,7 +76,13 @@ struct Work<'a> {
 }
 
 impl<'a> Work<'a> {
-    fn new(sizes: &'a Sizes, mask: Option<&'a Mask>, index: usize, given: &Given<'a>, wanted: Wanted) -> Self {
+    fn new(
+        sizes: &'a Sizes,
+        mask: Option<&'a Mask>,
+        index: usize,
+        given: &SavedForward<'a>,
+        wanted: NeededGradients,
+    ) -> Self {
         let (queries, padded) = (sizes.queries, sizes.padded());
         let (mut q, mut grad) = (vec![0.0; queries * padded], vec![0.0; queries * padded]);
         Head::new(sizes, index, queries, given.q).copy(0, sizes.exp2_scale(), padded, &mut q);
@@ -102,7 +108,7 @@ impl<'a> Work<'a> {
         }
     }
 
-    /// Fills the places of the head's gradients.
+    /// Fills the head's gradients.
     fn run(&self, mut q: Vec<&mut [f32]>, mut k: Vec<&mut [f32]>, mut v: Vec<&mut [f32]>) {
         let keys = self.sizes.keys;
         let piece = keys.div_ceil(keys.div_ceil(PIECE).min(PIECES)).next_multiple_of(KEYS);
@@ -116,7 +122,7 @@ impl<'a> Work<'a> {
         parts.into_par_iter().for_each(|(place, k, v)| {
             self.piece(place, k.unwrap_or_default(), v.unwrap_or_default());
         });
-        // In the order of the pieces, whoever was first.
+        // In the order of the pieces, whichever finished first.
         let padded = self.sizes.padded();
         for (query, to) in q.iter_mut().enumerate() {
             for place in &places {
@@ -126,7 +132,7 @@ impl<'a> Work<'a> {
         }
     }
 
-    /// Some keys under all queries.
+    /// Processes some keys under all queries.
     fn piece(&self, piece: &mut Piece, k: &mut [&mut [f32]], v: &mut [&mut [f32]]) {
         let (queries, padded) = (self.sizes.queries, self.sizes.padded());
         for from in (0..piece.len).step_by(KEYS) {
@@ -135,7 +141,7 @@ impl<'a> Work<'a> {
             for first in (0..queries).step_by(QUERIES) {
                 self.tile(piece, first, piece.first + from, len);
             }
-            // The queries came with the scale and with log2 e: that one is too much here.
+            // The queries carry the scale and log2 e: divide by log2 e here.
             let places = k.iter_mut().skip(from).zip(piece.dk.chunks_exact_mut(padded));
             places.for_each(|(to, from)| copy(to, from, std::f32::consts::LN_2));
             let places = v.iter_mut().skip(from).zip(piece.dv.chunks_exact_mut(padded));
@@ -143,7 +149,7 @@ impl<'a> Work<'a> {
         }
     }
 
-    /// One tile: the weights p once more, the gradients ds of the scores, and what follows from both.
+    /// Processes one tile: recomputes the weights p, then the gradients ds of the scores and what follows from both.
     fn tile(&self, piece: &mut Piece, first: usize, key: usize, len: usize) {
         let padded = self.sizes.padded();
         let count = QUERIES.min(self.sizes.queries - first);
@@ -173,13 +179,13 @@ impl<'a> Work<'a> {
             cols: padded,
             depth: count,
         };
-        let transposed = |numbers| Left {
+        let transposed = |numbers| Lhs {
             numbers,
             row: 1,
             col: KEYS,
         };
-        let right = |numbers| Right { numbers, step: padded };
-        let sum = |numbers| Place {
+        let right = |numbers| Rhs { numbers, step: padded };
+        let sum = |numbers| Output {
             numbers,
             step: padded,
             add: true,
@@ -202,7 +208,7 @@ impl<'a> Work<'a> {
                 cols: padded,
                 depth: len,
             };
-            let slopes = Left {
+            let slopes = Lhs {
                 numbers: slopes,
                 row: KEYS,
                 col: 1,
@@ -218,12 +224,12 @@ impl<'a> Work<'a> {
     }
 }
 
-/// Some keys of a head, and what a thread needs to walk through them tile by tile.
+/// Some keys of a head, with the buffers a thread needs to process them tile by tile.
 struct Piece {
     first: usize,
     len: usize,
     dq: Vec<f32>, // (S, K padded)
-    // Of a tile:
+    // Per tile:
     keys: Panels,
     values: Panels,
     rows: Vec<f32>,    // the keys once more, (KEYS, K padded)
@@ -234,7 +240,7 @@ struct Piece {
 }
 
 impl Piece {
-    fn new(sizes: &Sizes, first: usize, len: usize, wanted: Wanted) -> Self {
+    fn new(sizes: &Sizes, first: usize, len: usize, wanted: NeededGradients) -> Self {
         let padded = sizes.padded();
         Self {
             first,
@@ -250,7 +256,7 @@ impl Piece {
         }
     }
 
-    /// Turns to the next keys.
+    /// Loads the next keys.
     fn load(&mut self, work: &Work, first: usize, len: usize) {
         let padded = work.sizes.padded();
         self.keys.fill(&work.keys, first, len);
@@ -299,7 +305,8 @@ wide! {
 }
 
 wide! {
-    /// Scores to weights p = 2^(s - lse), and the gradients of the weights to those of the scores, p (dp - drift).
+    /// Turns scores into weights p = 2^(s - lse), and the gradients of the weights into those of the scores, p (dp -
+    /// drift).
     fn softmax_back(weights: &mut [f32], slopes: &mut [f32], len: usize, log_sums: &[f32], drifts: &[f32]) {
         let rows = weights.chunks_exact_mut(KEYS).zip(slopes.chunks_exact_mut(KEYS));
         for ((weights, slopes), (log_sum, drift)) in rows.zip(log_sums.iter().zip(drifts)) {

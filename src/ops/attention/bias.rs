@@ -1,29 +1,29 @@
-//! A mask as cuDNN takes it, and which queries it leaves without any key.
+//! A mask in the form cuDNN takes, and the queries it leaves without any key.
 //!
-//! cuDNN subtracts the largest score of a query from all of them, which for minus infinity gives no number. So finite numbers
-//! stand for it, too low for anything to be left of them beside another key. A query that has no other key would see all
-//! keys alike: its row is put right afterwards.
+//! cuDNN subtracts a query's largest score from all of its scores, which gives NaN for minus infinity. So finite
+//! numbers replace it, low enough to vanish next to any visible key. A fully masked query would see all keys alike: its
+//! row is corrected afterwards.
 //!
 //! Shapes: B samples, H heads, S queries, L keys.
 
 use candle_core::{D, DType, Result, Tensor};
 
-/// What finite numbers of a mask are kept within.
+/// Bound within which finite values of a mask are clamped.
 const LIMIT: f32 = 1e30;
-/// What minus infinity becomes: so far below the limit that nothing is left of it beside that either.
+/// Replacement for minus infinity: far enough below the limit to vanish next to it.
 const HIDDEN: f32 = -1e38;
 
-/// A mask made ready.
+/// A prepared mask.
 #[derive(Debug, Clone)]
 pub struct Bias {
-    /// What is added to scores, (B or 1, H or 1, S, L) in bf16.
+    /// Values added to scores, (B or 1, H or 1, S, L) in bf16.
     pub added: Tensor,
     /// 1 for queries that see a key and 0 for those that see none, (B or 1, H or 1, S or 1) in f32.
     pub seeing: Tensor,
 }
 
 impl Bias {
-    /// From a mask (B or 1, H or 1, S or 1, L) in f32, written out for so many queries.
+    /// Prepares a mask (B or 1, H or 1, S or 1, L) in f32, expanded to `queries` queries.
     pub fn new(mask: &Tensor, queries: usize) -> Result<Self> {
         let (samples, heads, _, keys) = mask.dims4()?;
         let hidden = mask.eq(f32::NEG_INFINITY)?;

@@ -1,12 +1,13 @@
 //! Attention on a GPU: by cuDNN where it can, else by the kernels of tiled.cu.
 //!
-//! Both keep the log-sum-exp as a natural logarithm (B, H, S), so that either may go the way back of the other's way forward.
+//! Both save the log-sum-exp as a natural logarithm (B, H, S), so either can run the backward pass of the other's
+//! forward pass.
 
 use candle_core::backend::BackendStorage;
 use candle_core::{CudaDevice, CudaStorage, DType, Layout, Result, Tensor};
 
 use super::launch::{Masked, Read, ReadBack, Tiled, Written};
-use super::way::{self, Way};
+use super::way::{self, Backend};
 use super::{Attention, Sizes};
 #[cfg(feature = "cudnn")]
 use super::{Mask, cudnn};
@@ -16,11 +17,11 @@ use crate::ops::kernel::Address;
 
 const KERNELS: Kernels = kernels!("tiled");
 
-/// Numbers and how they lie.
+/// Storage with its layout.
 type Stored<'a> = (&'a CudaStorage, &'a Layout);
 
 impl Attention {
-    /// The output, and the log-sum-exp (B, H, S).
+    /// Returns the output, and the log-sum-exp (B, H, S).
     pub(super) fn forward_on(&self, q: Stored, k: Stored, v: Stored) -> Result<(CudaStorage, Tensor)> {
         let (device, dtype) = (q.0.device(), q.0.dtype());
         let Sizes {
@@ -37,18 +38,18 @@ impl Attention {
         let (to, sums) = (cuda::first(&out)?, cuda::address_of(&log_sums)?);
         #[cfg(feature = "cudnn")]
         if cudnn::forward(device, &self.sizes, self.mask.as_ref(), dtype, read, [to, sums])? {
-            way::note(Way::Cudnn, dtype, self.sizes.width);
+            way::note(Backend::Cudnn, dtype, self.sizes.width);
             if let Some(mask) = &self.mask {
                 self.blind(device, dtype, mask, [to, sums])?;
             }
             return Ok((out, log_sums));
         }
-        way::note(Way::Tiled, dtype, self.sizes.width);
+        way::note(Backend::Tiled, dtype, self.sizes.width);
         KERNELS.launch(device, &self.by_tiles(dtype)?.forward(read, [to, sums])?)?;
         Ok((out, log_sums))
     }
 
-    /// The gradients of q, k and v, all of them: two come with the third.
+    /// Returns the gradients of q, k and v, always all three: two come with the third.
     pub(super) fn back_on(
         &self,
         [q, k, v]: [&Tensor; 3],
@@ -81,10 +82,10 @@ impl Attention {
         );
         #[cfg(feature = "cudnn")]
         if cudnn::back(device, &self.sizes, self.mask.as_ref(), dtype, (read, also, written))? {
-            way::note(Way::Cudnn, dtype, self.sizes.width);
+            way::note(Backend::Cudnn, dtype, self.sizes.width);
             return Ok(found);
         }
-        way::note(Way::Tiled, dtype, self.sizes.width);
+        way::note(Backend::Tiled, dtype, self.sizes.width);
         self.back_tiled(device, dtype, read, also, written)?;
         Ok(found)
     }
@@ -107,8 +108,8 @@ impl Attention {
         KERNELS.launch(device, &tiled.back_keys(read, also, sums_at, [written.dk, written.dv])?)
     }
 
-    /// Zeros for queries that the mask leaves no key, of which cuDNN makes a mean of all values. Their log-sum-exp becomes
-    /// infinite, as the kernels of tiled.cu leave it: so their weights, and gradients, are 0 on whichever way back.
+    /// Writes zeros for fully masked queries, where cuDNN returns the mean of all values. Their log-sum-exp becomes
+    /// infinite, as in tiled.cu, so their weights and gradients are 0 in either backward pass.
     #[cfg(feature = "cudnn")]
     fn blind(&self, device: &CudaDevice, dtype: DType, mask: &Mask, written: [Address; 2]) -> Result<()> {
         match cudnn::seeing(&self.sizes, mask)? {

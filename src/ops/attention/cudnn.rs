@@ -1,8 +1,8 @@
 //! Attention by cuDNN's fused graphs, through the C functions of cudnn_shim.cpp.
 //!
-//! For bf16, heads of whole 8 features, and masks that are the same for all queries or small enough to be written out for
-//! each. A graph takes long to build and is kept by its shapes, on the thread that built it; what cuDNN refuses to build is
-//! remembered as well, said once, and left to the kernels of tiled.cu.
+//! For bf16, head widths that are multiples of 8, and masks that are shared by all queries or small enough to be
+//! expanded for each. A graph takes long to build, so it is cached by its shapes on the thread that built it. A shape
+//! that cuDNN refuses is cached as well, logged once, and left to the kernels of tiled.cu.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -21,7 +21,7 @@ use crate::ops::cuda::address_of;
 use crate::ops::kernel::Address;
 use crate::ops::{determinism, profile};
 
-/// Bytes that a mask may take, written out for every query.
+/// Largest size in bytes of a mask expanded to every query.
 const MASK_BYTES: usize = 256 << 20;
 
 /// `Shape` of the shim.
@@ -43,10 +43,10 @@ struct Shape {
 
 const _: () = assert!(size_of::<Shape>() == 80); // as the shim asserts
 
-/// What tells one graph from another: all of a shape but the scale, which follows from the width.
+/// Cache key of a graph: all of a shape but the scale, which follows from the width.
 type Key = (DeviceId, [i64; 8], [i32; 2]);
 
-/// `Operands` of the shim: 0 where there is none.
+/// `Operands` of the shim: 0 where absent.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default)]
 struct Operands {
@@ -85,7 +85,7 @@ unsafe extern "C" {
     ) -> c_int;
 }
 
-/// A graph that was built. It lives as long as the process.
+/// A built graph. It lives as long as the process.
 #[derive(Debug, Clone, Copy)]
 struct Plan {
     handle: *mut c_void,
@@ -93,43 +93,43 @@ struct Plan {
     workspace: usize,
 }
 
-/// What this thread has of cuDNN.
+/// This thread's cuDNN state.
 #[derive(Default)]
-struct Known {
-    /// None where cuDNN cannot be had.
+struct PlanCache {
+    /// None if cuDNN is unavailable.
     handles: HashMap<DeviceId, Option<*mut c_void>>,
-    /// None where cuDNN refuses.
+    /// None if cuDNN refuses the shape.
     plans: HashMap<Key, Option<Plan>>,
-    /// The last mask that was made ready, and what of.
+    /// Last prepared mask, with its source.
     bias: Option<Ready>,
 }
 
-/// A mask in bf16, written out for so many queries.
+/// A mask in bf16, expanded to every query.
 struct Ready {
-    /// As it was given. While it is held here, nothing else can lie at its address.
+    /// Mask as passed in. While it is held here, no other tensor can have its address.
     from: Tensor,
     queries: usize,
     bias: Rc<Bias>,
 }
 
 thread_local! {
-    static KNOWN: RefCell<Known> = RefCell::default();
+    static PLANS: RefCell<PlanCache> = RefCell::default();
 }
 
-/// Calls the shim; what it says went wrong.
+/// Calls the shim and returns its error message.
 fn asked(call: impl FnOnce(*mut c_char, usize) -> c_int) -> std::result::Result<(), String> {
     let mut words = [0 as c_char; WORDS];
     match call(words.as_mut_ptr(), WORDS) {
         0 => Ok(()),
-        // SAFETY: the shim ends what it says with a 0.
+        // SAFETY: the shim ends its message with a 0.
         _ => Err(unsafe { CStr::from_ptr(words.as_ptr()) }.to_string_lossy().into_owned()),
     }
 }
 
-/// Writes the output and the log-sum-exp; false, with nothing written that counts, where cuDNN cannot.
+/// Writes the output and the log-sum-exp; returns false, with undefined contents, if cuDNN cannot.
 ///
 /// # Errors
-/// No memory for what cuDNN needs meanwhile.
+/// Fails if there is no memory for cuDNN's workspace.
 pub(super) fn forward(
     device: &CudaDevice,
     sizes: &Sizes,
@@ -149,15 +149,15 @@ pub(super) fn forward(
     run(device, sizes, mask, dtype, operands)
 }
 
-/// Which queries of a mask see a key: [`Bias::seeing`]. None where cuDNN does not go by the mask.
+/// Returns the queries of a mask that see a key: [`Bias::seeing`]. None if cuDNN does not take the mask.
 pub(super) fn seeing(sizes: &Sizes, mask: &Mask) -> Result<Option<Tensor>> {
     Ok(bias(sizes, mask)?.map(|bias| bias.seeing.clone()))
 }
 
-/// Writes the gradients; false, with nothing written that counts, where cuDNN cannot.
+/// Writes the gradients; returns false, with undefined contents, if cuDNN cannot.
 ///
 /// # Errors
-/// As [`forward`].
+/// Same as [`forward`].
 pub(super) fn back(
     device: &CudaDevice,
     sizes: &Sizes,
@@ -198,14 +198,14 @@ fn run(device: &CudaDevice, sizes: &Sizes, mask: Option<&Mask>, dtype: DType, mu
     };
     operands.bias = added.map_or(Ok(0), address_of)?;
     let stream = device.cuda_stream();
-    // SAFETY: cuDNN writes what it reads there.
+    // SAFETY: cuDNN writes the workspace before it reads it.
     let workspace = unsafe { device.alloc::<u8>(plan.workspace.max(1)) }?;
     let room = workspace.device_ptr(&stream).0;
     let _span = profile::kernel(device, || match shape.backward {
         0 => format!("cudnn attention {}", shape.words()),
-        _ => format!("cudnn attention back {}", shape.words()),
+        _ => format!("cudnn attention backward {}", shape.words()),
     });
-    // SAFETY: the plan was made for these shapes by this handle; the addresses are of tensors of these shapes.
+    // SAFETY: the plan was built for these shapes by this handle; the addresses belong to tensors of these shapes.
     let ran = asked(|error, size| unsafe {
         let (stream, room) = (stream.cu_stream().cast(), room as *mut c_void);
         vtrain_cudnn_run(plan.handle, plan.plan, stream, &raw const operands, room, error, size)
@@ -213,10 +213,8 @@ fn run(device: &CudaDevice, sizes: &Sizes, mask: Option<&Mask>, dtype: DType, mu
     match ran {
         Ok(()) => Ok(true),
         Err(why) => {
-            log::warn!(
-                "cuDNN's attention for {shape:?} does not run, a slower kernel takes its place from here on: {why}"
-            );
-            KNOWN.with_borrow_mut(|known| known.plans.insert(shape.key(device.id()), None));
+            log::warn!("cuDNN's attention for {shape:?} failed; using a slower kernel from now on: {why}");
+            PLANS.with_borrow_mut(|known| known.plans.insert(shape.key(device.id()), None));
             Ok(false)
         }
     }
@@ -246,7 +244,7 @@ impl Shape {
         })
     }
 
-    /// For people: queries x keys x features of a head.
+    /// Label for logs: queries x keys x features of a head.
     fn words(&self) -> String {
         format!("{}x{}x{}", self.queries, self.keys, self.width)
     }
@@ -266,10 +264,10 @@ impl Shape {
     }
 }
 
-/// The graph of a shape. None where cuDNN has none, which is said the first time.
+/// Returns the graph of a shape, or None if cuDNN has none, which is logged the first time.
 fn plan(device: &CudaDevice, shape: &Shape) -> Option<Plan> {
     let key = shape.key(device.id());
-    if let Some(plan) = KNOWN.with_borrow(|known| known.plans.get(&key).copied()) {
+    if let Some(plan) = PLANS.with_borrow(|known| known.plans.get(&key).copied()) {
         return plan;
     }
     let handle = handle(device)?;
@@ -292,17 +290,17 @@ fn plan(device: &CudaDevice, shape: &Shape) -> Option<Plan> {
             workspace: usize::try_from(workspace).unwrap_or(0),
         }),
         Err(why) => {
-            log::warn!("cuDNN has no attention for {shape:?}, a slower kernel takes its place: {why}");
+            log::warn!("cuDNN has no attention for {shape:?}; using a slower kernel: {why}");
             None
         }
     };
-    KNOWN.with_borrow_mut(|known| known.plans.insert(key, plan));
+    PLANS.with_borrow_mut(|known| known.plans.insert(key, plan));
     plan
 }
 
 fn handle(device: &CudaDevice) -> Option<*mut c_void> {
     let id = device.id();
-    if let Some(handle) = KNOWN.with_borrow(|known| known.handles.get(&id).copied()) {
+    if let Some(handle) = PLANS.with_borrow(|known| known.handles.get(&id).copied()) {
         return handle;
     }
     let mut handle = null_mut();
@@ -314,20 +312,20 @@ fn handle(device: &CudaDevice) -> Option<*mut c_void> {
     let handle = match opened {
         Ok(()) => Some(handle),
         Err(why) => {
-            log::warn!("attention goes by a slower kernel: {why}");
+            log::warn!("attention uses a slower kernel: {why}");
             None
         }
     };
-    KNOWN.with_borrow_mut(|known| known.handles.insert(id, handle));
+    PLANS.with_borrow_mut(|known| known.handles.insert(id, handle));
     handle
 }
 
-/// A mask as cuDNN takes it. None where that would be too large.
+/// Returns a mask in cuDNN's form, or None if that would be too large.
 fn bias(sizes: &Sizes, mask: &Mask) -> Result<Option<Rc<Bias>>> {
     let Some(table) = &mask.table else {
-        bail!("attention: a mask on another device than what it masks");
+        bail!("attention: the mask is on another device than the queries");
     };
-    let known = KNOWN.with_borrow(|known| {
+    let known = PLANS.with_borrow(|known| {
         let ready = known.bias.as_ref()?;
         (ready.queries == sizes.queries && ready.from.id() == table.id()).then(|| ready.bias.clone())
     });
@@ -339,7 +337,7 @@ fn bias(sizes: &Sizes, mask: &Mask) -> Result<Option<Rc<Bias>>> {
         return Ok(None);
     }
     let bias = Rc::new(Bias::new(table, sizes.queries)?);
-    KNOWN.with_borrow_mut(|known| {
+    PLANS.with_borrow_mut(|known| {
         known.bias = Some(Ready {
             from: table.clone(),
             queries: sizes.queries,

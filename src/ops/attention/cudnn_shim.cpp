@@ -1,5 +1,5 @@
-// cuDNN's fused attention behind a few C functions: see cudnn.rs. Everything is asked of the header-only cudnn-frontend, which
-// finds cuDNN by dlopen. Functions return 0, or another number and say why in `error`.
+// cuDNN's fused attention as a few C functions: see cudnn.rs. All calls go through the header-only cudnn-frontend, which
+// finds cuDNN by dlopen. Functions return 0, or another number with a message in `error`.
 #include <cudnn_frontend.h>
 
 #include <dlfcn.h>

@@ -1,10 +1,10 @@
-//! The way forward, tile by tile.
+//! Forward pass of attention on the CPU, tile by tile.
 
 use rayon::prelude::*;
 
-use super::super::lanes::Isa;
-use super::super::tile::{COLUMNS, Extent, Left, Place, Right, multiply};
-use super::super::wide::{LANES, exp2, sum, wide};
+use super::super::microkernel::{COLUMNS, Extent, Lhs, Output, Rhs, multiply};
+use super::super::simd::Isa;
+use super::super::simd_math::{LANES, exp2, sum, wide};
 use super::heads::{Head, Panels, rows_by_head};
 use super::{Mask, Sizes};
 
@@ -12,7 +12,7 @@ use super::{Mask, Sizes};
 const QUERIES: usize = 96;
 const KEYS: usize = 128;
 
-/// The output (B, S, H, K), and the binary logarithm of each query's sum of exponentials (B, H, S).
+/// Returns the output (B, S, H, K), and the binary logarithm of each query's sum of exponentials (B, H, S).
 pub fn forward(sizes: &Sizes, mask: Option<&Mask>, q: &[f32], k: &[f32], v: &[f32]) -> (Vec<f32>, Vec<f32>) {
     let mut out = vec![0.0; sizes.batch * sizes.queries * sizes.row()];
     let mut log_sums = vec![0.0; sizes.batch * sizes.heads * sizes.queries];
@@ -37,7 +37,7 @@ pub fn forward(sizes: &Sizes, mask: Option<&Mask>, q: &[f32], k: &[f32], v: &[f3
     (out, log_sums)
 }
 
-/// The keys and values of one head.
+/// Keys and values of one head.
 struct Keys {
     keys: Panels,
     /// (L, K padded)
@@ -54,7 +54,7 @@ impl Keys {
     }
 }
 
-/// What a thread works on at a time.
+/// Buffers of one thread.
 struct Scratch {
     q: Vec<f32>,      // (QUERIES, K padded)
     scores: Vec<f32>, // (QUERIES, KEYS)
@@ -71,7 +71,7 @@ impl Scratch {
     }
 }
 
-/// The softmax of some queries, as far as the keys have been walked through.
+/// Running softmax of some queries over the keys seen so far.
 struct Running {
     maxima: [f32; QUERIES],
     sums: [f32; QUERIES],
@@ -88,14 +88,14 @@ struct Work<'a> {
 }
 
 impl Work<'_> {
-    /// The queries from `first` on: as many as there are places for.
+    /// Processes the queries from `first` on, one for each entry of `places`.
     fn block(&self, first: usize, scratch: &mut Scratch, places: &mut [&mut [f32]], log_sums: &mut [f32]) {
         let (count, padded) = (places.len(), self.sizes.padded());
         let Scratch { q, scores, out } = scratch;
         let q = &mut q[..count * padded];
         self.queries.copy(first, self.sizes.exp2_scale(), padded, q);
         let out = &mut out[..count * padded];
-        // Not minus infinity: where all keys of a tile are masked by that, nothing is to be left of them, and no NaN.
+        // Not minus infinity: a tile whose keys are all masked with it must vanish, without NaN.
         let mut running = Running {
             maxima: [f32::MIN; QUERIES],
             sums: [0.0; QUERIES],
@@ -120,16 +120,16 @@ impl Work<'_> {
                 cols: padded,
                 depth: len,
             };
-            let weights = Left {
+            let weights = Lhs {
                 numbers: scores,
                 row: KEYS,
                 col: 1,
             };
-            let values = Right {
+            let values = Rhs {
                 numbers: &self.keys.values[from * padded..],
                 step: padded,
             };
-            let place = Place {
+            let place = Output {
                 numbers: out,
                 step: padded,
                 add: from > 0,
@@ -138,7 +138,7 @@ impl Work<'_> {
         }
         for (i, (place, out)) in places.iter_mut().zip(out.chunks_exact(padded)).enumerate() {
             let sum = running.sums[i];
-            // A query that may see no key at all gives zeros.
+            // A fully masked query gives zeros.
             let (factor, log_sum) = match sum {
                 0.0 => (0.0, f32::INFINITY),
                 _ => (1.0 / sum, running.maxima[i] + sum.log2()),
@@ -160,7 +160,7 @@ wide! {
 }
 
 wide! {
-    /// Turns scores into 2^(score - maximum), the largest so far, and lets fade what was summed up under a smaller one.
+    /// Turns scores into 2^(score - maximum), updates the maximum and rescales the sums kept under a smaller one.
     fn soften(scores: &mut [f32], len: usize, running: &mut Running, out: &mut [f32], padded: usize) {
         let rows = scores.chunks_exact_mut(KEYS).zip(out.chunks_exact_mut(padded));
         for (i, (scores, out)) in rows.enumerate() {

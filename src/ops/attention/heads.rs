@@ -1,20 +1,20 @@
-//! One head at a time: heads are interleaved in tensors, and laid out here as the innermost loops want them.
+//! Single heads: tensors interleave heads; here each is laid out for the innermost loops.
 
-use super::super::lanes::Isa;
-use super::super::tile::{COLUMNS, Extent, Left, PANEL, Place, Right, multiply};
+use super::super::microkernel::{COLUMNS, Extent, Lhs, Output, PANEL, Rhs, multiply};
+use super::super::simd::Isa;
 use super::Sizes;
 
-/// The tokens of one head in a matrix (B, tokens, H, K).
+/// Tokens of one head in a matrix (B, tokens, H, K).
 #[derive(Debug, Clone, Copy)]
 pub struct Head<'a> {
     numbers: &'a [f32],
-    /// From one token to the next.
+    /// Distance from one token to the next.
     row: usize,
     width: usize,
 }
 
 impl<'a> Head<'a> {
-    /// The `index`th head, counted through all samples, of a matrix of so many tokens a sample.
+    /// Selects the `index`th head, counted through all samples, of a matrix of `tokens` tokens per sample.
     pub fn new(sizes: &Sizes, index: usize, tokens: usize, numbers: &'a [f32]) -> Self {
         let (sample, head) = (index / sizes.heads, index % sizes.heads);
         let row = sizes.row();
@@ -29,7 +29,7 @@ impl<'a> Head<'a> {
         &self.numbers[token * self.row..][..self.width]
     }
 
-    /// Tokens from `first` on, one behind the other, times a factor: as many as `rows` has. `padded` numbers a row.
+    /// Copies tokens from `first` on, contiguous and times a factor: as many as `rows` has, `padded` numbers per row.
     pub fn copy(&self, first: usize, factor: f32, padded: usize, rows: &mut [f32]) {
         for (i, row) in rows.chunks_exact_mut(padded).enumerate() {
             let (numbers, padding) = row.split_at_mut(self.width);
@@ -43,14 +43,14 @@ impl<'a> Head<'a> {
 
 /// Tokens of one head, transposed, so that products with them run over tokens.
 ///
-/// A panel holds `PANEL` tokens: the feature k of its token j lies at `k PANEL + j`.
+/// A panel holds `PANEL` tokens: feature k of its token j lies at `k PANEL + j`.
 pub struct Panels {
     numbers: Vec<f32>,
     width: usize,
 }
 
 impl Panels {
-    /// Place for so many tokens.
+    /// Allocates panels for `tokens` tokens.
     pub fn new(sizes: &Sizes, tokens: usize) -> Self {
         Self {
             numbers: vec![0.0; tokens.next_multiple_of(PANEL) * sizes.width],
@@ -58,7 +58,7 @@ impl Panels {
         }
     }
 
-    /// Takes `count` tokens from `first` on. What a last panel holds behind them is of no meaning.
+    /// Copies `count` tokens from `first` on. The rest of the last panel is undefined.
     pub fn fill(&mut self, head: &Head, first: usize, count: usize) {
         let panels = self.numbers.chunks_exact_mut(PANEL * self.width);
         for (panel, from) in panels.zip((0..count).step_by(PANEL)) {
@@ -70,8 +70,8 @@ impl Panels {
         }
     }
 
-    /// The products of rows (rows, K padded) with `len` tokens from `from` on, a whole panel: row i's start at `i step`, and
-    /// numbers without a meaning fill the last vector.
+    /// Computes the products of rows (rows, K padded) with `len` tokens from `from` on, a whole panel: row i starts at
+    /// `i step`, and the rest of the last vector is undefined.
     pub fn products(&self, isa: Isa, rows: &[f32], from: usize, len: usize, to: &mut [f32], step: usize) {
         let padded = self.width.next_multiple_of(COLUMNS);
         for panel in (0..len).step_by(PANEL) {
@@ -80,16 +80,16 @@ impl Panels {
                 cols: PANEL.min((len - panel).next_multiple_of(COLUMNS)),
                 depth: self.width,
             };
-            let left = Left {
+            let left = Lhs {
                 numbers: rows,
                 row: padded,
                 col: 1,
             };
-            let right = Right {
+            let right = Rhs {
                 numbers: &self.numbers[(from + panel) * self.width..],
                 step: PANEL,
             };
-            let place = Place {
+            let place = Output {
                 numbers: &mut to[panel..],
                 step,
                 add: false,
@@ -99,7 +99,7 @@ impl Panels {
     }
 }
 
-/// A matrix (B, tokens, H, K), cut into the rows of each head of each sample; no rows where there is no matrix.
+/// Splits a matrix (B, tokens, H, K) into the rows of each head of each sample; no rows without a matrix.
 pub fn rows_by_head<'a>(sizes: &Sizes, tokens: usize, numbers: Option<&'a mut [f32]>) -> Vec<Vec<&'a mut [f32]>> {
     let mut heads: Vec<Vec<&mut [f32]>> = (0..sizes.batch * sizes.heads).map(|_| Vec::new()).collect();
     let samples = numbers

@@ -17,7 +17,7 @@ struct Sizes {
 // A tile's rows lie a number apart from multiples of 32, so that threads do not meet at one bank.
 __device__ __forceinline__ int pitch(int width) { return width + 1; }
 
-// Rows from `first` on of one head of x (tokens, H, K); rows behind the last are 0.
+// Rows from `first` on of one head of x (tokens, H, K); rows after the last are 0.
 template <typename T>
 __device__ void fill(float *tile, const T *x, int first, int tokens, const Sizes &sizes) {
     for (int i = threadIdx.x; i < SIDE * sizes.width; i += blockDim.x) {
@@ -97,7 +97,7 @@ __device__ void forward(const T *q, const T *k, const T *v, const float *mask, T
     }
     int query = first + row;
     if (query >= sizes.queries) return;
-    // A query without any key: its output is 0, and so are its weights on the way back.
+    // A query without any key: its output is 0, and so are its weights in the backward pass.
     if (column == 0) log_sums[int64(blockIdx.y) * sizes.queries + query] = sum > 0 ? largest + logf(sum) : CUDART_INF_F;
     T *to = out + of_queries + int64(query) * sizes.heads * sizes.width;
 #pragma unroll

@@ -1,5 +1,5 @@
-//! By which kernels attention ran. All of them give the same numbers, and some take many times as long: so whoever measures
-//! or checks attention says which it was.
+//! Records the kernels that attention ran on. All give the same numbers, but some take many times as long, so
+//! benchmarks and checks report which one ran.
 
 use std::cell::RefCell;
 use std::fmt;
@@ -11,21 +11,21 @@ thread_local! {
     static RAN: RefCell<Vec<Ran>> = const { RefCell::new(Vec::new()) };
 }
 
-/// The kernels of one kind of device.
+/// Attention implementations.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Way {
-    /// The CPU's.
+pub enum Backend {
+    /// Our CPU kernels.
     Cpu,
-    /// cuDNN's.
+    /// cuDNN.
     Cudnn,
-    /// Those of tiled.cu, without tensor cores.
+    /// Kernels of tiled.cu, without tensor cores.
     Tiled,
     /// candle's own operations.
     Composed,
 }
 
-impl fmt::Display for Way {
+impl fmt::Display for Backend {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Cpu => "cpu",
@@ -36,26 +36,28 @@ impl fmt::Display for Way {
     }
 }
 
-/// Attention as it ran, there or back.
+/// One kind of attention call, forward or backward.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Ran {
-    pub way: Way,
+    /// Implementation that ran.
+    pub way: Backend,
+    /// Number format of queries, keys and values.
     pub dtype: DType,
-    /// Features of a head.
+    /// Features per head.
     pub width: usize,
 }
 
 impl Ran {
-    /// Whether cuDNN could have done it on a card that training is for, and did not.
+    /// True if cuDNN could have run it on a supported training card, and did not.
     pub fn is_needlessly_slow(&self) -> bool {
         const WIDEST: usize = 128;
-        let slow = matches!(self.way, Way::Tiled | Way::Composed);
+        let slow = matches!(self.way, Backend::Tiled | Backend::Composed);
         slow && self.dtype == DType::BF16 && self.width <= WIDEST && self.width.is_multiple_of(8)
     }
 }
 
-/// Notes that attention ran so, on this thread.
-pub(super) fn note(way: Way, dtype: DType, width: usize) {
+/// Records a call of attention on this thread.
+pub(super) fn note(way: Backend, dtype: DType, width: usize) {
     let ran = Ran { way, dtype, width };
     RAN.with_borrow_mut(|all| {
         if !all.contains(&ran) {
@@ -64,14 +66,14 @@ pub(super) fn note(way: Way, dtype: DType, width: usize) {
     });
 }
 
-/// How attention has run on this thread since this was last asked: every way, type and width once.
+/// Returns and clears this thread's record: every combination of backend, type and width once.
 pub fn take() -> Vec<Ran> {
     RAN.take()
 }
 
-/// The ways alone, each once.
-pub fn ways(ran: &[Ran]) -> Vec<Way> {
-    let mut ways: Vec<Way> = ran.iter().map(|ran| ran.way).collect();
+/// Returns the distinct backends.
+pub fn ways(ran: &[Ran]) -> Vec<Backend> {
+    let mut ways: Vec<Backend> = ran.iter().map(|ran| ran.way).collect();
     ways.sort_unstable();
     ways.dedup();
     ways

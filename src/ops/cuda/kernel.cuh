@@ -1,4 +1,4 @@
-// What the kernels share: numbers are stored as T (float or bf16) and computed as float.
+// Shared parts of the kernels: numbers are stored as T (float or bf16) and computed as float.
 #pragma once
 #include <cuda_bf16.h>
 
@@ -43,7 +43,7 @@ __device__ __forceinline__ float block_sum(float x) {
     return sum;
 }
 
-// Which rows of a sample belong to which part; the parts stand one behind the other.
+// Maps rows of a sample to its consecutive parts.
 struct Parts {
     int rows;   // of a sample
     int shared; // whether all samples read the same rows of a table

@@ -1,7 +1,7 @@
-//! Products of matrices by cuBLAS, with sums in f32, onto what is there already: `c = alpha a b + beta c`.
+//! Matrix products by cuBLAS that accumulate into their output, with sums in f32: `c = alpha a b + beta c`.
 //!
-//! candle's own product writes a new tensor each time; an adapter's part is added to a layer's here, and a gradient in f32
-//! comes straight from factors in bf16. A bias is added by cuBLASLt within the product where sizes allow it.
+//! candle's own product writes a new tensor each time. Here an adapter's part is added to a layer's output, and a
+//! gradient in f32 comes straight from factors in bf16. cuBLASLt adds a bias within the product where sizes allow it.
 
 use std::cell::RefCell;
 use std::ffi::c_void;
@@ -19,19 +19,22 @@ use crate::ops::profile;
 
 const KERNELS: Kernels = kernels!("linear");
 
-/// A matrix whose rows follow each other, or one whose columns do.
+/// A matrix stored by rows or by columns.
 #[derive(Debug, Clone, Copy)]
 pub struct Matrix {
+    /// Address of the first number.
     pub at: Address,
+    /// True if columns follow each other.
     pub transposed: bool,
 }
 
 impl Matrix {
+    /// Matrix stored row by row at this address.
     pub fn new(at: Address) -> Self {
         Self { at, transposed: false }
     }
 
-    /// The transpose of the matrix that lies here row by row.
+    /// Transpose of the matrix stored row by row at this address.
     pub fn t(at: Address) -> Self {
         Self { at, transposed: true }
     }
@@ -40,19 +43,24 @@ impl Matrix {
 /// `c = alpha a b + beta c` for a (rows, inner), b (inner, columns), c (rows, columns).
 #[derive(Debug, Clone, Copy)]
 pub struct Product {
+    /// Rows of a and c.
     pub rows: usize,
+    /// Columns of a, rows of b.
     pub inner: usize,
+    /// Columns of b and c.
     pub columns: usize,
+    /// Factor of the product.
     pub alpha: f32,
+    /// Factor of the previous c.
     pub beta: f32,
-    /// Of the factors.
+    /// Type of the factors.
     pub dtype: DType,
-    /// Of c.
+    /// Type of c.
     pub to: DType,
 }
 
 impl Product {
-    /// For people: rows x inner x columns, and the types of the factors and of what comes out.
+    /// Label for logs: rows x inner x columns, and the types of the factors and of the result.
     fn words(&self) -> String {
         let Self {
             rows,
@@ -68,7 +76,7 @@ impl Product {
     /// Queues the product.
     ///
     /// # Errors
-    /// Other types than f32 and bf16; what cuBLAS refuses.
+    /// Fails for types other than f32 and bf16, and if cuBLAS refuses it.
     pub fn run(&self, device: &CudaDevice, a: Matrix, b: Matrix, c: Address) -> Result<()> {
         let side = |size: usize| i32::try_from(size).map_err(candle_core::Error::wrap);
         let (rows, inner, columns) = (side(self.rows)?, side(self.inner)?, side(self.columns)?);
@@ -81,8 +89,8 @@ impl Product {
         let pointer = |at: Address| at as *const c_void;
         let _span = profile::kernel(device, || format!("product {}", self.words()));
         let blas = device.cublas_handle();
-        // cuBLAS counts down columns: what it sees are the transposes, and c^T = b^T a^T.
-        // SAFETY: the matrices have these sizes, and lie on the stream's device.
+        // cuBLAS is column-major: it sees the transposes, and c^T = b^T a^T. SAFETY: the matrices have these sizes, and
+        // lie on the stream's device.
         unsafe {
             result::gemm_ex(
                 *blas.handle(),
@@ -121,22 +129,26 @@ fn blas_type(dtype: DType) -> Result<sys::cudaDataType> {
 /// x (rows, inner), weight (columns, inner), bias (columns), all of one type.
 #[derive(Clone, Copy)]
 pub struct Biased<'a> {
+    /// Input (rows, inner).
     pub x: (&'a CudaStorage, &'a Layout),
+    /// Weight (columns, inner).
     pub weight: (&'a CudaStorage, &'a Layout),
+    /// Bias (columns).
     pub bias: (&'a CudaStorage, &'a Layout),
+    /// Sizes and number formats of the product.
     pub sizes: Product,
 }
 
 impl Biased<'_> {
-    /// y = x weight^T + bias, into all of `y`.
+    /// Computes y = x weight^T + bias, overwriting all of `y`.
     ///
     /// # Errors
-    /// What cuBLAS refuses.
+    /// Fails if cuBLAS refuses it.
     pub fn run(&self, device: &CudaDevice, y: &mut CudaStorage) -> Result<()> {
         let Product {
             rows, inner, columns, ..
         } = self.sizes;
-        // cuBLASLt's quick ways want rows of whole 16 bytes.
+        // cuBLASLt's fast algorithms need rows that are multiples of 16 bytes.
         if self.sizes.dtype == DType::BF16 && inner % 8 == 0 && columns % 8 == 0 {
             return self.fused::<bf16>(device, y);
         }
@@ -187,12 +199,13 @@ impl Biased<'_> {
 
 fn view<'a, T: CudaDType>((storage, layout): (&'a CudaStorage, &Layout)) -> Result<cudarc::driver::CudaView<'a, T>> {
     let Some((start, end)) = layout.contiguous_offsets() else {
-        bail!("a product was given a matrix with gaps, {layout:?}");
+        bail!("a product needs a contiguous matrix, got {layout:?}");
     };
     Ok(storage.as_cuda_slice::<T>()?.slice(start..end))
 }
 
-/// Shows `run` this thread's cuBLASLt on the device. It takes some memory and time to start, and lives as long as the process.
+/// Calls `run` with this thread's cuBLASLt on the device. Creating it takes some memory and time; it lives as long as
+/// the process.
 fn with_lt<T>(device: &CudaDevice, run: impl FnOnce(&CudaBlasLT) -> Result<T>) -> Result<T> {
     thread_local! {
         static STARTED: RefCell<Vec<(DeviceId, &'static CudaBlasLT)>> = const { RefCell::new(Vec::new()) };

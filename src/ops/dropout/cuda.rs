@@ -8,7 +8,7 @@ use crate::ops::kernel::Address;
 
 const KERNELS: Kernels = kernels!("dropout");
 
-/// Writes m x to `y`, which may be where x is.
+/// Writes m x to `y`, which may be the address of x.
 pub fn apply(mask: &Mask, device: &CudaDevice, [x, y]: [Address; 2], count: usize, dtype: DType) -> Result<()> {
     KERNELS.launch(device, &mask.launch(x, y, count, dtype)?)
 }

@@ -6,10 +6,10 @@ use super::Mask;
 use crate::ops::kernel::{Address, Grid, Launch, aligned};
 
 impl Mask {
-    /// y = m x for `count` numbers; y may lie where x does.
+    /// Launch computing y = m x for `count` numbers, also in place.
     ///
     /// # Errors
-    /// Another type than f32 and bf16.
+    /// Fails for types other than f32 and bf16.
     pub fn launch(&self, x: Address, y: Address, count: usize, dtype: DType) -> Result<Launch> {
         let pack = 16 / dtype.size_in_bytes();
         let aligned = aligned(pack, dtype, &[x, y]);

@@ -1,4 +1,4 @@
-//! The kernels' files: `build.rs` compiles each as a module of its own, and the tests compile the same ones.
+//! Source files of the kernels: `build.rs` compiles each as its own module, and the tests compile the same ones.
 
 /// Paths from the repository's root.
 pub const SOURCES: &[&str] = &[

@@ -1,7 +1,7 @@
 //! Linear layers on a GPU, by cuBLAS.
 //!
-//! The adapter's two products take the type of what the layer is given; its part is added to the layer's within the second
-//! one. Gradients of A and B come in the adapter's own type.
+//! The adapter's two products use the input's type; the second one accumulates into the layer's output. Gradients of A
+//! and B have the adapter's own type.
 
 use candle_core::backend::BackendStorage;
 use candle_core::op::BackpropOp;
@@ -14,9 +14,9 @@ use crate::ops::cuda::{
 };
 use crate::ops::dropout;
 use crate::ops::kernel::Address;
-use crate::ops::tape::Left;
+use crate::ops::tape::SavedState;
 
-/// Numbers and how they lie.
+/// Storage with its layout.
 type Stored<'a> = (&'a CudaStorage, &'a Layout);
 
 impl Layer {
@@ -25,7 +25,7 @@ impl Layer {
         Ok((y, self.sizes.out_shape(layout.shape())))
     }
 
-    /// y = x W^T + b.
+    /// Computes y = x W^T + b.
     fn run_on(&self, x: Stored) -> Result<CudaStorage> {
         let Sizes {
             rows,
@@ -64,7 +64,7 @@ impl Layer {
         Ok(y)
     }
 
-    /// dx = dy W, in the shape of x, added to what is there already, if anything is.
+    /// Computes dx = dy W in the shape of x, added to `onto` if given.
     pub(super) fn back_on(&self, x: &Tensor, grad: &Tensor, onto: Option<Tensor>) -> Result<Tensor> {
         let device = grad.device().as_cuda_device()?;
         let beta = if onto.is_some() { 1.0 } else { 0.0 };
@@ -87,7 +87,7 @@ impl Layer {
 fn on_gpu(storage: &Storage) -> Result<&CudaStorage> {
     match storage {
         Storage::Cuda(storage) => Ok(storage),
-        _ => bail!("a linear layer's matrix is on another device than what it is given"),
+        _ => bail!("a linear layer's matrix is on another device than its input"),
     }
 }
 
@@ -125,11 +125,11 @@ impl Adapted {
         };
         onto.run(device, Matrix::new(low_at), Matrix::t(b.at()?), cuda::first(&y)?)?;
         let low = Tensor::from_storage(Storage::Cuda(low), (rows, rank), BackpropOp::none(), false);
-        self.low.get_or_init(|| Left::Device(low));
+        self.low.get_or_init(|| SavedState::Device(low));
         Ok((y, self.layer.sizes.out_shape(x.1.shape())))
     }
 
-    /// m x; none where nothing is dropped.
+    /// Returns m x, or None without dropout.
     fn masked_on(&self, device: &CudaDevice, x: Address, dtype: DType) -> Result<Option<CudaStorage>> {
         let Some(mask) = &self.dropped else { return Ok(None) };
         let count = self.layer.sizes.rows * self.layer.sizes.features;
@@ -138,7 +138,7 @@ impl Adapted {
         Ok(Some(masked))
     }
 
-    /// The gradients that are wanted of x, A and B.
+    /// Returns the needed gradients of x, A and B.
     pub(super) fn back_on(
         &self,
         [x, a, b]: [&Tensor; 3],
@@ -150,8 +150,8 @@ impl Adapted {
             out_features,
             rank,
         } = self.layer.sizes;
-        let Some(Left::Device(low)) = self.low.get() else {
-            bail!("a linear layer: the way back without the way forward");
+        let Some(SavedState::Device(low)) = self.low.get() else {
+            bail!("a linear layer: backward pass without its forward pass");
         };
         let (device, dtype) = (grad.device().as_cuda_device()?, grad.dtype());
         let (dy, low) = (cuda::address_of(grad)?, cuda::address_of(low)?);
@@ -219,7 +219,7 @@ impl Adapted {
                     dx
                 }
                 Some(mask) => {
-                    // The adapter's part first, since it alone is masked.
+                    // The adapter's part first, because only it is masked.
                     let dx = cuda::fresh_tensor(device, x.dims(), dtype)?;
                     let at = cuda::address_of(&dx)?;
                     run(part, at)?;

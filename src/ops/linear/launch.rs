@@ -4,10 +4,10 @@ use candle_core::{DType, Result};
 
 use crate::ops::kernel::{Address, Grid, Launch};
 
-/// y += bias for y (rows, columns) and bias (columns).
+/// Launch computing y += bias for y (rows, columns) and bias (columns).
 ///
 /// # Errors
-/// Another type than f32 and bf16.
+/// Fails for types other than f32 and bf16.
 pub fn bias(y: Address, bias: Address, [rows, columns]: [usize; 2], dtype: DType) -> Result<Launch> {
     let count = rows * columns;
     let arguments = vec![y.into(), bias.into(), (count as i64).into(), (columns as i32).into()];

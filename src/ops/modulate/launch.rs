@@ -2,20 +2,25 @@
 
 use candle_core::{DType, Result};
 
-use crate::ops::kernel::{Address, Grid, Launch, Structure, aligned};
+use crate::ops::kernel::{Address, Grid, Launch, MOST_BLOCKS, Structure, aligned};
 
 /// Sizes of x (B, F, H, W, C), and frames, rows and columns of the tables.
 #[derive(Debug, Clone, Copy)]
 pub struct Sizes {
+    /// Sizes of x: B, F, H, W, C.
     pub x: [usize; 5],
+    /// Frames, rows and columns of the tables.
     pub table: [usize; 3],
 }
 
-/// Addresses of what is read.
+/// Addresses of the inputs.
 #[derive(Debug, Clone, Copy)]
 pub struct Read {
+    /// Input.
     pub x: Address,
+    /// Scale.
     pub scale: Address,
+    /// Shift.
     pub shift: Address,
 }
 
@@ -35,10 +40,10 @@ struct Clip {
 // SAFETY: the same fields in the same order as in modulate.cu.
 unsafe impl Structure for Clip {}
 
-/// y = silu(x r scale + shift), where r is 1 without an eps.
+/// Launch computing y = silu(x r scale + shift), where r is 1 without an eps.
 ///
 /// # Errors
-/// Another type than f32 and bf16.
+/// Fails for types other than f32 and bf16.
 pub fn forward(sizes: Sizes, read: Read, rms_eps: Option<f64>, y: Address, dtype: DType) -> Result<Launch> {
     const WARPS: usize = 8; // of a block
     let [batch, frames, height, width, channels] = sizes.x;
@@ -54,7 +59,7 @@ pub fn forward(sizes: Sizes, read: Read, rms_eps: Option<f64>, y: Address, dtype
     };
     let pixels = batch * frames * height * width;
     let grid = Grid {
-        blocks: [pixels.div_ceil(WARPS).clamp(1, 1 << 16), 1, 1],
+        blocks: [pixels.div_ceil(WARPS).clamp(1, MOST_BLOCKS), 1, 1],
         threads: 32 * WARPS,
         shared: 0,
     };

@@ -8,7 +8,7 @@ use crate::ops::cuda::{self, Kernels, kernels};
 
 const KERNELS: Kernels = kernels!("norm");
 
-/// Numbers and how they lie.
+/// Storage with its layout.
 type Stored<'a> = (&'a CudaStorage, &'a Layout);
 
 impl NormOp {
@@ -23,7 +23,7 @@ impl NormOp {
         Ok((y, shape.clone()))
     }
 
-    /// The gradients that are wanted.
+    /// Returns the needed gradients.
     pub(super) fn back_on(
         &self,
         x: &Tensor,
@@ -36,7 +36,7 @@ impl NormOp {
             return Ok((dx, None, None));
         }
         let (dgain, doffset) = self.back_to_tables(x, grad)?;
-        // A table that all samples share has the sum of their gradients.
+        // The gradient of a table shared by all samples is the sum over them.
         let of = |sums: Tensor, table: &Tensor| match table.dim(0)? == sums.dim(0)? {
             true => Ok(sums),
             false => sums.sum_keepdim(0),
@@ -56,7 +56,7 @@ impl NormOp {
         Ok(dx)
     }
 
-    /// The gradients of gain and offset, of every sample: (B, P, D) both.
+    /// Returns the gradients of gain and offset of every sample, (B, P, D) both.
     fn back_to_tables(&self, x: &Tensor, grad: &Tensor) -> Result<(Tensor, Tensor)> {
         let (device, batch, width) = (x.device().as_cuda_device()?, x.dim(0)?, self.width);
         let launches = self.norm.launches(batch, width, x.dtype());

@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Result};
 
-use super::{Kind, Norm};
+use super::{Norm, NormKind};
 use crate::ops::kernel::rows::Rows;
 use crate::ops::kernel::{Address, Argument, Grid, Launch, aligned};
 
@@ -10,11 +10,12 @@ use crate::ops::kernel::{Address, Argument, Grid, Launch, aligned};
 #[derive(Debug, Clone, Copy)]
 pub struct Launches<'a> {
     norm: &'a Norm,
+    /// Sizes and number format.
     pub rows: Rows<'a>,
 }
 
 impl Norm {
-    /// Its launches for `batch` samples of `width` features.
+    /// Returns the launches for `batch` samples of `width` features.
     pub fn launches(&self, batch: usize, width: usize, dtype: DType) -> Launches<'_> {
         let rows = Rows {
             batch,
@@ -27,10 +28,10 @@ impl Norm {
 }
 
 impl Launches<'_> {
-    /// y = n g + o, for gain and offset of `samples` samples (B or 1).
+    /// Launch computing y = n g + o, for gain and offset of `samples` samples (B or 1).
     ///
     /// # Errors
-    /// Another type than f32 and bf16.
+    /// Fails for types other than f32 and bf16.
     pub fn forward(&self, x: Address, [gain, offset]: [Address; 2], samples: usize, y: Address) -> Result<Launch> {
         let aligned = aligned(self.rows.width, self.rows.dtype, &[x, y]);
         let [width, layer, eps] = self.form();
@@ -48,10 +49,10 @@ impl Launches<'_> {
         self.launch("norm_forward", aligned, arguments)
     }
 
-    /// dx, for a gain of `samples` samples (B or 1).
+    /// Launch computing dx, for a gain of `samples` samples (B or 1).
     ///
     /// # Errors
-    /// Another type than f32 and bf16.
+    /// Fails for types other than f32 and bf16.
     pub fn back(&self, x: Address, gain: Address, samples: usize, grad: Address, dx: Address) -> Result<Launch> {
         let aligned = aligned(self.rows.width, self.rows.dtype, &[x, grad, dx]);
         let [width, layer, eps] = self.form();
@@ -69,20 +70,20 @@ impl Launches<'_> {
         self.launch("norm_back", aligned, arguments)
     }
 
-    /// Mean and 1 / sqrt(variance + eps) of each row: (B R, 2), f32.
+    /// Launch computing the mean and 1 / sqrt(variance + eps) of each row: (B R, 2), f32.
     ///
     /// # Errors
-    /// Another type than f32 and bf16.
+    /// Fails for types other than f32 and bf16.
     pub fn moments(&self, x: Address, moments: Address) -> Result<Launch> {
         let [width, layer, eps] = self.form();
         let arguments = vec![x.into(), moments.into(), width, layer, eps];
         self.launch("norm_moments", false, arguments)
     }
 
-    /// Gradients of gain and offset in [`Rows::slices`] sums: (B, P, slices, D) each, f32.
+    /// Launch computing the gradients of gain and offset in [`Rows::slices`] sums: (B, P, slices, D) each, f32.
     ///
     /// # Errors
-    /// Another type than f32 and bf16.
+    /// Fails for types other than f32 and bf16.
     pub fn tables(
         &self,
         x: Address,
@@ -102,16 +103,16 @@ impl Launches<'_> {
         Launch::of_type("norm_tables", self.rows.dtype, self.rows.sums(), arguments)
     }
 
-    /// A block for each row.
+    /// Launch with one block per row.
     fn launch(&self, kernel: &str, aligned: bool, arguments: Vec<Argument>) -> Result<Launch> {
         let Rows { width, dtype, .. } = self.rows;
         let grid = Grid::rows(self.rows.count(), width, dtype, aligned);
         Launch::of_type(kernel, dtype, grid, arguments)
     }
 
-    /// Features, whether a mean is taken off, and what is added to the variance.
+    /// Arguments: features, flag for subtracting the mean, and epsilon.
     fn form(&self) -> [Argument; 3] {
-        let layer = self.norm.kind == Kind::Layer;
+        let layer = self.norm.kind == NormKind::Layer;
         [
             (self.rows.width as i32).into(),
             layer.into(),

@@ -9,7 +9,7 @@ use crate::ops::kernel::rows::Rows;
 
 const KERNELS: Kernels = kernels!("residual");
 
-/// Numbers and how they lie.
+/// Storage with its layout.
 type Stored<'a> = (&'a CudaStorage, &'a Layout);
 
 impl Gated {
@@ -24,7 +24,7 @@ impl Gated {
         Ok((y, shape.clone()))
     }
 
-    /// The gradients that are wanted.
+    /// Returns the needed gradients.
     pub(super) fn back_on(
         &self,
         x: &Tensor,
@@ -72,7 +72,7 @@ impl Gated {
         }
     }
 
-    /// The rows of x (B, R, D).
+    /// Returns the rows of x (B, R, D).
     fn rows(&self, x: &Shape, dtype: DType) -> Result<Rows<'_>> {
         let (batch, _, width) = x.dims3()?;
         Ok(Rows {

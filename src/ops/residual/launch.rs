@@ -5,10 +5,10 @@ use candle_core::Result;
 use crate::ops::kernel::rows::Rows;
 use crate::ops::kernel::{Address, Grid, Launch, aligned};
 
-/// y = x + g u, for a gate of `samples` samples (B or 1).
+/// Launch computing y = x + g u, for a gate of `samples` samples (B or 1).
 ///
 /// # Errors
-/// Another type than f32 and bf16.
+/// Fails for types other than f32 and bf16.
 pub fn forward(rows: Rows, [x, update]: [Address; 2], gate: Address, samples: usize, y: Address) -> Result<Launch> {
     let aligned = aligned(rows.width, rows.dtype, &[x, update, y]);
     let arguments = vec![
@@ -24,10 +24,10 @@ pub fn forward(rows: Rows, [x, update]: [Address; 2], gate: Address, samples: us
     Launch::of_type("residual_forward", rows.dtype, grid, arguments)
 }
 
-/// du = g dy, for a gate of `samples` samples (B or 1).
+/// Launch computing du = g dy, for a gate of `samples` samples (B or 1).
 ///
 /// # Errors
-/// Another type than f32 and bf16.
+/// Fails for types other than f32 and bf16.
 pub fn back(rows: Rows, grad: Address, gate: Address, samples: usize, dupdate: Address) -> Result<Launch> {
     let aligned = aligned(rows.width, rows.dtype, &[grad, dupdate]);
     let arguments = vec![
@@ -42,10 +42,10 @@ pub fn back(rows: Rows, grad: Address, gate: Address, samples: usize, dupdate: A
     Launch::of_type("residual_back", rows.dtype, grid, arguments)
 }
 
-/// The gate's gradient in [`Rows::slices`] sums: (B, P, slices, D), f32.
+/// Launch computing the gate's gradient in [`Rows::slices`] sums: (B, P, slices, D), f32.
 ///
 /// # Errors
-/// Another type than f32 and bf16.
+/// Fails for types other than f32 and bf16.
 pub fn gate(rows: Rows, update: Address, grad: Address, dgate: Address) -> Result<Launch> {
     let arguments = vec![
         update.into(),

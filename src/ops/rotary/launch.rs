@@ -2,28 +2,34 @@
 
 use candle_core::{DType, Result};
 
-use super::Pairs;
+use super::PairLayout;
 use crate::ops::kernel::{Address, Grid, Launch, Structure};
 
-/// Sizes of x (B, S, H, K) and of the tables that it turns by.
+/// Sizes of x (B, S, H, K) and of its rotation tables.
 #[derive(Debug, Clone, Copy)]
 pub struct Sizes {
+    /// Batch size.
     pub batch: usize,
+    /// Tokens per sample.
     pub tokens: usize,
+    /// Heads.
     pub heads: usize,
+    /// Features per head.
     pub width: usize,
-    /// Rows of the tables, of all samples that have their own.
+    /// Rows of the tables, over all samples with their own.
     pub table_rows: usize,
-    /// Pairs of a row of the tables.
+    /// Pairs in a row of the tables.
     pub table_pairs: usize,
 }
 
-/// How tokens turn: see [`super::Turn`].
+/// Rotation of tokens: see [`super::Rotation`].
 #[derive(Debug, Clone, Copy)]
 pub struct Direction {
-    pub pairs: Pairs,
+    /// Features that make a pair.
+    pub pairs: PairLayout,
+    /// Leading tokens that are not rotated.
     pub first: usize,
-    /// -1 on the way back.
+    /// -1 in the backward pass.
     pub sign: f32,
 }
 
@@ -43,10 +49,10 @@ struct Turn {
 // SAFETY: the same fields in the same order as in rotary.cu.
 unsafe impl Structure for Turn {}
 
-/// y = x, turned by cos and sin.
+/// Launch computing y = x, rotated by cos and sin.
 ///
 /// # Errors
-/// Another type than f32 and bf16.
+/// Fails for types other than f32 and bf16.
 pub fn rotary(
     sizes: Sizes,
     direction: Direction,
@@ -60,8 +66,8 @@ pub fn rotary(
         first: direction.first as i32,
         size: (sizes.heads * sizes.width) as i32,
         pairs: sizes.table_pairs as i32,
-        halves: i32::from(direction.pairs == Pairs::Halves),
-        rows: sizes.table_rows.max(1) as i32, // tables of no rows turn nothing
+        halves: i32::from(direction.pairs == PairLayout::Halves),
+        rows: sizes.table_rows.max(1) as i32, // tables without rows rotate nothing
         sign: direction.sign,
     };
     let count = sizes.batch * sizes.tokens * sizes.heads * sizes.width / 2;

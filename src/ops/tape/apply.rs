@@ -1,17 +1,19 @@
-//! Running an op, and noting it where its stretch is recorded.
+//! Runs an op, and records it if there is a tape.
 
 use candle_core::op::BackpropOp;
 use candle_core::{CustomOp1, CustomOp2, CustomOp3, Result, Shape, Storage, Tensor, Var, bail};
 
-use super::gradients::Source;
-use super::shelf::{Costly, Shelved};
+use super::gradients::GradientKey;
+use super::saved::{Saveable, SavedOutput};
 use super::{Line, MODE, Mode};
 use crate::ops::profile::{Level, Span, span};
 
-/// What an op's way back reads of what it was given and gave. Of the rest it sees shape and type, and no numbers.
+/// Inputs and output that an op's backward pass reads. Of the others it gets shape and type, but no numbers.
 #[derive(Debug, Clone, Copy)]
 pub struct Reads<const N: usize> {
+    /// True for each input whose numbers are read.
     pub inputs: [bool; N],
+    /// True if the output's numbers are read.
     pub output: bool,
 }
 
@@ -70,16 +72,16 @@ where
     note3([x, y, z], output, op, reads)
 }
 
-/// Runs an op of three inputs whose result is put on a shelf, or takes the result from there.
+/// Runs an op of three inputs whose result is saved, or takes the saved result.
 pub fn apply3_costly<C>(inputs: [&Tensor; 3], op: C, reads: Reads<3>) -> Result<Tensor>
 where
-    C: Costly + Send + Sync + 'static,
+    C: Saveable + Send + Sync + 'static,
 {
     if candle_records() || !inputs.iter().any(|input| input.track_op()) {
         return apply3(inputs, op, reads);
     }
     let output = match take_down() {
-        Some(Shelved { output, left }) => {
+        Some(SavedOutput { output, left }) => {
             op.resume(left);
             output
         }
@@ -89,33 +91,33 @@ where
         }
     };
     MODE.with_borrow_mut(|mode| {
-        if let Mode::Shelf(shelf) = mode {
+        if let Mode::Save(saved) = mode {
             let (output, left) = (output.clone(), op.left());
-            shelf.put(Shelved { output, left });
+            saved.put(SavedOutput { output, left });
         }
     });
     note3(inputs, output, op, reads)
 }
 
-/// An op's way forward, as far as anybody measures it.
+/// Begins the profile interval of an op's forward pass.
 fn there(op: &str, x: &Tensor) -> Span {
     span(Level::Op, x.device(), || op.to_string())
 }
 
-/// An op's way back.
+/// Begins the profile interval of an op's backward pass.
 fn back(op: &str, gradient: &Tensor) -> Span {
-    span(Level::Op, gradient.device(), || format!("{op} back"))
+    span(Level::Op, gradient.device(), || format!("{op} backward"))
 }
 
 fn candle_records() -> bool {
     MODE.with_borrow(|mode| matches!(mode, Mode::Candle))
 }
 
-/// The next result on the shelf of a stretch that is run again.
-fn take_down() -> Option<Shelved> {
+/// Takes the next saved result when a segment is run again.
+fn take_down() -> Option<SavedOutput> {
     MODE.with_borrow_mut(|mode| match mode {
-        Mode::Tape(_, shelf) => shelf.take(),
-        Mode::Candle | Mode::Nothing | Mode::Shelf(_) => None,
+        Mode::Tape(_, saved) => saved.take(),
+        Mode::Candle | Mode::Nothing | Mode::Save(_) => None,
     })
 }
 
@@ -159,10 +161,10 @@ fn run3(inputs: [&Tensor; 3], op: &impl CustomOp3) -> Result<Tensor> {
 }
 
 fn elsewhere<T>(op: &str) -> Result<T> {
-    bail!("{op} was given tensors on several devices, or on one that it has no kernel for")
+    bail!("{op} was given tensors on different devices, or on one that it has no kernel for")
 }
 
-/// An op's result, at which candle's graph starts anew.
+/// Returns an op's result as a new leaf of candle's graph.
 fn leaf(storage: Storage, shape: Shape) -> Tensor {
     Tensor::from_storage(storage, shape, BackpropOp::none(), true)
 }
@@ -178,7 +180,7 @@ where
     })
 }
 
-/// Writes a line, where there is a tape. `back` is shown the inputs, the output and its gradient.
+/// Records an entry, if there is a tape. `back` gets the inputs, the output and its gradient.
 fn note<const N: usize>(
     inputs: [&Tensor; N],
     output: Tensor,
@@ -188,7 +190,7 @@ fn note<const N: usize>(
     if !MODE.with_borrow(|mode| matches!(mode, Mode::Tape(..))) {
         return Ok(output);
     }
-    let sources = inputs.map(Source::of).into();
+    let sources = inputs.map(GradientKey::of).into();
     let mut seen = inputs.map(Tensor::clone);
     for (input, reads) in seen.iter_mut().zip(reads.inputs) {
         *input = seen_of(input, reads)?;
@@ -208,20 +210,20 @@ fn note<const N: usize>(
     Ok(output)
 }
 
-/// What the way back sees of a tensor: all, or an outline that holds no memory.
+/// Returns what the backward pass sees of a tensor: all, or an outline that holds no memory.
 fn seen_of(tensor: &Tensor, reads: bool) -> Result<Tensor> {
     if reads {
         return Ok(tensor.clone());
     }
     let one = Tensor::zeros(vec![1; tensor.rank()], tensor.dtype(), tensor.device())?;
     let one = match tensor.track_op() {
-        true => Var::from_tensor(&one)?.into_inner(), // whether it learns shows in the outline as well
+        true => Var::from_tensor(&one)?.into_inner(), // the outline is trained if the tensor is
         false => one,
     };
     one.broadcast_as(tensor.shape())
 }
 
-/// Where a tensor's memory lies, and how much of it the tensor shows; an outline shows none.
+/// Returns a tensor's address and bytes; an outline has none.
 fn holds(tensor: &Tensor) -> (*const Storage, usize) {
     let (storage, layout) = tensor.storage_and_layout();
     let numbers = if layout.is_contiguous() { tensor.elem_count() } else { 0 };

@@ -1,35 +1,35 @@
-//! Gradients on their way back: added where several meet.
+//! Gradients during the backward pass: added where several meet.
 
 use std::collections::HashMap;
 
 use candle_core::{CpuStorage, DType, InplaceOp2, Layout, Result, Tensor, TensorId, bail};
 use rayon::prelude::*;
 
-use crate::ops::chain::{Given, chain};
+use crate::ops::f32_view::{CHUNK, numbers_of};
 use crate::ops::profile::{Level, span};
-use crate::ops::slices::{CHUNK, numbers_of};
+use crate::ops::vjp::{Cotangent, vjp};
 
-/// What an op's input is.
-pub enum Source {
-    /// A variable, or what another op gave; `dims` are its own, whatever shape the input has.
+/// Destination of an input's gradient.
+pub enum GradientKey {
+    /// A variable, or another op's output; `dims` are its own, whatever shape the input has.
     Leaf { id: TensorId, dims: Vec<usize> },
-    /// The end of a stretch of candle's own operations.
+    /// The end of a segment of candle's own operations.
     Stretch(Tensor),
 }
 
-/// Gradients by the tensors that they belong to.
+/// Gradients by their tensors.
 #[derive(Default)]
 pub struct Gradients(HashMap<TensorId, Sum>);
 
-/// A gradient so far.
+/// A gradient accumulated so far.
 struct Sum {
     gradient: Tensor,
-    /// Whether it was added up here, and nobody else sees its numbers.
+    /// True if the sum was allocated here, and may be added to in place.
     own: bool,
 }
 
-impl Source {
-    /// None where nothing before the tensor learns.
+impl GradientKey {
+    /// Returns None if nothing before the tensor is trained.
     pub fn of(tensor: &Tensor) -> Option<Self> {
         if !tensor.track_op() {
             return None;
@@ -46,7 +46,7 @@ impl Source {
     }
 }
 
-/// Whether two tensors are the very same numbers in the same order, in whatever shape.
+/// Checks that two tensors have the very same storage in the same order, in whatever shape.
 fn same_numbers(a: &Tensor, b: &Tensor) -> bool {
     let ((a, a_layout), (b, b_layout)) = (a.storage_and_layout(), b.storage_and_layout());
     let place = candle_core::Layout::contiguous_offsets;
@@ -54,7 +54,7 @@ fn same_numbers(a: &Tensor, b: &Tensor) -> bool {
 }
 
 impl Gradients {
-    /// The gradient of a variable, if anything given depends on it.
+    /// Removes and returns the gradient of a variable, if it has one.
     pub fn remove(&mut self, variable: &Tensor) -> Option<Tensor> {
         self.remove_id(variable.id())
     }
@@ -63,21 +63,21 @@ impl Gradients {
         self.0.remove(&id).map(|sum| sum.gradient)
     }
 
-    /// Takes the gradient of an op's input to where it belongs.
-    pub(super) fn hand_on(&mut self, source: Option<Source>, gradient: Tensor) -> Result<()> {
+    /// Adds the gradient of an op's input to its destination.
+    pub(super) fn hand_on(&mut self, source: Option<GradientKey>, gradient: Tensor) -> Result<()> {
         match source {
             None => Ok(()),
-            Some(Source::Leaf { id, dims }) => self.add(id, gradient.reshape(dims)?),
-            Some(Source::Stretch(output)) => self.through(output, gradient),
+            Some(GradientKey::Leaf { id, dims }) => self.add(id, gradient.reshape(dims)?),
+            Some(GradientKey::Stretch(output)) => self.through(output, gradient),
         }
     }
 
-    /// Takes a gradient back through candle's own operations.
+    /// Passes a gradient through candle's own operations.
     fn through(&mut self, output: Tensor, gradient: Tensor) -> Result<()> {
-        let _span = span(Level::Op, output.device(), || "candle's operations back".into());
+        let _span = span(Level::Op, output.device(), || "candle's operations backward".into());
         let leaves = output.sorted_nodes().into_iter().filter(|node| node.is_variable());
         let leaves: Vec<Tensor> = leaves.cloned().collect();
-        if let Some(mut store) = chain(&[Given { output, gradient }])? {
+        if let Some(mut store) = vjp(&[Cotangent { output, gradient }])? {
             for leaf in leaves {
                 if let Some(gradient) = store.remove(&leaf) {
                     self.add(leaf.id(), gradient)?;
@@ -113,7 +113,7 @@ impl Sum {
     }
 }
 
-/// a + b, both f32 on the CPU.
+/// Returns a + b, both f32 on the CPU.
 fn added(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     let sum = numbers_of([&a.contiguous()?, &b.contiguous()?], |[a, b]| {
         let mut sum = vec![0.0; a.len()];
@@ -130,7 +130,7 @@ fn added(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     Tensor::from_vec(sum, a.dims(), a.device())
 }
 
-/// a += b, both f32 on the CPU.
+/// Computes a += b, both f32 on the CPU.
 struct Add;
 
 impl InplaceOp2 for Add {
@@ -144,7 +144,7 @@ impl InplaceOp2 for Add {
         };
         let (Some((start, end)), Some((first, last))) = (a_layout.contiguous_offsets(), b_layout.contiguous_offsets())
         else {
-            bail!("gradients are added without gaps");
+            bail!("gradients must be contiguous");
         };
         let chunks = a[start..end]
             .par_chunks_mut(CHUNK)

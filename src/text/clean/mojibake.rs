@@ -1,25 +1,26 @@
-//! UTF-8 that was read as Windows-1252 or Latin-1: `Ã©` for `é`, `â€™` for `’`.
+//! Mojibake: UTF-8 that was decoded as Windows-1252 or Latin-1, `Ã©` for `é`, `â€™` for `’`.
 //!
-//! Characters side by side whose bytes make up UTF-8 are taken for what they spell, if somewhere in the text that is no
-//! likely accident: one sequence of three bytes or more, two sequences in a row, or a pair that does not end in common
-//! punctuation (as `É…` at the end of a French word in capitals does). ftfy decides by a longer list of unlikely neighbours
-//! and knows eight more encodings, bytes lost on the way and spaces that were 0xA0; those texts stay as they are here.
+//! Adjacent characters whose bytes form UTF-8 are replaced, if somewhere in the text that is unlikely to be an
+//! accident: one sequence of three bytes or more, two sequences in a row, or a pair that does not end in common
+//! punctuation (as `É…` at the end of a French word in capitals does). ftfy decides by a longer list of unlikely
+//! neighbours and knows eight more encodings, lost bytes and spaces that were 0xA0; those texts are left unchanged
+//! here.
 
-/// What Windows-1252 has at 0x80 to 0x9f; the bytes that it leaves open stand for themselves.
+/// Characters of Windows-1252 at 0x80 to 0x9f; undefined bytes map to themselves.
 pub const WINDOWS_1252: [char; 32] = [
     '€', '\u{81}', '‚', 'ƒ', '„', '…', '†', '‡', 'ˆ', '‰', 'Š', '‹', 'Œ', '\u{8d}', 'Ž', '\u{8f}', '\u{90}', '‘', '’',
     '“', '”', '•', '–', '—', '˜', '™', 'š', '›', 'œ', '\u{9d}', 'ž', 'Ÿ',
 ];
 
-/// Follows a word's last letter often enough.
+/// Characters that often follow the last letter of a word.
 const PUNCTUATION: [char; 18] = [
     '\u{a0}', '\u{ad}', '·', '´', '–', '—', '…', '‘', '’', '‚', '“', '”', '„', '•', '‹', '›', '«', '»',
 ];
 
-/// The text with what was misread put right; as often as it was misread.
+/// Repairs the text, repeatedly if it was decoded wrongly several times.
 pub fn repair(text: &str) -> String {
     let mut text = text.to_string();
-    // Each time it gets shorter.
+    // Each round makes it shorter.
     while let Some(repaired) = repair_once(&text) {
         text = repaired;
     }
@@ -49,7 +50,7 @@ fn repair_once(text: &str) -> Option<String> {
     Some(out)
 }
 
-/// The byte above 0x7f that a character was read from.
+/// Returns the byte above 0x7f that a character was decoded from.
 fn byte(c: char) -> Option<u8> {
     let place = WINDOWS_1252.iter().position(|other| *other == c);
     match place {
@@ -58,7 +59,7 @@ fn byte(c: char) -> Option<u8> {
     }
 }
 
-/// What the sequences of UTF-8 at the start spell, as far as they follow each other.
+/// Decodes the consecutive UTF-8 sequences at the start.
 fn spelled(bytes: &[u8]) -> String {
     let mut out = String::new();
     let mut rest = bytes;

@@ -1,25 +1,26 @@
-//! Text as the model was trained on it: characters rewritten by rule, spaces folded and made visible as U+2581.
+//! Normalisation of text as in the model's training: characters rewritten by rule, spaces collapsed and made visible as
+//! U+2581.
 //!
 //! The rules (NFKC and more) come with the model as a double-array trie (J. Aoe, 1989; the layout is Darts-clone's): at
-//! each place the longest rule that matches is applied. It equals `sentencepiece::normalizer::Normalizer`.
+//! each position the longest matching rule is applied. Equals `sentencepiece::normalizer::Normalizer`.
 //!
-//! A unit of the trie has 32 bits: the low 8 are the byte that leads to it (with bit 31 set it is no node but a rule's
-//! value, the low 31 bits), bit 8 says that a value hangs below, and the top 22 bits, shifted by 8 more if bit 9 is
+//! A unit of the trie has 32 bits: the low 8 are the byte that leads to it (with bit 31 set it is not a node but a
+//! rule's value, the low 31 bits), bit 8 marks a node with a value, and the top 22 bits, shifted by 8 more if bit 9 is
 //! set, are the offset of its children.
 
 use anyhow::{Context, ensure};
 
-/// NFKC's longest replacement has 33 bytes.
+/// Upper limit for a replacement; NFKC's longest has 33 bytes.
 const MAX_REPLACEMENT_BYTES: usize = 1024;
 
 const SPACE: &str = "\u{2581}";
 
-/// What happens to spaces.
+/// Treatment of spaces.
 #[derive(Debug, Clone, Copy)]
 pub struct Spaces {
     /// One space before the text, so that its first word looks like any other.
     pub add_dummy_prefix: bool,
-    /// That space goes behind the text.
+    /// True to put that space after the text.
     pub as_suffix: bool,
     pub remove_extra_whitespaces: bool,
     /// Spaces become U+2581.
@@ -37,17 +38,17 @@ impl Default for Spaces {
     }
 }
 
-/// The rules of one model.
+/// Rules of one model.
 #[derive(Debug)]
 pub struct Normalizer {
     trie: Vec<u32>,
-    /// What the rules write, each ending in a zero byte.
+    /// Replacement texts, each ending in a zero byte.
     replacements: String,
     spaces: Spaces,
 }
 
 impl Normalizer {
-    /// `charsmap`: the trie's size in bytes as a little-endian u32, the trie, the replacements. Empty: no rules.
+    /// Parses `charsmap`: the trie's size in bytes as a little-endian u32, the trie, the replacements. Empty: no rules.
     pub fn new(charsmap: &[u8], spaces: Spaces) -> anyhow::Result<Self> {
         let mut normalizer = Self {
             trie: Vec::new(),
@@ -63,24 +64,24 @@ impl Normalizer {
         let size = u32::from_le_bytes(*size) as usize;
         ensure!(
             size >= 4 && size.is_multiple_of(4) && size < rest.len(),
-            "precompiled_charsmap says that its trie has {size} of {} bytes",
+            "precompiled_charsmap declares a trie of {size} of its {} bytes",
             rest.len()
         );
         let (trie, replacements) = rest.split_at(size);
         let unit = |bytes: &[u8]| u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
         normalizer.trie = trie.chunks_exact(4).map(unit).collect();
         normalizer.replacements = std::str::from_utf8(replacements)
-            .context("precompiled_charsmap writes what is not UTF-8")?
+            .context("precompiled_charsmap has replacements that are not UTF-8")?
             .to_string();
         ensure!(
             normalizer.replacements.ends_with('\0'),
-            "precompiled_charsmap is cut: its last rule does not end"
+            "precompiled_charsmap is truncated: its last rule does not end"
         );
         normalizer.check_values()?;
         Ok(normalizer)
     }
 
-    /// Every rule's value must point at a replacement of sensible length.
+    /// Checks that every rule points at a replacement of plausible length.
     fn check_values(&self) -> anyhow::Result<()> {
         for (place, unit) in self.trie.iter().enumerate() {
             let is_value = unit >> 31 == 1;
@@ -99,7 +100,8 @@ impl Normalizer {
         Ok(())
     }
 
-    /// Rewrites `text`; `user_defined` says how many bytes at the start of the rest are a piece to be left as it is.
+    /// Normalises `text`; `user_defined` returns the length in bytes of a piece at the start of the rest that must be
+    /// kept.
     pub fn normalize(&self, text: &str, user_defined: impl Fn(&[u8]) -> usize) -> String {
         let mut rest = text;
         let spaces = self.spaces;
@@ -145,7 +147,7 @@ impl Normalizer {
         out
     }
 
-    /// What the start of `rest` becomes, and how many bytes of it that is; none at the end.
+    /// Returns the replacement of the start of `rest`, and the number of bytes it replaces; None at the end.
     fn next<'a>(&'a self, rest: &'a str, user_defined: impl Fn(&[u8]) -> usize) -> Option<(&'a str, usize)> {
         let first = rest.chars().next()?;
         let kept = user_defined(rest.as_bytes());
@@ -180,7 +182,7 @@ impl Normalizer {
         Some((&written[..written.find('\0')?], length))
     }
 
-    /// Where the replacement starts whose rule ends at `place`.
+    /// Returns the start of the replacement for the rule that ends at `place`.
     fn value(&self, place: usize, unit: u32) -> Option<usize> {
         let value = self.trie.get(place ^ offset(unit))?;
         Some((value & 0x7fff_ffff) as usize)

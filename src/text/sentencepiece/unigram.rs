@@ -1,7 +1,7 @@
-//! The likeliest cut of a text into pieces: Viterbi over log-probabilities, one pass over the characters.
+//! The likeliest segmentation of a text: Viterbi over log-probabilities, one pass over the characters.
 //!
 //! It equals `sentencepiece::unigram::Model::EncodeOptimized`, down to the rounding: scores are summed in f32 from the
-//! start of the text, and of equals the first found stays.
+//! start of the text, and the first of equal scores wins.
 
 use std::ops::Range;
 
@@ -9,10 +9,10 @@ use anyhow::{Context, ensure};
 
 use super::{Kind, Piece};
 
-/// A character that no piece covers costs this much more than the unlikeliest piece.
+/// Penalty of a character that no piece covers, relative to the unlikeliest piece.
 const UNKNOWN_PENALTY: f32 = 10.0;
 
-/// The vocabulary, in the order of the pieces' bytes.
+/// Vocabulary, sorted by the pieces' bytes.
 #[derive(Debug)]
 pub struct Unigram {
     sorted: Vec<u32>,
@@ -29,7 +29,7 @@ pub struct Cut {
     pub span: Range<usize>,
 }
 
-/// The best way to a place in the text: its last piece and its score.
+/// Best segmentation up to a position: its last piece and its score.
 #[derive(Debug, Clone, Copy)]
 struct Best {
     id: u32,
@@ -37,7 +37,7 @@ struct Best {
     from: usize,
 }
 
-/// The pieces that start with the bytes seen so far, longer and longer.
+/// Pieces that start with the bytes seen so far.
 struct Prefix<'a> {
     bytes: &'a [u8],
     pieces: &'a [Piece],
@@ -46,7 +46,7 @@ struct Prefix<'a> {
 }
 
 impl Unigram {
-    /// `bytes` is the file that the pieces' names are spans of.
+    /// Builds the vocabulary; the pieces' names are spans of `bytes`, the file.
     pub fn new(bytes: &[u8], pieces: &[Piece]) -> anyhow::Result<Self> {
         let name = |id: u32| &bytes[pieces[id as usize].name.clone()];
         let shown = |id: u32| String::from_utf8_lossy(name(id));
@@ -74,7 +74,7 @@ impl Unigram {
             .filter(|id| pieces[*id as usize].kind == Kind::Unknown)
             .collect();
         let [unknown] = unknown[..] else {
-            anyhow::bail!("{} pieces stand for what is unknown; there must be one", unknown.len());
+            anyhow::bail!("{} unknown pieces; there must be exactly one", unknown.len());
         };
         let scores = || {
             pieces
@@ -91,12 +91,12 @@ impl Unigram {
         })
     }
 
-    /// The id of what no piece covers.
+    /// Returns the id of the unknown piece.
     pub fn unknown(&self) -> u32 {
         self.unknown
     }
 
-    /// How many bytes at the start of `rest` are a user-defined piece, the longest there is.
+    /// Returns the length in bytes of the longest user-defined piece at the start of `rest`.
     pub fn user_defined_prefix(&self, bytes: &[u8], pieces: &[Piece], rest: &[u8]) -> usize {
         if !self.any_user_defined {
             return 0;
@@ -117,7 +117,7 @@ impl Unigram {
         longest
     }
 
-    /// The pieces of `text`, in order.
+    /// Segments `text` into pieces, in order.
     pub fn cut(&self, bytes: &[u8], pieces: &[Piece], text: &str) -> Vec<Cut> {
         let mut best: Vec<Option<Best>> = vec![None; text.len() + 1];
         for (from, character) in text.char_indices() {
@@ -145,7 +145,7 @@ impl Unigram {
         trace_back(&best)
     }
 
-    /// A user-defined piece gets a bonus so that it always wins.
+    /// Returns a piece's score, with a bonus for user-defined ones, so that they always win.
     fn score(&self, piece: &Piece, length: usize) -> f32 {
         if piece.kind == Kind::UserDefined {
             length as f32 * self.max_score - 0.1
@@ -165,11 +165,11 @@ impl Unigram {
 }
 
 impl Prefix<'_> {
-    /// Appends a byte; says whether any piece still starts so.
+    /// Appends a byte; returns whether any piece still matches.
     fn extend(&mut self, byte: u8) -> bool {
         let at = self.length;
         let (bytes, pieces) = (self.bytes, self.pieces);
-        // All candidates share the bytes before `at`, so they are in the order of what they have there.
+        // All candidates share the bytes before `at`, so they are sorted by their byte at `at`.
         let there = |id: &u32| bytes[pieces[*id as usize].name.clone()].get(at).copied();
         let start = self.candidates.partition_point(|id| there(id) < Some(byte));
         let rest = &self.candidates[start..];
@@ -178,9 +178,9 @@ impl Prefix<'_> {
         !self.candidates.is_empty()
     }
 
-    /// The piece that is just these bytes.
+    /// Returns the piece equal to these bytes.
     fn id(&self) -> Option<u32> {
-        let first = *self.candidates.first()?; // the shortest comes first
+        let first = *self.candidates.first()?; // the shortest is first
         (self.pieces[first as usize].name.len() == self.length).then_some(first)
     }
 }

@@ -1,4 +1,4 @@
-//! Self-attention over a caption: softmax(q k^T + bias) v, the scores not scaled by the width of a head.
+//! Self-attention over a caption: softmax(q k^T + bias) v, without scaling by the head width.
 
 use candle_core::{DType, Result, Tensor};
 
@@ -31,7 +31,7 @@ impl SelfAttention {
         })
     }
 
-    /// `x`: (B, L, D), `biases`: B of (H, L, L) -> (B, L, D)
+    /// Forward pass of `x`: (B, L, D), with `biases`: B of (H, L, L) -> (B, L, D)
     pub fn forward(&self, x: &Tensor, biases: &[Tensor]) -> Result<Tensor> {
         let (q, k, v) = (self.q.forward(x)?, self.k.forward(x)?, self.v.forward(x)?); // (B, L, H * K)
         let attended: Vec<Tensor> = (biases.iter().enumerate())
@@ -44,12 +44,12 @@ impl SelfAttention {
         self.o.forward(&attended)
     }
 
-    /// One caption: `q`, `k`, `v` (L, H * K), `bias` (H, L, L) -> (L, H * K)
+    /// Attention of one caption: `q`, `k`, `v` (L, H * K), `bias` (H, L, L) -> (L, H * K)
     fn attend(&self, q: &Tensor, k: &Tensor, v: &Tensor, bias: &Tensor) -> Result<Tensor> {
         let (length, inner) = q.dims2()?;
         let heads = |x: &Tensor| {
             let x = x.reshape((length, self.num_heads, ()))?.transpose(0, 1)?; // (H, L, K)
-            // The CPU's product takes any strides, cuBLAS wants rows that follow each other.
+            // The CPU's product takes any strides, cuBLAS needs contiguous rows.
             if x.device().is_cpu() { Ok(x) } else { x.contiguous() }
         };
         let (q, k, v) = (heads(q)?, heads(k)?, heads(v)?);

@@ -1,4 +1,4 @@
-//! `text_encoder/config.json` of a T5 or UMT5 encoder, as transformers writes it.
+//! Configuration of a T5 or UMT5 encoder: `text_encoder/config.json`, as transformers writes it.
 
 use std::path::Path;
 
@@ -6,36 +6,50 @@ use anyhow::{Context, bail, ensure};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::nn::config;
+use crate::nn::config::{self, SIZE};
 
-/// The sizes and choices that the computation depends on; the defaults are transformers', those of T5.
+/// Upper limit for buckets, more than any encoder uses.
+const MAX_BUCKETS: usize = 1 << 16;
+
+/// Sizes and choices that the computation depends on; the defaults are transformers', those of T5.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Config {
+    /// T5 or UMT5.
     pub model_type: ModelType,
+    /// Number of token ids.
     pub vocab_size: usize,
+    /// Width of a token.
     pub d_model: usize,
+    /// Features per head.
     pub d_kv: usize,
+    /// Width inside of the feed-forward layers.
     pub d_ff: usize,
+    /// Number of blocks.
     pub num_layers: usize,
+    /// Heads of the attention.
     pub num_heads: usize,
+    /// Buckets of relative distances.
     pub relative_attention_num_buckets: usize,
+    /// Distance from which on all tokens share the last bucket.
     pub relative_attention_max_distance: usize,
+    /// Epsilon of the norms.
     pub layer_norm_epsilon: f64,
+    /// Kind of feed-forward layer.
     pub feed_forward_proj: FeedForwardProj,
 }
 
-/// Which of the two encoders it is.
+/// Encoder architectures.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ModelType {
-    /// The bias on attention scores is the first block's, for all.
+    /// All blocks use the first one's bias on attention scores.
     T5,
     /// Each block has a bias of its own.  arXiv:2304.09151
     Umt5,
 }
 
-/// The feed-forward's kind.
+/// Kinds of feed-forward layers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum FeedForwardProj {
@@ -45,7 +59,7 @@ pub enum FeedForwardProj {
     GatedGelu,
 }
 
-/// Keys that T5 configs carry and that change nothing in the encoder's computation.
+/// Keys of T5 configs that have no effect on the encoder's computation.
 const WITHOUT_EFFECT: [&str; 26] = [
     "_name_or_path",
     "architectures",
@@ -94,7 +108,7 @@ impl Default for Config {
 }
 
 impl Config {
-    /// transformers' defaults for a kind of encoder.
+    /// Defaults of transformers for an architecture.
     fn of(model_type: ModelType) -> Self {
         match model_type {
             ModelType::T5 => Self::default(),
@@ -113,14 +127,14 @@ impl Config {
     /// Reads a `config.json`.
     ///
     /// # Errors
-    /// Not T5's, or it asks for a computation that this encoder does not do.
+    /// Fails for another architecture, and for a computation that this encoder does not support.
     pub fn load(path: &Path) -> anyhow::Result<Self> {
         config::text(path)
             .and_then(|text| Self::parse(&text))
             .with_context(|| path.display().to_string())
     }
 
-    /// Reads the text of a `config.json`.
+    /// Parses the text of a `config.json`.
     pub fn parse(text: &str) -> anyhow::Result<Self> {
         let mut keys: Map<String, Value> = serde_json::from_str(text).context("not a JSON object")?;
         let model_type = match keys.get("model_type") {
@@ -140,10 +154,10 @@ impl Config {
             let expected = match key.as_str() {
                 key if WITHOUT_EFFECT.contains(&key) => continue,
                 "is_decoder" => Value::from(false),
-                // transformers derives both from feed_forward_proj, and writes them down.
+                // transformers derives both from feed_forward_proj, and saves them.
                 "is_gated_act" => Value::from(gated),
                 "dense_act_fn" => Value::from(if gated { "gelu_new" } else { feed_forward }),
-                // Published with UMT5, and read by no code.
+                // Published with UMT5, and unused.
                 "scalable_attention" if model_type == ModelType::Umt5 => continue,
                 key if ours.get(key).is_some() => continue,
                 _ => bail!("{key}: {value}: this key is not known, and it may change what the encoder computes"),
@@ -155,7 +169,7 @@ impl Config {
         Ok(config)
     }
 
-    /// Whether an encoder can have these sizes.
+    /// Checks that an encoder can have these sizes.
     pub fn check(&self) -> anyhow::Result<()> {
         let sizes = [
             ("vocab_size", self.vocab_size),
@@ -166,18 +180,18 @@ impl Config {
             ("num_heads", self.num_heads),
         ];
         for (key, size) in sizes {
-            ensure!((1..=1 << 24).contains(&size), "{key}: {size} is no size");
+            ensure!(SIZE.contains(&size), "{key}: {size} is not a valid size");
         }
         let (buckets, distance) = (
             self.relative_attention_num_buckets,
             self.relative_attention_max_distance,
         );
         ensure!(
-            (4..=1 << 16).contains(&buckets) && buckets.is_multiple_of(2),
-            "relative_attention_num_buckets: {buckets} do not fall into two sides of near and far"
+            (4..=MAX_BUCKETS).contains(&buckets) && buckets.is_multiple_of(2),
+            "relative_attention_num_buckets: {buckets} cannot be split into two directions of near and far"
         );
         ensure!(
-            (buckets / 4 + 1..=1 << 24).contains(&distance),
+            (buckets / 4 + 1..=*SIZE.end()).contains(&distance),
             "relative_attention_max_distance: {distance} must be beyond the {} near buckets",
             buckets / 4
         );

@@ -1,8 +1,8 @@
-//! The encoder's elementwise steps, each in one pass over the memory where that is the CPU's. Without gradients.
+//! Elementwise steps of the encoder, on the CPU each in a single pass over memory. Without gradients.
 //!
 //! softmax(a + b) over the last axis; x / sqrt(mean(x^2) + eps) * weight likewise (arXiv:1910.07467); a + b; and
-//! gelu(a) * b with the tanh form of GELU (arXiv:1606.08415), written as a * b / (1 + exp(-2u)),
-//! u = sqrt(2/pi) (a + 0.044715 a^3), which is the same.
+//! gelu(a) * b with the tanh form of GELU (arXiv:1606.08415), written as a * b / (1 + exp(-2u)), u = sqrt(2/pi) (a +
+//! 0.044715 a^3), which is the same.
 
 use candle_core::{CpuStorage, CustomOp2, DType, InplaceOp2, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
@@ -11,6 +11,13 @@ use crate::nn::{self, Weights};
 
 /// Independent sums of a row, so that the loop over it is vectorised.
 const LANES: usize = 16;
+
+/// Minimum rows per thread.
+const ROWS: usize = 16;
+
+/// Numbers that one thread processes at a time; fewer than for sums, because gates cost more each.
+const GATED: usize = 1 << 12;
+const ADDED: usize = 1 << 14;
 
 /// transformers' T5LayerNorm: [`nn::Norm::rms`], in one pass on the CPU.
 #[derive(Debug)]
@@ -31,7 +38,7 @@ impl Norm {
         })
     }
 
-    /// (..., D) f32 -> (..., D) f32
+    /// Forward pass (..., D) f32 -> (..., D) f32
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         if on_cpu(x, x) {
             return x.apply_op2_no_bwd(&self.weight, &RowNorm { eps: self.eps });
@@ -40,7 +47,7 @@ impl Norm {
     }
 }
 
-/// `a` is overwritten where that can be.
+/// Adds `b`, overwriting `a` if possible.
 pub fn add(a: Tensor, b: &Tensor) -> Result<Tensor> {
     if on_cpu(&a, b) {
         a.inplace_op2(b, &Add)?;
@@ -49,7 +56,7 @@ pub fn add(a: Tensor, b: &Tensor) -> Result<Tensor> {
     a + b
 }
 
-/// `a` is overwritten where that can be.
+/// Returns softmax(a + b), overwriting `a` if possible.
 pub fn softmax_of_sum(a: Tensor, b: &Tensor) -> Result<Tensor> {
     if on_cpu(&a, b) {
         a.inplace_op2(b, &SoftmaxOfSum)?;
@@ -61,7 +68,7 @@ pub fn softmax_of_sum(a: Tensor, b: &Tensor) -> Result<Tensor> {
     exp.broadcast_div(&exp.sum_keepdim(last)?)
 }
 
-/// `a` is overwritten where that can be.
+/// Returns gelu(a) * b, overwriting `a` if possible.
 pub fn gelu_times(a: Tensor, b: &Tensor) -> Result<Tensor> {
     if on_cpu(&a, b) {
         a.inplace_op2(b, &GeluTimes)?;
@@ -87,7 +94,7 @@ impl InplaceOp2 for SoftmaxOfSum {
         let (a, b) = (slice_mut(a, a_at)?, slice(b, b_at)?);
         a.par_chunks_mut(width)
             .zip(b.par_chunks(width))
-            .with_min_len(16)
+            .with_min_len(ROWS)
             .for_each(|(a, b)| softmax_row(a, b));
         Ok(())
     }
@@ -110,7 +117,7 @@ impl InplaceOp2 for GeluTimes {
 
     fn cpu_fwd(&self, a: &mut CpuStorage, a_at: &Layout, b: &CpuStorage, b_at: &Layout) -> Result<()> {
         let (a, b) = (slice_mut(a, a_at)?, slice(b, b_at)?);
-        a.par_chunks_mut(4096).zip(b.par_chunks(4096)).for_each(|(a, b)| {
+        a.par_chunks_mut(GATED).zip(b.par_chunks(GATED)).for_each(|(a, b)| {
             for (a, b) in a.iter_mut().zip(b) {
                 let u = 0.797_884_6 * (*a + 0.044_715 * *a * *a * *a);
                 *a = *a * b / (1.0 + exp(-2.0 * u));
@@ -129,7 +136,7 @@ impl InplaceOp2 for Add {
 
     fn cpu_fwd(&self, a: &mut CpuStorage, a_at: &Layout, b: &CpuStorage, b_at: &Layout) -> Result<()> {
         let (a, b) = (slice_mut(a, a_at)?, slice(b, b_at)?);
-        a.par_chunks_mut(16384).zip(b.par_chunks(16384)).for_each(|(a, b)| {
+        a.par_chunks_mut(ADDED).zip(b.par_chunks(ADDED)).for_each(|(a, b)| {
             a.iter_mut().zip(b).for_each(|(a, b)| *a += b);
         });
         Ok(())
@@ -151,7 +158,7 @@ impl CustomOp2 for RowNorm {
         let mut out = vec![0f32; x.len()];
         out.par_chunks_mut(width)
             .zip(x.par_chunks(width))
-            .with_min_len(16)
+            .with_min_len(ROWS)
             .for_each(|(out, x)| {
                 let mean = by_lanes(x, 0.0, |x| x * x, |sum, x| sum + x) / width as f32;
                 let scale = 1.0 / (mean + self.eps as f32).sqrt();
@@ -163,7 +170,7 @@ impl CustomOp2 for RowNorm {
     }
 }
 
-/// Joins what `of` makes of each number in a row, in lanes and then across them.
+/// Reduces `of` each number in a row by `join`, in lanes and then across them.
 fn by_lanes(row: &[f32], start: f32, of: impl Fn(f32) -> f32, join: impl Fn(f32, f32) -> f32) -> f32 {
     let mut lanes = [start; LANES];
     let chunks = row.chunks_exact(LANES);
@@ -181,9 +188,10 @@ fn by_lanes(row: &[f32], start: f32, of: impl Fn(f32) -> f32, join: impl Fn(f32,
     lanes.into_iter().fold(start, join)
 }
 
-/// e^x without branches, so that a loop of it is vectorised: 2^n e^r with |r| <= ln(2)/2 and a polynomial for e^r.
+/// Returns e^x without branches, so that a loop of it is vectorised: 2^n e^r with |r| <= ln(2)/2 and a polynomial for
+/// e^r.
 ///
-/// Relative error below 2e-7; beyond the range of f32 it stays at the range's ends.
+/// Relative error below 2e-7; clamped to the range of f32.
 fn exp(x: f32) -> f32 {
     const ROUND: f32 = 12_582_912.0; // 1.5 * 2^23: adding it rounds to a whole number
     let x = x.clamp(-87.0, 88.0);

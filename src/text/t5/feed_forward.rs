@@ -1,4 +1,4 @@
-//! The feed-forward of a block: `wo(act(wi(x)))`, or with a gate `wo(act(wi_0(x)) * wi_1(x))`.
+//! Feed-forward layer of a block: `wo(act(wi(x)))`, or with a gate `wo(act(wi_0(x)) * wi_1(x))`.
 
 use candle_core::{DType, Result, Tensor};
 
@@ -12,7 +12,7 @@ use super::elementwise::gelu_times;
 #[derive(Debug)]
 pub struct FeedForward {
     inner: Inner,
-    /// In f32: here T5's activations grow large.
+    /// Output projection in f32, because T5's activations grow large here.
     wo: Projection, // (D, F)
 }
 
@@ -39,7 +39,7 @@ impl FeedForward {
         })
     }
 
-    /// (B, L, D) -> (B, L, D) f32
+    /// Forward pass (B, L, D) -> (B, L, D) f32
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let inner = match &self.inner {
             Inner::Relu { wi } => wi.forward(x)?.relu()?,

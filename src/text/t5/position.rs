@@ -1,7 +1,8 @@
-//! Relative positions as a learnt bias on attention scores, one number for each head and bucket of distances.
+//! Relative positions as a learnt bias on attention scores, one number per head and bucket of distances.
 //!
-//! Half of the buckets are for tokens behind, half for those before. On each side the first half holds one distance each,
-//! the second half logarithmically more, up to `max_distance`; what is farther shares the last. arXiv:1910.10683, 2.1
+//! Half of the buckets are for following tokens, half for preceding ones. In each direction the first half has one
+//! distance per bucket, the second half logarithmically more, up to `max_distance`; larger distances share the last.
+//! arXiv:1910.10683, 2.1
 
 use candle_core::{DType, Device, Result, Tensor};
 
@@ -9,10 +10,10 @@ use crate::nn::Weights;
 
 use super::config::Config;
 
-/// `relative_attention_bias` of a block: T5's blocks share the first's, UMT5's have one each.
+/// `relative_attention_bias` of a block: T5's blocks share the first one's, UMT5's have one each.
 #[derive(Debug)]
 pub struct RelativeAttentionBias {
-    /// For each head, a bias for each bucket.
+    /// Bias of each bucket, per head.
     heads: Vec<Vec<f32>>,
     num_buckets: usize,
     max_distance: usize,
@@ -31,11 +32,11 @@ impl RelativeAttentionBias {
         })
     }
 
-    /// The bias of `length` tokens (rows) on each other (columns).
+    /// Returns the bias between `length` tokens (rows) and each other (columns).
     ///
     /// -> (H, L, L)
     pub fn forward(&self, length: usize, device: &Device) -> Result<Tensor> {
-        // A bias depends on the distance alone, so that each row is the one above, moved by one.
+        // The bias depends on the distance alone, so each row is the previous one, shifted by one.
         let distances = 1 - length as i64..length as i64;
         let buckets: Vec<usize> = distances
             .map(|d| bucket(d, self.num_buckets, self.max_distance))
@@ -52,7 +53,7 @@ impl RelativeAttentionBias {
     }
 }
 
-/// The bucket of a token `distance` places further on.
+/// Returns the bucket of a token `distance` positions later.
 pub fn bucket(distance: i64, num_buckets: usize, max_distance: usize) -> usize {
     let side = num_buckets / 2;
     let near = side / 2;
@@ -61,7 +62,7 @@ pub fn bucket(distance: i64, num_buckets: usize, max_distance: usize) -> usize {
     if away < near {
         return first + away;
     }
-    // In f32, as the reference has it: at powers the rounding decides between two buckets.
+    // In f32 as in the reference: at powers the rounding decides between two buckets.
     let octaves = (away as f32 / near as f32).ln() / (max_distance as f64 / near as f64).ln() as f32;
     let far = near + (octaves * (side - near) as f32) as usize;
     first + far.min(side - 1)

@@ -2,9 +2,9 @@
 
 use csv::{ByteRecord, ReaderBuilder};
 
-use super::{Cell, Fault, Row, Table};
+use super::{Cell, Row, Table, TableError};
 
-pub(super) fn read(bytes: &[u8]) -> Result<Table, Fault> {
+pub(super) fn read(bytes: &[u8]) -> Result<Table, TableError> {
     let header = bytes.split(|&b| b == b'\n').next().unwrap_or_default();
     let frequency = |delimiter: u8| header.iter().filter(|&&b| b == delimiter).count();
     let delimiter = [b'\t', b';', b',']
@@ -16,16 +16,19 @@ pub(super) fn read(bytes: &[u8]) -> Result<Table, Fault> {
         .delimiter(delimiter)
         .from_reader(bytes);
 
-    let header = reader.byte_headers().map_err(|e| Fault::row(1, e))?;
+    let header = reader.byte_headers().map_err(|e| TableError::row(1, e))?;
     let name = |field: &[u8]| String::from_utf8_lossy(field).trim().to_owned();
     let mut table = Table {
         columns: header.iter().map(name).collect(),
         ..Table::default()
     };
 
-    let (mut counted, mut line) = (0, 1); // newlines are counted up to here
+    let (mut counted, mut line) = (0, 1); // newlines counted so far
     let mut record = ByteRecord::new();
-    while reader.read_byte_record(&mut record).map_err(|e| Fault::row(line, e))? {
+    while reader
+        .read_byte_record(&mut record)
+        .map_err(|e| TableError::row(line, e))?
+    {
         // The reader's own line numbers do not count blank lines before a record.
         let mut start = record
             .position()
@@ -43,7 +46,7 @@ pub(super) fn read(bytes: &[u8]) -> Result<Table, Fault> {
         && unclosed(bytes, last)
     {
         let line = last.line;
-        table.rows.push(Err(Fault::row(
+        table.rows.push(Err(TableError::row(
             line,
             "a quote that opens here is never closed; rows below it are lost",
         )));
@@ -51,13 +54,13 @@ pub(super) fn read(bytes: &[u8]) -> Result<Table, Fault> {
     Ok(table)
 }
 
-fn row(record: &ByteRecord, line: usize, columns: usize) -> Result<Row, Fault> {
+fn row(record: &ByteRecord, line: usize, columns: usize) -> Result<Row, TableError> {
     match record.len() == columns {
         true => Ok(Row {
             line,
             cells: record.iter().map(Cell::from_bytes).collect(),
         }),
-        false => Err(Fault::row(
+        false => Err(TableError::row(
             line,
             format!(
                 "{} fields where the header has {columns}; quote a caption that contains the delimiter",
@@ -67,7 +70,7 @@ fn row(record: &ByteRecord, line: usize, columns: usize) -> Result<Row, Fault> {
     }
 }
 
-/// The reader takes the rest of the file into a quoted field without an end.
+/// Detects a quoted field without an end, into which the reader takes the rest of the file.
 fn unclosed(bytes: &[u8], last: &Row) -> bool {
     let odd = bytes.iter().filter(|&&b| b == b'"').count() % 2 == 1;
     odd && last

@@ -4,17 +4,17 @@ use serde_json::{Map, Value};
 
 use super::super::super::reason::Reason;
 use super::super::text;
-use super::{Cell, Fault, Gathered, Table};
+use super::{Cell, RowBuilder, Table, TableError};
 
-/// An object on every line; blank lines are nothing.
+/// Reads an object per line; blank lines are skipped.
 pub(super) fn read_lines(bytes: &[u8]) -> Table {
-    let mut gathered = Gathered::default();
+    let mut gathered = RowBuilder::default();
     for (n, line) in text::lines(bytes).into_iter().enumerate() {
         let number = n + 1;
         let parsed = match line {
             Ok("") => continue,
             Ok(line) => object(line, number),
-            Err(reason) => Err(Fault {
+            Err(reason) => Err(TableError {
                 line: Some(number),
                 reason,
             }),
@@ -27,49 +27,49 @@ pub(super) fn read_lines(bytes: &[u8]) -> Table {
     gathered.table
 }
 
-fn object(line: &str, number: usize) -> Result<Map<String, Value>, Fault> {
-    match serde_json::from_str(line).map_err(|e| Fault::row(number, without_line(&e)))? {
+fn object(line: &str, number: usize) -> Result<Map<String, Value>, TableError> {
+    match serde_json::from_str(line).map_err(|e| TableError::row(number, without_line(&e)))? {
         Value::Object(object) => Ok(object),
-        other => Err(Fault::row(
+        other => Err(TableError::row(
             number,
-            format!("an object is wanted, found {}", kind(&other)),
+            format!("expected an object, found {}", kind(&other)),
         )),
     }
 }
 
-/// A list of objects, or an object whose keys are clips: `{"a.mp4": "caption"}`.
-pub(super) fn read(bytes: &[u8]) -> Result<Table, Fault> {
+/// Reads a list of objects, or an object whose keys are clips: `{"a.mp4": "caption"}`.
+pub(super) fn read(bytes: &[u8]) -> Result<Table, TableError> {
     let text = text::text(bytes).map_err(|reason| {
-        // Said by line and byte of the line, as for every other text.
+        // Reported by line and byte of the line, as for every other text.
         let bad = |line: Result<&str, _>| line.err();
         let place = text::lines(bytes)
             .into_iter()
             .enumerate()
             .find_map(|(n, line)| Some((n + 1, bad(line)?)));
-        place.map_or(reason.into(), |(line, reason)| Fault {
+        place.map_or(reason.into(), |(line, reason)| TableError {
             line: Some(line),
             reason,
         })
     })?;
-    let value = serde_json::from_str(text).map_err(|e| Fault::row(e.line(), without_line(&e)))?;
+    let value = serde_json::from_str(text).map_err(|e| TableError::row(e.line(), without_line(&e)))?;
     let lines = lines_of_elements(bytes);
     let line = |n: usize| lines.get(n).copied().unwrap_or(1);
-    let mut gathered = Gathered::default();
+    let mut gathered = RowBuilder::default();
     match value {
         Value::Array(rows) => {
             for (n, row) in rows.into_iter().enumerate() {
                 match row {
                     Value::Object(object) => gathered.row(line(n), cells(object)),
                     other => {
-                        let error = format!("an object is wanted, found {}", kind(&other));
-                        gathered.table.rows.push(Err(Fault::row(line(n), error)));
+                        let error = format!("expected an object, found {}", kind(&other));
+                        gathered.table.rows.push(Err(TableError::row(line(n), error)));
                     }
                 }
             }
         }
         Value::Object(captions) => {
             if captions.len() < lines.len() {
-                return Err(Fault::from(repeated_key()));
+                return Err(TableError::from(repeated_key()));
             }
             for (n, (clip, caption)) in captions.into_iter().enumerate() {
                 let file_name = ("file_name".to_owned(), Cell::Text(clip));
@@ -80,9 +80,9 @@ pub(super) fn read(bytes: &[u8]) -> Result<Table, Fault> {
             }
         }
         other => {
-            return Err(Fault::row(
+            return Err(TableError::row(
                 1,
-                format!("a list of objects is wanted, found {}", kind(&other)),
+                format!("expected a list of objects, found {}", kind(&other)),
             ));
         }
     }
@@ -112,21 +112,21 @@ fn kind(value: &Value) -> &'static str {
     }
 }
 
-/// The parser keeps the last of equal keys, and the other captions would be lost without a word.
+/// Rejects repeated keys: the parser keeps the last of them, and the other captions would be lost silently.
 fn repeated_key() -> Reason {
     Reason::BadRow {
         error: "a clip is a key more than once; write a list of objects instead".into(),
     }
 }
 
-/// The parser's message without its line, which the source says.
+/// Returns the parser's message without its line, which the source contains.
 fn without_line(error: &serde_json::Error) -> String {
     let message = error.to_string();
     let what = message.split(" at line ").next().unwrap_or_default();
     format!("{what} at column {}", error.column())
 }
 
-/// The line on which each element of the outermost list or object starts, in text that has parsed.
+/// Returns the line on which each element of the outermost list or object starts, in text that has parsed.
 fn lines_of_elements(json: &[u8]) -> Vec<usize> {
     let (mut starts, mut line, mut depth) = (Vec::new(), 1, 0usize);
     let (mut in_string, mut escaped, mut awaited) = (false, false, false);

@@ -1,4 +1,4 @@
-//! Tables in four formats, as rows of cells. What a column means is not known here.
+//! Tables in four formats, as rows of cells. The meaning of columns is defined elsewhere.
 
 mod delimited;
 mod json;
@@ -11,11 +11,11 @@ use super::super::reason::Reason;
 use super::text;
 
 pub(super) enum Format {
-    /// Comma, semicolon or tab between fields, whichever the header has most of.
+    /// Comma, semicolon or tab between fields, whichever is most frequent in the header.
     Delimited,
-    /// A JSON object on every line.
+    /// A JSON object per line.
     JsonLines,
-    /// One list of objects, or one object from clip to caption.
+    /// A list of objects, or one object from clip to caption.
     Json,
     Parquet,
 }
@@ -35,16 +35,16 @@ impl Format {
 #[derive(Debug, Default)]
 pub(super) struct Table {
     pub columns: Vec<String>,
-    /// Columns without cells here, in words for messages.
+    /// Columns that were not read, described for messages.
     pub unread: Vec<String>,
-    pub rows: Vec<Result<Row, Fault>>,
+    pub rows: Vec<Result<Row, TableError>>,
 }
 
 #[derive(Debug)]
 pub(super) struct Row {
-    /// The line where the row starts; in parquet, the row's number. From 1.
+    /// Line where the row starts, from 1; in parquet, the row's number.
     pub line: usize,
-    /// In the order of the table's columns; may end early.
+    /// Cells in the order of the table's columns; may be fewer.
     pub cells: Vec<Cell>,
 }
 
@@ -55,7 +55,7 @@ pub(super) enum Cell {
     NotUtf8 {
         byte: usize,
     },
-    /// Its type, in words.
+    /// A value of another type, named here.
     Other(&'static str),
 }
 
@@ -69,16 +69,16 @@ impl Cell {
     }
 }
 
-/// What is wrong with a table, or with one row of it.
+/// A problem with a table, or with one row of it.
 #[derive(Debug)]
-pub(super) struct Fault {
+pub(super) struct TableError {
     pub line: Option<usize>,
     pub reason: Reason,
 }
 
-impl Fault {
-    fn row(line: usize, error: impl ToString) -> Fault {
-        Fault {
+impl TableError {
+    fn row(line: usize, error: impl ToString) -> TableError {
+        TableError {
             line: Some(line),
             reason: Reason::BadRow {
                 error: error.to_string(),
@@ -87,15 +87,14 @@ impl Fault {
     }
 }
 
-impl From<Reason> for Fault {
-    fn from(reason: Reason) -> Fault {
-        Fault { line: None, reason }
+impl From<Reason> for TableError {
+    fn from(reason: Reason) -> TableError {
+        TableError { line: None, reason }
     }
 }
 
-/// Reads a table. Of the columns only the `wanted` ones need to be there, where leaving out the
-/// others saves reading them.
-pub(super) fn read(path: &Path, format: Format, wanted: &dyn Fn(&str) -> bool) -> Result<Table, Fault> {
+/// Reads a table. Only the `wanted` columns are required, where skipping the others saves reading them.
+pub(super) fn read(path: &Path, format: Format, wanted: &dyn Fn(&str) -> bool) -> Result<Table, TableError> {
     match format {
         Format::Delimited => delimited::read(&text::read(path)?),
         Format::JsonLines => Ok(json::read_lines(&text::read(path)?)),
@@ -104,14 +103,14 @@ pub(super) fn read(path: &Path, format: Format, wanted: &dyn Fn(&str) -> bool) -
     }
 }
 
-/// Gathers rows that name their cells, each perhaps others.
+/// Collects rows that name their cells, possibly different ones in each row.
 #[derive(Default)]
-struct Gathered {
+struct RowBuilder {
     table: Table,
     places: HashMap<String, usize>,
 }
 
-impl Gathered {
+impl RowBuilder {
     fn row(&mut self, line: usize, cells: impl IntoIterator<Item = (String, Cell)>) {
         let mut row = Row {
             line,

@@ -1,4 +1,4 @@
-//! Parquet: only the wanted columns of text are read, however much the others hold.
+//! Parquet: only the wanted text columns are read, however large the others are.
 
 use std::fs::File;
 use std::path::Path;
@@ -10,13 +10,13 @@ use parquet::record::Field;
 use parquet::schema::types::Type;
 
 use super::super::super::reason::Reason;
-use super::{Cell, Fault, Row, Table};
+use super::{Cell, Row, Table, TableError};
 use crate::process::panics;
 
-pub(super) fn read(path: &Path, wanted: &dyn Fn(&str) -> bool) -> Result<Table, Fault> {
-    let unreadable = |error: String| Fault::from(Reason::UnreadableFile { error });
+pub(super) fn read(path: &Path, wanted: &dyn Fn(&str) -> bool) -> Result<Table, TableError> {
+    let unreadable = |error: String| TableError::from(Reason::UnreadableFile { error });
     let file = File::open(path).map_err(|e| unreadable(e.to_string()))?;
-    // The reader checks most of a file, but panics on some that are damaged.
+    // The reader checks most of a file, but panics on some damaged ones.
     match panics::contained(|| table(file, wanted)) {
         Some(table) => table.map_err(|e| unreadable(e.to_string())),
         None => Err(unreadable("damaged parquet; write it again".into())),

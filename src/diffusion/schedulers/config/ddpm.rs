@@ -1,4 +1,4 @@
-//! The settings of `CogVideoXDDIMScheduler` and `CogVideoXDPMScheduler`: a table of noise by timestep.
+//! Configuration of `CogVideoXDDIMScheduler` and `CogVideoXDPMScheduler`: a table of noise by timestep.
 
 use anyhow::ensure;
 use serde::Deserialize;
@@ -6,39 +6,45 @@ use serde::de::IgnoredAny;
 
 use super::{check_train_timesteps, thousand, yes};
 
-/// The settings of both CogVideoX schedulers, with the defaults of their classes.
+/// Settings of both CogVideoX schedulers, with the defaults of their classes.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
+    /// Number of timesteps of the forward process.
     #[serde(default = "thousand")]
     pub num_train_timesteps: usize,
+    /// Variance added by the first timestep.
     #[serde(default = "beta_start")]
     pub beta_start: f64,
+    /// Variance added by the last timestep.
     #[serde(default = "beta_end")]
     pub beta_end: f64,
+    /// Growth of the variance in between.
     #[serde(default)]
     pub beta_schedule: BetaSchedule,
-    /// All betas one by one, in place of a schedule.
+    /// Explicit list of betas, which replaces a schedule.
     #[serde(default)]
     pub trained_betas: Option<Vec<f64>>,
-    /// Whether nothing is left of the noise behind timestep 0, or as much as at timestep 0.
+    /// True if no noise is left after timestep 0; false for as much as at timestep 0.
     #[serde(default = "yes")]
     pub set_alpha_to_one: bool,
     /// Added to timesteps spaced as `leading`.
     #[serde(default)]
     pub steps_offset: usize,
+    /// Quantity that the network predicts.
     #[serde(default)]
     pub prediction_type: Prediction,
+    /// Spacing of the timesteps visited in sampling.
     #[serde(default)]
     pub timestep_spacing: Spacing,
-    /// Whether the last timestep is all noise.
+    /// True if the last timestep is pure noise.
     #[serde(default)]
     pub rescale_betas_zero_snr: bool,
     /// Above 1 adds noise: the signal-to-noise ratio is divided by it.
     #[serde(default = "three")]
     pub snr_shift_scale: f64,
 
-    // Written by diffusers, and read by no computation of these two schedulers.
+    // Written by diffusers, but unused by these two schedulers.
     #[serde(default, rename = "_class_name")]
     _class_name: IgnoredAny,
     #[serde(default, rename = "_diffusers_version")]
@@ -53,19 +59,20 @@ pub struct Config {
     _sample_max_value: IgnoredAny,
 }
 
-/// How the betas, the variance that each timestep adds, grow from `beta_start` to `beta_end`.
+/// Growth of the betas, the variance that each timestep adds, from `beta_start` to `beta_end`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum BetaSchedule {
+    /// Evenly.
     Linear,
     /// Linear in the square root.
     #[default]
     ScaledLinear,
-    /// A cosine, with no heed to start and end.
+    /// A cosine, which ignores start and end.
     SquaredcosCapV2,
 }
 
-/// What the network predicts.
+/// Quantity that the network predicts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 pub enum Prediction {
     /// The noise.
@@ -80,18 +87,21 @@ pub enum Prediction {
     Velocity,
 }
 
-/// Which timesteps a run of few steps visits.  Table 2 of arXiv:2305.08891
+/// Spacing of the visited timesteps.  Table 2 of arXiv:2305.08891
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Spacing {
+    /// Evenly from the first timestep to the last, both included.
     Linspace,
+    /// Whole steps from the first timestep on.
     #[default]
     Leading,
+    /// Whole steps down from the last timestep.
     Trailing,
 }
 
 impl Config {
-    /// Refuses values that parse but make no sense.
+    /// Rejects values that parse but make no sense.
     pub fn check(&self) -> anyhow::Result<()> {
         let steps = self.num_train_timesteps;
         check_train_timesteps(steps)?;

@@ -1,4 +1,4 @@
-//! The settings of `FlowMatchEulerDiscreteScheduler`: how sigmas are spaced.
+//! Configuration of `FlowMatchEulerDiscreteScheduler`: the spacing of sigmas.
 
 use anyhow::ensure;
 use serde::Deserialize;
@@ -6,7 +6,7 @@ use serde::de::IgnoredAny;
 
 use super::{check_shift, check_terminal, check_train_timesteps, one, refuse, thousand};
 
-/// The settings, with the defaults of the class.
+/// Settings, with the defaults of the class.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
@@ -16,7 +16,7 @@ pub struct Config {
     /// sigma <- shift sigma / (1 + (shift - 1) sigma), unless the shift is dynamic.
     #[serde(default = "one")]
     pub shift: f64,
-    /// Whether longer sequences are shifted more.
+    /// True if longer sequences are shifted more.
     #[serde(default)]
     pub use_dynamic_shifting: bool,
     /// The shift mu at `base_image_seq_len`.
@@ -25,20 +25,22 @@ pub struct Config {
     /// The shift mu at `max_image_seq_len`.
     #[serde(default = "max_shift")]
     pub max_shift: f64,
+    /// Tokens of a clip at which `base_shift` applies.
     #[serde(default = "base_image_seq_len")]
     pub base_image_seq_len: usize,
+    /// Tokens of a clip at which `max_shift` applies.
     #[serde(default = "max_image_seq_len")]
     pub max_image_seq_len: usize,
-    /// What a dynamic shift does with mu.
+    /// Use of mu in a dynamic shift.
     #[serde(default)]
     pub time_shift_type: TimeShift,
-    /// Sigmas are stretched to end here.
+    /// Last sigma, by stretching.
     #[serde(default)]
     pub shift_terminal: Option<f64>,
-    /// Sigmas between the first and the last are spaced as in arXiv:2206.00364, with rho = 7.
+    /// True for sigmas spaced as in arXiv:2206.00364 between the first and the last, with rho = 7.
     #[serde(default)]
     pub use_karras_sigmas: bool,
-    /// Sigmas between the first and the last are spaced evenly in their logarithm.
+    /// True for sigmas spaced evenly in their logarithm between the first and the last.
     #[serde(default)]
     pub use_exponential_sigmas: bool,
     #[serde(default)]
@@ -46,7 +48,7 @@ pub struct Config {
     /// sigma <- 1 - sigma: for networks whose time runs from noise to sample.
     #[serde(default)]
     pub invert_sigmas: bool,
-    /// Every step goes to the clean sample and back to fresh noise.
+    /// True if every step goes to the clean sample and back to fresh noise.
     #[serde(default)]
     pub stochastic_sampling: bool,
 
@@ -70,7 +72,7 @@ pub enum TimeShift {
 }
 
 impl Config {
-    /// Refuses values that parse but make no sense.
+    /// Rejects values that parse but make no sense.
     pub fn check(&self) -> anyhow::Result<()> {
         check_train_timesteps(self.num_train_timesteps)?;
         check_shift("shift", self.shift)?;
@@ -97,7 +99,7 @@ impl Config {
         Ok(())
     }
 
-    /// The dynamic shift mu for a sequence of this many tokens: `calculate_shift` of the LTX pipelines.
+    /// Returns the dynamic shift mu for a sequence of this many tokens: `calculate_shift` of the LTX pipelines.
     pub fn mu(&self, seq_len: usize) -> f64 {
         let (base, max) = (self.base_image_seq_len as f64, self.max_image_seq_len as f64);
         let slope = (self.max_shift - self.base_shift) / (max - base);

@@ -1,4 +1,5 @@
-//! `scheduler/scheduler_config.json` of a diffusers directory, read by the class that it names.
+//! Configuration of schedulers: `scheduler/scheduler_config.json` of a diffusers directory, parsed by the class it
+//! names.
 
 use std::path::Path;
 
@@ -14,15 +15,18 @@ pub mod unipc;
 
 pub use ddpm::{BetaSchedule, Prediction, Spacing};
 
-/// No config is larger.
+/// Upper limit for a config file.
 const MAX_BYTES: u64 = 1 << 20;
 
-/// The settings of a scheduler, by `_class_name`.
+/// Upper limit for a schedule.
+const MAX_TIMESTEPS: usize = 1_000_000;
+
+/// Settings of a scheduler, by `_class_name`.
 #[derive(Debug, Clone)]
 pub enum Config {
     /// `CogVideoXDDIMScheduler`
     Ddim(ddpm::Config),
-    /// `CogVideoXDPMScheduler`, with the settings of the other: a run may put either in the checkpoint's place.
+    /// `CogVideoXDPMScheduler`, with the same settings: a run may replace either by the other.
     Dpm(ddpm::Config),
     /// `FlowMatchEulerDiscreteScheduler`
     FlowMatchEuler(flow_match_euler::Config),
@@ -43,7 +47,7 @@ enum Class {
     UniPc,
 }
 
-/// What is read first.
+/// Class name, which is read first.
 #[derive(Deserialize)]
 struct Named {
     #[serde(rename = "_class_name")]
@@ -54,7 +58,7 @@ impl Config {
     /// Reads `scheduler_config.json` in `folder`.
     ///
     /// # Errors
-    /// No such file, an unknown class, key or value, a setting that makes no sense: by file and key.
+    /// Names the file and key: a missing file, an unknown class, key or value, or a setting that makes no sense.
     pub fn load(folder: &Path) -> anyhow::Result<Self> {
         let path = folder.join("scheduler_config.json");
         let read = || {
@@ -66,7 +70,7 @@ impl Config {
         read().with_context(|| path.display().to_string())
     }
 
-    /// The settings that the text of a `scheduler_config.json` holds.
+    /// Parses the text of a `scheduler_config.json`.
     pub fn parse(text: &str) -> anyhow::Result<Self> {
         let named: Named = strictly(text)?;
         let config = match named.class {
@@ -79,7 +83,7 @@ impl Config {
         Ok(config)
     }
 
-    /// Refuses values that parse but make no sense.
+    /// Rejects values that parse but make no sense.
     pub fn check(&self) -> anyhow::Result<()> {
         match self {
             Self::Ddim(config) | Self::Dpm(config) => config.check(),
@@ -88,7 +92,7 @@ impl Config {
         }
     }
 
-    /// `_class_name`
+    /// Returns `_class_name`.
     pub fn class_name(&self) -> &'static str {
         match self {
             Self::Ddim(_) => "CogVideoXDDIMScheduler",
@@ -105,22 +109,22 @@ fn strictly<T: DeserializeOwned>(text: &str) -> anyhow::Result<T> {
     )?)
 }
 
-/// Timesteps of training, kept within what a list of them may hold.
+/// Checks the number of training timesteps against the limit of a list of them.
 fn check_train_timesteps(steps: usize) -> anyhow::Result<()> {
     anyhow::ensure!(
-        (1..=1_000_000).contains(&steps),
-        "num_train_timesteps: must be within 1 and 1000000, got {steps}"
+        (1..=MAX_TIMESTEPS).contains(&steps),
+        "num_train_timesteps: must be within 1 and {MAX_TIMESTEPS}, got {steps}"
     );
     Ok(())
 }
 
-/// A factor that shifts sigmas.
+/// Checks a factor that shifts sigmas.
 fn check_shift(key: &str, shift: f64) -> anyhow::Result<()> {
     anyhow::ensure!(shift > 0.0 && shift.is_finite(), "{key}: must be above 0, got {shift}");
     Ok(())
 }
 
-/// Where the last of the sigmas is stretched to.
+/// Checks the last sigma after stretching.
 fn check_terminal(terminal: Option<f64>) -> anyhow::Result<()> {
     let terminal = terminal.unwrap_or_default();
     anyhow::ensure!(
@@ -130,7 +134,7 @@ fn check_terminal(terminal: Option<f64>) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A setting that other pipelines use, and none of ours.
+/// Rejects a setting that only other pipelines use.
 fn refuse(key: &str, set: bool, instead: &str) -> anyhow::Result<()> {
     anyhow::ensure!(!set, "{key}: is not supported; {instead}");
     Ok(())

@@ -1,4 +1,4 @@
-//! The settings of `UniPCMultistepScheduler`, as flow matching uses it.
+//! Configuration of `UniPCMultistepScheduler` for flow matching.
 
 use anyhow::ensure;
 use serde::Deserialize;
@@ -6,15 +6,14 @@ use serde::de::IgnoredAny;
 
 use super::{check_shift, check_terminal, check_train_timesteps, one, refuse, thousand, yes};
 
-/// The settings, with the defaults of the class. It also knows noise by betas, which is refused: `use_flow_sigmas` must
-/// be on.
+/// Settings, with the defaults of the class. Its noise by betas is rejected: `use_flow_sigmas` must be on.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
     /// Timestep = sigma times this.
     #[serde(default = "thousand")]
     pub num_train_timesteps: usize,
-    /// How many steps a step looks back to, itself included: 1 to 3.
+    /// Steps that a step looks back to, itself included: 1 to 3.
     #[serde(default = "two")]
     pub solver_order: usize,
     #[serde(default)]
@@ -23,6 +22,7 @@ pub struct Config {
     thresholding: bool,
     #[serde(default = "yes")]
     predict_x0: bool,
+    /// Form of the solver's B(h).
     #[serde(default)]
     pub solver_type: SolverType,
     #[serde(default = "yes")]
@@ -43,15 +43,16 @@ pub struct Config {
     /// sigma <- shift sigma / (1 + (shift - 1) sigma)
     #[serde(default = "one")]
     pub flow_shift: f64,
+    /// Sigma after the last step.
     #[serde(default)]
     pub final_sigmas_type: FinalSigma,
     #[serde(default)]
     use_dynamic_shifting: bool,
-    /// Sigmas are stretched to end here.
+    /// Last sigma, by stretching.
     #[serde(default)]
     pub shift_terminal: Option<f64>,
 
-    // Read by no computation with flow sigmas.
+    // Unused with flow sigmas.
     #[serde(default, rename = "_class_name")]
     _class_name: IgnoredAny,
     #[serde(default, rename = "_diffusers_version")]
@@ -99,30 +100,31 @@ enum Prediction {
     Flow,
 }
 
-/// B(h), by which a step weighs what it looks back to.
+/// B(h), the weight of previous steps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SolverType {
     /// h
     Bh1,
-    /// e^h - 1; also what the class makes of the names of another solver's types.
+    /// e^h - 1; the class also maps the type names of other solvers to it.
     #[default]
     #[serde(alias = "midpoint", alias = "heun", alias = "logrho")]
     Bh2,
 }
 
-/// The sigma behind the last step.
+/// Sigma after the last step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FinalSigma {
+    /// 0: no noise is left.
     #[default]
     Zero,
-    /// That of the last step, which then does nothing.
+    /// Sigma of the last step, which then does nothing.
     SigmaMin,
 }
 
 impl Config {
-    /// Refuses values that parse but make no sense, and those that are not for flow matching.
+    /// Rejects values that parse but make no sense, and those that are not for flow matching.
     pub fn check(&self) -> anyhow::Result<()> {
         check_train_timesteps(self.num_train_timesteps)?;
         check_shift("flow_shift", self.flow_shift)?;
@@ -139,7 +141,7 @@ impl Config {
         let off = "set it to false";
         refuse("use_flow_sigmas: false", !self.use_flow_sigmas, "set it to true")?;
         refuse("predict_x0: false", !self.predict_x0, "set it to true")?;
-        // Of a higher order, the last step is not a number, neither here nor in diffusers.
+        // At a higher order the last step gives NaN, here and in diffusers.
         refuse("lower_order_final: false", !self.lower_order_final, "set it to true")?;
         refuse("thresholding", self.thresholding, off)?;
         refuse("solver_p", self.solver_p.is_some(), "set it to null")?;

@@ -1,15 +1,15 @@
-//! One transformer block: attention and feed-forward over text and video together, each behind a norm that the timestep
-//! modulates and before a gate that it sets. Equals `CogVideoXBlock`.
+//! Transformer block: joint attention and feed-forward over text and video, each preceded by a norm modulated by the
+//! timestep and followed by a gate. Equals `CogVideoXBlock`.
 //!
 //! Shapes: B samples, L text tokens, N video tokens, S = L + N, D the model's width, H heads of width K, T the time's.
 
 use candle_core::{Result, Tensor};
 
 use super::config::Config;
-use crate::models::denoiser::{Fixed, State};
+use crate::models::denoiser::{State, StaticContext};
 use crate::models::transformer;
 use crate::nn::feed_forward::{FeedForward, Gelu, NET};
-use crate::nn::norm::{Kind, Modulation};
+use crate::nn::norm::{Modulation, NormKind};
 use crate::nn::rope::Rotary;
 use crate::nn::{Linear, Norm, Weights, linear};
 use crate::ops::activation::silu;
@@ -41,7 +41,7 @@ impl Block {
 
 impl transformer::Block for Block {
     fn forward(&self, state: &State) -> Result<State> {
-        let (x, Fixed { parts, rotary, .. }) = (&state.hidden, &*state.fixed); // (B, S, D)
+        let (x, StaticContext { parts, rotary, .. }) = (&state.hidden, &*state.fixed); // (B, S, D)
         let (norm, gate) = self.norm1.forward(x, &state.time, parts)?;
         let update = self.attn1.forward(&norm, rotary.as_ref())?; // (B, S, D)
         let x = gated_residual(x, &update, &gate, parts)?;
@@ -57,7 +57,7 @@ impl transformer::Block for Block {
     }
 }
 
-/// A layer norm whose shift, scale and gate come from the timestep, apart for text and video.
+/// Layer norm with shift, scale and gate from the timestep, separate for text and video.
 #[derive(Debug, Clone)]
 struct LayerNormZero {
     linear: Linear,
@@ -72,10 +72,10 @@ impl LayerNormZero {
         })
     }
 
-    /// x (B, S, D), normed and modulated, and the gates of text and video, (B, 2, D).
+    /// Returns x (B, S, D), normed and modulated, and the gates of text and video, (B, 2, D).
     fn forward(&self, x: &Tensor, time: &Tensor, parts: &[usize]) -> Result<(Tensor, Tensor)> {
         let (batch, _, dim) = x.dims3()?;
-        let both = self.linear.forward(&silu(time)?)?.reshape((batch, 2, 3, dim))?; // those of the video come first
+        let both = self.linear.forward(&silu(time)?)?.reshape((batch, 2, 3, dim))?; // the video's come first
         let both = Tensor::cat(&[both.narrow(1, 1, 1)?, both.narrow(1, 0, 1)?], 1)?;
         let of = |what: usize| both.narrow(2, what, 1)?.squeeze(2); // (B, 2, D)
         let modulation = Modulation {
@@ -86,7 +86,7 @@ impl LayerNormZero {
     }
 }
 
-/// Self-attention over text and video; queries and keys of each head are normed, and those of the video turned.
+/// Self-attention over text and video; queries and keys are normed per head, and the video's are rotated.
 #[derive(Debug, Clone)]
 struct Attention {
     to_q: Linear,
@@ -113,7 +113,7 @@ impl Attention {
         })
     }
 
-    /// (B, S, D) -> (B, S, D)
+    /// Forward pass (B, S, D) -> (B, S, D)
     fn forward(&self, x: &Tensor, rotary: Option<&Rotary>) -> Result<Tensor> {
         let (batch, tokens, dim) = x.dims3()?;
         let heads = |y: Tensor| y.reshape((batch, tokens, self.num_heads, dim / self.num_heads));
@@ -126,10 +126,10 @@ impl Attention {
     }
 }
 
-/// The layer norm of blocks and head, with parameters where the config has them.
+/// Layer norm of blocks and head, with parameters if configured.
 pub fn layer_norm(config: &Config, width: usize, weights: Weights) -> Result<Norm> {
     Norm::new(
-        Kind::Layer,
+        NormKind::Layer,
         config.norm_elementwise_affine,
         width,
         config.norm_eps,

@@ -7,49 +7,72 @@ use serde::{Deserialize, Serialize};
 use crate::nn::config::{self, Rules, SIZE};
 use crate::nn::feed_forward::Activation;
 
-/// More text tokens than any checkpoint has.
+/// Upper limit for text tokens, more than any checkpoint has.
 const MAX_TEXT: usize = 2048;
 
-/// The settings of `CogVideoXTransformer3DModel`, with its defaults.
+/// Settings of `CogVideoXTransformer3DModel`, with its defaults.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
+    /// Heads of the attention.
     pub num_attention_heads: usize,
+    /// Features per head.
     pub attention_head_dim: usize,
-    /// Of the latents, and in image to video of the image's latents as well.
+    /// Channels of the latents, in image-to-video including those of the image's latents.
     pub in_channels: usize,
+    /// Channels of the prediction.
     pub out_channels: usize,
+    /// Cosines before sines in the timestep's embedding.
     pub flip_sin_to_cos: bool,
+    /// Offset of the frequencies' denominator in the timestep's embedding.
     pub freq_shift: f64,
+    /// Width of the embedded timestep.
     pub time_embed_dim: usize,
-    /// Set where a number `ofs` is embedded beside the timestep (1.5, image to video).
+    /// Width of the embedding of a number `ofs`, in addition to the timestep's (1.5, image to video).
     pub ofs_embed_dim: Option<usize>,
+    /// Width of the text encoder's tokens.
     pub text_embed_dim: usize,
+    /// Number of blocks.
     pub num_layers: usize,
+    /// Biases on the projections of queries, keys and values.
     pub attention_bias: bool,
-    /// Latent rows and columns, and video frames, that the model was made for.
+    /// Latent columns that the model was made for.
     pub sample_width: usize,
+    /// Rows of latents that the position table was made for.
     pub sample_height: usize,
+    /// Frames of pixels that the position table was made for.
     pub sample_frames: usize,
+    /// Rows, and columns, of latents that become one token.
     pub patch_size: usize,
-    /// Latent frames a patch is deep; None: one, with the weights kept as a convolution's (1.0).
+    /// Latent frames per patch; None: one, with the weights stored as a convolution's (1.0).
     pub patch_size_t: Option<usize>,
+    /// Frames of pixels per latent frame.
     pub temporal_compression_ratio: usize,
+    /// Text tokens that the position table was made for.
     pub max_text_seq_length: usize,
+    /// Weights and biases on norms.
     pub norm_elementwise_affine: bool,
+    /// Epsilon of the norms.
     pub norm_eps: f64,
+    /// Stretch of the position table along rows and columns.
     pub spatial_interpolation_scale: f64,
+    /// Stretch of the position table along frames.
     pub temporal_interpolation_scale: f64,
+    /// Rotary position embeddings on queries and keys.
     pub use_rotary_positional_embeddings: bool,
+    /// Learned position table in the checkpoint.
     pub use_learned_positional_embeddings: bool,
-    /// Of the convolution only; the linear layer of 1.5 always has one.
+    /// Bias of the convolution; the linear layer of 1.5 always has one.
     pub patch_bias: bool,
+    /// Dropout in the checkpoint's training; not used here.
     pub dropout: f64,
+    /// Activation of the feed-forward layers.
     pub activation_fn: Activation,
+    /// Activation of the timestep's embedding.
     pub timestep_activation_fn: TimestepActivation,
 }
 
-/// Of the timestep's embedding.
+/// Activations of the timestep's embedding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum TimestepActivation {
     #[serde(rename = "silu")]
@@ -95,22 +118,22 @@ impl Config {
     /// Reads `config.json` in `folder`.
     ///
     /// # Errors
-    /// No such file, another model's, an unknown key, sizes that do not go together: by file and key.
+    /// Names the file and key: a missing file, another model's, an unknown key, or inconsistent sizes.
     pub fn load(folder: &Path) -> anyhow::Result<Self> {
         config::read(folder)
     }
 
-    /// Width of the tokens.
+    /// Returns the width of the tokens.
     pub fn inner_dim(&self) -> usize {
         self.num_attention_heads.saturating_mul(self.attention_head_dim)
     }
 
-    /// Latent frames a patch is deep.
+    /// Returns the latent frames per patch.
     pub fn patch_frames(&self) -> usize {
         self.patch_size_t.unwrap_or(1)
     }
 
-    /// How many latent frames must be put before a clip of `frames` to make its patches whole.
+    /// Returns how many latent frames must be prepended to a clip of `frames` to fill its patches.
     ///
     /// The pipelines drop as many from the front before decoding; training repeats the first frame there.
     pub fn additional_frames(&self, frames: usize) -> usize {

@@ -1,10 +1,10 @@
-//! The denoising transformer of CogVideoX 2b, 5b, 1.5 and their image-to-video kin: `CogVideoXTransformer3DModel`.
+//! Denoising transformer of CogVideoX 2b, 5b, 1.5 and their image-to-video variants: `CogVideoXTransformer3DModel`.
 //!
-//! Patches and text tokens, each embedded by a matrix, run through N blocks of joint attention; the timestep (and, in the
-//! I2V model of 1.5, a number `ofs`) modulates every one; the head turns video tokens back into latents.
+//! Patches and text tokens, each embedded by a matrix, pass through N blocks of joint attention; the timestep (and, in
+//! the I2V model of 1.5, a number `ofs`) modulates each; the head maps video tokens back to latents.
 //!
-//! Shapes: B samples, F latent frames, C channels, H and W latent rows and columns, L text tokens, N video tokens, D the
-//! model's width, T the time's.
+//! Shapes: B samples, F latent frames, C channels, H and W latent rows and columns, L text tokens, N video tokens, D
+//! the model's width, T the time's.
 
 use std::sync::Arc;
 
@@ -18,9 +18,9 @@ mod positions;
 pub use config::Config;
 pub use positions::check as check_positions;
 
-use crate::models::denoiser::{Fixed, Input, State};
+use crate::models::denoiser::{Input, State, StaticContext};
 use crate::models::family::Layout;
-use crate::models::places::Places;
+use crate::models::input_spec::InputSpec;
 use crate::models::transformer::{self, Transformer};
 use crate::nn::embed::{Sinusoid, TimestepEmbedding};
 use crate::nn::norm::Modulation;
@@ -30,6 +30,7 @@ use block::{Block, layer_norm};
 use patches::{Projection, patchify, unpatchify};
 use positions::Added;
 
+/// Transformer of CogVideoX.
 pub type Dit = Transformer<Network>;
 
 /// The whole network.
@@ -66,20 +67,20 @@ impl transformer::Network for Network {
         })
     }
 
-    fn places(config: &Config) -> Places {
+    fn input_spec(config: &Config) -> InputSpec {
         let patch = [config.patch_frames(), config.patch_size, config.patch_size];
-        Places {
+        InputSpec {
             ofs: config.ofs_embed_dim.is_some(),
-            ..Places::new(Layout::FramesFirst, config.in_channels, patch, config.text_embed_dim)
+            ..InputSpec::new(Layout::FramesFirst, config.in_channels, patch, config.text_embed_dim)
         }
     }
 
-    /// The sines and cosines that some checkpoints hold although they follow from the config.
-    fn stray(&self) -> Vec<String> {
+    /// Sines and cosines that some checkpoints store although they follow from the config.
+    fn ignored_keys(&self) -> Vec<String> {
         vec!["patch_embed.pos_embedding".into()]
     }
 
-    fn stem(&self, config: &Config, input: &Input) -> Result<State> {
+    fn embed(&self, config: &Config, input: &Input) -> Result<State> {
         let (_, frames, _, height, width) = input.latents.dims5()?;
         let time = self.embed_time(config, input)?;
         let hidden = self.patch_embed.forward(config, &input.text.hidden, &input.latents)?; // (B, L + N, D)
@@ -93,7 +94,7 @@ impl transformer::Network for Network {
             modulation: None,
             text: None,
             image: None,
-            fixed: Arc::new(Fixed {
+            fixed: Arc::new(StaticContext {
                 grid,
                 parts: vec![length, grid.iter().product()],
                 rotary: rotary.map(|rotary| rotary.behind(length)),
@@ -115,7 +116,7 @@ impl transformer::Network for Network {
 }
 
 impl Network {
-    /// The timestep, and `ofs` where the model knows it: (B, T)
+    /// Embeds the timestep, and `ofs` if the model has it: (B, T)
     fn embed_time(&self, config: &Config, input: &Input) -> Result<Tensor> {
         let sinusoid = |width| Sinusoid {
             width,
@@ -134,7 +135,7 @@ impl Network {
     }
 }
 
-/// Text and latents to tokens, with what positions are added. Equals `CogVideoXPatchEmbed`.
+/// Maps text and latents to tokens, with absolute positions. Equals `CogVideoXPatchEmbed`.
 #[derive(Debug, Clone)]
 struct PatchEmbed {
     proj: Projection,
@@ -151,7 +152,7 @@ impl PatchEmbed {
         })
     }
 
-    /// Text (B, L, text width), latents (B, F, C, H, W) -> (B, L + N, D)
+    /// Forward pass of text (B, L, text width) and latents (B, F, C, H, W) -> (B, L + N, D)
     fn forward(&self, config: &Config, text: &Tensor, latents: &Tensor) -> Result<Tensor> {
         let (_, frames, _, height, width) = latents.dims5()?;
         let text = self.text_proj.forward(text)?; // (B, L, D)
@@ -164,7 +165,7 @@ impl PatchEmbed {
     }
 }
 
-/// The head's norm, modulated by the timestep. Equals `AdaLayerNorm` with `chunk_dim` 1.
+/// Norm of the head, modulated by the timestep. Equals `AdaLayerNorm` with `chunk_dim` 1.
 #[derive(Debug, Clone)]
 struct NormOut {
     linear: Linear,
@@ -180,7 +181,7 @@ impl NormOut {
         })
     }
 
-    /// (B, N, D), (B, T) -> (B, N, D)
+    /// Forward pass (B, N, D), (B, T) -> (B, N, D)
     fn forward(&self, x: &Tensor, time: &Tensor) -> Result<Tensor> {
         let (_, tokens, dim) = x.dims3()?;
         let both = self.linear.forward(&silu(time)?)?.unsqueeze(1)?; // (B, 1, 2 D)

@@ -1,7 +1,7 @@
-//! Latents to tokens and back.
+//! Patches: latents to tokens and back.
 //!
-//! 1.0 cuts every frame into p x p patches and embeds them by what its checkpoints keep as a convolution; 1.5 cuts patches
-//! p_t frames deep and embeds them by a linear layer. Either way it is one matrix product over the numbers of a patch.
+//! 1.0 cuts every frame into p x p patches, whose embedding checkpoints store as a convolution; 1.5 cuts patches p_t
+//! frames deep and embeds them by a linear layer. Either way it is one matrix product over the numbers of a patch.
 //!
 //! Shapes: B samples, F latent frames, C channels, H and W latent rows and columns; N = F/p_t x H/p x W/p tokens.
 
@@ -11,7 +11,7 @@ use super::config::Config;
 use crate::nn::{Linear, Weights, linear};
 use crate::ops::linear::Frozen;
 
-/// From the numbers of a patch to a token.
+/// Projection of the numbers of a patch to a token.
 #[derive(Debug, Clone)]
 pub enum Projection {
     Conv(Frozen), // (D, C p p)
@@ -32,7 +32,7 @@ impl Projection {
         }))
     }
 
-    /// (B, N, numbers of a patch) -> (B, N, D)
+    /// Forward pass (B, N, numbers of a patch) -> (B, N, D)
     pub fn forward(&self, patches: &Tensor) -> Result<Tensor> {
         match self {
             Self::Linear(linear) => linear.forward(patches),
@@ -41,7 +41,7 @@ impl Projection {
     }
 }
 
-/// (B, F, C, H, W) -> (B, N, C p_t p p)
+/// Cuts (B, F, C, H, W) -> (B, N, C p_t p p)
 pub fn patchify(config: &Config, latents: &Tensor) -> Result<Tensor> {
     let (batch, frames, channels, height, width) = latents.dims5()?;
     let (p, p_t) = (config.patch_size, config.patch_frames());
@@ -52,7 +52,7 @@ pub fn patchify(config: &Config, latents: &Tensor) -> Result<Tensor> {
         .reshape((batch, t * h * w, channels * p_t * p * p))
 }
 
-/// (B, N, C p_t p p) -> (B, F, C, H, W) for a `grid` of F/p_t, H/p, W/p tokens
+/// Joins (B, N, C p_t p p) -> (B, F, C, H, W) for a `grid` of F/p_t, H/p, W/p tokens
 pub fn unpatchify(config: &Config, tokens: &Tensor, grid: [usize; 3]) -> Result<Tensor> {
     let batch = tokens.dim(0)?;
     let (p, p_t, channels) = (config.patch_size, config.patch_frames(), config.out_channels);

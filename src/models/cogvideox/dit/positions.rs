@@ -1,11 +1,11 @@
-//! Where CogVideoX tells its tokens that they stand.
+//! Position embeddings of CogVideoX: absolute (2b, I2V) and rotary (all but 2b).
 //!
-//! Added (2b): sines and cosines of frame, column and row, of the clip's own size. The first I2V model adds learned ones,
-//! made for one size only; a clip of another length gets sines and cosines instead, as in `CogVideoXPatchEmbed`.
+//! Absolute (2b): sines and cosines of frame, column and row, of the clip's own size. The first I2V model adds learned
+//! ones, made for one size only; a clip of another length gets sines and cosines instead, as in `CogVideoXPatchEmbed`.
 //!
-//! Rotary (all but 2b): `get_3d_rotary_pos_embed`. 1.0 stretches the clip over the grid that the model was made for, as
-//! far as its aspect allows, centred (`linspace`); 1.5 takes the grid's first places (`slice`). A quarter of a head's
-//! features turns with the frame, three eighths with the row, three eighths with the column.
+//! Rotary: `get_3d_rotary_pos_embed`. 1.0 stretches the clip over the grid that the model was made for, as far as its
+//! aspect ratio allows, centred (`linspace`); 1.5 takes the grid's first positions (`slice`). A quarter of a head's
+//! features is rotated by the frame, three eighths by the row, three eighths by the column.
 //!
 //! Shapes: L text tokens, N video tokens, D the model's width, K a head's.
 
@@ -14,19 +14,19 @@ use candle_core::{Device, Error, Result, Tensor};
 use super::config::Config;
 use crate::nn::Weights;
 use crate::nn::embed::{Grid3d, positions_3d};
-use crate::nn::rope::{Axis, Pairs, Rotary, THETA};
+use crate::nn::rope::{Axis, PairLayout, Rotary, THETA};
 
-/// Positions that are added to the tokens.
+/// Absolute positions, added to the tokens.
 #[derive(Debug, Clone)]
 pub enum Added {
     /// Sines and cosines.
     Computed,
-    /// (1, L + N, D), for one size.
+    /// Learned positions (1, L + N, D), for one size.
     Learned(Tensor),
 }
 
 impl Added {
-    /// Reads `pos_embedding` where it is learned; None where nothing is added.
+    /// Reads `pos_embedding` if it is learned; None without absolute positions.
     pub fn new(config: &Config, weights: &Weights) -> Result<Option<Self>> {
         if !config.use_learned_positional_embeddings {
             return Ok((!config.use_rotary_positional_embeddings).then_some(Self::Computed));
@@ -37,7 +37,7 @@ impl Added {
         Ok(Some(Self::Learned(weights.get(shape, "pos_embedding")?)))
     }
 
-    /// Adds them to (B, L + N, D), where L is `tokens`, of a clip of `latent` frames, rows and columns.
+    /// Adds the positions to (B, L + N, D), where L is `tokens`, of a clip of `latent` frames, rows and columns.
     pub fn add(&self, config: &Config, latent: [usize; 3], tokens: usize, hidden: &Tensor) -> Result<Tensor> {
         let [frames, height, width] = latent;
         let video_frames = (frames - 1) * config.temporal_compression_ratio + 1;
@@ -58,7 +58,7 @@ impl Added {
                 return hidden.broadcast_add(learned);
             }
         }
-        // As diffusers: the frames are counted back from those of the video, whatever the depth of a patch.
+        // As in diffusers: the frames are derived from those of the video, whatever the depth of a patch.
         let grid = Grid3d {
             frames: (video_frames - 1) / config.temporal_compression_ratio + 1,
             height: height / config.patch_size,
@@ -71,7 +71,7 @@ impl Added {
     }
 }
 
-/// Checks that there are positions for so many rows and columns of patches.
+/// Checks that there are positions for these rows and columns of patches.
 pub fn check(config: &Config, [height, width]: [usize; 2]) -> Result<()> {
     let (rows, columns) = (
         config.sample_height / config.patch_size,
@@ -90,7 +90,7 @@ pub fn check(config: &Config, [height, width]: [usize; 2]) -> Result<()> {
     Ok(())
 }
 
-/// Rotary tables for the video tokens of a `grid` of frames, rows and columns; None where the model has none.
+/// Returns rotary tables for the video tokens of a `grid` of frames, rows and columns; None for a model without them.
 pub fn rotary(config: &Config, grid: [usize; 3], device: &Device) -> Result<Option<Rotary>> {
     if !config.use_rotary_positional_embeddings {
         return Ok(None);
@@ -115,10 +115,11 @@ pub fn rotary(config: &Config, grid: [usize; 3], device: &Device) -> Result<Opti
         axis(rows, dim / 8 * 3),
         axis(columns, dim / 8 * 3),
     ];
-    Rotary::grid(&axes, THETA, Pairs::Neighbours, device).map(Some)
+    Rotary::grid(&axes, THETA, PairLayout::Neighbours, device).map(Some)
 }
 
-/// First and last+1 row and column that a grid takes when it fills `base` as far as its aspect allows, centred.
+/// Returns first and last+1 row and column that a grid takes when it fills `base` as far as its aspect ratio allows,
+/// centred.
 ///
 /// `get_resize_crop_region_for_grid`, with Python's rounding (half to even).
 fn crop_region(grid: [usize; 2], base: [usize; 2]) -> [(f64, f64); 2] {
@@ -134,7 +135,7 @@ fn crop_region(grid: [usize; 2], base: [usize; 2]) -> [(f64, f64); 2] {
     [(top, top + rows), (left, left + columns)]
 }
 
-/// `torch.linspace(start, stop * (count - 1) / count, count)` in f32: counted from the nearer end.
+/// `torch.linspace(start, stop * (count - 1) / count, count)` in f32: computed from the nearer end.
 fn stretched(start: f64, stop: f64, count: usize) -> Vec<f32> {
     let (first, last) = (start as f32, (stop * (count - 1) as f64 / count as f64) as f32);
     let step = (last - first) / (count.max(2) - 1) as f32;

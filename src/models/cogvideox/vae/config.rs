@@ -7,35 +7,55 @@ use serde::{Deserialize, Serialize};
 
 use crate::nn::config::{self, Rules, SIZE};
 
-/// The keys of diffusers' `AutoencoderKLCogVideoX`, with its defaults. A key that is not here might change what is
-/// computed, and is an error.
+/// Upper limit for blocks, more than any checkpoint has.
+const MAX_BLOCKS: usize = 16;
+
+/// Keys of diffusers' `AutoencoderKLCogVideoX`, with its defaults. An unknown key might change the computation, and is
+/// an error.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
+    /// Channels of the input frames.
     pub in_channels: usize,
+    /// Channels of the decoded frames.
     pub out_channels: usize,
+    /// Kinds of the encoder's blocks.
     pub down_block_types: Vec<String>,
+    /// Kinds of the decoder's blocks.
     pub up_block_types: Vec<String>,
+    /// Channels of the blocks, from full size to smallest.
     pub block_out_channels: Vec<usize>,
+    /// Channels of latents.
     pub latent_channels: usize,
+    /// Residual layers of a block.
     pub layers_per_block: usize,
+    /// Activation.
     pub act_fn: String,
+    /// Epsilon of the group norms.
     pub norm_eps: f64,
+    /// Groups of the group norms.
     pub norm_num_groups: usize,
+    /// Frames per latent frame.
     pub temporal_compression_ratio: f64,
-    /// The size that tiles are derived from.
+    /// Rows of pixels that tiles are derived from.
     pub sample_height: usize,
+    /// Columns of pixels that tiles are derived from.
     pub sample_width: usize,
-    /// The transformer sees latents times this.
+    /// Factor of latents in the transformer's input.
     pub scaling_factor: f64,
+    /// Offset of the latents; must be none or 0.
     pub shift_factor: Option<f64>,
+    /// Mean of the latents; must be none.
     pub latents_mean: Option<Vec<f64>>,
+    /// Standard deviation of the latents; must be none.
     pub latents_std: Option<Vec<f64>>,
-    /// Whether pipelines should keep the VAE in f32; they never ask.
+    /// True if pipelines should keep the VAE in f32; they never check it.
     pub force_upcast: serde_json::Value,
+    /// True for a convolution after the encoder.
     pub use_quant_conv: bool,
+    /// True for a convolution before the decoder.
     pub use_post_quant_conv: bool,
-    /// Image conditions are divided by `scaling_factor` instead.
+    /// True if image conditions are divided by `scaling_factor` instead.
     pub invert_scale_latents: bool,
 }
 
@@ -76,32 +96,32 @@ impl Config {
         config::read(folder)
     }
 
-    /// As [`read`](Self::read), from the file's text.
+    /// Same as [`read`](Self::read), from the file's text.
     pub fn parse(text: &str) -> anyhow::Result<Self> {
         config::parse(text)
     }
 
-    /// How many blocks halve (or double) the frames: the first so many.
+    /// Returns the number of blocks that halve (or double) the frames, which are the first ones.
     pub fn temporal_compress_level(&self) -> usize {
         self.temporal_compression_ratio.log2() as usize
     }
 
-    /// How many pixels in a row become one.
+    /// Returns the pixel rows, and columns, per latent one.
     pub fn spatial_compression(&self) -> usize {
         1 << (self.block_out_channels.len() - 1)
     }
 
-    /// The transformer's view of latents.
+    /// Scales latents for the transformer.
     pub fn scale(&self, latents: &Tensor) -> Result<Tensor> {
         latents * self.scaling_factor
     }
 
-    /// Back from the transformer's view.
+    /// Inverts [`scale`](Self::scale).
     pub fn unscale(&self, latents: &Tensor) -> Result<Tensor> {
         latents * (1.0 / self.scaling_factor)
     }
 
-    /// The transformer's view of an image condition's latents, which some checkpoints scale the other way.
+    /// Scales an image condition's latents for the transformer; some checkpoints divide instead.
     pub fn scale_image(&self, latents: &Tensor) -> Result<Tensor> {
         if self.invert_scale_latents {
             self.unscale(latents)
@@ -123,8 +143,8 @@ impl config::Config for Config {
                 &["in_channels", "out_channels", "latent_channels", "block_out_channels"],
                 SIZE,
             )
-            .holds((1..=16).contains(&blocks), || {
-                format!("block_out_channels must have 1 to 16 entries, found {blocks}")
+            .holds((1..=MAX_BLOCKS).contains(&blocks), || {
+                format!("block_out_channels must have 1 to {MAX_BLOCKS} entries, found {blocks}")
             })
             .must(
                 "down_block_types",

@@ -1,12 +1,12 @@
-//! `CogVideoXDecoder3D`: two resnets in the middle, blocks of resnets that double the size, pixels. Every norm looks
-//! at the latents.
+//! `CogVideoXDecoder3D`: two resnets in the middle, blocks of resnets that double the size, pixels. Every norm is
+//! conditioned on the latents.
 
 use candle_core::{Result, Tensor};
 
 use super::config::Config;
 use super::norm::{Norm, Norms};
 use super::resample::Resampler;
-use crate::nn::conv3d::{Conv3d, Memory};
+use crate::nn::conv3d::{Conv3d, FeatureCache};
 use crate::nn::{Resnet, Weights};
 
 pub struct Decoder {
@@ -59,8 +59,8 @@ impl Decoder {
         })
     }
 
-    /// One batch of latents, (B, f, h, w, L) -> (B, F, H, W, 3).
-    pub fn forward(&self, latents: &Tensor, memory: &mut Memory) -> Result<Tensor> {
+    /// Decodes one batch of latents, (B, f, h, w, L) -> (B, F, H, W, 3).
+    pub fn forward(&self, latents: &Tensor, memory: &mut FeatureCache) -> Result<Tensor> {
         memory.rewind();
         let mut x = memory.convolve(&self.conv_in, latents, None)?;
         for resnet in &self.mid_block {

@@ -5,7 +5,7 @@ use candle_core::{Result, Tensor};
 use super::config::Config;
 use super::norm::{Norm, Norms};
 use super::resample::Resampler;
-use crate::nn::conv3d::{Conv3d, Memory};
+use crate::nn::conv3d::{Conv3d, FeatureCache};
 use crate::nn::{Resnet, Weights};
 
 pub struct Encoder {
@@ -58,8 +58,8 @@ impl Encoder {
         })
     }
 
-    /// One batch of frames, (B, F, H, W, 3) -> (B, F', H', W', 2 L).
-    pub fn forward(&self, frames: &Tensor, memory: &mut Memory) -> Result<Tensor> {
+    /// Encodes one batch of frames, (B, F, H, W, 3) -> (B, F', H', W', 2 L).
+    pub fn forward(&self, frames: &Tensor, memory: &mut FeatureCache) -> Result<Tensor> {
         memory.rewind();
         let mut x = memory.convolve(&self.conv_in, frames, None)?;
         for block in &self.down_blocks {

@@ -1,8 +1,7 @@
 //! `AutoencoderKLCogVideoX`: clips to latents of 1/4 the frames and 1/8 the size, and back.  arXiv:2408.06072
 //!
-//! A clip is coded a few frames at a time (8 of pixels, 2 of latents; the first batch takes the remainder too), and
-//! the causal convolutions remember what came before. Group norms see one such batch, so its size is part of the
-//! model.
+//! A clip is processed a few frames at a time (8 of pixels, 2 of latents; the first batch takes the remainder too), and
+//! the causal convolutions cache the previous frames. Group norms see one such batch, so its size is part of the model.
 //!
 //! Letters: B batch, C colours, F frames, H rows, W columns, L channels of latents; f, h, w the latents' size.
 
@@ -17,15 +16,15 @@ use std::ops::Range;
 use candle_core::{DType, Device, Result, Tensor};
 
 pub use crate::models::tiling::Tiling;
-pub use crate::models::vae::Half;
+pub use crate::models::vae::Parts;
 pub use config::Config;
 
 use decoder::Decoder;
 use encoder::Encoder;
 
 use crate::diffusion::posterior::Posterior;
-use crate::models::vae::{Place, check_clip, check_latents, joined, loaded, one_by_one};
-use crate::nn::conv3d::{Conv3d, Memory, Past};
+use crate::models::vae::{Placement, cat_frames, check_clip, check_latents, loaded, per_sample};
+use crate::nn::conv3d::{Conv3d, FeatureCache, TemporalPadding};
 use crate::nn::weights::Reading;
 use crate::nn::{WeightFolder, Weights};
 
@@ -33,41 +32,42 @@ use crate::nn::{WeightFolder, Weights};
 const SAMPLE_FRAMES: usize = 8;
 const LATENT_FRAMES: usize = 2;
 
-/// The autoencoder, or half of it.
+/// Autoencoder, or half of it.
 pub struct Vae {
+    /// Settings of the checkpoint.
     pub config: Config,
-    /// Tiles for frames larger than a tile; without it every frame is coded whole.
+    /// Tiles for frames larger than a tile; if None every frame is processed whole.
     pub tiling: Option<Tiling>,
-    /// One sample of a batch at a time.
+    /// True to process one sample of a batch at a time.
     pub slicing: bool,
     encoder: Option<Encoder>,
     decoder: Option<Decoder>,
     quant_conv: Option<Conv3d>,
     post_quant_conv: Option<Conv3d>,
-    place: Place,
+    place: Placement,
 }
 
 impl Vae {
     /// Reads `config.json` and the weights in `folder`.
     ///
     /// # Errors
-    /// A config that says anything unknown or impossible; weights that do not fit it.
+    /// Fails for unknown or impossible settings, and for weights that do not fit them.
     pub fn load(folder: impl Into<WeightFolder>, dtype: DType, device: &Device) -> anyhow::Result<Self> {
-        Self::load_half(folder, Half::Both, &Reading::numbers(dtype, device))
+        Self::load_half(folder, Parts::Both, &Reading::numbers(dtype, device))
     }
 
-    /// As [`Vae::load`], leaving out what is not needed.
-    pub fn load_half(folder: impl Into<WeightFolder>, half: Half, reading: &Reading) -> anyhow::Result<Self> {
+    /// Same as [`Vae::load`], without the unneeded half.
+    pub fn load_half(folder: impl Into<WeightFolder>, half: Parts, reading: &Reading) -> anyhow::Result<Self> {
         let folder: &WeightFolder = &folder.into();
         Self::read(folder, half, Weights::read(folder, reading)?)
     }
 
-    /// As [`Vae::load_half`], from weights of the same folder.
-    pub fn read(folder: impl Into<WeightFolder>, half: Half, weights: Weights) -> anyhow::Result<Self> {
+    /// Same as [`Vae::load_half`], from weights of the same folder.
+    pub fn read(folder: impl Into<WeightFolder>, half: Parts, weights: Weights) -> anyhow::Result<Self> {
         let folder: &WeightFolder = &folder.into();
         let config = Config::read(folder)?;
         weights.ensure_memory(half.unused())?;
-        let (encodes, decodes) = (half != Half::Decoder, half != Half::Encoder);
+        let (encodes, decodes) = (half != Parts::Decoder, half != Parts::Encoder);
         let point = |wanted: bool, channels: usize, name: &str| {
             wanted
                 .then(|| Conv3d::pointwise(channels, channels, weights.pp(name)))
@@ -84,14 +84,14 @@ impl Vae {
                 config.out_channels,
                 "post_quant_conv",
             )?,
-            place: Place::new(&weights),
+            place: Placement::new(&weights),
             config,
         };
         weights.finish(half.unused())?;
         Ok(vae)
     }
 
-    /// The tiles that diffusers' `enable_tiling()` would choose.
+    /// Returns the tiles of diffusers' `enable_tiling()`.
     pub fn default_tiling(&self) -> Tiling {
         Tiling::for_sample(self.config.sample_height, self.config.sample_width)
     }
@@ -111,7 +111,7 @@ impl Vae {
         Posterior::new(&moments)
     }
 
-    /// Decodes latents (B, L, f, h, w) as the encoder gave them, not scaled, to (B, C, F, H, W) of about -1..1.
+    /// Decodes latents (B, L, f, h, w), unscaled as from the encoder, to (B, C, F, H, W) of about -1..1.
     pub fn decode(&self, latents: &Tensor) -> Result<Tensor> {
         self.slices(latents, |latents| {
             let mut batches = Vec::new();
@@ -119,12 +119,12 @@ impl Vae {
                 batches.push(frames);
                 Ok::<_, candle_core::Error>(())
             })?;
-            joined(&batches)
+            cat_frames(&batches)
         })
     }
 
-    /// As [`Vae::decode`] for all samples at once, handing out frames as they come: 8 at a time, the remainder with
-    /// the first. In tiles, all frames come at the end: to keep every tile's past would cost more memory than the
+    /// Same as [`Vae::decode`] for all samples at once, emitting frames as they come: 8 at a time, the remainder with
+    /// the first. In tiles, all frames come at the end: to cache every tile's past would cost more memory than the
     /// tiles save.
     pub fn decode_batches<E: From<candle_core::Error>>(
         &self,
@@ -139,15 +139,15 @@ impl Vae {
             && grid.splits(height, width)
         {
             let whole = grid.code(latents, |tile| {
-                let mut memory = Memory::new(Past::First);
+                let mut memory = FeatureCache::new(TemporalPadding::First);
                 let batches = batches(tile.dim(2)?, LATENT_FRAMES)
                     .map(|frames| self.decode_batch(decoder, tile, frames, &mut memory))
                     .collect::<Result<Vec<_>>>()?;
-                joined(&batches)
+                cat_frames(&batches)
             })?;
             return emit(whole);
         }
-        let mut memory = Memory::new(Past::First);
+        let mut memory = FeatureCache::new(TemporalPadding::First);
         for frames in batches(latents.dim(2).map_err(E::from)?, LATENT_FRAMES) {
             emit(self.decode_batch(decoder, latents, frames, &mut memory)?)?;
         }
@@ -162,7 +162,7 @@ impl Vae {
     }
 
     fn encode_whole(&self, encoder: &Encoder, video: &Tensor) -> Result<Tensor> {
-        let mut memory = Memory::new(Past::First);
+        let mut memory = FeatureCache::new(TemporalPadding::First);
         let mut moments = Vec::new();
         for frames in batches(video.dim(2)?, SAMPLE_FRAMES) {
             let x = self.place.channels_last(video, frames)?; // (B, F, H, W, C)
@@ -172,7 +172,7 @@ impl Vae {
             }
             moments.push(self.place.channels_first(&y)?);
         }
-        joined(&moments)
+        cat_frames(&moments)
     }
 
     fn decode_batch(
@@ -180,7 +180,7 @@ impl Vae {
         decoder: &Decoder,
         latents: &Tensor,
         frames: Range<usize>,
-        memory: &mut Memory,
+        memory: &mut FeatureCache,
     ) -> Result<Tensor> {
         let mut z = self.place.channels_last(latents, frames)?; // (B, f, h, w, L)
         if let Some(conv) = &self.post_quant_conv {
@@ -189,16 +189,16 @@ impl Vae {
         self.place.channels_first(&decoder.forward(&z, memory)?)
     }
 
-    /// Goes through a batch sample by sample, where that is asked for.
+    /// Processes a batch sample by sample, if configured.
     fn slices(&self, x: &Tensor, code: impl Fn(&Tensor) -> Result<Tensor>) -> Result<Tensor> {
         if !self.slicing || x.dim(0)? < 2 {
             return code(x);
         }
-        one_by_one(x, code)
+        per_sample(x, code)
     }
 }
 
-/// Cuts a clip into batches of `size` frames; the first takes what is left over.
+/// Cuts a clip into batches of `size` frames; the first one includes the remainder.
 fn batches(frames: usize, size: usize) -> impl Iterator<Item = Range<usize>> {
     let count = (frames / size).max(1);
     let rest = frames - (frames / size).min(count) * size;

@@ -1,12 +1,12 @@
-//! Normalisation as a table of `x * scale + shift`, which the next convolution applies on its way in.
+//! Normalisation as a table of `x * scale + shift`, which the next convolution applies to its input.
 //!
 //! `GroupNorm` (encoder): scale = weight / sqrt(var + eps), shift = bias - mean * scale. `CogVideoXSpatialNorm3D`
-//! (decoder, arXiv:2209.09002): `norm(x) * y(z) + b(z)` where y and b are 1x1x1 convolutions of the latents z scaled
-//! up to x. Scaling up by repetition commutes with them, so they are computed on the latents as they are, and only
-//! looked up at x's size.
+//! (decoder, arXiv:2209.09002): `norm(x) * y(z) + b(z)` where y and b are 1x1x1 convolutions of the latents z upsampled
+//! to x. Upsampling by repetition commutes with them, so they are computed at the latents' size, and only looked up at
+//! x's size.
 //!
-//! The tables are f32 whatever the clip is: `shift` is mostly the mean that it takes away, in which a narrower type would
-//! round off what is to be left.
+//! The tables are f32 for any input type: `shift` mostly subtracts the mean, and a narrower type would lose the
+//! remainder in rounding.
 //!
 //! Letters: B batch, F frames, H rows, W columns, C channels, G groups; f, h, w, L the latents'.
 
@@ -15,7 +15,7 @@ use candle_core::{DType, Result, Tensor};
 use crate::nn::conv3d::{Conv3d, Modulation, group_moments};
 use crate::nn::{Resnet, Weights};
 
-/// Group norm, modulated by the latents where there are some.
+/// Group norm, modulated by the latents in the decoder.
 pub struct Norm {
     weight: Tensor, // (C) f32
     bias: Tensor,   // (C) f32
@@ -55,7 +55,7 @@ impl Norm {
         })
     }
 
-    /// What to do to x (B, F, H, W, C), given the latents (B, f, h, w, L).
+    /// Returns the modulation of x (B, F, H, W, C), given the latents (B, f, h, w, L).
     pub fn modulation(&self, x: &Tensor, latents: Option<&Tensor>) -> Result<Modulation> {
         let (batch, channels) = (x.dim(0)?, x.dim(4)?);
         let (mean, variance) = group_moments(x, self.groups)?; // (B, G)
@@ -83,12 +83,12 @@ impl Norm {
     }
 }
 
-/// How a coder normalises.
+/// Kind of norms in a coder.
 #[derive(Debug, Clone, Copy)]
 pub struct Norms {
     pub groups: usize,
     pub eps: f64,
-    /// The decoder's norms look at the latents, which have so many channels.
+    /// Channels of the latents that the decoder's norms are conditioned on.
     pub latent_channels: Option<usize>,
 }
 
@@ -100,7 +100,7 @@ impl Norms {
         }
     }
 
-    /// A resnet with two of them.
+    /// Loads a resnet with two such norms.
     pub fn resnet(&self, channels: [usize; 2], weights: Weights) -> Result<Resnet<Norm>> {
         let norm = |channels, weights| self.load(channels, weights);
         Resnet::load(channels, ["conv1.conv", "conv2.conv"], norm, weights)

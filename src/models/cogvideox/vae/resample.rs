@@ -1,7 +1,7 @@
-//! Half the size, twice the size: `CogVideoXDownsample3D` and `CogVideoXUpsample3D`.
+//! Resampling to half and twice the size: `CogVideoXDownsample3D` and `CogVideoXUpsample3D`.
 //!
-//! Down: where time is compressed, the mean of every two frames (an odd first stays); then a 3x3 convolution with
-//! stride 2 and zeros below and on the right. Up: every pixel (and frame, but an odd first) twice; then a 3x3
+//! Down: if time is compressed, the mean of every two frames (an odd first one is kept); then a 3x3 convolution with
+//! stride 2 and zeros below and on the right. Up: every pixel (and frame, except an odd first one) twice; then a 3x3
 //! convolution.
 
 use candle_core::{Result, Tensor};
@@ -40,7 +40,7 @@ impl Resampler {
         })
     }
 
-    /// (B, F, H, W, C) -> (B, F', H', W', C)
+    /// Forward pass (B, F, H, W, C) -> (B, F', H', W', C)
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let input = Input {
             resample: self.resample,

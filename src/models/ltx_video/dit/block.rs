@@ -1,35 +1,35 @@
-//! One transformer block: self-attention, attention to the text, feed-forward. The timestep modulates what the first and
-//! the last are given, and sets their gates. Equals `LTXVideoTransformerBlock`.
+//! Transformer block: self-attention, cross-attention to the text, feed-forward. The timestep modulates the inputs of
+//! the first and the last, and sets their gates. Equals `LTXVideoTransformerBlock`.
 //!
 //! Shapes: B samples, N tokens, L text tokens, D the model's width.
 
 use candle_core::{Result, Tensor};
 
 use super::config::Config;
+use crate::models::ada_ln_single::AdaLnSingleBlock;
 use crate::models::denoiser::State;
-use crate::models::modulated::Modulated;
 use crate::models::transformer;
-use crate::nn::attention::{Attention, Form};
+use crate::nn::attention::{Attention, AttentionSpec};
 use crate::nn::feed_forward::{FeedForward, Gelu, NET};
-use crate::nn::norm::Kind;
+use crate::nn::norm::NormKind;
 use crate::nn::{Norm, ScaleShiftTable, Weights};
 
 /// Epsilon of the norms of queries and keys.
 const QK_NORM_EPS: f64 = 1e-5;
 
-/// What is added to the score of a text token that is masked.
+/// Bias on the score of a masked text token.
 const MASKED: f64 = -10_000.0;
 
 #[derive(Debug, Clone)]
 pub struct Block {
-    modulated: Modulated, // norm1, attn1, norm2, ff, scale_shift_table
+    modulated: AdaLnSingleBlock, // norm1, attn1, norm2, ff, scale_shift_table
     attn2: Attention,
 }
 
 impl Block {
     pub fn new(config: &Config, weights: Weights) -> Result<Self> {
         let dim = config.inner_dim();
-        let form = Form {
+        let form = AttentionSpec {
             width: dim,
             num_heads: config.num_attention_heads,
             bias: config.attention_bias,
@@ -37,11 +37,11 @@ impl Block {
             eps: QK_NORM_EPS,
         };
         let (affine, eps) = (config.norm_elementwise_affine, config.norm_eps);
-        let norm = |name: &str| Norm::new(Kind::Rms, affine, dim, eps, weights.pp(name));
+        let norm = |name: &str| Norm::new(NormKind::Rms, affine, dim, eps, weights.pp(name));
         let attn1 = Attention::new(&form, weights.pp("attn1"))?;
         Ok(Self {
             attn2: Attention::new(&form, weights.pp("attn2"))?,
-            modulated: Modulated {
+            modulated: AdaLnSingleBlock {
                 norm_msa: norm("norm1")?,
                 attn1,
                 norm_mlp: norm("norm2")?,
@@ -60,7 +60,7 @@ impl transformer::Block for Block {
     }
 }
 
-/// 1 and 0, (B, L), as what is added to scores, (B, 1, 1, L).
+/// Converts a mask of 1 and 0, (B, L), to a bias on scores, (B, 1, 1, L).
 fn added(mask: &Tensor) -> Result<Tensor> {
     mask.affine(-MASKED, MASKED)?.unsqueeze(1)?.unsqueeze(1)
 }

@@ -8,29 +8,39 @@ use crate::nn::attention::QkNorm;
 use crate::nn::config::{self, Rules, SIZE};
 use crate::nn::feed_forward::Activation;
 
-/// The settings of `LTXVideoTransformer3DModel`, with its defaults.
+/// Settings of `LTXVideoTransformer3DModel`, with its defaults.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
-    /// Of the latents.
+    /// Channels of the latents.
     pub in_channels: usize,
-    /// Of the prediction; None: those of the latents.
+    /// Channels of the prediction; None: those of the latents.
     pub out_channels: Option<usize>,
-    /// Latents are packed by the pipeline, and only into patches of one.
+    /// Rows, and columns, per patch; the pipeline packs latents only into patches of one.
     pub patch_size: usize,
+    /// Latent frames per token.
     pub patch_size_t: usize,
+    /// Heads of the attention.
     pub num_attention_heads: usize,
+    /// Features per head.
     pub attention_head_dim: usize,
-    /// Of what blocks attend to across: the text as it is projected, so the model's width.
+    /// Width of the cross-attention's context: the projected text, so the model's width.
     pub cross_attention_dim: usize,
+    /// Number of blocks.
     pub num_layers: usize,
+    /// Weights on norms.
     pub norm_elementwise_affine: bool,
+    /// Epsilon of the norms.
     pub norm_eps: f64,
     /// Width of the text.
     pub caption_channels: usize,
+    /// Biases on the projections of queries, keys and values.
     pub attention_bias: bool,
+    /// Bias of the projection after attention.
     pub attention_out_bias: bool,
+    /// Activation of the feed-forward layers.
     pub activation_fn: Activation,
+    /// Norm of queries and keys.
     pub qk_norm: QkNorm,
 }
 
@@ -60,17 +70,17 @@ impl Config {
     /// Reads `config.json` in `folder`.
     ///
     /// # Errors
-    /// No such file, another model's, an unknown key, sizes that do not go together: by file and key.
+    /// Names the file and key: a missing file, another model's, an unknown key, or inconsistent sizes.
     pub fn load(folder: &Path) -> anyhow::Result<Self> {
         config::read(folder)
     }
 
-    /// Width of the tokens.
+    /// Returns the width of the tokens.
     pub fn inner_dim(&self) -> usize {
         self.num_attention_heads.saturating_mul(self.attention_head_dim)
     }
 
-    /// Of the prediction.
+    /// Returns the channels of the prediction.
     pub fn predicted_channels(&self) -> usize {
         self.out_channels.unwrap_or(self.in_channels)
     }

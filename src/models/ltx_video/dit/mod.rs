@@ -1,8 +1,8 @@
-//! The denoising transformer of LTX-Video: `LTXVideoTransformer3DModel`.
+//! Denoising transformer of LTX-Video: `LTXVideoTransformer3DModel`.
 //!
-//! Every latent is a token. Text is projected once, and attended to by each of N blocks; the stem makes the modulation of
-//! all blocks from the timestep, to which each adds a table of its own. Frames may differ in their timestep: image to
-//! video gives the first one 0.
+//! Every latent is a token. The text is projected once, and each of N blocks attends to it; the embedding computes the
+//! modulation of all blocks from the timestep, to which each adds its own table. Frames may differ in their timestep:
+//! image to video sets the first one to 0.
 //!
 //! Shapes: B samples, F latent frames, C channels, H and W latent rows and columns, N = F H W tokens, L text tokens, P
 //! timesteps of a sample (1 or F), D the model's width.
@@ -18,23 +18,24 @@ mod positions;
 pub use config::Config;
 pub use positions::{SPATIAL_COMPRESSION, TEMPORAL_COMPRESSION};
 
-use crate::models::denoiser::{Fixed, Input, State};
+use crate::models::denoiser::{Input, State, StaticContext};
 use crate::models::family::Layout;
-use crate::models::places::Places;
+use crate::models::input_spec::InputSpec;
 use crate::models::transformer::{self, Transformer};
 use crate::nn::embed::TimeModulation;
 use crate::nn::feed_forward::{FeedForward, Gelu, PROJECTION};
-use crate::nn::patches::unpatchify;
+use crate::nn::patch_embed::unpatchify;
 use crate::nn::scale_shift::Head;
 use crate::nn::{Linear, Weights, linear};
 use block::Block;
 
-/// Cosines and sines of a timestep.
+/// Width of the timestep's cosines and sines.
 const SINUSOID: usize = 256;
 
 /// Epsilon of the head's norm.
 const OUT_NORM_EPS: f64 = 1e-6;
 
+/// Transformer of LTX-Video.
 pub type Dit = Transformer<Network>;
 
 /// The whole network.
@@ -64,12 +65,12 @@ impl transformer::Network for Network {
         })
     }
 
-    fn places(config: &Config) -> Places {
-        Places {
+    fn input_spec(config: &Config) -> InputSpec {
+        InputSpec {
             text_mask: true,
             frame_timesteps: true,
             frame_rates: true,
-            ..Places::new(
+            ..InputSpec::new(
                 Layout::ChannelsFirst,
                 config.in_channels,
                 [1; 3],
@@ -78,7 +79,7 @@ impl transformer::Network for Network {
         }
     }
 
-    fn stem(&self, config: &Config, input: &Input) -> Result<State> {
+    fn embed(&self, config: &Config, input: &Input) -> Result<State> {
         let (_, _, frames, height, width) = input.latents.dims5()?;
         let grid = [frames, height, width];
         let tokens = input.latents.flatten_from(2)?.transpose(1, 2)?; // (B, N, C)
@@ -92,7 +93,7 @@ impl transformer::Network for Network {
             modulation: Some(modulation),
             text: Some(self.caption_projection.forward(&input.text.hidden)?), // (B, L, D)
             image: None,
-            fixed: Arc::new(Fixed::of_clip(grid, rotary, input.text.mask.clone())),
+            fixed: Arc::new(StaticContext::of_clip(grid, rotary, input.text.mask.clone())),
         })
     }
 

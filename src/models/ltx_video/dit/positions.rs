@@ -1,33 +1,34 @@
-//! Where LTX-Video tells its tokens that they stand: when, in seconds of 20, and where, in pixels of 2048.
+//! Position embeddings of LTX-Video: rotary, by time in units of 20 seconds, and by row and column in units of 2048
+//! pixels.
 //!
 //! ```text
 //! angle of frequency i on an axis = pi/2 theta^(i / (W - 1)) (2 p - 1),  W = D // 6
 //! ```
 //!
-//! with p the place on the axis, 0 at the start and 1 at the base size. The pairs of a token's D features turn by (time,
-//! row, column) of frequency 0, then of 1, and so on; the first D mod 6 features stand still. So heads turn differently.
-//! Equals `LTXVideoRotaryPosEmbed` with its pipeline's `rope_interpolation_scale`, in f32 as there: the largest angles are
-//! so large that another order of operations would be another model.
+//! with p the position on the axis, 0 at the start and 1 at the base size. The pairs of a token's D features are
+//! rotated by (time, row, column) of frequency 0, then of 1, and so on; the first D mod 6 features are not rotated. So
+//! heads differ in their rotation. Equals `LTXVideoRotaryPosEmbed` with its pipeline's `rope_interpolation_scale`, in
+//! f32 as there: the largest angles are so large that another order of operations would give another model.
 
 use std::f32::consts::PI;
 
 use candle_core::{Device, Result, Tensor};
 
 use crate::nn::embed::spread;
-use crate::nn::rope::{Pairs, Rotary};
+use crate::nn::rope::{PairLayout, Rotary};
 
-/// Frames of a clip that a latent frame stands for, but for the first.
+/// Frames of a clip per latent frame, except the first.
 pub const TEMPORAL_COMPRESSION: usize = 8;
 
-/// Rows and columns of pixels that a latent stands for.
+/// Pixel rows and columns per latent.
 pub const SPATIAL_COMPRESSION: usize = 32;
 
-/// Seconds, rows and columns that positions are measured by.
+/// Units of positions: seconds, rows and columns.
 const BASE: [f32; 3] = [20.0, 2048.0, 2048.0];
 
 const THETA: f64 = 10_000.0;
 
-/// For tokens of width `dim` on a `grid` of frames, rows and columns, in clips of these frame rates.
+/// Rotary tables for tokens of width `dim` on a `grid` of frames, rows and columns, in clips of these frame rates.
 pub fn rotary(dim: usize, grid: [usize; 3], frame_rates: &[f64], device: &Device) -> Result<Rotary> {
     let frequencies = frequencies(dim / 6);
     let axis = |axis: usize, scale: f64| {
@@ -45,13 +46,13 @@ pub fn rotary(dim: usize, grid: [usize; 3], frame_rates: &[f64], device: &Device
     };
     let (first, others) = frame_rates.split_first().unwrap_or((&1.0, &[])); // none: no samples
     if others.iter().all(|rate| rate == first) {
-        return Rotary::by(&sample(*first)?, Pairs::Neighbours);
+        return Rotary::by(&sample(*first)?, PairLayout::Neighbours);
     }
     let samples: Vec<Tensor> = frame_rates.iter().map(|rate| sample(*rate)).collect::<Result<_>>()?;
-    Rotary::by(&Tensor::stack(&samples, 0)?, Pairs::Neighbours)
+    Rotary::by(&Tensor::stack(&samples, 0)?, PairLayout::Neighbours)
 }
 
-/// pi/2 theta^x for `count` x from 0 to 1, evenly spread as `torch.linspace` does it: counted from the nearer end.
+/// Returns pi/2 theta^x for `count` x from 0 to 1, evenly spaced as in `torch.linspace`: computed from the nearer end.
 fn frequencies(count: usize) -> Vec<f32> {
     let last = count.saturating_sub(1);
     let step = 1.0 / last.max(1) as f32;

@@ -1,33 +1,33 @@
-//! `LTXVideoEncoder3d`: patches, blocks of resnets that make the clip smaller, mean and one log-variance for all channels.
-//! `LTXVideoDecoder3d`: blocks of resnets that make the clip larger, patches of pixels. From 0.9.1 on it is also told how
-//! much noise its latents have, and takes the last of it off.
+//! `LTXVideoEncoder3d`: patches, blocks of resnets that reduce the size, mean and one log-variance for all channels.
+//! `LTXVideoDecoder3d`: blocks of resnets that increase the size, patches of pixels. From 0.9.1 on it also gets the
+//! noise level of its latents, and removes the remaining noise.
 //!
-//! Convolutions are `LTXVideoCausalConv3d`: 3x3x3 with a border of zeros, the first frame repeated before the clip (causal)
-//! or the first and the last at its ends.
+//! Convolutions are `LTXVideoCausalConv3d`: 3x3x3 with a border of zeros, the first frame repeated before the clip
+//! (causal) or the first and the last at its ends.
 
 use candle_core::{DType, Result, Tensor, bail};
 
 use super::config::{Config, Down, Up};
 use super::norm::norm;
 use super::resample::{Downsampler, Upsampler};
-use super::resnet::{Kind, Resnet, Told};
+use super::resnet::{DecoderConditions, Kind, Resnet};
 use crate::nn::Weights;
-use crate::nn::conv3d::{Conv3d, Memory, Past};
+use crate::nn::conv3d::{Conv3d, FeatureCache, TemporalPadding};
 use crate::nn::embed::TimeEmbedder;
 use crate::rng::Rng;
 
-/// Cosines and sines of a timestep.
+/// Width of a timestep's cosines and sines.
 const TIME_PROJ: usize = 256;
 
 pub struct Coder {
-    past: Past<'static>,
+    past: TemporalPadding<'static>,
     conv_in: Conv3d,
     layers: Vec<Layer>,
     conv_out: Conv3d,
     time: Option<Time>,
 }
 
-/// What the end of the decoder knows about timesteps.
+/// Timestep conditioning at the end of the decoder.
 struct Time {
     timestep_scale_multiplier: Tensor, // ()
     time_embedder: TimeEmbedder,
@@ -35,7 +35,7 @@ struct Time {
 }
 
 enum Layer {
-    /// What the timestep says to the resnets behind it.
+    /// Timestep embedding for the resnets after it.
     Time(TimeEmbedder),
     Resnet(Box<Resnet>),
     Downsampler(Downsampler),
@@ -43,7 +43,7 @@ enum Layer {
 }
 
 impl Coder {
-    /// Patches (1, F, H, W, 3 p p) to (1, f, h, w, L + 1).
+    /// Encoder of patches (1, F, H, W, 3 p p) to (1, f, h, w, L + 1).
     pub fn encoder(config: &Config, weights: Weights) -> Result<Self> {
         let kind = Kind {
             eps: config.resnet_norm_eps,
@@ -76,7 +76,7 @@ impl Coder {
         })
     }
 
-    /// Latents (1, f, h, w, L) to patches (1, F, H, W, 3 p p).
+    /// Decoder of latents (1, f, h, w, L) to patches (1, F, H, W, 3 p p).
     pub fn decoder(config: &Config, weights: Weights) -> Result<Self> {
         let blocks = config.up_blocks();
         let (first, last) = (blocks[0].inputs, blocks[blocks.len() - 1].outputs);
@@ -116,8 +116,8 @@ impl Coder {
         })
     }
 
-    /// A whole clip, (1, F, H, W, C) -> (1, F', H', W', C'), and the timestep (1) in 0..1 of one that is told. Takes x,
-    /// because its memory may be wanted.
+    /// Processes a whole clip, (1, F, H, W, C) -> (1, F', H', W', C'), with the timestep (1) in 0..1 if the coder takes
+    /// one. Takes ownership of x to reuse its memory.
     pub fn forward(&self, x: Tensor, timestep: Option<&Tensor>, rng: &mut Rng) -> Result<Tensor> {
         let timestep = match (&self.time, timestep) {
             (None, None) => None,
@@ -128,7 +128,7 @@ impl Coder {
             (Some(_), None) => bail!("this VAE's decoder needs a timestep"),
             (None, Some(_)) => bail!("this VAE's decoder takes no timestep"),
         };
-        let (mut memory, mut told) = (Memory::whole(self.past), Told { time: None, rng });
+        let (mut memory, mut conditions) = (FeatureCache::whole(self.past), DecoderConditions { time: None, rng });
         let h = memory.convolve(&self.conv_in, &x, None)?;
         drop(x);
         let mut x = h;
@@ -136,10 +136,10 @@ impl Coder {
             x = match layer {
                 Layer::Time(embedder) => {
                     let rows = |timestep| embedder.forward(timestep)?.reshape((4, ()));
-                    told.time = timestep.as_ref().map(rows).transpose()?; // (4, C)
+                    conditions.time = timestep.as_ref().map(rows).transpose()?; // (4, C)
                     x
                 }
-                Layer::Resnet(resnet) => resnet.forward(x, &mut memory, &mut told)?,
+                Layer::Resnet(resnet) => resnet.forward(x, &mut memory, &mut conditions)?,
                 Layer::Downsampler(downsampler) => downsampler.forward(x, &mut memory)?,
                 Layer::Upsampler(upsampler) => upsampler.forward(x, &mut memory)?,
             };
@@ -156,7 +156,7 @@ impl Coder {
     }
 }
 
-/// A row of resnets that hear the timestep from the same embedder.
+/// Loads consecutive resnets that share a timestep embedder.
 fn resnets(count: usize, channels: usize, kind: Kind, weights: &Weights) -> Result<Vec<Layer>> {
     let mut layers = Vec::new();
     if kind.timestep_conditioning {
@@ -172,12 +172,16 @@ fn resnet(channels: usize, outputs: usize, kind: Kind, weights: Weights) -> Resu
     Ok(Layer::Resnet(Box::new(Resnet::load(channels, outputs, kind, weights)?)))
 }
 
-/// `PixArtAlphaCombinedTimestepSizeEmbeddings` without sizes; in f32, since it is small and ends in tables.
+/// `PixArtAlphaCombinedTimestepSizeEmbeddings` without sizes; in f32, because it is small and ends in tables.
 fn time_embedder(outputs: usize, weights: &Weights) -> Result<TimeEmbedder> {
     let weights = weights.to_dtype(DType::F32);
     TimeEmbedder::new(TIME_PROJ, outputs, weights.pp("time_embedder.timestep_embedder"))
 }
 
-fn past(causal: bool) -> Past<'static> {
-    if causal { Past::First } else { Past::Centred }
+fn past(causal: bool) -> TemporalPadding<'static> {
+    if causal {
+        TemporalPadding::First
+    } else {
+        TemporalPadding::Centred
+    }
 }

@@ -7,68 +7,92 @@ use serde::{Deserialize, Serialize};
 
 use crate::nn::config::{self, Rules};
 
-/// More than any checkpoint has.
+/// Upper limit for blocks, more than any checkpoint has.
 const MAX_BLOCKS: usize = 16;
+const MAX_PATCH: usize = 64;
 const LAYERS: RangeInclusive<usize> = 0..=1 << 10;
 const CHANNELS: RangeInclusive<usize> = 1..=1 << 16;
 
-/// The keys of diffusers' `AutoencoderKLLTXVideo`, with its defaults, which are those of 0.9.0. A key that is not here
-/// might change what is computed, and is an error.
+/// Keys of diffusers' `AutoencoderKLLTXVideo`, with its defaults, which are those of 0.9.0. An unknown key might change
+/// the computation, and is an error.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
+    /// Channels of the input frames.
     pub in_channels: usize,
+    /// Channels of the decoded frames.
     pub out_channels: usize,
+    /// Channels of latents.
     pub latent_channels: usize,
-    /// Of the encoder; the decoder's lists are in the encoder's order, too, and are read backwards.
+    /// Channels of the encoder's blocks; the decoder's lists are in the encoder's order, too, and are read backwards.
     pub block_out_channels: Vec<usize>,
+    /// Kinds of the encoder's blocks.
     pub down_block_types: Vec<DownBlockType>,
+    /// Channels of the decoder's blocks.
     pub decoder_block_out_channels: Vec<usize>,
-    /// One entry for each block and one for the block in the middle, which is the last.
+    /// Residual layers of each block, the middle one's last.
     pub layers_per_block: Vec<usize>,
+    /// Residual layers of the decoder's blocks, the middle one's last.
     pub decoder_layers_per_block: Vec<usize>,
-    /// Which blocks change the size.
+    /// True for blocks that change the size.
     pub spatio_temporal_scaling: Vec<bool>,
+    /// Decoder blocks that change the size.
     pub decoder_spatio_temporal_scaling: Vec<bool>,
+    /// Decoder blocks that add noise, the middle one's last.
     pub decoder_inject_noise: Vec<bool>,
+    /// Methods by which the encoder's blocks reduce the size.
     pub downsample_type: Vec<DownsampleType>,
+    /// Decoder blocks whose upsampling has a shortcut.
     pub upsample_residual: Vec<bool>,
+    /// Factors by which upsampling reduces the channels.
     pub upsample_factor: Vec<usize>,
-    /// Whether the decoder is told how noisy its latents are.
+    /// True if the decoder gets the noise level of its latents.
     pub timestep_conditioning: bool,
+    /// Rows, and columns, of pixels that are folded into channels.
     pub patch_size: usize,
+    /// Frames that are folded into channels.
     pub patch_size_t: usize,
+    /// Epsilon of the residual layers' norms.
     pub resnet_norm_eps: f64,
-    /// The transformer sees normalised latents times this.
+    /// Factor of normalised latents in the transformer's input.
     pub scaling_factor: f64,
+    /// True if the encoder's convolutions see no later frames.
     pub encoder_causal: bool,
+    /// True if the decoder's convolutions see no later frames.
     pub decoder_causal: bool,
+    /// Pixel rows, and columns, per latent one, if given.
     pub spatial_compression_ratio: Option<usize>,
+    /// Frames per latent frame, if given.
     pub temporal_compression_ratio: Option<usize>,
 }
 
+/// Kinds of encoder blocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum DownBlockType {
+    /// Block of versions 0.9.0 and 0.9.1.
     #[serde(rename = "LTXVideoDownBlock3D")]
     V090,
+    /// Block of version 0.9.5.
     #[serde(rename = "LTXVideo095DownBlock3D")]
     V095,
 }
 
-/// How a block of the encoder makes its clip smaller.
+/// Methods by which an encoder block reduces the size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum DownsampleType {
     /// A convolution with a stride of 2 along all axes.
     Conv,
-    /// Two rows and columns, two frames, or all of them go into the channels.
+    /// Two rows and columns, two frames, or all of them are moved into the channels.
     Spatial,
+    /// Two frames are moved into the channels.
     Temporal,
+    /// Two frames, rows and columns are moved into the channels.
     Spatiotemporal,
 }
 
 impl DownsampleType {
-    /// How many frames, rows and columns become one.
+    /// Returns the frames, rows and columns that become one.
     pub fn stride(self) -> [usize; 3] {
         match self {
             Self::Conv | Self::Spatiotemporal => [2, 2, 2],
@@ -115,22 +139,22 @@ pub struct Down {
     pub outputs: usize,
     pub layers: usize,
     pub downsample: Option<DownsampleType>,
-    /// Whether a resnet at the end changes the channels (up to 0.9.1), or the downsampler does.
+    /// True if a resnet at the end changes the channels (up to 0.9.1), false if the downsampler does.
     pub conv_out: bool,
 }
 
 /// A block of the decoder.
 #[derive(Debug, Clone, Copy)]
 pub struct Up {
-    /// What the block before it hands over.
+    /// Output channels of the previous block.
     pub inputs: usize,
     pub outputs: usize,
     pub layers: usize,
-    /// Whether a resnet at the beginning changes the channels.
+    /// True if a resnet at the beginning changes the channels.
     pub conv_in: bool,
     pub upsample: bool,
     pub residual: bool,
-    /// The upsampler leaves so many times fewer channels.
+    /// Factor by which the upsampler reduces the channels.
     pub factor: usize,
     pub inject_noise: bool,
 }
@@ -150,7 +174,7 @@ impl Down {
 }
 
 impl Up {
-    /// A resnet at the beginning hears no timestep, and gets no noise.
+    /// A resnet at the beginning supports neither timestep nor noise.
     fn fits(&self, timestep_conditioning: bool) -> bool {
         let seen = if self.conv_in { self.outputs } else { self.inputs };
         let read = self.outputs * if self.upsample { self.factor } else { 1 };
@@ -170,7 +194,7 @@ impl Config {
         self.down_block_types.first() == Some(&DownBlockType::V095)
     }
 
-    /// The encoder's blocks, from the clip to the latents.
+    /// Returns the encoder's blocks, from the clip to the latents.
     pub fn down_blocks(&self) -> Vec<Down> {
         let widths = &self.block_out_channels;
         (0..self.down_block_types.len())
@@ -192,7 +216,7 @@ impl Config {
             .collect()
     }
 
-    /// The decoder's blocks, from the latents to the clip: the lists' last entries first.
+    /// Returns the decoder's blocks, from the latents to the clip: the lists' last entries first.
     pub fn up_blocks(&self) -> Vec<Up> {
         let widths = &self.decoder_block_out_channels;
         let mut inputs = widths[widths.len() - 1];
@@ -215,12 +239,12 @@ impl Config {
         (0..widths.len()).rev().map(block).collect()
     }
 
-    /// How many pixels in a row become one.
+    /// Returns the pixel rows, and columns, per latent one.
     pub fn spatial_compression(&self) -> usize {
         self.patch_size * self.compression(1)
     }
 
-    /// How many frames become one, after the first, which stays alone.
+    /// Returns the frames per latent frame, except the first, which is separate.
     pub fn temporal_compression(&self) -> usize {
         self.compression(0)
     }
@@ -241,7 +265,7 @@ impl config::Config for Config {
             .between(&["in_channels", "out_channels", "latent_channels"], CHANNELS)
             .between(&["block_out_channels", "decoder_block_out_channels"], CHANNELS)
             .between(&["layers_per_block", "decoder_layers_per_block"], LAYERS)
-            .between(&["patch_size"], 1..=64)
+            .between(&["patch_size"], 1..=MAX_PATCH)
             .between(&["patch_size_t"], 1..=1)
             .between(&["upsample_factor"], 1..=8)
             .above_zero(&["scaling_factor", "resnet_norm_eps"])
@@ -270,7 +294,7 @@ impl config::Config for Config {
 }
 
 impl Config {
-    /// Whether each block can read what the one before it writes, and the decoder makes what the encoder takes.
+    /// Checks that each block fits the previous one, and that the decoder inverts the encoder's sizes.
     fn check_blocks(&self) -> Vec<String> {
         let mut wrong = Vec::new();
         for (i, block) in self.down_blocks().iter().enumerate().filter(|(_, block)| !block.fits()) {

@@ -1,9 +1,9 @@
-//! Smaller and larger clips.
+//! Resampling to smaller and larger clips.
 //!
-//! `LTXVideoDownsampler3d`: what t x h x w neighbours have in their channels goes into one pixel's, in the order
-//! (c, t, h, w); a residual takes the same way and is averaged over groups of channels. `LTXVideoUpsampler3d` is the
-//! inverse, with a residual whose channels are repeated. Before time is halved, the first frame is put there twice;
-//! after it is doubled, the first frame is dropped: the first frame stays alone.
+//! `LTXVideoDownsampler3d`: the channels of t x h x w neighbours become one pixel's, in the order (c, t, h, w); a
+//! residual does the same and is averaged over groups of channels. `LTXVideoUpsampler3d` is the inverse, with a
+//! residual whose channels are repeated. Before time is halved, the first frame is repeated; after it is doubled, the
+//! first frame is dropped: so the first frame stays separate.
 //!
 //! Letters: F frames, H rows, W columns, C input channels, O output channels.
 
@@ -11,7 +11,7 @@ use candle_core::{Result, Tensor};
 
 use super::config::{DownsampleType, Up};
 use crate::nn::Weights;
-use crate::nn::conv3d::{Conv3d, Geometry, Memory};
+use crate::nn::conv3d::{Conv3d, FeatureCache, Geometry};
 use crate::nn::shuffle::{by_pixel, grouped_mean, into_channels, out_of_channels};
 
 const STRIDED: Geometry = Geometry {
@@ -22,7 +22,7 @@ const STRIDED: Geometry = Geometry {
 pub enum Downsampler {
     /// Every second frame, row and column.
     Strided(Conv3d),
-    /// So many frames, rows and columns into channels.
+    /// Moves frames, rows and columns into channels.
     IntoChannels(Conv3d, [usize; 3]),
 }
 
@@ -38,8 +38,8 @@ impl Downsampler {
         Ok(Self::IntoChannels(conv, stride))
     }
 
-    /// (1, F, H, W, C) -> (1, F', H', W', O)
-    pub fn forward(&self, x: Tensor, memory: &mut Memory) -> Result<Tensor> {
+    /// Forward pass (1, F, H, W, C) -> (1, F', H', W', O)
+    pub fn forward(&self, x: Tensor, memory: &mut FeatureCache) -> Result<Tensor> {
         match self {
             Self::Strided(conv) => memory.convolve(conv, &x, None),
             Self::IntoChannels(conv, stride) => {
@@ -57,10 +57,10 @@ impl Downsampler {
     }
 }
 
-/// Twice the frames, rows and columns.
+/// Doubles frames, rows and columns.
 pub struct Upsampler {
     conv: Conv3d,
-    /// Which channel of x is added to each channel of the convolution's result.
+    /// Channel of x that is added to each channel of the convolution's result.
     residual: Option<Tensor>, // (8 O)
 }
 
@@ -83,8 +83,8 @@ impl Upsampler {
         })
     }
 
-    /// (1, F, H, W, C) -> (1, 2 F - 1, 2 H, 2 W, O)
-    pub fn forward(&self, x: Tensor, memory: &mut Memory) -> Result<Tensor> {
+    /// Forward pass (1, F, H, W, C) -> (1, 2 F - 1, 2 H, 2 W, O)
+    pub fn forward(&self, x: Tensor, memory: &mut FeatureCache) -> Result<Tensor> {
         let frames = x.dim(1)?;
         let y = match &self.residual {
             Some(sources) => memory.convolve_onto(x.index_select(sources, 4)?, &self.conv, &x, None)?,

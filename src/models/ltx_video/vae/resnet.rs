@@ -1,17 +1,17 @@
-//! `LTXVideoResnetBlock3d`: x + conv2(silu(norm2(conv1(silu(norm1(x)))))), x through a layer norm and a 1x1x1 convolution
-//! where the number of channels changes.
+//! `LTXVideoResnetBlock3d`: x + conv2(silu(norm2(conv1(silu(norm1(x)))))), x through a layer norm and a 1x1x1
+//! convolution if the number of channels changes.
 //!
 //! In the decoder the norms may be modulated by the timestep, and noise may be added after both convolutions: one
-//! normal number for every pixel, the same in all frames and channels, times a learned factor for every channel.
+//! normal number per pixel, the same in all frames and channels, times a learned factor per channel.
 
 use candle_core::{DType, Result, Tensor, bail};
 
 use super::norm::norm;
-use crate::nn::conv3d::{Conv3d, Memory};
+use crate::nn::conv3d::{Conv3d, FeatureCache};
 use crate::nn::{Norm, Weights};
 use crate::rng::Rng;
 
-/// What the resnets of a coder, or of one of its blocks, have in common.
+/// Settings shared by the resnets of a coder, or of one of its blocks.
 #[derive(Debug, Clone, Copy)]
 pub struct Kind {
     pub eps: f64,
@@ -19,9 +19,9 @@ pub struct Kind {
     pub timestep_conditioning: bool,
 }
 
-/// What resnets hear besides the clip.
-pub struct Told<'a> {
-    /// What the timestep says, (4, C) in f32.
+/// Conditions of resnets besides the clip.
+pub struct DecoderConditions<'a> {
+    /// Embedded timestep, (4, C) in f32.
     pub time: Option<Tensor>,
     pub rng: &'a mut Rng,
 }
@@ -58,9 +58,9 @@ impl Resnet {
         })
     }
 
-    /// (1, F, H, W, C) -> (1, F, H, W, O). Takes x, because the result may be built in its place.
-    pub fn forward(&self, x: Tensor, memory: &mut Memory, told: &mut Told) -> Result<Tensor> {
-        let shifts_and_scales = match (&self.scale_shift_table, &told.time) {
+    /// Forward pass (1, F, H, W, C) -> (1, F, H, W, O). Takes ownership of x, to build the result in its memory.
+    pub fn forward(&self, x: Tensor, memory: &mut FeatureCache, conditions: &mut DecoderConditions) -> Result<Tensor> {
+        let shifts_and_scales = match (&self.scale_shift_table, &conditions.time) {
             (None, _) => None,
             (Some(table), Some(time)) => Some((table + time)?),
             (Some(_), None) => bail!("the decoder needs a timestep"),
@@ -75,18 +75,22 @@ impl Resnet {
             None => x.clone(),
         };
         drop(x);
-        let h = self.with_noise(h, 0, told)?;
+        let h = self.with_noise(h, 0, conditions)?;
         let y = memory.convolve_onto(onto, &self.conv2, &h, Some(&norm_of(&h, 1)?))?;
         drop(h);
-        self.with_noise(y, 1, told)
+        self.with_noise(y, 1, conditions)
     }
 
-    fn with_noise(&self, x: Tensor, which: usize, told: &mut Told) -> Result<Tensor> {
+    fn with_noise(&self, x: Tensor, which: usize, conditions: &mut DecoderConditions) -> Result<Tensor> {
         let Some(scales) = &self.per_channel_scales else {
             return Ok(x);
         };
         let (_, _, height, width, _) = x.dims5()?;
-        let noise = Tensor::from_vec(told.rng.randn(height * width), (1, 1, height, width, 1), x.device())?;
+        let noise = Tensor::from_vec(
+            conditions.rng.randn(height * width),
+            (1, 1, height, width, 1),
+            x.device(),
+        )?;
         let noise = noise.broadcast_mul(&scales[which].reshape((1, 1, 1, 1, ()))?)?;
         x.broadcast_add(&noise.to_dtype(x.dtype())?) // (1, F, H, W, C)
     }

@@ -1,23 +1,23 @@
-//! One transformer block: self-attention, attention to text and image, feed-forward. The timestep modulates what the first
-//! and the last are given, and sets their gates. Equals `WanTransformerBlock`.
+//! Transformer block: self-attention, cross-attention to text and image, feed-forward. The timestep modulates the
+//! inputs of the first and the last, and sets their gates. Equals `WanTransformerBlock`.
 //!
 //! Shapes: B samples, N tokens, L text tokens, M image tokens, D the model's width, H heads of width K.
 
 use candle_core::{Result, Tensor};
 
 use super::config::Config;
+use crate::models::ada_ln_single::AdaLnSingleBlock;
 use crate::models::denoiser::State;
-use crate::models::modulated::Modulated;
 use crate::models::transformer;
-use crate::nn::attention::{Attention, Form};
+use crate::nn::attention::{Attention, AttentionSpec};
 use crate::nn::feed_forward::{FeedForward, Gelu, NET};
-use crate::nn::norm::Kind;
+use crate::nn::norm::NormKind;
 use crate::nn::{Linear, Norm, ScaleShiftTable, Weights, linear};
 use crate::ops;
 
 #[derive(Debug, Clone)]
 pub struct Block {
-    modulated: Modulated, // norm1, attn1, norm3, ffn, scale_shift_table
+    modulated: AdaLnSingleBlock, // norm1, attn1, norm3, ffn, scale_shift_table
     norm2: Option<Norm>,
     attn2: CrossAttention,
 }
@@ -25,7 +25,7 @@ pub struct Block {
 impl Block {
     pub fn new(config: &Config, weights: Weights) -> Result<Self> {
         let dim = config.inner_dim();
-        let form = Form {
+        let form = AttentionSpec {
             width: dim,
             num_heads: config.num_attention_heads,
             bias: true,
@@ -33,12 +33,12 @@ impl Block {
             eps: config.eps,
         };
         let norm2 = || Norm::layer(dim, config.eps, weights.pp("norm2"));
-        let norm = Norm::plain(Kind::Layer, dim, config.eps, &weights)?; // norm1 and norm3 alike
+        let norm = Norm::plain(NormKind::Layer, dim, config.eps, &weights)?; // norm1 and norm3 alike
         let attn1 = Attention::new(&form, weights.pp("attn1"))?;
         Ok(Self {
             norm2: config.cross_attn_norm.then(norm2).transpose()?,
             attn2: CrossAttention::new(config, &form, weights.pp("attn2"))?,
-            modulated: Modulated {
+            modulated: AdaLnSingleBlock {
                 norm_msa: norm.clone(),
                 attn1,
                 norm_mlp: norm,
@@ -58,7 +58,7 @@ impl transformer::Block for Block {
     }
 }
 
-/// Attention to the text, and by the same queries to an image where there is one; both are added up.
+/// Cross-attention to the text, and by the same queries to an image if there is one; both are added.
 #[derive(Debug, Clone)]
 struct CrossAttention {
     text: Attention,
@@ -74,7 +74,7 @@ struct ImageKeys {
 }
 
 impl CrossAttention {
-    fn new(config: &Config, form: &Form, weights: Weights) -> Result<Self> {
+    fn new(config: &Config, form: &AttentionSpec, weights: Weights) -> Result<Self> {
         let image = |width: usize| {
             Ok::<_, candle_core::Error>(ImageKeys {
                 add_k_proj: linear(width, form.width, weights.pp("add_k_proj"))?,
@@ -88,7 +88,7 @@ impl CrossAttention {
         })
     }
 
-    /// x (B, N, D) to a text (B, L, D) and an image (B, M, D) -> (B, N, D)
+    /// Attention of x (B, N, D) to a text (B, L, D) and an image (B, M, D) -> (B, N, D)
     fn forward(&self, x: &Tensor, text: &Tensor, image: Option<&Tensor>) -> Result<Tensor> {
         let (Some(keys), Some(image)) = (&self.image, image) else {
             return self.text.across(x, text, None);

@@ -1,4 +1,4 @@
-//! What a Wan transformer is told beside the clip, embedded: timestep, text, image. Equals `WanTimeTextImageEmbedding`.
+//! Embeddings of a Wan transformer's conditions: timestep, text, image. Equals `WanTimeTextImageEmbedding`.
 //!
 //! Shapes: B samples, L text tokens, M image tokens, D the model's width.
 
@@ -23,7 +23,7 @@ pub struct ConditionEmbedder {
 impl ConditionEmbedder {
     pub fn new(config: &Config, weights: Weights) -> Result<Self> {
         let dim = config.inner_dim();
-        // As diffusers, in f32 whatever the other weights are.
+        // In f32 as in diffusers, whatever the other weights are.
         let embedder = weights.pp("time_embedder").to_dtype(DType::F32);
         let text = [config.text_dim, dim, dim];
         Ok(Self {
@@ -36,7 +36,7 @@ impl ConditionEmbedder {
         })
     }
 
-    /// (B, M, image width) -> (B, M, D), where the model attends to an image.
+    /// Embeds an image (B, M, image width) -> (B, M, D), for models that attend to one.
     pub fn image(&self, image: Option<&Tensor>) -> Result<Option<Tensor>> {
         let both = self.image_embedder.as_ref().zip(image);
         both.map(|(embedder, image)| embedder.forward(image)).transpose()

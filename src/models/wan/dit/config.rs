@@ -7,36 +7,41 @@ use serde::{Deserialize, Serialize};
 use crate::nn::attention::QkNorm;
 use crate::nn::config::{self, Rules, SIZE};
 
-/// The settings of `WanTransformer3DModel`, with its defaults.
+/// Settings of `WanTransformer3DModel`, with its defaults.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// Latent frames, rows and columns of a patch.
     pub patch_size: [usize; 3],
+    /// Heads of the attention.
     pub num_attention_heads: usize,
+    /// Features per head.
     pub attention_head_dim: usize,
-    /// Of the latents, and in image to video of a mask and the image's latents behind them.
+    /// Channels of the latents; in image-to-video a mask and the image's latents follow.
     pub in_channels: usize,
-    /// Of the prediction; None: `in_channels`.
+    /// Channels of the prediction; None: `in_channels`.
     pub out_channels: Option<usize>,
     /// Width of the text.
     pub text_dim: usize,
-    /// Sines and cosines of a timestep.
+    /// Width of a timestep's sines and cosines.
     pub freq_dim: usize,
-    /// Width of the feed-forward layers, inside.
+    /// Inner width of the feed-forward layers.
     pub ffn_dim: usize,
+    /// Number of blocks.
     pub num_layers: usize,
-    /// Whether there is a norm before cross-attention.
+    /// True for a norm before cross-attention.
     pub cross_attn_norm: bool,
+    /// Epsilon of the norms.
     pub eps: f64,
     /// Width of an encoded image, for models that attend to one.
     pub image_dim: Option<usize>,
-    /// The model's width, for those models.
+    /// Width of the projected image, equal to the model's, for those models.
     pub added_kv_proj_dim: Option<usize>,
-    /// Places on each axis.
+    /// Number of positions on each axis.
     pub rope_max_seq_len: usize,
-    /// Tokens of the encoded images that have learned positions: those of a first and a last image.
+    /// Image tokens with learned positions: those of a first and a last image.
     pub pos_embed_seq_len: Option<usize>,
+    /// Norm of queries and keys.
     pub qk_norm: QkNorm,
 }
 
@@ -67,17 +72,17 @@ impl Config {
     /// Reads `config.json` in `folder`.
     ///
     /// # Errors
-    /// No such file, another model's, an unknown key, sizes that do not go together: by file and key.
+    /// Names the file and key: a missing file, another model's, an unknown key, or inconsistent sizes.
     pub fn load(folder: &Path) -> anyhow::Result<Self> {
         config::read(folder)
     }
 
-    /// Width of the tokens.
+    /// Returns the width of the tokens.
     pub fn inner_dim(&self) -> usize {
         self.num_attention_heads.saturating_mul(self.attention_head_dim)
     }
 
-    /// Of the prediction.
+    /// Returns the channels of the prediction.
     pub fn predicted_channels(&self) -> usize {
         self.out_channels.unwrap_or(self.in_channels)
     }
@@ -99,7 +104,7 @@ impl config::Config for Config {
             .must(
                 "attention_head_dim",
                 self.attention_head_dim.is_multiple_of(2),
-                "even: features turn in pairs",
+                "even: features are rotated in pairs",
             )
             .must(
                 "freq_dim",

@@ -1,8 +1,8 @@
-//! The denoising transformer of Wan 2.1, text and image to video: `WanTransformer3DModel`.
+//! Denoising transformer of Wan 2.1, text and image to video: `WanTransformer3DModel`.
 //!
-//! Patches run through N blocks that attend to themselves and across to the text and, in image to video, to what an image
-//! encoder says of the image; what the VAE says of it comes behind the clip's channels. The stem makes the modulation of
-//! all blocks from the timestep, to which each adds a table of its own.
+//! Patches pass through N blocks with self-attention, cross-attention to the text and, in image-to-video, to the image
+//! encoder's tokens; the VAE's latents of the image follow the clip's channels. The embedding computes the modulation
+//! of all blocks from the timestep, to which each adds its own table.
 //!
 //! Shapes: B samples, F latent frames, C channels, H and W latent rows and columns, N tokens, L text tokens, M image
 //! tokens, D the model's width.
@@ -17,23 +17,24 @@ mod config;
 
 pub use config::Config;
 
-use crate::models::denoiser::{Fixed, Input, State};
+use crate::models::denoiser::{Input, State, StaticContext};
 use crate::models::family::Layout;
-use crate::models::places::{ImagePlaces, Places};
+use crate::models::input_spec::{ImageTokensSpec, InputSpec};
 use crate::models::transformer::{self, Transformer};
 use crate::nn::Weights;
-use crate::nn::patches::{PatchEmbedding, unpatchify};
-use crate::nn::rope::{Axis, Pairs, Rotary, THETA};
+use crate::nn::patch_embed::{PatchEmbed, unpatchify};
+use crate::nn::rope::{Axis, PairLayout, Rotary, THETA};
 use crate::nn::scale_shift::Head;
 use block::Block;
 use condition::ConditionEmbedder;
 
+/// Transformer of Wan.
 pub type Dit = Transformer<Network>;
 
 /// The whole network.
 #[derive(Debug, Clone)]
 pub struct Network {
-    patch_embedding: PatchEmbedding,
+    patch_embedding: PatchEmbed,
     condition_embedder: ConditionEmbedder,
     blocks: Vec<Block>,
     head: Head,
@@ -48,7 +49,7 @@ impl transformer::Network for Network {
         let blocks = weights.pp("blocks");
         let patch_numbers: usize = config.patch_size.iter().product();
         Ok(Self {
-            patch_embedding: PatchEmbedding::new(
+            patch_embedding: PatchEmbed::new(
                 config.in_channels,
                 dim,
                 config.patch_size,
@@ -65,15 +66,15 @@ impl transformer::Network for Network {
         })
     }
 
-    fn places(config: &Config) -> Places {
-        let image = |width| ImagePlaces {
+    fn input_spec(config: &Config) -> InputSpec {
+        let image = |width| ImageTokensSpec {
             tokens: config.pos_embed_seq_len,
             width,
         };
-        Places {
+        InputSpec {
             axis: config.rope_max_seq_len,
             image: config.image_dim.map(image),
-            ..Places::new(
+            ..InputSpec::new(
                 Layout::ChannelsFirst,
                 config.in_channels,
                 config.patch_size,
@@ -82,14 +83,14 @@ impl transformer::Network for Network {
         }
     }
 
-    /// Published models that attend to an image hold a norm of queries that are not there.
-    fn stray(&self) -> Vec<String> {
+    /// Published models that attend to an image contain a norm of queries that do not exist.
+    fn ignored_keys(&self) -> Vec<String> {
         (0..self.blocks.len())
             .map(|i| format!("blocks.{i}.attn2.norm_added_q."))
             .collect()
     }
 
-    fn stem(&self, config: &Config, input: &Input) -> Result<State> {
+    fn embed(&self, config: &Config, input: &Input) -> Result<State> {
         let (hidden, grid) = self.patch_embedding.forward(&input.latents)?; // (B, N, D)
         let (time, modulation) = self.condition_embedder.time.forward(&input.timestep)?; // (B, 1, D), (B, 1, 6, D)
         let rotary = rotary(config, grid, hidden.device())?;
@@ -99,7 +100,7 @@ impl transformer::Network for Network {
             modulation: Some(modulation),
             text: Some(self.condition_embedder.text_embedder.forward(&input.text.hidden)?), // (B, L, D)
             image: self.condition_embedder.image(input.image.as_ref())?,                    // (B, M, D)
-            fixed: Arc::new(Fixed::of_clip(grid, rotary, None)),
+            fixed: Arc::new(StaticContext::of_clip(grid, rotary, None)),
         })
     }
 
@@ -113,8 +114,8 @@ impl transformer::Network for Network {
     }
 }
 
-/// How tokens on a grid turn: a third of a head's features, rounded, by the row, as many by the column, the rest by the
-/// frame. Equals `WanRotaryPosEmbed`.
+/// Returns the rotation on a grid: a third of a head's features, rounded, by the row, as many by the column, the rest
+/// by the frame. Equals `WanRotaryPosEmbed`.
 fn rotary(config: &Config, grid: [usize; 3], device: &Device) -> Result<Rotary> {
     let space = config.attention_head_dim / 6 * 2;
     let widths = [config.attention_head_dim - 2 * space, space, space];
@@ -123,5 +124,5 @@ fn rotary(config: &Config, grid: [usize; 3], device: &Device) -> Result<Rotary> 
         width,
     };
     let axes: Vec<Axis> = grid.into_iter().zip(widths).map(axis).collect();
-    Rotary::grid(&axes, THETA, Pairs::Neighbours, device)
+    Rotary::grid(&axes, THETA, PairLayout::Neighbours, device)
 }

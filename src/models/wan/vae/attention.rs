@@ -1,4 +1,4 @@
-//! `WanAttentionBlock`: the pixels of each frame look at one another, x + proj(attention(to_qkv(norm(x)))), with one
+//! `WanAttentionBlock`: attention between the pixels of each frame, x + proj(attention(to_qkv(norm(x)))), with one
 //! head.
 //!
 //! Letters: B batch, F frames, H rows, W columns, C channels, S pixels of a frame.
@@ -26,7 +26,7 @@ impl Attention {
         })
     }
 
-    /// (B, F, H, W, C) -> (B, F, H, W, C). Takes x, because the result may be built in its place.
+    /// Forward pass (B, F, H, W, C) -> (B, F, H, W, C). Takes ownership of x, to build the result in its memory.
     pub fn forward(&self, x: Tensor) -> Result<Tensor> {
         let (batch, frames, height, width, channels) = x.dims5()?;
         let rows = self.norm.rows(&x)?.reshape(x.shape())?;

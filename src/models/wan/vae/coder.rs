@@ -1,5 +1,5 @@
-//! `WanEncoder3d`: resnets and halvings of the size, then the middle. `WanDecoder3d`: the middle, then resnets and
-//! doublings of the size, which halve the channels.
+//! `WanEncoder3d`: resnets that halve the size, then the middle. `WanDecoder3d`: the middle, then resnets that double
+//! the size and halve the channels.
 //!
 //! Letters: B batch, F frames, H rows, W columns, C channels.
 
@@ -9,7 +9,7 @@ use super::attention::Attention;
 use super::config::Config;
 use super::norm::Norm;
 use super::resample::Resampler;
-use crate::nn::conv3d::{Conv3d, Memory};
+use crate::nn::conv3d::{Conv3d, FeatureCache};
 use crate::nn::{Resnet, Weights};
 
 pub struct Coder {
@@ -27,12 +27,12 @@ enum Layer {
 }
 
 impl Coder {
-    /// Clips (.., 3) to mean and log-variance (.., 2 L).
+    /// Encoder of clips (.., 3) to mean and log-variance (.., 2 L).
     pub fn encoder(config: &Config, weights: Weights) -> Result<Self> {
         let mut layers = Vec::new();
         let mut channels = config.base_dim;
         for (i, multiple) in config.dim_mult.iter().enumerate() {
-            // The checkpoint counts all layers in one row.
+            // The checkpoint numbers all layers consecutively.
             let next = |layers: &Vec<Layer>| weights.pp("down_blocks").pp(layers.len());
             let outputs = config.base_dim * multiple;
             for _ in 0..config.num_res_blocks {
@@ -53,7 +53,7 @@ impl Coder {
         })
     }
 
-    /// Latents (.., L) to clips (.., 3).
+    /// Decoder of latents (.., L) to clips (.., 3).
     pub fn decoder(config: &Config, weights: Weights) -> Result<Self> {
         let first = config.base_dim * config.dim_mult[config.dim_mult.len() - 1];
         let mut layers = Vec::from(mid_block(first, weights.pp("mid_block"))?);
@@ -80,8 +80,8 @@ impl Coder {
         })
     }
 
-    /// One piece of a clip, (B, F, H, W, C) -> (B, F', H', W', C').
-    pub fn forward(&self, piece: &Tensor, memory: &mut Memory) -> Result<Tensor> {
+    /// Processes one piece of a clip, (B, F, H, W, C) -> (B, F', H', W', C').
+    pub fn forward(&self, piece: &Tensor, memory: &mut FeatureCache) -> Result<Tensor> {
         memory.rewind();
         let mut x = memory.convolve(&self.conv_in, piece, None)?;
         for layer in &self.layers {

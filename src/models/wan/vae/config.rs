@@ -7,31 +7,47 @@ use serde::{Deserialize, Serialize};
 
 use crate::nn::config::{self, Rules};
 
-/// The keys of diffusers' `AutoencoderKLWan`. A key that is not here might change what is computed, and is an error; so
-/// are those that came with Wan 2.2, where they say anything else than Wan 2.1 does.
+/// Upper limits, more than any checkpoint has.
+const MAX_WIDTH: usize = 4096;
+const MAX_LEVELS: usize = 8;
+const MAX_BLOCKS: usize = 64;
+
+/// Keys of diffusers' `AutoencoderKLWan`. An unknown key might change the computation, and is an error; so are the keys
+/// of Wan 2.2 with values other than Wan 2.1's.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
-    /// Channels at full size; `dim_mult` times as many from one halving to the next.
+    /// Channels at full size; `dim_mult` gives multiples of it for each size.
     pub base_dim: usize,
+    /// Channels of the decoder at full size, if they differ from the encoder's.
     pub decoder_base_dim: Option<usize>,
     /// Channels of latents.
     pub z_dim: usize,
+    /// Channels at each size, as multiples of `base_dim`.
     pub dim_mult: Vec<usize>,
+    /// Residual layers at each size.
     pub num_res_blocks: usize,
+    /// Sizes at which attention is added; must be empty.
     pub attn_scales: Vec<f64>,
-    /// Which halvings of the size halve the frames too.
+    /// True for halvings of the size that halve the frames too.
     pub temperal_downsample: Vec<bool>,
-    /// Only for training.
+    /// Dropout in training; not used here.
     pub dropout: f64,
-    /// Of every channel; always written out, so there is no default.
+    /// Mean of every channel; always given, so there is no default.
     pub latents_mean: Vec<f64>,
+    /// Standard deviation of every channel.
     pub latents_std: Vec<f64>,
+    /// Shortcuts of Wan 2.2; must be off.
     pub is_residual: bool,
+    /// Channels of the input frames.
     pub in_channels: usize,
+    /// Channels of the decoded frames.
     pub out_channels: usize,
+    /// Patches of Wan 2.2; must be none or 1.
     pub patch_size: Option<usize>,
+    /// Frames per latent frame, if given.
     pub scale_factor_temporal: Option<usize>,
+    /// Pixel rows, and columns, per latent one, if given.
     pub scale_factor_spatial: Option<usize>,
 }
 
@@ -64,7 +80,7 @@ impl Config {
         config::read(folder)
     }
 
-    /// As [`read`](Self::read), from the file's text.
+    /// Same as [`read`](Self::read), from the file's text.
     pub fn parse(text: &str) -> anyhow::Result<Self> {
         config::parse(text)
     }
@@ -73,34 +89,34 @@ impl Config {
         self.temperal_downsample.iter().filter(|in_time| **in_time).count()
     }
 
-    /// How many pixels in a row become one.
+    /// Returns the pixel rows, and columns, per latent one.
     pub fn spatial_compression(&self) -> usize {
         1 << self.temperal_downsample.len()
     }
 
-    /// How many frames become one; the first stays alone.
+    /// Returns the frames per latent frame, except the first, which is separate.
     pub fn temporal_compression(&self) -> usize {
         1 << self.halvings_in_time()
     }
 
-    /// Channels of latents.
+    /// Returns the channels of latents.
     pub fn latent_channels(&self) -> usize {
         self.z_dim
     }
 
-    /// The transformer's view of latents (B, C, f, h, w): (z - mean) / std, channel by channel.
+    /// Normalises latents (B, C, f, h, w) for the transformer: (z - mean) / std, channel by channel.
     pub fn normalize(&self, latents: &Tensor) -> Result<Tensor> {
         let (mean, per_std) = self.tables(latents)?;
         latents.broadcast_sub(&mean)?.broadcast_mul(&per_std)
     }
 
-    /// Back from the transformer's view.
+    /// Inverts [`normalize`](Self::normalize).
     pub fn denormalize(&self, latents: &Tensor) -> Result<Tensor> {
         let (mean, per_std) = self.tables(latents)?;
         latents.broadcast_div(&per_std)?.broadcast_add(&mean)
     }
 
-    /// mean and 1 / std beside `latents`, (1, C, 1, 1, 1).
+    /// Returns mean and 1 / std in the type and on the device of `latents`, (1, C, 1, 1, 1).
     fn tables(&self, latents: &Tensor) -> Result<(Tensor, Tensor)> {
         let table = |values: &[f64]| {
             let values: Vec<f32> = values.iter().map(|value| *value as f32).collect();
@@ -115,9 +131,9 @@ impl config::Config for Config {
 
     fn check(&self) -> Vec<String> {
         let (halvings, in_time) = (self.temperal_downsample.len(), self.halvings_in_time());
-        let power = |halvings: usize| 2usize.saturating_pow(halvings.min(64) as u32);
+        let power = |halvings: usize| 2usize.saturating_pow(halvings as u32);
         let or_null = |value: Option<usize>, right: usize| value.is_none_or(|value| value == right);
-        let widths = (1..=8).contains(&self.dim_mult.len()) && self.dim_mult.iter().all(|m| (1..=64).contains(m));
+        let levels = (1..=MAX_LEVELS).contains(&self.dim_mult.len());
         let of_channels = |values: &[f64], least: f32| {
             values.len() == self.z_dim && values.iter().all(|value| value.is_finite() && *value as f32 >= least)
         };
@@ -125,10 +141,10 @@ impl config::Config for Config {
         let (time, space) = (self.scale_factor_temporal, self.scale_factor_spatial);
         let as_before = "as in Wan 2.1";
         Rules::of(self)
-            .must("base_dim", (2..=4096).contains(&self.base_dim), "2 to 4096")
-            .must("z_dim", (1..=4096).contains(&self.z_dim), "1 to 4096")
-            .must("dim_mult", widths, "1 to 8 numbers from 1 to 64")
-            .must("num_res_blocks", (1..=64).contains(&self.num_res_blocks), "1 to 64")
+            .between(&["base_dim"], 2..=MAX_WIDTH)
+            .between(&["z_dim"], 1..=MAX_WIDTH)
+            .must("dim_mult", levels, format!("1 to {MAX_LEVELS} entries"))
+            .between(&["dim_mult", "num_res_blocks"], 1..=MAX_BLOCKS)
             // A piece of a clip has four frames.
             .must(
                 "temperal_downsample",

@@ -1,5 +1,5 @@
 //! `WanRMS_norm`: x / max(|x|, 1e-12) * sqrt(C) * gamma over the channels of every pixel, which is an RMS norm. Mostly
-//! the next convolution applies it on its way in, with the SiLU that follows.
+//! the next convolution applies it to its input, with the SiLU that follows.
 //!
 //! Letters: B batch, F frames, H rows, W columns, C channels.
 
@@ -7,7 +7,7 @@ use candle_core::{DType, Result, Tensor};
 
 use crate::nn::Weights;
 use crate::nn::conv3d::Modulation;
-use crate::ops::norm::{Kind, Norm as RmsNorm};
+use crate::ops::norm::{Norm as RmsNorm, NormKind};
 
 pub struct Norm {
     gamma: Tensor, // (1, 1, 1, 1, C) f32
@@ -15,26 +15,26 @@ pub struct Norm {
 }
 
 impl Norm {
-    /// Reads `gamma`, which has as many axes behind the channels as a clip (3) or an image (2).
+    /// Reads `gamma`, which has as many axes after the channels as a clip (3) or an image (2).
     pub fn load(channels: usize, axes: usize, weights: Weights) -> Result<Self> {
         let shape = [vec![channels], vec![1; axes]].concat();
         let gamma = weights.to_dtype(DType::F32).get(shape, "gamma")?;
         Ok(Self {
             gamma: gamma.reshape((1, 1, 1, 1, channels))?,
-            eps: 1e-24 / channels as f64, // (1e-12)^2, divided as the sum of squares is
+            eps: 1e-24 / channels as f64, // (1e-12)^2, divided like the sum of squares
         })
     }
 
-    /// silu(norm(x)), to be computed by a convolution of x (B, F, H, W, C).
+    /// Modulation for silu(norm(x)), computed by a convolution of x (B, F, H, W, C).
     pub fn modulation(&self, x: &Tensor) -> Result<Modulation> {
         Modulation::rms(x, self.eps, &self.gamma, None)
     }
 
-    /// norm(x), (B, F, H, W, C) -> (B F, H W, C)
+    /// Computes norm(x), (B, F, H, W, C) -> (B F, H W, C)
     pub fn rows(&self, x: &Tensor) -> Result<Tensor> {
         let (batch, frames, height, width, channels) = x.dims5()?;
         let norm = RmsNorm {
-            kind: Kind::Rms,
+            kind: NormKind::Rms,
             eps: self.eps,
             parts: vec![height * width],
         };

@@ -1,0 +1,36 @@
+//! Size of a family's encodings, for planning disk space before anything is encoded.
+
+/// Dimensions that decide how large the encodings of clips and captions are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Footprint {
+    /// Channels of a latent.
+    pub latent_channels: usize,
+    /// Frames per latent frame; the first latent frame holds a single frame (a causal VAE).
+    pub temporal_compression: usize,
+    /// Pixel rows, and columns, per latent row and column.
+    pub spatial_compression: usize,
+    /// Tokens of an encoded caption.
+    pub text_tokens: usize,
+    /// Features of a token.
+    pub text_width: usize,
+}
+
+impl Footprint {
+    /// Returns the bytes of one clip's posterior: mean and log-variance, f32.
+    pub fn latent_bytes(&self, num_frames: usize, height: usize, width: usize) -> u64 {
+        let frames = num_frames.saturating_sub(1).div_ceil(self.temporal_compression.max(1)) + 1;
+        let scale = self.spatial_compression.max(1);
+        let (rows, columns) = (height.div_ceil(scale), width.div_ceil(scale));
+        product([2, self.latent_channels, frames, rows, columns, size_of::<f32>()])
+    }
+
+    /// Returns the bytes of one caption's embedding at `bytes_per_value`.
+    pub fn caption_bytes(&self, bytes_per_value: usize) -> u64 {
+        product([self.text_tokens, self.text_width, bytes_per_value])
+    }
+}
+
+/// Multiplies without overflow, because the sizes come from a checkpoint's configs and may be anything.
+fn product(sizes: impl IntoIterator<Item = usize>) -> u64 {
+    sizes.into_iter().fold(1, |all, size| all.saturating_mul(size as u64))
+}

@@ -1,0 +1,91 @@
+//! T5-like text encoders with their tokenizers: prompts to embeddings.
+//!
+//! Shapes: L tokens, D text width.
+
+use anyhow::Context;
+use candle_core::{DType, Device, Tensor};
+
+use super::denoiser::TextEmbeds;
+use super::family::TextEncoder;
+use super::part;
+use crate::nn::weights::Reading;
+use crate::nn::{WeightFolder, Weights};
+use crate::text::clean::prompt_clean;
+use crate::text::{Encoding, TextTokenizer, t5};
+
+/// Treatment of the padding after a prompt's own tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Padding {
+    /// Encoded, and attended to like all else.
+    Counts,
+    /// Encoded, and masked in the network.
+    Masked,
+    /// Zeros. The prompt is cleaned first (`prompt_clean`).
+    Zeros,
+}
+
+/// A text encoder and its tokenizer.
+pub struct T5Conditioner {
+    tokenizer: TextTokenizer,
+    encoder: t5::T5Encoder,
+    /// Length in tokens, including padding.
+    length: usize,
+    padding: Padding,
+    device: Device,
+}
+
+impl T5Conditioner {
+    /// Folders of a checkpoint that it reads.
+    pub const PARTS: &'static [&'static str] = &["tokenizer", "text_encoder"];
+
+    /// Loads the conditioner of the checkpoint in `directory`.
+    pub fn load(
+        directory: &WeightFolder,
+        length: usize,
+        padding: Padding,
+        reading: &Reading,
+    ) -> anyhow::Result<Box<dyn TextEncoder>> {
+        let tokenizer = TextTokenizer::open(&part(directory, "tokenizer")?)?;
+        let folder = part(directory, "text_encoder")?;
+        let config = t5::Config::load(&folder.join("config.json"))?;
+        let weights = Weights::read(&folder, reading)?;
+        weights.ensure_memory(&[])?;
+        Ok(Box::new(Self {
+            tokenizer,
+            encoder: t5::T5Encoder::new(&config, weights).with_context(|| folder.display().to_string())?,
+            length,
+            padding,
+            device: reading.device.clone(),
+        }))
+    }
+}
+
+impl T5Conditioner {
+    fn tokens(&self, prompt: &str) -> anyhow::Result<Encoding> {
+        match self.padding {
+            Padding::Zeros => self.tokenizer.encode_padded(&prompt_clean(prompt), self.length),
+            Padding::Counts | Padding::Masked => self.tokenizer.encode_padded(prompt, self.length),
+        }
+    }
+}
+
+impl TextEncoder for T5Conditioner {
+    fn truncated_tokens(&self, prompt: &str) -> anyhow::Result<usize> {
+        Ok(self.tokens(prompt)?.truncated)
+    }
+
+    fn embed(&self, prompt: &str) -> anyhow::Result<TextEmbeds> {
+        let (length, encoding) = (self.length, self.tokens(prompt)?);
+        if self.padding == Padding::Zeros {
+            let count = encoding.mask.iter().filter(|is_token| **is_token != 0).count();
+            return Ok(self.encoder.forward_padded(&encoding.ids[..count], length)?.into()); // (1, L, D)
+        }
+        let row = (1, length);
+        let ids = Tensor::from_vec(encoding.ids, row, &self.device)?;
+        let mask = Tensor::from_vec(encoding.mask, row, &self.device)?.to_dtype(DType::F32)?;
+        Ok(TextEmbeds {
+            hidden: self.encoder.forward(&ids, None)?, // (1, L, D)
+            mask: (self.padding == Padding::Masked).then_some(mask),
+        })
+    }
+}

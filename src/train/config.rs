@@ -1,0 +1,143 @@
+//! Length of a run, and the sizes of its batches.
+
+use candle_core::Device;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::memory;
+use super::segments::{ActivationPolicy, SavedActivations};
+
+/// Default steps, enough for a style from a few dozen clips.
+const DEFAULT_STEPS: usize = 1200;
+
+/// `train:` in a run file.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Optimiser steps. null: 1200, or as many as `epochs` take.
+    #[schemars(range(min = 1))]
+    pub steps: Option<usize>,
+    /// Passes through the data sets, in place of `steps`.
+    #[schemars(range(min = 1))]
+    pub epochs: Option<usize>,
+    /// Clips per micro-batch.
+    pub batch_size: usize,
+    /// Micro-batches per optimiser step, on each process if there are several.
+    pub gradient_accumulation_steps: usize,
+    /// Keep only part of what the backward pass needs, and recompute the rest: far less memory, somewhat more time.
+    pub gradient_checkpointing: bool,
+    /// Part that is kept, with `gradient_checkpointing`. It affects memory and time, but no result.
+    pub activation_policy: ActivationPolicy,
+    /// Global norm that gradients are scaled down to. null: no clipping.
+    pub max_grad_norm: Option<f64>,
+    /// Share of captions replaced by the empty one.
+    pub caption_dropout: f64,
+    /// Share of clips whose first latent frame is given clean, so that the rest is learnt from it: image to video on
+    /// checkpoints that start from text or from an image. Those that always start from an image do so without this.
+    pub first_frame_conditioning_p: f64,
+    /// Treatment of a step whose loss or gradients are not finite.
+    pub on_nonfinite: OnNonfinite,
+    /// With `on_nonfinite: skip`: number of such steps in a row that ends the run all the same.
+    pub max_consecutive_nonfinite: usize,
+    /// Factor over the median of the last hundred losses from which a loss is logged, with its clips. null: never.
+    pub loss_spike: Option<f64>,
+}
+
+/// Treatment of a step whose loss or gradients are not finite.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum OnNonfinite {
+    /// The step is skipped, and the run continues.
+    #[default]
+    Skip,
+    /// The run ends.
+    Stop,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            steps: None,
+            epochs: None,
+            batch_size: 1,
+            gradient_accumulation_steps: 1,
+            gradient_checkpointing: true,
+            activation_policy: ActivationPolicy::Auto,
+            max_grad_norm: Some(1.0),
+            caption_dropout: 0.0,
+            first_frame_conditioning_p: 0.0,
+            on_nonfinite: OnNonfinite::Skip,
+            max_consecutive_nonfinite: 3,
+            loss_spike: Some(10.0),
+        }
+    }
+}
+
+impl Config {
+    /// Returns the optimiser steps of the whole run, given the micro-batches of an epoch and the number of processes
+    /// that share them. The last step may extend into the next epoch.
+    pub fn total_steps(&self, batches_per_epoch: usize, world_size: usize) -> usize {
+        match (self.steps, self.epochs) {
+            (Some(steps), _) => steps,
+            (None, Some(epochs)) => batches_per_epoch
+                .saturating_mul(epochs)
+                .div_ceil(self.gradient_accumulation_steps.max(1).saturating_mul(world_size)),
+            (None, None) => DEFAULT_STEPS,
+        }
+    }
+
+    /// Returns what is kept between the passes on this device, given its free memory.
+    pub fn saved_activations(&self, device: &Device) -> SavedActivations {
+        match self.gradient_checkpointing {
+            true => self.activation_policy.saved_activations(memory::free(device)),
+            false => SavedActivations::All,
+        }
+    }
+
+    /// Returns values that parse but make no sense, by path below `train`.
+    pub fn check(&self) -> Vec<(String, String)> {
+        let counts = [
+            ("steps", self.steps),
+            ("epochs", self.epochs),
+            ("batch_size", Some(self.batch_size)),
+            ("gradient_accumulation_steps", Some(self.gradient_accumulation_steps)),
+            ("max_consecutive_nonfinite", Some(self.max_consecutive_nonfinite)),
+        ];
+        let mut wrong: Vec<_> = counts
+            .into_iter()
+            .filter(|(_, value)| *value == Some(0))
+            .map(|(key, _)| (key.to_string(), "must be at least 1, got 0".to_string()))
+            .collect();
+        if let (Some(steps), Some(epochs)) = (self.steps, self.epochs) {
+            wrong.push((
+                "epochs".into(),
+                format!("{epochs} epochs and {steps} steps are both given; remove one"),
+            ));
+        }
+        if !self.gradient_checkpointing
+            && !matches!(self.activation_policy, ActivationPolicy::Auto | ActivationPolicy::All)
+        {
+            wrong.push((
+                "activation_policy".into(),
+                "needs gradient_checkpointing, which is off; remove one of the two".into(),
+            ));
+        }
+        if let Some(norm) = self.max_grad_norm.filter(|norm| !(*norm > 0.0 && norm.is_finite())) {
+            wrong.push((
+                "max_grad_norm".into(),
+                format!("must be above 0, or null for no clipping, got {norm}"),
+            ));
+        }
+        if let Some(factor) = self.loss_spike.filter(|factor| !(*factor > 1.0 && factor.is_finite())) {
+            wrong.push(("loss_spike".into(), format!("must be above 1, or null, got {factor}")));
+        }
+        let shares = [
+            ("caption_dropout", self.caption_dropout),
+            ("first_frame_conditioning_p", self.first_frame_conditioning_p),
+        ];
+        for (key, share) in shares.into_iter().filter(|(_, share)| !(0.0..=1.0).contains(share)) {
+            wrong.push((key.into(), format!("must be between 0 and 1, got {share}")));
+        }
+        wrong
+    }
+}

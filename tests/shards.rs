@@ -1,0 +1,129 @@
+//! Frozen weights shared out over ranks, as one rank of them sees it. `tests/dist` has runs with several.
+
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+
+use candle_core::{DType, Device, Result, Tensor};
+use vtrain::distributed::{AllGather, Pending};
+use vtrain::nn::Weights;
+use vtrain::nn::adapter::{Adapt, LoraLayer};
+use vtrain::nn::shards::{Matrix, Residency, Shards};
+
+/// The first of so many ranks. Alone it has all there is; what it asked for is kept by its first number.
+struct First {
+    of: usize,
+    begun: Mutex<Vec<f32>>,
+}
+
+struct Come(Tensor);
+
+impl AllGather for First {
+    fn rank(&self) -> usize {
+        0
+    }
+
+    fn world_size(&self) -> usize {
+        self.of
+    }
+
+    fn begin(&self, part: &Tensor) -> anyhow::Result<Box<dyn Pending>> {
+        self.begun.lock().unwrap().push(part.to_vec1::<f32>()?[0]);
+        Ok(Box::new(Come(part.clone())))
+    }
+}
+
+impl Pending for Come {
+    fn end(self: Box<Self>) -> anyhow::Result<Tensor> {
+        Ok(self.0)
+    }
+}
+
+fn first(of: usize) -> Arc<First> {
+    Arc::new(First {
+        of,
+        begun: Mutex::default(),
+    })
+}
+
+/// Four blocks of two matrices, with what they hold.
+fn blocks(shards: &Shards) -> Vec<Vec<(Matrix, Vec<f32>)>> {
+    let matrix = |block: usize, rows: usize| {
+        let numbers: Vec<f32> = (0..rows * 3).map(|i| (100 * block + 10 * rows + i) as f32).collect();
+        let whole = Tensor::from_slice(&numbers, (rows, 3), &Device::Cpu).unwrap();
+        (shards.take(whole), numbers)
+    };
+    let block = |block| {
+        let matrices = vec![matrix(block, 2), matrix(block, 4)];
+        shards.share_out().unwrap();
+        matrices
+    };
+    (0..4).map(block).collect()
+}
+
+#[test]
+fn a_block_is_whole_while_it_runs_in_whatever_order_blocks_are_asked_for() {
+    let shards = Shards::new(first(1));
+    let blocks = blocks(&shards);
+    for index in [0, 1, 2, 3, 3, 2, 1, 0, 0, 3, 1, 1, 0, 2] {
+        let brought = shards.fetch(index).unwrap();
+        for (place, block) in blocks.iter().enumerate() {
+            for (matrix, numbers) in block {
+                match matrix.whole() {
+                    Ok(whole) => assert_eq!(
+                        &whole.flatten_all().unwrap().to_vec1::<f32>().unwrap(),
+                        numbers,
+                        "{index}"
+                    ),
+                    Err(_) => assert_ne!(place, index),
+                }
+                assert!(place == index || matrix.whole().is_err(), "{place} while {index} runs");
+            }
+        }
+        drop(brought);
+        assert!(blocks[index].iter().all(|(matrix, _)| matrix.whole().is_err()));
+    }
+    assert!(shards.fetch(4).is_err());
+}
+
+#[test]
+fn each_block_is_asked_for_once_a_way_and_the_next_one_early() {
+    let ranks = first(1);
+    let shards = Shards::new(ranks.clone());
+    let blocks = blocks(&shards);
+    let names: Vec<f32> = blocks.iter().map(|block| block[0].1[0]).collect();
+    let asked = |index: usize| {
+        drop(shards.fetch(index).unwrap());
+        let begun = std::mem::take(&mut *ranks.begun.lock().unwrap());
+        begun
+            .iter()
+            .map(|begun| names.iter().position(|name| name == begun).unwrap())
+            .collect::<Vec<_>>()
+    };
+    let forwards: Vec<_> = (0..4).map(asked).collect();
+    assert_eq!(forwards, [vec![0, 1], vec![2], vec![3], vec![]]);
+    // The last one is the first on the way back, from where it is not known that the way leads back.
+    let backwards: Vec<_> = (0..4).rev().map(asked).collect();
+    assert_eq!(backwards, [vec![3], vec![2, 1], vec![0], vec![1]]);
+}
+
+struct Sharing(Arc<First>);
+
+impl Adapt for Sharing {
+    fn adapt(&self, _: &str, _: usize, _: usize) -> Result<Vec<LoraLayer>> {
+        Ok(Vec::new())
+    }
+
+    fn residency(&self) -> Residency {
+        Residency::Shared(self.0.clone())
+    }
+}
+
+#[test]
+fn a_part_of_the_weights_needs_no_more_room_than_all_of_them() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/cogvideox/cogvideox-5b/transformer");
+    let weights = Weights::open(folder.as_path(), DType::F32, &Device::Cpu).unwrap();
+    weights.ensure_memory(&[]).unwrap();
+    // As many ranks as no machine has bytes for.
+    let shared = weights.with_adapt(Arc::new(Sharing(first(1 << 40))));
+    shared.ensure_memory(&[]).unwrap();
+}

@@ -1,0 +1,641 @@
+//! Every constant that is a size, and the test that has less and more than it; others, and what they are. A number in a
+//! function that looks like one of these has to become one.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+
+use fancy_regex::Regex;
+
+/// Sizes, by the test that has less and more than each.
+const THRESHOLDS: &[(&str, &[&str])] = &[
+    (
+        "gpu_check::row::attention_without_cudnn_fails_for_bf16_heads_of_up_to_128_whatever_its_error",
+        &["ops/attention/way.rs WIDEST"],
+    ),
+    (
+        "checks::files::many_tensors_that_do_not_fit_are_counted_and_the_first_are_named",
+        &["nn/weights.rs SHOWN"],
+    ),
+    (
+        "cogvideox_vae::clips_of_1_5_9_and_17_frames_encode_as_in_diffusers",
+        &["models/cogvideox/vae/mod.rs SAMPLE_FRAMES"],
+    ),
+    (
+        "cogvideox_vae::latents_of_1_2_3_and_5_frames_decode_as_in_diffusers",
+        &["models/cogvideox/vae/mod.rs LATENT_FRAMES"],
+    ),
+    (
+        "conv3d::a_convolution_is_what_its_definition_says_with_whatever_vectors",
+        &[
+            "nn/conv3d/direct.rs PASS",
+            "nn/conv3d/direct.rs BLOCK_PIXELS",
+            "nn/conv3d/direct.rs STEP_PIXELS",
+        ],
+    ),
+    (
+        "conv3d::group_moments_hold_far_from_zero",
+        &["nn/conv3d/moments.rs STRETCH"],
+    ),
+    (
+        "data::surveys::clips_are_placed_by_the_size_they_are_shown_at_and_a_note_gathers_them",
+        &["data/remarks.rs NAMED"],
+    ),
+    (
+        "faults::room::room_is_counted_in_blocks_where_the_folder_is_or_will_be",
+        &["disk/space.rs BLOCK"],
+    ),
+    (
+        "finite::the_first_number_that_is_none_is_found_in_every_format",
+        &["finite.rs STRETCH"],
+    ),
+    (
+        "flow_family::guidance_is_the_same_in_one_batch_and_one_prompt_after_the_other",
+        &["sample/mod.rs ONE_BATCH"],
+    ),
+    (
+        "lora_formats::rows_behind_the_first_32_mib_of_a_weight_get_their_own_change",
+        &["lora/merge.rs CHUNK"],
+    ),
+    (
+        "ops::attention::a_mask_is_read_at_the_place_of_each_tile_of_keys",
+        &[
+            "ops/attention/backward.rs QUERIES",
+            "ops/attention/backward.rs KEYS",
+            "ops/attention/forward.rs QUERIES",
+            "ops/attention/forward.rs KEYS",
+        ],
+    ),
+    (
+        "ops::attention::long_sequences_agree_with_the_whole_matrix_in_f64",
+        &["ops/attention/backward.rs PIECE"],
+    ),
+    ("ops::norm::a_norm_holds_in_any_form", &["ops/parts.rs ROWS"]),
+    ("ops::rotary::a_turn_holds_in_any_form", &["ops/rotary.rs TOKENS"]),
+    (
+        "ops::tile::products_are_those_of_a_plain_loop",
+        &["ops/microkernel.rs PANEL"],
+    ),
+    (
+        "precompute::told::of_many_captions_that_are_cut_the_worst_are_named_by_their_start",
+        &[
+            "commands/precompute.rs LONGEST_NOTE",
+            "commands/precompute/shortened.rs NAMED",
+        ],
+    ),
+    ("rng::seed_0_answers_as_torch", &["rng.rs WIDE_RANGE", "rng.rs BLOCK"]),
+    (
+        "text::embeddings::embeddings_equal_transformers_with_and_without_a_mask",
+        &["text/transpose.rs TILE"],
+    ),
+    (
+        "text::tokens::a_rule_writes_1023_bytes_at_most",
+        &["text/sentencepiece/normalize.rs MAX_REPLACEMENT_BYTES"],
+    ),
+    ("text::wan::tidying_ends_on_anything", &["text/clean.rs MAX_ROUNDS"]),
+    (
+        "thresholds::a_caption_is_the_same_alone_and_in_a_batch_that_threads_share_out",
+        &[
+            "text/t5/elementwise.rs ROWS",
+            "text/t5/elementwise.rs GATED",
+            "text/t5/elementwise.rs ADDED",
+        ],
+    ),
+    (
+        "thresholds::a_matrix_in_bf16_is_the_same_in_one_strip_and_in_several",
+        &["ops/linear.rs STRIP"],
+    ),
+    (
+        "thresholds::configs::as_many_sentinels_are_made_up_as_a_tokenizer_may_ask_for",
+        &["text/special.rs MAX_EXTRA_IDS"],
+    ),
+    (
+        "thresholds::configs::entities_are_unescaped_up_to_24_letters",
+        &["text/clean.rs LONGEST_NAME"],
+    ),
+    (
+        "thresholds::configs::lists_of_models_end_where_no_checkpoint_has_more",
+        &[
+            "models/cogvideox/vae/config.rs MAX_BLOCKS",
+            "models/ltx_video/vae/config.rs MAX_BLOCKS",
+            "models/wan/vae/config.rs MAX_LEVELS",
+        ],
+    ),
+    (
+        "thresholds::configs::run_files_nest_16_deep_and_hold_100_000_values",
+        &["config/yaml.rs MAX_DEPTH", "config/yaml.rs MAX_NODES"],
+    ),
+    (
+        "thresholds::configs::sizes_of_a_data_set_end_where_a_typing_error_is_likelier",
+        &[
+            "data/dataset.rs MOST_REPEATS",
+            "data/dataset.rs LARGEST_SIDE",
+            "data/dataset.rs MOST_FRAMES",
+        ],
+    ),
+    (
+        "thresholds::configs::sizes_of_encoders_end_where_none_has_more",
+        &[
+            "text/t5/config.rs MAX_BUCKETS",
+            "vision/preprocess.rs MAX_ASPECT",
+            "vision/preprocess.rs MAX_EDGE",
+        ],
+    ),
+    (
+        "thresholds::configs::sizes_of_models_end_where_no_checkpoint_has_more",
+        &[
+            "diffusion/schedulers/config/mod.rs MAX_TIMESTEPS",
+            "models/cogvideox/dit/config.rs MAX_TEXT",
+            "models/ltx_video/vae/config.rs MAX_PATCH",
+            "models/ltx_video/vae/config.rs LAYERS",
+            "models/ltx_video/vae/config.rs CHANNELS",
+            "models/wan/vae/config.rs MAX_WIDTH",
+            "models/wan/vae/config.rs MAX_BLOCKS",
+            "nn/config.rs SIZE",
+        ],
+    ),
+    (
+        "thresholds::dropout_draws_each_number_by_its_place",
+        &["ops/dropout.rs CHUNK"],
+    ),
+    (
+        "thresholds::files::a_header_longer_than_any_is_not_read",
+        &[
+            "lora/merge.rs MAX_HEADER_BYTES",
+            "models/single_file.rs MAX_HEADER_BYTES",
+        ],
+    ),
+    (
+        "thresholds::files::a_lock_says_who_holds_it_where_its_line_is_no_longer_than_any",
+        &["lock.rs LONGEST"],
+    ),
+    (
+        "thresholds::files::a_page_goes_without_settings_or_clips_that_are_too_long",
+        &["report/about.rs MAX_BYTES", "report/settings.rs MAX_BYTES"],
+    ),
+    (
+        "thresholds::files::a_record_has_little_more_than_its_numbers",
+        &["data/cache/record.rs MAX_HEADER"],
+    ),
+    (
+        "thresholds::files::an_adapter_of_more_than_8_gib_and_a_table_of_more_than_1_gib_are_refused_unread",
+        &["data/manifest/text.rs LARGEST", "lora/file.rs MAX_BYTES"],
+    ),
+    (
+        "thresholds::files::files_larger_than_any_of_their_kind_are_refused_by_their_size",
+        &[
+            "config.rs MAX_BYTES",
+            "diffusion/schedulers/config/mod.rs MAX_BYTES",
+            "lora/file.rs MAX_CONFIG_BYTES",
+            "nn/config.rs MAX_BYTES",
+            "nn/weight_files.rs MAX_INDEX_BYTES",
+            "text/sentencepiece.rs MAX_MODEL_BYTES",
+            "text/special.rs MAX_SIDE_FILE_BYTES",
+            "text/tokenize.rs MAX_JSON_BYTES",
+        ],
+    ),
+    (
+        "thresholds::files::records_that_cannot_be_written_wait_up_to_16_mib",
+        &["disk/journal.rs MOST"],
+    ),
+    (
+        "thresholds::files::what_a_file_is_stands_in_its_first_64_bytes",
+        &["magic.rs LOOKED_AT"],
+    ),
+    (
+        "thresholds::launches_grow_with_what_they_go_through_up_to_what_a_card_takes",
+        &[
+            "ops/kernel.rs MOST_BLOCKS",
+            "ops/kernel.rs WARP",
+            "ops/kernel.rs MOST_THREADS",
+            "ops/kernel.rs THREADS",
+            "ops/kernel/rows.rs SLICE_ROWS",
+            "ops/kernel/rows.rs MOST_SLICES",
+            "ops/modulate/launch.rs WARPS",
+        ],
+    ),
+    (
+        "thresholds::lists::a_log_of_more_than_20_000_steps_is_thinned",
+        &["report/curves.rs MOST"],
+    ),
+    (
+        "thresholds::lists::a_loss_is_measured_by_the_hundred_before_it",
+        &["train/loss_spikes.rs WINDOW"],
+    ),
+    (
+        "thresholds::lists::a_page_lists_2000_clips_and_1000_characters_of_a_caption",
+        &["report/page.rs MOST_CLIPS", "report/page.rs LONGEST_CAPTION"],
+    ),
+    (
+        "thresholds::lists::a_strip_has_as_many_frames_as_the_clip_up_to_four",
+        &["train/tensorboard.rs SHOWN"],
+    ),
+    (
+        "thresholds::lists::a_videos_name_takes_whole_words_up_to_40_letters",
+        &["train/validate.rs LONGEST"],
+    ),
+    (
+        "thresholds::lists::an_inspection_shows_200_characters_of_a_note_and_20_tensors_that_do_not_apply",
+        &[
+            "commands/lora/inspect.rs LONGEST_VALUE",
+            "commands/lora/inspect.rs LISTED",
+        ],
+    ),
+    (
+        "thresholds::lists::last_words_are_the_last_lines_up_to_a_length",
+        &["launch/lines.rs LAST", "launch/lines.rs LONGEST"],
+    ),
+    (
+        "thresholds::lists::of_many_clips_that_differ_the_first_ten_are_told",
+        &["train/data_diff.rs TOLD"],
+    ),
+    (
+        "thresholds::lists::of_many_files_a_message_names_the_first",
+        &["data/manifest/mod.rs SHOWN", "hub/layout.rs SHOWN"],
+    ),
+    (
+        "thresholds::lists::the_first_200_clips_have_pictures_no_narrower_and_no_wider_than_fits_a_page",
+        &[
+            "report/thumbnails.rs MOST",
+            "report/thumbnails.rs HEIGHT",
+            "report/thumbnails.rs NARROWEST",
+            "report/thumbnails.rs WIDEST",
+        ],
+    ),
+    (
+        "thresholds::numbers_in_bf16_are_read_and_written_alike_in_every_chunk",
+        &["ops/f32_view.rs CHUNK"],
+    ),
+    (
+        "thresholds::numbers_that_are_made_up_do_not_come_again_after_a_chunk",
+        &["nn/random_weights.rs CHUNK"],
+    ),
+    (
+        "thresholds::pictures::a_clip_has_as_many_frames_as_a_day",
+        &["video/scan.rs MAX_PACKETS"],
+    ),
+    (
+        "thresholds::pictures::a_gif_has_as_many_colours_as_its_picture_up_to_256",
+        &["video/palette.rs COLOURS"],
+    ),
+    (
+        "thresholds::pictures::a_heif_picture_is_told_by_its_first_32_brands",
+        &["video/heif.rs MOST_BRANDS"],
+    ),
+    (
+        "thresholds::pictures::a_picture_is_turned_by_exif_that_is_neither_too_long_nor_too_far_behind",
+        &["video/exif.rs LONGEST", "video/exif.rs MOST_PARTS"],
+    ),
+    (
+        "thresholds::pictures::pictures_are_read_up_to_16384_a_side_and_64_mi_pixels",
+        &["video/libav.rs MAX_PIXELS", "video/libav.rs MAX_SIDE"],
+    ),
+    (
+        "thresholds::pieces_cover_a_length_in_order",
+        &["distributed/mpi.rs MOST"],
+    ),
+    (
+        "thresholds::scripts::a_command_line_takes_a_script_of_a_mib",
+        &["commands/migrate.rs MOST_BYTES"],
+    ),
+    (
+        "thresholds::scripts::a_data_set_file_of_16_mib_is_read",
+        &["migrate/mod.rs MOST_BYTES"],
+    ),
+    (
+        "thresholds::scripts::counts_beyond_the_trainers_own_are_refused",
+        &[
+            "migrate/finetrainers/validation.rs MOST_VIDEOS",
+            "migrate/musubi/dataset.rs MOST_FULL_FRAMES",
+        ],
+    ),
+    (
+        "thresholds::scripts::long_sums_and_long_values_are_told_and_not_read",
+        &["migrate/shell/expand.rs MOST_CUT", "migrate/shell/word.rs MOST_SUM"],
+    ),
+    (
+        "thresholds::scripts::messages_show_60_characters_of_a_statement_and_100_remarks",
+        &["migrate/script.rs MOST_REMARKS", "migrate/script.rs SHOWN"],
+    ),
+    (
+        "thresholds::scripts::scripts_of_a_mib_are_read",
+        &["migrate/script.rs MOST_BYTES"],
+    ),
+    (
+        "thresholds::scripts::scripts_within_scripts_are_followed_so_deep",
+        &[
+            "migrate/batch.rs MOST_DEPTH",
+            "migrate/powershell/text.rs MOST_DEPTH",
+            "migrate/shell.rs MOST_DEPTH",
+            "migrate/shell.rs MOST_FRAMES",
+            "migrate/shell.rs MOST_COMMANDS",
+        ],
+    ),
+    (
+        "thresholds::scripts::values_within_values_are_read_so_deep",
+        &["migrate/arithmetic.rs MOST_DEPTH", "migrate/shell/word.rs MOST_DEPTH"],
+    ),
+    (
+        "thresholds::the_optimiser_and_the_average_move_each_number_by_itself",
+        &["optim/in_place.rs CHUNK"],
+    ),
+    (
+        "training::numbers::a_loss_stands_out_from_the_median_of_those_before",
+        &["train/loss_spikes.rs FEWEST"],
+    ),
+    (
+        "training::pushed::a_finished_run_is_pushed_in_one_commit_and_again_without_uploading_again",
+        &["hub/push.rs SAMPLE", "hub/push.rs STRETCH"],
+    ),
+    (
+        "training::pushed::what_git_lfs_says_of_a_file_is_told_without_the_token",
+        &["hub/push.rs TOLD"],
+    ),
+    (
+        "video::empty::an_avi_with_empty_chunks_is_whole_and_keeps_its_times",
+        &["video/avi.rs DEEPEST"],
+    ),
+    (
+        "video::seeking_gives_the_frames_that_decoding_from_the_start_gives",
+        &["video/decode.rs WORTH_A_SEEK"],
+    ),
+    (
+        "wan_vae::clips_of_1_5_9_and_17_frames_encode_as_in_diffusers",
+        &["models/wan/vae/mod.rs SAMPLE_FRAMES"],
+    ),
+];
+
+/// Constants that are whole numbers and no such sizes, by what they are.
+const OTHERS: &[(&str, &[&str])] = &[
+    (
+        "not reached yet: no test has a fault behind the first 256 MiB of a clip's pictures",
+        &["data/survey.rs AT_ONCE"],
+    ),
+    (
+        "the start of a caption that is cut: whatever has more tokens than a model reads is longer",
+        &["commands/precompute/shortened.rs SHOWN"],
+    ),
+    (
+        "steps that are measured, whatever their size",
+        &["commands/bench.rs TIMES", "commands/bench/profile.rs STEPS"],
+    ),
+    (
+        "a queue: clips wait in it, and none is lost",
+        &["commands/precompute.rs AHEAD"],
+    ),
+    ("a seed", &["commands/train/build.rs INIT"]),
+    ("a share of time", &["report/live.rs SHARE"]),
+    (
+        "a number of a format",
+        &[
+            "data/cache/key.rs FORMAT",
+            "train/checkpoint.rs FORMAT",
+            "train/checkpoint.rs WITHOUT_SAMPLES",
+        ],
+    ),
+    ("a span of time", &["data/cache/hash_cache.rs GRAIN"]),
+    (
+        "what a file takes besides its numbers, for an estimate",
+        &[
+            "data/cache/record.rs USUAL_HEADER",
+            "train/checkpoint.rs ROOM_FOR_FOLDER",
+        ],
+    ),
+    ("tries", &["hub/fetch.rs RETRIES"]),
+    ("POSIX's length of a name", &["lock.rs HOST_BYTES"]),
+    ("a limit: iterations end there", &["lora/svd.rs SWEEPS"]),
+    ("a default of the trainer's", &["migrate/musubi/dataset.rs MOST_FRAMES"]),
+    (
+        "of the model",
+        &[
+            "models/ltx_video/dit/mod.rs SINUSOID",
+            "models/ltx_video/dit/positions.rs TEMPORAL_COMPRESSION",
+            "models/ltx_video/dit/positions.rs SPATIAL_COMPRESSION",
+            "models/ltx_video/family.rs TEXT_TOKENS",
+            "models/ltx_video/vae/coder.rs TIME_PROJ",
+            "models/wan/synthetic.rs IMAGE_TOKENS",
+            "models/wan/family.rs TEXT_TOKENS",
+        ],
+    ),
+    (
+        "channels beside the others, whatever their number",
+        &["nn/conv3d/by_candle.rs ONES"],
+    ),
+    (
+        "frames of one product on a GPU: too large to be reached here",
+        &["nn/conv3d/by_candle.rs STACK"],
+    ),
+    (
+        "on a GPU only: what its kernels take, and gpu_check has both sides",
+        &["ops/attention.rs WIDEST"],
+    ),
+    (
+        "how many pieces there are at most; long sequences have them",
+        &["ops/attention/backward.rs PIECES"],
+    ),
+    (
+        "of a launch: tests/kernels.rs has sizes on both sides",
+        &[
+            "ops/attention/launch.rs SIDE",
+            "ops/kernel/rows.rs MOST_PARTS",
+            "optim/launch.rs PIECE",
+            "optim/launch.rs THREADS",
+        ],
+    ),
+    ("of SplitMix64", &["ops/dropout.rs GAMMA"]),
+    (
+        "threads of a block, whatever the width",
+        &["ops/kernel/rows.rs THREADS"],
+    ),
+    (
+        "the width of a vector: all sizes of tests go beside it",
+        &[
+            "ops/simd.rs COUNT",
+            "ops/microkernel.rs COLUMNS",
+            "ops/simd_math.rs LANES",
+            "text/t5/elementwise.rs LANES",
+        ],
+    ),
+    (
+        "the order of additions: optim holds norms of all lengths",
+        &["optim/clip.rs LANES"],
+    ),
+    (
+        "points of a stretch of a thinned log: its last, its highest, its lowest, its largest norm",
+        &["report/curves.rs A_STRETCH"],
+    ),
+    ("of torch's generator", &["rng.rs MASK", "rng.rs N", "rng.rs M"]),
+    ("of T5", &["text/special.rs DEFAULT_EXTRA_IDS"]),
+    ("a default", &["train/config.rs DEFAULT_STEPS"]),
+    ("bytes of TensorBoard's format", &["train/tensorboard.rs FRAME"]),
+    (
+        "how many threads decode: the pictures are the same",
+        &["video/decode.rs LARGE_FRAME"],
+    ),
+    ("threads: the file is the same", &["video/encode.rs THREADS"]),
+    (
+        "bound for libav, from the largest picture",
+        &["video/libav.rs MAX_BLOCK"],
+    ),
+    (
+        "cells of the histogram",
+        &["video/palette.rs BITS", "video/palette.rs CELLS"],
+    ),
+];
+
+/// Numbers in functions that look like sizes, by what they are: where a line of a file begins so.
+const BARE: &[(&str, &[&str])] = &[
+    (
+        "a part of a hash",
+        &["data/cache/encoded.rs: let short", "report/thumbnails.rs: format!"],
+    ),
+    (
+        "a limit of the schema, from the constant beside it",
+        &["data/dataset.rs: #[schemars"],
+    ),
+    (
+        "a formula's: what its values are bounded by",
+        &[
+            "diffusion/schedulers/alphas.rs: (0..num)",
+            "nn/conv3d/simd.rs: let x = x.clamp",
+            "ops/simd_math.rs: let clamped",
+            "text/t5/elementwise.rs: let x = x.clamp",
+        ],
+    ),
+    (
+        "a default, or what published models have",
+        &[
+            "diffusion/schedulers/config/flow_match_euler.rs: 4096",
+            "models/cogvideox/",
+            "models/ltx_video/",
+            "models/wan/",
+            "text/t5/config.rs: d_ff",
+        ],
+    ),
+    (
+        "a status of HTTP, or of a process",
+        &[
+            "hub/push.rs: 200..300",
+            "hub/push.rs: Ok(answer",
+            "hub/push.rs: let refused",
+            "launch/mpirun.rs: (None, Termination::Exit",
+        ],
+    ),
+    (
+        "a value for a key of the run file",
+        &["migrate/finetrainers.rs: self.set", "migrate/musubi.rs: self.set"],
+    ),
+    (
+        "the width of a vector",
+        &[
+            "nn/conv3d/direct.rs: ",
+            "nn/conv3d/moments.rs: .par_chunks",
+            "nn/conv3d/simd.rs: Self::",
+            "nn/conv3d/simd.rs: let (stretches",
+        ],
+    ),
+    (
+        "of the system: a page where it does not say, a unit, a message",
+        &[
+            "nn/weights.rs: let page",
+            "process/memory.rs: kib",
+            "process/allocator.rs: let mut text",
+            "report/environment.rs: Some",
+            "train/progress.rs: ",
+        ],
+    ),
+    (
+        "bytes or pieces of a format",
+        &[
+            "text/sentencepiece.rs: let mut ids",
+            "video/convert.rs: let (unit",
+            "video/orientation.rs: if bytes",
+            "video/heif.rs: file.take",
+            "protobuf_wire.rs: for shift",
+        ],
+    ),
+    ("frames a second", &["video/encode.rs: if !fps"]),
+];
+
+/// The sources, by path below `src`, without what runs on GPUs only: its sizes are those of a card.
+fn sources() -> Vec<(String, String)> {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let (mut found, mut waiting) = (Vec::new(), vec![source.clone()]);
+    while let Some(path) = waiting.pop() {
+        if path.is_dir() {
+            waiting.extend(fs::read_dir(path).unwrap().map(|entry| entry.unwrap().path()));
+            continue;
+        }
+        let name = path.strip_prefix(&source).unwrap().to_str().unwrap().to_string();
+        if name.ends_with(".rs") && !["cuda", "cudnn", "gpu_check"].iter().any(|only| name.contains(only)) {
+            found.push((name, fs::read_to_string(path).unwrap()));
+        }
+    }
+    found
+}
+
+/// Constants that are whole numbers or ranges of them, wherever they stand.
+fn constants() -> BTreeSet<String> {
+    let constant =
+        Regex::new(r"(?m)^ *(?:pub(?:\(\w+\))? )?const (\w+): (?:usize|u64|u32|i64|RangeInclusive<usize>) = ").unwrap();
+    let of = |(name, text): &(String, String)| {
+        let found = constant
+            .captures_iter(text)
+            .map(|found| format!("{name} {}", &found.unwrap()[1]));
+        found.collect::<Vec<_>>()
+    };
+    sources().iter().flat_map(of).collect()
+}
+
+#[test]
+fn every_size_has_a_test_on_both_sides() {
+    let there = constants();
+    let others: BTreeSet<String> = OTHERS
+        .iter()
+        .flat_map(|(_, names)| *names)
+        .map(|name| name.to_string())
+        .collect();
+    let gone: Vec<_> = others.difference(&there).collect();
+    assert!(gone.is_empty(), "{gone:?}");
+    let there = there.difference(&others).cloned().collect();
+    let table = THRESHOLDS
+        .iter()
+        .flat_map(|(test, names)| names.iter().map(|name| (name.to_string(), *test)));
+    let faults = crate::settings::faults(&there, table);
+    assert!(faults.is_empty(), "tests/thresholds/table.rs:\n{}", faults.join("\n"));
+}
+
+/// Numbers of two digits and more where something is cut, taken, reserved or compared; shifts; powers of ten and two.
+#[test]
+fn no_size_stands_in_a_function_without_a_name() {
+    let sizes = [
+        r"\.(?:take|skip|(?:par_|as_)?chunks\w*|step_by|with_m\w+_len|with_capacity|min|max|clamp|truncate)(?:::<)?\(?[^()]*?\b\d[\d_]+\b",
+        r"(?<![<>=-])(?:<=|>=|<|>|==) \d[\d_]+\b",
+        r"\.\.=?(?:\d[\d_]+\b|\d+ << \d)",
+        r"\b\d+ << \d\d",
+        r"; (?:\d{3,}|\d+ << \d+)\]",
+        r"\b(?:\d+_000|1024|4096|65_?536)\b",
+    ];
+    let size = Regex::new(&sizes.join("|")).unwrap();
+    let aside = Regex::new(r#"//.*|"(?:[^"\\]|\\.)*"|^ *(?:pub(?:\(\w+\))? )?(?:const|static|type) .*"#).unwrap();
+    let mut found = BTreeSet::new();
+    for (name, text) in sources() {
+        for line in text.lines() {
+            let line = aside.replace_all(line, "").trim().to_string();
+            if size.is_match(&line).unwrap() {
+                found.insert(format!("{name}: {line}"));
+            }
+        }
+    }
+    let (mut unused, mut bare) = (Vec::new(), found);
+    for start in BARE.iter().flat_map(|(_, starts)| *starts) {
+        let before = bare.len();
+        bare.retain(|line| !line.starts_with(start));
+        if bare.len() == before {
+            unused.push(start);
+        }
+    }
+    let bare: Vec<_> = bare.into_iter().collect();
+    assert!(unused.is_empty(), "not there: {unused:?}");
+    assert!(bare.is_empty(), "name these:\n{}", bare.join("\n"));
+}
