@@ -1,7 +1,11 @@
-//! Compiles the kernels with nvcc (feature `cuda`) and the shim over cuDNN (feature `cudnn`); nothing without those.
+//! Passes on the name of the profile, compiles the kernels with nvcc (feature `cuda`) and the shim over cuDNN (feature `cudnn`).
 
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");
+    println!(
+        "cargo:rustc-env=VTRAIN_PROFILE={}",
+        std::env::var("PROFILE").unwrap_or_default()
+    );
     #[cfg(feature = "cuda")]
     cuda::build();
     #[cfg(feature = "cudnn")]

@@ -56,6 +56,7 @@ has_nvcc() {
 has_mpi() { [ "${#features[@]}" -gt 0 ]; }
 has_glibc() { [ "$(uname)" = Linux ] && getconf GNU_LIBC_VERSION; }
 has_clips() { [ -n "${VTRAIN_CLIPS:-}" ] && [ -n "${VTRAIN_CLIPS_EXPECTED:-}" ]; }
+has_time() { [ -n "${VTRAIN_SLOW:-}" ]; }
 is_in_git() { git ls-files --error-unmatch Cargo.toml; }
 # Of the machine, and in a container also of its control group.
 has_6_gib() {
@@ -83,6 +84,7 @@ find_needs() {
     need mpi "there is no mpicc and mpirun" has_mpi
     need glibc "this is no Linux with glibc" has_glibc
     need clips "VTRAIN_CLIPS and VTRAIN_CLIPS_EXPECTED name none" has_clips
+    need time "VTRAIN_SLOW is not set: a quarter of an hour of training and sampling" has_time
     need git "git does not know this tree" is_in_git
     need memory "there are no 6 GiB of memory" has_6_gib
     export VTRAIN_MINIMAL_FFMPEG=${VTRAIN_MINIMAL_FFMPEG:-${CARGO_TARGET_DIR:-$PWD/target}/minimal-ffmpeg}

@@ -19,10 +19,7 @@ impl Environment {
             ("processor", processor()),
             ("memory", memory()),
             ("system", Some(system())),
-            (
-                "build",
-                Some(if cfg!(debug_assertions) { "debug" } else { "release" }.to_string()),
-            ),
+            ("build", Some(env!("VTRAIN_PROFILE").to_string())),
         ];
         let known = facts
             .into_iter()
