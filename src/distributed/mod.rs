@@ -126,7 +126,7 @@ pub trait Communicator {
 }
 
 impl dyn Communicator + '_ {
-    /// What rank 0 gave, carried as JSON; what others give does not matter.
+    /// Broadcasts rank 0's value as JSON; the values of others are ignored.
     pub fn broadcast_json<T: Serialize + DeserializeOwned>(&self, value: &T) -> anyhow::Result<T> {
         Ok(serde_json::from_slice(&self.broadcast(serde_json::to_vec(value)?)?)?)
     }

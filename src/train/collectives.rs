@@ -1,4 +1,4 @@
-//! What ranks tell each other while they train: of a step the sum of their gradients, and what each micro-batch was and
+//! Messages between ranks while they train: of a step the sum of their gradients, and what each micro-batch was and
 //! lost; and the validation videos that they have made.
 //!
 //! Gradients go in one flat f32 bucket, once a step, behind all micro-batches and before the clip. Losses go as they are

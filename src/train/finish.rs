@@ -122,7 +122,7 @@ fn for_comfyui(adapters: &TrainedAdapters, validator: &Validator, card: &Facts) 
     )
 }
 
-/// What the header says of a run. Keys of `modelspec` are those of Stability AI's ModelSpec.
+/// Metadata of a run in the header of its adapter. Keys of `modelspec` are those of Stability AI's ModelSpec.
 fn metadata(card: &Facts) -> Metadata {
     let mut metadata = Metadata::from(
         [

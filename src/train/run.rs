@@ -222,7 +222,7 @@ impl Schedule<'_> {
     }
 }
 
-/// Whether something that comes every so many steps comes after this one.
+/// Returns true if something that comes every so many steps comes after this one.
 fn is_due(step: u64, every: usize) -> bool {
     step.is_multiple_of(every as u64)
 }

@@ -14,7 +14,7 @@ use crate::nn::dropout::Seed;
 use crate::optim::adamw::AdamW;
 use crate::optim::clip;
 
-/// What learns, and what it learns from.
+/// The model, its data and its optimiser.
 pub struct Trainer<'a> {
     /// Source of micro-batches.
     pub source: MicroBatches<'a>,
@@ -26,7 +26,7 @@ pub struct Trainer<'a> {
     pub vars: Vec<Var>,
     /// Optimiser of the adapters.
     pub optimizer: AdamW,
-    /// Of the adapters' dropout: set anew for each micro-batch, unset in between.
+    /// Seed of the adapters' dropout: set anew for each micro-batch, unset in between.
     pub dropout: Seed,
     /// Results of blocks that are kept for the way back.
     pub saved_activations: SavedActivations,
@@ -36,16 +36,16 @@ pub struct Trainer<'a> {
     pub max_grad_norm: Option<f64>,
 }
 
-/// What a step did.
+/// Result of a step.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Outcome {
     /// Mean over the micro-batches of all ranks.
     pub loss: f64,
     /// Global norm before clipping.
     pub grad_norm: f64,
-    /// What it trained on, a micro-batch each.
+    /// Micro-batches that it trained on.
     pub seen: Vec<MicroBatchStats>,
-    /// Of a step that moved nothing, since its loss or gradients are not finite: where that begins.
+    /// Set if the update was skipped: where the first value that is not finite appeared.
     pub fault: Option<NonfiniteOrigin>,
 }
 

@@ -20,11 +20,11 @@ pub struct Validation<'a> {
     pub every: usize,
     /// Ranks that share out the prompts.
     pub ranks: &'a dyn Communicator,
-    /// Whether ranks share the transformer's blocks out: they then denoise every prompt together.
+    /// True if ranks share the transformer's blocks out: they then denoise every prompt together.
     pub shards_blocks: bool,
 }
 
-/// What a round of videos is rendered with.
+/// Everything that renders a round of videos.
 pub struct Round<'r> {
     /// Steps trained so far.
     pub step: u64,

@@ -32,7 +32,7 @@ use crate::train::step::Trainer;
 use crate::train::validate::Validator;
 use crate::train::validation::Validation;
 
-/// What is added to the run's seed for the adapters' first values, so that they have nothing in common with the draws
+/// Offset that is added to the run's seed for the adapters' first values, so that they have nothing in common with the draws
 /// of the first micro-batch.
 const INIT: u64 = 0x5eed_1a0a;
 

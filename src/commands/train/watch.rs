@@ -1,4 +1,4 @@
-//! What a terminal and the page show of a run, and the signals that ask it to stop.
+//! Progress of a run on the terminal and the page, and the signals that ask it to stop.
 
 use crate::commands::interrupt::Interrupt;
 use crate::commands::progress::{self, Line};
