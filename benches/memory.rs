@@ -14,6 +14,7 @@ use vtrain::diffusion::objective;
 use vtrain::lora::{self, trainable::Trainable};
 use vtrain::models::denoiser::Input;
 use vtrain::models::{self, FamilyName};
+use vtrain::nn::Load;
 use vtrain::process::memory;
 use vtrain::rng::Rng;
 use vtrain::train::segments::{ActivationPolicy, forward_backward};
@@ -61,17 +62,17 @@ fn main() -> anyhow::Result<()> {
 
 /// One training pass and its peak in bytes.
 fn child(folder: &Path, inputs: bool) -> anyhow::Result<()> {
-    let family = models::open(folder, FamilyName::Auto, DType::F32, &Device::Cpu)?;
+    let family = models::open(folder, FamilyName::Auto)?;
     let config = lora::Config {
         rank: 4,
         alpha: 4.0,
         ..Default::default()
     };
     let trainable = Arc::new(Trainable::new(&config, &[], Rng::new(0), &Device::Cpu)?);
-    let denoiser = family.denoiser(Some(trainable.clone()))?;
+    let denoiser = family.denoiser(&Load::new(DType::F32, &Device::Cpu).with_adapters(trainable.clone()))?;
     let pairs = trainable.finish()?;
     let vars: Vec<Var> = pairs.iter().flat_map(|pair| [pair.a.clone(), pair.b.clone()]).collect();
-    let width = family.text_shape().width;
+    let width = family.spec().text().width;
     let channels = family.latent_size(17, 256, 384)?.shape[2];
     let mut rng = Rng::new(1);
     let mut randn = |shape: &[usize]| Tensor::from_vec(rng.randn(shape.iter().product()), shape, &Device::Cpu);

@@ -118,7 +118,7 @@ fn measure(what: &str, folder: &Path) -> anyhow::Result<()> {
         let vae = wan::vae::Vae::load(folder, DType::F32, &device)?;
         Box::new(move |what, x| match what {
             "encode" => vae.encode(x).map(drop).map_err(Into::into),
-            _ => vae.decode(x).map(drop),
+            _ => vae.decode(x).map(drop).map_err(Into::into),
         })
     } else {
         let vae = cogvideox::vae::Vae::load(folder, DType::F32, &device)?;

@@ -14,8 +14,7 @@ use clap::Parser;
 use vtrain::lora::adapters::Adapters;
 use vtrain::lora::file;
 use vtrain::models::{self, FamilyName, registry};
-use vtrain::nn::WeightFolder;
-use vtrain::nn::adapter::Adapt;
+use vtrain::nn::{Load, WeightFolder};
 use vtrain::sample::{self, Request, Start};
 use vtrain::video::Writer;
 
@@ -54,7 +53,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
 
     // The folder's model_index.json says which family it is.
     let checkpoint = WeightFolder::new(&args.model, None);
-    let family = models::open(checkpoint, FamilyName::Auto, DType::F32, &device)?;
+    let family = models::open(checkpoint, FamilyName::Auto)?;
 
     // Adapters of any format are read by the names of their layers, and applied while the transformer loads.
     let files = args
@@ -62,7 +61,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         .iter()
         .map(|path| file::read(path, &registry::names())?.apply(path, 1.0))
         .collect::<anyhow::Result<Vec<_>>>()?;
-    let adapters: Arc<dyn Adapt> = Arc::new(Adapters::new(files, &device));
+    let load = Load::new(DType::F32, &device).with_adapters(Arc::new(Adapters::new(files, &device)));
 
     let request = Request {
         prompt: args.prompt,
@@ -74,16 +73,16 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         guidance_scale: 6.0,
         dynamic_guidance: false,
         seed: 42,
-        fps: family.frame_rate(),
+        fps: family.spec().family.frame_rate,
         start: Start::Text,
         latents: None,
     };
     let writer = Writer::create(&args.output, (height, width), request.fps)?;
-    let sampled = sample::sample(&*family, request, Some(adapters), &|done, of| {
+    let sampled = sample::sample(&*family, &load, request, &|done, of| {
         eprintln!("step {done} of {of}");
         Ok(())
     })?;
-    let frames = sample::write(&*family, &sampled, writer, |_| {})?;
+    let frames = sample::write(&*family, &load, &sampled, writer, |_| {})?;
     println!("{frames} frames in {}", args.output.display());
     Ok(())
 }

@@ -2,7 +2,7 @@
 # Checks and measures vtrain on a machine with a GPU that has the driver and NVIDIA's libraries, and neither Rust nor a network.
 #
 #   scripts/gpu_check.sh --pack BINARY FOLDER [--ffmpeg minimal|system] [--no-peer]
-#       where vtrain was built: everything to carry, into FOLDER: this script and an archive, whose sizes it tells
+#       where vtrain was built, with --features gpu-check: everything to carry, into FOLDER: this script and an archive, whose sizes it tells
 #   FOLDER/gpu_check.sh [OPTIONS]
 #       where the GPU is. Prints each line when it is known, and at the end those that say FAIL; then its exit code is 1
 #

@@ -221,7 +221,9 @@ def judge(exe, tree, mutants, tests, args):
         asked.sort(key=lambda t: (t["seconds"] > 2, t["seconds"] > 20, len(t["reached"]) * (t["seconds"] + 0.1)))
         found, began = {"result": "survived", "passed": passed}, time.time()
         for test in asked[: args.most]:
-            again = lambda: run(exe, test["test"], tree, temp, 30 + 8 * test["seconds"], VTRAIN_MUTANT=str(mutant["number"]))
+            again = lambda test=test: run(
+                exe, test["test"], tree, temp, 30 + 8 * test["seconds"], VTRAIN_MUTANT=str(mutant["number"])
+            )
             result = again()
             if result == "failed":
                 result = again()
@@ -252,8 +254,10 @@ def tell(known, results, args):
         for mutant in sorted(known["mutants"], key=lambda m: (m["file"], m["span"]["start"]["line"], m["name"])):
             print(f"{mutant['name']}: {mutant['kind']}{mutant['by']}")
         return
-    print(f"\nseed {SEED}: {args.count} of {known['of']} mutants; on the way to them {known['dead']} that do not compile, "
-          f"{known['off']} that are not compiled at all\n\n| module | {' | '.join(kinds)} |\n| --- |{' --- |' * len(kinds)}")
+    print(
+        f"\nseed {SEED}: {args.count} of {known['of']} mutants; on the way to them {known['dead']} that do not compile, "
+        f"{known['off']} that are not compiled at all\n\n| module | {' | '.join(kinds)} |\n| --- |{' --- |' * len(kinds)}"
+    )
     for row in MODULES + ["all"]:
         counts = [sum(m["kind"] == kind and row in (module(m), "all") for m in known["mutants"]) for kind in kinds]
         print(f"| {row} | {' | '.join(map(str, counts))} |")

@@ -24,7 +24,7 @@ RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --lib ${features[@]+"${f
 # With a CUDA toolkit at hand, what is built with it as well; nothing here runs on a GPU (docs/gpu.md).
 if [ -x "${CUDA_HOME:-/usr/local/cuda}/bin/nvcc" ]; then
     say "Lints with CUDA"
-    cargo clippy --locked --lib --bins --features cuda -- -D warnings
+    cargo clippy --locked --lib --bins --features cuda,gpu-check -- -D warnings
 fi
 say "Scripts"
 if command -v ruff >/dev/null; then

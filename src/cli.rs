@@ -63,6 +63,7 @@ enum Command {
     Report(commands::report::Args),
     Lora(commands::lora::Args),
     Migrate(commands::migrate::Args),
+    #[cfg(feature = "gpu-check")]
     #[command(hide = true)]
     GpuCheck(commands::gpu_check::Args),
     Completions(commands::completions::Args),
@@ -100,6 +101,7 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
         (Some(Command::Report(args)), _) => commands::report::run(args),
         (Some(Command::Lora(args)), _) => commands::lora::run(args),
         (Some(Command::Migrate(args)), _) => commands::migrate::run(args),
+        #[cfg(feature = "gpu-check")]
         (Some(Command::GpuCheck(args)), _) => commands::gpu_check::run(args),
         (Some(Command::Completions(args)), _) => commands::completions::run(args, Cli::command()),
         (Some(Command::Man(args)), _) => commands::man::run(args, Cli::command()),

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::{data, diffusion, distributed, hub, lora, models, ops, optim, train};
 
 use crate::models::Sharding;
+use crate::problems::Problems;
 use crate::run_dir::RunDir;
 use crate::train::segments::ActivationPolicy;
 
@@ -107,9 +108,9 @@ pub struct Problem {
 
 /// All problems of a configuration, in the order of the file.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Problems(pub Vec<Problem>);
+pub struct InvalidConfig(pub Vec<Problem>);
 
-impl fmt::Display for Problems {
+impl fmt::Display for InvalidConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (i, problem) in self.0.iter().enumerate() {
             if i > 0 {
@@ -125,14 +126,14 @@ impl fmt::Display for Problems {
     }
 }
 
-impl std::error::Error for Problems {}
+impl std::error::Error for InvalidConfig {}
 
 impl RunConfig {
     /// Reads, overrides, checks and resolves a run file.
     ///
     /// `sets` are `a.b=value` texts; the values are YAML.
-    pub fn load(path: &Path, sets: &[String]) -> Result<Self, Problems> {
-        let text = read(path).map_err(|message| Problems::whole(path, message))?;
+    pub fn load(path: &Path, sets: &[String]) -> Result<Self, InvalidConfig> {
+        let text = read(path).map_err(|message| InvalidConfig::whole(path, message))?;
         // An absolute folder: paths written into `output_dir` must mean the same from anywhere.
         let folder = std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf());
         let folder = folder.parent().unwrap_or(Path::new("/"));
@@ -140,7 +141,7 @@ impl RunConfig {
     }
 
     /// Same as [`load`](Self::load), from the text of a file called `name` whose paths are relative to `folder`.
-    pub fn parse(text: &str, name: &Path, folder: &Path, sets: &[String]) -> Result<Self, Problems> {
+    pub fn parse(text: &str, name: &Path, folder: &Path, sets: &[String]) -> Result<Self, InvalidConfig> {
         let mut found = Found {
             name,
             sets,
@@ -150,7 +151,7 @@ impl RunConfig {
             Ok(tree) => tree,
             Err(error) => {
                 found.at(Origin::Line(error.line), &[], error.message);
-                return Err(Problems(found.problems.into_iter().map(|(_, p)| p).collect()));
+                return Err(InvalidConfig(found.problems.into_iter().map(|(_, p)| p).collect()));
             }
         };
         for (index, set) in sets.iter().enumerate() {
@@ -159,7 +160,7 @@ impl RunConfig {
             }
         }
         let (mut config, pruned) = deserialize(&tree, &mut found);
-        for (path, message) in config.check() {
+        for (path, message) in Problems::of(|problems| config.check(problems)) {
             let steps = yaml::parse_path(&path).unwrap_or_default();
             // Values that could not be read are reported already; their defaults are not.
             if !pruned
@@ -174,7 +175,7 @@ impl RunConfig {
             Ok(config)
         } else {
             found.problems.sort_by_key(|(order, _)| *order);
-            Err(Problems(found.problems.into_iter().map(|(_, p)| p).collect()))
+            Err(InvalidConfig(found.problems.into_iter().map(|(_, p)| p).collect()))
         }
     }
 
@@ -205,50 +206,33 @@ impl RunConfig {
         text
     }
 
-    /// Returns values that parse but make no sense, by dotted path.
-    fn check(&self) -> Vec<(String, String)> {
-        let mut wrong = Vec::new();
+    /// Checks for values that parse but make no sense, by dotted path.
+    fn check(&self, problems: &mut Problems) {
         for (i, dataset) in self.datasets.iter().enumerate() {
-            dataset.check(&format!("datasets[{i}]"), &mut wrong);
+            problems.section(format!("datasets[{i}]"), |problems| dataset.check(problems));
         }
-        let mut add = |at: &str, found: Vec<(String, String)>| {
-            wrong.extend(found.into_iter().map(|(path, message)| {
-                (
-                    if path.is_empty() {
-                        at.to_string()
-                    } else {
-                        format!("{at}.{path}")
-                    },
-                    message,
-                )
-            }));
-        };
-        add("model", self.model.check());
+        problems.section("model", |problems| self.model.check(problems));
         if self.datasets.is_empty() {
-            add(
-                "datasets",
-                vec![("".into(), "is required: a list with at least one {path: FOLDER}".into())],
-            );
+            problems.push("datasets", "is required: a list with at least one {path: FOLDER}");
         }
-        add("lora", self.lora.check());
-        add("train", self.train.check());
-        add("diffusion", self.diffusion.check());
-        add("optimizer", self.optimizer.check());
-        add("lr_scheduler", self.lr_scheduler.check());
-        add("checkpoint", self.checkpoint.check());
-        add("validation", self.validation.check());
-        add("hub", self.hub.check());
-        add("dist", self.dist.check());
+        problems.section("lora", |problems| self.lora.check(problems));
+        problems.section("train", |problems| self.train.check(problems));
+        problems.section("diffusion", |problems| self.diffusion.check(problems));
+        problems.section("optimizer", |problems| self.optimizer.check(problems));
+        problems.section("lr_scheduler", |problems| self.lr_scheduler.check(problems));
+        problems.section("checkpoint", |problems| self.checkpoint.check(problems));
+        problems.section("validation", |problems| self.validation.check(problems));
+        problems.failed("hub.repo", self.hub.check_repo());
+        problems.failed("dist.timeout", self.dist.check_timeout());
         let keeps_all = !self.train.gradient_checkpointing || self.train.activation_policy == ActivationPolicy::All;
         if self.model.sharding == Sharding::Full && keeps_all {
             let message = "full needs train.gradient_checkpointing, and a train.activation_policy other than all: what is kept for the \
                            way back would hold every block whole";
-            add("model", vec![("sharding".into(), message.into())]);
+            problems.push("model.sharding", message);
         }
         if self.output_dir.as_os_str().is_empty() {
-            add("output_dir", vec![("".into(), "must not be empty".into())]);
+            problems.push("output_dir", "must not be empty");
         }
-        wrong
     }
 
     fn resolve(&mut self, folder: &Path) {
@@ -272,7 +256,7 @@ impl RunConfig {
     }
 }
 
-impl Problems {
+impl InvalidConfig {
     fn whole(path: &Path, message: String) -> Self {
         Self(vec![Problem {
             place: path.display().to_string(),

@@ -15,34 +15,37 @@ pub mod launch;
 pub mod magic;
 pub mod ops;
 pub mod paths;
+pub mod problems;
 pub mod process;
 pub mod protobuf_wire;
 pub mod rng;
 pub mod url;
-// 1: clips, mathematics, layers, and the folder of a run
-pub mod diffusion;
+// 1: clips, configs of checkpoints, and the folder of a run
+pub mod diffusers_config;
 pub mod lock;
-pub mod nn;
 pub mod optim;
 pub mod run_dir;
 pub mod video;
-// 2: data, adapters and encoders
+// 2: mathematics and layers
+pub mod diffusion;
+pub mod nn;
+// 3: data, adapters and encoders
 pub mod data;
 pub mod lora;
 pub mod text;
 pub mod vision;
-// 3: the families
+// 4: the families
 pub mod models;
-// 4: the sampler
+// 5: the sampler
 pub mod sample;
-// 5: the loop
+// 6: the loop
 pub mod train;
-// 6: a run's configuration and its report page
+// 7: a run's configuration and its report page
 pub mod config;
 pub mod report;
-// 7: run files from other trainers' commands
+// 8: run files from other trainers' commands
 pub mod migrate;
-// 8: one verb, one file
+// 9: one verb, one file
 pub mod commands;
-// 9: the command line
+// 10: the command line
 pub mod cli;

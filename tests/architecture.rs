@@ -18,33 +18,35 @@ const FLOORS: &[(&str, u8)] = &[
     ("launch", 0),
     ("magic", 0),
     ("paths", 0),
+    ("problems", 0),
     ("process", 0),
     ("rng", 0),
     ("url", 0),
     ("protobuf_wire", 0),
-    ("optim", 1),   // above `ops`: its kernels are launched from there
-    ("lock", 1),    // above `disk`: errors of writing
-    ("run_dir", 1), // above `disk`: folders are swept
-    ("video", 1),   // above `disk`: clips are written
-    ("nn", 1),
-    ("diffusion", 1),
-    ("text", 2),
-    ("vision", 2),
-    ("data", 2),
-    ("lora", 2),
-    ("models", 3),
-    ("sample", 4),
-    ("train", 5), // above `sample`: validation samples
-    ("config", 6),
-    ("report", 6), // above `train`: it reads what training leaves
-    ("migrate", 7),
-    ("commands", 8),
-    ("cli", 9),
-    ("main", 10),
+    ("optim", 1),            // above `ops`: its kernels are launched from there
+    ("lock", 1),             // above `disk`: errors of writing
+    ("run_dir", 1),          // above `disk`: folders are swept
+    ("video", 1),            // above `disk`: clips are written
+    ("diffusers_config", 1), // above `magic`: what is no text is refused
+    ("nn", 2),
+    ("diffusion", 2),
+    ("text", 3),
+    ("vision", 3),
+    ("data", 3),
+    ("lora", 3),
+    ("models", 4),
+    ("sample", 5),
+    ("train", 6), // above `sample`: validation samples
+    ("config", 7),
+    ("report", 7), // above `train`: it reads what training leaves
+    ("migrate", 8),
+    ("commands", 9),
+    ("cli", 10),
+    ("main", 11),
 ];
 
 /// Lines of code that the folder of each family in src/models may have at most.
-const FAMILY_LINES: &[(&str, usize)] = &[("ltx_video", 1220), ("wan", 1200), ("cogvideox", 1450)];
+const FAMILY_LINES: &[(&str, usize)] = &[("ltx_video", 1000), ("wan", 1000), ("cogvideox", 1000)];
 
 fn floor(module: &str) -> Option<u8> {
     FLOORS.iter().find(|(name, _)| *name == module).map(|(_, floor)| *floor)

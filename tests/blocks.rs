@@ -9,6 +9,7 @@ use vtrain::lora;
 use vtrain::lora::trainable::Trainable;
 use vtrain::models::denoiser::State;
 use vtrain::models::registry;
+use vtrain::nn::Load;
 use vtrain::nn::Weights;
 use vtrain::nn::adapter::Adapt;
 use vtrain::ops::tape::record;
@@ -46,10 +47,12 @@ fn candle_computes_nothing_in_a_block_that_learns() {
             ("with adapters", Some(adapters(0.0))),
             ("with adapters that drop", Some(adapters(0.1))),
         ] {
-            let weights = Weights::random(DType::F32, &Device::Cpu);
-            let adapt = trainable.map(|trainable| trainable as Arc<dyn Adapt>);
+            let weights = Weights::random(&Load {
+                adapters: trainable.map(|trainable| trainable as Arc<dyn Adapt>),
+                ..Load::new(DType::F32, &Device::Cpu)
+            });
             let bucket = Bucket::from([9, 32, 64]);
-            let batch = registry::open_synthetic(&folder, weights, adapt, bucket, 2).unwrap();
+            let batch = registry::open_synthetic(&folder, weights, bucket, 2).unwrap();
             let state = batch.denoiser.embed(&batch.input).unwrap();
             // As after a previous block with trained adapters.
             let hidden = Var::from_tensor(&state.hidden.detach()).unwrap().into_inner();

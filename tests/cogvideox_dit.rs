@@ -9,7 +9,8 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 use vtrain::models::cogvideox::dit::Dit;
-use vtrain::models::denoiser::{Denoiser, Input, State};
+use vtrain::models::denoiser::{Denoiser, Input, Scalar, Scalars, State};
+use vtrain::nn::Load;
 use vtrain::nn::adapter::Adapt;
 use vtrain::rng::Rng;
 
@@ -34,15 +35,27 @@ fn load(name: &str) -> HashMap<String, Tensor> {
 }
 
 fn dit(name: &str, dtype: DType, adapt: Option<Arc<dyn Adapt>>) -> Dit {
-    Dit::load(&fixtures().join(name).join("transformer"), dtype, &Device::Cpu, adapt).unwrap()
+    Dit::load(
+        &fixtures().join(name).join("transformer"),
+        &Load {
+            adapters: adapt,
+            ..Load::new(dtype, &Device::Cpu)
+        },
+    )
+    .unwrap()
 }
 
 fn input(answers: &HashMap<String, Tensor>, key: &str) -> Input {
     let of = |what: &str| answers[&format!("{key}.{what}")].clone();
     Input {
-        ofs: answers.get(&format!("{key}.ofs")).cloned(),
+        scalars: answers.get(&format!("{key}.ofs")).map(ofs).unwrap_or_default(),
         ..Input::new(of("latents"), of("timestep"), of("text"))
     }
+}
+
+fn ofs(recorded: &Tensor) -> Scalars {
+    let values = recorded.to_dtype(DType::F64).unwrap().to_vec1().unwrap();
+    Scalars::of(Scalar::Ofs, values)
 }
 
 fn norm(x: &Tensor) -> f64 {
@@ -82,7 +95,7 @@ fn every_variant_predicts_what_diffusers_predicts() {
         };
         let stem = dit.embed(&input).unwrap();
         equal("tokens", &stem.video().unwrap());
-        if input.ofs.is_none() {
+        if input.scalars == Scalars::default() {
             equal("time_embedding", &stem.time);
         }
         if let Some(rotary) = &stem.fixed.rotary {
@@ -112,7 +125,7 @@ fn stem_with(name: &str, changes: &[(&str, usize)], latents: &Tensor, tokens: us
         json[*key] = (*value).into();
     }
     std::fs::write(&path, json.to_string()).unwrap();
-    let dit = Dit::load(folder.path(), DType::F32, &Device::Cpu, None).unwrap();
+    let dit = Dit::load(folder.path(), &Load::new(DType::F32, &Device::Cpu)).unwrap();
     let input = Input::new(
         latents.clone(),
         Tensor::new(&[1i64], &Device::Cpu).unwrap(),
@@ -227,7 +240,7 @@ fn an_input_that_does_not_fit_is_refused_in_words() {
     refused(
         "cogvideox-5b",
         wide,
-        &|input| input.ofs = Some(randn(0, &[1])),
+        &|input| input.scalars = Scalars::of(Scalar::Ofs, vec![2.0]),
         "no ofs",
     );
     refused(
@@ -245,8 +258,8 @@ fn an_input_that_does_not_fit_is_refused_in_words() {
     refused(
         "cogvideox-1.5-5b-i2v",
         "cogvideox-1.5-5b-i2v.smaller",
-        &|input| input.ofs = None,
-        "needs ofs",
+        &|input| input.scalars = Scalars::default(),
+        "its pipeline gives 2.0",
     );
     refused(
         "cogvideox-5b-i2v",
@@ -279,7 +292,7 @@ fn a_config_that_is_not_understood_is_named_with_its_key() {
         let mut json: serde_json::Value = serde_json::from_str(&original).unwrap();
         json[key] = value;
         std::fs::write(folder.path().join("config.json"), json.to_string()).unwrap();
-        let error = Dit::load(folder.path(), DType::F32, &Device::Cpu, None).unwrap_err();
+        let error = Dit::load(folder.path(), &Load::new(DType::F32, &Device::Cpu)).unwrap_err();
         let error = format!("{error:#}");
         assert!(error.contains("config.json") && error.contains(said), "{error}");
     }

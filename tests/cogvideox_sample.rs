@@ -10,6 +10,7 @@ use candle_core::{DType, Device, Tensor};
 use vtrain::lora::adapters::Adapters;
 use vtrain::lora::file;
 use vtrain::models::{self, FamilyName};
+use vtrain::nn::Load;
 use vtrain::nn::adapter::Adapt;
 use vtrain::sample::{Request, Start, sample};
 use vtrain::video::{Clip, Frames, write};
@@ -63,23 +64,27 @@ pub fn last(latents: &Tensor) -> Tensor {
     latents.get(latents.dim(0).unwrap() - 1).unwrap()
 }
 
+fn load() -> Load {
+    Load::new(DType::F32, &Device::Cpu)
+}
+
 /// Runs a request on a checkpoint and compares latents and frames with the record; returns both differences.
 fn compare(run: &str, checkpoint: &str, request: &Request, adapters: Option<Arc<dyn Adapt>>) -> (f64, f64) {
     let expected = expected(run);
-    let family = models::open(&fixtures().join(checkpoint), FamilyName::Auto, DType::F32, &Device::Cpu).unwrap();
-    let sampled = sample(&*family, request.clone(), adapters, &|_, _| Ok(())).unwrap();
+    let family = models::open(&fixtures().join(checkpoint), FamilyName::Auto).unwrap();
+    let sampled = {
+        let load = Load { adapters, ..load() };
+        sample(&*family, &load, request.clone(), &|_, _| Ok(())).unwrap()
+    };
     let latents = relative(&sampled.latents, &last(&expected["latents"]));
     let mut frames = Vec::new();
     family
-        .decode(
-            &sampled.latents,
-            &sampled.canvas,
-            &mut sampled.rng.clone(),
-            &mut |some| {
-                frames.push(some);
-                Ok(())
-            },
-        )
+        .video_decoder(&load())
+        .unwrap()
+        .decode(&sampled.latents, &sampled.size, &mut sampled.rng.clone(), &mut |some| {
+            frames.push(some);
+            Ok(())
+        })
         .unwrap();
     let frames = Tensor::cat(&frames, 2).unwrap().permute((0, 2, 1, 3, 4)).unwrap(); // (1, F, 3, H, W)
     let frames = ((frames * 127.5).unwrap() + 127.5)
@@ -170,13 +175,7 @@ fn a_lora_that_diffusers_saved_does_what_it_does_there() {
 #[test]
 fn half_precision_stays_close() {
     let expected = expected("t2v-5b");
-    let family = models::open(
-        &fixtures().join("cogvideox-5b"),
-        FamilyName::Auto,
-        DType::BF16,
-        &Device::Cpu,
-    )
-    .unwrap();
+    let family = models::open(&fixtures().join("cogvideox-5b"), FamilyName::Auto).unwrap();
     // torch draws other numbers in bf16, so the run starts from the recorded ones.
     let family_request = Request {
         steps: 1,
@@ -186,27 +185,20 @@ fn half_precision_stays_close() {
     let latents = Some(expected["initial_latents"].clone());
     let ours = sample(
         &*family,
+        &Load::new(DType::BF16, &Device::Cpu),
         Request {
             latents: latents.clone(),
             ..family_request.clone()
         },
-        None,
         &|_, _| Ok(()),
     );
-    let exact = models::open(
-        &fixtures().join("cogvideox-5b"),
-        FamilyName::Auto,
-        DType::F32,
-        &Device::Cpu,
-    )
-    .unwrap();
     let theirs = sample(
-        &*exact,
+        &*family,
+        &load(),
         Request {
             latents,
             ..family_request
         },
-        None,
         &|_, _| Ok(()),
     );
     let difference = relative(&ours.unwrap().latents, &theirs.unwrap().latents);

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
 use vtrain::models::cogvideox::vae::{Parts, Tiling, Vae};
-use vtrain::nn::weights::Reading;
+use vtrain::nn::Load;
 
 fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/cogvideox")
@@ -150,7 +150,7 @@ fn the_posterior_is_sampled_as_mean_plus_deviation_times_noise() {
 #[test]
 fn half_a_vae_does_half_the_work_and_says_so() {
     let (folder, record) = (fixtures().join("cogvideox-2b/vae"), record());
-    let load = |half| Vae::load_half(&folder, half, &Reading::numbers(DType::F32, &Device::Cpu)).unwrap();
+    let load = |half| Vae::load_half(&folder, half, &Load::new(DType::F32, &Device::Cpu)).unwrap();
     let (encoder, decoder) = (load(Parts::Encoder), load(Parts::Decoder));
     assert!(encoder.encode(&record["clip"]).is_ok());
     assert!(decoder.decode(&record["latents"]).is_ok());
@@ -168,7 +168,7 @@ fn the_transformer_sees_scaled_latents_and_image_latents_as_the_config_says() {
         ("cogvideox-1.5-5b-i2v", 0.7, 1.0 / 0.7),
     ] {
         let folder = fixtures().join(name).join("vae");
-        let vae = Vae::load_half(&folder, Parts::Encoder, &Reading::numbers(DType::F32, &Device::Cpu)).unwrap();
+        let vae = Vae::load_half(&folder, Parts::Encoder, &Load::new(DType::F32, &Device::Cpu)).unwrap();
         for (found, expected) in [
             (vae.config.scale(&one), scale),
             (vae.config.unscale(&one), 1.0 / scale),

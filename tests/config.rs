@@ -2,9 +2,9 @@
 
 use std::path::Path;
 
-use vtrain::config::{Device, Problems, RunConfig};
+use vtrain::config::{Device, InvalidConfig, RunConfig};
 
-fn parse(text: &str, sets: &[&str]) -> Result<RunConfig, Problems> {
+fn parse(text: &str, sets: &[&str]) -> Result<RunConfig, InvalidConfig> {
     let sets: Vec<String> = sets.iter().map(|set| set.to_string()).collect();
     RunConfig::parse(
         text,

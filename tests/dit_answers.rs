@@ -8,6 +8,7 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Result, Tensor, Var};
 use vtrain::models::denoiser::{Denoiser, Input};
 use vtrain::nn::adapter::Adapt;
+use vtrain::nn::adapter::LayerId;
 use vtrain::nn::adapter::LoraLayer;
 use vtrain::train::segments::{ActivationPolicy, forward_backward};
 
@@ -107,8 +108,8 @@ impl Answers {
 pub struct Adapters(HashMap<String, [Var; 2]>);
 
 impl Adapt for Adapters {
-    fn adapt(&self, path: &str, _: usize, _: usize) -> Result<Vec<LoraLayer>> {
-        let adapter = self.0.get(path).map(|[a, b]| LoraLayer {
+    fn adapt(&self, layer: &LayerId) -> Result<Vec<LoraLayer>> {
+        let adapter = self.0.get(layer.path).map(|[a, b]| LoraLayer {
             a: a.as_tensor().clone(),
             b: b.as_tensor().clone(),
             scale: SCALE,

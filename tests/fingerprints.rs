@@ -352,6 +352,7 @@ fn each_setting_of_adapters_is_in_the_header_of_their_file() {
         let b = Tensor::ones((3, 4), DType::F32, &Device::Cpu).unwrap();
         let named = Named {
             layer: "blocks.0.to_q",
+            input: &[3],
             a: &a,
             b: &b,
         };

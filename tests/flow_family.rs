@@ -12,16 +12,14 @@ use vtrain::data::loader::ClipSelection;
 use vtrain::data::{Bucket, Order};
 use vtrain::diffusion::objective::Objective;
 use vtrain::diffusion::posterior::Posterior;
-use vtrain::diffusion::schedulers::{self, Scheduler};
 use vtrain::diffusion::timesteps::{Config, Shift};
-use vtrain::models::denoiser::{Denoiser, Input, State, TextEmbeds};
+use vtrain::models::denoiser::{Denoiser, Input, Scalar, Scalars, State, TextEmbeds};
 use vtrain::models::family::{
-    ConcatCondition, Emit, ImageCondition, ImageMode, LatentSize, Layout, TensorSpecs, TextEncoder, TextShape,
-    VideoEncoder,
+    ConcatCondition, EncoderMemory, ImageCondition, ImageMode, ImageRecord, LatentSize, Layout, ModelSpec, TextEncoder,
+    TextShape, VideoDecoder, VideoEncoder,
 };
-use vtrain::models::{Family, registry};
-use vtrain::nn::WeightFolder;
-use vtrain::nn::adapter::Adapt;
+use vtrain::models::{Family, Footprint, ltx_video, registry};
+use vtrain::nn::Load;
 use vtrain::rng::Rng;
 use vtrain::sample::{Request, Start, sample};
 use vtrain::train::micro_batch::{MicroBatch, MicroBatches};
@@ -33,15 +31,42 @@ const WIDTH: usize = 2;
 const SEED: u64 = 42;
 
 struct Made {
-    takes_image: ImageMode,
+    spec: ModelSpec,
+    /// Holds the scheduler's config.
+    _folder: TempDir,
     /// Inputs of the network.
     seen: Arc<Mutex<Vec<Input>>>,
 }
 
 impl Made {
-    fn up(takes_image: ImageMode) -> Self {
+    fn up(image_mode: ImageMode) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let scheduler = folder.path().join("scheduler");
+        std::fs::create_dir(&scheduler).unwrap();
+        let config = r#"{"_class_name": "FlowMatchEulerDiscreteScheduler", "use_dynamic_shifting": true}"#;
+        std::fs::write(scheduler.join("scheduler_config.json"), config).unwrap();
+        let spec = ModelSpec {
+            family: &ltx_video::SPEC,
+            directory: folder.path().into(),
+            footprint: Footprint {
+                text: TextShape {
+                    masked: true,
+                    ..TextShape::new(TOKENS, WIDTH)
+                },
+                ..ltx_video::SPEC.footprint
+            },
+            text_encoder_parts: &[],
+            video_encoder_parts: &[],
+            image_mode,
+            image_record: match image_mode {
+                ImageMode::Always => ImageRecord::LatentsAndTokens([4, WIDTH]),
+                _ => ImageRecord::None,
+            },
+            f32_latents: true,
+        };
         Self {
-            takes_image,
+            spec,
+            _folder: folder,
             seen: Arc::default(),
         }
     }
@@ -55,6 +80,7 @@ impl TextEncoder for Prompts {
         Ok(TextEmbeds {
             hidden: Tensor::full(prompt.len() as f32, (1, TOKENS, WIDTH), &Device::Cpu)?,
             mask: Some(Tensor::new(&[[1f32, 1.0, 0.0]], &Device::Cpu)?),
+            pooled: None,
         })
     }
 }
@@ -105,44 +131,23 @@ impl Denoiser for Network {
 }
 
 impl Family for Made {
-    fn directory(&self) -> &WeightFolder {
-        unimplemented!("there are no files")
+    fn spec(&self) -> &ModelSpec {
+        &self.spec
     }
 
-    fn pipeline(&self, _from_image: bool) -> &'static str {
-        "MadeUpPipeline"
-    }
-
-    fn text_encoder_parts(&self) -> &'static [&'static str] {
-        &[]
-    }
-
-    fn video_encoder_parts(&self) -> &'static [&'static str] {
-        &[]
-    }
-
-    fn text_encoder(&self) -> anyhow::Result<Box<dyn TextEncoder>> {
+    fn text_encoder(&self, _load: &Load) -> anyhow::Result<Box<dyn TextEncoder>> {
         Ok(Box::new(Prompts))
     }
 
-    fn video_encoder(&self, _tiling: bool, _slicing: bool) -> anyhow::Result<Box<dyn VideoEncoder>> {
+    fn video_encoder(&self, _load: &Load, _memory: EncoderMemory) -> anyhow::Result<Box<dyn VideoEncoder>> {
         Ok(Box::new(Images))
     }
 
-    fn text_shape(&self) -> TextShape {
-        TextShape {
-            tokens: TOKENS,
-            width: WIDTH,
-            masked: true,
-        }
+    fn video_decoder(&self, _load: &Load) -> anyhow::Result<Box<dyn VideoDecoder>> {
+        unimplemented!("nothing is shown")
     }
 
-    fn scheduler(&self) -> anyhow::Result<Scheduler> {
-        let config = r#"{"_class_name": "FlowMatchEulerDiscreteScheduler", "use_dynamic_shifting": true}"#;
-        Scheduler::new(schedulers::Config::parse(config)?)
-    }
-
-    fn denoiser(&self, _planter: Option<Arc<dyn Adapt>>) -> anyhow::Result<Box<dyn Denoiser>> {
+    fn denoiser(&self, _load: &Load) -> anyhow::Result<Box<dyn Denoiser>> {
         Ok(Box::new(Network(self.seen.clone())))
     }
 
@@ -154,27 +159,11 @@ impl Family for Made {
             layout: Layout::ChannelsFirst,
             padding: 0,
             seq_len: Some((frames * height * width).min(4096)), // a larger one shifts all steps together
-            dtype: DType::F32,
         })
-    }
-
-    fn frame_rate(&self) -> f64 {
-        25.0
-    }
-
-    fn image_mode(&self) -> ImageMode {
-        self.takes_image
     }
 
     fn latents(&self, sample: &Tensor) -> anyhow::Result<Tensor> {
         Ok((sample * 2.0)?)
-    }
-
-    fn image_tensor_specs(&self, canvas: &LatentSize) -> TensorSpecs {
-        match self.takes_image {
-            ImageMode::Always => vec![("condition", canvas.encoded().to_vec()), ("tokens", vec![4, WIDTH])],
-            _ => Vec::new(),
-        }
     }
 
     fn condition_on(
@@ -183,11 +172,11 @@ impl Family for Made {
         _canvas: &LatentSize,
         rng: Option<&mut Rng>,
     ) -> anyhow::Result<ImageCondition> {
-        Ok(match (self.takes_image, encoded) {
+        Ok(match (self.spec.image_mode, encoded) {
             (ImageMode::Always, [condition, tokens]) => ImageCondition::Concat(ConcatCondition {
                 latents: condition.clone(),
                 tokens: Some(tokens.clone()),
-                ofs: None,
+                scalars: Scalars::default(),
             }),
             (_, [mean, logvar]) => {
                 let (mean, logvar) = (mean.clone(), logvar.clone());
@@ -196,14 +185,10 @@ impl Family for Made {
             _ => anyhow::bail!("{} tensors of an image", encoded.len()),
         })
     }
+}
 
-    fn check_decoder(&self) -> anyhow::Result<()> {
-        unimplemented!("nothing is shown")
-    }
-
-    fn decode(&self, _latents: &Tensor, _canvas: &LatentSize, _rng: &mut Rng, _emit: Emit) -> anyhow::Result<()> {
-        unimplemented!("nothing is shown")
-    }
+fn load() -> Load {
+    Load::new(DType::F32, &Device::Cpu)
 }
 
 fn randn(rng: &mut Rng, shape: &[usize]) -> Tensor {
@@ -224,27 +209,27 @@ fn close(a: &Tensor, b: &Tensor) {
 fn encode(family: &Made, folder: &Path) -> Encoded {
     let cache = Cache::open(folder);
     let (dtype, fingerprint) = (DType::BF16, blake3::hash(b"coder"));
-    let tokens = family.text_shape().tokens;
+    let tokens = family.spec().text().tokens;
     let coder = TextEncoderId {
         fingerprint,
         dtype,
         tokens,
     };
-    let text_form = RecordSchema::caption(family.text_shape().kept(), dtype);
+    let text_form = RecordSchema::caption(family.spec().text().tensors(), dtype);
     let texts = ["", "red", "a blue ball"].map(|text| (text.to_string(), Key::caption(text, &coder)));
     for (text, key) in &texts {
-        let embedded = family.embed(&[text]).unwrap();
+        let embedded = (family as &dyn Family).embed(&load(), &[text]).unwrap();
         let tensors = embedded.tensors().into_iter().map(|tensor| tensor.squeeze(0).unwrap());
         cache.write(key, &text_form, &tensors.collect::<Vec<_>>(), &[]).unwrap();
     }
     let bucket = Bucket::from([5, 16, 8]);
     let canvas = family.latent_size(bucket.frames, bucket.height, bucket.width).unwrap();
-    let form = RecordSchema::clip(canvas.encoded(), family.image_tensor_specs(&canvas));
+    let form = RecordSchema::clip(canvas.encoded(), family.spec().image_record.tensors(&canvas));
     let coder = EncoderId {
         fingerprint,
         dtype,
         tiling: false,
-        image: family.image_mode() == ImageMode::Always,
+        image: family.spec().image_mode == ImageMode::Always,
     };
     let sample = |(n, caption): (u8, &str)| {
         let (fit, fps) = (Fit::squash((16, 8)), 12.0 * f64::from(n + 1));
@@ -293,7 +278,7 @@ fn source<'a>(family: &'a Made, encoded: &'a Encoded, first_frame: f64, latents:
     MicroBatches {
         family,
         encoded,
-        objective: Objective::new(&family.scheduler().unwrap(), &config).unwrap(),
+        objective: Objective::new(&(family as &dyn Family).scheduler().unwrap(), &config).unwrap(),
         order: Order::new(items, 2, SEED),
         latents,
         caption_dropout: 0.0,
@@ -387,7 +372,7 @@ fn masks_and_frame_rates_of_the_clips_reach_the_network() {
     assert_eq!((mask.dims(), mask.dtype()), (&[2, TOKENS][..], DType::F32));
     assert_eq!(values(mask), [1.0, 1.0, 0.0, 1.0, 1.0, 0.0]);
     let rates: Vec<f64> = order.iter().map(|sample| 12.0 * (*sample + 1) as f64).collect();
-    assert_eq!(got.input.frame_rates, Some(rates));
+    assert_eq!(got.input.scalars.get(Scalar::FrameRate), Some(&rates[..]));
     // No first frame is given: one timestep per clip, and equal weights.
     assert_eq!(got.input.timestep.dims(), [2]);
     assert!(got.weight.is_none());
@@ -433,7 +418,7 @@ fn sampling_holds_the_first_frame_and_steps_the_others() {
         start: Start::Image(image.clone()),
         latents: None,
     };
-    let sampled = sample(&family, request, None, &|_, _| Ok(())).unwrap();
+    let sampled = sample(&family, &load(), request, &|_, _| Ok(())).unwrap();
     let seen = family.seen.lock().unwrap().clone();
     let graphs = seen.iter().filter(|input| input.latents.track_op());
     assert_eq!(graphs.count(), 0, "no step leaves a graph for the next");
@@ -450,7 +435,7 @@ fn sampling_holds_the_first_frame_and_steps_the_others() {
     let clean = ((mean + randn(&mut rng, &[1, CHANNELS, 1, 2, 1])).unwrap() * 2.0).unwrap();
     let noise = randn(&mut rng, &[1, CHANNELS, 3, 2, 1]);
     let mut rest = noise.narrow(2, 1, 2).unwrap();
-    let scheduler = family.scheduler().unwrap();
+    let scheduler = (&family as &dyn Family).scheduler().unwrap();
     let run = scheduler.start(3, Some(6)).unwrap();
     let said = 0.01 * (3.0 + 3.0 * (11.0 - 3.0)); // lengths of the prompts
     for pair in run.sigmas().unwrap().windows(2) {
@@ -470,7 +455,7 @@ fn sampling_holds_the_first_frame_and_steps_the_others() {
             values(input.text.mask.as_ref().unwrap()),
             [1.0, 1.0, 0.0, 1.0, 1.0, 0.0]
         );
-        assert_eq!(input.frame_rates, Some(vec![25.0, 25.0]));
+        assert_eq!(input.scalars.get(Scalar::FrameRate), Some(&[25.0, 25.0][..]));
         close(&input.latents.narrow(2, 0, 1).unwrap().narrow(0, 1, 1).unwrap(), &clean);
     }
 }
@@ -494,11 +479,11 @@ fn guidance_is_the_same_in_one_batch_and_one_prompt_after_the_other() {
             start: Start::Text,
             latents: None,
         };
-        let sampled = sample(&family, request, None, &|_, _| Ok(())).unwrap();
+        let sampled = sample(&family, &load(), request, &|_, _| Ok(())).unwrap();
         assert_eq!(family.seen.lock().unwrap().len(), passes, "{width}");
         let noise = randn(&mut Rng::new(SEED), &[1, CHANNELS, 1, 1024, width / 8]);
         let said = 0.01 * (3.0 + 3.0 * (11.0 - 3.0)); // lengths of the prompts
-        let scheduler = family.scheduler().unwrap();
+        let scheduler = (&family as &dyn Family).scheduler().unwrap();
         let sigmas = scheduler.start(1, Some(4096)).unwrap().sigmas().unwrap().to_vec();
         let answer = ((&noise * 0.5).unwrap() + said).unwrap();
         close(
@@ -525,7 +510,9 @@ fn latents_of_another_order_are_refused_in_the_order_of_the_family() {
         start: Start::Text,
         latents: Some(Tensor::zeros((1, 3, CHANNELS, 2, 1), DType::F32, &Device::Cpu).unwrap()),
     };
-    let said = sample(&family, request, None, &|_, _| Ok(())).unwrap_err().to_string();
+    let said = sample(&family, &load(), request, &|_, _| Ok(()))
+        .unwrap_err()
+        .to_string();
     assert!(said.contains("batch, channels, frames, rows, columns"), "{said}");
 }
 

@@ -9,6 +9,7 @@ use serde::Deserialize;
 use vtrain::diffusion::objective::{self, Objective, Timesteps};
 use vtrain::diffusion::schedulers::{self, Scheduler};
 use vtrain::diffusion::timesteps::{Config, Density, Shift, Weighting};
+use vtrain::problems::Problems;
 use vtrain::rng::Rng;
 
 #[derive(Deserialize)]
@@ -161,7 +162,8 @@ fn a_shift_by_size_needs_the_size() {
 fn settings_that_no_density_reads_and_values_out_of_range_are_told_by_key() {
     let wrong = |yaml: serde_json::Value| -> Vec<String> {
         let config: Config = serde_json::from_value(yaml).unwrap();
-        config.check().into_iter().map(|(key, _)| key).collect()
+        let problems = Problems::of(|problems| config.check(problems));
+        problems.into_iter().map(|(key, _)| key).collect()
     };
     use serde_json::json;
     assert!(wrong(json!({"shift": "auto"})).is_empty());

@@ -208,7 +208,7 @@ fn expect_rows(told: &str) {
         &["ok ", "wan-2.1-i2v from an image f32.safetensors and "],
         &["ok ", "clips and captions are encoded"],
         &["ok ", "killed behind step"],
-        &["ok ", "went on from a checkpoint to step"],
+        &["ok ", "continued from a checkpoint to step"],
         &["ok ", "attention 70 x 64 dk BF16", "[cpu]"],
         &["NCCL"],
         &["seconds of 3600"],

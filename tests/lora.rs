@@ -7,15 +7,20 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor, Var};
 use serde::Deserialize;
+use vtrain::lora::adapters::Adapters;
 use vtrain::lora::diffusers::{self, Named};
 use vtrain::lora::file;
 use vtrain::lora::trainable::{LoraPair, Trainable};
 use vtrain::lora::{Config, TargetModules};
 use vtrain::models::cogvideox::dit::Dit;
+use vtrain::models::denoiser::{Denoiser, Input};
 use vtrain::models::registry;
-use vtrain::nn::adapter::Adapt;
+use vtrain::models::wan::dit::Dit as WanDit;
+use vtrain::nn::Load;
+use vtrain::nn::adapter::{Adapt, LayerId};
 use vtrain::nn::dropout::{Dropout, Seed};
 use vtrain::nn::{Weights, linear};
+use vtrain::problems::Problems;
 use vtrain::rng::Rng;
 
 fn fixtures(name: &str) -> PathBuf {
@@ -47,7 +52,10 @@ fn trainable(config: &Config, seed: u64) -> Arc<Trainable> {
 fn planted(config: &Config, model: &str) -> anyhow::Result<Vec<LoraPair>> {
     let trainable = Arc::new(Trainable::new(config, &registry::names(), Rng::new(1), &Device::Cpu)?);
     let folder = fixtures("cogvideox").join(model).join("transformer");
-    Dit::load(&folder, DType::F32, &Device::Cpu, Some(trainable.clone()))?;
+    Dit::load(
+        &folder,
+        &Load::new(DType::F32, &Device::Cpu).with_adapters(trainable.clone()),
+    )?;
     trainable.finish()
 }
 
@@ -117,7 +125,7 @@ fn a_target_without_a_layer_is_told_what_there_is() {
     let message = told(suffixes(&["to_q", "to_qq", "q_proj"]));
     println!("{message}");
     assert!(message.contains("no layer matches 'to_qq', 'q_proj'"), "{message}");
-    for kind in ["to_q (2)", "to_out.0 (2)", "net.2 (2)", "proj (2)", "linear_1 (1)"] {
+    for kind in ["to_q (2)", "to_out.0 (2)", "net.2 (2)", "proj (3)", "linear_1 (1)"] {
         assert!(message.contains(kind), "{kind} is not in {message}");
     }
     let message = told(TargetModules::Regex("to_q".into())); // a suffix is no whole name
@@ -127,7 +135,8 @@ fn a_target_without_a_layer_is_told_what_there_is() {
 #[test]
 fn a_bad_expression_is_a_problem_of_the_configuration() {
     for pattern in ["to_(q", "*", "", "(?<name"] {
-        let wrong = config(2, 2.0, TargetModules::Regex(pattern.into())).check();
+        let config = config(2, 2.0, TargetModules::Regex(pattern.into()));
+        let wrong: Vec<_> = Problems::of(|problems| config.check(problems)).into_iter().collect();
         assert_eq!(wrong.len(), 1, "{pattern}");
         assert_eq!(wrong[0].0, "target_modules");
     }
@@ -159,7 +168,12 @@ fn first_values_are_those_of_torch_from_one_stream() {
         // One layer at a time, because ranks differ; `rng` continues after the previous layer.
         let config = config(drawn.rank, 1.0, suffixes(&["layer"]));
         let trainable = Trainable::new(&config, &[], rng.clone(), &Device::Cpu).unwrap();
-        trainable.adapt("layer", drawn.in_features, 3).unwrap();
+        trainable
+            .adapt(&LayerId {
+                path: "layer",
+                weight: &[3, drawn.in_features],
+            })
+            .unwrap();
         rng.rand(drawn.rank * drawn.in_features);
         let pairs = trainable.finish().unwrap();
         let bits: Vec<u32> = values(&pairs[0].a).into_iter().map(f32::to_bits).collect();
@@ -175,9 +189,21 @@ fn first_values_are_those_of_torch_from_one_stream() {
 fn layers_draw_one_after_the_other() {
     let config = config(4, 4.0, suffixes(&["x", "y"]));
     let both = trainable(&config, 3);
-    both.adapt("x", 8, 2).unwrap();
-    both.adapt("z", 8, 2).unwrap(); // no target, so it draws nothing
-    both.adapt("y", 8, 2).unwrap();
+    both.adapt(&LayerId {
+        path: "x",
+        weight: &[2, 8],
+    })
+    .unwrap();
+    both.adapt(&LayerId {
+        path: "z",
+        weight: &[2, 8],
+    })
+    .unwrap(); // no target, so it draws nothing
+    both.adapt(&LayerId {
+        path: "y",
+        weight: &[2, 8],
+    })
+    .unwrap();
     let pairs = both.finish().unwrap();
     let whole: Vec<f32> = pairs.iter().flat_map(|pair| values(&pair.a)).collect();
     let expected: Vec<f32> = Rng::new(3).rand(64);
@@ -192,8 +218,8 @@ fn layers_draw_one_after_the_other() {
 fn adapted(config: &Config) -> (vtrain::nn::Linear, LoraPair, Arc<Trainable>, HashMap<String, Tensor>) {
     let answers = candle_core::safetensors::load(fixtures("lora/linear.safetensors"), &Device::Cpu).unwrap();
     let trainable = trainable(config, 1);
-    let weights = Weights::open(&fixtures("lora/linear"), DType::F32, &Device::Cpu).unwrap();
-    let weights = weights.with_adapt(trainable.clone());
+    let load = Load::new(DType::F32, &Device::Cpu).with_adapters(trainable.clone());
+    let weights = Weights::read(&(&fixtures("lora/linear")).into(), &load).unwrap();
     let layer = linear(6, 5, weights.pp("layer")).unwrap();
     let pair = trainable.finish().unwrap().remove(0);
     pair.a.set(&answers["a"]).unwrap();
@@ -359,7 +385,12 @@ fn what_is_written_is_read_back_and_learned_on() {
         assert!(message.contains("adapter.safetensors"), "{message}");
     }
     let trainable = trainable(&again, 1);
-    trainable.adapt("transformer_blocks.0.attn1.to_q", 31, 32).unwrap();
+    trainable
+        .adapt(&LayerId {
+            path: "transformer_blocks.0.attn1.to_q",
+            weight: &[32, 31],
+        })
+        .unwrap();
     let message = trainable.finish().unwrap_err().to_string();
     assert!(
         message.contains("transformer_blocks.0.attn1.to_q") && message.contains("(3, 31)"),
@@ -384,6 +415,7 @@ fn an_adapter_file_is_the_one_that_diffusers_writes_but_for_settings_that_an_old
         .iter()
         .map(|(layer, adapter)| Named {
             layer,
+            input: &adapter.a.dims()[1..],
             a: &adapter.a,
             b: &adapter.b,
         })
@@ -413,6 +445,7 @@ fn what_is_not_finite_is_not_written() {
         let b = Tensor::new(&[[1.0, bad], [0.0, 1.0]], &Device::Cpu).unwrap();
         let adapter = Named {
             layer: "block.x",
+            input: &[2],
             a: &good,
             b: &b,
         };
@@ -455,4 +488,62 @@ fn files_for_diffusers_of_every_kind_of_target_can_be_written() {
         std::fs::write(&path, bytes).unwrap();
         assert_eq!(file::read_diffusers(&path, 1.0).unwrap().layers.len(), pairs.len());
     }
+}
+
+/// A patch embedding is a convolution in the file, and one product over the numbers of a patch in the model.
+#[test]
+fn a_trained_patch_embedding_is_written_as_a_convolution_that_samples_alike() {
+    // peft: LoraConfig(target_modules=["patch_embedding"]) on nn.Conv3d(4, 28, (1, 2, 2)):
+    // lora_A.weight (r, 4, 1, 2, 2), lora_B.weight (28, r, 1, 1, 1)
+    let folder = fixtures("wan/wan-2.1-t2v/transformer");
+    let config = config(3, 6.0, suffixes(&["patch_embedding"]));
+    let trainable = trainable(&config, 1);
+    let load = Load::new(DType::F32, &Device::Cpu);
+    let model = WanDit::load(&folder, &load.with_adapters(trainable.clone())).unwrap();
+    let pairs = trainable.finish().unwrap();
+    assert_eq!((pairs.len(), pairs[0].input.as_slice()), (1, &[4, 1, 2, 2][..]));
+    stir(&pairs);
+
+    let bytes = diffusers::to_bytes(&config, &named(&pairs)).unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("pytorch_lora_weights.safetensors");
+    std::fs::write(&path, bytes).unwrap();
+    let read = file::read_diffusers(&path, 1.0).unwrap();
+    let adapter = &read.layers["patch_embedding"];
+    let (out, rank) = (pairs[0].b.dim(0).unwrap(), 3);
+    assert_eq!(adapter.a.dims(), [rank, 4, 1, 2, 2]);
+    assert_eq!(adapter.b.dims(), [out, rank, 1, 1, 1]);
+
+    let draw = |shape: &[usize]| {
+        let values = Rng::new(3).randn(shape.iter().product());
+        Tensor::from_vec(values, shape, &Device::Cpu).unwrap()
+    };
+    let width = model.config().text_dim;
+    let input = Input::new(draw(&[1, 4, 2, 4, 6]), draw(&[1]), draw(&[1, 5, width]));
+    let sampled = WanDit::load(
+        &folder,
+        &load.with_adapters(Arc::new(Adapters::new(vec![read], &Device::Cpu))),
+    );
+    let (ours, theirs) = (
+        model.forward(&input).unwrap(),
+        sampled.unwrap().forward(&input).unwrap(),
+    );
+    let base = WanDit::load(&folder, &load).unwrap().forward(&input).unwrap();
+    let off = |a: &Tensor| {
+        let difference = (a - &theirs).unwrap().abs().unwrap().max_all().unwrap();
+        difference.to_scalar::<f32>().unwrap()
+    };
+    assert!(off(&ours) <= 1e-4, "{}", off(&ours));
+    assert!(off(&base) > 1e-2, "the adapter changes nothing");
+
+    // Another run starts from it.
+    let again = Config {
+        init: Some(path),
+        ..config
+    };
+    let trainable = Arc::new(Trainable::new(&again, &registry::names(), Rng::new(9), &Device::Cpu).unwrap());
+    WanDit::load(&folder, &load.with_adapters(trainable.clone())).unwrap();
+    let started = trainable.finish().unwrap();
+    assert_eq!(values(&started[0].a), values(&pairs[0].a));
+    assert_eq!(values(&started[0].b), values(&pairs[0].b));
 }

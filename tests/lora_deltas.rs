@@ -16,6 +16,7 @@ use vtrain::lora::trainable::Trainable;
 use vtrain::lora::{Config, TargetModules};
 use vtrain::models::registry;
 use vtrain::models::wan::dit::Dit;
+use vtrain::nn::Load;
 use vtrain::nn::{Weights, linear, linear_no_bias};
 use vtrain::rng::Rng;
 
@@ -434,8 +435,9 @@ fn a_bias_for_a_layer_without_one_is_refused_by_name_merged_and_sampled() {
         "style.safetensors: the difference of x.bias is of a parameter that this model does not have"
     );
     let adapters = Arc::new(Adapters::new(vec![without_bias(folder.path())], &Device::Cpu));
-    let weights = Weights::open(folder.path(), DType::F32, &Device::Cpu).unwrap();
-    linear_no_bias(2, 3, weights.with_adapt(adapters.clone()).pp("x")).unwrap();
+    let load = Load::new(DType::F32, &Device::Cpu).with_adapters(adapters.clone());
+    let weights = Weights::read(&folder.path().into(), &load).unwrap();
+    linear_no_bias(2, 3, weights.pp("x")).unwrap();
     let message = adapters.finish().unwrap_err().to_string();
     assert!(
         message.contains("the difference of x.bias is of a parameter"),
@@ -456,7 +458,10 @@ fn differences_of_another_shape_are_refused_by_name_merged_and_sampled() {
     let apply = || read(&path).apply(&path, 1.0).unwrap();
     let merged = Folder::open(&transformer).unwrap().check(&[apply()]).unwrap_err();
     let adapters = Arc::new(Adapters::new(vec![apply()], &Device::Cpu));
-    let sampled = Dit::load(&transformer, DType::F32, &Device::Cpu, Some(adapters));
+    let sampled = Dit::load(
+        &transformer,
+        &Load::new(DType::F32, &Device::Cpu).with_adapters(adapters),
+    );
     let sampled = sampled.map(drop).unwrap_err();
     for message in [format!("{merged:#}"), format!("{sampled:#}")] {
         let expected =
@@ -685,8 +690,9 @@ fn a_linear_layer_under_two_files_adds_both() {
         ],
         &Device::Cpu,
     ));
-    let weights = Weights::open(folder.path(), DType::F32, &Device::Cpu).unwrap();
-    let layer = linear(2, 3, weights.with_adapt(adapters.clone()).pp("x")).unwrap();
+    let load = Load::new(DType::F32, &Device::Cpu).with_adapters(adapters.clone());
+    let weights = Weights::read(&folder.path().into(), &load).unwrap();
+    let layer = linear(2, 3, weights.pp("x")).unwrap();
     adapters.finish().unwrap();
     let x = random(&mut rng, &[4, 2]);
     let product = wide(&adapter.b).matmul(&wide(&adapter.a)).unwrap();

@@ -16,6 +16,7 @@ use vtrain::lora::names::Names;
 use vtrain::lora::resize::resize;
 use vtrain::models::FamilyName;
 use vtrain::models::registry::{self, FAMILIES};
+use vtrain::nn::Load;
 use vtrain::rng::Rng;
 
 fn fixture(name: &str) -> PathBuf {
@@ -653,9 +654,9 @@ fn a_merged_checkpoint_is_the_model_under_its_adapters() {
             "{name}"
         );
     }
-    vtrain::models::open(&out, FamilyName::Auto, DType::F32, &Device::Cpu)
+    vtrain::models::open(&out, FamilyName::Auto)
         .unwrap()
-        .denoiser(None)
+        .denoiser(&Load::new(DType::F32, &Device::Cpu))
         .unwrap();
 
     let again = merge("other.safetensors");

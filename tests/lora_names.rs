@@ -13,6 +13,7 @@ use vtrain::lora::trainable::Trainable;
 use vtrain::lora::{Config, TargetModules};
 use vtrain::models::FamilyName;
 use vtrain::models::registry::{self, FAMILIES};
+use vtrain::nn::Load;
 use vtrain::rng::Rng;
 
 type Tensors = BTreeMap<String, Tensor>;
@@ -313,8 +314,8 @@ fn training_starts_from_a_file_of_any_format() {
         );
         let trainable = std::sync::Arc::new(trainable.unwrap());
         let transformer = fixture("wan/wan-2.1-t2v/transformer");
-        let adapt = Some(trainable.clone() as std::sync::Arc<dyn vtrain::nn::adapter::Adapt>);
-        vtrain::models::wan::dit::Dit::load(&transformer, DType::F32, &Device::Cpu, adapt).unwrap();
+        let load = Load::new(DType::F32, &Device::Cpu).with_adapters(trainable.clone());
+        vtrain::models::wan::dit::Dit::load(&transformer, &load).unwrap();
         assert_eq!(trainable.finish().unwrap().len(), 8);
     }
 }

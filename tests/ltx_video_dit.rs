@@ -4,8 +4,9 @@
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
-use vtrain::models::denoiser::{Denoiser, Input, TextEmbeds};
+use vtrain::models::denoiser::{Denoiser, Input, Scalar, Scalars, TextEmbeds};
 use vtrain::models::ltx_video::dit::Dit;
+use vtrain::nn::Load;
 use vtrain::nn::Weights;
 use vtrain::nn::adapter::Adapt;
 
@@ -19,7 +20,14 @@ fn answers() -> Answers {
 }
 
 fn dit(dtype: DType, adapt: Option<Arc<dyn Adapt>>) -> Dit {
-    Dit::load(&answers().transformer(NAME), dtype, &Device::Cpu, adapt).unwrap()
+    Dit::load(
+        &answers().transformer(NAME),
+        &Load {
+            adapters: adapt,
+            ..Load::new(dtype, &Device::Cpu)
+        },
+    )
+    .unwrap()
 }
 
 fn input(answers: &Answers, key: &str) -> Input {
@@ -27,9 +35,10 @@ fn input(answers: &Answers, key: &str) -> Input {
     let text = TextEmbeds {
         hidden: of("text"),
         mask: answers.find(&format!("{key}.mask")),
+        pooled: None,
     };
     Input {
-        frame_rates: Some(of("rates").to_vec1().unwrap()),
+        scalars: Scalars::of(Scalar::FrameRate, of("rates").to_vec1().unwrap()),
         ..Input::new(of("latents"), of("timestep"), text)
     }
 }
@@ -53,8 +62,8 @@ fn clips_of_real_sizes_stand_where_diffusers_puts_them() {
         "num_attention_heads": 8, "cross_attention_dim": 512, "num_layers": 1, "caption_channels": 4, "in_channels": 4,
     });
     std::fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
-    let weights = Weights::random(DType::F32, &Device::Cpu);
-    let dit = Dit::load_from(folder.path(), weights, None).unwrap();
+    let weights = Weights::random(&Load::new(DType::F32, &Device::Cpu));
+    let dit = Dit::load_from(folder.path(), weights).unwrap();
     let zeros = |shape: &[usize]| Tensor::zeros(shape, DType::F32, &Device::Cpu).unwrap();
     // cos, sin = LTXVideoRotaryPosEmbed(512)(torch.zeros(1, 1, 1), f, h, w, (8 / rate, 32, 32))
     // cos[0, :, ::2].double().sum(), sin[0, :, ::2].double().sum(), sin[0, -1, ::2].double().sum()
@@ -64,7 +73,7 @@ fn clips_of_real_sizes_stand_where_diffusers_puts_them() {
     ] {
         let [frames, rows, columns] = grid;
         let input = Input {
-            frame_rates: Some(vec![rate]),
+            scalars: Scalars::of(Scalar::FrameRate, vec![rate]),
             ..Input::new(zeros(&[1, 4, frames, rows, columns]), zeros(&[1]), zeros(&[1, 2, 4]))
         };
         let state = dit.embed(&input).unwrap();
@@ -158,12 +167,15 @@ fn an_input_that_does_not_fit_is_refused_in_words() {
     refused(&|input| input.text.hidden = zeros(&[2, 7, 8]), "width 8");
     refused(&|input| input.text.mask = Some(zeros(&[2, 6])), "mask [2, 6]");
     refused(&|input| input.image = Some(zeros(&[2, 1, 1])), "takes no encoded image");
-    refused(&|input| input.frame_rates = None, "needs the clips' frame rates");
+    refused(&|input| input.scalars = Scalars::default(), "needs their frame rates");
     refused(
-        &|input| input.frame_rates = Some(vec![25.0]),
-        "frame rates [25.0] for 2 clips",
+        &|input| input.scalars = Scalars::of(Scalar::FrameRate, vec![25.0; 3]),
+        "frame rates [25.0, 25.0, 25.0] for 2 clips",
     );
-    refused(&|input| input.frame_rates = Some(vec![25.0, 0.0]), "frame rates");
+    refused(
+        &|input| input.scalars = Scalars::of(Scalar::FrameRate, vec![25.0, 0.0]),
+        "frame rates",
+    );
 }
 
 #[test]
@@ -182,7 +194,7 @@ fn a_config_that_is_not_understood_is_named_with_its_key() {
         ("cross_attention_dim", 30.into()),
         ("norm_eps", 0.into()),
     ] {
-        let load = |folder: &std::path::Path| Dit::load(folder, DType::F32, &Device::Cpu, None);
+        let load = |folder: &std::path::Path| Dit::load(folder, &Load::new(DType::F32, &Device::Cpu));
         let error = answers.refusal(NAME, (key, value), load);
         assert!(error.contains("config.json") && error.contains(key), "{key}: {error}");
     }

@@ -13,6 +13,7 @@ use vtrain::lora::file;
 use vtrain::models::family::{ImageCondition, ImageMode, Layout};
 use vtrain::models::ltx_video::vae::Vae;
 use vtrain::models::{self, Family, FamilyName};
+use vtrain::nn::Load;
 use vtrain::rng::Rng;
 use vtrain::sample::{Request, Start, sample};
 use vtrain::video::{Clip, Frames, write};
@@ -35,13 +36,11 @@ fn expected(run: &str) -> HashMap<String, Tensor> {
 }
 
 fn open(checkpoint: &str) -> Box<dyn Family> {
-    models::open(
-        &fixtures().join(checkpoint),
-        FamilyName::LtxVideo,
-        DType::F32,
-        &Device::Cpu,
-    )
-    .unwrap()
+    models::open(&fixtures().join(checkpoint), FamilyName::LtxVideo).unwrap()
+}
+
+fn load() -> Load {
+    Load::new(DType::F32, &Device::Cpu)
 }
 
 fn request(num_frames: usize) -> Request {
@@ -79,8 +78,11 @@ fn from_image(num_frames: usize) -> Request {
 fn compare(run: &str, checkpoint: &str, request: Request, adapters: Option<Arc<Adapters>>) {
     let expected = expected(run);
     let family = open(checkpoint);
-    let adapt = adapters.clone().map(|adapters| adapters as _);
-    let mut sampled = sample(&*family, request, adapt, &|_, _| Ok(())).unwrap();
+    let with_adapters = Load {
+        adapters: adapters.clone().map(|adapters| adapters as _),
+        ..load()
+    };
+    let mut sampled = sample(&*family, &with_adapters, request, &|_, _| Ok(())).unwrap();
     if let Some(adapters) = adapters {
         adapters.finish().unwrap();
     }
@@ -91,7 +93,9 @@ fn compare(run: &str, checkpoint: &str, request: Request, adapters: Option<Arc<A
         Ok(())
     };
     family
-        .decode(&sampled.latents, &sampled.canvas, &mut sampled.rng, &mut keep)
+        .video_decoder(&load())
+        .unwrap()
+        .decode(&sampled.latents, &sampled.size, &mut sampled.rng, &mut keep)
         .unwrap();
     let frames = kept(&Tensor::cat(&frames, 2).unwrap())
         .permute((0, 2, 1, 3, 4))
@@ -146,8 +150,9 @@ fn half_precision_stays_close() {
     for request in [request(9), from_image(9)] {
         let request = Request { steps: 2, ..request };
         let run = |dtype| {
-            let family = models::open(&fixtures().join("ltx-0.9.1"), FamilyName::Auto, dtype, &Device::Cpu).unwrap();
-            let mut sampled = sample(&*family, request.clone(), None, &|_, _| Ok(())).unwrap();
+            let family = models::open(&fixtures().join("ltx-0.9.1"), FamilyName::Auto).unwrap();
+            let load = || Load::new(dtype, &Device::Cpu);
+            let mut sampled = sample(&*family, &load(), request.clone(), &|_, _| Ok(())).unwrap();
             assert_eq!(sampled.latents.dtype(), DType::F32);
             let mut clip = None;
             let mut keep = |frames: Tensor| {
@@ -155,7 +160,9 @@ fn half_precision_stays_close() {
                 Ok(())
             };
             family
-                .decode(&sampled.latents, &sampled.canvas, &mut sampled.rng, &mut keep)
+                .video_decoder(&load())
+                .unwrap()
+                .decode(&sampled.latents, &sampled.size, &mut sampled.rng, &mut keep)
                 .unwrap();
             (sampled.latents, clip.unwrap())
         };
@@ -169,12 +176,12 @@ fn half_precision_stays_close() {
 #[test]
 fn padding_is_embedded_and_masked() {
     let family = open("ltx-0.9.0");
-    let text = family.embed(&[NEGATIVE, PROMPT]).unwrap();
+    let text = family.embed(&load(), &[NEGATIVE, PROMPT]).unwrap();
     let theirs = expected("t2v-ltx-0.9.0")["mask"].to_dtype(DType::F32).unwrap();
     let values = |mask: &Tensor| mask.to_vec2::<f32>().unwrap();
     assert_eq!(values(text.mask.as_ref().unwrap()), values(&theirs));
     assert_eq!(text.hidden.dims(), [2, 128, 24]);
-    let shape = family.text_shape();
+    let shape = family.spec().text();
     assert_eq!((shape.tokens, shape.width, shape.masked), (128, 24, true));
 }
 
@@ -187,10 +194,10 @@ fn the_first_step_sees_what_it_sees_in_diffusers() {
         (canvas.layout, canvas.shape, canvas.seq_len),
         (Layout::ChannelsFirst, [1, 8, 3, 2, 3], Some(18))
     );
-    assert_eq!(family.image_mode(), ImageMode::Either);
-    assert!(family.image_tensor_specs(&canvas).is_empty());
+    assert_eq!(family.spec().image_mode, ImageMode::Either);
+    assert!(family.spec().image_record.tensors(&canvas).is_empty());
     let mut rng = Rng::new(42);
-    let ImageCondition::First(first) = family.image_condition(&image(), &canvas, &mut rng).unwrap() else {
+    let ImageCondition::First(first) = family.image_condition(&load(), &image(), &canvas, &mut rng).unwrap() else {
         panic!("the image is the first frame");
     };
     let noise = Tensor::from_vec(rng.randn(8 * 18), &canvas.shape, &Device::Cpu).unwrap();
@@ -205,7 +212,7 @@ fn a_clip_made_anew_from_its_own_latents_starts_from_their_noise() {
         start: Start::Clip(clip, 0.5),
         ..request(9)
     };
-    let sampled = sample(&*open("ltx-0.9.5"), run, None, &|_, _| Ok(())).unwrap();
+    let sampled = sample(&*open("ltx-0.9.5"), &load(), run, &|_, _| Ok(())).unwrap();
     assert_eq!(sampled.latents.dims(), [1, 8, 2, 2, 3]);
 }
 
@@ -241,7 +248,7 @@ fn parts_that_do_not_go_together_are_refused_by_their_keys() {
         let text = std::fs::read_to_string(&path).unwrap();
         assert!(text.contains(old), "{text}");
         std::fs::write(path, text.replace(old, new)).unwrap();
-        let opened = models::open(folder.path(), FamilyName::Auto, DType::F32, &Device::Cpu);
+        let opened = models::open(folder.path(), FamilyName::Auto);
         let scheduled = opened.and_then(|family| family.scheduler().map(|_| ()));
         format!("{:#}", scheduled.unwrap_err())
     };
@@ -280,7 +287,7 @@ fn clips_are_encoded_to_posteriors_of_normalised_latents() {
     let theirs = vae.statistics.normalize(&theirs).unwrap();
     let family = open("ltx-0.9.1");
     let canvas = family.latent_size(9, 64, 96).unwrap();
-    let ours = family.encode(&clip, &canvas, &mut Rng::new(7)).unwrap();
+    let ours = family.encode(&load(), &clip, &canvas, &mut Rng::new(7)).unwrap();
     assert!(relative(&ours, &theirs) <= 1e-6);
     assert_eq!(ours.dims(), canvas.shape);
 }

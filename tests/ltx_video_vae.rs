@@ -7,9 +7,10 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
 use serde_json::{Value, json};
+use vtrain::diffusers_config::Config as _;
 use vtrain::diffusion::posterior::Posterior;
 use vtrain::models::ltx_video::vae::{Config, Parts, Vae};
-use vtrain::nn::weights::Reading;
+use vtrain::nn::Load;
 use vtrain::rng::Rng;
 
 const VERSIONS: [&str; 3] = ["ltx-0.9.0", "ltx-0.9.1", "ltx-0.9.5"];
@@ -150,12 +151,7 @@ fn the_transformer_sees_normalised_latents() {
     let record = record();
     for version in VERSIONS {
         let folder = changed(version, |config| config["scaling_factor"] = 0.7.into());
-        let vae = Vae::load_half(
-            folder.path(),
-            Parts::Encoder,
-            &Reading::numbers(DType::F32, &Device::Cpu),
-        )
-        .unwrap();
+        let vae = Vae::load_half(folder.path(), Parts::Encoder, &Load::new(DType::F32, &Device::Cpu)).unwrap();
         let latents = &record["latents"];
         assert_near(
             &vae.statistics.normalize(latents).unwrap(),
@@ -192,7 +188,7 @@ fn refused(result: candle_core::Result<Tensor>) -> String {
 #[test]
 fn half_a_vae_does_half_the_work_and_says_so() {
     let record = record();
-    let load = |half| Vae::load_half(&folder("ltx-0.9.0"), half, &Reading::numbers(DType::F32, &Device::Cpu)).unwrap();
+    let load = |half| Vae::load_half(&folder("ltx-0.9.0"), half, &Load::new(DType::F32, &Device::Cpu)).unwrap();
     let (encoder, decoder) = (load(Parts::Encoder), load(Parts::Decoder));
     assert!(encoder.encode(&record["clip"]).is_ok());
     let mut rng = Rng::new(0);
@@ -240,9 +236,8 @@ fn tensors_of_the_wrong_shape_are_refused() {
 
 #[test]
 fn a_config_of_the_first_release_says_little_and_means_the_defaults() {
-    let config: Config =
-        vtrain::nn::config::parse(r#"{"_class_name": "AutoencoderKLLTXVideo", "_diffusers_version": "0.32.0.dev0"}"#)
-            .unwrap();
+    let config =
+        Config::parse(r#"{"_class_name": "AutoencoderKLLTXVideo", "_diffusers_version": "0.32.0.dev0"}"#).unwrap();
     assert_eq!(config, Config::default());
     assert_eq!([config.spatial_compression(), config.temporal_compression()], [32, 8]);
 }
@@ -305,7 +300,7 @@ fn a_config_that_says_something_unknown_or_impossible_is_refused() {
             "ltx-0.9.0",
             "patch_size_t",
             json!(2),
-            "patch_size_t must lie between 1 and 1, found 2",
+            "patch_size_t must be 1, as in all checkpoints, found 2",
         ),
         (
             "ltx-0.9.0",

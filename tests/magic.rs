@@ -190,7 +190,7 @@ fn a_single_file_given_as_a_model_is_said_as_what_it_is() {
 fn another_layout_or_a_part_given_as_a_model_is_said_as_what_it_is() {
     let folder = tempfile::tempdir().unwrap();
     let told = |path: &Path| {
-        let opened = models::open(path, FamilyName::Auto, DType::F32, &Device::Cpu);
+        let opened = models::open(path, FamilyName::Auto);
         format!("{:#}", opened.map(drop).unwrap_err())
     };
     assert!(told(&fixture("wan/wan-2.1-t2v/transformer")).contains("a part of one; give the folder above it"));

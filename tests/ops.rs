@@ -13,6 +13,7 @@ mod norm; // layer and RMS norm by parts
 mod profile; // where the time goes
 mod residual; // gated residuals by parts
 mod rotary; // pairs that turn
+mod stored; // matrices that are decoded where they are multiplied
 mod tape; // the way back through a stretch
 mod tile;
 

@@ -11,6 +11,7 @@ use serde::Deserialize;
 use vtrain::optim::adamw::{AdamW, Config, Moments, State};
 use vtrain::optim::ema::{self, Ema};
 use vtrain::optim::{clip, lr};
+use vtrain::problems::Problems;
 use vtrain::rng::Rng;
 
 const SHAPES: [(usize, usize); 5] = [(3, 5), (1, 7), (1, 1), (17, 33), (130, 127)];
@@ -293,7 +294,7 @@ fn a_warm_up_given_as_a_share_is_as_many_steps_of_the_run() {
             warmup_ratio: Some(ratio),
             ..lr::Config::default()
         };
-        assert_eq!(config.check()[0].0, "warmup_ratio", "{ratio}");
+        assert_eq!(problems(&config)[0].0, "warmup_ratio", "{ratio}");
     }
 }
 
@@ -326,6 +327,10 @@ fn schedules_know_no_bad_counts() {
     }
 }
 
+fn problems(config: &lr::Config) -> Vec<(String, String)> {
+    Problems::of(|problems| config.check(problems)).into_iter().collect()
+}
+
 #[test]
 fn a_cosine_with_cycles_is_told_which_schedule_has_them() {
     let config = lr::Config {
@@ -333,7 +338,7 @@ fn a_cosine_with_cycles_is_told_which_schedule_has_them() {
         num_cycles: 3,
         ..lr::Config::default()
     };
-    let wrong = config.check();
+    let wrong = problems(&config);
     assert_eq!(wrong.len(), 1);
     assert!(wrong[0].1.contains("cosine_with_restarts"), "{wrong:?}");
 }

@@ -20,6 +20,7 @@ use vtrain::data::{pixels, survey};
 use vtrain::distributed::Single;
 use vtrain::models::cogvideox::vae::Vae;
 use vtrain::models::family::ImageCondition;
+use vtrain::nn::Load;
 use vtrain::rng::Rng;
 
 use watched::{Counts, Watched};
@@ -127,6 +128,10 @@ impl Run {
     }
 }
 
+fn f32_load() -> Load {
+    Load::new(DType::F32, &Device::Cpu)
+}
+
 fn values(tensor: &Tensor) -> Vec<f32> {
     tensor
         .to_dtype(DType::F32)
@@ -173,9 +178,12 @@ fn records_hold_what_the_vae_and_the_text_encoder_say() {
         let caption = &sample.found.entry.caption;
         let embeds = encoded.caption(i).unwrap();
         assert_eq!((embeds.len(), embeds[0].dims()), (1, &[226, 24][..]));
-        assert_eq!(values(&embeds[0]), values(&family.embed(&[caption]).unwrap().hidden));
+        assert_eq!(
+            values(&embeds[0]),
+            values(&family.embed(&f32_load(), &[caption]).unwrap().hidden)
+        );
     }
-    let empty = family.embed(&[""]).unwrap();
+    let empty = family.embed(&f32_load(), &[""]).unwrap();
     assert_eq!(values(&encoded.empty_caption().unwrap()[0]), values(&empty.hidden));
     assert!(encoded.text("never said").is_err());
 }

@@ -113,7 +113,7 @@ fn a_page_holds_what_the_folder_tells() {
         .collect();
     assert_eq!(prompts, ["A red ball", "<b>100%</b> \"wild\""]);
     assert_eq!(
-        grid["rows"][0]["films"],
+        grid["rows"][0]["videos"],
         json!([
             "validation/step-000000/00-a-red-ball.mp4",
             "validation/step-000002/00-a-red-ball.mp4"
@@ -228,7 +228,7 @@ fn a_run_that_has_just_begun_has_a_page() {
     assert_eq!(grid["rows"].as_array().unwrap().len(), 1);
     assert_eq!(grid["rows"][0]["prompt"], "old prompt");
     assert_eq!(
-        grid["rows"][0]["films"],
+        grid["rows"][0]["videos"],
         json!(["validation/step-000010/03-old%20prompt.mp4"])
     );
 }

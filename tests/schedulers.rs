@@ -232,6 +232,21 @@ fn a_setting_that_is_not_understood_is_named_with_its_file() {
 }
 
 #[test]
+fn all_wrong_settings_are_named_at_once() {
+    let json = r#"{"_class_name": "UniPCMultistepScheduler", "solver_order": 4, "flow_shift": 0, "predict_x0": false}"#;
+    let error = format!("{:#}", Config::parse(json).unwrap_err());
+    for said in [
+        "predict_x0 must be true, others are not supported, found false",
+        "flow_shift must be a number above 0, found 0.0",
+        "solver_order must lie between 1 and 3, found 4",
+        "prediction_type must be \"flow_prediction\", others are not supported, found epsilon",
+        "use_flow_sigmas must be true, others are not supported, found false",
+    ] {
+        assert!(error.contains(said), "{said}: {error}");
+    }
+}
+
+#[test]
 fn too_many_steps_or_none_are_refused() {
     let scheduler = make(DDIM, &[]);
     assert!(scheduler.start(0, None).is_err());

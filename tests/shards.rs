@@ -3,11 +3,12 @@
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
-use candle_core::{DType, Device, Result, Tensor};
-use vtrain::distributed::{AllGather, Pending};
+use candle_core::{DType, Device, Tensor};
+use vtrain::distributed::{AllGather, Pending, RankInfo};
+use vtrain::nn::Load;
 use vtrain::nn::Weights;
-use vtrain::nn::adapter::{Adapt, LoraLayer};
-use vtrain::nn::shards::{Matrix, Residency, Shards};
+use vtrain::nn::residency::Residency;
+use vtrain::nn::shards::{Matrix, Shards};
 
 /// The first of so many ranks. Alone it has all there is; what it asked for is kept by its first number.
 struct First {
@@ -18,12 +19,11 @@ struct First {
 struct Come(Tensor);
 
 impl AllGather for First {
-    fn rank(&self) -> usize {
-        0
-    }
-
-    fn world_size(&self) -> usize {
-        self.of
+    fn place(&self) -> RankInfo {
+        RankInfo {
+            world_size: self.of,
+            ..RankInfo::ALONE
+        }
     }
 
     fn begin(&self, part: &Tensor) -> anyhow::Result<Box<dyn Pending>> {
@@ -70,7 +70,13 @@ fn a_block_is_whole_while_it_runs_in_whatever_order_blocks_are_asked_for() {
             for (matrix, numbers) in block {
                 match matrix.whole() {
                     Ok(whole) => assert_eq!(
-                        &whole.flatten_all().unwrap().to_vec1::<f32>().unwrap(),
+                        &whole
+                            .dense(DType::F32)
+                            .unwrap()
+                            .flatten_all()
+                            .unwrap()
+                            .to_vec1::<f32>()
+                            .unwrap(),
                         numbers,
                         "{index}"
                     ),
@@ -106,24 +112,13 @@ fn each_block_is_asked_for_once_a_way_and_the_next_one_early() {
     assert_eq!(backwards, [vec![3], vec![2, 1], vec![0], vec![1]]);
 }
 
-struct Sharing(Arc<First>);
-
-impl Adapt for Sharing {
-    fn adapt(&self, _: &str, _: usize, _: usize) -> Result<Vec<LoraLayer>> {
-        Ok(Vec::new())
-    }
-
-    fn residency(&self) -> Residency {
-        Residency::Shared(self.0.clone())
-    }
-}
-
 #[test]
 fn a_part_of_the_weights_needs_no_more_room_than_all_of_them() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/cogvideox/cogvideox-5b/transformer");
     let weights = Weights::open(folder.as_path(), DType::F32, &Device::Cpu).unwrap();
     weights.ensure_memory(&[]).unwrap();
     // As many ranks as no machine has bytes for.
-    let shared = weights.with_adapt(Arc::new(Sharing(first(1 << 40))));
+    let load = Load::new(DType::F32, &Device::Cpu).with_residency(Residency::Sharded(first(1 << 40)));
+    let shared = Weights::read(&folder.as_path().into(), &load).unwrap();
     shared.ensure_memory(&[]).unwrap();
 }

@@ -45,8 +45,10 @@ mod precompute; // clips and captions, encoded once
 mod report; // a run as a page
 mod rng; // torch's CPU generator, bit for bit
 mod schedulers; // timesteps, steps and noise, against diffusers
+mod segments; // gradients of a network whose blocks change text and clip
 mod settings; // every key and every flag arrives where it is used
 mod shards; // frozen weights shared out over ranks
+mod storage; // matrices in few bits, against the programs that wrote them
 mod text; // captions as ids and embeddings
 mod thresholds; // sizes at which code takes another way
 mod training; // runs from clips to adapters, against PyTorch

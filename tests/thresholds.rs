@@ -11,6 +11,7 @@ mod table; // each constant, and its test or what else it is
 
 use candle_core::{DType, Device, Tensor, Var};
 use vtrain::distributed;
+use vtrain::nn::Load;
 use vtrain::nn::Weights;
 use vtrain::nn::dropout::{Dropout, Seed};
 use vtrain::ops::activation::silu;
@@ -52,7 +53,12 @@ fn a_matrix_in_bf16_is_the_same_in_one_strip_and_in_several() {
         let (x, factors) = (randn(2, &[3, 1024]), randn(3, &[3, rows]));
         let there_and_back = |weight: Tensor| {
             let x = Var::from_tensor(&x).unwrap();
-            let y = Frozen { weight, bias: None }.forward(&x).unwrap();
+            let y = Frozen {
+                weight: weight.into(),
+                bias: None,
+            }
+            .forward(&x)
+            .unwrap();
             let grads = (&y * &factors).unwrap().sum_all().unwrap().backward().unwrap();
             [values(&y), values(grads.get(&x).unwrap())]
         };
@@ -109,7 +115,7 @@ fn dropout_draws_each_number_by_its_place() {
 /// 2^16 numbers are made at a time.
 #[test]
 fn numbers_that_are_made_up_do_not_come_again_after_a_chunk() {
-    let weights = Weights::random(DType::F32, &Device::Cpu);
+    let weights = Weights::random(&Load::new(DType::F32, &Device::Cpu));
     let (long, short) = ((3 << 16) + 5, 1 << 15);
     let made = |count: usize| values(&weights.get(count, "made_up.bias").unwrap());
     let all = made(long);
@@ -165,7 +171,7 @@ fn a_caption_is_the_same_alone_and_in_a_batch_that_threads_share_out() {
             num_heads: 2,
             ..t5::Config::default()
         };
-        let encoder = T5Encoder::new(&config, Weights::random(DType::F32, &Device::Cpu)).unwrap();
+        let encoder = T5Encoder::new(&config, Weights::random(&Load::new(DType::F32, &Device::Cpu))).unwrap();
         let ids = |from: usize, captions: usize| {
             let ids = (from * tokens..(from + captions) * tokens)
                 .map(|i| (i * 7 % 50) as u32)

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
 use tempfile::TempDir;
+use vtrain::diffusers_config::Config as _;
 use vtrain::models::{cogvideox, ltx_video, wan};
 use vtrain::nn::Weights;
 use vtrain::rng::Rng;
@@ -122,7 +123,7 @@ fn ltx_video_in_bf16_comes_near_f32() {
         ("ltx-0.9.5", [6.2e-3, 5.2e-3]),
     ] {
         let folder = fixture(&format!("ltx_video/{version}"));
-        let config = ltx_video::vae::Config::read(&folder).unwrap();
+        let config = ltx_video::vae::Config::load(&folder).unwrap();
         let (time, space) = (config.temporal_compression(), config.spatial_compression());
         let clip = [1, 3, time + 1, 2 * space, 2 * space];
         let latents = [1, config.latent_channels, 2, 2, 3];
@@ -136,7 +137,7 @@ fn wan_in_bf16_comes_near_f32() {
         let vae = wan::vae::Vae::read(folder, wan::vae::Parts::Both, weights).unwrap();
         [vae.encode(clip).unwrap().mean, vae.decode(latents).unwrap()]
     };
-    let config = wan::vae::Config::read(&fixture("wan/wan-2.1-t2v")).unwrap();
+    let config = wan::vae::Config::load(&fixture("wan/wan-2.1-t2v")).unwrap();
     let latents = [1, config.z_dim, 3, 4, 6];
     check(
         "wan/wan-2.1-t2v",

@@ -7,7 +7,9 @@ use std::process::{Command, Output};
 use candle_core::{DType, Device, Tensor};
 use vtrain::data::cache::Cache;
 use vtrain::hub::layout::{self, Kind, WeightFile};
+use vtrain::models::family::EncoderMemory;
 use vtrain::models::{self, FamilyName};
+use vtrain::nn::Load;
 use vtrain::nn::{WeightFolder, Weights};
 
 fn copy(from: &Path, to: &Path) {
@@ -257,9 +259,11 @@ fn a_run_file_chooses_a_variant() {
     assert_ne!(print(None), print(Some("fp16")));
     std::fs::copy(model.join("vae").join(USUAL), model.join("vae").join(FP16)).unwrap();
     let opened = WeightFolder::new(&model, Some("fp16"));
-    let family = models::open(opened, FamilyName::Auto, DType::F32, &Device::Cpu).unwrap();
-    assert_eq!(family.directory().variant(), Some("fp16"));
-    family.video_encoder(false, false).unwrap();
+    let family = models::open(opened, FamilyName::Auto).unwrap();
+    assert_eq!(family.spec().directory.variant(), Some("fp16"));
+    family
+        .video_encoder(&Load::new(DType::F32, &Device::Cpu), EncoderMemory::default())
+        .unwrap();
 }
 
 #[test]

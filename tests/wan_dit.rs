@@ -7,6 +7,7 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Tensor};
 use vtrain::models::denoiser::{Denoiser, Input};
 use vtrain::models::wan::dit::Dit;
+use vtrain::nn::Load;
 use vtrain::nn::adapter::Adapt;
 
 use crate::dit_answers::{Answers, relative_error};
@@ -23,7 +24,14 @@ fn answers() -> Answers {
 }
 
 fn dit(name: &str, dtype: DType, adapt: Option<Arc<dyn Adapt>>) -> Dit {
-    Dit::load(&answers().transformer(name), dtype, &Device::Cpu, adapt).unwrap()
+    Dit::load(
+        &answers().transformer(name),
+        &Load {
+            adapters: adapt,
+            ..Load::new(dtype, &Device::Cpu)
+        },
+    )
+    .unwrap()
 }
 
 fn input(answers: &Answers, key: &str) -> Input {
@@ -91,10 +99,10 @@ fn a_norm_of_queries_that_are_not_there_is_ignored() {
     let gain = tensors["blocks.1.attn2.norm_added_k.weight"].clone();
     tensors.insert("blocks.1.attn2.norm_added_q.weight".into(), gain.clone());
     candle_core::safetensors::save(&tensors, folder.path().join(name)).unwrap();
-    assert!(Dit::load(folder.path(), DType::F32, &Device::Cpu, None).is_ok());
+    assert!(Dit::load(folder.path(), &Load::new(DType::F32, &Device::Cpu)).is_ok());
     tensors.insert("blocks.1.attn1.norm_added_q.weight".into(), gain);
     candle_core::safetensors::save(&tensors, folder.path().join(name)).unwrap();
-    let error = Dit::load(folder.path(), DType::F32, &Device::Cpu, None).unwrap_err();
+    let error = Dit::load(folder.path(), &Load::new(DType::F32, &Device::Cpu)).unwrap_err();
     assert!(error.to_string().contains("attn1.norm_added_q"), "{error:#}");
 }
 
@@ -148,11 +156,11 @@ fn a_config_that_is_not_understood_is_named_with_its_key() {
         ("image_dim", serde_json::Value::Null),
         ("eps", (-1).into()),
     ] {
-        let load = |folder: &Path| Dit::load(folder, DType::F32, &Device::Cpu, None);
+        let load = |folder: &Path| Dit::load(folder, &Load::new(DType::F32, &Device::Cpu));
         let error = answers.refusal("wan-2.1-i2v", (key, value), load);
         assert!(error.contains("config.json") && error.contains(key), "{key}: {error}");
     }
-    let load = |folder: &Path| Dit::load(folder, DType::F32, &Device::Cpu, None);
+    let load = |folder: &Path| Dit::load(folder, &Load::new(DType::F32, &Device::Cpu));
     let error = answers.refusal("wan-2.1-t2v", ("pos_embed_seq_len", 8.into()), load);
     assert!(error.contains("pos_embed_seq_len"), "{error}");
 }

@@ -10,8 +10,10 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Tensor};
 use vtrain::lora::adapters::Adapters;
 use vtrain::lora::file;
+use vtrain::models::family::EncoderMemory;
 use vtrain::models::family::{ImageCondition, ImageMode, Layout};
 use vtrain::models::{self, Family, FamilyName};
+use vtrain::nn::Load;
 use vtrain::rng::Rng;
 use vtrain::sample::{Request, Start, sample};
 use vtrain::video::{Frames, write};
@@ -40,7 +42,11 @@ fn expected(run: &str) -> HashMap<String, Tensor> {
 }
 
 fn open(checkpoint: &Path) -> anyhow::Result<Box<dyn Family>> {
-    models::open(checkpoint, FamilyName::Auto, DType::F32, &Device::Cpu)
+    models::open(checkpoint, FamilyName::Auto)
+}
+
+fn load() -> Load {
+    Load::new(DType::F32, &Device::Cpu)
 }
 
 fn request(num_frames: usize) -> Request {
@@ -73,8 +79,11 @@ fn from_image(num_frames: usize) -> Request {
 fn compare(run: &str, checkpoint: &Path, request: Request, adapters: Option<Arc<Adapters>>) {
     let expected = expected(run);
     let family = open(checkpoint).unwrap();
-    let adapt = adapters.clone().map(|adapters| adapters as _);
-    let mut sampled = sample(&*family, request, adapt, &|_, _| Ok(())).unwrap();
+    let with_adapters = Load {
+        adapters: adapters.clone().map(|adapters| adapters as _),
+        ..load()
+    };
+    let mut sampled = sample(&*family, &with_adapters, request, &|_, _| Ok(())).unwrap();
     if let Some(adapters) = adapters {
         adapters.finish().unwrap();
     }
@@ -85,7 +94,9 @@ fn compare(run: &str, checkpoint: &Path, request: Request, adapters: Option<Arc<
         Ok(())
     };
     family
-        .decode(&sampled.latents, &sampled.canvas, &mut sampled.rng, &mut keep)
+        .video_decoder(&load())
+        .unwrap()
+        .decode(&sampled.latents, &sampled.size, &mut sampled.rng, &mut keep)
         .unwrap();
     let frames = Tensor::cat(&frames, 2).unwrap().permute((0, 2, 1, 3, 4)).unwrap(); // (1, F, 3, H, W)
     let frames = frames.affine(127.5, 127.5).unwrap().round().unwrap();
@@ -139,8 +150,9 @@ fn half_precision_stays_close() {
     for (checkpoint, request) in [(t2v(), request(5)), (i2v(), from_image(5))] {
         let request = Request { steps: 1, ..request };
         let latents = |dtype| {
-            let family = models::open(&checkpoint, FamilyName::Wan, dtype, &Device::Cpu).unwrap();
-            let sampled = sample(&*family, request.clone(), None, &|_, _| Ok(())).unwrap();
+            let family = models::open(&checkpoint, FamilyName::Wan).unwrap();
+            let load = || Load::new(dtype, &Device::Cpu);
+            let sampled = sample(&*family, &load(), request.clone(), &|_, _| Ok(())).unwrap();
             assert_eq!(sampled.latents.dtype(), DType::F32);
             let mut count = 0;
             let mut keep = |frames: Tensor| {
@@ -149,7 +161,9 @@ fn half_precision_stays_close() {
             };
             let mut rng = sampled.rng.clone();
             family
-                .decode(&sampled.latents, &sampled.canvas, &mut rng, &mut keep)
+                .video_decoder(&load())
+                .unwrap()
+                .decode(&sampled.latents, &sampled.size, &mut rng, &mut keep)
                 .unwrap();
             assert_eq!(count, 5);
             sampled.latents
@@ -163,19 +177,21 @@ fn half_precision_stays_close() {
 #[test]
 fn an_image_says_the_same_as_in_diffusers_mask_latents_and_tokens() {
     let (family, expected) = (open(&i2v()).unwrap(), expected("i2v"));
-    assert_eq!(family.image_mode(), ImageMode::Always);
+    assert_eq!(family.spec().image_mode, ImageMode::Always);
     let canvas = family.latent_size(9, 32, 48).unwrap();
     assert_eq!((canvas.shape, canvas.layout), ([1, 4, 3, 4, 6], Layout::ChannelsFirst));
     let Start::Image(image) = from_image(9).start else {
         unreachable!("it starts from one")
     };
     let encoded = family
-        .video_encoder(false, false)
+        .video_encoder(&load(), EncoderMemory::default())
         .unwrap()
         .encode_image(&image, 9)
         .unwrap();
     let kept: Vec<Vec<usize>> = family
-        .image_tensor_specs(&canvas)
+        .spec()
+        .image_record
+        .tensors(&canvas)
         .into_iter()
         .map(|(_, shape)| shape)
         .collect();

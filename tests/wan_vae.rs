@@ -7,8 +7,9 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
 use serde_json::json;
+use vtrain::diffusers_config::Config as _;
 use vtrain::models::wan::vae::{Config, Parts, Vae};
-use vtrain::nn::weights::Reading;
+use vtrain::nn::Load;
 
 use super::cogvideox_vae::assert_near;
 
@@ -77,7 +78,7 @@ fn frames_come_piece_by_piece_and_are_those_that_come_at_once() {
     let mut pieces = Vec::new();
     vae.decode_batches(&record["clip.latents"], &mut |frames| {
         pieces.push(frames);
-        Ok(())
+        Ok::<_, candle_core::Error>(())
     })
     .unwrap();
     let counts: Vec<usize> = pieces.iter().map(|piece| piece.dim(2).unwrap()).collect();
@@ -111,7 +112,7 @@ fn bf16_comes_near() {
 
 #[test]
 fn the_transformer_sees_latents_normalised_channel_by_channel() {
-    let (config, record) = (Config::read(&folder()).unwrap(), record());
+    let (config, record) = (Config::load(&folder()).unwrap(), record());
     let latents = &record["clip.latents"];
     assert_near(&config.normalize(latents).unwrap(), &record["normalized"], 1e-6);
     assert_near(&config.denormalize(latents).unwrap(), &record["denormalized"], 1e-6);
@@ -126,7 +127,7 @@ fn the_transformer_sees_latents_normalised_channel_by_channel() {
 #[test]
 fn half_a_vae_does_half_the_work_and_says_so() {
     let record = record();
-    let load = |half| Vae::load_half(&folder(), half, &Reading::numbers(DType::F32, &Device::Cpu)).unwrap();
+    let load = |half| Vae::load_half(&folder(), half, &Load::new(DType::F32, &Device::Cpu)).unwrap();
     let (encoder, decoder) = (load(Parts::Encoder), load(Parts::Decoder));
     let clip = record["clip.clip"].narrow(2, 0, 1).unwrap();
     assert!(encoder.encode(&clip).is_ok());
@@ -247,7 +248,7 @@ fn a_config_that_says_something_unknown_or_impossible_is_refused_by_key() {
         (
             "decoder_base_dim",
             json!(256),
-            "decoder_base_dim must be null, as in Wan 2.1, found 256",
+            "decoder_base_dim must be 3, as in Wan 2.1, found 256",
         ),
         ("in_channels", json!(12), "in_channels must be 3"),
         ("out_channels", json!(12), "out_channels must be 3"),
@@ -257,7 +258,7 @@ fn a_config_that_says_something_unknown_or_impossible_is_refused_by_key() {
         (
             "base_dim",
             json!(4),
-            "should be [4, 1, 1, 1] by config.json, but is [3, 1, 1, 1]",
+            "should be [4, 3, 3, 3, 3] by config.json, but is [3, 3, 3, 3, 3]",
         ),
     ] {
         let said = complaint(|config| {

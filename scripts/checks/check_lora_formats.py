@@ -8,30 +8,19 @@ unused keys, missing keys, settings that do not fit the weights. B A of every la
 to 1e-6, and so must be the bias of lora_B where there is one.
 """
 
-import logging
 import sys
-import warnings
 from pathlib import Path
 
 import diffusers
 import torch
+
+from silence import silent
 
 FAMILIES = {
     "cogvideox": (diffusers.CogVideoXPipeline, diffusers.CogVideoXTransformer3DModel),
     "ltx_video": (diffusers.LTXPipeline, diffusers.LTXVideoTransformer3DModel),
     "wan": (diffusers.WanPipeline, diffusers.WanTransformer3DModel),
 }
-
-
-class Complaints(logging.Handler):
-    """Keeps what is logged."""
-
-    def __init__(self):
-        super().__init__(logging.WARNING)
-        self.lines = []
-
-    def emit(self, record):
-        self.lines.append(f"{record.name}: {record.getMessage()}")
 
 
 def products(model):
@@ -59,16 +48,10 @@ def load(family, folder, file):
 
 def main():
     family, folder, *files = sys.argv[1:]
-    complaints = Complaints()
-    for name in ("diffusers", "peft"):
-        logging.getLogger(name).addHandler(complaints)
     first = None
     for file in map(Path, files):
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
+        with silent(file):
             found = load(family, folder, file.resolve())
-        if complaints.lines:
-            sys.exit(f"{file}: " + "\n".join(complaints.lines))
         first = first or found
         if not found or found.keys() != first.keys():
             sys.exit(f"{file}: adapters of {len(found)} layers, not of {len(first)}")

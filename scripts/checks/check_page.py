@@ -21,8 +21,8 @@ from playwright.sync_api import sync_playwright
 
 # Seconds by which two videos may differ while they play: on a busy machine, two frames.
 IN_STEP = 0.25
-PLAYING = "[...vtrain.films.active].filter(v => v.readyState >= 2)"
-STANDING = "[...vtrain.films.active].every(v => v.paused && !v.seeking && v.readyState >= 2)"
+PLAYING = "[...vtrain.videos.active].filter(v => v.readyState >= 2)"
+STANDING = "[...vtrain.videos.active].every(v => v.paused && !v.seeking && v.readyState >= 2)"
 
 
 def as_f32(value):
@@ -100,19 +100,19 @@ def check_charts(page, runs):
 
 def check_order(page, runs):
     """Base model at the left, steps ascending, a row a prompt; every video is where its cell says."""
-    heads = page.locator("table.films thead tr:last-child th").all_inner_texts()
+    heads = page.locator("table.videos thead tr:last-child th").all_inner_texts()
     wanted = [("Base model" if step == 0 else f"Step {step:,}") for run in runs for step in run["grid"]["steps"]]
     assert heads == ["Prompt", *wanted], heads
     for run in runs:
         assert run["grid"]["steps"] == sorted(run["grid"]["steps"])
         on_disk = {p.relative_to(run["folder"]).as_posix() for p in Path(run["folder"]).glob("validation/step-*/[!.]*.mp4")}
-        on_page = {unquote(film) for row in run["grid"]["rows"] for film in row["films"] if film}
+        on_page = {unquote(video) for row in run["grid"]["rows"] for video in row["videos"] if video}
         assert on_page == on_disk, on_page ^ on_disk
 
 
 def check_videos(page):
     """Each video of the grid, once it is in view, has a picture to show."""
-    cells = page.locator("table.films td")
+    cells = page.locator("table.videos td")
     ready = 0
     for i in range(cells.count()):
         cell = cells.nth(i)
@@ -129,28 +129,28 @@ def check_videos(page):
 
 def check_playing(page):
     page.locator("#videos").scroll_into_view_if_needed()
-    first = page.locator("table.films td").first
+    first = page.locator("table.videos td").first
     first.focus()
     page.keyboard.press("Home")
-    if not page.evaluate("vtrain.films.playing"):
+    if not page.evaluate("vtrain.videos.playing"):
         page.keyboard.press(" ")
-    assert page.evaluate("vtrain.films.playing"), "space does not play"
+    assert page.evaluate("vtrain.videos.playing"), "space does not play"
     spreads = []
     for _ in range(12):
         page.wait_for_timeout(150)
         running = f"{PLAYING}.filter(v => !v.ended && !v.seeking)"
-        times = page.evaluate(f"vtrain.films.wrapping ? [] : {running}.map(v => v.currentTime)")
+        times = page.evaluate(f"vtrain.videos.wrapping ? [] : {running}.map(v => v.currentTime)")
         if len(times) > 1:
             spreads.append(max(times) - min(times))
     spreads.sort()
     assert not spreads or spreads[len(spreads) // 2] < IN_STEP, f"videos are out of step by {spreads}"
     page.keyboard.press(" ")
-    assert not page.evaluate("vtrain.films.playing"), "space does not pause"
+    assert not page.evaluate("vtrain.videos.playing"), "space does not pause"
     until(page, STANDING)
-    still = f"[...new Set({PLAYING}.map(v => Math.floor(v.currentTime * vtrain.films.fps + 1e-3)))]"
+    still = f"[...new Set({PLAYING}.map(v => Math.floor(v.currentTime * vtrain.videos.fps + 1e-3)))]"
     frames = page.evaluate(still)
     assert len(frames) == 1, f"paused at different frames: {frames}"
-    count = round(page.evaluate("vtrain.films.duration() * vtrain.films.fps"))
+    count = round(page.evaluate("vtrain.videos.duration() * vtrain.videos.fps"))
     page.keyboard.press(".")
     until(page, STANDING)
     assert page.evaluate(still) == [(frames[0] + 1) % count], "a full stop does not go on by a frame"
@@ -162,7 +162,7 @@ def check_playing(page):
 
 def check_keys(page):
     """Arrow keys, Home and End in the grid; Enter enlarges and Escape goes back."""
-    rows = page.locator("table.films tbody tr")
+    rows = page.locator("table.videos tbody tr")
     width, height = rows.first.locator("td").count(), rows.count()
 
     def focused():
@@ -171,7 +171,7 @@ def check_keys(page):
             " return [td.parentElement.rowIndex - head, td.cellIndex - 1] }"
         )
 
-    page.locator("table.films td").first.focus()
+    page.locator("table.videos td").first.focus()
     assert focused() == [0, 0]
     for key, place in [
         ("End", [0, width - 1]),
@@ -182,7 +182,7 @@ def check_keys(page):
     ]:
         page.keyboard.press(key)
         assert focused() == place, f"{key}: {focused()}, not {place}"
-    at_most_one = page.evaluate("document.querySelectorAll('table.films td[tabindex=\"0\"]').length")
+    at_most_one = page.evaluate("document.querySelectorAll('table.videos td[tabindex=\"0\"]').length")
     assert at_most_one == 1, "the grid is one stop of the Tab key"
     page.keyboard.press("Enter")
     assert page.locator("dialog[open] video").count() >= 1, "Enter does not enlarge"

@@ -28,6 +28,7 @@ while [[ $# -gt 0 ]]; do
 done
 [[ $ffmpeg == minimal || $ffmpeg == system ]] || usage
 [[ -x $binary ]] || fail "$binary is no program"
+grep -aq gpu-check "$binary" || echo "$binary was built without --features gpu-check: nothing can be compared with the CPU" >&2
 mkdir -p "$to"
 to=$(cd "$to" && pwd)
 folder=$(mktemp -d)

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A whole run of a tiny pretrained model: encodes clips, trains, is killed, goes on from its last checkpoint, and samples with
+# A whole run of a tiny pretrained model: encodes clips, trains, is killed, continues from its last checkpoint, and samples with
 # what it learned.
 #
 #   train.sh VTRAIN DEVICE TREE STEPS
@@ -37,10 +37,10 @@ wait $run 2>/dev/null
 [[ $? == 137 ]] || fail "training was over before it could be killed: it has too few steps"
 echo "ok   killed behind step $(last_step)"
 "$vtrain" train --config "$work/run.yaml" 2>"$work/said" || { cat "$work/said"; fail "the resumed run: exit code $?"; }
-grep -q 'going on from' "$work/said" || { cat "$work/said"; fail "the second run did not go on from a checkpoint"; }
+grep -q 'continuing from' "$work/said" || { cat "$work/said"; fail "the second run did not continue from a checkpoint"; }
 end=$(last_step)
 [[ $end == "$steps" ]] || fail "the resumed run ended at step $end of $steps"
-echo "ok   went on from a checkpoint to step $end"
+echo "ok   continued from a checkpoint to step $end"
 if grep -q '"loss":\(null\|NaN\)' "$work/out/metrics.jsonl"; then fail "a loss is no number"; fi
 "$vtrain" -q sample --model "$model" --lora "$work/out/pytorch_lora_weights.safetensors" \
     --prompt "DISSOLVE_FX a red square turns" --steps 4 --num-frames 9 --height $height --width $width --device "$device" --dtype "$dtype" \

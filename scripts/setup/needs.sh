@@ -7,6 +7,7 @@ absent_told=() # the same for people, under what each needs
 
 # The full names of the tests that need something.
 tests_that_need() {
+    # shellcheck disable=SC2016 # awk's own variables
     find tests -name '*.rs' | LC_ALL=C sort | xargs awk -v need="ignore = \"needs $1: " '
         FNR == 1 {
             module = substr(FILENAME, 7, length(FILENAME) - 9)
@@ -53,6 +54,7 @@ has_nvcc() {
     local home=${CUDA_HOME:-${CUDA_PATH:-}}
     "${NVCC:-${home:+$home/bin/}nvcc}" --version
 }
+# shellcheck disable=SC2154 # test.sh sets the features
 has_mpi() { [ "${#features[@]}" -gt 0 ]; }
 has_glibc() { [ "$(uname)" = Linux ] && getconf GNU_LIBC_VERSION; }
 has_clips() { [ -n "${VTRAIN_CLIPS:-}" ] && [ -n "${VTRAIN_CLIPS_EXPECTED:-}" ]; }

@@ -13,7 +13,9 @@ missing() {
     pkg-config --exists libavcodec libavformat libavutil libswscale || { echo "FFmpeg's headers"; return; }
     # The bindings generator loads libclang and reads clang's own headers.
     command -v clang >/dev/null || { echo "clang"; return; }
-    [ "$(uname)" = Darwin ] || ldconfig -p | grep -q libclang || ls /usr/lib/llvm-*/lib/libclang*.so* >/dev/null 2>&1 ||
+    # ldconfig is not where ordinary users look for programs.
+    [ "$(uname)" = Darwin ] || PATH=$PATH:/sbin:/usr/sbin ldconfig -p 2>/dev/null | grep -q libclang ||
+        ls /usr/lib/llvm-*/lib/libclang*.so* >/dev/null 2>&1 ||
         { echo "libclang"; return; }
 }
 

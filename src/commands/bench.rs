@@ -17,10 +17,9 @@ use crate::data::Bucket;
 use crate::diffusion::objective;
 use crate::hub;
 use crate::lora::trainable::Trainable;
-use crate::models::synthetic::{Flops, SyntheticBatch};
+use crate::models::synthetic::SyntheticBatch;
 use crate::models::{self, registry};
 use crate::nn::Weights;
-use crate::nn::adapter::Adapt;
 use crate::ops::attention::way::{self, Backend};
 use crate::ops::clock::Timestamp;
 use crate::ops::profile::{Level, span};
@@ -152,20 +151,23 @@ fn measure(args: &Args, config: &RunConfig, bucket: Bucket, device: &Device) -> 
             config.model.variant.as_deref(),
         )?,
     };
-    let weights = match args.random_weights {
-        true => Weights::random(dtype, device),
-        false => Weights::open(config.model.folder(&directory).part("transformer"), dtype, device)?,
-    };
-    weights.ensure_memory(&[])?;
     let trainable = Arc::new(Trainable::new(
         &config.lora,
         &registry::names(),
         Rng::new(config.seed),
         device,
     )?);
-    let adapt = (!args.forward).then(|| trainable.clone() as Arc<dyn Adapt>);
+    let load = match args.forward {
+        true => config.model.load(device),
+        false => config.model.load(device).with_adapters(trainable.clone()),
+    };
+    let weights = match args.random_weights {
+        true => Weights::random(&load),
+        false => Weights::read(&config.model.folder(&directory).part("transformer"), &load)?,
+    };
+    weights.ensure_memory(&[])?;
     let batch_size = config.train.batch_size;
-    let batch = registry::open_synthetic(&directory, weights.clone(), adapt, bucket, batch_size)?;
+    let batch = registry::open_synthetic(&directory, weights.clone(), bucket, batch_size)?;
     let vars: Vec<Var> = match args.forward {
         true => Vec::new(),
         false => trainable
@@ -188,7 +190,6 @@ fn measure(args: &Args, config: &RunConfig, bucket: Bucket, device: &Device) -> 
     splits.remove(0); // the first one warms up
     let peak_memory_bytes = memory::peak(device); // before the product below uses more
     let profile = args.profile.then(|| profile::measure(device, || once().map(drop)));
-    let work = batch.work;
     Ok(Measured {
         device: if device.is_cpu() { "cpu" } else { "cuda" },
         bucket,
@@ -202,8 +203,8 @@ fn measure(args: &Args, config: &RunConfig, bucket: Bucket, device: &Device) -> 
         threads: rayon::current_num_threads(),
         params: weights.taken(),
         trainable: vars.iter().map(|var| var.elem_count()).sum(),
-        tokens: work.tokens,
-        pace: Pace::of(&splits, work, batch_size, args.forward),
+        tokens: batch.tokens,
+        pace: Pace::of(&splits, &batch, batch_size, args.forward),
         matmul_flops_per_second: best_product(dtype, device)?,
         peak_memory_bytes,
         profile: profile.transpose()?,
@@ -284,7 +285,8 @@ fn median(values: impl Iterator<Item = f64>) -> f64 {
 }
 
 impl Pace {
-    fn of(splits: &[Split], work: Flops, batch_size: usize, forward: bool) -> Self {
+    fn of(splits: &[Split], batch: &SyntheticBatch, batch_size: usize, forward: bool) -> Self {
+        let work = batch.work;
         let all = |split: &Split| split.forward + split.backward + split.optimizer;
         let step_seconds: Vec<f64> = splits.iter().map(all).collect();
         let seconds = median(step_seconds.iter().copied());
@@ -298,7 +300,7 @@ impl Pace {
             forward_seconds_median: median(splits.iter().map(|split| split.forward)),
             backward_seconds_median: median(splits.iter().map(|split| split.backward)),
             optimizer_seconds_median: median(splits.iter().map(|split| split.optimizer)),
-            tokens_per_second: (batch_size * work.tokens) as f64 / seconds,
+            tokens_per_second: (batch_size * batch.tokens) as f64 / seconds,
             model_flops_per_second: batch_size as f64 * flops / seconds,
         }
     }

@@ -1,8 +1,8 @@
 //! Checks before a run: everything that its settings, the model's configs, the headers of its files and the files that
-//! the settings name can reveal. Run before anything is loaded, by a run and by `--dry-run` alike; all problems are
+//! the settings name can reveal. Run before anything is loaded, by a run and by `--dry-run` alike; all failures are
 //! reported at once.
 //!
-//! No rule is duplicated here: the model is built as for real work, but from names and shapes alone ([`Reading`]), and
+//! No rule is duplicated here: the model is built as for real work, but from names and shapes alone ([`Content::Headers`]), and
 //! everything else is checked by the code that uses it.
 
 use std::fmt::Display;
@@ -21,11 +21,12 @@ use crate::distributed::Communicator;
 use crate::hub;
 use crate::lora::adapters::Adapters;
 use crate::lora::selection::{AdapterMismatch, Selection};
-use crate::models::family::ImageMode;
-use crate::models::{self, CachedConfigs, Family, FamilyName, registry};
-use crate::nn::adapter::Adapt;
-use crate::nn::shards::Residency;
-use crate::nn::weights::Reading;
+use crate::models::family::{EncoderMemory, ImageMode};
+use crate::models::{self, Family, registry};
+use crate::nn::Load;
+use crate::nn::load::Content;
+use crate::nn::residency::Residency;
+use crate::problems::Problems;
 use crate::process::memory::TooLittle;
 use crate::rng::Rng;
 use crate::sample::{self, Request, Start, UnsupportedRequest};
@@ -48,11 +49,11 @@ pub enum Download {
     No,
 }
 
-/// Problems found so far, each with its exit code.
+/// Failures so far, each with its exit code.
 #[derive(Debug, Default)]
-pub struct Problems(Vec<(Exit, String)>);
+pub struct Failures(Vec<(Exit, String)>);
 
-impl Problems {
+impl Failures {
     /// Records a problem with a key of the run file.
     fn key(&mut self, key: impl Display, why: impl Display) {
         self.0.push((Exit::Usage, format!("{key}: {why}")));
@@ -78,7 +79,7 @@ impl Problems {
         self.failed(Exit::Model, done);
     }
 
-    /// Fails with all problems, if any; the exit code is that of the first kind in the order of the exit codes.
+    /// Fails with all failures, if any; the exit code is that of the first kind in the order of the exit codes.
     pub fn judge(self) -> Result<(), Failure> {
         let Some(exit) = self.0.iter().map(|(exit, _)| *exit).min_by_key(|exit| *exit as u8) else {
             return Ok(());
@@ -99,13 +100,13 @@ pub fn of_run(
     download: Download,
     ranks: &dyn Communicator,
 ) -> Result<Option<Box<dyn Family>>, Failure> {
-    let mut problems = Problems::default();
+    let mut failures = Failures::default();
     let device = config.open_device().unwrap_or_else(|error| {
-        problems.key("device", format!("{error:#}").trim_start_matches("device: "));
+        failures.key("device", format!("{error:#}").trim_start_matches("device: "));
         Device::Cpu
     });
     if let Some(lacks) = config.device.lacks(&device, config.model.dtype.into()) {
-        problems.key("model.dtype", lacks);
+        failures.key("model.dtype", lacks);
     }
     let folder = config.precompute.folder(&config.run_dir());
     let key = match config.precompute.dir {
@@ -113,58 +114,51 @@ pub fn of_run(
         None => "output_dir",
     };
     if let Err(error) = writable::ensure(&folder) {
-        problems.0.push((Exit::Training, format!("{key}: {error}")));
+        failures.0.push((Exit::Training, format!("{key}: {error}")));
     }
-    let family = model(config, &device, download, &mut problems);
+    let family = model(config, download, &mut failures);
     if let Some(family) = &family {
         let residency = (until == Until::Trained).then(|| config.model.residency(ranks));
-        parts(config, &**family, &device, residency, &mut problems);
-        buckets(config, &**family, &mut problems);
+        parts(config, &**family, &device, residency, &mut failures);
+        buckets(config, &**family, &mut failures);
     }
     if until == Until::Trained {
-        training(config, family.as_deref(), ranks.is_first(), &mut problems);
+        training(config, family.as_deref(), ranks.is_first(), &mut failures);
     }
-    problems.judge()?;
+    failures.judge()?;
     Ok(family)
 }
 
-/// Checks that the checkpoint and its files can fulfil a request, with these adapters.
+/// Checks that the checkpoint and its files can fulfil a request, with these adapters, which `load` has as well.
 ///
 /// # Errors
 /// Lists every problem.
-pub fn of_sample(
-    family: &dyn Family,
-    reading: &Reading,
-    request: &Request,
-    adapters: &Arc<Adapters>,
-) -> Result<(), Failure> {
-    let mut problems = Problems::default();
+pub fn of_sample(family: &dyn Family, load: &Load, request: &Request, adapters: &Arc<Adapters>) -> Result<(), Failure> {
+    let mut failures = Failures::default();
     for UnsupportedRequest { why, .. } in sample::refused(family, request) {
-        problems.of_model(Err(anyhow!(why)));
+        failures.of_model(Err(anyhow!(why)));
     }
-    problems.of_model(family.scheduler().map(drop));
-    match models::open_with(family.directory(), FamilyName::Auto, reading, &CachedConfigs::new()) {
-        Ok(outline) => {
-            problems.of_model(outline.text_encoder().map(drop));
-            if !matches!(request.start, Start::Text) {
-                problems.of_model(outline.video_encoder(false, false).map(drop));
-            }
-            problems.of_model(outline.check_decoder());
-            let adapt: Arc<dyn Adapt> = adapters.clone();
-            let stands = outline.denoiser(Some(adapt)).map(drop);
-            let adapted = stands.is_ok();
-            problems.of_model(stands);
-            if adapted {
-                problems.of_model(adapters.finish());
-            }
-        }
-        Err(error) => problems.of_model(Err(error)),
+    failures.of_model(family.scheduler().map(drop));
+    let headers = Load {
+        content: Content::Headers,
+        ..load.clone()
+    };
+    failures.of_model(family.text_encoder(&headers).map(drop));
+    if !matches!(request.start, Start::Text) {
+        failures.of_model(family.video_encoder(&headers, EncoderMemory::default()).map(drop));
     }
-    problems.judge()
+    failures.of_model(family.video_decoder(&headers).map(drop));
+    let built = family.denoiser(&headers).map(drop);
+    let adapted = built.is_ok();
+    failures.of_model(built);
+    if adapted {
+        failures.of_model(adapters.finish());
+    }
+    failures.judge()
 }
 
 /// Opens the model, if it is cached.
-fn model(config: &RunConfig, device: &Device, download: Download, problems: &mut Problems) -> Option<Box<dyn Family>> {
+fn model(config: &RunConfig, download: Download, failures: &mut Failures) -> Option<Box<dyn Family>> {
     let directory = match locate(config, download) {
         Ok(Some(directory)) => directory,
         Ok(None) => {
@@ -175,14 +169,14 @@ fn model(config: &RunConfig, device: &Device, download: Download, problems: &mut
             return None;
         }
         Err(error) => {
-            problems.of_model(Err(error.context("model.path")));
+            failures.of_model(Err(error.context("model.path")));
             return None;
         }
     };
-    match opened(config, &directory, Reading::numbers(config.model.dtype.into(), device)) {
+    match opened(config, &directory) {
         Ok(family) => Some(family),
         Err(error) => {
-            problems.of_model(Err(error));
+            failures.of_model(Err(error));
             None
         }
     }
@@ -200,24 +194,13 @@ fn locate(config: &RunConfig, download: Download) -> anyhow::Result<Option<PathB
     Ok(here.filter(|directory| !fetched || models::is_whole(&config.model.folder(directory))))
 }
 
-fn opened(config: &RunConfig, directory: &Path, reading: Reading) -> anyhow::Result<Box<dyn Family>> {
-    let remembered = cache(config).remembered(directory);
-    models::open_with(
-        config.model.folder(directory),
-        config.model.family,
-        &reading,
-        &remembered,
-    )
+fn opened(config: &RunConfig, directory: &Path) -> anyhow::Result<Box<dyn Family>> {
+    let cached = cache(config).remembered(directory);
+    models::open_with(config.model.folder(directory), config.model.family, &cached)
 }
 
 fn cache(config: &RunConfig) -> Cache {
     Cache::open(&config.precompute.folder(&config.run_dir()))
-}
-
-/// Opens the model again, as names and shapes alone.
-fn outline(config: &RunConfig, family: &dyn Family, device: &Device) -> anyhow::Result<Box<dyn Family>> {
-    let reading = Reading::headers(config.model.dtype.into(), device);
-    opened(config, family.directory(), reading)
 }
 
 /// Checks that the encoding parts, and those for validation, can be built from their files. Parts that only encode may
@@ -227,12 +210,9 @@ fn parts(
     family: &dyn Family,
     device: &Device,
     residency: Option<Residency>,
-    problems: &mut Problems,
+    failures: &mut Failures,
 ) {
-    let outline = match outline(config, family, device) {
-        Ok(outline) => outline,
-        Err(error) => return problems.of_model(Err(error)),
-    };
+    let headers = Load::headers(config.model.dtype.into(), device);
     let prompts = match residency {
         Some(_) => config.validation.prompts.as_slice(),
         None => &[],
@@ -240,45 +220,48 @@ fn parts(
     let from_image = prompts.iter().any(|prompt| prompt.image.is_some());
     let cache = cache(config);
     let mut encoder = |parts: &[&str], shows: bool, load: &dyn Fn() -> anyhow::Result<()>| {
-        match cache.has_parts(family.directory(), parts) {
-            Ok(there) if there || shows => problems.of_model(load()),
+        match cache.has_parts(&family.spec().directory, parts) {
+            Ok(there) if there || shows => failures.of_model(load()),
             Ok(_) => {} // whether it is needed is decided once the missing encodings are known
-            Err(error) => problems.of_model(Err(error)),
+            Err(error) => failures.of_model(Err(error)),
         }
     };
-    encoder(family.text_encoder_parts(), false, &|| outline.text_encoder().map(drop));
-    encoder(family.video_encoder_parts(), from_image, &|| {
-        outline.video_encoder(false, false).map(drop)
+    encoder(family.spec().text_encoder_parts, false, &|| {
+        family.text_encoder(&headers).map(drop)
+    });
+    encoder(family.spec().video_encoder_parts, from_image, &|| {
+        family.video_encoder(&headers, EncoderMemory::default()).map(drop)
     });
     if !prompts.is_empty() {
-        problems.of_model(outline.check_decoder());
+        failures.of_model(family.video_decoder(&headers).map(drop));
     }
     if let Some(residency) = residency {
-        transformer(config, &*outline, residency, problems);
+        transformer(config, family, &headers.with_residency(residency), failures);
     }
 }
 
 /// Checks that the transformer can be built from its files, and adapted according to `lora`.
-fn transformer(config: &RunConfig, outline: &dyn Family, residency: Residency, problems: &mut Problems) {
+fn transformer(config: &RunConfig, family: &dyn Family, headers: &Load, failures: &mut Failures) {
     // Settings that are wrong for any model are reported by `training`.
-    let selection = Selection::new(&config.lora, &registry::names()).ok();
-    let selection = selection.map(|selection| Arc::new(selection.with_residency(residency)));
-    let adapt = selection.clone().map(|selection| selection as Arc<dyn Adapt>);
-    problems.of_model(outline.denoiser(adapt).map(drop));
+    let selection = Selection::new(&config.lora, &registry::names()).ok().map(Arc::new);
+    let load = match &selection {
+        Some(selection) => headers.with_adapters(selection.clone()),
+        None => headers.clone(),
+    };
+    failures.of_model(family.denoiser(&load).map(drop));
     let Some(selection) = selection.filter(|selection| selection.has_seen_layers()) else {
         return;
     };
     if let Err(error) = selection.finish() {
         match error.downcast::<AdapterMismatch>() {
-            Ok(AdapterMismatch(all)) => problems.0.extend(all.into_iter().map(|why| (Exit::Usage, why))),
-            Err(error) => problems.key("lora", format!("{error:#}")),
+            Ok(AdapterMismatch(all)) => failures.0.extend(all.into_iter().map(|why| (Exit::Usage, why))),
+            Err(error) => failures.key("lora", format!("{error:#}")),
         }
     }
     if config.checkpoint.comfyui
-        && let Ok(room) = registry::of_checkpoint(outline.directory())
-        && let Some(layer) = selection.selected().into_iter().find(|layer| !room.names.has(layer))
+        && let Some(layer) = (selection.selected().into_iter()).find(|layer| !family.spec().family.names.has(layer))
     {
-        problems.key(
+        failures.key(
             "checkpoint.comfyui",
             format!("{layer} has no name in ComfyUI; set it to false, or leave that layer out of lora.target_modules"),
         );
@@ -286,57 +269,59 @@ fn transformer(config: &RunConfig, outline: &dyn Family, residency: Residency, p
 }
 
 /// Checks that the model supports all buckets.
-fn buckets(config: &RunConfig, family: &dyn Family, problems: &mut Problems) {
+fn buckets(config: &RunConfig, family: &dyn Family, failures: &mut Failures) {
     for (i, dataset) in config.datasets.iter().enumerate() {
         for (j, bucket) in dataset.buckets.iter().enumerate() {
             if let Err(error) = family.latent_size(bucket.frames, bucket.height, bucket.width) {
-                problems.key(format!("datasets[{i}].buckets[{j}]"), format!("{error:#}"));
+                failures.key(format!("datasets[{i}].buckets[{j}]"), format!("{error:#}"));
             }
         }
     }
 }
 
 /// Checks the requirements of training alone. `pushes` is true in the process that uploads the adapter.
-fn training(config: &RunConfig, family: Option<&dyn Family>, pushes: bool, problems: &mut Problems) {
+fn training(config: &RunConfig, family: Option<&dyn Family>, pushes: bool, failures: &mut Failures) {
     if let Err(AdapterMismatch(all)) = Selection::new(&config.lora, &registry::names()) {
-        problems.0.extend(all.into_iter().map(|why| (Exit::Usage, why)));
+        failures.0.extend(all.into_iter().map(|why| (Exit::Usage, why)));
     }
     if let Some(family) = family {
-        objective(config, family, problems);
+        objective(config, family, failures);
     }
     for (i, prompt) in config.validation.prompts.iter().enumerate() {
-        for (key, why) in prompt.refused(family) {
-            let dot = if key.is_empty() { "" } else { "." };
-            problems.key(format!("validation.prompts[{i}]{dot}{key}"), why);
-        }
+        let refused = Problems::of(|problems| {
+            problems.section(format!("validation.prompts[{i}]"), |problems| {
+                prompt.refused(family, problems)
+            });
+        });
+        refused.into_iter().for_each(|(key, why)| failures.key(key, why));
     }
     if config.hub.push
         && pushes
         && let Err(error) = hub::push::check()
     {
-        problems.key("hub.push", format!("{error:#}"));
+        failures.key("hub.push", format!("{error:#}"));
     }
 }
 
 /// Checks that the checkpoint can be trained with these settings.
-fn objective(config: &RunConfig, family: &dyn Family, problems: &mut Problems) {
+fn objective(config: &RunConfig, family: &dyn Family, failures: &mut Failures) {
     let scheduler = match family.scheduler() {
         Ok(scheduler) => scheduler,
-        Err(error) => return problems.of_model(Err(error)),
+        Err(error) => return failures.of_model(Err(error)),
     };
     let drawn = Objective::new(&scheduler, &config.diffusion).and_then(|objective| {
         let buckets = config.datasets.iter().flat_map(|dataset| &dataset.buckets);
         let mut canvases = buckets.filter_map(|b| family.latent_size(b.frames, b.height, b.width).ok());
         canvases.try_for_each(|canvas| objective.draw(1, canvas.seq_len, &mut Rng::new(0)).map(drop))
     });
-    problems.failed(Exit::Usage, drawn);
+    failures.failed(Exit::Usage, drawn);
     let share = config.train.first_frame_conditioning_p;
-    let why = match family.image_mode() {
+    let why = match family.spec().image_mode {
         ImageMode::Never => "this checkpoint cannot start from an image; remove it",
         ImageMode::Always => "this checkpoint always starts from an image; remove it",
         ImageMode::Either => return,
     };
     if share != 0.0 {
-        problems.key("train.first_frame_conditioning_p", format!("{share}: {why}"));
+        failures.key("train.first_frame_conditioning_p", format!("{share}: {why}"));
     }
 }

@@ -1,4 +1,5 @@
-//! `vtrain gpu-check`: compares a GPU's results with the CPU's. Hidden: scripts/gpu_check.sh calls it.
+//! `vtrain gpu-check`: compares a GPU's results with the CPU's. Not shipped: scripts/gpu_check.sh calls it, in a build with
+//! `--features gpu-check`.
 //!
 //! Ops, forward and backward, the optimiser, and the parts of tiny checkpoints, each against the CPU in f32; or two
 //! files of latents against each other. Errors are max |a - b| / max |b|. Inputs are new in every run, and the memory

@@ -9,6 +9,7 @@ pub mod bench;
 pub mod check;
 pub mod check_dataset;
 pub mod completions;
+#[cfg(feature = "gpu-check")]
 pub mod gpu_check;
 mod interrupt;
 pub mod launch;

@@ -22,9 +22,9 @@ use crate::data::{Report, pixels};
 use crate::distributed::Communicator;
 use crate::finite;
 use crate::hub;
-use crate::models::family::{TextEncoder, VideoEncoder};
+use crate::models::family::{EncoderMemory, TextEncoder, VideoEncoder};
 use crate::models::{self, Family};
-use crate::nn::weights::{self, Reading};
+use crate::nn::{Load, checkpoint};
 use crate::train::learnable;
 use crate::video::Frames;
 
@@ -122,12 +122,10 @@ pub fn here(family: Option<Box<dyn Family>>) -> Result<Box<dyn Family>, Failure>
 
 /// Opens the model of a run. Parts that only encode may be missing, if the run's cache has seen them.
 pub fn open_model(config: &RunConfig) -> Result<Box<dyn Family>, Failure> {
-    let device = config.open_device().or_exit(Exit::Usage)?;
     let model = &config.model;
     let directory = hub::fetch::locate(&model.path, &model.revision, model.variant.as_deref()).or_exit(Exit::Model)?;
-    let remembered = Cache::open(&config.precompute.folder(&config.run_dir())).remembered(&directory);
-    let reading = Reading::numbers(model.dtype.into(), &device);
-    models::open_with(model.folder(&directory), model.family, &reading, &remembered).or_exit(Exit::Model)
+    let cached = Cache::open(&config.precompute.folder(&config.run_dir())).remembered(&directory);
+    models::open_with(model.folder(&directory), model.family, &cached).or_exit(Exit::Model)
 }
 
 /// Encodes what the cache lacks of the surveyed clips, their captions, the empty caption, the validation prompts and
@@ -155,7 +153,7 @@ pub fn precompute(
         plan.cache.sweep(); // before the space is checked
         plan.ensure_room()?;
     }
-    let done = encode_texts(family, &plan, stop, ranks);
+    let done = encode_texts(config, family, &plan, stop, ranks);
     let done = done.and_then(|()| encode_clips(config, family, &plan, stop, ranks));
     plan.cache.save();
     let encoded = plan.fulfilled(&done?);
@@ -165,7 +163,13 @@ pub fn precompute(
     Ok(encoded)
 }
 
-fn encode_texts(family: &dyn Family, plan: &Plan, stop: &AtomicBool, ranks: &dyn Communicator) -> Result<(), Failure> {
+fn encode_texts(
+    config: &RunConfig,
+    family: &dyn Family,
+    plan: &Plan,
+    stop: &AtomicBool,
+    ranks: &dyn Communicator,
+) -> Result<(), Failure> {
     if plan.missing_texts.is_empty() {
         return Ok(());
     }
@@ -182,7 +186,7 @@ fn encode_texts(family: &dyn Family, plan: &Plan, stop: &AtomicBool, ranks: &dyn
             Some(conditioner) => conditioner,
             none => {
                 log::info!("loading the text encoder");
-                none.insert(family.text_encoder().or_exit(Exit::Model)?)
+                none.insert(family.text_encoder(&load(config)?).or_exit(Exit::Model)?)
             }
         };
         let embed = || -> anyhow::Result<Vec<Tensor>> {
@@ -193,7 +197,7 @@ fn encode_texts(family: &dyn Family, plan: &Plan, stop: &AtomicBool, ranks: &dyn
         };
         let tensors = embed()
             .with_context(|| format!("the caption {text:?}"))
-            .map_err(|error| explained(error, family, family.text_encoder_parts()))
+            .map_err(|error| explained(error, family, family.spec().text_encoder_parts))
             .or_exit(Exit::Model)?;
         let notes = [("caption", shortened(text))];
         let written = plan.cache.write(key, &plan.text_form, &tensors, &notes);
@@ -259,7 +263,7 @@ fn encode_clips(
                         none => none.insert(load_encoder(config, family)?),
                     };
                     let encoded = encode_clip(&**encoder, clip, frames);
-                    let encoded = encoded.map_err(|error| explained(error, family, family.video_encoder_parts()));
+                    let encoded = encoded.map_err(|error| explained(error, family, family.spec().video_encoder_parts));
                     keep_clip(plan, clip, &encoded.or_exit(Exit::Model)?).or_exit(Exit::Training)?;
                     Ok(rounds::Encoded::Done)
                 }
@@ -289,8 +293,15 @@ fn encode_clips(
 
 fn load_encoder(config: &RunConfig, family: &dyn Family) -> Result<Box<dyn VideoEncoder>, Failure> {
     log::info!("loading the VAE's encoder");
-    let (tiling, slicing) = (config.precompute.vae_tiling, config.precompute.vae_slicing);
-    family.video_encoder(tiling, slicing).or_exit(Exit::Model)
+    let memory = EncoderMemory {
+        tiling: config.precompute.vae_tiling,
+        slicing: config.precompute.vae_slicing,
+    };
+    family.video_encoder(&load(config)?, memory).or_exit(Exit::Model)
+}
+
+fn load(config: &RunConfig) -> Result<Load, Failure> {
+    Ok(config.model.load(&config.open_device().or_exit(Exit::Usage)?))
 }
 
 /// Returns the tensors of a clip's record.
@@ -323,8 +334,8 @@ fn explained(error: anyhow::Error, family: &dyn Family, parts: &[&str]) -> anyho
         return error;
     }
     let damage = parts.iter().find_map(|part| {
-        let folder = family.directory().part(part);
-        weights::not_finite(&folder).ok().flatten() // a part without weights cannot have damaged ones
+        let folder = family.spec().directory.part(part);
+        checkpoint::not_finite(&folder).ok().flatten() // a part without weights cannot have damaged ones
     });
     match damage {
         Some(damage) => error.context(format!("{damage}; the file is damaged, fetch it again")),

@@ -20,7 +20,7 @@ pub fn run_distributed<T>(
     work: impl FnOnce(&RunConfig, &dyn Communicator) -> Result<T, Failure>,
 ) -> Result<T, Failure> {
     let ranks = distributed::open(&config.dist).or_exit(Exit::Usage)?;
-    config.device = config.device.of_rank(ranks.local_rank());
+    config.device = config.device.of_rank(ranks.place().local_rank);
     let done = work(&config, &*ranks);
     match &done {
         Ok(_) => ranks.finish(),

@@ -13,9 +13,7 @@ use crate::disk;
 use crate::hub;
 use crate::lora::adapters::Adapters;
 use crate::models::{self, Family, FamilyName};
-use crate::nn::WeightFolder;
-use crate::nn::adapter::Adapt;
-use crate::nn::weights::Reading;
+use crate::nn::{Load, WeightFolder};
 use crate::sample::{self, Request, Sampled, Start};
 use crate::video::Writer;
 
@@ -108,25 +106,25 @@ pub fn run(args: Args) -> Result<(), Failure> {
     drop(Writer::create(&args.output, size, args.fps.unwrap_or(1.0)).or_exit(Exit::Usage)?);
     let directory = hub::fetch::locate(&args.model, &args.revision, args.variant.as_deref()).or_exit(Exit::Model)?;
     let checkpoint = WeightFolder::new(&directory, args.variant.as_deref());
-    let family = models::open(checkpoint, FamilyName::Auto, dtype, &device).or_exit(Exit::Model)?;
-    let request = request(&args, start, family.frame_rate()).or_exit(Exit::Usage)?;
+    let family = models::open(checkpoint, FamilyName::Auto).or_exit(Exit::Model)?;
+    let request = request(&args, start, family.spec().family.frame_rate).or_exit(Exit::Usage)?;
     let writer = Writer::create(&args.output, size, request.fps).or_exit(Exit::Usage)?;
     let adapters = adapters(&args.lora, &device).or_exit(Exit::Model)?;
-    check::of_sample(&*family, &Reading::headers(dtype, &device), &request, &adapters)?;
-    let sampled = denoise(&*family, request, &adapters).or_exit(Exit::Model)?;
+    let load = Load::new(dtype, &device).with_adapters(adapters.clone());
+    check::of_sample(&*family, &load, &request, &adapters)?;
+    let sampled = denoise(&*family, &load, request).or_exit(Exit::Model)?;
     if let Some(path) = &args.output_latents {
         write_latents(path, &sampled.latents).or_exit(Exit::Training)?;
     }
-    let frames = sample::write(&*family, &sampled, writer, |_| {}).or_exit(Exit::Training)?;
+    let frames = sample::write(&*family, &load, &sampled, writer, |_| {}).or_exit(Exit::Training)?;
     log::info!("{frames} frames in {}", args.output.display());
     Ok(())
 }
 
-fn denoise(family: &dyn Family, request: Request, adapters: &Arc<Adapters>) -> anyhow::Result<Sampled> {
+fn denoise(family: &dyn Family, load: &Load, request: Request) -> anyhow::Result<Sampled> {
     let bar = progress::bar("denoising", 0);
-    let adapt: Arc<dyn Adapt> = adapters.clone();
     let on = progress::on(&bar);
-    let sampled = sample::sample(family, request, Some(adapt), &|done, of| {
+    let sampled = sample::sample(family, load, request, &|done, of| {
         on(done, of);
         Ok(())
     })?;

@@ -33,7 +33,7 @@ pub struct Args {
     /// Override a key: --set optimizer.lr=1e-4, --set datasets.0.repeats=2 (repeatable; values are YAML)
     #[arg(long, value_name = "KEY=VALUE")]
     pub set: Vec<String>,
-    /// Go on from a checkpoint: auto (the newest whole one in output_dir, if there is one), never, or its folder
+    /// Continue from a checkpoint: auto (the newest whole one in output_dir, if there is one), never, or its folder
     #[arg(long, value_name = "auto|never|PATH", default_value = "auto")]
     pub resume: Resume,
     /// Check everything and write output_dir/config.yaml, but do not train
@@ -90,7 +90,7 @@ fn train(args: &Args, config: &RunConfig, ranks: &dyn Communicator) -> Result<()
     match ended.or_exit(Exit::Training)? {
         Ended::Complete => Ok(()),
         Ended::Interrupted(step) => {
-            let error = anyhow!("interrupted; step {step} is saved, and the same command goes on from there");
+            let error = anyhow!("interrupted; step {step} is saved, and the same command continues from there");
             let exit = Exit::Interrupted;
             Err(ranks::shared(ranks, Failure { exit, error }))
         }

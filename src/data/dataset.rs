@@ -6,6 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::bucket::Bucket;
+use crate::problems::Problems;
 
 /// A folder of clips with captions.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -137,52 +138,41 @@ const LARGEST_SIDE: usize = 16_384;
 const MOST_FRAMES: usize = 100_000;
 
 impl Config {
-    /// Adds problems with the values, each with its key's path: `at` and the key.
-    pub fn check(&self, at: &str, problems: &mut Vec<(String, String)>) {
-        let mut say = |key: &str, message: String| {
-            let path = if at.is_empty() {
-                key.to_owned()
-            } else {
-                format!("{at}.{key}")
-            };
-            problems.push((path, message));
-        };
+    /// Checks for values that parse but make no sense, by path below the data set.
+    pub fn check(&self, problems: &mut Problems) {
         if self.path.as_os_str().is_empty() {
-            say("path", "is required: the folder of the data set".into());
+            problems.push("path", "is required: the folder of the data set");
         }
         if !(1..=MOST_REPEATS).contains(&self.repeats) {
-            say(
+            problems.push(
                 "repeats",
                 format!("must be between 1 and {MOST_REPEATS}, got {}", self.repeats),
             );
         }
         if let Some(fps) = self.fps.filter(|fps| !(fps.is_finite() && *fps > 0.0)) {
-            say(
+            problems.push(
                 "fps",
                 format!("must be a number above 0, or null for the clip's own rate, got {fps}"),
             );
         }
-        self.check_buckets(&mut say);
-        self.check_files(&mut say);
+        self.check_buckets(problems);
+        self.check_files(problems);
     }
 
-    fn check_buckets(&self, say: &mut impl FnMut(&str, String)) {
+    fn check_buckets(&self, problems: &mut Problems) {
         if self.buckets.is_empty() {
-            say(
-                "buckets",
-                "must hold at least one bucket, such as [49, 480, 720]".into(),
-            );
+            problems.push("buckets", "must hold at least one bucket, such as [49, 480, 720]");
         }
         for (n, bucket) in self.buckets.iter().enumerate() {
             let key = format!("buckets[{n}]");
             let sides = [bucket.height, bucket.width];
             if bucket.frames == 0 || sides.contains(&0) {
-                say(
+                problems.push(
                     &key,
                     format!("frames, height and width must be at least 1, got {bucket}"),
                 );
             } else if bucket.frames > MOST_FRAMES || sides.iter().any(|&side| side > LARGEST_SIDE) {
-                say(
+                problems.push(
                     &key,
                     format!(
                         "more than {MOST_FRAMES} frames or {LARGEST_SIDE} pixels a side, got {bucket}; the order is [frames, height, width]"
@@ -190,13 +180,13 @@ impl Config {
                 );
             }
             if let Some(first) = self.buckets[..n].iter().position(|b| b == bucket) {
-                say(&key, format!("is the same as buckets[{first}], {bucket}; remove one"));
+                problems.push(key, format!("is the same as buckets[{first}], {bucket}; remove one"));
             }
         }
     }
 
     /// Checks for file keys that the layout would silently ignore.
-    fn check_files(&self, say: &mut impl FnMut(&str, String)) {
+    fn check_files(&self, problems: &mut Problems) {
         let lines = [("videos", self.videos.is_some()), ("captions", self.captions.is_some())];
         let table = [
             ("metadata", self.metadata.is_some()),
@@ -208,7 +198,7 @@ impl Config {
                 if let (Some((first, _)), Some((second, _))) =
                     (lines.iter().find(|key| key.1), table.iter().find(|key| key.1))
                 {
-                    say(
+                    problems.push(
                         second,
                         format!("is for `layout: metadata`, and `{first}` for `layout: lines`; remove one"),
                     );
@@ -221,7 +211,7 @@ impl Config {
             Layout::Images => (&[lines[0], lines[1], table[0], table[1], table[2]][..], "images"),
         };
         for (key, _) in owners.iter().filter(|key| key.1) {
-            say(
+            problems.push(
                 key,
                 format!("is not read with `layout: {layout}`; remove it, or change the layout"),
             );

@@ -13,6 +13,7 @@ use super::manifest::{self, Entry};
 use super::reason::Reason;
 use super::rejection::{Rejection, Source};
 use super::remarks;
+use crate::problems::Problems;
 use crate::video::{self, Clip, Crop, Fit, VideoError};
 
 /// Callback with the number of finished clips of a data set, and their total.
@@ -149,8 +150,7 @@ pub fn survey(configs: &[Config], decode: bool, progress: Progress) -> Report {
         notes: Vec::new(),
     };
     for (dataset, config) in configs.iter().enumerate() {
-        let mut problems = Vec::new();
-        config.check("", &mut problems);
+        let problems = Problems::of(|problems| config.check(problems));
         let before = (report.samples.len(), report.refused.len());
         if problems.is_empty() {
             report.add(config, decode, progress, |found| Sample::place(found, dataset, config));

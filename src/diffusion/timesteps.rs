@@ -15,6 +15,7 @@ use std::f32::consts::PI;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::problems::Problems;
 use crate::rng::Rng;
 
 /// `diffusion:` in a run file.
@@ -97,32 +98,24 @@ impl Shift {
 }
 
 impl Config {
-    /// Returns values that parse but make no sense, by path below `diffusion`.
-    pub fn check(&self) -> Vec<(String, String)> {
+    /// Checks for values that parse but make no sense, by path below `diffusion`.
+    pub fn check(&self, problems: &mut Problems) {
         /// Range within which u stays in 0..1.
         const MODE_SCALES: std::ops::RangeInclusive<f64> = -1.0..=1.75;
-        let mut wrong = Vec::new();
-        let mut add = |key: &str, message: String| wrong.push((key.to_string(), message));
-        let positive = |value: f64| value > 0.0 && value.is_finite();
-        if !positive(self.logit_std) {
-            add("logit_std", format!("must be above 0, got {}", self.logit_std));
-        }
+        problems.above_zero("logit_std", self.logit_std);
         if !self.logit_mean.is_finite() {
-            add("logit_mean", format!("must be a number, got {}", self.logit_mean));
+            problems.push("logit_mean", format!("must be a number, got {}", self.logit_mean));
         }
         if !MODE_SCALES.contains(&self.mode_scale) {
             let message = format!("must be between -1 and 1.75, got {}", self.mode_scale);
-            add("mode_scale", message);
+            problems.push("mode_scale", message);
         }
-        if let Shift::Fixed(shift) = self.shift
-            && !positive(shift)
-        {
-            add("shift", format!("must be above 0, got {shift}"));
+        if let Shift::Fixed(shift) = self.shift {
+            problems.above_zero("shift", shift);
         }
         for (key, by) in self.unread(self.timesteps) {
-            add(key, format!("is read with timesteps: {by} only; remove it"));
+            problems.push(key, format!("is read with timesteps: {by} only; remove it"));
         }
-        wrong
     }
 
     /// Returns keys that were set but that this distribution ignores, with the distribution that reads them.

@@ -44,15 +44,15 @@ impl Default for Config {
 }
 
 impl Config {
-    /// Returns values that parse but make no sense, by path below `dist`.
-    pub fn check(&self) -> Vec<(String, String)> {
+    /// Checks `timeout`.
+    ///
+    /// # Errors
+    /// Says what it must be.
+    pub fn check_timeout(&self) -> Result<(), String> {
         // A thousand years still fit into the clock's numbers.
         match self.timeout > 0.0 && self.timeout < 3e10 {
-            true => Vec::new(),
-            false => vec![(
-                "timeout".into(),
-                format!("must be a number of seconds above 0, got {}", self.timeout),
-            )],
+            true => Ok(()),
+            false => Err(format!("must be a number of seconds above 0, got {}", self.timeout)),
         }
     }
 
@@ -69,19 +69,31 @@ pub fn pieces(length: usize, most: usize) -> impl Iterator<Item = (usize, usize)
         .map(move |from| (from, most.min(length - from)))
 }
 
+/// Returns the lengths of the ranks' messages from what each has sent: eight bytes, little-endian.
+#[cfg(any(feature = "mpi", feature = "nccl"))]
+fn lengths(all: &[u8]) -> anyhow::Result<Vec<usize>> {
+    let (numbers, _) = all.as_chunks::<8>();
+    let lengths = numbers.iter().map(|bytes| usize::try_from(u64::from_le_bytes(*bytes)));
+    Ok(lengths.collect::<Result<_, _>>()?)
+}
+
 /// Communication between ranks. Every call is made by all of them, in the same order.
 ///
 /// # Errors
 /// All calls fail with the numbers of ranks that did not arrive in time, or if the transport breaks down.
 pub trait Communicator {
+    /// Position of this process.
+    fn place(&self) -> RankInfo;
+
     /// Rank of this process, from 0.
-    fn rank(&self) -> usize;
+    fn rank(&self) -> usize {
+        self.place().rank
+    }
 
     /// Number of ranks.
-    fn world_size(&self) -> usize;
-
-    /// Rank on this machine, from 0, which selects the GPU.
-    fn local_rank(&self) -> usize;
+    fn world_size(&self) -> usize {
+        self.place().world_size
+    }
 
     /// Sums all ranks' vectors: (n), f32, on the vector's device. All ranks get the same bits.
     fn all_reduce(&self, numbers: &Tensor) -> anyhow::Result<Tensor>;
@@ -134,11 +146,18 @@ impl dyn Communicator + '_ {
 
 /// Puts numbers together of which each rank has a part. As with all calls, ranks begin in the same order.
 pub trait AllGather: Send + Sync {
+    /// Position of this process.
+    fn place(&self) -> RankInfo;
+
     /// Rank of this process, from 0.
-    fn rank(&self) -> usize;
+    fn rank(&self) -> usize {
+        self.place().rank
+    }
 
     /// Number of ranks.
-    fn world_size(&self) -> usize;
+    fn world_size(&self) -> usize {
+        self.place().world_size
+    }
 
     /// Begins to gather the ranks' parts: (n) each, on the CPU or a GPU, of one floating-point type.
     fn begin(&self, part: &Tensor) -> anyhow::Result<Box<dyn Pending>>;

@@ -9,7 +9,7 @@
 
 use std::cell::Cell;
 use std::ffi::{c_int, c_void};
-use std::mem::{ManuallyDrop, MaybeUninit, forget};
+use std::mem::{ManuallyDrop, forget};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::ThreadId;
@@ -26,8 +26,12 @@ use mpi::traits::AsRaw;
 use super::{AllGather, Communicator, Pending, RankInfo, Traffic, pieces};
 
 mod numbers;
+mod rank_list;
+mod request;
 
 use numbers::Numbers;
+use rank_list::RankList;
+use request::{InFlightGather, int, start};
 
 /// Time that the others have to announce themselves.
 const GRACE: Duration = Duration::from_secs(2);
@@ -41,15 +45,11 @@ const SPIN: Duration = Duration::from_micros(300);
 /// Limit of MPI's signed 32-bit counts: longer vectors are summed in parts.
 const MOST: usize = 1 << 30;
 
-/// Tag of announcements.
-const HERE: c_int = 1;
-
 /// One rank of a world that MPI started.
 pub struct Mpi {
     /// MPI, which is finalised only in [`finish`](Communicator::finish), because that waits for all ranks.
     universe: Cell<Option<ManuallyDrop<Universe>>>,
     world: Arc<World>,
-    local_rank: usize,
 }
 
 /// State that all calls need.
@@ -60,11 +60,10 @@ struct World {
     world: ManuallyDrop<SimpleCommunicator>,
     /// Communicator of announcements.
     waiting_room: ManuallyDrop<SimpleCommunicator>,
-    rank: usize,
-    world_size: usize,
+    place: RankInfo,
     timeout: Duration,
     /// Number of calls so far, which identifies the next one.
-    place: AtomicU64,
+    calls: AtomicU64,
     traffic: Mutex<Traffic>,
 }
 
@@ -72,12 +71,6 @@ struct World {
 // refuse others.
 unsafe impl Send for World {}
 unsafe impl Sync for World {}
-
-/// An operation in progress, with its buffers.
-struct InFlightGather<B> {
-    request: ffi::MPI_Request,
-    buffers: B,
-}
 
 impl Mpi {
     /// Starts MPI. `place` is the environment's rank, and MPI must agree.
@@ -99,16 +92,14 @@ impl Mpi {
             thread: std::thread::current().id(),
             world,
             waiting_room,
-            rank,
-            world_size,
+            place: *place,
             timeout,
-            place: AtomicU64::new(0),
+            calls: AtomicU64::new(0),
             traffic: Mutex::default(),
         };
         Ok(Self {
             universe: Cell::new(Some(universe)),
             world: Arc::new(world),
-            local_rank: place.local_rank,
         })
     }
 }
@@ -124,7 +115,7 @@ impl World {
     /// Returns the number of a call that begins now, the same on all ranks.
     fn next_place(&self) -> anyhow::Result<u64> {
         self.here()?;
-        Ok(self.place.fetch_add(1, Ordering::Relaxed) + 1)
+        Ok(self.calls.fetch_add(1, Ordering::Relaxed) + 1)
     }
 
     /// Waits until all ranks have made this call; `what` names it.
@@ -144,7 +135,7 @@ impl World {
     /// Names the ranks that did not arrive.
     fn wait<B>(&self, going: &mut InFlightGather<B>, place: u64, what: &str) -> anyhow::Result<()> {
         let started = Instant::now();
-        let mut roll = RankList::new(self, place);
+        let mut roll = RankList::new(&self.waiting_room, self.place, place);
         let (mut listened, mut deadline, mut asked) = (started, started + self.timeout, false);
         while !going.is_done()? {
             let waited = started.elapsed();
@@ -167,7 +158,9 @@ impl World {
 
     fn absent(&self, missing: &[usize], what: &str) -> String {
         let list = |ranks: Vec<usize>| ranks.iter().map(usize::to_string).collect::<Vec<_>>().join(", ");
-        let came = (0..self.world_size).filter(|rank| !missing.contains(rank)).collect();
+        let came = (0..self.place.world_size)
+            .filter(|rank| !missing.contains(rank))
+            .collect();
         let who = match missing.len() {
             1 => "rank",
             _ => "ranks",
@@ -247,25 +240,15 @@ impl World {
 
     /// Returns each rank's number of bytes.
     fn lengths(&self, ours: usize) -> anyhow::Result<Vec<usize>> {
-        let each = [size_of::<u64>()].repeat(self.world_size);
+        let each = [size_of::<u64>()].repeat(self.place.world_size);
         let all = self.gather((ours as u64).to_le_bytes().to_vec(), &each)?;
-        let (numbers, _) = all.as_chunks::<8>();
-        let lengths = numbers.iter().map(|bytes| usize::try_from(u64::from_le_bytes(*bytes)));
-        Ok(lengths.collect::<Result<_, _>>()?)
+        super::lengths(&all)
     }
 }
 
 impl Communicator for Mpi {
-    fn rank(&self) -> usize {
-        self.world.rank
-    }
-
-    fn world_size(&self) -> usize {
-        self.world.world_size
-    }
-
-    fn local_rank(&self) -> usize {
-        self.local_rank
+    fn place(&self) -> RankInfo {
+        self.world.place
     }
 
     fn all_reduce(&self, numbers: &Tensor) -> anyhow::Result<Tensor> {
@@ -340,12 +323,8 @@ impl Communicator for Mpi {
 struct Sharing(Arc<World>);
 
 impl AllGather for Sharing {
-    fn rank(&self) -> usize {
-        self.0.rank
-    }
-
-    fn world_size(&self) -> usize {
-        self.0.world_size
+    fn place(&self) -> RankInfo {
+        self.0.place
     }
 
     fn begin(&self, part: &Tensor) -> anyhow::Result<Box<dyn Pending>> {
@@ -353,7 +332,7 @@ impl AllGather for Sharing {
         let part = part.to_device(&Device::Cpu)?.contiguous()?;
         let each = part.elem_count() * part.dtype().size_in_bytes();
         let (from, count, comm) = (numbers::address(&part)?, int(each)?, self.0.world.as_raw());
-        let all = Numbers::zeros(part.dtype(), part.elem_count() * self.0.world_size)?;
+        let all = Numbers::zeros(part.dtype(), part.elem_count() * self.0.place.world_size)?;
         // SAFETY: the part is never written, `all` is large enough for one part per rank, and both stay in place until
         // MPI is done with them.
         let begin = |(_, all): &mut (Tensor, Numbers), request: *mut ffi::MPI_Request| unsafe {
@@ -399,109 +378,10 @@ impl Drop for Shared {
     }
 }
 
-/// Ranks known to wait in a call.
-struct RankList<'a> {
-    room: &'a SimpleCommunicator,
-    place: u64,
-    came: Vec<bool>,
-    told: Vec<bool>,
-}
-
-impl<'a> RankList<'a> {
-    fn new(world: &'a World, place: u64) -> Self {
-        let own: Vec<bool> = (0..world.world_size).map(|rank| rank == world.rank).collect();
-        Self {
-            room: &world.waiting_room,
-            place,
-            came: own.clone(),
-            told: own,
-        }
-    }
-
-    /// Reads announcements: a rank that names this call or a later one has arrived, and gets a reply.
-    fn listen(&mut self) -> anyhow::Result<()> {
-        while let Some((rank, place)) = self.next_message()? {
-            if place >= self.place {
-                self.came[rank] = true;
-                self.tell(rank)?;
-            }
-        }
-        Ok(())
-    }
-
-    fn next_message(&self) -> anyhow::Result<Option<(usize, u64)>> {
-        let (comm, any, mut found) = (self.room.as_raw(), unsafe { ffi::RSMPI_ANY_SOURCE }, 0);
-        let mut status = MaybeUninit::<ffi::MPI_Status>::uninit();
-        // SAFETY: out-parameters that live through the call.
-        check(unsafe { ffi::MPI_Iprobe(any, HERE, comm, &mut found, status.as_mut_ptr()) })?;
-        if found == 0 {
-            return Ok(None);
-        }
-        // SAFETY: MPI fills the status of a message that it found.
-        let source = unsafe { status.assume_init() }.MPI_SOURCE;
-        let mut place = 0u64;
-        let to = (&raw mut place).cast::<c_void>();
-        // SAFETY: `place` holds the single number of such a message, which has already arrived.
-        check(unsafe { ffi::MPI_Recv(to, 1, ffi::RSMPI_UINT64_T, source, HERE, comm, ffi::RSMPI_STATUS_IGNORE) })?;
-        Ok(Some((usize::try_from(source)?, place)))
-    }
-
-    /// Announces this rank to another one, once.
-    fn tell(&mut self, rank: usize) -> anyhow::Result<()> {
-        if std::mem::replace(&mut self.told[rank], true) {
-            return Ok(());
-        }
-        // Leaks eight bytes per time-out, because MPI may read them at any later time.
-        let place: *const u64 = Box::leak(Box::new(self.place));
-        let (comm, to) = (self.room.as_raw(), int(rank)?);
-        // SAFETY: the number is never freed; the request need not be polled.
-        check(unsafe {
-            let mut request = ffi::RSMPI_REQUEST_NULL;
-            ffi::MPI_Isend(place.cast(), 1, ffi::RSMPI_UINT64_T, to, HERE, comm, &mut request)
-        })
-    }
-
-    fn tell_all(&mut self) -> anyhow::Result<()> {
-        (0..self.told.len()).try_for_each(|rank| self.tell(rank))
-    }
-
-    fn missing(&self) -> Vec<usize> {
-        (0..self.came.len()).filter(|rank| !self.came[*rank]).collect()
-    }
-}
-
-fn start<B>(
-    mut buffers: B,
-    begin: impl FnOnce(&mut B, *mut ffi::MPI_Request) -> c_int,
-) -> anyhow::Result<InFlightGather<B>> {
-    // SAFETY: a constant of MPI's.
-    let mut request = unsafe { ffi::RSMPI_REQUEST_NULL };
-    check(begin(&mut buffers, &mut request))?;
-    Ok(InFlightGather { request, buffers })
-}
-
-impl<B> InFlightGather<B> {
-    fn is_done(&mut self) -> anyhow::Result<bool> {
-        let mut done = 0;
-        // SAFETY: a request that MPI made, and an out-parameter that lives through the call.
-        check(unsafe { ffi::MPI_Test(&mut self.request, &mut done, ffi::RSMPI_STATUS_IGNORE) })?;
-        Ok(done != 0)
-    }
-}
-
 /// Lets others have the core, for longer where the wait is long.
 fn pause(waited: Duration) {
     match waited < SPIN {
         true => std::thread::yield_now(),
         false => std::thread::sleep((waited / 10).min(Duration::from_millis(1))),
     }
-}
-
-fn check(code: c_int) -> anyhow::Result<()> {
-    ensure!(code == 0, "MPI failed with code {code}");
-    Ok(())
-}
-
-fn int(count: usize) -> anyhow::Result<c_int> {
-    c_int::try_from(count).with_context(|| format!("{count} bytes are too many for one message of MPI's"))
 }

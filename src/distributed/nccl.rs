@@ -18,7 +18,7 @@ use cudarc::nccl::sys;
 use half::{bf16, f16};
 
 use super::rendezvous::{Number, Rendezvous};
-use super::{AllGather, Communicator, Pending, RankInfo, Traffic};
+use super::{AllGather, Communicator, Pending, RankInfo, Traffic, lengths};
 
 /// Polling interval.
 const LOOK: Duration = Duration::from_micros(50);
@@ -26,15 +26,13 @@ const LOOK: Duration = Duration::from_micros(50);
 /// One rank of a world of GPUs.
 pub struct Nccl {
     world: Arc<World>,
-    local_rank: usize,
 }
 
 struct World {
     /// Communicator; calls are made one at a time.
     handle: Mutex<Handle>,
     stream: Arc<CudaStream>,
-    rank: usize,
-    world_size: usize,
+    place: RankInfo,
     timeout: Duration,
     traffic: Mutex<Traffic>,
 }
@@ -85,15 +83,11 @@ impl Nccl {
         let world = World {
             handle: Mutex::new(Handle(comm)),
             stream,
-            rank,
-            world_size,
+            place: *place,
             timeout,
             traffic: Mutex::default(),
         };
-        Ok(Self {
-            world: Arc::new(world),
-            local_rank: place.local_rank,
-        })
+        Ok(Self { world: Arc::new(world) })
     }
 }
 
@@ -135,7 +129,7 @@ impl World {
             return Ok(Vec::new());
         }
         let ours = self.stream.clone_htod(bytes)?;
-        let mut all = self.stream.alloc_zeros::<u8>(bytes.len() * self.world_size)?;
+        let mut all = self.stream.alloc_zeros::<u8>(bytes.len() * self.place.world_size)?;
         let what = "the exchange between all ranks";
         let event = {
             let (from, _from) = ours.device_ptr(&self.stream);
@@ -153,16 +147,8 @@ impl World {
 }
 
 impl Communicator for Nccl {
-    fn rank(&self) -> usize {
-        self.world.rank
-    }
-
-    fn world_size(&self) -> usize {
-        self.world.world_size
-    }
-
-    fn local_rank(&self) -> usize {
-        self.local_rank
+    fn place(&self) -> RankInfo {
+        self.world.place
     }
 
     fn is_distributed(&self) -> bool {
@@ -191,12 +177,7 @@ impl Communicator for Nccl {
     }
 
     fn all_gather(&self, bytes: &[u8]) -> anyhow::Result<Vec<Vec<u8>>> {
-        let lengths = self.world.gather(&(bytes.len() as u64).to_le_bytes())?;
-        let (lengths, _) = lengths.as_chunks::<8>();
-        let lengths: Vec<usize> = lengths
-            .iter()
-            .map(|length| u64::from_le_bytes(*length).try_into())
-            .collect::<Result<_, _>>()?;
+        let lengths = lengths(&self.world.gather(&(bytes.len() as u64).to_le_bytes())?)?;
         let longest = lengths.iter().copied().max().unwrap_or(0);
         let mut padded = bytes.to_vec();
         padded.resize(longest, 0);
@@ -235,18 +216,14 @@ impl Communicator for Nccl {
 struct Sharing(Arc<World>);
 
 impl AllGather for Sharing {
-    fn rank(&self) -> usize {
-        self.0.rank
-    }
-
-    fn world_size(&self) -> usize {
-        self.0.world_size
+    fn place(&self) -> RankInfo {
+        self.0.place
     }
 
     fn begin(&self, part: &Tensor) -> anyhow::Result<Box<dyn Pending>> {
         let part = part.contiguous()?;
         let device = card(&part)?;
-        let all = Tensor::zeros(part.elem_count() * self.0.world_size, part.dtype(), part.device())?;
+        let all = Tensor::zeros(part.elem_count() * self.0.place.world_size, part.dtype(), part.device())?;
         let theirs = device.cuda_stream();
         self.0.stream.join(&theirs)?;
         let (from, to, bytes) = (

@@ -74,6 +74,14 @@ const KNOWN: [(Starter, Names); 5] = [
 ];
 
 impl RankInfo {
+    /// A process without others.
+    pub const ALONE: Self = Self {
+        rank: 0,
+        world_size: 1,
+        local_rank: 0,
+        starter: Starter::Alone,
+    };
+
     /// Reads this process's environment.
     pub fn here() -> anyhow::Result<Self> {
         Self::of(|name| std::env::var(name).ok())
@@ -110,11 +118,6 @@ impl RankInfo {
                 starter,
             });
         }
-        Ok(Self {
-            rank: 0,
-            world_size: 1,
-            local_rank: 0,
-            starter: Starter::Alone,
-        })
+        Ok(Self::ALONE)
     }
 }

@@ -2,23 +2,15 @@
 
 use candle_core::Tensor;
 
-use super::{Communicator, Traffic};
+use super::{Communicator, RankInfo, Traffic};
 
 /// The only rank.
 #[derive(Debug, Clone, Copy)]
 pub struct Single;
 
 impl Communicator for Single {
-    fn rank(&self) -> usize {
-        0
-    }
-
-    fn world_size(&self) -> usize {
-        1
-    }
-
-    fn local_rank(&self) -> usize {
-        0
+    fn place(&self) -> RankInfo {
+        RankInfo::ALONE
     }
 
     fn all_reduce(&self, numbers: &Tensor) -> anyhow::Result<Tensor> {

@@ -49,14 +49,16 @@ impl Default for Config {
 }
 
 impl Config {
-    /// Returns values that parse but make no sense, by path below `hub`.
-    pub fn check(&self) -> Vec<(String, String)> {
-        let wrong = match &self.repo {
-            None if self.push => Some("is required by push: a name such as user/my-adapter".to_string()),
-            Some(repo) if !is_repository(repo) => Some(format!("'{repo}' is not a name such as user/my-adapter")),
-            _ => None,
-        };
-        wrong.map(|message| ("repo".to_string(), message)).into_iter().collect()
+    /// Checks `repo`.
+    ///
+    /// # Errors
+    /// Says what it must be.
+    pub fn check_repo(&self) -> Result<(), String> {
+        match &self.repo {
+            None if self.push => Err("is required by push: a name such as user/my-adapter".into()),
+            Some(repo) if !is_repository(repo) => Err(format!("'{repo}' is not a name such as user/my-adapter")),
+            _ => Ok(()),
+        }
     }
 }
 

@@ -10,8 +10,7 @@ use std::sync::{Mutex, MutexGuard};
 use anyhow::bail;
 use candle_core::{DType, Device, Error, Result, Shape, Tensor};
 
-use crate::nn::adapter::Adapt;
-use crate::nn::adapter::LoraLayer;
+use crate::nn::adapter::{Adapt, LayerId, LoraLayer};
 
 /// Adapter of one layer, as stored in a file.
 #[derive(Debug, Clone)]
@@ -224,13 +223,13 @@ impl Adapters {
 }
 
 impl Adapt for Adapters {
-    fn adapt(&self, path: &str, in_features: usize, out_features: usize) -> Result<Vec<LoraLayer>> {
-        let mut found = Vec::new();
-        for file in &self.files {
+    fn adapt(&self, layer: &LayerId) -> Result<Vec<LoraLayer>> {
+        let (path, mut found) = (layer.path, Vec::new());
+        for file in self.files.iter().filter(|_| !layer.is_convolution()) {
             let Some(adapter) = file.layers.get(path) else {
                 continue;
             };
-            if let Some(why) = adapter.misfit(&[out_features, in_features]) {
+            if let Some(why) = adapter.misfit(layer.weight) {
                 return Err(Error::Msg(format!(
                     "{}: the adapter of {path} {why}",
                     file.path.display()

@@ -22,10 +22,26 @@ use super::{Config, metadata, settings};
 pub struct Named<'a> {
     /// Path of the layer in diffusers.
     pub layer: &'a str,
+    /// Shape of an input: (in), or (channels, sides of the kernel...) of a convolution, whose adapter is written as two
+    /// convolutions, the second of a single point.
+    pub input: &'a [usize],
     /// Matrix A (rank, in).
     pub a: &'a Tensor,
     /// Matrix B (out, rank).
     pub b: &'a Tensor,
+}
+
+impl Named<'_> {
+    /// Returns A and B in f32, in the shapes of files.
+    pub fn stored(&self) -> candle_core::Result<(Tensor, Tensor)> {
+        let (rank, out_features) = (self.a.dim(0)?, self.b.dim(0)?);
+        let point = vec![1; self.input.len().saturating_sub(1)];
+        let (a, b) = (self.a.to_dtype(DType::F32)?, self.b.to_dtype(DType::F32)?);
+        Ok((
+            a.reshape([&[rank], self.input].concat())?,
+            b.reshape([&[out_features, rank], &point[..]].concat())?,
+        ))
+    }
 }
 
 /// Writes the adapters of a run, in f32, like `CogVideoXPipeline.save_lora_weights`.
@@ -36,15 +52,10 @@ pub fn to_bytes(config: &Config, adapters: &[Named]) -> anyhow::Result<Vec<u8>> 
     let layers: Vec<&str> = adapters.iter().map(|adapter| adapter.layer).collect();
     let about = Metadata::from([(settings::KEY.to_string(), metadata::text(config, &layers))]);
     let mut tensors = Tensors::new();
-    for Named { layer, a, b } in adapters {
-        tensors.push((
-            format!("{PREFIX}{layer}.lora_A.weight"),
-            Cow::Owned(a.to_dtype(DType::F32)?),
-        ));
-        tensors.push((
-            format!("{PREFIX}{layer}.lora_B.weight"),
-            Cow::Owned(b.to_dtype(DType::F32)?),
-        ));
+    for named in adapters {
+        let ((a, b), layer) = (named.stored()?, named.layer);
+        tensors.push((format!("{PREFIX}{layer}.lora_A.weight"), Cow::Owned(a)));
+        tensors.push((format!("{PREFIX}{layer}.lora_B.weight"), Cow::Owned(b)));
     }
     bytes::safetensors(&about, tensors)
 }

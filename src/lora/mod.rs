@@ -25,6 +25,8 @@ use std::path::PathBuf;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::problems::Problems;
+
 pub use target::TargetModules;
 
 /// `lora:` in a run file.
@@ -61,23 +63,12 @@ impl Default for Config {
 }
 
 impl Config {
-    /// Returns values that parse but make no sense, by path below `lora`.
-    pub fn check(&self) -> Vec<(String, String)> {
-        let mut wrong = Vec::new();
-        if self.rank == 0 {
-            wrong.push(("rank".into(), "must be at least 1, got 0".into()));
-        }
-        if self.alpha <= 0.0 {
-            wrong.push(("alpha".into(), format!("must be above 0, got {}", self.alpha)));
-        }
-        if !(0.0..1.0).contains(&self.dropout) {
-            let message = format!("must be at least 0 and below 1, got {}", self.dropout);
-            wrong.push(("dropout".into(), message));
-        }
-        if let Err(message) = self.target_modules.matcher() {
-            wrong.push(("target_modules".into(), message));
-        }
-        wrong
+    /// Checks for values that parse but make no sense, by path below `lora`.
+    pub fn check(&self, problems: &mut Problems) {
+        problems.at_least_one("rank", self.rank);
+        problems.above_zero("alpha", self.alpha);
+        problems.below_one("dropout", self.dropout);
+        problems.failed("target_modules", self.target_modules.matcher());
     }
 
     /// Returns the factor of the adapters' output.

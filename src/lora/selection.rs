@@ -12,9 +12,7 @@ use super::adapters::{Adapter, AdapterFile};
 use super::names::Names;
 use super::target::{self, Matcher};
 use super::{Config, file};
-use crate::nn::adapter::Adapt;
-use crate::nn::adapter::LoraLayer;
-use crate::nn::shards::Residency;
+use crate::nn::adapter::{Adapt, LayerId, LoraLayer};
 
 /// Trained layers. As an [`Adapt`] it adds no adapters, and only records the layers.
 #[derive(Debug)]
@@ -22,7 +20,6 @@ pub struct Selection {
     config: Config,
     targets: Matcher,
     init: Option<AdapterFile>,
-    residency: Residency,
     seen: Mutex<SeenLayer>,
 }
 
@@ -66,35 +63,32 @@ impl Selection {
                 config: config.clone(),
                 targets,
                 init,
-                residency: Residency::Whole,
                 seen: Mutex::default(),
             }),
             (targets, init) => Err(AdapterMismatch(targets.err().into_iter().chain(init.err()).collect())),
         }
     }
 
-    /// Sets the storage of the model's frozen blocks.
-    pub fn with_residency(mut self, residency: Residency) -> Self {
-        self.residency = residency;
-        self
-    }
-
-    /// Records the linear layer at `path`, and returns whether it is trained. Each layer is requested once.
+    /// Records a layer, and returns whether it is trained. Each layer is requested once.
     ///
     /// # Errors
     /// Fails for an expression that gave up on this path.
-    pub fn selects(&self, path: &str, in_features: usize, out_features: usize) -> Result<bool> {
+    pub fn selects(&self, layer: &LayerId) -> Result<bool> {
+        let (path, in_features, out_features) = (layer.path, layer.in_features(), layer.out_features());
         let mut seen = self.seen();
         seen.layers.push(path.to_string());
         let matches = self.targets.matches(path);
-        if !matches.map_err(|error| Error::Msg(format!("lora.target_modules: {error}")))? {
+        let matches = matches.map_err(|error| Error::Msg(format!("lora.target_modules: {error}")))?;
+        // As in PEFT, all linear layers are not the convolutions among them.
+        if !matches || (layer.is_convolution() && self.config.target_modules.is_all_linear()) {
             return Ok(false);
         }
         if let Some(Adapter { a, b, .. }) = self.init(path) {
             let rank = self.config.rank;
             // Another rank is reported by `finish`, once for all layers.
             let own = a.dims().first().copied().unwrap_or(rank);
-            if a.dims() != [own, in_features] || b.dims() != [out_features, own] {
+            let (flat_a, flat_b) = (a.dims().iter().skip(1).product::<usize>(), b.elem_count());
+            if flat_a != in_features || b.dims().first() != Some(&out_features) || flat_b != out_features * own {
                 seen.misfits.push(format!(
                     "the adapter of {path} is {:?} and {:?}, but the layer needs {:?} and {:?}",
                     a.dims(),
@@ -169,12 +163,8 @@ impl Selection {
 }
 
 impl Adapt for Selection {
-    fn adapt(&self, path: &str, in_features: usize, out_features: usize) -> Result<Vec<LoraLayer>> {
-        self.selects(path, in_features, out_features).map(|_| Vec::new())
-    }
-
-    fn residency(&self) -> Residency {
-        self.residency.clone()
+    fn adapt(&self, layer: &LayerId) -> Result<Vec<LoraLayer>> {
+        self.selects(layer).map(|_| Vec::new())
     }
 }
 

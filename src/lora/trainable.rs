@@ -14,10 +14,8 @@ use super::adapters::Adapter;
 use super::diffusers::Named;
 use super::names::Names;
 use super::selection::Selection;
-use crate::nn::adapter::Adapt;
-use crate::nn::adapter::LoraLayer;
+use crate::nn::adapter::{Adapt, LayerId, LoraLayer};
 use crate::nn::dropout::{Dropout, Seed};
-use crate::nn::shards::Residency;
 use crate::rng::Rng;
 
 /// Variables of one layer. The model shares their storage.
@@ -25,6 +23,8 @@ use crate::rng::Rng;
 pub struct LoraPair {
     /// Path of the layer in the checkpoint.
     pub layer: String,
+    /// Shape of an input, for files: (in), or (channels, sides of the kernel...) of a convolution.
+    pub input: Vec<usize>,
     /// Matrix A (rank, in).
     pub a: Var,
     /// Matrix B (out, rank).
@@ -36,6 +36,7 @@ impl LoraPair {
     pub fn named(&self) -> Named<'_> {
         Named {
             layer: &self.layer,
+            input: &self.input,
             a: &self.a,
             b: &self.b,
         }
@@ -75,12 +76,6 @@ impl Trainable {
         })
     }
 
-    /// Sets the storage of the model's frozen blocks.
-    pub fn with_residency(mut self, residency: Residency) -> Self {
-        self.selection = self.selection.with_residency(residency);
-        self
-    }
-
     /// Returns the seed of the adapters' dropout. Initially it is unset, and there is no dropout.
     pub fn dropout(&self) -> Seed {
         self.dropout.clone()
@@ -100,14 +95,15 @@ impl Trainable {
     }
 
     /// Returns the initial values of A (rank, in) and B (out, rank).
-    fn values(&self, rng: &mut Rng, path: &str, in_features: usize, out_features: usize) -> Result<(Tensor, Tensor)> {
-        let (a, b) = ((self.config.rank, in_features), (out_features, self.config.rank));
-        if let Some(Adapter { a: from, b: to, .. }) = self.selection.init(path)
+    fn values(&self, rng: &mut Rng, layer: &LayerId) -> Result<(Tensor, Tensor)> {
+        let (in_features, rank) = (layer.in_features(), self.config.rank);
+        let (a, b) = ((rank, in_features), (layer.out_features(), rank));
+        if let Some((from, to)) = self.selection.init(layer.path).map(Adapter::matrices).transpose()?
             && from.dims() == [a.0, a.1]
             && to.dims() == [b.0, b.1]
         {
             let here = |tensor: &Tensor| tensor.to_dtype(DType::F32)?.to_device(&self.device);
-            return Ok((here(from)?, here(to)?));
+            return Ok((here(&from)?, here(&to)?));
         }
         // A layer that the file lacks, or does not fit, is reported by `finish`, with all others.
         if self.selection.starts_from_file() {
@@ -126,14 +122,15 @@ impl Trainable {
 }
 
 impl Adapt for Trainable {
-    fn adapt(&self, path: &str, in_features: usize, out_features: usize) -> Result<Vec<LoraLayer>> {
-        if !self.selection.selects(path, in_features, out_features)? {
+    fn adapt(&self, layer: &LayerId) -> Result<Vec<LoraLayer>> {
+        if !self.selection.selects(layer)? {
             return Ok(Vec::new());
         }
         let mut adapted = self.adapted();
-        let (a, b) = self.values(&mut adapted.rng, path, in_features, out_features)?;
+        let (a, b) = self.values(&mut adapted.rng, layer)?;
         let pair = LoraPair {
-            layer: path.to_string(),
+            layer: layer.path.to_string(),
+            input: layer.weight.iter().skip(1).copied().collect(),
             a: Var::from_tensor(&a)?,
             b: Var::from_tensor(&b)?,
         };
@@ -149,10 +146,6 @@ impl Adapt for Trainable {
         };
         adapted.pairs.push(pair);
         Ok(vec![adapter])
-    }
-
-    fn residency(&self) -> Residency {
-        self.selection.residency()
     }
 }
 

@@ -186,11 +186,11 @@ fn nothing_starts(source: &Source, commands: &[Vec<String>]) -> String {
 }
 
 /// Converts the remaining flags to remarks: those with a known reason, and unknown ones.
-fn leave(rest: Vec<Flag>, reasons: &[(&[&str], &str)], trainer: &str, document: &mut Document) {
+fn leave(rest: Vec<Flag>, reasons: &[(&str, &str)], trainer: &str, document: &mut Document) {
     for flag in rest {
         let reason = reasons
             .iter()
-            .find(|(names, _)| names.contains(&flag.name.as_str()))
+            .find(|(names, _)| names.split(' ').any(|name| name == flag.name))
             .map_or_else(
                 || format!("is not a flag of {trainer} that vtrain knows"),
                 |(_, why)| why.to_string(),

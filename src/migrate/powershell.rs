@@ -12,6 +12,7 @@ use super::Source;
 use super::script::{MOST_BYTES, Script, short, trains};
 
 mod branch;
+mod statement;
 mod text;
 mod value;
 

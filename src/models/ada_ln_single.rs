@@ -6,6 +6,7 @@
 use candle_core::{Result, Tensor, bail};
 
 use super::denoiser::State;
+use crate::nn::flops::Flops;
 use crate::nn::norm::Modulation;
 use crate::nn::{Attention, FeedForward, Norm, ScaleShiftTable};
 use crate::ops::add::add;
@@ -27,12 +28,18 @@ pub struct AdaLnSingleBlock {
 }
 
 impl AdaLnSingleBlock {
+    /// Returns the floating-point operations for `tokens` tokens, without the cross-attention.
+    pub fn flops(&self, tokens: usize) -> Result<Flops> {
+        Ok(self.attn1.flops(tokens, tokens)? + self.ff.flops(tokens)?)
+    }
+
     /// Forward pass. `across` returns the cross-attention's update of x (B, N, D) from the text (B, L, D).
     ///
     /// # Errors
     /// Fails for a state without the tensors that the embedding adds.
     pub fn forward(&self, state: &State, across: impl FnOnce(&Tensor, &Tensor) -> Result<Tensor>) -> Result<State> {
-        let (Some(modulation), Some(text), Some(rotary)) = (&state.modulation, &state.text, &state.fixed.rotary) else {
+        let (Some(modulation), Some(text), Some(rotary)) = (&state.modulation, &state.context, &state.fixed.rotary)
+        else {
             bail!("a state without modulation, text or positions");
         };
         let (x, parts) = (&state.hidden, state.timed_parts()?); // (B, N, D)
@@ -45,7 +52,7 @@ impl AdaLnSingleBlock {
             scale: scale_msa,
         };
         let norm = self.norm_msa.modulated(x, &modulation, &parts)?;
-        let x = gated_residual(x, &self.attn1.forward(&norm, rotary)?, &gate_msa, &parts)?;
+        let x = gated_residual(x, &self.attn1.forward(&norm, Some(rotary))?, &gate_msa, &parts)?;
 
         let x = add(&x, &across(&x, text)?)?;
 

@@ -3,55 +3,41 @@
 use std::collections::BTreeSet;
 
 use anyhow::ensure;
-use candle_core::{DType, Device};
 use serde_json::Value;
 
-use super::spec::CachedConfigs;
+use super::checkpoint_dir::{CachedConfigs, CheckpointDir};
 use super::{Family, FamilyName, registry};
 use crate::hub;
 use crate::hub::layout::WeightFile;
 use crate::nn::WeightFolder;
-use crate::nn::weights::Reading;
 
 /// Opens the checkpoint in `directory`; `family` is checked against the checkpoint's own.
 ///
 /// # Errors
 /// Fails without such a directory or a readable `model_index.json`, and for a pipeline of an unsupported family.
-pub fn open(
-    directory: impl Into<WeightFolder>,
-    family: FamilyName,
-    dtype: DType,
-    device: &Device,
-) -> anyhow::Result<Box<dyn Family>> {
-    open_with(
-        directory,
-        family,
-        &Reading::numbers(dtype, device),
-        &CachedConfigs::new(),
-    )
+pub fn open(directory: impl Into<WeightFolder>, family: FamilyName) -> anyhow::Result<Box<dyn Family>> {
+    open_with(directory, family, &CachedConfigs::new())
 }
 
-/// Same as [`open`], read according to `reading`. Parts that only encode may be missing, if their encodings and their
-/// configs are in a cache.
+/// Same as [`open`]. Parts that only encode may be missing, if their encodings and their configs are in a cache.
 ///
 /// # Errors
-/// Same as [`open`]; also for a part that is neither present nor remembered, and a variant that no part has.
+/// Same as [`open`]; also for a part that is neither present nor cached, and a variant that no part has.
 pub fn open_with(
     directory: impl Into<WeightFolder>,
     family: FamilyName,
-    reading: &Reading,
-    remembered: &CachedConfigs,
+    cached: &CachedConfigs,
 ) -> anyhow::Result<Box<dyn Family>> {
-    let directory: &WeightFolder = &directory.into();
-    let room = registry::of_checkpoint(directory)?;
-    check_variant(directory)?;
+    let folder: &WeightFolder = &directory.into();
+    let spec = registry::of_checkpoint(folder)?;
+    check_variant(folder)?;
     ensure!(
-        family == FamilyName::Auto || family == room.name,
+        family == FamilyName::Auto || family == spec.name,
         "{}: is a checkpoint of {}, but model.family is {family:?}",
-        directory.display(),
-        room.title
+        folder.display(),
+        spec.title
     );
-    (room.open)(directory, reading, remembered)
+    (spec.open)(&CheckpointDir { folder, cached })
 }
 
 /// Checks that every part listed in the index of the checkpoint in `directory` exists, with all weight files.
@@ -99,18 +85,4 @@ fn check_variant(directory: &WeightFolder) -> anyhow::Result<()> {
         }
     );
     Ok(())
-}
-
-/// Returns a part of the checkpoint in `directory`, which must exist.
-///
-/// # Errors
-/// Fails without such a folder.
-pub fn part(directory: &WeightFolder, name: &str) -> anyhow::Result<WeightFolder> {
-    let folder = directory.part(name);
-    ensure!(
-        folder.is_dir(),
-        "{}: the checkpoint has no {name}/, which this step needs; download it in full",
-        directory.display()
-    );
-    Ok(folder)
 }

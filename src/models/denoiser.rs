@@ -8,7 +8,9 @@
 
 use std::sync::Arc;
 
-use candle_core::{DType, Device, Error, Result, Tensor};
+use candle_core::{Error, Result, Tensor};
+
+pub use super::text_embeds::TextEmbeds;
 
 use crate::nn::rope::Rotary;
 
@@ -24,10 +26,8 @@ pub struct Input {
     pub text: TextEmbeds,
     /// Image embedding (B, tokens, width), for models that attend to it
     pub image: Option<Tensor>,
-    /// `ofs` (1) or (B), only for models with `ofs_embed_dim`; their pipeline passes 2.0
-    pub ofs: Option<Tensor>,
-    /// Frame rates of the B clips, for models whose positions count seconds.
-    pub frame_rates: Option<Vec<f64>>,
+    /// Other numbers, for models that take some.
+    pub scalars: Scalars,
 }
 
 impl Input {
@@ -38,106 +38,54 @@ impl Input {
             timestep,
             text: text.into(),
             image: None,
-            ofs: None,
-            frame_rates: None,
+            scalars: Scalars::default(),
         }
     }
 }
 
-/// Encoded prompts.
-#[derive(Debug, Clone)]
-pub struct TextEmbeds {
-    /// Embeddings (B, L, text width)
-    pub hidden: Tensor,
-    /// 1 for a prompt's own tokens, 0 for padding that must not be attended to, (B, L) in f32; None if padding counts
-    pub mask: Option<Tensor>,
+/// Kinds of numbers that some networks take besides timesteps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scalar {
+    /// Frames per second, where positions count seconds.
+    FrameRate,
+    /// `ofs` of CogVideoX 1.5; its image-to-video pipeline passes 2.0.
+    Ofs,
 }
 
-impl From<Tensor> for TextEmbeds {
-    /// Prompts (B, L, text width) whose padding counts.
-    fn from(hidden: Tensor) -> Self {
-        Self { hidden, mask: None }
-    }
-}
+/// Numbers of the samples of a batch: one for each, or one for all.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Scalars(Vec<(Scalar, Vec<f64>)>);
 
-impl TextEmbeds {
-    /// Returns the tensors for storage; the inverse of `stack`.
-    pub fn tensors(&self) -> Vec<&Tensor> {
-        [Some(&self.hidden), self.mask.as_ref()].into_iter().flatten().collect()
+impl Scalars {
+    /// Numbers of one kind.
+    pub fn of(scalar: Scalar, values: Vec<f64>) -> Self {
+        Self(vec![(scalar, values)])
     }
 
-    /// Stacks prompts to a batch, each stored as (L, text width) and, if masked, (L) of any type.
-    ///
-    /// # Errors
-    /// Fails for prompts of other than one or two tensors, or if only some have a mask.
-    pub fn stack(prompts: &[Vec<Tensor>]) -> Result<Self> {
-        let count = prompts.first().map_or(0, Vec::len);
-        if !(1..=2).contains(&count) || prompts.iter().any(|prompt| prompt.len() != count) {
-            let counts: Vec<usize> = prompts.iter().map(Vec::len).collect();
-            return Err(Error::Msg(format!("{counts:?} tensors for encoded prompts")));
-        }
-        let part = |index: usize| {
-            let parts: Vec<&Tensor> = prompts.iter().map(|prompt| &prompt[index]).collect();
-            Tensor::stack(&parts, 0)
-        };
-        Ok(Self {
-            hidden: part(0)?,
-            mask: (count == 2).then(|| part(1)?.to_dtype(DType::F32)).transpose()?,
-        })
+    /// Returns the numbers of a kind.
+    pub fn get(&self, scalar: Scalar) -> Option<&[f64]> {
+        let found = self.0.iter().find(|(kind, _)| *kind == scalar);
+        found.map(|(_, values)| values.as_slice())
     }
 
-    /// Concatenates prompts to a batch.
-    pub fn cat(texts: &[Self]) -> Result<Self> {
-        let join = |parts: Vec<&Tensor>| Tensor::cat(&parts, 0);
-        let masks: Vec<&Tensor> = texts.iter().filter_map(|text| text.mask.as_ref()).collect();
-        Ok(Self {
-            hidden: join(texts.iter().map(|text| &text.hidden).collect())?,
-            mask: (!masks.is_empty()).then(|| join(masks)).transpose()?,
-        })
-    }
-
-    /// Returns `len` prompts from `start` on.
-    pub fn narrow(&self, start: usize, len: usize) -> Result<Self> {
-        self.map(|tensor| tensor.narrow(0, start, len))
-    }
-
-    /// Returns the number of prompts.
-    pub fn count(&self) -> Result<usize> {
-        self.hidden.dim(0)
-    }
-
-    /// Moves the tensors to another device.
-    pub fn to_device(&self, device: &Device) -> Result<Self> {
-        self.map(|tensor| tensor.to_device(device))
-    }
-
-    /// Converts the prompts, but not the mask, to this type.
-    pub fn to_dtype(&self, dtype: DType) -> Result<Self> {
-        Ok(Self {
-            hidden: self.hidden.to_dtype(dtype)?,
-            mask: self.mask.clone(),
-        })
-    }
-
-    fn map(&self, change: impl Fn(&Tensor) -> Result<Tensor>) -> Result<Self> {
-        Ok(Self {
-            hidden: change(&self.hidden)?,
-            mask: self.mask.as_ref().map(change).transpose()?,
-        })
+    /// Returns these numbers and others.
+    pub fn and(&self, others: &Self) -> Self {
+        Self([&self.0[..], &others.0].concat())
     }
 }
 
-/// State between segments. A family fills what its blocks read.
+/// State between segments. A family fills what its blocks read; a block may change any tensor of it.
 #[derive(Debug, Clone)]
 pub struct State {
-    /// Tokens that blocks change, (B, S, D): all parts as one sequence
+    /// Tokens of the clip, or of text and clip as one sequence, (B, S, D)
     pub hidden: Tensor,
     /// Embedded timestep, (B, T); (B, 1 or F, T) with `modulation`: from the embedding, read by all later segments
     pub time: Tensor,
     /// Shifts, scales and gates that all blocks start from, if the embedding computes them: (B, 1 or F, k, D)
     pub modulation: Option<Tensor>,
-    /// Context of cross-attention: the embedded text, (B, L, D)
-    pub text: Option<Tensor>,
+    /// Embedded text outside of that sequence: the context of cross-attention, or a second stream that blocks change
+    /// as well, (B, L, width)
+    pub context: Option<Tensor>,
     /// Embedded image for cross-attention, (B, tokens, D)
     pub image: Option<Tensor>,
     /// Part that depends on shapes and masks alone, without gradients.
@@ -177,11 +125,11 @@ impl State {
             hidden,
             time,
             modulation,
-            text,
+            context,
             image,
             ..
         } = self;
-        let optional = [modulation, text, image].into_iter().flatten();
+        let optional = [modulation, context, image].into_iter().flatten();
         [hidden, time].into_iter().chain(optional).cloned().collect()
     }
 
@@ -209,7 +157,7 @@ impl State {
             hidden: next(),
             time: next(),
             modulation: self.modulation.as_ref().map(|_| next()),
-            text: self.text.as_ref().map(|_| next()),
+            context: self.context.as_ref().map(|_| next()),
             image: self.image.as_ref().map(|_| next()),
             fixed: self.fixed.clone(),
         };

@@ -1,5 +1,7 @@
 //! Size of a family's encodings, for planning disk space before anything is encoded.
 
+use super::text_embeds::TextShape;
+
 /// Dimensions that decide how large the encodings of clips and captions are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Footprint {
@@ -9,13 +11,16 @@ pub struct Footprint {
     pub temporal_compression: usize,
     /// Pixel rows, and columns, per latent row and column.
     pub spatial_compression: usize,
-    /// Tokens of an encoded caption.
-    pub text_tokens: usize,
-    /// Features of a token.
-    pub text_width: usize,
+    /// Size of an encoded caption.
+    pub text: TextShape,
 }
 
 impl Footprint {
+    /// Returns the frames, and the pixel rows and columns, per latent one.
+    pub fn compression(&self) -> [usize; 2] {
+        [self.temporal_compression, self.spatial_compression]
+    }
+
     /// Returns the bytes of one clip's posterior: mean and log-variance, f32.
     pub fn latent_bytes(&self, num_frames: usize, height: usize, width: usize) -> u64 {
         let frames = num_frames.saturating_sub(1).div_ceil(self.temporal_compression.max(1)) + 1;
@@ -26,7 +31,8 @@ impl Footprint {
 
     /// Returns the bytes of one caption's embedding at `bytes_per_value`.
     pub fn caption_bytes(&self, bytes_per_value: usize) -> u64 {
-        product([self.text_tokens, self.text_width, bytes_per_value])
+        let pooled = self.text.pooled.unwrap_or(0);
+        product([self.text.tokens, self.text.width, bytes_per_value]).saturating_add(product([pooled, bytes_per_value]))
     }
 }
 

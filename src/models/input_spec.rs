@@ -3,8 +3,9 @@
 
 use candle_core::{Error, Result, Tensor};
 
-use super::denoiser::Input;
-use super::family::Layout;
+use super::denoiser::{Input, Scalar};
+use super::latent_size::Layout;
+use super::text_embeds::TextShape;
 
 /// Input shapes that a transformer accepts, checked before the forward pass.
 #[derive(Debug, Clone, Copy)]
@@ -13,20 +14,18 @@ pub struct InputSpec {
     pub layout: Layout,
     /// Channels of the latents; in image-to-video the image's channels follow the clip's.
     pub channels: usize,
+    /// Channels of the prediction.
+    pub out_channels: usize,
     /// Latent frames, rows and columns per token.
     pub patch: [usize; 3],
     /// Maximum tokens along an axis.
     pub axis: usize,
-    /// Width of a text token.
-    pub text_width: usize,
-    /// True if a mask of text tokens is taken.
-    pub text_mask: bool,
+    /// Embedded prompts; another number of tokens is accepted as well.
+    pub text: TextShape,
     /// True if each latent frame may have its own timestep.
     pub frame_timesteps: bool,
-    /// True if positions count seconds.
-    pub frame_rates: bool,
-    /// True if `ofs` is embedded.
-    pub ofs: bool,
+    /// Other numbers that are needed.
+    pub scalars: &'static [Scalar],
     /// Image embedding for cross-attention, if any.
     pub image: Option<ImageTokensSpec>,
 }
@@ -41,18 +40,17 @@ pub struct ImageTokensSpec {
 }
 
 impl InputSpec {
-    /// Spec for latents, their timesteps and text alone.
-    pub fn new(layout: Layout, channels: usize, patch: [usize; 3], text_width: usize) -> Self {
+    /// Spec for latents of these input and output channels, their timesteps and text alone.
+    pub fn new(layout: Layout, [channels, out_channels]: [usize; 2], patch: [usize; 3], text: TextShape) -> Self {
         Self {
             layout,
             channels,
+            out_channels,
             patch,
             axis: usize::MAX,
-            text_width,
-            text_mask: false,
+            text,
             frame_timesteps: false,
-            frame_rates: false,
-            ofs: false,
+            scalars: &[],
             image: None,
         }
     }
@@ -78,14 +76,30 @@ impl InputSpec {
         self.check_size([frames, height, width])?;
         self.check_text(batch, frames, input)?;
         self.check_image(batch, input.image.as_ref())?;
-        match &input.ofs {
-            None if self.ofs => refuse("this model needs ofs; its pipeline gives 2.0".into()),
-            Some(_) if !self.ofs => refuse("this model has no ofs".into()),
-            Some(ofs) if ![1, batch].contains(&ofs.dims1()?) => {
-                refuse(format!("{batch} clips and {} ofs", ofs.elem_count()))
-            }
-            _ => Ok(()),
+        self.check_scalars(batch, input)
+    }
+
+    fn check_scalars(&self, batch: usize, input: &Input) -> Result<()> {
+        if input.scalars.get(Scalar::Ofs).is_some() && !self.scalars.contains(&Scalar::Ofs) {
+            return refuse("this model has no ofs".into());
         }
+        for scalar in self.scalars {
+            let values = input.scalars.get(*scalar);
+            let counted = values.is_some_and(|values| [1, batch].contains(&values.len()));
+            let right = |value: &f64| value.is_finite() && (*scalar != Scalar::FrameRate || *value > 0.0);
+            if !counted || !values.is_some_and(|values| values.iter().all(right)) {
+                let found = values.map_or("none".to_string(), |values| format!("{values:?}"));
+                return refuse(match scalar {
+                    Scalar::FrameRate => format!(
+                        "frame rates {found} for {batch} clips: this model's positions count seconds, so it needs their frame rates"
+                    ),
+                    Scalar::Ofs => {
+                        format!("ofs {found} for {batch} clips: this model needs it; its pipeline gives 2.0")
+                    }
+                });
+            }
+        }
+        Ok(())
     }
 
     /// Checks that these latent frames, rows and columns divide into patches that have positions.
@@ -112,11 +126,11 @@ impl InputSpec {
         Ok(())
     }
 
-    /// Checks the text, and that there is one timestep and frame rate for each clip.
+    /// Checks the text, and that there is one timestep for each clip.
     fn check_text(&self, batch: usize, frames: usize, input: &Input) -> Result<()> {
         let (text_batch, tokens, text_width) = input.text.hidden.dims3()?;
-        if text_width != self.text_width {
-            return refuse(format!("text of width {text_width} for a model of {}", self.text_width));
+        if text_width != self.text.width {
+            return refuse(format!("text of width {text_width} for a model of {}", self.text.width));
         }
         let timesteps = input.timestep.dims();
         if text_batch != batch || (timesteps != [batch] && !(self.frame_timesteps && timesteps == [batch, frames])) {
@@ -131,20 +145,18 @@ impl InputSpec {
             });
         }
         match &input.text.mask {
-            Some(_) if !self.text_mask => return refuse("this model takes no text mask".into()),
+            Some(_) if !self.text.masked => return refuse("this model takes no text mask".into()),
             Some(mask) if mask.dims() != [batch, tokens] => {
                 return refuse(format!("a mask {:?} for {batch} texts of {tokens} tokens", mask.dims()));
             }
             _ => {}
         }
-        let right = |rate: &f64| rate.is_finite() && *rate > 0.0;
-        match &input.frame_rates {
-            None if self.frame_rates => {
-                refuse("this model's positions count seconds: it needs the clips' frame rates".into())
-            }
-            Some(rates) if self.frame_rates && (rates.len() != batch || !rates.iter().all(right)) => {
-                refuse(format!("frame rates {rates:?} for {batch} clips"))
-            }
+        let pooled = input.text.pooled.as_ref().map(Tensor::dims);
+        match self.text.pooled {
+            Some(width) if pooled != Some(&[batch, width]) => refuse(format!(
+                "pooled text {pooled:?} for {batch} clips and a model of width {width}"
+            )),
+            None if pooled.is_some() => refuse("this model takes no pooled text".into()),
             _ => Ok(()),
         }
     }

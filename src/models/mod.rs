@@ -2,38 +2,44 @@
 
 use std::path::{Path, PathBuf};
 
-use candle_core::DType;
+use candle_core::{DType, Device};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::distributed::Communicator;
-use crate::nn::WeightFolder;
-use crate::nn::shards::Residency;
+use crate::nn::residency::Residency;
+use crate::nn::{Load, WeightFolder};
 use crate::paths;
+use crate::problems::Problems;
 
 pub mod ada_ln_single;
+pub mod autoencoder;
 mod checkpoint;
+pub mod checkpoint_dir;
 pub mod cogvideox;
+pub mod conditions;
 pub mod denoiser;
+pub mod encoders;
 pub mod family;
 pub mod footprint;
 pub mod input_spec;
 pub mod latent_norm;
+pub mod latent_size;
 pub mod ltx_video;
 pub mod registry;
 mod single_file;
-pub mod spec;
 pub mod synthetic;
 pub mod t5_conditioner;
+pub mod text_embeds;
 pub mod tiling;
 pub mod transformer;
 pub mod vae;
 pub mod wan;
 
-pub use checkpoint::{is_whole, open, open_with, part};
+pub use checkpoint::{is_whole, open, open_with};
+pub use checkpoint_dir::{CachedConfigs, part};
 pub use family::Family;
 pub use footprint::Footprint;
-pub use spec::CachedConfigs;
 
 /// `model:` in a run file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -68,17 +74,13 @@ impl Default for Config {
 }
 
 impl Config {
-    /// Returns values that parse but make no sense, by path below `model`.
-    pub fn check(&self) -> Vec<(String, String)> {
-        let mut wrong = Vec::new();
+    /// Checks for values that parse but make no sense, by path below `model`.
+    pub fn check(&self, problems: &mut Problems) {
         if self.path.trim().is_empty() {
-            wrong.push((
-                "path".into(),
-                "is required: a diffusers directory or a Hub repository".into(),
-            ));
+            problems.push("path", "is required: a diffusers directory or a Hub repository");
         }
         if self.revision.trim().is_empty() {
-            wrong.push(("revision".into(), "must not be empty; the default is main".into()));
+            problems.push("revision", "must not be empty; the default is main");
         }
         if let Some(variant) = &self.variant
             && (variant.is_empty()
@@ -87,9 +89,8 @@ impl Config {
                     .all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-')))
         {
             let message = format!("'{variant}' is not a variant, such as fp16 in model.fp16.safetensors");
-            wrong.push(("variant".into(), message));
+            problems.push("variant", message);
         }
-        wrong
     }
 
     /// Returns the checkpoint's folder, given its directory.
@@ -97,10 +98,15 @@ impl Config {
         WeightFolder::new(directory, self.variant.as_deref())
     }
 
+    /// How its parts are loaded, whole and without adapters.
+    pub fn load(&self, device: &Device) -> Load {
+        Load::new(self.dtype.into(), device)
+    }
+
     /// Where the transformer's frozen blocks are, among these ranks.
     pub fn residency(&self, ranks: &dyn Communicator) -> Residency {
         match (self.sharding, ranks.sharing()) {
-            (Sharding::Full, Some(ranks)) => Residency::Shared(ranks),
+            (Sharding::Full, Some(ranks)) => Residency::Sharded(ranks),
             _ => Residency::Whole,
         }
     }
@@ -125,7 +131,8 @@ impl Config {
         let directory = self.directory();
         let here = directory.as_deref().and_then(|directory| {
             let spec = registry::of_checkpoint(directory).ok()?;
-            Some((spec.footprint_of)(directory).unwrap_or(spec.footprint))
+            let opened = open(self.folder(directory), FamilyName::Auto);
+            Some(opened.map_or(spec.footprint, |family| family.spec().footprint))
         });
         here.or_else(|| {
             let path = self.path.to_lowercase();

@@ -1,21 +1,20 @@
 //! Registry of families: how a checkpoint is recognised, and what opens it. A new family adds one line.
 
 use std::path::Path;
-use std::sync::Arc;
 
 use anyhow::{Context, bail, ensure};
 use serde_json::Value;
 
-use super::spec::FamilySpec;
-use super::synthetic::SyntheticBatch;
+use super::family::FamilySpec;
+use super::synthetic::{SyntheticBatch, SyntheticRequest};
 use super::{cogvideox, ltx_video, single_file, wan};
 use crate::data::Bucket;
+use crate::diffusers_config as config;
 use crate::lora::names::Names;
-use crate::nn::adapter::Adapt;
-use crate::nn::{Weights, config};
+use crate::nn::Weights;
 
 /// All families, in the order of their implementation.
-pub static FAMILIES: &[FamilySpec] = &[cogvideox::SPEC, ltx_video::SPEC, wan::SPEC];
+pub static FAMILIES: &[&FamilySpec] = &[&cogvideox::SPEC, &ltx_video::SPEC, &wan::SPEC];
 
 /// Returns the layer names of every family.
 pub fn names() -> Vec<&'static Names> {
@@ -78,10 +77,17 @@ fn class_name(path: &Path) -> anyhow::Result<String> {
 pub fn open_synthetic(
     directory: &Path,
     weights: Weights,
-    adapt: Option<Arc<dyn Adapt>>,
     bucket: Bucket,
     batch: usize,
 ) -> anyhow::Result<SyntheticBatch> {
     let folder = directory.join("transformer");
-    (of_transformer(&folder)?.synthetic)(&folder, weights, adapt, bucket, batch)
+    let spec = of_transformer(&folder)?;
+    let request = SyntheticRequest {
+        weights,
+        bucket,
+        batch,
+        footprint: spec.footprint,
+        frame_rate: spec.frame_rate,
+    };
+    (spec.synthetic)(&folder, request)
 }

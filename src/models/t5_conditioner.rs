@@ -5,11 +5,10 @@
 use anyhow::Context;
 use candle_core::{DType, Device, Tensor};
 
-use super::denoiser::TextEmbeds;
-use super::family::TextEncoder;
-use super::part;
-use crate::nn::weights::Reading;
-use crate::nn::{WeightFolder, Weights};
+use super::checkpoint_dir::part;
+use super::encoders::TextEncoder;
+use super::text_embeds::TextEmbeds;
+use crate::nn::{Load, WeightFolder, Weights};
 use crate::text::clean::prompt_clean;
 use crate::text::{Encoding, TextTokenizer, t5};
 
@@ -43,19 +42,19 @@ impl T5Conditioner {
         directory: &WeightFolder,
         length: usize,
         padding: Padding,
-        reading: &Reading,
+        load: &Load,
     ) -> anyhow::Result<Box<dyn TextEncoder>> {
         let tokenizer = TextTokenizer::open(&part(directory, "tokenizer")?)?;
         let folder = part(directory, "text_encoder")?;
         let config = t5::Config::load(&folder.join("config.json"))?;
-        let weights = Weights::read(&folder, reading)?;
+        let weights = Weights::read(&folder, load)?;
         weights.ensure_memory(&[])?;
         Ok(Box::new(Self {
             tokenizer,
             encoder: t5::T5Encoder::new(&config, weights).with_context(|| folder.display().to_string())?,
             length,
             padding,
-            device: reading.device.clone(),
+            device: load.device.clone(),
         }))
     }
 }
@@ -86,6 +85,7 @@ impl TextEncoder for T5Conditioner {
         Ok(TextEmbeds {
             hidden: self.encoder.forward(&ids, None)?, // (1, L, D)
             mask: (self.padding == Padding::Masked).then_some(mask),
+            pooled: None,
         })
     }
 }

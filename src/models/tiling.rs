@@ -41,43 +41,29 @@ impl Tiling {
 
     /// Grid for encoding: tiles of pixels in, tiles of latents out.
     pub fn encoding(&self, compression: usize) -> Grid {
-        Grid {
-            height: self.axis(
-                self.sample_min_height,
-                self.sample_min_height / compression,
-                self.overlap_factor_height,
-            ),
-            width: self.axis(
-                self.sample_min_width,
-                self.sample_min_width / compression,
-                self.overlap_factor_width,
-            ),
-        }
+        self.grid(|side| [side, side / compression])
     }
 
     /// Grid for decoding: tiles of latents in, tiles of pixels out.
     pub fn decoding(&self, compression: usize) -> Grid {
-        Grid {
-            height: self.axis(
-                self.sample_min_height / compression,
-                self.sample_min_height,
-                self.overlap_factor_height,
-            ),
-            width: self.axis(
-                self.sample_min_width / compression,
-                self.sample_min_width,
-                self.overlap_factor_width,
-            ),
-        }
+        self.grid(|side| [side / compression, side])
     }
 
-    fn axis(&self, input: usize, output: usize, overlap: f64) -> Axis {
-        let blend = (output as f64 * overlap) as usize;
-        Axis {
-            size: input,
-            stride: (input as f64 * (1.0 - overlap)) as usize,
-            blend,
-            keep: output.saturating_sub(blend),
+    /// Grid whose tiles have the input and output size `sizes(side)` for a tile's side in pixels.
+    fn grid(&self, sizes: impl Fn(usize) -> [usize; 2]) -> Grid {
+        let axis = |side, overlap: f64| {
+            let [input, output] = sizes(side);
+            let blend = (output as f64 * overlap) as usize;
+            Axis {
+                size: input,
+                stride: (input as f64 * (1.0 - overlap)) as usize,
+                blend,
+                keep: output.saturating_sub(blend),
+            }
+        };
+        Grid {
+            height: axis(self.sample_min_height, self.overlap_factor_height),
+            width: axis(self.sample_min_width, self.overlap_factor_width),
         }
     }
 }

@@ -4,20 +4,20 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Context;
-use candle_core::{DType, Device, Error, Result, Tensor};
+use candle_core::{DType, Error, Result, Tensor};
 use indicatif::BinaryBytes;
 
 use super::denoiser::{Denoiser, Input, State};
 use super::input_spec::InputSpec;
-use crate::nn::adapter::Adapt;
+use crate::diffusers_config::Config;
+use crate::nn::flops::Flops;
 use crate::nn::shards::Shards;
-use crate::nn::weights::Reading;
-use crate::nn::{WeightFolder, Weights, config};
+use crate::nn::{Load, WeightFolder, Weights};
 
 /// A family's own part of its transformer.
 pub trait Network: Sized + Send + Sync {
     /// Settings in `transformer/config.json`.
-    type Config: config::Config + Send + Sync;
+    type Config: Config + Send + Sync;
     /// Kind of block.
     type Block: Block;
 
@@ -49,18 +49,14 @@ pub trait Block: Send + Sync {
     /// # Errors
     /// Fails on mismatched shapes or types.
     fn forward(&self, state: &State) -> Result<State>;
+
+    /// Returns the floating-point operations of one sample in this state, forward.
+    fn flops(&self, state: &State) -> Result<Flops>;
 }
 
 /// Builds `count` blocks with numbered weights.
 pub fn blocks<B>(count: usize, weights: Weights, block: impl Fn(Weights) -> Result<B>) -> Result<Vec<B>> {
     (0..count).map(|i| weights.block(i, &block)).collect()
-}
-
-fn with_adapters(weights: Weights, adapt: Option<Arc<dyn Adapt>>) -> Weights {
-    match adapt {
-        Some(adapt) => weights.with_adapt(adapt),
-        None => weights,
-    }
 }
 
 /// A network with its config.
@@ -78,37 +74,23 @@ impl<N: Network> Transformer<N> {
     ///
     /// # Errors
     /// Names the file and key or tensor that is missing or does not match.
-    pub fn load(
-        folder: impl Into<WeightFolder>,
-        dtype: DType,
-        device: &Device,
-        adapt: Option<Arc<dyn Adapt>>,
-    ) -> anyhow::Result<Self> {
-        Self::read(folder, &Reading::numbers(dtype, device), adapt)
-    }
-
-    /// Same as [`load`](Self::load), read according to `reading`.
-    pub fn read(
-        folder: impl Into<WeightFolder>,
-        reading: &Reading,
-        adapt: Option<Arc<dyn Adapt>>,
-    ) -> anyhow::Result<Self> {
+    pub fn load(folder: impl Into<WeightFolder>, load: &Load) -> anyhow::Result<Self> {
         let folder: &WeightFolder = &folder.into();
-        let config = config::read(folder)?; // says more than the weights, where both are wrong
-        let weights = with_adapters(Weights::read(folder, reading)?, adapt);
+        let config = N::Config::load(folder)?; // says more than the weights, where both are wrong
+        let weights = Weights::read(folder, load)?;
         weights.ensure_memory(&[])?;
         Self::build(folder, config, weights)
     }
 
     /// Same as [`load`](Self::load), with weights from elsewhere.
-    pub fn load_from(folder: &Path, weights: Weights, adapt: Option<Arc<dyn Adapt>>) -> anyhow::Result<Self> {
-        Self::build(folder, config::read(folder)?, with_adapters(weights, adapt))
+    pub fn load_from(folder: &Path, weights: Weights) -> anyhow::Result<Self> {
+        Self::build(folder, N::Config::load(folder)?, weights)
     }
 
     fn build(folder: &Path, config: N::Config, weights: Weights) -> anyhow::Result<Self> {
         let network = N::new(&config, &weights).with_context(|| folder.display().to_string())?;
-        let stray = network.ignored_keys();
-        weights.finish(&stray.iter().map(String::as_str).collect::<Vec<_>>())?;
+        let ignored = network.ignored_keys();
+        weights.finish(&ignored.iter().map(String::as_str).collect::<Vec<_>>())?;
         let shards = weights.shards();
         if let Some(shards) = &shards {
             log::info!(
@@ -127,6 +109,13 @@ impl<N: Network> Transformer<N> {
         })
     }
 
+    /// Returns the floating-point operations of one sample, in its blocks, forward.
+    pub fn flops(&self, input: &Input) -> Result<Flops> {
+        let state = self.embed(input)?;
+        let blocks = self.network.blocks().iter().map(|block| block.flops(&state));
+        blocks.sum()
+    }
+
     /// Settings of the checkpoint.
     pub fn config(&self) -> &N::Config {
         &self.config
@@ -138,7 +127,7 @@ impl<N: Network> Denoiser for Transformer<N> {
         N::input_spec(&self.config).check(input)?;
         let mut input = input.clone();
         input.latents = input.latents.to_dtype(self.dtype)?;
-        input.text.hidden = input.text.hidden.to_dtype(self.dtype)?;
+        input.text = input.text.to_dtype(self.dtype)?;
         input.image = input.image.map(|image| image.to_dtype(self.dtype)).transpose()?;
         self.network.embed(&self.config, &input)
     }

@@ -1,6 +1,7 @@
-//! Shared parts of the video autoencoders: loading of halves, device and type of the computation, pieces of clips.
+//! Shared parts of the video autoencoders: choice of halves, checks of clips and latents, device and type of the
+//! computation.
 //!
-//! Letters: B batch, C channels, F frames, H rows, W columns.
+//! Shapes: B samples, C channels, F frames, H rows, W columns, p the size of a patch.
 
 use std::ops::Range;
 
@@ -8,6 +9,7 @@ use anyhow::Context;
 use candle_core::{DType, Device, Result, Tensor, bail};
 
 use crate::nn::Weights;
+use crate::nn::shuffle::{into_patches, out_of_patches};
 
 /// Halves to load.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -100,30 +102,20 @@ impl Placement {
         }
     }
 
-    /// Converts a tensor to the type and device of the computation.
-    pub fn received(&self, x: &Tensor) -> Result<Tensor> {
-        x.to_device(&self.device)?.to_dtype(self.computed_in)?.contiguous()
-    }
-
-    /// Converts some frames of (B, C, F, H, W) to (B, F, H, W, C), in the type of the computation.
-    pub fn channels_last(&self, x: &Tensor, frames: Range<usize>) -> Result<Tensor> {
+    /// Converts some frames of (B, C, F, p H, p W) to (B, F, H, W, C p p), in the type of the computation.
+    pub fn channels_last(&self, x: &Tensor, frames: Range<usize>, p: usize) -> Result<Tensor> {
         let x = x.narrow(2, frames.start, frames.len())?.to_device(&self.device)?;
-        self.received(&x.permute((0, 2, 3, 4, 1))?)
+        into_patches(&x, p, |x| x.to_dtype(self.computed_in)?.contiguous())
     }
 
-    /// Converts (B, F, H, W, C) -> (B, C, F, H, W), to the type of the result.
-    pub fn channels_first(&self, x: &Tensor) -> Result<Tensor> {
-        x.permute((0, 4, 1, 2, 3))?.to_dtype(self.dtype)?.contiguous()
+    /// Converts (B, F, H, W, C p p) -> (B, C, F, p H, p W), to the type of the result.
+    pub fn channels_first(&self, x: &Tensor, p: usize) -> Result<Tensor> {
+        out_of_patches(x, p, |x| x.to_dtype(self.dtype))
     }
 }
 
 /// Processes a batch sample by sample, which needs the least memory.
-pub fn per_sample(x: &Tensor, mut code: impl FnMut(&Tensor) -> Result<Tensor>) -> Result<Tensor> {
-    let samples = (0..x.dim(0)?).map(|sample| code(&x.narrow(0, sample, 1)?));
+pub fn per_sample(x: &Tensor, mut code: impl FnMut(usize, &Tensor) -> Result<Tensor>) -> Result<Tensor> {
+    let samples = (0..x.dim(0)?).map(|i| code(i, &x.narrow(0, i, 1)?));
     Tensor::cat(&samples.collect::<Result<Vec<_>>>()?, 0)
-}
-
-/// Concatenates pieces of a clip, (B, C, F, H, W), along the frames.
-pub fn cat_frames(pieces: &[Tensor]) -> Result<Tensor> {
-    Tensor::cat(pieces, 2)
 }

@@ -3,7 +3,6 @@
 use candle_core::{D, Result, Shape, Tensor};
 
 use super::dropout::Dropout;
-use super::shards::Residency;
 
 /// Adapter of a linear layer.
 #[derive(Debug, Clone)]
@@ -35,19 +34,39 @@ impl LoraLayer {
     }
 }
 
-/// Settings of a model in training, applied while it loads: adapters for its linear layers, by the layer's path in the
-/// checkpoint, and the storage of its frozen weights.
+/// A layer that is loaded, as the source of adapters sees it.
+#[derive(Debug, Clone, Copy)]
+pub struct LayerId<'a> {
+    /// Path of the layer in the checkpoint.
+    pub path: &'a str,
+    /// Shape of its weight: (out, in), or (out, channels, sides of the kernel...) of a convolution.
+    pub weight: &'a [usize],
+}
+
+impl LayerId<'_> {
+    /// Returns the number of outputs.
+    pub fn out_features(&self) -> usize {
+        self.weight.first().copied().unwrap_or(0)
+    }
+
+    /// Returns the number of inputs; of a convolution, the numbers under its kernel.
+    pub fn in_features(&self) -> usize {
+        self.weight.iter().skip(1).product()
+    }
+
+    /// Returns true for a convolution, which is computed as a linear layer of the numbers under its kernel.
+    pub fn is_convolution(&self) -> bool {
+        self.weight.len() > 2
+    }
+}
+
+/// Source of adapters for a model's layers, queried while it loads.
 pub trait Adapt: Send + Sync {
-    /// Returns adapters for the layer `path` that maps `in_features` to `out_features`; none if it is not a target.
-    fn adapt(&self, path: &str, in_features: usize, out_features: usize) -> Result<Vec<LoraLayer>>;
+    /// Returns the adapters of a layer; none if it is not a target. A is (rank, in), B is (out, rank).
+    fn adapt(&self, layer: &LayerId) -> Result<Vec<LoraLayer>>;
 
     /// Returns the change to the parameter `name` of this shape as it is read, in f32 on the CPU; None for no change.
     fn delta(&self, _name: &str, _shape: &Shape) -> Result<Option<Tensor>> {
         Ok(None)
-    }
-
-    /// Returns the storage of the blocks' frozen matrices.
-    fn residency(&self) -> Residency {
-        Residency::Whole
     }
 }

@@ -1,23 +1,24 @@
-//! Attention with an RMS norm of queries and keys over all heads together: `qk_norm="rms_norm_across_heads"` in
-//! diffusers (`LTXAttention`, `WanAttention`).
+//! Attention with norms of queries and keys: over all heads together or head by head (`Attention`, `LTXAttention` and
+//! `WanAttention` in diffusers). Joint attention of text and video is self-attention of both as one sequence.
 //!
 //! Shapes: B samples, S tokens, L tokens of the context, D the width, H heads of width K, D = H K.
 
 use candle_core::{Result, Tensor};
-use serde::{Deserialize, Serialize};
 
+use super::flops::Flops;
 use super::linear::Linear;
 use super::norm::Norm;
 use super::rope::Rotary;
 use super::weights::Weights;
 use crate::ops;
 
-/// `qk_norm` of a config: normalisation of queries and keys.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+/// Norms of queries and keys.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum QkNorm {
-    /// An RMS norm over all heads together.
-    #[serde(rename = "rms_norm_across_heads")]
+    /// An RMS norm over all heads together: `rms_norm_across_heads`.
     RmsAcrossHeads,
+    /// A layer norm of each head: `layer_norm`.
+    LayerPerHead,
 }
 
 /// Settings of an attention layer.
@@ -31,11 +32,13 @@ pub struct AttentionSpec {
     pub bias: bool,
     /// True for a bias of the projection after attention.
     pub out_bias: bool,
-    /// Epsilon of the norms of queries and keys.
+    /// Kind of the norms of queries and keys.
+    pub qk_norm: QkNorm,
+    /// Epsilon of these norms.
     pub eps: f64,
 }
 
-/// Multi-head attention with norms of queries and keys, as in diffusers' `Attention`.
+/// Multi-head attention with norms of queries and keys.
 #[derive(Debug, Clone)]
 pub struct Attention {
     to_q: Linear,
@@ -44,6 +47,7 @@ pub struct Attention {
     to_out: Linear, // to_out.0
     norm_q: Norm,
     norm_k: Norm,
+    qk_norm: QkNorm,
     num_heads: usize,
 }
 
@@ -53,23 +57,36 @@ impl Attention {
     /// # Errors
     /// Fails for weights that are missing or of another shape.
     pub fn new(form: &AttentionSpec, weights: Weights) -> Result<Self> {
-        let AttentionSpec { width, bias, eps, .. } = *form;
+        let AttentionSpec {
+            width,
+            bias,
+            qk_norm,
+            eps,
+            num_heads,
+            ..
+        } = *form;
+        let norm = |name: &str| match qk_norm {
+            QkNorm::RmsAcrossHeads => Norm::rms(width, eps, weights.pp(name)),
+            QkNorm::LayerPerHead => Norm::layer(width / num_heads.max(1), eps, weights.pp(name)),
+        };
         let project = |name: &str, bias: bool| Linear::new(width, width, bias, weights.pp(name));
         Ok(Self {
             to_q: project("to_q", bias)?,
             to_k: project("to_k", bias)?,
             to_v: project("to_v", bias)?,
             to_out: project("to_out.0", form.out_bias)?,
-            norm_q: Norm::rms(width, eps, weights.pp("norm_q"))?,
-            norm_k: Norm::rms(width, eps, weights.pp("norm_k"))?,
-            num_heads: form.num_heads,
+            norm_q: norm("norm_q")?,
+            norm_k: norm("norm_k")?,
+            qk_norm,
+            num_heads,
         })
     }
 
-    /// Self-attention of x (B, S, D), rotated -> (B, S, D)
-    pub fn forward(&self, x: &Tensor, rotary: &Rotary) -> Result<Tensor> {
-        let q = rotary.apply(&self.queries(x)?)?; // (B, S, H, K)
-        let k = rotary.apply(&self.heads(&self.norm_k.forward(&self.to_k.forward(x)?)?)?)?; // (B, S, H, K)
+    /// Self-attention of x (B, S, D), rotated if there is a rotation -> (B, S, D)
+    pub fn forward(&self, x: &Tensor, rotary: Option<&Rotary>) -> Result<Tensor> {
+        let rotated = |y: Tensor| rotary.map_or(Ok(y.clone()), |rotary| rotary.apply(&y));
+        let q = rotated(self.queries(x)?)?; // (B, S, H, K)
+        let k = rotated(self.normed(&self.norm_k, &self.to_k.forward(x)?)?)?; // (B, S, H, K)
         let v = self.heads(&self.to_v.forward(x)?)?; // (B, S, H, K)
         self.out(&ops::attention(&q, &k, &v, None)?)
     }
@@ -82,12 +99,12 @@ impl Attention {
 
     /// Returns the queries (B, S, D) -> (B, S, H, K)
     pub fn queries(&self, x: &Tensor) -> Result<Tensor> {
-        self.heads(&self.norm_q.forward(&self.to_q.forward(x)?)?)
+        self.normed(&self.norm_q, &self.to_q.forward(x)?)
     }
 
     /// Attention of queries (B, S, H, K) to a context (B, L, D), without the last layer -> (B, S, H, K)
     pub fn attend(&self, q: &Tensor, context: &Tensor, mask: Option<&Tensor>) -> Result<Tensor> {
-        let k = self.heads(&self.norm_k.forward(&self.to_k.forward(context)?)?)?; // (B, L, H, K)
+        let k = self.normed(&self.norm_k, &self.to_k.forward(context)?)?; // (B, L, H, K)
         let v = self.heads(&self.to_v.forward(context)?)?; // (B, L, H, K)
         ops::attention(q, &k, &v, mask)
     }
@@ -95,6 +112,26 @@ impl Attention {
     /// Applies the last layer: (B, S, H, K) -> (B, S, D)
     pub fn out(&self, x: &Tensor) -> Result<Tensor> {
         self.to_out.forward(&x.flatten_from(2)?)
+    }
+
+    /// Norms queries or keys, and splits their heads: (B, S, D) -> (B, S, H, K)
+    fn normed(&self, norm: &Norm, x: &Tensor) -> Result<Tensor> {
+        match self.qk_norm {
+            QkNorm::RmsAcrossHeads => self.heads(&norm.forward(x)?),
+            QkNorm::LayerPerHead => norm.forward(&self.heads(x)?),
+        }
+    }
+
+    /// Returns the floating-point operations for `tokens` tokens that attend to `context` tokens, each once.
+    pub fn flops(&self, tokens: usize, context: usize) -> Result<Flops> {
+        let width = self.to_q.out_features()? as f64;
+        Ok(Flops {
+            linear: self.to_q.flops(tokens)?
+                + self.to_k.flops(context)?
+                + self.to_v.flops(context)?
+                + self.to_out.flops(tokens)?,
+            attention: 4.0 * tokens as f64 * context as f64 * width,
+        })
     }
 
     /// Splits heads (B, S, D) -> (B, S, H, K)

@@ -36,6 +36,7 @@ use direct::Direct;
 use frames::FrameSource;
 
 use super::Weights;
+use super::shuffle::by_pixel;
 
 /// A convolution over frames, rows and columns.
 #[derive(Debug, Clone)]
@@ -58,21 +59,38 @@ enum Kernel {
 impl Conv3d {
     /// Reads `weight` (O, C, kt, kh, kw), or (O, C, kh, kw) if the checkpoint has a 2D convolution, and `bias` (O).
     pub fn load(channels: usize, outputs: usize, geometry: Geometry, flat: bool, weights: Weights) -> Result<Self> {
+        Self::read([channels, outputs], geometry, flat, Ok, weights)
+    }
+
+    /// Reads a 3x3x3 convolution with a border of zeros, (O n, C, 3, 3, 3), for [`out_of_channels`] of the result: n
+    /// pixels of O channels.
+    ///
+    /// [`out_of_channels`]: super::shuffle::out_of_channels
+    pub fn into_pixels(channels: usize, outputs: usize, pixels: usize, weights: Weights) -> Result<Self> {
+        let sizes = [channels, outputs * pixels];
+        Self::read(sizes, Geometry::CAUSAL, false, |x| by_pixel(&x, pixels), weights)
+    }
+
+    fn read(
+        [channels, outputs]: [usize; 2],
+        geometry: Geometry,
+        flat: bool,
+        order: impl Fn(Tensor) -> Result<Tensor>,
+        weights: Weights,
+    ) -> Result<Self> {
         // The CPU computes in f32 and stores nothing narrower.
-        let weights = if weights.takes_cpu_kernels() {
-            weights.to_dtype(DType::F32)
-        } else {
-            weights
+        let weights = match weights.takes_cpu_kernels() {
+            true => weights.to_dtype(DType::F32),
+            false => weights,
         };
         let [kt, kh, kw] = geometry.kernel;
-        let weight = if flat {
-            weights.get((outputs, channels, kh, kw), "weight")?.unsqueeze(2)?
-        } else {
-            weights.get((outputs, channels, kt, kh, kw), "weight")?
+        let weight = match flat {
+            true => weights.get((outputs, channels, kh, kw), "weight")?.unsqueeze(2)?,
+            false => weights.get((outputs, channels, kt, kh, kw), "weight")?,
         };
         let bias = weights.get(outputs, "bias")?;
         match weights.has_numbers() {
-            true => Self::new(&weight, &bias, geometry, &weights),
+            true => Self::new(&order(weight)?, &order(bias)?, geometry, &weights),
             false => Self::outline(&weight, &bias, geometry),
         }
     }

@@ -2,8 +2,8 @@
 //! `PixArtAlphaTextProjection` in diffusers).
 
 use candle_core::{Result, Tensor};
-use serde::{Deserialize, Serialize};
 
+use super::flops::Flops;
 use super::linear::{Linear, linear};
 use super::weights::Weights;
 use crate::ops::activation::{gelu_erf, gelu_tanh};
@@ -13,14 +13,6 @@ pub const NET: [&str; 2] = ["net.0.proj", "net.2"];
 
 /// Names of the two linear layers in a projection of a text encoder's output.
 pub const PROJECTION: [&str; 2] = ["linear_1", "linear_2"];
-
-/// `activation_fn` of a config.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Activation {
-    /// Tanh approximation of GELU.
-    #[serde(rename = "gelu-approximate")]
-    GeluTanh,
-}
 
 /// Variants of GELU.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,6 +39,14 @@ impl FeedForward {
             proj: linear(width, inner, weights.pp(names[0]))?,
             out: linear(inner, out, weights.pp(names[1]))?,
             gelu,
+        })
+    }
+
+    /// Returns the floating-point operations for `tokens` tokens.
+    pub fn flops(&self, tokens: usize) -> Result<Flops> {
+        Ok(Flops {
+            linear: self.proj.flops(tokens)? + self.out.flops(tokens)?,
+            attention: 0.0,
         })
     }
 

@@ -2,10 +2,10 @@
 //!
 //! ```
 //! use candle_core::{DType, Device, Tensor};
-//! use vtrain::nn::{Linear, Weights};
+//! use vtrain::nn::{Linear, Load, Weights};
 //!
 //! // Reads `proj.weight` (3, 4) and `proj.bias` (3), here of random weights.
-//! let weights = Weights::random(DType::F32, &Device::Cpu).pp("proj");
+//! let weights = Weights::random(&Load::new(DType::F32, &Device::Cpu)).pp("proj");
 //! let proj = Linear::new(4, 3, true, weights.clone())?;
 //!
 //! let x = Tensor::zeros((2, 5, 4), DType::F32, &Device::Cpu)?; // (..., in)
@@ -48,8 +48,36 @@ impl Linear {
         Ok(Self {
             weight: weights.matrix((out_features, in_features), "weight")?,
             bias: bias.then(|| weights.get(out_features, "bias")).transpose()?,
-            adapters: weights.adapters(in_features, out_features)?,
+            adapters: weights.adapters(&[out_features, in_features])?,
         })
+    }
+
+    /// Reads a convolution whose stride equals its kernel, as a linear layer of the numbers under the kernel: `weight`
+    /// (out, in channels, sides of the kernel...) and `bias` (out) if `bias` is true.
+    pub fn patches(
+        channels: usize,
+        out_features: usize,
+        kernel: &[usize],
+        bias: bool,
+        weights: Weights,
+    ) -> Result<Self> {
+        let shape = [&[out_features, channels], kernel].concat();
+        Ok(Self {
+            weight: Matrix::Own(weights.get(shape.as_slice(), "weight")?.flatten_from(1)?.into()),
+            bias: bias.then(|| weights.get(out_features, "bias")).transpose()?,
+            adapters: weights.adapters(&shape)?,
+        })
+    }
+
+    /// Returns the number of outputs.
+    pub fn out_features(&self) -> Result<usize> {
+        Ok(self.weight.dims2()?.0)
+    }
+
+    /// Returns the floating-point operations of a forward pass of `rows` rows, without adapters.
+    pub fn flops(&self, rows: usize) -> Result<f64> {
+        let (out_features, in_features) = self.weight.dims2()?;
+        Ok(2.0 * rows as f64 * in_features as f64 * out_features as f64)
     }
 
     /// Forward pass (..., in) -> (..., out)

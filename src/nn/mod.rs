@@ -3,22 +3,30 @@
 //! All of them keep candle's gradient graph, by [`crate::ops`]: candle-nn's fused ops (`softmax_last_dim`, `rms_norm`,
 //! `layer_norm`, `rope`) silently cut it, so they must not be used where gradients pass.
 
+pub mod ada_norm;
 pub mod adapter;
 pub mod attention;
-pub mod config;
+pub mod checkpoint;
+pub mod coder;
 pub mod conv3d;
 pub mod dropout;
 pub mod embed;
 pub mod feed_forward;
+pub mod flops;
+pub mod gguf;
 pub mod linear;
+pub mod load;
 pub mod norm;
 pub mod patch_embed;
 mod random_weights;
+pub mod resampler;
+pub mod residency;
 pub mod resnet;
 pub mod rope;
 pub mod scale_shift;
 pub mod shards;
 pub mod shuffle;
+pub mod storage;
 pub mod weight_files;
 pub mod weights;
 
@@ -26,6 +34,7 @@ pub use attention::Attention;
 pub use conv3d::Conv3d;
 pub use feed_forward::FeedForward;
 pub use linear::{Linear, linear, linear_no_bias};
+pub use load::Load;
 pub use norm::Norm;
 pub use resnet::Resnet;
 pub use scale_shift::ScaleShiftTable;

@@ -6,27 +6,25 @@
 
 use candle_core::{Result, Tensor};
 
+use super::linear::Linear;
 use super::weights::Weights;
-use crate::ops::linear::Frozen;
 
 /// A convolution whose stride equals the size of its kernel.
 #[derive(Debug, Clone)]
 pub struct PatchEmbed {
-    frozen: Frozen, // (D, C p_t p_h p_w)
+    proj: Linear, // (D, C p_t p_h p_w)
     size: [usize; 3],
 }
 
 impl PatchEmbed {
+    /// Embedding by a layer of the C p_t p_h p_w numbers of a patch.
+    pub fn by(proj: Linear, size: [usize; 3]) -> Self {
+        Self { proj, size }
+    }
+
     /// Reads `weight` (D, C, p_t, p_h, p_w) and `bias` (D).
     pub fn new(channels: usize, dim: usize, size: [usize; 3], weights: Weights) -> Result<Self> {
-        let [t, h, w] = size;
-        Ok(Self {
-            frozen: Frozen {
-                weight: weights.get((dim, channels, t, h, w), "weight")?.flatten_from(1)?,
-                bias: Some(weights.get(dim, "bias")?),
-            },
-            size,
-        })
+        Ok(Self::by(Linear::patches(channels, dim, &size, true, weights)?, size))
     }
 
     /// Forward pass (B, C, F, H, W) -> (B, N, D), and a `grid` of F/p_t, H/p_h, W/p_w tokens
@@ -39,7 +37,7 @@ impl PatchEmbed {
             .reshape(vec![batch, channels, t, p_t, h, p_h, w, p_w])?
             .permute([0, 2, 4, 6, 1, 3, 5, 7])? // (B, t, h, w, C, p_t, p_h, p_w)
             .reshape((batch, t * h * w, channels * p_t * p_h * p_w))?;
-        Ok((self.frozen.forward(&patches)?, grid))
+        Ok((self.proj.forward(&patches)?, grid))
     }
 }
 

@@ -1,52 +1,65 @@
-//! Resnet of streaming video autoencoders: x + conv2(silu(norm2(conv1(silu(norm1(x)))))), x through a 1x1x1 convolution
-//! if the number of channels changes (`CogVideoXResnetBlock3D`, `WanResidualBlock`).
+//! Resnet of video autoencoders: x + conv2(silu(norm2(conv1(silu(norm1(x)))))), x through a 1x1x1 convolution if the
+//! number of channels changes (`CogVideoXResnetBlock3D`, `WanResidualBlock`, `LTXVideoResnetBlock3d`).
+//!
+//! Shapes: B samples, F frames, H rows, W columns, C channels, O output channels.
 
 use candle_core::{Result, Tensor};
 
-use super::conv3d::{Conv3d, FeatureCache, Modulation};
+use super::coder::{Layer, Modulate, NormConv};
+use super::conv3d::{Conv3d, FeatureCache};
+use super::norm::Norm;
 use super::weights::Weights;
 
 /// Resnet with norms `N`, which the next convolution applies together with the SiLU.
 pub struct Resnet<N> {
-    norm1: N,
-    conv1: Conv3d,
-    norm2: N,
-    conv2: Conv3d,
+    first: NormConv<N>,
+    second: NormConv<N>,
     conv_shortcut: Option<Conv3d>,
+    /// Norm before the shortcut's convolution.
+    pub shortcut_norm: Option<Norm>,
 }
 
 impl<N> Resnet<N> {
-    /// Loads a resnet. `convs` are the names of the two causal convolutions; `norm` loads a norm of the given channels.
+    /// Loads a resnet. `convs` are the names of the two causal convolutions and the shortcut's; `norm` loads norm 1 or 2
+    /// of the given channels.
     pub fn load(
         [channels, outputs]: [usize; 2],
-        convs: [&str; 2],
-        norm: impl Fn(usize, Weights) -> Result<N>,
-        weights: Weights,
+        convs: [&str; 3],
+        norm: impl Fn(usize, usize) -> Result<N>,
+        weights: &Weights,
     ) -> Result<Self> {
-        let shortcut = || Conv3d::pointwise(channels, outputs, weights.pp("conv_shortcut"));
+        let shortcut = || Conv3d::pointwise(channels, outputs, weights.pp(convs[2]));
+        let half = |number: usize, channels| {
+            NormConv::load(
+                norm(number, channels)?,
+                [channels, outputs],
+                weights.pp(convs[number - 1]),
+            )
+        };
         Ok(Self {
-            norm1: norm(channels, weights.pp("norm1"))?,
-            conv1: Conv3d::causal(channels, outputs, weights.pp(convs[0]))?,
-            norm2: norm(outputs, weights.pp("norm2"))?,
-            conv2: Conv3d::causal(outputs, outputs, weights.pp(convs[1]))?,
+            first: half(1, channels)?,
+            second: half(2, outputs)?,
             conv_shortcut: (channels != outputs).then(shortcut).transpose()?,
+            shortcut_norm: None,
         })
     }
+}
 
-    /// Forward pass (B, F, H, W, C) -> (B, F, H, W, O); `modulation` converts a norm and its input to a modulation.
-    /// Takes ownership of x, to build the result in its memory.
-    pub fn forward(
-        &self,
-        x: Tensor,
-        memory: &mut FeatureCache,
-        modulation: impl Fn(&N, &Tensor) -> Result<Modulation>,
-    ) -> Result<Tensor> {
-        let h = memory.convolve(&self.conv1, &x, Some(&modulation(&self.norm1, &x)?))?;
-        let onto = match &self.conv_shortcut {
-            Some(conv) => conv.forward((&x).into())?.0,
-            None => x.clone(),
+impl<S, N: Modulate<S>> Layer<S> for Resnet<N> {
+    /// Forward pass (B, F, H, W, C) -> (B, F, H, W, O)
+    fn forward(&self, x: Tensor, memory: &mut FeatureCache, state: &mut S) -> Result<Tensor> {
+        let NormConv { norm, conv } = &self.first;
+        let h = memory.convolve(conv, &x, Some(&norm.modulation(&x, state)?))?; // (B, F, H, W, O)
+        let onto = match (&self.conv_shortcut, &self.shortcut_norm) {
+            (None, _) => x.clone(),
+            (Some(conv), None) => conv.forward((&x).into())?.0,
+            (Some(conv), Some(norm)) => conv.forward((&norm.forward(&x)?).into())?.0,
         };
         drop(x);
-        memory.convolve_onto(onto, &self.conv2, &h, Some(&modulation(&self.norm2, &h)?))
+        let h = norm.finish(h, state)?;
+        let NormConv { norm, conv } = &self.second;
+        let y = memory.convolve_onto(onto, conv, &h, Some(&norm.modulation(&h, state)?))?; // (B, F, H, W, O)
+        drop(h);
+        norm.finish(y, state)
     }
 }

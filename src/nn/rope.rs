@@ -24,6 +24,16 @@ pub struct Axis {
     pub width: usize,
 }
 
+impl Axis {
+    /// Axis of the positions 0, 1, 2, ...
+    pub fn counted(count: usize, width: usize) -> Self {
+        Self {
+            positions: (0..count).map(|i| i as f32).collect(),
+            width,
+        }
+    }
+}
+
 /// Cosine and sine for every token, and the pairs they rotate.
 #[derive(Debug, Clone)]
 pub struct Rotary(Rotation);

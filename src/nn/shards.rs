@@ -13,41 +13,13 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use candle_core::{DType, Error, Result, Shape, Tensor};
 
 use crate::distributed::{AllGather, Pending};
-
-/// Storage of the blocks' frozen matrices.
-#[derive(Clone, Default)]
-pub enum Residency {
-    /// On every rank.
-    #[default]
-    Whole,
-    /// A part on each rank.
-    Shared(Arc<dyn AllGather>),
-}
-
-impl Residency {
-    /// Returns the number of ranks that share them.
-    pub fn ranks(&self) -> usize {
-        match self {
-            Self::Whole => 1,
-            Self::Shared(ranks) => ranks.world_size(),
-        }
-    }
-}
-
-impl fmt::Debug for Residency {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Whole => f.write_str("Whole"),
-            Self::Shared(ranks) => write!(f, "Shared({} of {})", ranks.rank(), ranks.world_size()),
-        }
-    }
-}
+use crate::ops::stored::Weight;
 
 /// A frozen matrix.
 #[derive(Debug, Clone)]
 pub enum Matrix {
     /// The whole matrix, in this process.
-    Own(Tensor),
+    Own(Weight),
     /// A part of the matrix, gathered when its block runs.
     Shared(Arc<ShardedMatrix>),
 }
@@ -60,13 +32,21 @@ pub struct ShardedMatrix {
 }
 
 impl Matrix {
+    /// Returns the rows and columns.
+    pub fn dims2(&self) -> Result<(usize, usize)> {
+        match self {
+            Self::Own(whole) => whole.shape(),
+            Self::Shared(lent) => lent.shape.dims2(),
+        }
+    }
+
     /// # Errors
     /// Fails for a sharded matrix while its block does not run.
-    pub fn whole(&self) -> Result<Tensor> {
+    pub fn whole(&self) -> Result<Weight> {
         match self {
             Self::Own(whole) => Ok(whole.clone()),
             Self::Shared(lent) => {
-                let whole = lock(&lent.whole).clone();
+                let whole = lock(&lent.whole).clone().map(Weight::Dense);
                 whole.ok_or_else(|| Error::Msg("a sharded matrix was read while its block does not run".into()))
             }
         }
@@ -119,7 +99,7 @@ impl Shards {
             None => matches!(whole.dtype(), DType::F32 | DType::BF16 | DType::F16),
         };
         if !fits {
-            return Matrix::Own(whole);
+            return Matrix::Own(whole.into());
         }
         let lent = Arc::new(ShardedMatrix {
             shape: whole.shape().clone(),

@@ -22,28 +22,26 @@
 //! # Ok::<(), anyhow::Error>(())
 //! ```
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
 
-use anyhow::{Context, bail, ensure};
-use candle_core::safetensors::MmapedSafetensors;
-use candle_core::{DType, Device, Error, Result, Shape, Tensor};
+use anyhow::bail;
+use candle_core::{DType, Device, Result, Shape, Tensor};
 use indicatif::BinaryBytes;
 
 mod headers;
 
-pub use headers::{Content, Reading};
-
 use headers::Headers;
 
-use super::adapter::{Adapt, LoraLayer};
+use super::adapter::{Adapt, LayerId, LoraLayer};
+use super::checkpoint::Checkpoint;
+use super::load::{Content, Load};
 use super::random_weights;
-use super::shards::{Matrix, Residency, Shards};
-use super::weight_files::{WeightFiles, WeightFolder, unreadable};
-use crate::finite;
-use crate::process::memory::{self, Limit, TooLittle};
+use super::residency::Residency;
+use super::shards::{Matrix, Shards};
+use super::weight_files::WeightFolder;
+use crate::ops::stored::Weight;
+use crate::process::memory::{self, TooLittle};
 
 /// Number of mismatched tensors that are named.
 const SHOWN: usize = 8;
@@ -55,7 +53,9 @@ pub struct Weights {
     prefix: String,
     dtype: DType,
     device: Device,
-    adapt: Option<Arc<dyn Adapt>>,
+    adapters: Option<Arc<dyn Adapt>>,
+    residency: Residency,
+    /// Storage of the blocks' matrices, if it is not the layers' own.
     shards: Option<Arc<Shards>>,
     /// True inside of a sharded block.
     in_block: bool,
@@ -73,15 +73,6 @@ enum WeightSource {
     Random,
 }
 
-struct Checkpoint {
-    folder: PathBuf,
-    files: Vec<(PathBuf, MmapedSafetensors)>,
-    /// Index of the file that holds a tensor.
-    tensors: BTreeMap<String, usize>,
-    /// Tensors that no layer has requested yet.
-    unread: Mutex<BTreeSet<String>>,
-}
-
 impl Weights {
     /// Maps the checkpoint in `folder`, to be read as `dtype` on `device`.
     ///
@@ -89,53 +80,47 @@ impl Weights {
     /// Fails without safetensors, for a shard in the index that is missing or lacks its tensors, and for a malformed
     /// header.
     pub fn open(folder: impl Into<WeightFolder>, dtype: DType, device: &Device) -> anyhow::Result<Self> {
-        Self::read(&folder.into(), &Reading::numbers(dtype, device))
+        Self::read(&folder.into(), &Load::new(dtype, device))
     }
 
-    /// Maps the checkpoint in `folder`, to be read according to `reading`. With headers alone, every requested tensor
-    /// is replaced by one number, on the CPU; mismatches are reported by [`finish`](Self::finish), all at once.
+    /// Maps the checkpoint in `folder`, to be read according to `load`. With headers alone, every requested tensor is
+    /// replaced by one number, on the CPU; mismatches are reported by [`finish`](Self::finish), all at once.
     ///
     /// # Errors
     /// Same as [`open`](Self::open).
-    pub fn read(folder: &WeightFolder, reading: &Reading) -> anyhow::Result<Self> {
+    pub fn read(folder: &WeightFolder, load: &Load) -> anyhow::Result<Self> {
         let checkpoint = Checkpoint::open(folder)?;
-        let (source, device) = match reading.content {
-            Content::Numbers => (WeightSource::Checkpoint(Arc::new(checkpoint)), reading.device.clone()),
+        Ok(match load.content {
+            Content::Numbers => Self::of(WeightSource::Checkpoint(Arc::new(checkpoint)), load),
             Content::Headers => {
-                let headers = Headers::of(checkpoint, reading.device.is_cpu());
-                (WeightSource::Headers(Arc::new(headers)), Device::Cpu)
+                let headers = Headers::of(checkpoint, load.device.is_cpu());
+                Self {
+                    device: Device::Cpu,
+                    shards: None,
+                    ..Self::of(WeightSource::Headers(Arc::new(headers)), load)
+                }
             }
-        };
-        Ok(Self::of(source, reading.dtype, device))
+        })
     }
 
     /// Random weights without a checkpoint, always the same for the same name. For benchmarks.
-    pub fn random(dtype: DType, device: &Device) -> Self {
-        Self::of(WeightSource::Random, dtype, device.clone())
+    pub fn random(load: &Load) -> Self {
+        Self::of(WeightSource::Random, load)
     }
 
-    fn of(source: WeightSource, dtype: DType, device: Device) -> Self {
+    fn of(source: WeightSource, load: &Load) -> Self {
         Self {
             source,
             prefix: String::new(),
-            dtype,
-            device,
-            adapt: None,
-            shards: None,
+            dtype: load.dtype,
+            device: load.device.clone(),
+            adapters: load.adapters.clone(),
+            residency: load.residency.clone(),
+            shards: load.residency.shards(),
             in_block: false,
             composed: false,
             taken: Arc::default(),
         }
-    }
-
-    /// Sets the adapters of linear layers and the storage of blocks to those of `adapt`.
-    pub fn with_adapt(mut self, adapt: Arc<dyn Adapt>) -> Self {
-        self.shards = match adapt.residency() {
-            Residency::Shared(ranks) if self.has_numbers() => Some(Arc::new(Shards::new(ranks))),
-            _ => None,
-        };
-        self.adapt = Some(adapt);
-        self
     }
 
     /// Makes autoencoders on the CPU compute as on other devices: in the weights' own type, with convolutions composed
@@ -214,8 +199,7 @@ impl Weights {
     /// Checks that the checkpoint has `name` here.
     pub fn contains(&self, name: &str) -> bool {
         let path = self.path(name);
-        self.checkpoint()
-            .is_none_or(|checkpoint| checkpoint.tensors.contains_key(&path))
+        self.checkpoint().is_none_or(|checkpoint| checkpoint.contains(&path))
     }
 
     /// Checks that main memory is large enough for all tensors except those whose names begin with one of `ignored`, or
@@ -231,9 +215,8 @@ impl Weights {
         let (Some(checkpoint), true) = (self.checkpoint(), in_memory) else {
             return Ok(());
         };
-        let ranks = self.adapt.as_ref().map_or(1, |adapt| adapt.residency().ranks());
-        let numbers = checkpoint.numbers(ignored) / ranks as u64;
-        let bytes = |dtype: DType| numbers.saturating_mul(dtype.size_in_bytes() as u64);
+        let ranks = self.residency.ranks();
+        let bytes = |dtype: DType| checkpoint.bytes(ignored, dtype) / ranks as u64;
         let needed = bytes(self.dtype);
         match memory::most() {
             Some(free) if free.bytes < needed => Err(TooLittle {
@@ -260,7 +243,7 @@ impl Weights {
             WeightSource::Headers(headers) => headers.stand_in(&path, &shape, dtype),
             WeightSource::Random => random_weights::tensor(&path, &shape, dtype, device),
         };
-        let delta = self.adapt.as_ref().map(|adapt| adapt.delta(&path, &shape));
+        let delta = self.adapters.as_ref().map(|adapters| adapters.delta(&path, &shape));
         match delta.transpose()?.flatten().filter(|_| self.has_numbers()) {
             None => read(self.dtype, &self.device),
             // Rounded once, like a merged checkpoint.
@@ -270,13 +253,28 @@ impl Weights {
         }
     }
 
-    /// Reads the matrix `name`, which must have this shape.
+    /// Reads the matrix `name`, which must have this shape: in its stored form, if it has one and nothing is added to it.
+    /// Such a matrix is not sharded.
     pub fn matrix(&self, shape: (usize, usize), name: &str) -> Result<Matrix> {
+        let path = self.path(name);
+        if let WeightSource::Checkpoint(checkpoint) = &self.source
+            && checkpoint.is_stored(&path)
+            && !self.has_delta(&path, &shape.into())?
+            && let Some(stored) = checkpoint.stored(&path, shape, &self.device)?
+        {
+            self.taken.fetch_add(shape.0 * shape.1, Ordering::Relaxed);
+            return Ok(Matrix::Own(Weight::Stored(stored)));
+        }
         let whole = self.get(shape, name)?;
         Ok(match &self.shards {
             Some(shards) if self.in_block => shards.take(whole),
-            _ => Matrix::Own(whole),
+            _ => Matrix::Own(whole.into()),
         })
+    }
+
+    fn has_delta(&self, path: &str, shape: &Shape) -> Result<bool> {
+        let delta = self.adapters.as_ref().map(|adapters| adapters.delta(path, shape));
+        Ok(delta.transpose()?.flatten().is_some())
     }
 
     /// Returns how many numbers layers have read from these weights, at any position.
@@ -284,10 +282,11 @@ impl Weights {
         self.taken.load(Ordering::Relaxed)
     }
 
-    /// Returns the adapters of the linear layer at this position.
-    pub fn adapters(&self, in_features: usize, out_features: usize) -> Result<Vec<LoraLayer>> {
-        match &self.adapt {
-            Some(adapt) => adapt.adapt(&self.prefix, in_features, out_features),
+    /// Returns the adapters of the layer at this position, whose weight has this shape.
+    pub fn adapters(&self, weight: &[usize]) -> Result<Vec<LoraLayer>> {
+        let path = self.prefix.as_str();
+        match &self.adapters {
+            Some(adapters) => adapters.adapt(&LayerId { path, weight }),
             None => Ok(Vec::new()),
         }
     }
@@ -347,153 +346,4 @@ impl Weights {
             format!("{}.{name}", self.prefix)
         }
     }
-}
-
-impl Checkpoint {
-    fn open(folder: &WeightFolder) -> anyhow::Result<Self> {
-        let WeightFiles { paths, promised, .. } = folder.files()?;
-        let sizes = paths
-            .iter()
-            .filter_map(|path| Some(std::fs::metadata(path).ok()?.len()));
-        ensure_addresses(folder, sizes.sum())?;
-        let mut files = Vec::new();
-        let mut tensors = BTreeMap::new();
-        for path in paths {
-            // SAFETY: the map is only read; as everywhere with mmap, a file must not shrink meanwhile.
-            let file = unsafe { MmapedSafetensors::new(&path) }.with_context(|| unreadable(&path))?;
-            for (name, _) in file.tensors() {
-                tensors.insert(name, files.len());
-            }
-            files.push((path, file));
-        }
-        let missing: Vec<&String> = promised.iter().filter(|name| !tensors.contains_key(*name)).collect();
-        ensure!(
-            missing.is_empty(),
-            "{}: the index lists {} tensors that no shard holds, first {}; fetch the shards again",
-            folder.display(),
-            missing.len(),
-            missing[0]
-        );
-        let unread = Mutex::new(tensors.keys().cloned().collect());
-        Ok(Self {
-            folder: folder.to_path_buf(),
-            files,
-            tensors,
-            unread,
-        })
-    }
-
-    /// Returns its number of elements, without tensors whose names begin with one of `ignored`.
-    fn numbers(&self, ignored: &[&str]) -> u64 {
-        let tensors = self.files.iter().flat_map(|(_, file)| file.tensors());
-        let wanted = tensors.filter(|(name, _)| !ignored.iter().any(|prefix| name.starts_with(prefix)));
-        let sizes = wanted.map(|(_, view)| {
-            view.shape()
-                .iter()
-                .fold(1, |all: u64, &side| all.saturating_mul(side as u64))
-        });
-        sizes.fold(0, u64::saturating_add)
-    }
-
-    /// Returns the file with a tensor of this name and shape, and marks it as requested.
-    fn find(&self, name: &str, shape: &Shape) -> Option<&(PathBuf, MmapedSafetensors)> {
-        let file = &self.files[*self.tensors.get(name)?];
-        self.unread
-            .lock()
-            .unwrap_or_else(|poisoned| poisoned.into_inner())
-            .remove(name);
-        (file.1.get(name).ok()?.shape() == shape.dims()).then_some(file)
-    }
-
-    /// Explains why there is no tensor of this name and shape.
-    fn complaint(&self, name: &str, shape: &Shape) -> String {
-        let file = self.tensors.get(name).map(|file| &self.files[*file]);
-        if let Some((path, view)) = file.and_then(|(path, file)| Some((path, file.get(name).ok()?))) {
-            return format!(
-                "{}: the tensor {name} should be {:?} by config.json, but is {:?}",
-                path.display(),
-                shape.dims(),
-                view.shape()
-            );
-        }
-        let near = self
-            .tensors
-            .keys()
-            .max_by(|a, b| strsim::normalized_levenshtein(a, name).total_cmp(&strsim::normalized_levenshtein(b, name)));
-        let near = near.map_or(String::new(), |near| format!("; the nearest name is {near}"));
-        format!(
-            "{}: the tensor {name} {:?} is missing{near}",
-            self.folder.display(),
-            shape.dims()
-        )
-    }
-
-    fn read(&self, name: &str, shape: &Shape, dtype: DType, device: &Device) -> Result<Tensor> {
-        let Some((path, file)) = self.find(name, shape) else {
-            return Err(Error::Msg(self.complaint(name, shape)));
-        };
-        let view = file.get(name)?;
-        let tensor = file
-            .load(name, device)
-            .and_then(|tensor| tensor.to_dtype(dtype))
-            .map_err(|error| Error::Msg(format!("{}: reading the tensor {name}: {error}", path.display())))?;
-        // SAFETY: these bytes are a file's, mapped and never written.
-        unsafe { unload(view.data()) };
-        Ok(tensor)
-    }
-}
-
-/// Checks that files of this total size can be mapped.
-fn ensure_addresses(folder: &WeightFolder, needed: u64) -> std::result::Result<(), TooLittle> {
-    match memory::most() {
-        Some(free) if free.limit == Limit::AddressSpace && free.bytes < needed => Err(TooLittle {
-            what: format!("{}, which is mapped,", folder.display()),
-            needed,
-            free,
-            instead: None,
-        }),
-        _ => Ok(()),
-    }
-}
-
-/// Releases mapped bytes that were read: otherwise a process that reads a checkpoint comes to hold all of it next to
-/// its own tensors. They are read again on the next access.
-///
-/// # Safety
-/// `bytes` must be in a map of a file that nobody writes to.
-#[cfg(target_os = "linux")]
-unsafe fn unload(bytes: &[u8]) {
-    // SAFETY: only returns a number.
-    let page = usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(4096);
-    // Pages shared with other tensors are kept.
-    let start = bytes.as_ptr().align_offset(page);
-    let length = bytes.len().saturating_sub(start) / page * page;
-    if length > 0 {
-        let pages = bytes[start..start + length].as_ptr();
-        // SAFETY: by the caller's guarantee the pages are filled from the file when they are needed again.
-        unsafe { libc::madvise(pages.cast_mut().cast(), length, libc::MADV_DONTNEED) };
-    }
-}
-
-#[cfg(not(target_os = "linux"))]
-unsafe fn unload(_bytes: &[u8]) {}
-
-/// Returns the first non-finite tensor in `folder`, by file, name and index; None if all are finite. Reads all of them:
-/// for the search of a non-finite result's cause.
-///
-/// # Errors
-/// Same as [`Weights::open`].
-pub fn not_finite(folder: impl Into<WeightFolder>) -> anyhow::Result<Option<String>> {
-    let checkpoint = Checkpoint::open(&folder.into())?;
-    for (path, file) in &checkpoint.files {
-        for (name, view) in file.tensors() {
-            let Ok(dtype) = DType::try_from(view.dtype()) else {
-                continue; // in an unsupported format
-            };
-            if let Some(first) = finite::first_in(view.data(), dtype) {
-                return Ok(Some(format!("{}: the tensor {name} holds {first}", path.display())));
-            }
-        }
-    }
-    Ok(None)
 }

@@ -18,23 +18,22 @@ use std::borrow::Cow;
 use std::sync::{Arc, OnceLock};
 
 use candle_core::backend::BackendStorage;
-use candle_core::{CpuStorage, CustomOp1, CustomOp3, Layout, Result, Shape, Storage, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp1, CustomOp3, Layout, Result, Shape, Tensor, bail};
 
 use super::device::has_kernels;
 use super::dropout::Mask;
-use super::f32_view::{f32_view, numbers_of, stored, to_f32};
+use super::f32_view::{f32_view, numbers_of, stored};
 use super::gemm::{Matrix, gemm};
+use super::stored::Weight;
 use super::tape::{Reads, SavedState, apply1, apply3};
 
-/// Numbers of a bf16 matrix that are converted to f32 at a time.
-const STRIP: usize = 1 << 20;
-
-/// A frozen weight (O, I) and bias (O), in f32 or bf16.
+/// A frozen weight (O, I) and bias (O). Whatever the matrix is stored as, at most a strip of it is decoded at a time,
+/// in the forward pass and again in the backward pass.
 #[derive(Debug, Clone)]
 pub struct Frozen {
-    /// Matrix (O, I).
-    pub weight: Tensor,
-    /// Bias (O).
+    /// Matrix (O, I), in f32, bf16 or a stored form.
+    pub weight: Weight,
+    /// Bias (O), in f32 or bf16.
     pub bias: Option<Tensor>,
 }
 
@@ -59,6 +58,12 @@ struct Sizes {
 }
 
 impl Frozen {
+    /// Layer of this matrix and bias.
+    pub fn new(weight: impl Into<Weight>, bias: Option<Tensor>) -> Self {
+        let weight = weight.into();
+        Self { weight, bias }
+    }
+
     /// Forward pass, x (..., I) -> (..., O), with sums in f32. Only x gets a gradient.
     ///
     /// # Errors
@@ -100,7 +105,7 @@ impl Frozen {
         let mut sizes = self.sizes(x)?;
         sizes.rank = a.dims2()?.0;
         if a.dims() != [sizes.rank, sizes.features] || b.dims() != [sizes.out_features, sizes.rank] {
-            let layer = self.weight.dims();
+            let layer = [sizes.out_features, sizes.features];
             bail!(
                 "a linear layer {layer:?} was given the adapter {:?}, {:?}",
                 a.dims(),
@@ -134,7 +139,7 @@ impl Frozen {
     /// Reference in candle's operations, for other devices.
     fn reference(&self, x: &Tensor, sizes: &Sizes) -> Result<Tensor> {
         let rows = x.reshape((sizes.rows, sizes.features))?;
-        let mut y = rows.matmul(&self.weight.to_dtype(x.dtype())?.t()?)?; // (N, O)
+        let mut y = rows.matmul(&self.weight.dense(x.dtype())?.t()?)?; // (N, O)
         if let Some(bias) = &self.bias {
             y = y.broadcast_add(&bias.to_dtype(x.dtype())?)?;
         }
@@ -142,7 +147,7 @@ impl Frozen {
     }
 
     fn sizes(&self, x: &Tensor) -> Result<Sizes> {
-        let (out_features, features) = self.weight.dims2()?;
+        let (out_features, features) = self.weight.shape()?;
         let Some((last, others)) = x.dims().split_last() else {
             bail!("a linear layer was given a scalar");
         };
@@ -152,7 +157,8 @@ impl Frozen {
         if let Some(bias) = &self.bias
             && bias.dims() != [out_features]
         {
-            bail!("a linear layer {:?} has the bias {:?}", self.weight.dims(), bias.dims());
+            let layer = [out_features, features];
+            bail!("a linear layer {layer:?} has the bias {:?}", bias.dims());
         }
         Ok(Sizes {
             rows: others.iter().product(),
@@ -162,14 +168,17 @@ impl Frozen {
         })
     }
 
-    /// Returns a contiguous copy; on a GPU, in the type of x.
+    /// Returns a contiguous copy; on a GPU, what is dense is in the type of x.
     fn prepared_for(&self, x: &Tensor) -> Result<Self> {
         let ready = |tensor: &Tensor| match x.device().is_cpu() {
             true => tensor.contiguous(),
             false => tensor.to_dtype(x.dtype())?.contiguous(),
         };
         Ok(Self {
-            weight: ready(&self.weight)?,
+            weight: match &self.weight {
+                Weight::Dense(weight) => Weight::Dense(ready(weight)?),
+                stored => stored.clone(),
+            },
             bias: self.bias.as_ref().map(ready).transpose()?,
         })
     }
@@ -193,31 +202,6 @@ struct Layer {
 }
 
 impl Layer {
-    /// Calls `each` with the matrix (O, I) in f32 in strips of rows: the first row's index, and the rows.
-    fn strips(&self, mut each: impl FnMut(usize, Matrix)) -> Result<()> {
-        let Sizes {
-            features, out_features, ..
-        } = self.sizes;
-        let (storage, layout) = self.frozen.weight.storage_and_layout();
-        match &*storage {
-            Storage::Cpu(CpuStorage::BF16(numbers)) => {
-                let Some((start, end)) = layout.contiguous_offsets() else {
-                    bail!("a linear layer's matrix is not contiguous, {layout:?}");
-                };
-                let rows = (STRIP / features.max(1)).clamp(1, out_features.max(1));
-                let mut wide = vec![0.0; rows * features];
-                for (i, strip) in numbers[start..end].chunks((rows * features).max(1)).enumerate() {
-                    let wide = &mut wide[..strip.len()];
-                    to_f32(strip, wide);
-                    each(i * rows, Matrix::new(wide, strip.len() / features, features));
-                }
-            }
-            Storage::Cpu(storage) => each(0, Matrix::new(&f32_view(storage, layout)?, out_features, features)),
-            _ => bail!("a linear layer's matrix is on another device than its input"),
-        }
-        Ok(())
-    }
-
     /// Computes y = x W^T + b for x (N, I).
     fn run(&self, x: &[f32]) -> Result<Vec<f32>> {
         let Sizes {
@@ -233,7 +217,9 @@ impl Layer {
         let kept = if self.frozen.bias.is_some() { 1.0 } else { 0.0 };
         let x = Matrix::new(x, rows, features);
         if rows > 0 {
-            self.strips(|first, strip| gemm(&mut y[first..], out_features, kept, 1.0, x, strip.t()))?;
+            self.frozen
+                .weight
+                .strips(|first, strip| gemm(&mut y[first..], out_features, kept, 1.0, x, strip.t()))?;
         }
         Ok(y)
     }
@@ -249,7 +235,7 @@ impl Layer {
         let adds = onto.is_some();
         let mut dx = onto.unwrap_or_else(|| vec![0.0; rows * features]);
         if rows > 0 {
-            self.strips(|first, strip| {
+            self.frozen.weight.strips(|first, strip| {
                 let dy = Matrix::strided(&dy[first..], rows, strip.rows, out_features);
                 let kept = if adds || first > 0 { 1.0 } else { 0.0 };
                 gemm(&mut dx, features, kept, 1.0, dy, strip);

@@ -30,6 +30,7 @@ pub mod residual;
 pub mod rotary;
 pub mod simd;
 mod simd_math;
+pub mod stored;
 pub mod tape;
 pub mod vjp;
 

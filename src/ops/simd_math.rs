@@ -1,5 +1,8 @@
 //! Loops for wide registers: one body, compiled for AVX-512, AVX2 and the baseline, selected at run time. The functions
 //! in here are written so that the compiler vectorises their loops.
+//!
+//! The `multiversion` crate would replace `wide!` alone, by a procedural macro whose list of targets each function repeats;
+//! [`super::simd`] holds registers, which it does not know.
 
 /// Defines a function whose body is compiled several times.
 macro_rules! wide {

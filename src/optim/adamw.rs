@@ -20,6 +20,8 @@ use serde::{Deserialize, Serialize};
 use super::in_place::{self, CHUNK, in_place};
 use super::launch;
 
+use crate::problems::Problems;
+
 /// `optimizer:` in a run file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -55,35 +57,20 @@ impl Default for Config {
 }
 
 impl Config {
-    /// Returns values that parse but make no sense, by path below `optimizer`.
-    pub fn check(&self) -> Vec<(String, String)> {
-        let mut wrong = Vec::new();
-        for (key, value) in [("lr", self.lr), ("epsilon", self.epsilon)] {
-            if value <= 0.0 {
-                wrong.push((key.to_string(), format!("must be above 0, got {value}")));
-            }
-        }
-        for (key, value) in [("beta1", self.beta1), ("beta2", self.beta2)] {
-            if !(0.0..1.0).contains(&value) {
-                wrong.push((key.to_string(), format!("must be at least 0 and below 1, got {value}")));
-            }
-        }
+    /// Checks for values that parse but make no sense, by path below `optimizer`.
+    pub fn check(&self, problems: &mut Problems) {
+        problems.above_zero("lr", self.lr);
+        problems.above_zero("epsilon", self.epsilon);
+        problems.below_one("beta1", self.beta1);
+        problems.below_one("beta2", self.beta2);
         if self.weight_decay < 0.0 {
-            wrong.push((
-                "weight_decay".into(),
-                format!("must be at least 0, got {}", self.weight_decay),
-            ));
+            problems.push("weight_decay", format!("must be at least 0, got {}", self.weight_decay));
         }
-        if let Some(decay) = self.ema
-            && !(0.0..1.0).contains(&decay)
-        {
-            wrong.push(("ema".into(), format!("must be at least 0 and below 1, got {decay}")));
+        if let Some(decay) = self.ema {
+            problems.below_one("ema", decay);
         }
-        wrong
     }
-}
 
-impl Config {
     /// Returns the factors of step `step`, counted from 1, as a GPU takes them. Gradients are multiplied by `scale`
     /// first.
     pub fn update(&self, step: usize, scale: f64, lr: f64) -> launch::Update {

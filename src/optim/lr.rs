@@ -17,6 +17,8 @@ use std::f64::consts::PI;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::problems::Problems;
+
 /// `lr_scheduler:` in a run file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -47,27 +49,21 @@ impl Default for Config {
 }
 
 impl Config {
-    /// Returns values that parse but make no sense, by path below `lr_scheduler`.
-    pub fn check(&self) -> Vec<(String, String)> {
-        let mut wrong = Vec::new();
+    /// Checks for values that parse but make no sense, by path below `lr_scheduler`.
+    pub fn check(&self, problems: &mut Problems) {
         if let Some(ratio) = self.warmup_ratio.filter(|ratio| !(0.0..1.0).contains(ratio)) {
             let message = format!("must be at least 0 and below 1, or null for warmup_steps, got {ratio}");
-            wrong.push(("warmup_ratio".into(), message));
+            problems.push("warmup_ratio", message);
         }
-        if self.num_cycles == 0 {
-            wrong.push(("num_cycles".into(), "must be at least 1, got 0".into()));
-        }
+        problems.at_least_one("num_cycles", self.num_cycles);
         if self.num_cycles > 1 && self.name == Name::Cosine {
             let message = format!(
                 "cosine falls once and would ignore {}; name: cosine_with_restarts has cycles",
                 self.num_cycles
             );
-            wrong.push(("num_cycles".into(), message));
+            problems.push("num_cycles", message);
         }
-        if self.power <= 0.0 {
-            wrong.push(("power".into(), format!("must be above 0, got {}", self.power)));
-        }
-        wrong
+        problems.above_zero("power", self.power);
     }
 
     /// Returns the warm-up steps of a run of `total_steps`.

@@ -72,7 +72,7 @@ impl LivePage {
 }
 
 fn about(validator: &Validator, steps: u64) -> About {
-    let device = match &validator.device {
+    let device = match &validator.load.device {
         candle_core::Device::Cpu => "CPU",
         candle_core::Device::Cuda(_) => "CUDA",
         candle_core::Device::Metal(_) => "Metal",
@@ -90,8 +90,8 @@ fn about(validator: &Validator, steps: u64) -> About {
     });
     About {
         steps,
-        frame_rate: validator.family.frame_rate(),
-        environment: Environment::here(device, validator.dtype.as_str()),
+        frame_rate: validator.family.spec().family.frame_rate,
+        environment: Environment::here(device, validator.load.dtype.as_str()),
         clips: clips.collect(),
     }
 }

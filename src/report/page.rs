@@ -25,7 +25,7 @@ const STYLES: [&str; 2] = [include_str!("vendor/uPlot.min.css"), include_str!("p
 const SCRIPTS: [&str; 5] = [
     include_str!("page/frame.js"),
     include_str!("page/charts.js"),
-    include_str!("page/films.js"),
+    include_str!("page/videos.js"),
     include_str!("page/lists.js"),
     include_str!("page/start.js"),
 ];

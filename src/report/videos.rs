@@ -29,7 +29,7 @@ pub struct Row {
     pub size: Option<(u64, u64)>,
     pub fps: Option<f64>,
     /// Links relative to the run's folder, one per step; null without a video.
-    pub films: Vec<Option<String>>,
+    pub videos: Vec<Option<String>>,
 }
 
 impl Grid {
@@ -52,7 +52,7 @@ impl Grid {
             }
         }
         let steps: Vec<u64> = steps.into_iter().collect();
-        let rows = rows.into_iter().map(|(name, films)| {
+        let rows = rows.into_iter().map(|(name, videos)| {
             let prompt = settings.prompt(&name).unwrap_or_default();
             Row {
                 prompt: match prompt.text.is_empty() {
@@ -68,7 +68,7 @@ impl Grid {
                 num_frames: prompt.num_frames,
                 size: prompt.size,
                 fps: prompt.fps.or(frame_rate),
-                films: steps.iter().map(|step| films.get(step).cloned()).collect(),
+                videos: steps.iter().map(|step| videos.get(step).cloned()).collect(),
             }
         });
         Self {

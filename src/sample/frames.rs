@@ -8,6 +8,7 @@ use candle_core::{DType, Tensor};
 use super::Sampled;
 use crate::data::pixels;
 use crate::models::Family;
+use crate::nn::Load;
 use crate::video::{Clip, Crop, Fit, Select, Writer, select};
 
 /// Reads the first frames of a clip, or an image, cropped to (height, width) at the centre: (1, 3, F, H, W) of -1..1.
@@ -30,13 +31,15 @@ pub fn read(path: &Path, num_frames: usize, size: (usize, usize)) -> anyhow::Res
 /// Decodes and writes frames as they come, calling `see` with each picture (H, W, 3). Returns their number.
 pub fn write(
     family: &dyn Family,
+    load: &Load,
     sampled: &Sampled,
     mut writer: Writer,
     mut see: impl FnMut(&[u8]),
 ) -> anyhow::Result<usize> {
     let mut count = 0;
     let mut rng = sampled.rng.clone();
-    family.decode(&sampled.latents, &sampled.canvas, &mut rng, &mut |frames| {
+    let decoder = family.video_decoder(load)?;
+    decoder.decode(&sampled.latents, &sampled.size, &mut rng, &mut |frames| {
         for frame in pictures(&frames)? {
             writer.push(&frame)?;
             see(&frame);

@@ -6,23 +6,24 @@
 //!
 //! Shapes: as in `models::family`.
 
-use std::sync::Arc;
-
 use anyhow::{bail, ensure};
 use candle_core::{DType, Device, Tensor};
 
 use crate::diffusion::guidance;
 use crate::diffusion::schedulers::{Run, Scheduler};
 use crate::models::Family;
-use crate::models::denoiser::{Denoiser, TextEmbeds};
+use crate::models::denoiser::{Denoiser, Scalar, Scalars, TextEmbeds};
 use crate::models::family::{Conditions, ImageCondition, ImageMode, LatentSize, Layout};
-use crate::nn::adapter::Adapt;
+use crate::nn::Load;
 use crate::ops::tape::no_grad;
 use crate::rng::Rng;
 
 mod frames;
+pub mod step_cache;
 
 pub use frames::{pictures, read, write};
+
+use step_cache::{NoCache, Pass, StepCache};
 
 /// Latent elements beyond which the two passes of guidance run one after the other, to save memory.
 const ONE_BATCH: usize = 1 << 20;
@@ -73,7 +74,7 @@ pub struct Sampled {
     /// Latents (1, ..., h, w) in the network's layout.
     pub latents: Tensor,
     /// Size and layout of the latents.
-    pub canvas: LatentSize,
+    pub size: LatentSize,
     /// Generator after the draws of denoising: some decoders draw, too.
     pub rng: Rng,
 }
@@ -82,10 +83,12 @@ pub struct Sampled {
 #[derive(Debug)]
 pub struct Prepared {
     scheduler: Scheduler,
-    canvas: LatentSize,
+    size: LatentSize,
     conditions: Conditions,
     /// Latents of the first step.
     latents: Tensor,
+    /// Type of the latents between steps.
+    dtype: DType,
     rng: Rng,
     request: Request,
 }
@@ -103,49 +106,53 @@ impl Request {
     }
 }
 
-/// Runs text encoding and denoising; each model is dropped before the next loads.
+/// Runs text encoding and denoising, with the adapters of `load`; each model is dropped before the next loads.
 ///
 /// # Errors
 /// Fails for a request that the checkpoint cannot fulfil, and for missing or broken files of the checkpoint.
-pub fn sample(
-    family: &dyn Family,
-    request: Request,
-    adapt: Option<Arc<dyn Adapt>>,
-    progress: Progress,
-) -> anyhow::Result<Sampled> {
+pub fn sample(family: &dyn Family, load: &Load, request: Request, progress: Progress) -> anyhow::Result<Sampled> {
     check(family, &request)?;
-    let text = family.embed(&request.prompts())?;
-    let prepared = Prepared::new(family, request, text)?;
-    let denoiser = family.denoiser(adapt)?;
+    let text = family.embed(load, &request.prompts())?;
+    let prepared = Prepared::new(family, load, request, text)?;
+    let denoiser = family.denoiser(load)?;
     prepared.denoise(&*denoiser, progress)
 }
 
 impl Prepared {
     /// Prepares a request with its embedded prompts, (1 or 2, L, D), in their order. An image or a clip to start from
     /// is encoded here.
-    pub fn new(family: &dyn Family, request: Request, text: TextEmbeds) -> anyhow::Result<Self> {
-        let canvas = check(family, &request)?;
+    pub fn new(family: &dyn Family, load: &Load, request: Request, text: TextEmbeds) -> anyhow::Result<Self> {
+        let size = check(family, &request)?;
         let scheduler = family.scheduler()?;
         let mut rng = Rng::new(request.seed);
         let image = match &request.start {
-            Start::Image(image) => Some(family.image_condition(image, &canvas, &mut rng)?),
+            Start::Image(image) => Some(family.image_condition(load, image, &size, &mut rng)?),
             Start::Text | Start::Clip(..) => None,
         };
-        let run = start(&scheduler, &request, &canvas)?;
-        let device = text.hidden.device();
-        let mut latents = begin(family, &request, &canvas, &run, &mut rng, device)?;
+        let run = start(&scheduler, &request, &size)?;
+        let dtype = family.spec().latent_dtype(load);
+        let mut latents = match (&request.latents, &request.start) {
+            (Some(latents), _) => latents.to_device(&load.device)?.to_dtype(dtype)?,
+            (None, Start::Clip(clip, _)) => {
+                let clean = family.encode(load, clip, &size, &mut rng)?.to_dtype(dtype)?;
+                let noise = draw(&mut rng, clean.dims(), dtype, &load.device)?;
+                run.add_noise(&clean, &noise)?
+            }
+            (None, _) => draw(&mut rng, &size.shape, dtype, &load.device)?,
+        };
         if let Some(ImageCondition::First(first)) = &image {
-            latents = with_first(first, &latents, &canvas)?;
+            latents = with_first(&first.to_dtype(dtype)?, &latents, &size)?;
         }
         Ok(Self {
             conditions: Conditions {
-                frame_rates: vec![request.fps; text.count()?],
+                scalars: Scalars::of(Scalar::FrameRate, vec![request.fps; text.count()?]),
                 text,
                 image,
             },
             scheduler,
-            canvas,
+            size,
             latents,
+            dtype,
             rng,
             request,
         })
@@ -153,17 +160,18 @@ impl Prepared {
 
     /// Runs the denoiser, step by step. Given clean frames stay as they are; the scheduler sees only the others.
     pub fn denoise(mut self, denoiser: &dyn Denoiser, progress: Progress) -> anyhow::Result<Sampled> {
-        let mut run = start(&self.scheduler, &self.request, &self.canvas)?;
+        let mut run = start(&self.scheduler, &self.request, &self.size)?;
         let given = self
             .conditions
             .image
             .as_ref()
             .map_or(0, ImageCondition::conditioned_frames);
-        let axis = self.canvas.layout.frames();
+        let axis = self.size.layout.frames();
         let free = |latents: &Tensor| match given {
             0 => Ok(latents.clone()),
             _ => latents.narrow(axis, given, latents.dim(axis)? - given),
         };
+        let mut cache = NoCache;
         let mut latents = self.latents.clone();
         let steps = run.timesteps().len();
         progress(0, steps)?;
@@ -173,14 +181,14 @@ impl Prepared {
                 false => self.request.guidance_scale,
             };
             let input = self.scheduler.scale_model_input(&latents, timestep);
-            let output = self.predict(denoiser, &input, timestep, scale)?;
+            let output = self.predict((denoiser, &mut cache), &input, timestep, scale)?;
             let (output, sample) = (free(&output)?, free(&latents)?);
             let mut noise = None;
             for _ in 0..run.noise_draws()? {
                 noise = Some(draw(&mut self.rng, sample.dims(), sample.dtype(), sample.device())?);
             }
             let stepped = run.step(&output, &sample, noise.as_ref())?.sample;
-            let stepped = stepped.to_dtype(self.canvas.dtype)?;
+            let stepped = stepped.to_dtype(self.dtype)?;
             latents = match given {
                 0 => stepped,
                 _ => Tensor::cat(&[&latents.narrow(axis, 0, given)?, &stepped], axis)?,
@@ -189,38 +197,44 @@ impl Prepared {
         }
         Ok(Sampled {
             latents,
-            canvas: self.canvas,
+            size: self.size,
             rng: self.rng,
         })
     }
 
     /// Returns the guided prediction for latents (1, ..., h, w), in f32.
-    fn predict(&self, denoiser: &dyn Denoiser, latents: &Tensor, timestep: f64, scale: f64) -> anyhow::Result<Tensor> {
-        let run = |conditions: &Conditions| -> anyhow::Result<Tensor> {
+    fn predict(
+        &self,
+        (denoiser, cache): (&dyn Denoiser, &mut dyn StepCache),
+        latents: &Tensor,
+        timestep: f64,
+        scale: f64,
+    ) -> anyhow::Result<Tensor> {
+        let mut run = |conditions: &Conditions, pass: Pass| -> anyhow::Result<Tensor> {
             let batch = conditions.text.count()?;
             let latents = latents.to_dtype(conditions.text.hidden.dtype())?;
             let latents = latents.repeat((batch, 1, 1, 1, 1))?;
             let timestep = self.timestep(timestep, batch, latents.device())?;
-            let input = conditions.input(latents, timestep, self.canvas.layout)?;
+            let input = conditions.input(latents, timestep, self.size.layout)?;
             // Adapters in training get no gradient here: no step leaves a graph.
-            let output = no_grad(|| denoiser.forward(&input))?.detach();
+            let output = no_grad(|| cache.predict(denoiser, &input, pass))?.detach();
             Ok(output.to_dtype(DType::F32)?)
         };
         if self.conditions.text.count()? == 1 {
-            return run(&self.conditions);
+            return run(&self.conditions, Pass::Positive);
         }
         let (negative, positive) = if latents.elem_count() <= ONE_BATCH {
-            let both = run(&self.conditions)?; // (2, ..., h, w)
+            let both = run(&self.conditions, Pass::Both)?; // (2, ..., h, w)
             (both.narrow(0, 0, 1)?, both.narrow(0, 1, 1)?)
         } else {
             let alone = |place| -> anyhow::Result<Conditions> {
                 Ok(Conditions {
                     text: self.conditions.text.narrow(place, 1)?,
                     image: self.conditions.image.clone(),
-                    frame_rates: vec![self.request.fps],
+                    scalars: Scalars::of(Scalar::FrameRate, vec![self.request.fps]),
                 })
             };
-            (run(&alone(0)?)?, run(&alone(1)?)?)
+            (run(&alone(0)?, Pass::Negative)?, run(&alone(1)?, Pass::Positive)?)
         };
         Ok((&negative + ((positive - &negative)? * scale)?)?)
     }
@@ -235,7 +249,7 @@ impl Prepared {
         if given == 0 {
             return Tensor::from_vec(vec![timestep as f32; batch], batch, device);
         }
-        let frames = self.canvas.frames();
+        let frames = self.size.frames();
         let of_frame = |frame| if frame < given { 0.0 } else { timestep as f32 };
         let one: Vec<f32> = (0..frames).map(of_frame).collect();
         Tensor::from_vec(one.repeat(batch), (batch, frames), device)
@@ -243,39 +257,19 @@ impl Prepared {
 }
 
 /// Starts the scheduler's run over all steps, or over those that change a clip.
-fn start<'a>(scheduler: &'a Scheduler, request: &Request, canvas: &LatentSize) -> anyhow::Result<Run<'a>> {
+fn start<'a>(scheduler: &'a Scheduler, request: &Request, size: &LatentSize) -> anyhow::Result<Run<'a>> {
     match &request.start {
-        Start::Clip(_, strength) => scheduler.start_from(request.steps, *strength, canvas.seq_len),
-        Start::Text | Start::Image(_) => scheduler.start(request.steps, canvas.seq_len),
+        Start::Clip(_, strength) => scheduler.start_from(request.steps, *strength, size.seq_len),
+        Start::Text | Start::Image(_) => scheduler.start(request.steps, size.seq_len),
     }
-}
-
-/// Returns the latents of the first step.
-fn begin(
-    family: &dyn Family,
-    request: &Request,
-    canvas: &LatentSize,
-    run: &Run,
-    rng: &mut Rng,
-    device: &Device,
-) -> anyhow::Result<Tensor> {
-    if let Some(latents) = &request.latents {
-        return Ok(latents.to_device(device)?.to_dtype(canvas.dtype)?);
-    }
-    if let Start::Clip(clip, _) = &request.start {
-        let clean = family.encode(clip, canvas, rng)?.to_dtype(canvas.dtype)?;
-        let noise = draw(rng, clean.dims(), canvas.dtype, device)?;
-        return Ok(run.add_noise(&clean, &noise)?);
-    }
-    draw(rng, &canvas.shape, canvas.dtype, device)
 }
 
 /// Replaces the first latent frames by clean ones.
-fn with_first(first: &Tensor, latents: &Tensor, canvas: &LatentSize) -> anyhow::Result<Tensor> {
-    let axis = canvas.layout.frames();
+fn with_first(first: &Tensor, latents: &Tensor, size: &LatentSize) -> anyhow::Result<Tensor> {
+    let axis = size.layout.frames();
     let given = first.dim(axis)?;
-    let rest = latents.narrow(axis, given, canvas.frames() - given)?;
-    Ok(Tensor::cat(&[&first.to_dtype(canvas.dtype)?, &rest], axis)?)
+    let rest = latents.narrow(axis, given, size.frames() - given)?;
+    Ok(Tensor::cat(&[first, &rest], axis)?)
 }
 
 /// Draws standard normal numbers.
@@ -316,7 +310,7 @@ pub enum RequestSide {
 
 /// Returns every part of a request that the checkpoint cannot fulfil. Loads nothing.
 pub fn refused(family: &dyn Family, request: &Request) -> Vec<UnsupportedRequest> {
-    let canvas = family.latent_size(request.num_frames, request.height, request.width);
+    let size = family.latent_size(request.num_frames, request.height, request.width);
     let mut refused = Vec::new();
     let mut note = |what, done: anyhow::Result<()>| {
         let why = done.err().map(|error| format!("{error:#}"));
@@ -324,20 +318,20 @@ pub fn refused(family: &dyn Family, request: &Request) -> Vec<UnsupportedRequest
     };
     note(
         RequestSide::Start,
-        check_start(family.image_mode(), request, canvas.as_ref().ok()),
+        check_start(family.spec().image_mode, request, size.as_ref().ok()),
     );
-    if let Ok(canvas) = &canvas {
-        note(RequestSide::Latents, check_latents(request, canvas));
+    if let Ok(size) = &size {
+        note(RequestSide::Latents, check_latents(request, size));
         // An unreadable scheduler is reported where it is needed.
         if let Ok(scheduler) = family.scheduler() {
-            note(RequestSide::Steps, start(&scheduler, request, canvas).map(drop));
+            note(RequestSide::Steps, start(&scheduler, request, size).map(drop));
         }
     }
-    note(RequestSide::Size, canvas.map(drop));
+    note(RequestSide::Size, size.map(drop));
     refused
 }
 
-fn check_start(takes_image: ImageMode, request: &Request, canvas: Option<&LatentSize>) -> anyhow::Result<()> {
+fn check_start(takes_image: ImageMode, request: &Request, size: Option<&LatentSize>) -> anyhow::Result<()> {
     match (&request.start, takes_image) {
         (Start::Image(_), ImageMode::Never) => {
             bail!("this checkpoint makes clips from text alone; leave out the image")
@@ -347,25 +341,25 @@ fn check_start(takes_image: ImageMode, request: &Request, canvas: Option<&Latent
         }
         _ => {}
     }
-    if let (Start::Clip(..), Some(canvas)) = (&request.start, canvas) {
+    if let (Start::Clip(..), Some(size)) = (&request.start, size) {
         ensure!(
-            canvas.padding == 0,
+            size.padding == 0,
             "a clip of {} frames leaves a patch half full; take {} more or fewer",
             request.num_frames,
-            canvas.padding
+            size.padding
         );
     }
     Ok(())
 }
 
-fn check_latents(request: &Request, canvas: &LatentSize) -> anyhow::Result<()> {
+fn check_latents(request: &Request, size: &LatentSize) -> anyhow::Result<()> {
     if let Some(latents) = &request.latents {
         ensure!(
-            latents.dims() == canvas.shape,
+            latents.dims() == size.shape,
             "the latents are {:?}, but a clip of this size has {:?} ({})",
             latents.dims(),
-            canvas.shape,
-            match canvas.layout {
+            size.shape,
+            match size.layout {
                 Layout::FramesFirst => "batch, frames, channels, rows, columns",
                 Layout::ChannelsFirst => "batch, channels, frames, rows, columns",
             }

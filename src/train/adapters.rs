@@ -32,6 +32,7 @@ impl TrainedAdapters<'_> {
         averages
             .map(|(pair, halves)| Named {
                 layer: &pair.layer,
+                input: &pair.input,
                 a: &halves[0],
                 b: &halves[1],
             })

@@ -7,6 +7,8 @@ use serde::{Deserialize, Serialize};
 use super::memory;
 use super::segments::{ActivationPolicy, SavedActivations};
 
+use crate::problems::Problems;
+
 /// Default steps, enough for a style from a few dozen clips.
 const DEFAULT_STEPS: usize = 1200;
 
@@ -94,8 +96,8 @@ impl Config {
         }
     }
 
-    /// Returns values that parse but make no sense, by path below `train`.
-    pub fn check(&self) -> Vec<(String, String)> {
+    /// Checks for values that parse but make no sense, by path below `train`.
+    pub fn check(&self, problems: &mut Problems) {
         let counts = [
             ("steps", self.steps),
             ("epochs", self.epochs),
@@ -103,41 +105,32 @@ impl Config {
             ("gradient_accumulation_steps", Some(self.gradient_accumulation_steps)),
             ("max_consecutive_nonfinite", Some(self.max_consecutive_nonfinite)),
         ];
-        let mut wrong: Vec<_> = counts
-            .into_iter()
-            .filter(|(_, value)| *value == Some(0))
-            .map(|(key, _)| (key.to_string(), "must be at least 1, got 0".to_string()))
-            .collect();
+        for (key, count) in counts {
+            problems.at_least_one(key, count.unwrap_or(1));
+        }
         if let (Some(steps), Some(epochs)) = (self.steps, self.epochs) {
-            wrong.push((
-                "epochs".into(),
-                format!("{epochs} epochs and {steps} steps are both given; remove one"),
-            ));
+            let message = format!("{epochs} epochs and {steps} steps are both given; remove one");
+            problems.push("epochs", message);
         }
         if !self.gradient_checkpointing
             && !matches!(self.activation_policy, ActivationPolicy::Auto | ActivationPolicy::All)
         {
-            wrong.push((
-                "activation_policy".into(),
-                "needs gradient_checkpointing, which is off; remove one of the two".into(),
-            ));
+            let message = "needs gradient_checkpointing, which is off; remove one of the two";
+            problems.push("activation_policy", message);
         }
         if let Some(norm) = self.max_grad_norm.filter(|norm| !(*norm > 0.0 && norm.is_finite())) {
-            wrong.push((
-                "max_grad_norm".into(),
-                format!("must be above 0, or null for no clipping, got {norm}"),
-            ));
+            let message = format!("must be above 0, or null for no clipping, got {norm}");
+            problems.push("max_grad_norm", message);
         }
         if let Some(factor) = self.loss_spike.filter(|factor| !(*factor > 1.0 && factor.is_finite())) {
-            wrong.push(("loss_spike".into(), format!("must be above 1, or null, got {factor}")));
+            problems.push("loss_spike", format!("must be above 1, or null, got {factor}"));
         }
         let shares = [
             ("caption_dropout", self.caption_dropout),
             ("first_frame_conditioning_p", self.first_frame_conditioning_p),
         ];
         for (key, share) in shares.into_iter().filter(|(_, share)| !(0.0..=1.0).contains(share)) {
-            wrong.push((key.into(), format!("must be between 0 and 1, got {share}")));
+            problems.push(key, format!("must be between 0 and 1, got {share}"));
         }
-        wrong
     }
 }

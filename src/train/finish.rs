@@ -1,7 +1,6 @@
 //! Files that a finished run leaves in its output directory: the adapter, and a card that says what it is.
 
 use anyhow::Context;
-use candle_core::DType;
 
 use super::adapters::TrainedAdapters;
 use super::model_card::{Facts, Sample};
@@ -11,8 +10,7 @@ use crate::hub::push::{self, Upload};
 use crate::lora::adapters::{Adapter, Deltas};
 use crate::lora::bytes::Metadata;
 use crate::lora::comfyui;
-use crate::lora::diffusers::{self, Named};
-use crate::models::registry;
+use crate::lora::diffusers;
 use crate::run_dir::{ADAPTER, COMFYUI_ADAPTER, MODEL_CARD, RunDir};
 
 /// Writes the files of a finished run.
@@ -104,15 +102,16 @@ impl FinalFiles<'_> {
 
 /// The adapters as ComfyUI names them, with what is known of the run.
 fn for_comfyui(adapters: &TrainedAdapters, validator: &Validator, card: &Facts) -> anyhow::Result<Vec<u8>> {
-    let names = registry::of_checkpoint(validator.family.directory())?.names;
-    let layers = adapters.result().into_iter().map(|Named { layer, a, b }| {
+    let names = validator.family.spec().family.names;
+    let layers = adapters.result().into_iter().map(|named| {
+        let (a, b) = named.stored()?;
         let adapter = Adapter {
-            a: a.to_dtype(DType::F32)?,
-            b: b.to_dtype(DType::F32)?,
+            a,
+            b,
             alpha: adapters.config.alpha,
             use_rslora: adapters.config.use_rslora,
         };
-        Ok((layer.to_string(), adapter))
+        Ok((named.layer.to_string(), adapter))
     });
     comfyui::write(
         &layers.collect::<anyhow::Result<_>>()?,

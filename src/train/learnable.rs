@@ -30,18 +30,18 @@ pub fn check(
     if pictures == 0 {
         return Ok(None);
     }
-    match family.image_mode() {
+    match family.spec().image_mode {
         ImageMode::Always => ensure!(
             pictures < all,
             "datasets: all {all} clips are single pictures, and this checkpoint gets the first picture of each as input: there is \
-             nothing left to learn. Train on films, in buckets of more frames, or take a text-to-video checkpoint"
+             nothing left to learn. Train on videos, in buckets of more frames, or take a text-to-video checkpoint"
         ),
         ImageMode::Either => {
             let share = config.first_frame_conditioning_p;
             ensure!(
                 pictures < all || share == 0.0,
                 "train.first_frame_conditioning_p: {share}: all {all} clips are single pictures, of which none can be given; remove it, or \
-                 train on films"
+                 train on videos"
             );
             return Ok(None);
         }

@@ -21,7 +21,7 @@ use crate::data::cache::{Clip, Encoded, Latents};
 use crate::data::{Batch, Order};
 use crate::diffusion::objective::{Noised, Objective, Timesteps};
 use crate::diffusion::posterior::Posterior;
-use crate::models::denoiser::{Input, TextEmbeds};
+use crate::models::denoiser::{Input, Scalar, Scalars, TextEmbeds};
 use crate::models::family::{Conditions, Family, ImageCondition, ImageMode, LatentSize};
 use crate::rng::Rng;
 
@@ -114,7 +114,7 @@ impl MicroBatches<'_> {
         let conditions = Conditions {
             text,
             image,
-            frame_rates: frame_rates.collect::<anyhow::Result<_>>()?,
+            scalars: Scalars::of(Scalar::FrameRate, frame_rates.collect::<anyhow::Result<_>>()?),
         };
         let layout = canvas.layout;
         Ok(MicroBatch {
@@ -142,7 +142,7 @@ impl MicroBatches<'_> {
 
     /// Returns the image condition, for models that always take one.
     fn image(&self, clips: &[Clip], canvas: &LatentSize, rng: &mut Rng) -> anyhow::Result<Option<ImageCondition>> {
-        if self.family.image_mode() != ImageMode::Always {
+        if self.family.spec().image_mode != ImageMode::Always {
             return Ok(None);
         }
         let count = clips.first().map_or(0, |clip| clip.image.len());
@@ -163,7 +163,7 @@ impl MicroBatches<'_> {
         };
         let captions = samples.iter().zip(dropped).map(one);
         let captions = captions.collect::<anyhow::Result<Vec<_>>>()?;
-        Ok(TextEmbeds::stack(&captions)?.to_device(&self.device)?) // (B, L, D)
+        Ok(TextEmbeds::stack(&captions, &self.family.spec().text())?.to_device(&self.device)?) // (B, L, D)
     }
 
     /// Draws the samples whose first latent frame is given. A clip of that frame alone would leave nothing to learn.

@@ -11,7 +11,7 @@ use super::nonfinite::NonfiniteOrigin;
 use super::step::Outcome;
 use crate::data::cache::Encoded;
 use crate::models::Family;
-use crate::nn::weights;
+use crate::nn::checkpoint;
 
 /// Judges each step by its loss and those before.
 pub struct StepMonitor<'a> {
@@ -24,7 +24,7 @@ pub struct StepMonitor<'a> {
 }
 
 impl<'a> StepMonitor<'a> {
-    /// Goes on from what the log tells of the steps before.
+    /// Continues from what the log tells of the steps before.
     pub fn new(config: &'a Config, family: &'a dyn Family, encoded: &'a Encoded, past: LogTail) -> Self {
         Self {
             config,
@@ -73,7 +73,7 @@ impl<'a> StepMonitor<'a> {
         ensure!(
             !origin.stays(),
             "step {step}: the loss is not finite: {why}. A lower optimizer.lr may help; the last checkpoint is from before, \
-             and the same command goes on from it. ({trained_on})"
+             and the same command continues from it. ({trained_on})"
         );
         ensure!(
             self.config.on_nonfinite == OnNonfinite::Skip,
@@ -97,8 +97,8 @@ impl<'a> StepMonitor<'a> {
             return None; // looked for at the first of them
         }
         log::info!("looking for weights that are not finite");
-        let folder = self.family.directory().part("transformer");
-        weights::not_finite(&folder).unwrap_or_default() // the step is what is to be told of
+        let folder = self.family.spec().directory.part("transformer");
+        checkpoint::not_finite(&folder).unwrap_or_default() // the step is what is to be told of
     }
 
     /// Loss, clips and timesteps of each micro-batch of a step.

@@ -1,4 +1,4 @@
-//! From a run to a checkpoint and back: which checkpoint a run goes on from, if any, and what one holds.
+//! From a run to a checkpoint and back: which checkpoint a run continues from, if any, and what one holds.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -42,7 +42,7 @@ impl FromStr for Resume {
     }
 }
 
-/// The checkpoint to go on from: rank 0 finds it, and all read it. A run that was started again after a death goes on from
+/// The checkpoint to continue from: rank 0 finds it, and all read it. A run that was started again after a death continues from
 /// what it saved itself, whatever it was asked to start from.
 ///
 /// # Errors
@@ -142,7 +142,7 @@ pub fn restore(
     state.step = snapshot.state.step;
     state.samples_seen = snapshot.state.samples_seen;
     state.skipped = snapshot.state.skipped;
-    log::info!("going on from {}, after step {}", path.display(), state.step);
+    log::info!("continuing from {}, after step {}", path.display(), state.step);
     Ok(())
 }
 
@@ -157,8 +157,9 @@ fn restore_adapters(bytes: &[u8], adapters: &TrainedAdapters) -> anyhow::Result<
     for pair in pairs {
         let saved = saved.get(&pair.layer);
         let saved = saved.with_context(|| format!("has no adapter for {}", pair.layer))?;
-        pair.a.set(&saved.a.to_device(pair.a.device())?)?;
-        pair.b.set(&saved.b.to_device(pair.b.device())?)?;
+        let (a, b) = saved.matrices()?;
+        pair.a.set(&a.to_device(pair.a.device())?)?;
+        pair.b.set(&b.to_device(pair.b.device())?)?;
     }
     Ok(())
 }

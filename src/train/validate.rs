@@ -13,6 +13,8 @@ use serde::{Deserialize, Serialize};
 use crate::data::cache::Encoded;
 use crate::models::Family;
 use crate::models::denoiser::{Denoiser, TextEmbeds};
+use crate::nn::Load;
+use crate::problems::Problems;
 use crate::run_dir::{self, RunDir};
 use crate::sample::{self, Prepared, Request, RequestSide, Sampled, Start, UnsupportedRequest};
 use crate::video::{Clip, VideoError, Writer};
@@ -80,40 +82,35 @@ impl Default for Prompt {
 }
 
 impl Config {
-    /// Returns values that parse but make no sense, by path below `validation`.
-    pub fn check(&self) -> Vec<(String, String)> {
-        let mut wrong = Vec::new();
-        if self.every == 0 {
-            wrong.push(("every".into(), "must be at least 1, got 0".into()));
-        }
+    /// Checks for values that parse but make no sense, by path below `validation`.
+    pub fn check(&self, problems: &mut Problems) {
+        problems.at_least_one("every", self.every);
         for (i, prompt) in self.prompts.iter().enumerate() {
-            let sizes = [
-                ("num_frames", prompt.num_frames),
-                ("height", prompt.height),
-                ("width", prompt.width),
-                ("steps", prompt.steps),
-            ];
-            for (key, _) in sizes.into_iter().filter(|(_, value)| *value == 0) {
-                wrong.push((format!("prompts[{i}].{key}"), "must be at least 1, got 0".into()));
-            }
-            if let Some(fps) = prompt.fps
-                && !(fps.is_finite() && fps > 0.0)
-            {
-                wrong.push((format!("prompts[{i}].fps"), format!("must be above 0, got {fps}")));
-            }
-            if !prompt.guidance_scale.is_finite() {
-                let key = format!("prompts[{i}].guidance_scale");
-                wrong.push((key, format!("must be a number, got {}", prompt.guidance_scale)));
-            }
-            if prompt.prompt.trim().is_empty() {
-                wrong.push((format!("prompts[{i}].prompt"), "must not be empty".into()));
-            }
+            problems.section(format!("prompts[{i}]"), |problems| prompt.check(problems));
         }
-        wrong
     }
 }
 
 impl Prompt {
+    fn check(&self, problems: &mut Problems) {
+        problems.at_least_one("num_frames", self.num_frames);
+        problems.at_least_one("height", self.height);
+        problems.at_least_one("width", self.width);
+        problems.at_least_one("steps", self.steps);
+        if let Some(fps) = self.fps {
+            problems.above_zero("fps", fps);
+        }
+        if !self.guidance_scale.is_finite() {
+            problems.push(
+                "guidance_scale",
+                format!("must be a number, got {}", self.guidance_scale),
+            );
+        }
+        if self.prompt.trim().is_empty() {
+            problems.push("prompt", "must not be empty");
+        }
+    }
+
     /// Request to the sampler, with its image read; `frame_rate` is the model's.
     pub fn request(&self, frame_rate: f64) -> anyhow::Result<Request> {
         let start = match &self.image {
@@ -123,10 +120,10 @@ impl Prompt {
         Ok(self.starting_from(start, frame_rate))
     }
 
-    /// Lists what of it cannot be made: by the checkpoint, if known, or at all. By path below the prompt, empty for its
+    /// Checks what of it cannot be made: by the checkpoint, if known, or at all. By path below the prompt, empty for its
     /// sizes together.
-    pub fn refused(&self, family: Option<&dyn Family>) -> Vec<(String, String)> {
-        let frame_rate = family.map(|family| family.frame_rate());
+    pub fn refused(&self, family: Option<&dyn Family>, problems: &mut Problems) {
+        let frame_rate = family.map(|family| family.spec().family.frame_rate);
         // The checkpoint is asked only whether an image is given, not which.
         let start = self
             .image
@@ -134,35 +131,32 @@ impl Prompt {
             .map(|_| Tensor::zeros((1, 3, 1, 1), DType::F32, &Device::Cpu));
         let start = match start.transpose() {
             Ok(start) => start.map_or(Start::Text, Start::Image),
-            Err(error) => return vec![("image".into(), error.to_string())],
+            Err(error) => return problems.push("image", error),
         };
         let request = self.starting_from(start, frame_rate.unwrap_or(1.0));
         let refused = family
             .map(|family| sample::refused(family, &request))
             .unwrap_or_default();
         let sized = refused.iter().all(|refused| refused.what != RequestSide::Size);
-        let mut wrong: Vec<(String, String)> = refused
-            .into_iter()
-            .map(|UnsupportedRequest { what, why }| {
-                let key = match what {
-                    RequestSide::Size | RequestSide::Latents => "",
-                    RequestSide::Start => "image",
-                    RequestSide::Steps => "steps",
-                };
-                (key.to_string(), why)
-            })
-            .collect();
+        for UnsupportedRequest { what, why } in refused {
+            let key = match what {
+                RequestSide::Size | RequestSide::Latents => "",
+                RequestSide::Start => "image",
+                RequestSide::Steps => "steps",
+            };
+            problems.push(key, why);
+        }
         if let Some(path) = &self.image {
             let read = match (family, sized) {
                 (Some(_), true) => sample::read(path, 1, (self.height, self.width)).map(drop),
                 _ => Clip::open(path).map(drop).map_err(anyhow::Error::from), // the size is not reliable
             };
-            wrong.extend(read.err().map(|error| ("image".to_string(), format!("{error:#}"))));
+            problems.failed("image", read.map_err(|error| format!("{error:#}")));
         }
-        if sized && let Err(error) = self.could_be_written(frame_rate) {
-            wrong.push((String::new(), format!("{error:#}")));
+        if sized {
+            let written = self.could_be_written(frame_rate);
+            problems.failed("", written.map_err(|error| format!("{error:#}")));
         }
-        wrong
     }
 
     /// Checks that a video of this size and frame rate can be encoded, in a temporary folder.
@@ -206,10 +200,8 @@ pub struct Validator<'a> {
     pub prompts: &'a [Prompt],
     /// Where videos go.
     pub dir: RunDir,
-    /// Number format of the transformer.
-    pub dtype: DType,
-    /// Device of the computation.
-    pub device: Device,
+    /// How parts of the checkpoint are loaded.
+    pub load: Load,
 }
 
 /// A video that was made.
@@ -237,21 +229,22 @@ impl Validator<'_> {
         progress: sample::Progress,
     ) -> anyhow::Result<Sampled> {
         let prompt = &self.prompts[index];
-        let request = prompt.request(self.family.frame_rate())?;
+        let request = prompt.request(self.family.spec().family.frame_rate)?;
         let embeddings = request.prompts().into_iter().map(|prompt| self.encoded.text(prompt));
-        let text = TextEmbeds::stack(&embeddings.collect::<anyhow::Result<Vec<_>>>()?)?; // (1 or 2, L, D)
-        let text = text.to_device(&self.device)?.to_dtype(self.dtype)?;
-        Prepared::new(self.family, request, text)?.denoise(denoiser, progress)
+        let embeddings = embeddings.collect::<anyhow::Result<Vec<_>>>()?;
+        let text = TextEmbeds::stack(&embeddings, &self.family.spec().text())?; // (1 or 2, L, D)
+        let text = text.to_device(&self.load.device)?.to_dtype(self.load.dtype)?;
+        Prepared::new(self.family, &self.load, request, text)?.denoise(denoiser, progress)
     }
 
     /// Decodes the latents for prompt `index`, and writes its video.
     pub fn write(&self, index: usize, step: u64, sampled: &Sampled) -> anyhow::Result<ValidationVideo> {
         let prompt = &self.prompts[index];
         let path = self.path(index, step);
-        let fps = prompt.fps.unwrap_or(self.family.frame_rate());
+        let fps = prompt.fps.unwrap_or(self.family.spec().family.frame_rate);
         let writer = Writer::create(&path, (prompt.height, prompt.width), fps)?;
         let (mut count, mut middle) = (0, Vec::new());
-        sample::write(self.family, sampled, writer, |frame| {
+        sample::write(self.family, &self.load, sampled, writer, |frame| {
             if count == prompt.num_frames / 2 {
                 middle = frame.to_vec();
             }

@@ -1,4 +1,4 @@
-//! Conversion of decoded pictures to upright RGB.
+//! Conversion of decoded pictures to upright RGB, and of RGB to what encoders take.
 //!
 //! swscale converts at the picture's own size with its bilinear setting and no rounding flags, which gives the same
 //! chroma as PyAV, torchvision and decord, so that training data equals what their readers return. The matrix follows
@@ -111,4 +111,30 @@ pub fn set_colours(sws: &mut scaling::Context, from: (color::Space, bool), to: (
             unit,
         )
     };
+}
+
+/// Converter to YUV; `to` is the matrix, and true for full range.
+pub fn to_yuv(rgb: &Video, format: Pixel, to: (color::Space, bool)) -> Result<scaling::Context, ffmpeg::Error> {
+    let (width, height) = (rgb.width(), rgb.height());
+    let flags = scaling::Flags::BICUBIC | scaling::Flags::ACCURATE_RND | scaling::Flags::BITEXACT;
+    let mut scaler = scaling::Context::get(Pixel::RGB24, width, height, format, width, height, flags)?;
+    set_colours(&mut scaler, (color::Space::Unspecified, true), to);
+    Ok(scaler)
+}
+
+/// Copies a picture into a frame, repeating its last column and row if the frame is larger.
+pub fn pad(picture: &[u8], (height, width): (usize, usize), frame: &mut Video) {
+    let (rows, columns, stride) = (frame.height() as usize, frame.width() as usize, frame.stride(0));
+    let data = frame.data_mut(0);
+    for y in 0..rows {
+        let from = y.min(height - 1) * width * 3;
+        let (row, to) = (
+            &picture[from..from + width * 3],
+            &mut data[y * stride..y * stride + columns * 3],
+        );
+        to[..width * 3].copy_from_slice(row);
+        for x in width..columns {
+            to[x * 3..x * 3 + 3].copy_from_slice(&row[width * 3 - 3..]);
+        }
+    }
 }

@@ -16,9 +16,8 @@ use ffmpeg::frame::Video;
 use ffmpeg::software::scaling;
 use ffmpeg_next as ffmpeg;
 
-use super::convert::set_colours;
-use super::palette;
-use super::{Frames, VideoError, libav};
+use super::convert::{pad, to_yuv};
+use super::{Frames, VideoError, libav, palette, still};
 use crate::disk::{self, TempFile};
 
 /// Threads of an encoder: fixed, because some encoders' results depend on it.
@@ -123,7 +122,7 @@ impl Writer {
                 .push(frame, (self.height, self.width), self.num_frames)
                 .map_err(|error| fail(libav::say(error)))?,
             Kind::Pictures(folder) => {
-                let png = png(frame, (self.height, self.width)).map_err(|error| fail(libav::say(error)))?;
+                let png = still::png(frame, (self.height, self.width))?;
                 let path = folder.join(format!("{:05}.png", self.num_frames));
                 disk::write_whole(&path, &png)?;
             }
@@ -317,15 +316,6 @@ fn quality(encoder: &str) -> ffmpeg::Dictionary<'static> {
     options
 }
 
-/// Converter to YUV; `to` is the matrix, and true for full range.
-fn to_yuv(rgb: &Video, format: Pixel, to: (color::Space, bool)) -> Result<scaling::Context, ffmpeg::Error> {
-    let (width, height) = (rgb.width(), rgb.height());
-    let flags = scaling::Flags::BICUBIC | scaling::Flags::ACCURATE_RND | scaling::Flags::BITEXACT;
-    let mut scaler = scaling::Context::get(Pixel::RGB24, width, height, format, width, height, flags)?;
-    set_colours(&mut scaler, (color::Space::Unspecified, true), to);
-    Ok(scaler)
-}
-
 /// Returns 29.97 as 30000/1001; other rates to a thousandth.
 fn rational(fps: f64) -> ffmpeg::Rational {
     let ntsc = (fps * 1.001).round();
@@ -333,78 +323,4 @@ fn rational(fps: f64) -> ffmpeg::Rational {
         return ffmpeg::Rational::new(ntsc as i32 * 1000, 1001);
     }
     ffmpeg::Rational::new((fps * 1000.0).round() as i32, 1000).reduce()
-}
-
-/// Copies a picture into a frame, repeating its last column and row if the frame is larger.
-fn pad(picture: &[u8], (height, width): (usize, usize), frame: &mut Video) {
-    let (rows, columns, stride) = (frame.height() as usize, frame.width() as usize, frame.stride(0));
-    let data = frame.data_mut(0);
-    for y in 0..rows {
-        let from = y.min(height - 1) * width * 3;
-        let (row, to) = (
-            &picture[from..from + width * 3],
-            &mut data[y * stride..y * stride + columns * 3],
-        );
-        to[..width * 3].copy_from_slice(row);
-        for x in width..columns {
-            to[x * 3..x * 3 + 3].copy_from_slice(&row[width * 3 - 3..]);
-        }
-    }
-}
-
-/// Encodes a picture (H, W, 3) of (height, width) as a JPEG file of moderate quality.
-///
-/// # Errors
-/// Fails for a picture of another size, and in a build of libav without the encoder.
-pub fn jpeg(picture: &[u8], (height, width): (usize, usize)) -> Result<Vec<u8>, VideoError> {
-    libav::start();
-    let fail = |reason: String| VideoError::Encode {
-        path: "a picture".into(),
-        reason,
-    };
-    let most = libav::MAX_SIDE as usize;
-    if height == 0 || width == 0 || height > most || width > most || picture.len() != height * width * 3 {
-        let reason = format!("{} bytes are not a picture of {width}x{height}", picture.len());
-        return Err(fail(reason));
-    }
-    let encode = || -> Result<Vec<u8>, ffmpeg::Error> {
-        let mut rgb = Video::new(Pixel::RGB24, width as u32, height as u32);
-        pad(picture, (height, width), &mut rgb);
-        let mut frame = Video::new(Pixel::YUVJ420P, rgb.width(), rgb.height());
-        // JFIF: BT.601, full range.
-        let mut scaler = to_yuv(&rgb, Pixel::YUVJ420P, (color::Space::SMPTE170M, true))?;
-        scaler.run(&rgb, &mut frame)?;
-        still(Id::MJPEG, frame)
-    };
-    encode().map_err(|error| fail(libav::say(error)))
-}
-
-/// Encodes a picture as a PNG file.
-fn png(picture: &[u8], (height, width): (usize, usize)) -> Result<Vec<u8>, ffmpeg::Error> {
-    let mut frame = Video::new(Pixel::RGB24, width as u32, height as u32);
-    pad(picture, (height, width), &mut frame);
-    still(Id::PNG, frame)
-}
-
-/// Encodes one frame with a picture encoder.
-fn still(codec: Id, mut frame: Video) -> Result<Vec<u8>, ffmpeg::Error> {
-    let codec = ffmpeg::encoder::find(codec).ok_or(ffmpeg::Error::EncoderNotFound)?;
-    let mut encoder = ffmpeg::codec::Context::new_with_codec(codec).encoder().video()?;
-    encoder.set_width(frame.width());
-    encoder.set_height(frame.height());
-    encoder.set_format(frame.format());
-    encoder.set_time_base(ffmpeg::Rational::new(1, 25));
-    if codec.id() == Id::MJPEG {
-        encoder.set_flags(Flags::QSCALE | Flags::BITEXACT);
-        encoder.set_global_quality(4 * ffi::FF_QP2LAMBDA);
-        // SAFETY: the frame is ours, and this is a number.
-        unsafe { (*frame.as_mut_ptr()).quality = 4 * ffi::FF_QP2LAMBDA };
-    }
-    let mut encoder = encoder.open_as(codec)?;
-    frame.set_pts(Some(0));
-    encoder.send_frame(&frame)?;
-    encoder.send_eof()?;
-    let mut packet = ffmpeg::Packet::empty();
-    encoder.receive_packet(&mut packet)?;
-    Ok(packet.data().unwrap_or_default().to_vec())
 }

@@ -21,14 +21,16 @@ mod picture;
 mod remark;
 mod scan;
 mod select;
+mod still;
 
 pub use aspect::PixelAspect;
 pub use clip::Clip;
-pub use encode::{Writer, jpeg, write};
+pub use encode::{Writer, write};
 pub use error::VideoError;
 pub use fit::{Crop, Fit};
 pub use remark::Remark;
 pub use select::{Select, available, rate, select};
+pub use still::{jpeg, png};
 
 /// RGB pictures of one size, 8 bits a channel.
 #[derive(Debug, Clone, PartialEq, Eq)]

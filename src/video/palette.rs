@@ -1,4 +1,7 @@
 //! Reduction to 256 colours, for GIF: median cut (Heckbert 1982) over a histogram of 5 bits a channel.
+//!
+//! `color_quant` (NeuQuant) has smaller errors, but takes 0.16 to 0.54 s for a frame of 480x720 where this takes 0.002 to 0.29:
+//! up to 20 s more for a clip.
 
 use ffmpeg_next::frame::Video;
 

@@ -13,14 +13,14 @@ use candle_core::{Result, Tensor};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use crate::nn::config::{self, SIZE};
+use crate::diffusers_config::{self as config, SIZE};
 use crate::nn::{Linear, Norm, Weights, linear};
 use crate::ops::activation::{gelu_erf, silu};
 use crate::ops::attention::attention;
 use crate::ops::linear::Frozen;
 
 /// Keys of CLIP's vision configs that have no effect on the computation.
-const WITHOUT_EFFECT: [&str; 17] = [
+const WITHOUT_EFFECT: [&str; 18] = [
     "_name_or_path",
     "architectures",
     "attention_dropout",
@@ -35,6 +35,7 @@ const WITHOUT_EFFECT: [&str; 17] = [
     "output_hidden_states",
     "problem_type",
     "projection_dim",
+    "quantization_config",
     "return_dict",
     "torch_dtype",
     "transformers_version",
@@ -211,7 +212,7 @@ impl ClipVision {
         let layers = root.pp("encoder.layers");
         let this = Self {
             patch_embedding: Frozen {
-                weight: patch.reshape((width, 3 * p * p))?,
+                weight: patch.reshape((width, 3 * p * p))?.into(),
                 bias: None,
             },
             class_embedding: embeddings.get(width, "class_embedding")?.reshape((1, 1, width))?,

@@ -11,7 +11,7 @@ use candle_core::{DType, Device, Tensor};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use crate::nn::config;
+use crate::diffusers_config as config;
 use crate::video::Fit;
 
 /// Limit for the aspect ratio; longer pictures would exhaust memory when resized.

@@ -10,9 +10,10 @@ use candle_core::{DType, Device, Tensor};
 use serde_json::{Value, json};
 use vtrain::lora::selection::Selection;
 use vtrain::lora::{Config, TargetModules};
+use vtrain::models::family::EncoderMemory;
 use vtrain::models::ltx_video::dit::Dit;
-use vtrain::models::{self, CachedConfigs, FamilyName};
-use vtrain::nn::weights::Reading;
+use vtrain::models::{self, FamilyName};
+use vtrain::nn::Load;
 
 use super::{Run, copy, fixtures, ltx, prompts, stderr};
 use crate::disk::{again, folder_of_child};
@@ -180,7 +181,7 @@ fn many_tensors_that_do_not_fit_are_counted_and_the_first_are_named() {
     change(folder.path(), |all| {
         all.retain(|name, _| !name.starts_with("transformer_blocks.1."))
     });
-    let error = Dit::read(folder.path(), &Reading::headers(DType::F32, &Device::Cpu), None)
+    let error = Dit::load(folder.path(), &Load::headers(DType::F32, &Device::Cpu))
         .unwrap_err()
         .to_string();
     let lines: Vec<&str> = error.lines().collect();
@@ -203,24 +204,23 @@ fn headers_have_the_layers_that_numbers_have() {
         "cogvideox/cogvideox-5b",
         "cogvideox/cogvideox-1.5-5b-i2v",
     ] {
-        let layers = |reading: &Reading| {
+        let layers = |load: &Load| {
             let config = Config {
                 target_modules: TargetModules::Regex("all-linear".into()),
                 ..Config::default()
             };
             let selection = Arc::new(Selection::new(&config, &[]).unwrap());
-            let open = models::open_with(&fixtures(model), FamilyName::Auto, reading, &CachedConfigs::new());
-            let family = open.unwrap();
-            family.denoiser(Some(selection.clone())).unwrap();
-            family.text_encoder().unwrap();
-            family.video_encoder(true, true).unwrap();
-            family.check_decoder().unwrap();
+            let family = models::open(&fixtures(model), FamilyName::Auto).unwrap();
+            family.denoiser(&load.with_adapters(selection.clone())).unwrap();
+            family.text_encoder(load).unwrap();
+            family.video_encoder(load, EncoderMemory::default()).unwrap();
+            family.video_decoder(load).unwrap();
             selection.finish().unwrap();
             selection.selected()
         };
-        let numbers = layers(&Reading::numbers(DType::F32, &Device::Cpu));
+        let numbers = layers(&Load::new(DType::F32, &Device::Cpu));
         assert!(numbers.len() > 10);
-        assert_eq!(layers(&Reading::headers(DType::F32, &Device::Cpu)), numbers, "{model}");
+        assert_eq!(layers(&Load::headers(DType::F32, &Device::Cpu)), numbers, "{model}");
     }
 }
 
@@ -262,7 +262,7 @@ fn with_hole(folder: &Path) {
 #[test]
 fn looking_at_a_model_takes_neither_its_memory_nor_its_time() {
     if let Some(folder) = folder_of_child() {
-        Dit::read(&folder, &Reading::headers(DType::F32, &Device::Cpu), None).unwrap();
+        Dit::load(&folder, &Load::headers(DType::F32, &Device::Cpu)).unwrap();
         let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
         let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
         let peak = peak.map(|line| line.trim().trim_end_matches(" kB").parse::<u64>().unwrap());

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use candle_core::{DType, Result, Tensor, Var};
 use vtrain::models::denoiser::{Denoiser, Input, State};
 use vtrain::nn::adapter::Adapt;
+use vtrain::nn::adapter::LayerId;
 use vtrain::nn::adapter::LoraLayer;
 use vtrain::train::segments::{ActivationBudget, SavedActivations, forward_backward};
 
@@ -32,8 +33,8 @@ impl Adapters {
 }
 
 impl Adapt for Adapters {
-    fn adapt(&self, path: &str, _: usize, _: usize) -> Result<Vec<LoraLayer>> {
-        let adapter = self.0.get(path).map(|(a, b)| LoraLayer {
+    fn adapt(&self, layer: &LayerId) -> Result<Vec<LoraLayer>> {
+        let adapter = self.0.get(layer.path).map(|(a, b)| LoraLayer {
             a: a.as_tensor().clone(),
             b: b.as_tensor().clone(),
             scale: 2.0,

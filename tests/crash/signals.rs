@@ -37,10 +37,10 @@ fn one_signal_saves_the_step_and_a_second_ends_at_once_without_harm() {
         assert_eq!((run.lines(), run.checkpoints()), (1, vec!["step-000001".to_string()]));
 
         let mut child = run.start();
-        wait_for("the next step", || run.said().contains("going on from"));
+        wait_for("the next step", || run.said().contains("continuing from"));
         signal(&child, name);
         assert_eq!(child.wait().unwrap().code(), Some(130), "{}", run.said());
-        assert!(run.said().contains("goes on from there"), "{}", run.said());
+        assert!(run.said().contains("continues from there"), "{}", run.said());
         run.finish();
         assert_eq!(run.metrics(), straight.metrics());
         let adapter = |run: &Run| fs::read(run.out().join(super::ADAPTER)).unwrap();

@@ -3,10 +3,10 @@
 use super::bucket;
 use vtrain::data::Config;
 use vtrain::data::dataset::Layout;
+use vtrain::problems::Problems;
 
 fn problems(config: &Config) -> Vec<String> {
-    let mut problems = Vec::new();
-    config.check("datasets[0]", &mut problems);
+    let problems = Problems::of(|problems| problems.section("datasets[0]", |problems| config.check(problems)));
     problems
         .into_iter()
         .map(|(path, message)| format!("{path}: {message}"))

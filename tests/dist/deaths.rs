@@ -51,7 +51,7 @@ fn killing_any_rank_at_any_time_ends_all_and_a_restart_finishes_the_run() {
         if restarted {
             assert_eq!(output.status.code(), Some(0), "{said}");
             assert!(said.contains("restart 1 of 1"), "{said}");
-            assert!(step < 3 || said.contains("going on from"), "{said}");
+            assert!(step < 3 || said.contains("continuing from"), "{said}");
             assert_same(
                 &format!("rank {rank} killed after step {step}, restarted"),
                 &run,
@@ -102,7 +102,7 @@ fn ctrl_c_reaches_all_and_what_is_done_is_saved() {
         "{said}"
     );
     assert_eq!(
-        said.matches("goes on from there").count(),
+        said.matches("continues from there").count(),
         1,
         "rank 0 alone tells: {said}"
     );

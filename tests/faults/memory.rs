@@ -5,14 +5,15 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 use candle_core::{DType, Device, Tensor};
+use vtrain::models::cogvideox::vae::Vae;
 use vtrain::nn::Weights;
 use vtrain::process::memory::{self, Free, Limit};
 
 use super::{Run, assert_failed, model, stderr, straight};
 use crate::disk::{again, folder_of_child};
 
-/// A copy of the tiny checkpoint whose transformer has one more tensor, of so many bytes, that are a hole in the file.
-fn with_hole(folder: &Path, bytes: u64) {
+/// A copy of the tiny checkpoint of which a part has one more tensor, of so many bytes, that are a hole in the file.
+fn with_hole(folder: &Path, part: &str, bytes: u64) {
     fn copy(from: &Path, to: &Path) {
         fs::create_dir_all(to).unwrap();
         for entry in fs::read_dir(from).unwrap() {
@@ -24,8 +25,8 @@ fn with_hole(folder: &Path, bytes: u64) {
         }
     }
     copy(&model(), folder);
-    let transformer = folder.join("transformer");
-    for entry in fs::read_dir(&transformer).unwrap() {
+    let part = folder.join(part);
+    for entry in fs::read_dir(&part).unwrap() {
         let path = entry.unwrap().path();
         if path.to_string_lossy().contains("safetensors") {
             fs::remove_file(path).unwrap();
@@ -35,7 +36,7 @@ fn with_hole(folder: &Path, bytes: u64) {
         "{{\"hole\":{{\"dtype\":\"BF16\",\"shape\":[{}],\"data_offsets\":[0,{bytes}]}}}}",
         bytes / 2
     );
-    let file = transformer.join("diffusion_pytorch_model.safetensors");
+    let file = part.join("diffusion_pytorch_model.safetensors");
     let start = [&(header.len() as u64).to_le_bytes(), header.as_bytes()].concat();
     fs::write(&file, &start).unwrap();
     let file = fs::OpenOptions::new().write(true).open(file).unwrap();
@@ -46,7 +47,7 @@ fn with_hole(folder: &Path, bytes: u64) {
 fn bench(bytes: u64, limit: Option<u64>) -> Output {
     let run = Run::new();
     let model = run.folder.path().join("model");
-    with_hole(&model, bytes);
+    with_hole(&model, "transformer", bytes);
     let mut shell = Command::new("sh");
     let limit = limit.map_or("unlimited".to_string(), |kib| kib.to_string());
     shell.args([
@@ -72,6 +73,17 @@ fn weights_that_the_machine_cannot_hold_are_refused_before_they_are_read() {
         "more is needed",
     ];
     assert_failed(&output, &words);
+}
+
+/// The processor computes autoencoders in f32 and stores nothing narrower.
+#[cfg(target_os = "linux")]
+#[test]
+fn an_autoencoder_in_bf16_needs_memory_for_f32() {
+    let model = tempfile::tempdir().unwrap();
+    with_hole(model.path(), "vae", 4 << 40);
+    let loaded = Vae::load(&model.path().join("vae"), DType::BF16, &Device::Cpu);
+    let said = loaded.err().map(|error| format!("{error:#}")).unwrap_or_default();
+    assert!(said.contains("vae as f32 takes 8.00 TiB"), "{said}");
 }
 
 #[cfg(target_os = "linux")]

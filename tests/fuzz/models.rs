@@ -12,8 +12,10 @@ use vtrain::lora::format::Format;
 use vtrain::lora::inspect::Report;
 use vtrain::lora::resize::resize;
 use vtrain::models::denoiser::TextEmbeds;
+use vtrain::models::family::EncoderMemory;
 use vtrain::models::family::ImageMode;
 use vtrain::models::{self, Family, FamilyName, registry};
+use vtrain::nn::Load;
 use vtrain::protobuf_wire::{self, Message};
 use vtrain::rng::Rng;
 use vtrain::sample::{Prepared, Request, Start};
@@ -186,18 +188,20 @@ fn use_part(folder: &Path, file: &Path) -> anyhow::Result<()> {
         footprint.latent_bytes(FRAMES, HEIGHT, WIDTH);
         footprint.caption_bytes(4);
     }
-    let family = models::open(&checkpoint, FamilyName::Auto, DType::F32, &Device::Cpu)?;
+    let family = models::open(&checkpoint, FamilyName::Auto)?;
     // A size that these settings cannot make is the request's fault, and none of the file.
     if family.latent_size(FRAMES, HEIGHT, WIDTH).is_err() {
         return Ok(());
     }
     match parts(file).0.as_str() {
-        "text_encoder" | "tokenizer" => drop(family.embed(&["a red ball"])?),
+        "text_encoder" | "tokenizer" => drop(family.embed(&load(), &["a red ball"])?),
         "transformer" => denoise(&*family)?,
         "vae" => code(&*family)?,
         "image_encoder" | "image_processor" => {
             let image = Tensor::zeros((1, 3, HEIGHT, WIDTH), DType::F32, &Device::Cpu)?;
-            family.video_encoder(false, false)?.encode_image(&image, FRAMES)?;
+            family
+                .video_encoder(&load(), EncoderMemory::default())?
+                .encode_image(&image, FRAMES)?;
         }
         "scheduler" => {
             let scheduler = family.scheduler()?;
@@ -232,8 +236,8 @@ fn request(family: &dyn Family) -> anyhow::Result<Request> {
         guidance_scale: 1.0,
         dynamic_guidance: false,
         seed: 0,
-        fps: family.frame_rate(),
-        start: match family.image_mode() {
+        fps: family.spec().family.frame_rate,
+        start: match family.spec().image_mode {
             ImageMode::Always => Start::Image(Tensor::zeros((1, 3, HEIGHT, WIDTH), DType::F32, &Device::Cpu)?),
             _ => Start::Text,
         },
@@ -241,18 +245,28 @@ fn request(family: &dyn Family) -> anyhow::Result<Request> {
     })
 }
 
+const TILES: EncoderMemory = EncoderMemory {
+    tiling: true,
+    slicing: true,
+};
+
+fn load() -> Load {
+    Load::new(DType::F32, &Device::Cpu)
+}
+
 /// One step of sampling, on an empty text.
 fn denoise(family: &dyn Family) -> anyhow::Result<()> {
-    let denoiser = family.denoiser(None)?;
-    let shape = family.text_shape();
+    let denoiser = family.denoiser(&load())?;
+    let shape = family.spec().text();
     let text = TextEmbeds {
         hidden: Tensor::zeros((1, shape.tokens, shape.width), DType::F32, &Device::Cpu)?,
         mask: match shape.masked {
             true => Some(Tensor::ones((1, shape.tokens), DType::F32, &Device::Cpu)?),
             false => None,
         },
+        pooled: None,
     };
-    let prepared = Prepared::new(family, request(family)?, text)?;
+    let prepared = Prepared::new(family, &load(), request(family)?, text)?;
     match prepared.denoise(&*denoiser, &|_, _| Ok(())) {
         // A model of fewer positions than this request has.
         Err(error) if error.to_string().contains("that this model has positions for") => Ok(()),
@@ -263,11 +277,13 @@ fn denoise(family: &dyn Family) -> anyhow::Result<()> {
 /// A clip to latents, and latents to a clip.
 fn code(family: &dyn Family) -> anyhow::Result<()> {
     let clip = Tensor::zeros((1, 3, FRAMES, HEIGHT, WIDTH), DType::F32, &Device::Cpu)?;
-    let posterior = family.video_encoder(true, true)?.encode(&clip)?;
+    let posterior = family.video_encoder(&load(), TILES)?.encode(&clip)?;
     family.latents(&posterior.mode())?;
     let canvas = family.latent_size(FRAMES, HEIGHT, WIDTH)?;
     let latents = Tensor::zeros(&canvas.shape, DType::F32, &Device::Cpu)?;
-    family.decode(&latents, &canvas, &mut Rng::new(0), &mut |_| Ok(()))
+    family
+        .video_decoder(&load())?
+        .decode(&latents, &canvas, &mut Rng::new(0), &mut |_| Ok(()))
 }
 
 /// Adapter files in the formats of diffusers, PEFT, ComfyUI, kohya and musubi-tuner.

@@ -73,7 +73,7 @@ impl Layer {
             a: randn(2, &[4, 10]),
             b: randn(3, &[13, 4]),
             frozen: Frozen {
-                weight: narrow(randn(4, &[13, 10])),
+                weight: narrow(randn(4, &[13, 10])).into(),
                 bias: Some(narrow(randn(5, &[13]))),
             },
             gradient: narrow(randn(6, &[3, 7, 13])),

@@ -17,11 +17,21 @@ const CASES: [Case; 4] = [
 
 struct Inputs {
     x: Tensor,
-    layer: Frozen,
+    weight: Tensor,
+    bias: Option<Tensor>,
     a: Tensor,
     b: Tensor,
     /// Weights of the outputs in the differentiated sum.
     weights: Tensor,
+}
+
+impl Inputs {
+    fn layer(&self) -> Frozen {
+        Frozen {
+            weight: self.weight.clone().into(),
+            bias: self.bias.clone(),
+        }
+    }
 }
 
 /// With a matrix in bf16.
@@ -32,7 +42,8 @@ fn inputs((_, shape, features, out_features, rank, bias): Case) -> Inputs {
     let bias = bias.then(|| draw(&mut rng, out_features));
     Inputs {
         x,
-        layer: Frozen { weight, bias },
+        weight,
+        bias,
         a: draw(&mut rng, (rank, features)),
         b: draw(&mut rng, (out_features, rank)),
         weights: draw(&mut rng, [shape, &[out_features]].concat()),
@@ -42,7 +53,7 @@ fn inputs((_, shape, features, out_features, rank, bias): Case) -> Inputs {
 /// The output, and the gradient of x.
 fn frozen(inputs: &Inputs) -> [Tensor; 2] {
     let x = Var::from_tensor(&inputs.x).unwrap();
-    let y = inputs.layer.forward(&x).unwrap();
+    let y = inputs.layer().forward(&x).unwrap();
     let grads = (&y * &inputs.weights).unwrap().sum_all().unwrap().backward().unwrap();
     let dx = grads.get(&x).unwrap().clone();
     [y, dx]
@@ -56,7 +67,7 @@ fn adapted(inputs: &Inputs) -> [Tensor; 4] {
         b: &b,
         scale: SCALE,
     };
-    let y = inputs.layer.forward_with(&x, adapter).unwrap();
+    let y = inputs.layer().forward_with(&x, adapter).unwrap();
     let grads = (&y * &inputs.weights).unwrap().sum_all().unwrap().backward().unwrap();
     let of = |x: &Var| grads.get(x).unwrap().clone();
     [y, of(&x), of(&a), of(&b)]
@@ -83,7 +94,7 @@ fn the_gradients_are_the_slopes_in_f64() {
         let [_, dx, da, db] = adapted(&inputs);
         let wide = |x: &Tensor| x.to_dtype(DType::F64).unwrap();
         let (x, a, b, weights) = (wide(&inputs.x), wide(&inputs.a), wide(&inputs.b), wide(&inputs.weights));
-        let matrix = wide(&inputs.layer.weight);
+        let matrix = wide(&inputs.weight);
         let loss = |x: &Tensor, a: &Tensor, b: &Tensor| {
             let y = (x.broadcast_matmul(&matrix.t()?)?
                 + (x.broadcast_matmul(&a.t()?)?.broadcast_matmul(&b.t()?)? * SCALE)?)?;
@@ -102,12 +113,12 @@ fn gaps_between_the_numbers_change_nothing() {
     let mut inputs = inputs(CASES[0]);
     let expected = (frozen(&inputs), adapted(&inputs));
     inputs.weights = with_gaps(&inputs.weights);
-    inputs.layer.weight = with_gaps(&inputs.layer.weight);
-    inputs.layer.bias = inputs.layer.bias.as_ref().map(with_gaps);
+    inputs.weight = with_gaps(&inputs.weight);
+    inputs.bias = inputs.bias.as_ref().map(with_gaps);
     let (x, a, b) = (with_gaps(&inputs.x), with_gaps(&inputs.a), with_gaps(&inputs.b));
     let found = frozen(&inputs);
     assert_close("gradient of x", &found[1], &expected.0[1], 0.0);
-    assert_close("frozen", &inputs.layer.forward(&x).unwrap(), &expected.0[0], 0.0);
+    assert_close("frozen", &inputs.layer().forward(&x).unwrap(), &expected.0[0], 0.0);
     let adapter = LowRank {
         a: &a,
         b: &b,
@@ -115,7 +126,7 @@ fn gaps_between_the_numbers_change_nothing() {
     };
     assert_close(
         "adapted",
-        &inputs.layer.forward_with(&x, adapter).unwrap(),
+        &inputs.layer().forward_with(&x, adapter).unwrap(),
         &expected.1[0],
         0.0,
     );
@@ -132,7 +143,7 @@ fn matrices_in_f32_and_in_bf16_agree() {
     // More numbers than are widened at a time.
     let mut inputs = inputs(("", &[2], 2000, 600, 2, true));
     let narrow = adapted(&inputs);
-    inputs.layer.weight = inputs.layer.weight.to_dtype(DType::F32).unwrap();
+    inputs.weight = inputs.weight.to_dtype(DType::F32).unwrap();
     for (narrow, wide) in narrow.iter().zip(&adapted(&inputs)) {
         assert_close("f32", wide, narrow, 1e-6);
     }
@@ -142,10 +153,15 @@ fn matrices_in_f32_and_in_bf16_agree() {
 fn bf16_is_summed_up_in_f32() {
     let mut inputs = inputs(CASES[3]);
     inputs.x = inputs.x.to_dtype(DType::BF16).unwrap();
-    let found = inputs.layer.forward(&inputs.x).unwrap();
+    let found = inputs.layer().forward(&inputs.x).unwrap();
     assert_eq!(found.dtype(), DType::BF16);
     inputs.x = inputs.x.to_dtype(DType::F32).unwrap();
-    let expected = inputs.layer.forward(&inputs.x).unwrap().to_dtype(DType::BF16).unwrap();
+    let expected = inputs
+        .layer()
+        .forward(&inputs.x)
+        .unwrap()
+        .to_dtype(DType::BF16)
+        .unwrap();
     assert_close("y", &found, &expected, 0.0);
 }
 
@@ -162,7 +178,7 @@ fn gradients_reach_only_those_who_ask() {
             b: part(2),
             scale: SCALE,
         };
-        let y = inputs.layer.forward_with(part(0), adapter).unwrap();
+        let y = inputs.layer().forward_with(part(0), adapter).unwrap();
         let grads = (&y * &inputs.weights).unwrap().sum_all().unwrap().backward().unwrap();
         for i in 0..3 {
             match grads.get(part(i)) {
@@ -173,7 +189,7 @@ fn gradients_reach_only_those_who_ask() {
                 None => assert!(!wanted[i]),
             }
         }
-        assert!(grads.get(&inputs.layer.weight).is_none());
+        assert!(grads.get(&inputs.weight).is_none());
     }
 }
 
@@ -182,7 +198,7 @@ fn nothing_gives_nothing() {
     let zeros = |rows: usize, cols: usize| Tensor::zeros((rows, cols), DType::F32, &Device::Cpu).unwrap();
     for (count, features, out_features, rank) in [(0, 4, 3, 2), (5, 4, 0, 2), (5, 0, 3, 2), (5, 4, 3, 0)] {
         let layer = Frozen {
-            weight: zeros(out_features, features),
+            weight: zeros(out_features, features).into(),
             bias: Some(Tensor::ones(out_features, DType::F32, &Device::Cpu).unwrap()),
         };
         let (a, b) = (zeros(rank, features), zeros(out_features, rank));
@@ -202,7 +218,7 @@ fn nothing_gives_nothing() {
 fn what_does_not_fit_is_refused() {
     let zeros = |rows: usize, cols: usize| Tensor::zeros((rows, cols), DType::F32, &Device::Cpu).unwrap();
     let mut layer = Frozen {
-        weight: zeros(3, 4),
+        weight: zeros(3, 4).into(),
         bias: None,
     };
     let message = layer.forward(&zeros(2, 5)).unwrap_err().to_string();

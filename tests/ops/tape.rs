@@ -22,7 +22,7 @@ impl Block {
     fn new() -> Self {
         let var = |seed, shape: &[usize]| Var::from_tensor(&randn(seed, shape)).unwrap();
         let layer = Frozen {
-            weight: randn(5, &[12, 12]),
+            weight: randn(5, &[12, 12]).into(),
             bias: Some(randn(6, &[12])),
         };
         Self {

@@ -2,19 +2,16 @@
 
 use std::cell::Cell;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use candle_core::Tensor;
 use vtrain::diffusion::posterior::Posterior;
-use vtrain::diffusion::schedulers::Scheduler;
 use vtrain::models::Family;
 use vtrain::models::denoiser::{Denoiser, TextEmbeds};
 use vtrain::models::family::{
-    Emit, ImageCondition, ImageMode, LatentSize, TensorSpecs, TextEncoder, TextShape, VideoEncoder,
+    EncoderMemory, ImageCondition, LatentSize, ModelSpec, TextEncoder, VideoDecoder, VideoEncoder,
 };
-use vtrain::nn::WeightFolder;
-use vtrain::nn::adapter::Adapt;
+use vtrain::nn::Load;
 use vtrain::rng::Rng;
 
 #[derive(Default)]
@@ -95,59 +92,31 @@ impl VideoEncoder for Part<Box<dyn VideoEncoder>> {
 }
 
 impl Family for Watched {
-    fn text_encoder(&self) -> anyhow::Result<Box<dyn TextEncoder>> {
-        let inner = self.inner.text_encoder()?;
+    fn spec(&self) -> &ModelSpec {
+        self.inner.spec()
+    }
+
+    fn text_encoder(&self, load: &Load) -> anyhow::Result<Box<dyn TextEncoder>> {
+        let inner = self.inner.text_encoder(load)?;
         Ok(Box::new(Part::new(inner, &self.counts, &self.counts.conditioners)))
     }
 
-    fn video_encoder(&self, tiling: bool, slicing: bool) -> anyhow::Result<Box<dyn VideoEncoder>> {
-        self.counts.asked.set(Some((tiling, slicing)));
-        let inner = self.inner.video_encoder(tiling, slicing)?;
+    fn video_encoder(&self, load: &Load, memory: EncoderMemory) -> anyhow::Result<Box<dyn VideoEncoder>> {
+        self.counts.asked.set(Some((memory.tiling, memory.slicing)));
+        let inner = self.inner.video_encoder(load, memory)?;
         Ok(Box::new(Part::new(inner, &self.counts, &self.counts.encoders)))
     }
 
-    fn directory(&self) -> &WeightFolder {
-        self.inner.directory()
+    fn video_decoder(&self, load: &Load) -> anyhow::Result<Box<dyn VideoDecoder>> {
+        self.inner.video_decoder(load)
     }
 
-    fn text_encoder_parts(&self) -> &'static [&'static str] {
-        self.inner.text_encoder_parts()
-    }
-
-    fn video_encoder_parts(&self) -> &'static [&'static str] {
-        self.inner.video_encoder_parts()
-    }
-
-    fn pipeline(&self, from_image: bool) -> &'static str {
-        self.inner.pipeline(from_image)
-    }
-
-    fn frame_rate(&self) -> f64 {
-        self.inner.frame_rate()
-    }
-
-    fn image_tensor_specs(&self, canvas: &LatentSize) -> TensorSpecs {
-        self.inner.image_tensor_specs(canvas)
-    }
-
-    fn text_shape(&self) -> TextShape {
-        self.inner.text_shape()
-    }
-
-    fn scheduler(&self) -> anyhow::Result<Scheduler> {
-        self.inner.scheduler()
-    }
-
-    fn denoiser(&self, adapt: Option<Arc<dyn Adapt>>) -> anyhow::Result<Box<dyn Denoiser>> {
-        self.inner.denoiser(adapt)
+    fn denoiser(&self, load: &Load) -> anyhow::Result<Box<dyn Denoiser>> {
+        self.inner.denoiser(load)
     }
 
     fn latent_size(&self, num_frames: usize, height: usize, width: usize) -> anyhow::Result<LatentSize> {
         self.inner.latent_size(num_frames, height, width)
-    }
-
-    fn image_mode(&self) -> ImageMode {
-        self.inner.image_mode()
     }
 
     fn latents(&self, sample: &Tensor) -> anyhow::Result<Tensor> {
@@ -157,17 +126,9 @@ impl Family for Watched {
     fn condition_on(
         &self,
         encoded: &[Tensor],
-        canvas: &LatentSize,
+        size: &LatentSize,
         rng: Option<&mut Rng>,
     ) -> anyhow::Result<ImageCondition> {
-        self.inner.condition_on(encoded, canvas, rng)
-    }
-
-    fn check_decoder(&self) -> anyhow::Result<()> {
-        self.inner.check_decoder()
-    }
-
-    fn decode(&self, latents: &Tensor, canvas: &LatentSize, rng: &mut Rng, emit: Emit) -> anyhow::Result<()> {
-        self.inner.decode(latents, canvas, rng, emit)
+        self.inner.condition_on(encoded, size, rng)
     }
 }

@@ -9,6 +9,7 @@ use candle_core::{DType, Device, Tensor};
 use vtrain::lora::adapters::Adapters;
 use vtrain::lora::file;
 use vtrain::models::{self, FamilyName};
+use vtrain::nn::Load;
 use vtrain::sample::{self, Request, Start};
 use vtrain::train::validate;
 use vtrain::video::{Frames, write};
@@ -182,10 +183,11 @@ fn flags_of_sample_that_no_prompt_has_reach_the_sampler() {
         ..base.clone()
     };
     let expected = |request: Request, dtype: DType, strength: Option<f64>| {
-        let family = models::open(&model(), FamilyName::Auto, dtype, &Device::Cpu).unwrap();
+        let family = models::open(&model(), FamilyName::Auto).unwrap();
         let file = strength.map(|strength| file::read_diffusers(&adapter, strength).unwrap());
         let adapters = Adapters::new(file.into_iter().collect(), &Device::Cpu);
-        let sampled = sample::sample(&*family, request, Some(std::sync::Arc::new(adapters)), &|_, _| Ok(()));
+        let load = Load::new(dtype, &Device::Cpu).with_adapters(std::sync::Arc::new(adapters));
+        let sampled = sample::sample(&*family, &load, request, &|_, _| Ok(()));
         sampled.unwrap().latents
     };
     let half = format!("{}=0.5", adapter.display());

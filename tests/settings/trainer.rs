@@ -204,7 +204,11 @@ fn what_a_step_is_trained_on_is_as_the_run_file_says() {
     let hidden = |sets: &[&str]| {
         with(&run, sets, |trainer, _| {
             let text = trainer.source.micro_batch(0).unwrap().input.text;
-            let empty = TextEmbeds::stack(&[trainer.source.encoded.empty_caption().unwrap()]).unwrap();
+            let empty = TextEmbeds::stack(
+                &[trainer.source.encoded.empty_caption().unwrap()],
+                &trainer.source.family.spec().text(),
+            )
+            .unwrap();
             relative(&text.hidden, &empty.hidden)
         })
     };

@@ -7,9 +7,10 @@ use candle_core::Device;
 use serde_json::{Value, json};
 use vtrain::config::RunConfig;
 use vtrain::data::{self, Bucket};
+use vtrain::diffusers_config::Config;
 use vtrain::diffusion::schedulers::config::Config as Schedule;
 use vtrain::models::{cogvideox, ltx_video, wan};
-use vtrain::nn::config::{Config, parse};
+use vtrain::problems::Problems;
 use vtrain::text::sentencepiece::SentencePiece;
 use vtrain::text::special::{SideFiles, SpecialTokens};
 use vtrain::text::{clean, t5};
@@ -27,7 +28,7 @@ fn with(part: &str, key: &str, value: Value) -> String {
 }
 
 fn complaint<C: Config>(part: &str, key: &str, value: Value) -> String {
-    parse::<C>(&with(part, key, value))
+    C::parse(&with(part, key, value))
         .err()
         .map_or_else(String::new, |error| format!("{error:#}"))
 }
@@ -148,8 +149,7 @@ fn entities_are_unescaped_up_to_24_letters() {
 #[test]
 fn sizes_of_a_data_set_end_where_a_typing_error_is_likelier() {
     let problems = |config: data::Config| {
-        let mut problems = Vec::new();
-        config.check("datasets[0]", &mut problems);
+        let problems = Problems::of(|problems| problems.section("datasets[0]", |problems| config.check(problems)));
         problems
             .into_iter()
             .map(|(path, message)| format!("{path}: {message}\n"))

@@ -19,11 +19,11 @@ const THRESHOLDS: &[(&str, &[&str])] = &[
     ),
     (
         "cogvideox_vae::clips_of_1_5_9_and_17_frames_encode_as_in_diffusers",
-        &["models/cogvideox/vae/mod.rs SAMPLE_FRAMES"],
+        &["models/cogvideox/vae/coder.rs SAMPLE_FRAMES"],
     ),
     (
         "cogvideox_vae::latents_of_1_2_3_and_5_frames_decode_as_in_diffusers",
-        &["models/cogvideox/vae/mod.rs LATENT_FRAMES"],
+        &["models/cogvideox/vae/coder.rs LATENT_FRAMES"],
     ),
     (
         "conv3d::a_convolution_is_what_its_definition_says_with_whatever_vectors",
@@ -92,6 +92,40 @@ const THRESHOLDS: &[(&str, &[&str])] = &[
         "text::tokens::a_rule_writes_1023_bytes_at_most",
         &["text/sentencepiece/normalize.rs MAX_REPLACEMENT_BYTES"],
     ),
+    (
+        "storage::bitsandbytes::four_bits_are_coded_as_in_bitsandbytes",
+        &["nn/storage/bitsandbytes_4bit.rs BLOCK"],
+    ),
+    (
+        "storage::bitsandbytes::magnitudes_of_more_blocks_than_a_nested_block_are_coded_by_the_midpoints",
+        &["nn/storage/bitsandbytes_4bit.rs NESTED_BLOCK"],
+    ),
+    (
+        "storage::bitsandbytes::parts_of_four_bits_that_do_not_fit_are_told",
+        &["nn/storage/bitsandbytes_4bit.rs LARGEST_BLOCK"],
+    ),
+    (
+        "storage::detect::forms_that_are_not_read_are_named_all_at_once",
+        &["nn/storage/detect.rs SHOWN"],
+    ),
+    (
+        "storage::gguf::the_most_that_is_read_is_read",
+        &[
+            "nn/gguf.rs SHORTEST_PAIR",
+            "nn/gguf.rs SHORTEST_TENSOR",
+            "nn/gguf.rs MOST_SIDES",
+            "nn/gguf.rs LARGEST_ALIGNMENT",
+            "nn/gguf/reader.rs DEEPEST",
+        ],
+    ),
+    (
+        "storage::gguf::types_that_are_not_read_are_named_all_at_once",
+        &["nn/gguf.rs SHOWN"],
+    ),
+    (
+        "storage::products::a_row_is_the_same_alone_and_among_others_that_threads_share_out",
+        &["nn/storage.rs CHUNK"],
+    ),
     ("text::wan::tidying_ends_on_anything", &["text/clean.rs MAX_ROUNDS"]),
     (
         "thresholds::a_caption_is_the_same_alone_and_in_a_batch_that_threads_share_out",
@@ -103,7 +137,7 @@ const THRESHOLDS: &[(&str, &[&str])] = &[
     ),
     (
         "thresholds::a_matrix_in_bf16_is_the_same_in_one_strip_and_in_several",
-        &["ops/linear.rs STRIP"],
+        &["ops/stored.rs STRIP"],
     ),
     (
         "thresholds::configs::as_many_sentinels_are_made_up_as_a_tokenizer_may_ask_for",
@@ -144,14 +178,14 @@ const THRESHOLDS: &[(&str, &[&str])] = &[
     (
         "thresholds::configs::sizes_of_models_end_where_no_checkpoint_has_more",
         &[
-            "diffusion/schedulers/config/mod.rs MAX_TIMESTEPS",
+            "diffusion/schedulers/config/mod.rs TIMESTEPS",
             "models/cogvideox/dit/config.rs MAX_TEXT",
             "models/ltx_video/vae/config.rs MAX_PATCH",
             "models/ltx_video/vae/config.rs LAYERS",
             "models/ltx_video/vae/config.rs CHANNELS",
             "models/wan/vae/config.rs MAX_WIDTH",
             "models/wan/vae/config.rs MAX_BLOCKS",
-            "nn/config.rs SIZE",
+            "diffusers_config.rs SIZE",
         ],
     ),
     (
@@ -185,9 +219,8 @@ const THRESHOLDS: &[(&str, &[&str])] = &[
         "thresholds::files::files_larger_than_any_of_their_kind_are_refused_by_their_size",
         &[
             "config.rs MAX_BYTES",
-            "diffusion/schedulers/config/mod.rs MAX_BYTES",
             "lora/file.rs MAX_CONFIG_BYTES",
-            "nn/config.rs MAX_BYTES",
+            "diffusers_config.rs MAX_BYTES",
             "nn/weight_files.rs MAX_INDEX_BYTES",
             "text/sentencepiece.rs MAX_MODEL_BYTES",
             "text/special.rs MAX_SIDE_FILE_BYTES",
@@ -360,8 +393,12 @@ const THRESHOLDS: &[(&str, &[&str])] = &[
         &["video/decode.rs WORTH_A_SEEK"],
     ),
     (
+        "wan_vae::clips_and_latents_that_can_not_be_coded_are_refused",
+        &["models/wan/vae/config.rs COLOURS"],
+    ),
+    (
         "wan_vae::clips_of_1_5_9_and_17_frames_encode_as_in_diffusers",
-        &["models/wan/vae/mod.rs SAMPLE_FRAMES"],
+        &["models/wan/vae/coder.rs SAMPLE_FRAMES"],
     ),
 ];
 
@@ -389,8 +426,20 @@ const OTHERS: &[(&str, &[&str])] = &[
         "a number of a format",
         &[
             "data/cache/key.rs FORMAT",
-            "train/checkpoint.rs FORMAT",
-            "train/checkpoint.rs WITHOUT_SAMPLES",
+            "nn/gguf.rs DEFAULT_ALIGNMENT",
+            "nn/gguf/reader.rs SHORTEST",
+            "nn/storage/bitsandbytes_4bit.rs BYTES",
+            "nn/storage/bitsandbytes_4bit.rs CODES",
+            "nn/storage/float8.rs BYTES",
+            "nn/storage/ggml/k_quants.rs BLOCK",
+            "nn/storage/ggml/k_quants.rs PACKED",
+            "nn/storage/ggml/k_quants.rs PART",
+            "nn/storage/ggml/k_quants.rs QUARTERS",
+            "nn/storage/ggml/k_quants.rs ROW",
+            "nn/storage/ggml/legacy.rs BLOCK",
+            "nn/storage/ggml/legacy.rs PAIRS",
+            "train/checkpoint/snapshot.rs FORMAT",
+            "train/checkpoint/snapshot.rs WITHOUT_SAMPLES",
         ],
     ),
     ("a span of time", &["data/cache/hash_cache.rs GRAIN"]),
@@ -411,10 +460,10 @@ const OTHERS: &[(&str, &[&str])] = &[
             "models/ltx_video/dit/mod.rs SINUSOID",
             "models/ltx_video/dit/positions.rs TEMPORAL_COMPRESSION",
             "models/ltx_video/dit/positions.rs SPATIAL_COMPRESSION",
-            "models/ltx_video/family.rs TEXT_TOKENS",
-            "models/ltx_video/vae/coder.rs TIME_PROJ",
-            "models/wan/synthetic.rs IMAGE_TOKENS",
-            "models/wan/family.rs TEXT_TOKENS",
+            "models/ltx_video/dit/mod.rs TEXT_TOKENS",
+            "models/ltx_video/vae/resnet.rs TIME_PROJ",
+            "models/synthetic.rs IMAGE_TOKENS",
+            "models/wan/dit/mod.rs TEXT_TOKENS",
         ],
     ),
     (
@@ -505,7 +554,7 @@ const BARE: &[(&str, &[&str])] = &[
     (
         "a default, or what published models have",
         &[
-            "diffusion/schedulers/config/flow_match_euler.rs: 4096",
+            "diffusion/schedulers/config/flow_match_euler.rs: max_image_seq_len",
             "models/cogvideox/",
             "models/ltx_video/",
             "models/wan/",
@@ -537,7 +586,7 @@ const BARE: &[(&str, &[&str])] = &[
     (
         "of the system: a page where it does not say, a unit, a message",
         &[
-            "nn/weights.rs: let page",
+            "nn/checkpoint.rs: let page",
             "process/memory.rs: kib",
             "process/allocator.rs: let mut text",
             "report/environment.rs: Some",

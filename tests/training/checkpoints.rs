@@ -88,7 +88,7 @@ fn a_run_interrupted_and_killed_equals_one_that_was_left_alone_byte_for_byte() {
     signal(&child, "-TERM");
     let output = child.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(130), "{}", stderr(&output));
-    assert!(stderr(&output).contains("goes on from there"), "{}", stderr(&output));
+    assert!(stderr(&output).contains("continues from there"), "{}", stderr(&output));
     let at = run.metrics().len();
     assert!(run.out().join(format!("checkpoints/step-{at:06}/state.json")).is_file());
 

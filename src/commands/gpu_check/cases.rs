@@ -254,7 +254,7 @@ fn linear() -> Vec<Case> {
         });
         Case::new(name, inputs, move |given| {
             let layer = Frozen {
-                weight: given[1].clone(),
+                weight: given[1].clone().into(),
                 bias: biased.then(|| given[2].clone()),
             };
             let adapter = LowRank {

@@ -8,8 +8,11 @@ use anyhow::ensure;
 use candle_core::{DType, Device, Result, Tensor};
 
 use super::row::{Row, difference, distance, poison};
-use crate::models::family::{ConcatCondition, Family, ImageCondition, ImageMode, LatentSize, VideoEncoder};
+use crate::models::family::{
+    ConcatCondition, EncoderMemory, Family, ImageCondition, ImageMode, LatentSize, VideoEncoder,
+};
 use crate::models::{self, FamilyName};
+use crate::nn::Load;
 use crate::ops::attention::way;
 use crate::rng::Rng;
 
@@ -19,6 +22,11 @@ const SIZES: [[usize; 3]; 2] = [[9, 32, 48], [9, 64, 96]];
 /// Size at which a frame should be larger than a tile.
 const LARGE: [usize; 3] = [9, 96, 128];
 
+const TILES: EncoderMemory = EncoderMemory {
+    tiling: true,
+    slicing: false,
+};
+
 const PROMPT: &str = "A red ball rolls over a green floor";
 
 /// Outputs of a part, by name.
@@ -26,46 +34,52 @@ type NamedTensors = Vec<(&'static str, Tensor)>;
 
 /// Compares clips to latents and back.
 pub fn vae(folder: &Path, name: &str, device: &Device, seed: u64) -> anyhow::Result<Vec<Row>> {
-    compare(folder, name, device, |family, device| {
-        there_and_back(family, device, seed)
-    })
+    compare(folder, name, device, |family, load| there_and_back(family, load, seed))
 }
 
 /// Same in tiles, if the checkpoint's settings tile frames of this size.
 pub fn tiling(folder: &Path, name: &str, device: &Device, seed: u64) -> anyhow::Result<Vec<Row>> {
-    let family = models::open(folder, FamilyName::Auto, DType::F32, &Device::Cpu)?;
-    let whole = encoded(&*family.video_encoder(false, false)?, &Device::Cpu, LARGE, seed)?;
-    let tiles = encoded(&*family.video_encoder(true, false)?, &Device::Cpu, LARGE, seed)?;
+    let family = models::open(folder, FamilyName::Auto)?;
+    let load = Load::new(DType::F32, &Device::Cpu);
+    let whole = encoded(
+        &*family.video_encoder(&load, EncoderMemory::default())?,
+        &Device::Cpu,
+        LARGE,
+        seed,
+    )?;
+    let tiles = encoded(&*family.video_encoder(&load, TILES)?, &Device::Cpu, LARGE, seed)?;
     ensure!(
         difference(&tiles, &whole)? > 0.0,
         "frames of {LARGE:?} are not cut into tiles"
     );
-    compare(folder, name, device, |family, device| {
-        let latents = encoded(&*family.video_encoder(true, false)?, device, LARGE, seed)?;
+    compare(folder, name, device, |family, load| {
+        let latents = encoded(&*family.video_encoder(load, TILES)?, &load.device, LARGE, seed)?;
         Ok(vec![("latents by tiles", latents)])
     })
 }
 
 /// Compares the embedding of a prompt.
 pub fn text(folder: &Path, name: &str, device: &Device) -> anyhow::Result<Vec<Row>> {
-    compare(folder, name, device, |family, _| {
-        Ok(vec![("prompt", family.embed(&[PROMPT])?.hidden)])
+    compare(folder, name, device, |family, load| {
+        Ok(vec![("prompt", family.embed(load, &[PROMPT])?.hidden)])
     })
 }
 
 /// Compares an image condition: latents, and image tokens.
 pub fn image(folder: &Path, name: &str, device: &Device, seed: u64) -> anyhow::Result<Vec<Row>> {
-    compare(folder, name, device, |family, device| {
-        ensure!(family.image_mode() != ImageMode::Never, "it takes no image");
+    compare(folder, name, device, |family, load| {
+        ensure!(family.spec().image_mode != ImageMode::Never, "it takes no image");
         let (canvas, [_, height, width]) = canvas(family)?;
-        let image = smooth([1, height, width], seed, device)?.squeeze(2)?; // (1, 3, H, W)
-        Ok(match family.image_condition(&image, &canvas, &mut Rng::new(seed))? {
-            ImageCondition::First(latents) => vec![("image", latents)],
-            ImageCondition::Concat(ConcatCondition { latents, tokens, .. }) => {
-                let tokens = tokens.map(|tokens| ("image tokens", tokens));
-                [("image", latents)].into_iter().chain(tokens).collect()
-            }
-        })
+        let image = smooth([1, height, width], seed, &load.device)?.squeeze(2)?; // (1, 3, H, W)
+        Ok(
+            match family.image_condition(load, &image, &canvas, &mut Rng::new(seed))? {
+                ImageCondition::First(latents) => vec![("image", latents)],
+                ImageCondition::Concat(ConcatCondition { latents, tokens, .. }) => {
+                    let tokens = tokens.map(|tokens| ("image tokens", tokens));
+                    [("image", latents)].into_iter().chain(tokens).collect()
+                }
+            },
+        )
     })
 }
 
@@ -74,11 +88,11 @@ fn compare(
     folder: &Path,
     name: &str,
     device: &Device,
-    part: impl Fn(&dyn Family, &Device) -> anyhow::Result<NamedTensors>,
+    part: impl Fn(&dyn Family, &Load) -> anyhow::Result<NamedTensors>,
 ) -> anyhow::Result<Vec<Row>> {
     let on = |dtype: DType, device: &Device| {
-        let family = models::open(folder, FamilyName::Auto, dtype, device)?;
-        part(&*family, device)
+        let family = models::open(folder, FamilyName::Auto)?;
+        part(&*family, &Load::new(dtype, device))
     };
     let theirs = on(DType::F32, &Device::Cpu)?;
     let mut rows = Vec::new();
@@ -100,17 +114,20 @@ fn compare(
 }
 
 /// Returns latents of a clip, and frames decoded from random latents.
-fn there_and_back(family: &dyn Family, device: &Device, seed: u64) -> anyhow::Result<NamedTensors> {
+fn there_and_back(family: &dyn Family, load: &Load, seed: u64) -> anyhow::Result<NamedTensors> {
     let (canvas, size) = canvas(family)?;
-    let latents = encoded(&*family.video_encoder(false, false)?, device, size, seed)?;
+    let encoder = family.video_encoder(load, EncoderMemory::default())?;
+    let latents = encoded(&*encoder, &load.device, size, seed)?;
     let mut rng = Rng::new(seed);
     let drawn = rng.randn(canvas.shape.iter().product());
-    let drawn = Tensor::from_vec(drawn, &canvas.shape[..], device)?.to_dtype(canvas.dtype)?;
+    let drawn = Tensor::from_vec(drawn, &canvas.shape[..], &load.device)?.to_dtype(family.spec().latent_dtype(load))?;
     let mut decoded = Vec::new();
-    family.decode(&drawn, &canvas, &mut rng, &mut |frames| {
-        decoded.push(frames);
-        Ok(())
-    })?;
+    family
+        .video_decoder(load)?
+        .decode(&drawn, &canvas, &mut rng, &mut |frames| {
+            decoded.push(frames);
+            Ok(())
+        })?;
     Ok(vec![("latents", latents), ("frames", Tensor::cat(&decoded, 2)?)])
 }
 

@@ -7,7 +7,6 @@ use candle_core::{DType, Device, Tensor};
 
 use super::row::Row;
 use crate::distributed::nccl::Nccl;
-use crate::distributed::rank_info::Starter;
 use crate::distributed::{Communicator, RankInfo};
 use crate::rng::Rng;
 
@@ -18,13 +17,7 @@ pub fn compare(device: &Device, rng: &mut Rng) -> anyhow::Result<Vec<Row>> {
     if !device.is_cuda() {
         return Ok(Vec::new());
     }
-    let alone = RankInfo {
-        rank: 0,
-        world_size: 1,
-        local_rank: 0,
-        starter: Starter::Alone,
-    };
-    let ranks = Nccl::open(&alone, Duration::from_secs(60))?;
+    let ranks = Nccl::open(&RankInfo::ALONE, Duration::from_secs(60))?;
     let numbers = Tensor::from_vec(rng.randn(COUNT), COUNT, device)?; // (n)
     let sum = ranks.all_reduce(&numbers)?;
     let mut rows = vec![row("NCCL, the sum of one rank", &sum, &numbers)?];

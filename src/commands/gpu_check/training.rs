@@ -13,9 +13,8 @@ use crate::lora;
 use crate::lora::trainable::Trainable;
 use crate::models::registry;
 use crate::models::synthetic::SyntheticBatch;
-use crate::nn::Weights;
-use crate::nn::adapter::Adapt;
 use crate::nn::dropout::Seed;
+use crate::nn::{Load, Weights};
 use crate::ops::attention::way::{self, Ran};
 use crate::optim::adamw::{AdamW, Config};
 use crate::optim::clip;
@@ -113,7 +112,7 @@ pub fn policies(folder: &Path, name: &str, device: &Device, extent: Extent) -> a
 /// Returns the bucket for a checkpoint.
 fn bucket(folder: &Path, extent: Extent) -> anyhow::Result<Bucket> {
     let runs = |bucket: Bucket| -> anyhow::Result<Bucket> {
-        let batch = registry::open_synthetic(folder, Weights::random(DType::F32, &Device::Cpu), None, bucket, 1)?;
+        let batch = registry::open_synthetic(folder, Weights::random(&Load::new(DType::F32, &Device::Cpu)), bucket, 1)?;
         batch.denoiser.forward(&batch.input)?;
         Ok(bucket)
     };
@@ -145,9 +144,8 @@ impl Model {
             ..lora::Config::default()
         };
         let trainable = Arc::new(Trainable::new(&config, &[], Rng::new(0), device)?);
-        let adapt = Some(trainable.clone() as Arc<dyn Adapt>);
-        let weights = Weights::random(dtype, device);
-        let batch = registry::open_synthetic(folder, weights, adapt, bucket, 1)?;
+        let weights = Weights::random(&Load::new(dtype, device).with_adapters(trainable.clone()));
+        let batch = registry::open_synthetic(folder, weights, bucket, 1)?;
         let pairs = trainable.finish()?.into_iter();
         Ok(Self {
             batch,

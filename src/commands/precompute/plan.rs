@@ -55,20 +55,20 @@ impl<'a> Plan<'a> {
         let forms = forms(family, &report.samples)?;
         let cache = Cache::open(&config.precompute.folder(&config.run_dir()));
         let coder = TextEncoderId {
-            fingerprint: fingerprint(&cache, family.directory(), family.text_encoder_parts())?,
+            fingerprint: fingerprint(&cache, &family.spec().directory, family.spec().text_encoder_parts)?,
             dtype: config.model.dtype.into(),
-            tokens: family.text_shape().tokens,
+            tokens: family.spec().text().tokens,
         };
-        let text_form = RecordSchema::caption(family.text_shape().kept(), coder.dtype);
+        let text_form = RecordSchema::caption(family.spec().text().tensors(), coder.dtype);
         let texts: Vec<(String, Key)> = distinct_texts(config, report, more_prompts)
             .into_iter()
             .map(|text| (text.to_string(), Key::caption(text, &coder)))
             .collect();
         let coder = EncoderId {
-            fingerprint: fingerprint(&cache, family.directory(), family.video_encoder_parts())?,
+            fingerprint: fingerprint(&cache, &family.spec().directory, family.spec().video_encoder_parts)?,
             dtype: config.model.dtype.into(),
             tiling: config.precompute.vae_tiling,
-            image: family.image_mode() == ImageMode::Always,
+            image: family.spec().image_mode == ImageMode::Always,
         };
         let clips = clips(&cache, &report.samples, &forms, &coder, config.seed, stop)?;
         let text_keys: Vec<_> = texts.iter().map(|(_, key)| (*key, &text_form)).collect();
@@ -82,7 +82,7 @@ impl<'a> Plan<'a> {
             texts,
             missing_texts,
             text_form,
-            tokens: family.text_shape().tokens,
+            tokens: family.spec().text().tokens,
         })
     }
 
@@ -144,10 +144,10 @@ impl<'a> Plan<'a> {
 
     /// Checks that the encoding parts exist, if something is left to encode.
     pub fn ensure_parts(&self, family: &dyn Family) -> Result<(), Failure> {
-        let texts = (!self.missing_texts.is_empty()).then(|| family.text_encoder_parts());
-        let clips = (!self.missing_clips.is_empty()).then(|| family.video_encoder_parts());
+        let texts = (!self.missing_texts.is_empty()).then(|| family.spec().text_encoder_parts);
+        let clips = (!self.missing_clips.is_empty()).then(|| family.spec().video_encoder_parts);
         let parts = texts.into_iter().chain(clips).flatten();
-        let gone = parts.filter_map(|part| models::part(family.directory(), part).err());
+        let gone = parts.filter_map(|part| models::part(&family.spec().directory, part).err());
         let gone: Vec<String> = gone.map(|error| error.to_string()).collect();
         match gone.is_empty() {
             true => Ok(()),
@@ -216,7 +216,7 @@ fn forms(family: &dyn Family, samples: &[Sample]) -> Result<BTreeMap<Bucket, Rec
             Ok(canvas) => {
                 forms.insert(
                     bucket,
-                    RecordSchema::clip(canvas.encoded(), family.image_tensor_specs(&canvas)),
+                    RecordSchema::clip(canvas.encoded(), family.spec().image_record.tensors(&canvas)),
                 );
             }
             Err(error) => wrong.push(format!("the bucket {bucket}: {error:#}")),

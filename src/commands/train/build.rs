@@ -94,8 +94,7 @@ pub fn run<'a>(
                 encoded,
                 prompts: &config.validation.prompts,
                 dir: dir.clone(),
-                dtype: config.model.dtype.into(),
-                device: device.clone(),
+                load: config.model.load(device),
             },
             every: config.validation.every,
             ranks,
@@ -123,9 +122,9 @@ pub fn trainer<'a>(
     let init = Rng::new(config.seed.wrapping_add(INIT));
     let residency = config.model.residency(ranks);
     let shards_blocks = residency.ranks() > 1;
-    let trainable = Trainable::new(&config.lora, &registry::names(), init, device)?;
-    let trainable = Arc::new(trainable.with_residency(residency));
-    let denoiser = family.denoiser(Some(trainable.clone()))?;
+    let trainable = Arc::new(Trainable::new(&config.lora, &registry::names(), init, device)?);
+    let load = config.model.load(device).with_residency(residency);
+    let denoiser = family.denoiser(&load.with_adapters(trainable.clone()))?;
     let pairs = trainable.finish()?;
     let vars: Vec<Var> = pairs.iter().flat_map(|pair| [pair.a.clone(), pair.b.clone()]).collect();
     let numbers: usize = vars.iter().map(|var| var.elem_count()).sum();
@@ -170,7 +169,7 @@ fn state(
     // Rank 0 reads the transformer for all.
     if ranks.is_first() {
         let parts = ["transformer", "scheduler"];
-        let transformer = encoded.cache.fingerprint(family.directory(), &parts)?;
+        let transformer = encoded.cache.fingerprint(&family.spec().directory, &parts)?;
         fingerprints.insert("transformer".to_string(), transformer.to_string());
         fingerprints.insert(checkpoint::DATA.to_string(), encoded.fingerprint().to_string());
     }
@@ -193,7 +192,7 @@ fn model_card(config: &RunConfig, family: &dyn Family, encoded: &Encoded, ranks:
     let mut trigger_words: Vec<String> = config.datasets.iter().filter_map(|set| set.id_token.clone()).collect();
     trigger_words.dedup();
     let train = &config.train;
-    let from_image = match family.image_mode() {
+    let from_image = match family.spec().image_mode {
         ImageMode::Never => false,
         ImageMode::Always => true,
         ImageMode::Either => train.first_frame_conditioning_p > 0.0,
@@ -201,12 +200,12 @@ fn model_card(config: &RunConfig, family: &dyn Family, encoded: &Encoded, ranks:
     Facts {
         name: String::new(),
         base_model: config.model.path.clone(),
-        pipeline: family.pipeline(from_image).into(),
+        pipeline: family.spec().pipeline(from_image).into(),
         task: match from_image {
             true => Task::ImageToVideo,
             false => Task::TextToVideo,
         },
-        frame_rate: family.frame_rate(),
+        frame_rate: family.spec().family.frame_rate,
         num_clips: encoded.samples.len(),
         trigger_words,
         rank: config.lora.rank,

@@ -98,8 +98,8 @@ impl Scheduler {
     pub fn new(config: Config) -> anyhow::Result<Self> {
         config.check()?;
         Ok(match config {
-            Config::Ddim(config) => Self::Ddim(Process::new(config)?),
-            Config::Dpm(config) => Self::Dpm(Process::new(config)?),
+            Config::Ddim(config) => Self::Ddim(Process::new(config)),
+            Config::Dpm(config) => Self::Dpm(Process::new(config)),
             Config::FlowMatchEuler(config) => Self::FlowMatchEuler(config),
             Config::UniPc(config) => Self::UniPc(config),
         })

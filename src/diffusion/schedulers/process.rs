@@ -19,14 +19,10 @@ pub struct Process {
 }
 
 impl Process {
-    /// Process with a checkpoint's settings.
-    ///
-    /// # Errors
-    /// Fails for unsupported settings.
-    pub fn new(config: Config) -> anyhow::Result<Self> {
-        config.check()?;
+    /// Process with a checkpoint's settings, which have been checked.
+    pub fn new(config: Config) -> Self {
         let alphas = Alphas::new(&config);
-        Ok(Self { config, alphas })
+        Self { config, alphas }
     }
 
     /// Returns the noisy sample x(t), each sample of the batch at its own timestep.

@@ -5,7 +5,6 @@
 //! original picture. Both are the same if nothing is resized.
 
 use std::path::Path;
-use std::sync::Arc;
 
 use anyhow::{Context, bail, ensure};
 use candle_core::{DType, Tensor};
@@ -15,36 +14,25 @@ use serde_json::Value;
 use super::dit::{self, Dit};
 use super::vae::{self, Parts, Vae};
 use crate::diffusion::posterior::Posterior;
-use crate::diffusion::schedulers::Scheduler;
-use crate::models::denoiser::Denoiser;
 use crate::models::family::{
-    ConcatCondition, Emit, ImageCondition, ImageMode, LatentSize, Layout, TensorSpecs, TextEncoder, TextShape,
-    VideoEncoder, check_all, check_num_frames, check_patchable,
+    CheckpointDir, ConcatCondition, Denoiser, Emit, EncoderMemory, Family, Footprint, ImageCondition, ImageMode,
+    ImageRecord, LatentSize, Layout, ModelSpec, Scalars, TextEncoder, VideoDecoder, VideoEncoder, check_all,
+    check_num_frames, check_patchable,
 };
 use crate::models::t5_conditioner::{Padding, T5Conditioner};
 use crate::models::transformer::Network as _;
-use crate::models::{CachedConfigs, Family, part};
-use crate::nn::adapter::Adapt;
-use crate::nn::weights::Reading;
-use crate::nn::{WeightFolder, Weights};
+use crate::nn::{Load, Weights};
 use crate::rng::Rng;
 use crate::vision::{ClipVision, Preprocessor, clip};
-
-/// Tokens of a prompt, including padding: the pipelines' default.
-pub(super) const TEXT_TOKENS: usize = 512;
-
-/// Frames per second of the checkpoints' training clips.
-const FRAME_RATE: f64 = 16.0;
 
 /// A checkpoint with its configs, but without weights.
 #[derive(Debug)]
 pub struct Wan {
-    directory: WeightFolder,
+    spec: ModelSpec,
     transformer: dit::Config,
     vae: vae::Config,
     /// Image encoder of checkpoints that start from an image.
     image_encoder: Option<clip::Config>,
-    reading: Reading,
 }
 
 /// Keys of `model_index.json` that only Wan 2.2 has.
@@ -58,39 +46,37 @@ struct Index {
 }
 
 impl Wan {
-    /// Reads the configs in `directory`; those of parts that only encode may be remembered instead.
+    /// Reads the configs in `directory`.
     ///
     /// # Errors
     /// Fails for missing or broken configs, a checkpoint of Wan 2.2, and a transformer that does not match the VAE.
-    pub fn open(directory: &WeightFolder, reading: &Reading, remembered: &CachedConfigs) -> anyhow::Result<Self> {
-        Index::read(&directory.join("model_index.json"))?;
-        let transformer = dit::Config::load(&part(directory, "transformer")?)?;
-        let gone = |part: &str| {
-            let text = remembered.get(part)?;
-            (!directory.join(part).join("config.json").exists()).then_some(text)
+    pub fn open(directory: &CheckpointDir) -> anyhow::Result<Self> {
+        Index::read(&directory.folder.join("model_index.json"))?;
+        let (transformer, vae): (dit::Config, vae::Config) =
+            (directory.config("transformer")?, directory.config("vae")?);
+        let image_encoder = transformer
+            .image_dim
+            .map(|_| directory.config_by("image_encoder", clip::Config::parse));
+        let image_encoder = image_encoder.transpose()?;
+        let footprint = Footprint {
+            latent_channels: vae.latent_channels(),
+            temporal_compression: vae.temporal_compression(),
+            spatial_compression: vae.spatial_compression(),
+            text: dit::Network::input_spec(&transformer).text,
         };
-        let vae = match gone("vae") {
-            Some(text) => vae::Config::parse(text).context("the VAE's config.json in the cache")?,
-            None => vae::Config::read(&part(directory, "vae")?)?,
-        };
-        let image_encoder = match (transformer.image_dim, gone("image_encoder")) {
-            (None, _) => None,
-            (Some(_), Some(text)) => {
-                Some(clip::Config::parse(text).context("the image encoder's config.json in the cache")?)
-            }
-            (Some(_), None) => {
-                let path = part(directory, "image_encoder")?.join("config.json");
-                Some(clip::Config::load(&path)?)
-            }
-        };
+        let mut spec = ModelSpec::new(&super::SPEC, directory.folder, footprint);
+        if let Some(encoder) = &image_encoder {
+            spec.video_encoder_parts = &["vae", "image_processor", "image_encoder"];
+            spec.image_mode = ImageMode::Always;
+            spec.image_record = ImageRecord::LatentsAndTokens([encoder.tokens(), encoder.hidden_size]);
+        }
         let this = Self {
-            directory: directory.clone(),
+            spec,
             transformer,
             vae,
             image_encoder,
-            reading: reading.clone(),
         };
-        this.check().with_context(|| directory.display().to_string())?;
+        this.check().with_context(|| directory.folder.display().to_string())?;
         Ok(this)
     }
 
@@ -127,16 +113,16 @@ impl Wan {
         Ok(())
     }
 
-    fn vae(&self, half: Parts) -> anyhow::Result<Vae> {
-        Vae::load_half(&part(&self.directory, "vae")?, half, &self.reading)
+    fn vae(&self, half: Parts, load: &Load) -> anyhow::Result<Vae> {
+        Vae::load_half(&self.spec.part("vae")?, half, load)
     }
 
-    fn vision(&self, config: &clip::Config) -> anyhow::Result<Vision> {
-        let folder = part(&self.directory, "image_encoder")?;
-        let weights = Weights::read(&folder, &self.reading)?;
+    fn vision(&self, config: &clip::Config, load: &Load) -> anyhow::Result<Vision> {
+        let folder = self.spec.part("image_encoder")?;
+        let weights = Weights::read(&folder, load)?;
         weights.ensure_memory(&[])?;
         Ok(Vision {
-            preprocessor: Preprocessor::load(&part(&self.directory, "image_processor")?)?,
+            preprocessor: Preprocessor::load(&self.spec.part("image_processor")?)?,
             encoder: ClipVision::new(config, weights).with_context(|| folder.display().to_string())?,
         })
     }
@@ -168,68 +154,36 @@ impl Index {
 }
 
 impl Family for Wan {
-    fn directory(&self) -> &WeightFolder {
-        &self.directory
+    fn spec(&self) -> &ModelSpec {
+        &self.spec
     }
 
-    fn pipeline(&self, from_image: bool) -> &'static str {
-        match from_image {
-            true => "WanImageToVideoPipeline",
-            false => "WanPipeline",
-        }
-    }
-
-    fn text_encoder_parts(&self) -> &'static [&'static str] {
-        T5Conditioner::PARTS
-    }
-
-    fn video_encoder_parts(&self) -> &'static [&'static str] {
-        match self.image_encoder {
-            Some(_) => &["vae", "image_processor", "image_encoder"],
-            None => &["vae"],
-        }
-    }
-
-    fn text_encoder(&self) -> anyhow::Result<Box<dyn TextEncoder>> {
-        T5Conditioner::load(&self.directory, TEXT_TOKENS, Padding::Zeros, &self.reading)
+    fn text_encoder(&self, load: &Load) -> anyhow::Result<Box<dyn TextEncoder>> {
+        T5Conditioner::load(&self.spec.directory, dit::TEXT_TOKENS, Padding::Zeros, load)
     }
 
     /// A clip is encoded a few frames at a time and alone, so that there is nothing to tile or to slice.
-    fn video_encoder(&self, _tiling: bool, _slicing: bool) -> anyhow::Result<Box<dyn VideoEncoder>> {
-        let vision = self.image_encoder.as_ref().map(|config| self.vision(config));
-        Ok(Box::new(Clips {
-            vae: self.vae(Parts::Encoder)?,
+    fn video_encoder(&self, load: &Load, _memory: EncoderMemory) -> anyhow::Result<Box<dyn VideoEncoder>> {
+        let vision = self.image_encoder.as_ref().map(|config| self.vision(config, load));
+        Ok(Box::new(Coder {
+            vae: self.vae(Parts::Encoder, load)?,
             vision: vision.transpose()?,
         }))
     }
 
-    fn text_shape(&self) -> TextShape {
-        TextShape {
-            tokens: TEXT_TOKENS,
-            width: self.transformer.text_dim,
-            masked: false,
-        }
+    fn video_decoder(&self, load: &Load) -> anyhow::Result<Box<dyn VideoDecoder>> {
+        Ok(Box::new(Coder {
+            vae: self.vae(Parts::Decoder, load)?,
+            vision: None,
+        }))
     }
 
-    fn scheduler(&self) -> anyhow::Result<Scheduler> {
-        let folder = part(&self.directory, "scheduler")?;
-        let scheduler = Scheduler::load(&folder)?;
-        ensure!(
-            matches!(scheduler, Scheduler::FlowMatchEuler(_) | Scheduler::UniPc(_)),
-            "{}: scheduler_config.json: _class_name: Wan needs a scheduler of flow matching, \
-             UniPCMultistepScheduler or FlowMatchEulerDiscreteScheduler",
-            folder.display()
-        );
-        Ok(scheduler)
-    }
-
-    fn denoiser(&self, adapt: Option<Arc<dyn Adapt>>) -> anyhow::Result<Box<dyn Denoiser>> {
-        let folder = part(&self.directory, "transformer")?;
-        Ok(Box::new(Dit::read(&folder, &self.reading, adapt)?))
+    fn denoiser(&self, load: &Load) -> anyhow::Result<Box<dyn Denoiser>> {
+        Ok(Box::new(Dit::load(&self.spec.part("transformer")?, load)?))
     }
 
     fn latent_size(&self, num_frames: usize, height: usize, width: usize) -> anyhow::Result<LatentSize> {
-        let (time, space) = (self.vae.temporal_compression(), self.vae.spatial_compression());
+        let [time, space] = self.spec.footprint.compression();
         let [_, rows, columns] = self.transformer.patch_size.map(|patch| patch * space);
         // The pipelines round to a multiple plus one; a bucket must be exact.
         check_all([
@@ -244,39 +198,17 @@ impl Family for Wan {
             layout: Layout::ChannelsFirst,
             padding: 0,
             seq_len: None,
-            dtype: DType::F32,
         })
-    }
-
-    fn frame_rate(&self) -> f64 {
-        FRAME_RATE
-    }
-
-    fn image_mode(&self) -> ImageMode {
-        match self.image_encoder {
-            Some(_) => ImageMode::Always,
-            None => ImageMode::Never,
-        }
     }
 
     fn latents(&self, sample: &Tensor) -> anyhow::Result<Tensor> {
         Ok(self.vae.normalize(&sample.to_dtype(DType::F32)?)?) // (B, C, F, h, w)
     }
 
-    fn image_tensor_specs(&self, canvas: &LatentSize) -> TensorSpecs {
-        let Some(encoder) = &self.image_encoder else {
-            return Vec::new();
-        };
-        vec![
-            ("image_latents", canvas.encoded().to_vec()),
-            ("image_tokens", vec![encoder.tokens(), encoder.hidden_size]),
-        ]
-    }
-
     fn condition_on(
         &self,
         encoded: &[Tensor],
-        _canvas: &LatentSize,
+        _size: &LatentSize,
         _rng: Option<&mut Rng>,
     ) -> anyhow::Result<ImageCondition> {
         let [latents, tokens] = encoded else {
@@ -293,22 +225,13 @@ impl Family for Wan {
         Ok(ImageCondition::Concat(ConcatCondition {
             latents: Tensor::cat(&[&mask, &latents], 1)?,
             tokens: Some(tokens.clone()),
-            ofs: None,
+            scalars: Scalars::default(),
         }))
-    }
-
-    fn check_decoder(&self) -> anyhow::Result<()> {
-        self.vae(Parts::Decoder).map(drop)
-    }
-
-    fn decode(&self, latents: &Tensor, _canvas: &LatentSize, _rng: &mut Rng, emit: Emit) -> anyhow::Result<()> {
-        let vae = self.vae(Parts::Decoder)?;
-        vae.decode_batches(&self.vae.denormalize(&latents.to_dtype(self.reading.dtype)?)?, emit)
     }
 }
 
-/// Encoder of clips: the VAE, and CLIP if a clip starts from an image.
-struct Clips {
+/// Encoder or decoder of clips: a half of the VAE, and CLIP if a clip to encode starts from an image.
+struct Coder {
     vae: Vae,
     vision: Option<Vision>,
 }
@@ -319,7 +242,7 @@ struct Vision {
     encoder: ClipVision,
 }
 
-impl VideoEncoder for Clips {
+impl VideoEncoder for Coder {
     fn encode(&self, clip: &Tensor) -> anyhow::Result<Posterior> {
         Ok(self.vae.encode(clip)?)
     }
@@ -340,5 +263,12 @@ impl VideoEncoder for Clips {
             self.vae.encode(&clip)?.mode(), // (B, C, F, h, w)
             tokens,                         // (B, tokens, width)
         ])
+    }
+}
+
+impl VideoDecoder for Coder {
+    fn decode(&self, latents: &Tensor, _size: &LatentSize, _rng: &mut Rng, emit: Emit) -> anyhow::Result<()> {
+        let latents = self.vae.config.denormalize(&latents.to_dtype(self.vae.dtype())?)?;
+        self.vae.decode_batches(&latents, emit)
     }
 }

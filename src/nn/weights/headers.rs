@@ -8,46 +8,8 @@ use std::sync::{Mutex, MutexGuard};
 
 use candle_core::{DType, Device, Result, Shape, Tensor};
 
-use super::{Checkpoint, SHOWN};
-
-/// Settings for reading a checkpoint's weights.
-#[derive(Debug, Clone)]
-pub struct Reading {
-    /// Number format that tensors are read in.
-    pub dtype: DType,
-    /// Device that tensors are read to.
-    pub device: Device,
-    /// Source of the numbers: the files, or random ones.
-    pub content: Content,
-}
-
-/// Extent to which a checkpoint is read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Content {
-    /// Everything.
-    Numbers,
-    /// Names and shapes alone: the resulting model cannot run, but shows whether it can be built.
-    Headers,
-}
-
-impl Reading {
-    /// Reads everything.
-    pub fn numbers(dtype: DType, device: &Device) -> Self {
-        Self {
-            dtype,
-            device: device.clone(),
-            content: Content::Numbers,
-        }
-    }
-
-    /// Reads names and shapes alone.
-    pub fn headers(dtype: DType, device: &Device) -> Self {
-        Self {
-            content: Content::Headers,
-            ..Self::numbers(dtype, device)
-        }
-    }
-}
+use super::super::checkpoint::Checkpoint;
+use super::SHOWN;
 
 /// A checkpoint without its numbers.
 pub(super) struct Headers {
@@ -77,7 +39,7 @@ impl Headers {
 
     /// Returns a placeholder of this shape: one number, repeated. Records a missing tensor.
     pub(super) fn stand_in(&self, name: &str, shape: &Shape, dtype: DType) -> Result<Tensor> {
-        if self.checkpoint.find(name, shape).is_none() {
+        if !self.checkpoint.request(name, shape) {
             let mut misfits = self.noted();
             misfits.count += 1;
             if misfits.count <= SHOWN {

@@ -44,7 +44,8 @@ impl Layer {
             to: dtype,
         };
         let mut y = cuda::fresh(device, rows * out_features, dtype)?;
-        let (weight, weight_layout) = self.frozen.weight.storage_and_layout();
+        let weight = self.frozen.weight.dense(dtype)?;
+        let (weight, weight_layout) = weight.storage_and_layout();
         let Some(bias) = &self.frozen.bias else {
             let (x, weight) = (
                 cuda::address(x.0, x.1)?,
@@ -78,7 +79,8 @@ impl Layer {
             dtype: grad.dtype(),
             to: grad.dtype(),
         };
-        let (dy, weight) = (cuda::address_of(grad)?, cuda::address_of(&self.frozen.weight)?);
+        let weight = self.frozen.weight.dense(grad.dtype())?;
+        let (dy, weight) = (cuda::address_of(grad)?, cuda::address_of(&weight)?);
         product.run(device, Matrix::new(dy), Matrix::new(weight), cuda::address_of(&dx)?)?;
         Ok(dx)
     }

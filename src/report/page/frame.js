@@ -5,7 +5,7 @@ const runs = data.runs;
 const several = runs.length > 1;
 
 // What tests look at.
-window.vtrain = { charts: {}, films: null };
+window.vtrain = { charts: {}, videos: null };
 
 // Runs of one name are told apart by their folders.
 runs.forEach((run, i) => {

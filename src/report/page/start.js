@@ -76,7 +76,7 @@ function showBar() {
 
 showTop();
 showCurves();
-showFilms();
+showVideos();
 showClips();
 showSettings();
 showEnvironment();

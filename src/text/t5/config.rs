@@ -6,7 +6,7 @@ use anyhow::{Context, bail, ensure};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::nn::config::{self, SIZE};
+use crate::diffusers_config::{self as config, SIZE};
 
 /// Upper limit for buckets, more than any encoder uses.
 const MAX_BUCKETS: usize = 1 << 16;
@@ -60,7 +60,7 @@ pub enum FeedForwardProj {
 }
 
 /// Keys of T5 configs that have no effect on the encoder's computation.
-const WITHOUT_EFFECT: [&str; 26] = [
+const WITHOUT_EFFECT: [&str; 27] = [
     "_name_or_path",
     "architectures",
     "bos_token_id",
@@ -78,6 +78,7 @@ const WITHOUT_EFFECT: [&str; 26] = [
     "output_hidden_states",
     "output_past",
     "pad_token_id",
+    "quantization_config",
     "return_dict",
     "scale_decoder_outputs",
     "task_specific_params",

@@ -1,13 +1,13 @@
 //! Configuration of schedulers: `scheduler/scheduler_config.json` of a diffusers directory, parsed by the class it
 //! names.
 
+use std::ops::RangeInclusive;
 use std::path::Path;
 
-use anyhow::{Context, ensure};
-use serde::Deserialize;
-use serde::de::DeserializeOwned;
+use anyhow::{Context, bail, ensure};
+use serde::Serialize;
 
-use crate::magic;
+use crate::diffusers_config::{self, Config as _, Rules};
 
 pub mod ddpm;
 pub mod flow_match_euler;
@@ -15,11 +15,14 @@ pub mod unipc;
 
 pub use ddpm::{BetaSchedule, Prediction, Spacing};
 
-/// Upper limit for a config file.
-const MAX_BYTES: u64 = 1 << 20;
+/// Sizes of a schedule.
+const TIMESTEPS: RangeInclusive<usize> = 1..=1_000_000;
 
-/// Upper limit for a schedule.
-const MAX_TIMESTEPS: usize = 1_000_000;
+/// Reason for values that only other pipelines use.
+const UNSUPPORTED: &str = "others are not supported";
+
+const DDIM: &str = "CogVideoXDDIMScheduler";
+const DPM: &str = "CogVideoXDPMScheduler";
 
 /// Settings of a scheduler, by `_class_name`.
 #[derive(Debug, Clone)]
@@ -34,26 +37,6 @@ pub enum Config {
     UniPc(unipc::Config),
 }
 
-/// `_class_name`
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-enum Class {
-    #[serde(rename = "CogVideoXDDIMScheduler")]
-    Ddim,
-    #[serde(rename = "CogVideoXDPMScheduler")]
-    Dpm,
-    #[serde(rename = "FlowMatchEulerDiscreteScheduler")]
-    FlowMatchEuler,
-    #[serde(rename = "UniPCMultistepScheduler")]
-    UniPc,
-}
-
-/// Class name, which is read first.
-#[derive(Deserialize)]
-struct Named {
-    #[serde(rename = "_class_name")]
-    class: Class,
-}
-
 impl Config {
     /// Reads `scheduler_config.json` in `folder`.
     ///
@@ -61,93 +44,57 @@ impl Config {
     /// Names the file and key: a missing file, an unknown class, key or value, or a setting that makes no sense.
     pub fn load(folder: &Path) -> anyhow::Result<Self> {
         let path = folder.join("scheduler_config.json");
-        let read = || {
-            let size = std::fs::metadata(&path)?.len();
-            ensure!(size <= MAX_BYTES, "{size} bytes are too many for a config");
-            magic::refuse(&path)?;
-            Self::parse(&std::fs::read_to_string(&path)?)
-        };
-        read().with_context(|| path.display().to_string())
+        diffusers_config::text(&path)
+            .and_then(|text| Self::parse(&text))
+            .with_context(|| path.display().to_string())
     }
 
     /// Parses the text of a `scheduler_config.json`.
     pub fn parse(text: &str) -> anyhow::Result<Self> {
-        let named: Named = strictly(text)?;
-        let config = match named.class {
-            Class::Ddim => Self::Ddim(strictly(text)?),
-            Class::Dpm => Self::Dpm(strictly(text)?),
-            Class::FlowMatchEuler => Self::FlowMatchEuler(strictly(text)?),
-            Class::UniPc => Self::UniPc(strictly(text)?),
-        };
-        config.check()?;
-        Ok(config)
+        const EULER: &str = flow_match_euler::Config::CLASS;
+        const UNIPC: &str = unipc::Config::CLASS;
+        let mut keys = diffusers_config::keys(text)?;
+        let class = keys.remove("_class_name").unwrap_or_default();
+        Ok(match class.as_str() {
+            Some(DDIM) => Self::Ddim(ddpm::Config::from_keys(keys)?),
+            Some(DPM) => Self::Dpm(ddpm::Config::from_keys(keys)?),
+            Some(EULER) => Self::FlowMatchEuler(flow_match_euler::Config::from_keys(keys)?),
+            Some(UNIPC) => Self::UniPc(unipc::Config::from_keys(keys)?),
+            _ => bail!("_class_name must be {DDIM}, {DPM}, {EULER} or {UNIPC}, found {class}"),
+        })
     }
 
     /// Rejects values that parse but make no sense.
     pub fn check(&self) -> anyhow::Result<()> {
-        match self {
+        let wrong = match self {
             Self::Ddim(config) | Self::Dpm(config) => config.check(),
             Self::FlowMatchEuler(config) => config.check(),
             Self::UniPc(config) => config.check(),
-        }
+        };
+        ensure!(wrong.is_empty(), wrong.join("\n"));
+        Ok(())
     }
 
     /// Returns `_class_name`.
     pub fn class_name(&self) -> &'static str {
         match self {
-            Self::Ddim(_) => "CogVideoXDDIMScheduler",
-            Self::Dpm(_) => "CogVideoXDPMScheduler",
-            Self::FlowMatchEuler(_) => "FlowMatchEulerDiscreteScheduler",
-            Self::UniPc(_) => "UniPCMultistepScheduler",
+            Self::Ddim(_) => DDIM,
+            Self::Dpm(_) => DPM,
+            Self::FlowMatchEuler(_) => flow_match_euler::Config::CLASS,
+            Self::UniPc(_) => unipc::Config::CLASS,
         }
     }
 }
 
-fn strictly<T: DeserializeOwned>(text: &str) -> anyhow::Result<T> {
-    Ok(serde_path_to_error::deserialize(
-        &mut serde_json::Deserializer::from_str(text),
-    )?)
-}
-
-/// Checks the number of training timesteps against the limit of a list of them.
-fn check_train_timesteps(steps: usize) -> anyhow::Result<()> {
-    anyhow::ensure!(
-        (1..=MAX_TIMESTEPS).contains(&steps),
-        "num_train_timesteps: must be within 1 and {MAX_TIMESTEPS}, got {steps}"
-    );
-    Ok(())
-}
-
-/// Checks a factor that shifts sigmas.
-fn check_shift(key: &str, shift: f64) -> anyhow::Result<()> {
-    anyhow::ensure!(shift > 0.0 && shift.is_finite(), "{key}: must be above 0, got {shift}");
-    Ok(())
-}
-
-/// Checks the last sigma after stretching.
-fn check_terminal(terminal: Option<f64>) -> anyhow::Result<()> {
-    let terminal = terminal.unwrap_or_default();
-    anyhow::ensure!(
-        (0.0..1.0).contains(&terminal),
-        "shift_terminal: must be at least 0 and below 1, got {terminal}"
-    );
-    Ok(())
-}
-
-/// Rejects a setting that only other pipelines use.
-fn refuse(key: &str, set: bool, instead: &str) -> anyhow::Result<()> {
-    anyhow::ensure!(!set, "{key}: is not supported; {instead}");
-    Ok(())
-}
-
-fn thousand() -> usize {
-    1000
-}
-
-fn yes() -> bool {
-    true
-}
-
-fn one() -> f64 {
-    1.0
+/// Rules of both schedulers of flow matching: the length of the schedule, the factor that shifts sigmas, the last sigma
+/// after stretching.
+fn flow_rules(config: &impl Serialize, (key, shift): (&str, f64), terminal: Option<f64>) -> Rules {
+    Rules::of(config)
+        .between(&["num_train_timesteps"], TIMESTEPS)
+        .must(key, shift > 0.0 && shift.is_finite(), "a number above 0")
+        .must(
+            "shift_terminal",
+            (0.0..1.0).contains(&terminal.unwrap_or_default()),
+            "at least 0 and below 1",
+        )
 }

@@ -1,11 +1,8 @@
 //! `transformer/config.json` of a CogVideoX checkpoint.
 
-use std::path::Path;
-
 use serde::{Deserialize, Serialize};
 
-use crate::nn::config::{self, Rules, SIZE};
-use crate::nn::feed_forward::Activation;
+use crate::diffusers_config::{self as config, Rules, SIZE};
 
 /// Upper limit for text tokens, more than any checkpoint has.
 const MAX_TEXT: usize = 2048;
@@ -64,19 +61,6 @@ pub struct Config {
     pub use_learned_positional_embeddings: bool,
     /// Bias of the convolution; the linear layer of 1.5 always has one.
     pub patch_bias: bool,
-    /// Dropout in the checkpoint's training; not used here.
-    pub dropout: f64,
-    /// Activation of the feed-forward layers.
-    pub activation_fn: Activation,
-    /// Activation of the timestep's embedding.
-    pub timestep_activation_fn: TimestepActivation,
-}
-
-/// Activations of the timestep's embedding.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum TimestepActivation {
-    #[serde(rename = "silu")]
-    Silu,
 }
 
 impl Default for Config {
@@ -107,42 +91,36 @@ impl Default for Config {
             use_rotary_positional_embeddings: false,
             use_learned_positional_embeddings: false,
             patch_bias: true,
-            dropout: 0.0,
-            activation_fn: Activation::GeluTanh,
-            timestep_activation_fn: TimestepActivation::Silu,
         }
     }
 }
 
 impl Config {
-    /// Reads `config.json` in `folder`.
-    ///
-    /// # Errors
-    /// Names the file and key: a missing file, another model's, an unknown key, or inconsistent sizes.
-    pub fn load(folder: &Path) -> anyhow::Result<Self> {
-        config::read(folder)
-    }
-
     /// Returns the width of the tokens.
     pub fn inner_dim(&self) -> usize {
         self.num_attention_heads.saturating_mul(self.attention_head_dim)
     }
 
-    /// Returns the latent frames per patch.
-    pub fn patch_frames(&self) -> usize {
-        self.patch_size_t.unwrap_or(1)
+    /// Returns the latent frames, rows and columns per patch.
+    pub fn patch(&self) -> [usize; 3] {
+        [self.patch_size_t.unwrap_or(1), self.patch_size, self.patch_size]
     }
 
     /// Returns how many latent frames must be prepended to a clip of `frames` to fill its patches.
     ///
     /// The pipelines drop as many from the front before decoding; training repeats the first frame there.
     pub fn additional_frames(&self, frames: usize) -> usize {
-        frames.next_multiple_of(self.patch_frames()) - frames
+        frames.next_multiple_of(self.patch()[0]) - frames
     }
 }
 
 impl config::Config for Config {
     const CLASS: &str = "CogVideoXTransformer3DModel";
+    const FIXED: &[(&str, &str, &str)] = &[
+        ("dropout", "0.0", "training with it is not supported"),
+        ("activation_fn", "\"gelu-approximate\"", "as in all checkpoints"),
+        ("timestep_activation_fn", "\"silu\"", "as in all checkpoints"),
+    ];
 
     fn check(&self) -> Vec<String> {
         Rules::of(self)
@@ -164,7 +142,6 @@ impl config::Config for Config {
                     self.patch_size
                 )
             })
-            .only("dropout", 0.0, "training with it is not supported")
             .must(
                 "attention_head_dim",
                 self.attention_head_dim.is_multiple_of(16),

@@ -12,22 +12,20 @@ use candle_core::{Result, Tensor};
 
 mod block;
 mod config;
-mod patches;
 mod positions;
 
 pub use config::Config;
 pub use positions::check as check_positions;
 
-use crate::models::denoiser::{Input, State, StaticContext};
-use crate::models::family::Layout;
+use crate::models::denoiser::{Input, Scalar, State, StaticContext};
 use crate::models::input_spec::InputSpec;
+use crate::models::latent_size::Layout;
+use crate::models::text_embeds::TextShape;
 use crate::models::transformer::{self, Transformer};
+use crate::nn::ada_norm::AdaLayerNorm;
 use crate::nn::embed::{Sinusoid, TimestepEmbedding};
-use crate::nn::norm::Modulation;
-use crate::nn::{Linear, Norm, Weights, linear};
-use crate::ops::activation::silu;
+use crate::nn::{Linear, Norm, Weights, linear, patch_embed};
 use block::{Block, layer_norm};
-use patches::{Projection, patchify, unpatchify};
 use positions::Added;
 
 /// Transformer of CogVideoX.
@@ -41,7 +39,7 @@ pub struct Network {
     ofs_embedding: Option<TimestepEmbedding>,
     transformer_blocks: Vec<Block>,
     norm_final: Norm,
-    norm_out: NormOut,
+    norm_out: AdaLayerNorm,
     proj_out: Linear,
 }
 
@@ -51,8 +49,8 @@ impl transformer::Network for Network {
 
     fn new(config: &Config, weights: &Weights) -> Result<Self> {
         let (dim, time) = (config.inner_dim(), config.time_embed_dim);
-        let blocks = weights.pp("transformer_blocks");
-        let patch_numbers = config.patch_frames() * config.patch_size * config.patch_size;
+        let (blocks, norm_out) = (weights.pp("transformer_blocks"), weights.pp("norm_out"));
+        let patch_numbers: usize = config.patch().iter().product();
         Ok(Self {
             patch_embed: PatchEmbed::new(config, weights.pp("patch_embed"))?,
             time_embedding: TimestepEmbedding::new(dim, time, weights.pp("time_embedding"))?,
@@ -61,17 +59,22 @@ impl transformer::Network for Network {
                 .map(|width| TimestepEmbedding::new(width, width, weights.pp("ofs_embedding")))
                 .transpose()?,
             transformer_blocks: transformer::blocks(config.num_layers, blocks, |weights| Block::new(config, weights))?,
-            norm_final: layer_norm(config, dim, weights.pp("norm_final"))?,
-            norm_out: NormOut::new(config, weights.pp("norm_out"))?,
+            norm_final: layer_norm(config, weights.pp("norm_final"))?,
+            norm_out: AdaLayerNorm::new([time, dim], layer_norm(config, norm_out.pp("norm"))?, norm_out)?,
             proj_out: linear(dim, patch_numbers * config.out_channels, weights.pp("proj_out"))?,
         })
     }
 
     fn input_spec(config: &Config) -> InputSpec {
-        let patch = [config.patch_frames(), config.patch_size, config.patch_size];
+        let channels = [config.in_channels, config.out_channels];
+        let text = TextShape::new(config.max_text_seq_length, config.text_embed_dim);
         InputSpec {
-            ofs: config.ofs_embed_dim.is_some(),
-            ..InputSpec::new(Layout::FramesFirst, config.in_channels, patch, config.text_embed_dim)
+            scalars: if config.ofs_embed_dim.is_some() {
+                &[Scalar::Ofs]
+            } else {
+                &[]
+            },
+            ..InputSpec::new(Layout::FramesFirst, channels, config.patch(), text)
         }
     }
 
@@ -81,18 +84,15 @@ impl transformer::Network for Network {
     }
 
     fn embed(&self, config: &Config, input: &Input) -> Result<State> {
-        let (_, frames, _, height, width) = input.latents.dims5()?;
         let time = self.embed_time(config, input)?;
-        let hidden = self.patch_embed.forward(config, &input.text.hidden, &input.latents)?; // (B, L + N, D)
-        let (p, p_t) = (config.patch_size, config.patch_frames());
-        let grid = [frames / p_t, height / p, width / p];
+        let (hidden, grid) = self.patch_embed.forward(config, &input.text.hidden, &input.latents)?; // (B, L + N, D)
         let length = input.text.hidden.dim(1)?;
         let rotary = positions::rotary(config, grid, hidden.device())?;
         Ok(State {
             hidden,
             time,
             modulation: None,
-            text: None,
+            context: None,
             image: None,
             fixed: Arc::new(StaticContext {
                 grid,
@@ -125,9 +125,14 @@ impl Network {
         };
         let angles = sinusoid(config.inner_dim()).forward(&input.timestep)?; // (B, D)
         let time = self.time_embedding.forward(&angles)?; // (B, T)
-        match (&self.ofs_embedding, &input.ofs, config.ofs_embed_dim) {
+        match (
+            &self.ofs_embedding,
+            input.scalars.get(Scalar::Ofs),
+            config.ofs_embed_dim,
+        ) {
             (Some(embedding), Some(ofs), Some(width)) => {
-                let angles = sinusoid(width).forward(ofs)?; // (1 or B, T)
+                let ofs: Vec<f32> = ofs.iter().map(|ofs| *ofs as f32).collect();
+                let angles = sinusoid(width).forward(&Tensor::new(ofs, time.device())?)?; // (1 or B, T)
                 time.broadcast_add(&embedding.forward(&angles)?)
             }
             _ => Ok(time),
@@ -135,60 +140,50 @@ impl Network {
     }
 }
 
-/// Maps text and latents to tokens, with absolute positions. Equals `CogVideoXPatchEmbed`.
+/// Maps text and latents to tokens, with absolute positions. Equals `CogVideoXPatchEmbed`: 1.0 embeds patches of single
+/// frames by a convolution, 1.5 deeper ones by a linear layer.
 #[derive(Debug, Clone)]
 struct PatchEmbed {
-    proj: Projection,
+    proj: patch_embed::PatchEmbed,
     text_proj: Linear,
     pos_embedding: Option<Added>,
 }
 
 impl PatchEmbed {
     fn new(config: &Config, weights: Weights) -> Result<Self> {
+        let (channels, dim, proj) = (config.in_channels, config.inner_dim(), weights.pp("proj"));
+        let numbers = channels * config.patch().iter().product::<usize>();
+        let proj = match config.patch_size_t {
+            None => Linear::patches(channels, dim, &[config.patch_size; 2], config.patch_bias, proj)?,
+            Some(_) => linear(numbers, dim, proj)?,
+        };
         Ok(Self {
-            proj: Projection::new(config, weights.pp("proj"))?,
-            text_proj: linear(config.text_embed_dim, config.inner_dim(), weights.pp("text_proj"))?,
+            proj: patch_embed::PatchEmbed::by(proj, config.patch()),
+            text_proj: linear(config.text_embed_dim, dim, weights.pp("text_proj"))?,
             pos_embedding: Added::new(config, &weights)?,
         })
     }
 
-    /// Forward pass of text (B, L, text width) and latents (B, F, C, H, W) -> (B, L + N, D)
-    fn forward(&self, config: &Config, text: &Tensor, latents: &Tensor) -> Result<Tensor> {
+    /// Forward pass of text (B, L, text width) and latents (B, F, C, H, W) -> (B, L + N, D), and the `grid` of tokens
+    fn forward(&self, config: &Config, text: &Tensor, latents: &Tensor) -> Result<(Tensor, [usize; 3])> {
         let (_, frames, _, height, width) = latents.dims5()?;
         let text = self.text_proj.forward(text)?; // (B, L, D)
-        let video = self.proj.forward(&patchify(config, latents)?)?; // (B, N, D)
+        let (video, grid) = self.proj.forward(&latents.transpose(1, 2)?)?; // (B, N, D)
         let hidden = Tensor::cat(&[&text, &video], 1)?;
-        match &self.pos_embedding {
-            Some(added) => added.add(config, [frames, height, width], text.dim(1)?, &hidden),
-            None => Ok(hidden),
-        }
-    }
-}
-
-/// Norm of the head, modulated by the timestep. Equals `AdaLayerNorm` with `chunk_dim` 1.
-#[derive(Debug, Clone)]
-struct NormOut {
-    linear: Linear,
-    norm: Norm,
-}
-
-impl NormOut {
-    fn new(config: &Config, weights: Weights) -> Result<Self> {
-        let dim = config.inner_dim();
-        Ok(Self {
-            linear: linear(config.time_embed_dim, 2 * dim, weights.pp("linear"))?,
-            norm: layer_norm(config, dim, weights.pp("norm"))?,
-        })
-    }
-
-    /// Forward pass (B, N, D), (B, T) -> (B, N, D)
-    fn forward(&self, x: &Tensor, time: &Tensor) -> Result<Tensor> {
-        let (_, tokens, dim) = x.dims3()?;
-        let both = self.linear.forward(&silu(time)?)?.unsqueeze(1)?; // (B, 1, 2 D)
-        let modulation = Modulation {
-            shift: both.narrow(2, 0, dim)?,
-            scale: both.narrow(2, dim, dim)?,
+        let hidden = match &self.pos_embedding {
+            Some(added) => added.add(config, [frames, height, width], text.dim(1)?, &hidden)?,
+            None => hidden,
         };
-        self.norm.modulated(x, &modulation, &[tokens])
+        Ok((hidden, grid))
     }
+}
+
+/// Joins (B, N, C p_t p p) -> (B, F, C, H, W) for a `grid` of F/p_t, H/p, W/p tokens
+fn unpatchify(config: &Config, tokens: &Tensor, grid: [usize; 3]) -> Result<Tensor> {
+    let (batch, channels, [p_t, p, _]) = (tokens.dim(0)?, config.out_channels, config.patch());
+    let [t, h, w] = grid;
+    tokens
+        .reshape(vec![batch, t, h, w, channels, p_t, p, p])?
+        .permute([0, 1, 5, 4, 2, 6, 3, 7])? // (B, F/p_t, p_t, C, H/p, p, W/p, p)
+        .reshape((batch, t * p_t, channels, h * p, w * p))
 }

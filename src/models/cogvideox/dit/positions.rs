@@ -101,20 +101,14 @@ pub fn rotary(config: &Config, grid: [usize; 3], device: &Device) -> Result<Opti
         config.sample_height / config.patch_size,
         config.sample_width / config.patch_size,
     ];
-    let [rows, columns] = match config.patch_size_t {
-        None => {
-            let [(top, bottom), (left, right)] = crop_region([height, width], base);
-            [stretched(top, bottom, height), stretched(left, right, width)]
-        }
-        Some(_) => [counted(height), counted(width)],
-    };
-    let dim = config.attention_head_dim;
-    let axis = |positions, width| Axis { positions, width };
-    let axes = [
-        axis(counted(frames), dim / 4),
-        axis(rows, dim / 8 * 3),
-        axis(columns, dim / 8 * 3),
-    ];
+    let (in_time, in_space) = (config.attention_head_dim / 4, config.attention_head_dim / 8 * 3);
+    let mut axes =
+        [(frames, in_time), (height, in_space), (width, in_space)].map(|(count, width)| Axis::counted(count, width));
+    if config.patch_size_t.is_none() {
+        let [(top, bottom), (left, right)] = crop_region([height, width], base);
+        axes[1].positions = stretched(top, bottom, height);
+        axes[2].positions = stretched(left, right, width);
+    }
     Rotary::grid(&axes, THETA, PairLayout::Neighbours, device).map(Some)
 }
 
@@ -148,8 +142,4 @@ fn stretched(start: f64, stop: f64, count: usize) -> Vec<f32> {
             }
         })
         .collect()
-}
-
-fn counted(count: usize) -> Vec<f32> {
-    (0..count).map(|i| i as f32).collect()
 }

@@ -1,11 +1,9 @@
 //! `vae/config.json`.
 
-use std::path::Path;
-
 use candle_core::{Result, Tensor};
 use serde::{Deserialize, Serialize};
 
-use crate::nn::config::{self, Rules, SIZE};
+use crate::diffusers_config::{self as config, Rules, SIZE};
 
 /// Upper limit for blocks, more than any checkpoint has.
 const MAX_BLOCKS: usize = 16;
@@ -43,14 +41,6 @@ pub struct Config {
     pub sample_width: usize,
     /// Factor of latents in the transformer's input.
     pub scaling_factor: f64,
-    /// Offset of the latents; must be none or 0.
-    pub shift_factor: Option<f64>,
-    /// Mean of the latents; must be none.
-    pub latents_mean: Option<Vec<f64>>,
-    /// Standard deviation of the latents; must be none.
-    pub latents_std: Option<Vec<f64>>,
-    /// True if pipelines should keep the VAE in f32; they never check it.
-    pub force_upcast: serde_json::Value,
     /// True for a convolution after the encoder.
     pub use_quant_conv: bool,
     /// True for a convolution before the decoder.
@@ -59,6 +49,7 @@ pub struct Config {
     pub invert_scale_latents: bool,
 }
 
+const BY_FACTOR_ALONE: &str = "CogVideoX scales latents by scaling_factor alone";
 const DOWN: &str = "CogVideoXDownBlock3D";
 const UP: &str = "CogVideoXUpBlock3D";
 
@@ -79,10 +70,6 @@ impl Default for Config {
             sample_height: 480,
             sample_width: 720,
             scaling_factor: 1.15258426,
-            shift_factor: None,
-            latents_mean: None,
-            latents_std: None,
-            force_upcast: true.into(),
             use_quant_conv: false,
             use_post_quant_conv: false,
             invert_scale_latents: false,
@@ -91,16 +78,6 @@ impl Default for Config {
 }
 
 impl Config {
-    /// Reads and checks `config.json` in `folder`.
-    pub fn read(folder: &Path) -> anyhow::Result<Self> {
-        config::read(folder)
-    }
-
-    /// Same as [`read`](Self::read), from the file's text.
-    pub fn parse(text: &str) -> anyhow::Result<Self> {
-        config::parse(text)
-    }
-
     /// Returns the number of blocks that halve (or double) the frames, which are the first ones.
     pub fn temporal_compress_level(&self) -> usize {
         self.temporal_compression_ratio.log2() as usize
@@ -133,11 +110,16 @@ impl Config {
 
 impl config::Config for Config {
     const CLASS: &str = "AutoencoderKLCogVideoX";
+    const UNUSED: &[&str] = &["force_upcast"];
+    const FIXED: &[(&str, &str, &str)] = &[
+        ("shift_factor", "null", BY_FACTOR_ALONE),
+        ("latents_mean", "null", BY_FACTOR_ALONE),
+        ("latents_std", "null", BY_FACTOR_ALONE),
+    ];
 
     fn check(&self) -> Vec<String> {
         let (blocks, groups) = (self.block_out_channels.len(), self.norm_num_groups);
         let all = |types: &[String], known| types.len() == blocks && types.iter().all(|name| name == known);
-        let alone = "CogVideoX scales latents by scaling_factor alone";
         Rules::of(self)
             .between(
                 &["in_channels", "out_channels", "latent_channels", "block_out_channels"],
@@ -171,9 +153,6 @@ impl config::Config for Config {
                 !(self.use_quant_conv || self.use_post_quant_conv) || self.out_channels == self.latent_channels,
                 || "use_quant_conv and use_post_quant_conv work only where out_channels is latent_channels".into(),
             )
-            .only("shift_factor", (), alone)
-            .only("latents_mean", (), alone)
-            .only("latents_std", (), alone)
             .wrong()
     }
 }

@@ -12,6 +12,7 @@
 
 use candle_core::{DType, Result, Tensor};
 
+use crate::nn::coder::Modulate;
 use crate::nn::conv3d::{Conv3d, Modulation, group_moments};
 use crate::nn::{Resnet, Weights};
 
@@ -54,9 +55,11 @@ impl Norm {
             ..Self::group(channels, groups, 1e-6, weights.pp("norm_layer"))?
         })
     }
+}
 
-    /// Returns the modulation of x (B, F, H, W, C), given the latents (B, f, h, w, L).
-    pub fn modulation(&self, x: &Tensor, latents: Option<&Tensor>) -> Result<Modulation> {
+impl Modulate<Option<Tensor>> for Norm {
+    /// Modulation of x (B, F, H, W, C), given the latents (B, f, h, w, L).
+    fn modulation(&self, x: &Tensor, latents: &Option<Tensor>) -> Result<Modulation> {
         let (batch, channels) = (x.dim(0)?, x.dim(4)?);
         let (mean, variance) = group_moments(x, self.groups)?; // (B, G)
         let per_channel = |values: &Tensor| {
@@ -102,7 +105,7 @@ impl Norms {
 
     /// Loads a resnet with two such norms.
     pub fn resnet(&self, channels: [usize; 2], weights: Weights) -> Result<Resnet<Norm>> {
-        let norm = |channels, weights| self.load(channels, weights);
-        Resnet::load(channels, ["conv1.conv", "conv2.conv"], norm, weights)
+        let norm = |i, channels| self.load(channels, weights.pp(format!("norm{i}")));
+        Resnet::load(channels, ["conv1.conv", "conv2.conv", "conv_shortcut"], norm, &weights)
     }
 }

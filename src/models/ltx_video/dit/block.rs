@@ -9,8 +9,9 @@ use super::config::Config;
 use crate::models::ada_ln_single::AdaLnSingleBlock;
 use crate::models::denoiser::State;
 use crate::models::transformer;
-use crate::nn::attention::{Attention, AttentionSpec};
+use crate::nn::attention::{Attention, AttentionSpec, QkNorm};
 use crate::nn::feed_forward::{FeedForward, Gelu, NET};
+use crate::nn::flops::Flops;
 use crate::nn::norm::NormKind;
 use crate::nn::{Norm, ScaleShiftTable, Weights};
 
@@ -34,6 +35,7 @@ impl Block {
             num_heads: config.num_attention_heads,
             bias: config.attention_bias,
             out_bias: config.attention_out_bias,
+            qk_norm: QkNorm::RmsAcrossHeads,
             eps: QK_NORM_EPS,
         };
         let (affine, eps) = (config.norm_elementwise_affine, config.norm_eps);
@@ -54,13 +56,15 @@ impl Block {
 
 impl transformer::Block for Block {
     fn forward(&self, state: &State) -> Result<State> {
+        let added = |mask: &Tensor| mask.affine(-MASKED, MASKED)?.unsqueeze(1)?.unsqueeze(1);
         let mask = state.fixed.text_mask.as_ref().map(added).transpose()?; // (B, 1, 1, L)
         self.modulated
             .forward(state, |x, text| self.attn2.across(x, text, mask.as_ref()))
     }
-}
 
-/// Converts a mask of 1 and 0, (B, L), to a bias on scores, (B, 1, 1, L).
-fn added(mask: &Tensor) -> Result<Tensor> {
-    mask.affine(-MASKED, MASKED)?.unsqueeze(1)?.unsqueeze(1)
+    fn flops(&self, state: &State) -> Result<Flops> {
+        let tokens = state.hidden.dim(1)?;
+        let context = state.context.as_ref().map_or(Ok(0), |context| context.dim(1))?;
+        Ok(self.modulated.flops(tokens)? + self.attn2.flops(tokens, context)?)
+    }
 }

@@ -1,12 +1,8 @@
 //! `transformer/config.json` of an LTX-Video checkpoint.
 
-use std::path::Path;
-
 use serde::{Deserialize, Serialize};
 
-use crate::nn::attention::QkNorm;
-use crate::nn::config::{self, Rules, SIZE};
-use crate::nn::feed_forward::Activation;
+use crate::diffusers_config::{self as config, Rules, SIZE};
 
 /// Settings of `LTXVideoTransformer3DModel`, with its defaults.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -16,10 +12,6 @@ pub struct Config {
     pub in_channels: usize,
     /// Channels of the prediction; None: those of the latents.
     pub out_channels: Option<usize>,
-    /// Rows, and columns, per patch; the pipeline packs latents only into patches of one.
-    pub patch_size: usize,
-    /// Latent frames per token.
-    pub patch_size_t: usize,
     /// Heads of the attention.
     pub num_attention_heads: usize,
     /// Features per head.
@@ -38,10 +30,6 @@ pub struct Config {
     pub attention_bias: bool,
     /// Bias of the projection after attention.
     pub attention_out_bias: bool,
-    /// Activation of the feed-forward layers.
-    pub activation_fn: Activation,
-    /// Norm of queries and keys.
-    pub qk_norm: QkNorm,
 }
 
 impl Default for Config {
@@ -49,8 +37,6 @@ impl Default for Config {
         Self {
             in_channels: 128,
             out_channels: Some(128),
-            patch_size: 1,
-            patch_size_t: 1,
             num_attention_heads: 32,
             attention_head_dim: 64,
             cross_attention_dim: 2048,
@@ -60,21 +46,11 @@ impl Default for Config {
             caption_channels: 4096,
             attention_bias: true,
             attention_out_bias: true,
-            activation_fn: Activation::GeluTanh,
-            qk_norm: QkNorm::RmsAcrossHeads,
         }
     }
 }
 
 impl Config {
-    /// Reads `config.json` in `folder`.
-    ///
-    /// # Errors
-    /// Names the file and key: a missing file, another model's, an unknown key, or inconsistent sizes.
-    pub fn load(folder: &Path) -> anyhow::Result<Self> {
-        config::read(folder)
-    }
-
     /// Returns the width of the tokens.
     pub fn inner_dim(&self) -> usize {
         self.num_attention_heads.saturating_mul(self.attention_head_dim)
@@ -88,14 +64,18 @@ impl Config {
 
 impl config::Config for Config {
     const CLASS: &str = "LTXVideoTransformer3DModel";
+    const FIXED: &[(&str, &str, &str)] = &[
+        ("patch_size", "1", "as the pipeline packs latents"),
+        ("patch_size_t", "1", "as the pipeline packs latents"),
+        ("activation_fn", "\"gelu-approximate\"", "as in all checkpoints"),
+        ("qk_norm", "\"rms_norm_across_heads\"", "as in all checkpoints"),
+    ];
 
     fn check(&self) -> Vec<String> {
         let dim = self.inner_dim();
         Rules::of(self)
             .between(&["in_channels", "out_channels", "caption_channels", "num_layers"], SIZE)
             .between(&["num_attention_heads", "attention_head_dim"], SIZE)
-            .only("patch_size", 1, "as the pipeline packs latents")
-            .only("patch_size_t", 1, "as the pipeline packs latents")
             .above_zero(&["norm_eps"])
             .must(
                 "attention_head_dim",

@@ -18,9 +18,10 @@ mod positions;
 pub use config::Config;
 pub use positions::{SPATIAL_COMPRESSION, TEMPORAL_COMPRESSION};
 
-use crate::models::denoiser::{Input, State, StaticContext};
-use crate::models::family::Layout;
+use crate::models::denoiser::{Input, Scalar, State, StaticContext};
 use crate::models::input_spec::InputSpec;
+use crate::models::latent_size::Layout;
+use crate::models::text_embeds::TextShape;
 use crate::models::transformer::{self, Transformer};
 use crate::nn::embed::TimeModulation;
 use crate::nn::feed_forward::{FeedForward, Gelu, PROJECTION};
@@ -28,6 +29,9 @@ use crate::nn::patch_embed::unpatchify;
 use crate::nn::scale_shift::Head;
 use crate::nn::{Linear, Weights, linear};
 use block::Block;
+
+/// Tokens of a prompt, including padding: the pipelines' default.
+pub const TEXT_TOKENS: usize = 128;
 
 /// Width of the timestep's cosines and sines.
 const SINUSOID: usize = 256;
@@ -66,16 +70,12 @@ impl transformer::Network for Network {
     }
 
     fn input_spec(config: &Config) -> InputSpec {
+        let channels = [config.in_channels, config.predicted_channels()];
+        let text = TextShape::masked(TEXT_TOKENS, config.caption_channels);
         InputSpec {
-            text_mask: true,
             frame_timesteps: true,
-            frame_rates: true,
-            ..InputSpec::new(
-                Layout::ChannelsFirst,
-                config.in_channels,
-                [1; 3],
-                config.caption_channels,
-            )
+            scalars: &[Scalar::FrameRate],
+            ..InputSpec::new(Layout::ChannelsFirst, channels, [1; 3], text)
         }
     }
 
@@ -85,13 +85,13 @@ impl transformer::Network for Network {
         let tokens = input.latents.flatten_from(2)?.transpose(1, 2)?; // (B, N, C)
         let hidden = self.proj_in.forward(&tokens)?; // (B, N, D)
         let (time, modulation) = self.time_embed.forward(&input.timestep)?; // (B, P, D), (B, P, 6, D)
-        let frame_rates = input.frame_rates.as_deref().unwrap_or_default();
+        let frame_rates = input.scalars.get(Scalar::FrameRate).unwrap_or_default();
         let rotary = positions::rotary(config.inner_dim(), grid, frame_rates, hidden.device())?;
         Ok(State {
             hidden,
             time,
             modulation: Some(modulation),
-            text: Some(self.caption_projection.forward(&input.text.hidden)?), // (B, L, D)
+            context: Some(self.caption_projection.forward(&input.text.hidden)?), // (B, L, D)
             image: None,
             fixed: Arc::new(StaticContext::of_clip(grid, rotary, input.text.mask.clone())),
         })

@@ -4,184 +4,131 @@
 //!
 //! Convolutions are `LTXVideoCausalConv3d`: 3x3x3 with a border of zeros, the first frame repeated before the clip
 //! (causal) or the first and the last at its ends.
+//!
+//! Shapes: F frames, H rows, W columns, p the size of a patch, L channels of latents; f, h, w the latents' size.
 
-use candle_core::{DType, Result, Tensor, bail};
+use candle_core::{DType, Result, Tensor};
 
-use super::config::{Config, Down, Up};
-use super::norm::norm;
-use super::resample::{Downsampler, Upsampler};
-use super::resnet::{DecoderConditions, Kind, Resnet};
+use super::config::{Config, Down, DownsampleType, Up};
+use super::resample::{Downsampler, Upsampler, strided};
+use super::resnet::{EmbedTime, Kind, Norm, State};
+use crate::diffusion::posterior::Posterior;
+use crate::models::autoencoder::{Codec, Sizes};
+use crate::models::latent_norm::LatentNorm;
 use crate::nn::Weights;
-use crate::nn::conv3d::{Conv3d, FeatureCache, TemporalPadding};
-use crate::nn::embed::TimeEmbedder;
-use crate::rng::Rng;
+use crate::nn::coder::{Coder, NormConv, Pieces};
+use crate::nn::conv3d::{Conv3d, TemporalPadding};
 
-/// Width of a timestep's cosines and sines.
-const TIME_PROJ: usize = 256;
+impl Codec for Config {
+    type State = State;
+    type Statistics = LatentNorm;
 
-pub struct Coder {
-    past: TemporalPadding<'static>,
-    conv_in: Conv3d,
-    layers: Vec<Layer>,
-    conv_out: Conv3d,
-    time: Option<Time>,
-}
+    const ALONE: bool = true;
 
-/// Timestep conditioning at the end of the decoder.
-struct Time {
-    timestep_scale_multiplier: Tensor, // ()
-    time_embedder: TimeEmbedder,
-    scale_shift_table: Tensor, // (2, C) f32
-}
-
-enum Layer {
-    /// Timestep embedding for the resnets after it.
-    Time(TimeEmbedder),
-    Resnet(Box<Resnet>),
-    Downsampler(Downsampler),
-    Upsampler(Upsampler),
-}
-
-impl Coder {
     /// Encoder of patches (1, F, H, W, 3 p p) to (1, f, h, w, L + 1).
-    pub fn encoder(config: &Config, weights: Weights) -> Result<Self> {
+    fn encoder(&self, weights: &Weights) -> Result<Coder<State>> {
+        let weights = &weights.pp("encoder");
         let kind = Kind {
-            eps: config.resnet_norm_eps,
-            inject_noise: false,
-            timestep_conditioning: false,
+            eps: self.resnet_norm_eps,
+            ..Kind::default()
         };
-        let blocks = config.down_blocks();
+        let blocks = self.down_blocks();
         let (first, last) = (blocks[0].inputs, blocks[blocks.len() - 1].outputs);
-        let patch = config.in_channels * config.patch_size.pow(2);
-        let mut layers = Vec::new();
+        let mut coder = Coder::new(past(self.encoder_causal), Pieces::Whole, [self.patch_size, 1]);
+        let patch = self.in_channels * self.patch_size.pow(2);
+        coder.push(Conv3d::causal(patch, first, weights.pp("conv_in.conv"))?);
         for (i, block) in blocks.iter().enumerate() {
             let (&Down { inputs, outputs, .. }, weights) = (block, weights.pp("down_blocks").pp(i));
-            layers.extend(resnets(block.layers, inputs, kind, &weights)?);
-            if let Some(by) = block.downsample {
-                let downsampler = Downsampler::load(by, inputs, outputs, weights.pp("downsamplers.0"))?;
-                layers.push(Layer::Downsampler(downsampler));
+            resnets(&mut coder, block.layers, inputs, kind, &weights)?;
+            let down = weights.pp("downsamplers.0");
+            match block.downsample {
+                None => {}
+                Some(DownsampleType::Conv) => coder.push(strided(inputs, down.pp("conv"))?),
+                Some(kind) => coder.push(Downsampler::load(kind.stride(), [inputs, outputs], down)?),
             }
             if block.conv_out {
-                layers.push(resnet(inputs, outputs, kind, weights.pp("conv_out"))?);
+                coder.push(kind.resnet([inputs, outputs], weights.pp("conv_out"))?);
             }
         }
-        let mid_layers = config.layers_per_block[blocks.len()];
-        layers.extend(resnets(mid_layers, last, kind, &weights.pp("mid_block"))?);
-        Ok(Self {
-            past: past(config.encoder_causal),
-            conv_in: Conv3d::causal(patch, first, weights.pp("conv_in.conv"))?,
-            layers,
-            conv_out: Conv3d::causal(last, config.latent_channels + 1, weights.pp("conv_out.conv"))?,
-            time: None,
-        })
+        let mid_layers = self.layers_per_block[blocks.len()];
+        resnets(&mut coder, mid_layers, last, kind, &weights.pp("mid_block"))?;
+        let sizes = [last, self.latent_channels + 1];
+        coder.push(NormConv::load(Norm::default(), sizes, weights.pp("conv_out.conv"))?);
+        Ok(coder)
     }
 
     /// Decoder of latents (1, f, h, w, L) to patches (1, F, H, W, 3 p p).
-    pub fn decoder(config: &Config, weights: Weights) -> Result<Self> {
-        let blocks = config.up_blocks();
-        let (first, last) = (blocks[0].inputs, blocks[blocks.len() - 1].outputs);
+    fn decoder(&self, weights: &Weights) -> Result<Coder<State>> {
+        let weights = &weights.pp("decoder");
+        let scale = || weights.get((), "timestep_scale_multiplier");
+        let scale = self.timestep_conditioning.then(scale).transpose()?;
         let kind = |inject_noise| Kind {
-            eps: config.resnet_norm_eps,
+            eps: self.resnet_norm_eps,
             inject_noise,
-            timestep_conditioning: config.timestep_conditioning,
+            timestep_scale: scale.as_ref(),
         };
-        let (count, noisy) = (blocks.len(), &config.decoder_inject_noise);
-        let mid_layers = config.decoder_layers_per_block[count];
-        let mut layers = resnets(mid_layers, first, kind(noisy[count]), &weights.pp("mid_block"))?;
+        let blocks = self.up_blocks();
+        let (first, last) = (blocks[0].inputs, blocks[blocks.len() - 1].outputs);
+        let mut coder = Coder::new(past(self.decoder_causal), Pieces::Whole, [1, self.patch_size]);
+        coder.push(Conv3d::causal(self.latent_channels, first, weights.pp("conv_in.conv"))?);
+        let (count, noisy) = (blocks.len(), &self.decoder_inject_noise);
+        let (mid_layers, mid_block) = (self.decoder_layers_per_block[count], weights.pp("mid_block"));
+        resnets(&mut coder, mid_layers, first, kind(noisy[count]), &mid_block)?;
         for (i, block) in blocks.iter().enumerate() {
             let (&Up { inputs, outputs, .. }, weights) = (block, weights.pp("up_blocks").pp(i));
             let kind = kind(block.inject_noise);
             if block.conv_in {
-                layers.push(resnet(inputs, outputs, kind, weights.pp("conv_in"))?);
+                coder.push(kind.resnet([inputs, outputs], weights.pp("conv_in"))?);
             }
             if block.upsample {
-                layers.push(Layer::Upsampler(Upsampler::load(block, weights.pp("upsamplers.0"))?));
+                coder.push(Upsampler::load(block, weights.pp("upsamplers.0"))?);
             }
-            layers.extend(resnets(block.layers, outputs, kind, &weights)?);
+            resnets(&mut coder, block.layers, outputs, kind, &weights)?;
         }
-        let time = || {
-            Ok::<_, candle_core::Error>(Time {
-                timestep_scale_multiplier: weights.get((), "timestep_scale_multiplier")?,
-                time_embedder: time_embedder(2 * last, &weights)?,
-                scale_shift_table: weights.to_dtype(DType::F32).get((2, last), "scale_shift_table")?,
-            })
-        };
-        let patch = config.out_channels * config.patch_size.pow(2);
-        Ok(Self {
-            past: past(config.decoder_causal),
-            conv_in: Conv3d::causal(config.latent_channels, first, weights.pp("conv_in.conv"))?,
-            layers,
-            conv_out: Conv3d::causal(last, patch, weights.pp("conv_out.conv"))?,
-            time: config.timestep_conditioning.then(time).transpose()?,
-        })
-    }
-
-    /// Processes a whole clip, (1, F, H, W, C) -> (1, F', H', W', C'), with the timestep (1) in 0..1 if the coder takes
-    /// one. Takes ownership of x to reuse its memory.
-    pub fn forward(&self, x: Tensor, timestep: Option<&Tensor>, rng: &mut Rng) -> Result<Tensor> {
-        let timestep = match (&self.time, timestep) {
-            (None, None) => None,
-            (Some(time), Some(timestep)) => {
-                let scale = time.timestep_scale_multiplier.to_dtype(timestep.dtype())?;
-                Some(timestep.broadcast_mul(&scale)?)
-            }
-            (Some(_), None) => bail!("this VAE's decoder needs a timestep"),
-            (None, Some(_)) => bail!("this VAE's decoder takes no timestep"),
-        };
-        let (mut memory, mut conditions) = (FeatureCache::whole(self.past), DecoderConditions { time: None, rng });
-        let h = memory.convolve(&self.conv_in, &x, None)?;
-        drop(x);
-        let mut x = h;
-        for layer in &self.layers {
-            x = match layer {
-                Layer::Time(embedder) => {
-                    let rows = |timestep| embedder.forward(timestep)?.reshape((4, ()));
-                    conditions.time = timestep.as_ref().map(rows).transpose()?; // (4, C)
-                    x
-                }
-                Layer::Resnet(resnet) => resnet.forward(x, &mut memory, &mut conditions)?,
-                Layer::Downsampler(downsampler) => downsampler.forward(x, &mut memory)?,
-                Layer::Upsampler(upsampler) => upsampler.forward(x, &mut memory)?,
-            };
+        let mut norm = Norm::default();
+        if let Some(scale) = &scale {
+            coder.push(EmbedTime::load(scale, [2, last], weights)?);
+            norm.scale_shift_table = Some(weights.to_dtype(DType::F32).get((2, last), "scale_shift_table")?);
         }
-        let norm_out = match (&self.time, &timestep) {
-            (Some(time), Some(timestep)) => {
-                let rows = time.time_embedder.forward(timestep)?.reshape((2, ()))?; // (2, C)
-                let rows = (&time.scale_shift_table + rows)?;
-                norm(&x, Some((&rows.get(0)?, &rows.get(1)?)))?
-            }
-            _ => norm(&x, None)?,
-        };
-        memory.convolve(&self.conv_out, &x, Some(&norm_out))
+        let patch = self.out_channels * self.patch_size.pow(2);
+        coder.push(NormConv::load(norm, [last, patch], weights.pp("conv_out.conv"))?);
+        Ok(coder)
+    }
+
+    fn statistics(&self, weights: &Weights) -> anyhow::Result<LatentNorm> {
+        LatentNorm::new(self.latent_channels, self.scaling_factor, weights)
+    }
+
+    fn sizes(&self) -> Sizes {
+        Sizes {
+            channels: self.in_channels,
+            latent_channels: self.latent_channels,
+            frames: self.temporal_compression(),
+            side: self.spatial_compression(),
+            compression: self.spatial_compression(),
+        }
+    }
+
+    /// All channels of a pixel share one log-variance.
+    fn posterior(&self, moments: &Tensor) -> Result<Posterior> {
+        let logvar = moments.narrow(1, self.latent_channels, 1)?;
+        let others = logvar.repeat((1, self.latent_channels - 1, 1, 1, 1))?;
+        Posterior::new(&Tensor::cat(&[moments, &others], 1)?)
     }
 }
 
-/// Loads consecutive resnets that share a timestep embedder.
-fn resnets(count: usize, channels: usize, kind: Kind, weights: &Weights) -> Result<Vec<Layer>> {
-    let mut layers = Vec::new();
-    if kind.timestep_conditioning {
-        layers.push(Layer::Time(time_embedder(4 * channels, weights)?));
+/// Adds resnets that share an embedding of the timestep.
+fn resnets(coder: &mut Coder<State>, count: usize, channels: usize, kind: Kind, weights: &Weights) -> Result<()> {
+    if let Some(scale) = kind.timestep_scale {
+        coder.push(EmbedTime::load(scale, [4, channels], weights)?);
     }
-    for i in 0..count {
-        layers.push(resnet(channels, channels, kind, weights.pp("resnets").pp(i))?);
-    }
-    Ok(layers)
-}
-
-fn resnet(channels: usize, outputs: usize, kind: Kind, weights: Weights) -> Result<Layer> {
-    Ok(Layer::Resnet(Box::new(Resnet::load(channels, outputs, kind, weights)?)))
-}
-
-/// `PixArtAlphaCombinedTimestepSizeEmbeddings` without sizes; in f32, because it is small and ends in tables.
-fn time_embedder(outputs: usize, weights: &Weights) -> Result<TimeEmbedder> {
-    let weights = weights.to_dtype(DType::F32);
-    TimeEmbedder::new(TIME_PROJ, outputs, weights.pp("time_embedder.timestep_embedder"))
+    let resnet = |channels, weights| kind.resnet(channels, weights);
+    coder.extend(count, [channels; 2], &weights.pp("resnets"), resnet)
 }
 
 fn past(causal: bool) -> TemporalPadding<'static> {
-    if causal {
-        TemporalPadding::First
-    } else {
-        TemporalPadding::Centred
+    match causal {
+        true => TemporalPadding::First,
+        false => TemporalPadding::Centred,
     }
 }

@@ -1,11 +1,10 @@
 //! `vae/config.json`.
 
 use std::ops::RangeInclusive;
-use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::nn::config::{self, Rules};
+use crate::diffusers_config::{self as config, Rules};
 
 /// Upper limit for blocks, more than any checkpoint has.
 const MAX_BLOCKS: usize = 16;
@@ -50,8 +49,6 @@ pub struct Config {
     pub timestep_conditioning: bool,
     /// Rows, and columns, of pixels that are folded into channels.
     pub patch_size: usize,
-    /// Frames that are folded into channels.
-    pub patch_size_t: usize,
     /// Epsilon of the residual layers' norms.
     pub resnet_norm_eps: f64,
     /// Factor of normalised latents in the transformer's input.
@@ -121,7 +118,6 @@ impl Default for Config {
             upsample_factor: vec![1; 4],
             timestep_conditioning: false,
             patch_size: 4,
-            patch_size_t: 1,
             resnet_norm_eps: 1e-6,
             scaling_factor: 1.0,
             encoder_causal: true,
@@ -185,11 +181,6 @@ impl Up {
 }
 
 impl Config {
-    /// Reads and checks `config.json` in `folder`.
-    pub fn read(folder: &Path) -> anyhow::Result<Self> {
-        config::read(folder)
-    }
-
     fn is_095(&self) -> bool {
         self.down_block_types.first() == Some(&DownBlockType::V095)
     }
@@ -200,10 +191,9 @@ impl Config {
         (0..self.down_block_types.len())
             .map(|i| {
                 let (inputs, outputs) = (widths[i], widths[(i + 1).min(widths.len() - 1)]);
-                let kind = if self.is_095() {
-                    self.downsample_type[i]
-                } else {
-                    DownsampleType::Conv
+                let kind = match self.is_095() {
+                    true => self.downsample_type[i],
+                    false => DownsampleType::Conv,
                 };
                 Down {
                     inputs,
@@ -254,19 +244,51 @@ impl Config {
         let kinds = blocks.iter().filter_map(|block| block.downsample);
         kinds.map(|kind| kind.stride()[axis]).product()
     }
+
+    /// Checks that each block fits the previous one, and that the decoder inverts the encoder's sizes.
+    fn check_blocks(&self) -> Vec<String> {
+        let (downs, ups) = (self.down_blocks(), self.up_blocks());
+        let down_fits = |(i, block): (usize, &Down)| {
+            let (inputs, outputs, kind) = (block.inputs, block.outputs, block.downsample);
+            (!block.fits()).then(|| format!(
+                "block_out_channels: block {i} can not make {outputs} channels of {inputs} by downsample_type {kind:?}"
+            ))
+        };
+        let up_fits = |(i, block): (usize, &Up)| {
+            (!block.fits(self.timestep_conditioning))
+                .then(|| format!("decoder_block_out_channels: up block {i} does not fit the one before it: {block:?}"))
+        };
+        let doublings = ups.iter().filter(|block| block.upsample).count();
+        let (space, time) = (self.spatial_compression_ratio, self.temporal_compression_ratio);
+        let (pixels, frames) = (self.spatial_compression(), self.temporal_compression());
+        let compression = [
+            ("spatial", space, pixels, self.patch_size << doublings),
+            ("temporal", time, frames, 1 << doublings),
+        ];
+        let agrees = |(axes, ratio, found, decoder): (&str, Option<usize>, usize, usize)| {
+            let ratio = ratio.unwrap_or(found);
+            (found != decoder || ratio != found).then(|| format!(
+                "{axes}_compression_ratio is {ratio}, but the encoder makes one of {found}, and the decoder {decoder} of one"
+            ))
+        };
+        let wrong = downs.iter().enumerate().filter_map(down_fits);
+        let wrong = wrong.chain(ups.iter().enumerate().filter_map(up_fits));
+        wrong.chain(compression.into_iter().filter_map(agrees)).collect()
+    }
 }
 
 impl config::Config for Config {
     const CLASS: &str = "AutoencoderKLLTXVideo";
+    const FIXED: &[(&str, &str, &str)] = &[("patch_size_t", "1", "as in all checkpoints")];
 
     fn check(&self) -> Vec<String> {
         let (downs, ups) = (self.down_block_types.len(), self.decoder_block_out_channels.len());
+        let alike = self.down_block_types.windows(2).all(|two| two[0] == two[1]);
         Rules::of(self)
             .between(&["in_channels", "out_channels", "latent_channels"], CHANNELS)
             .between(&["block_out_channels", "decoder_block_out_channels"], CHANNELS)
             .between(&["layers_per_block", "decoder_layers_per_block"], LAYERS)
             .between(&["patch_size"], 1..=MAX_PATCH)
-            .between(&["patch_size_t"], 1..=1)
             .between(&["upsample_factor"], 1..=8)
             .above_zero(&["scaling_factor", "resnet_norm_eps"])
             .length(&["down_block_types"], downs.clamp(1, MAX_BLOCKS))
@@ -275,65 +297,10 @@ impl config::Config for Config {
             .length(&["layers_per_block"], downs + 1)
             .length(&["downsample_type", "spatio_temporal_scaling"], downs)
             .length(&["decoder_layers_per_block", "decoder_inject_noise"], ups + 1)
-            .length(
-                &[
-                    "decoder_spatio_temporal_scaling",
-                    "upsample_residual",
-                    "upsample_factor",
-                ],
-                ups,
-            )
-            .must(
-                "down_block_types",
-                self.down_block_types.windows(2).all(|two| two[0] == two[1]),
-                "all the same",
-            )
+            .length(&["decoder_spatio_temporal_scaling"], ups)
+            .length(&["upsample_residual", "upsample_factor"], ups)
+            .must("down_block_types", alike, "all the same")
             .then(|| self.check_blocks())
             .wrong()
-    }
-}
-
-impl Config {
-    /// Checks that each block fits the previous one, and that the decoder inverts the encoder's sizes.
-    fn check_blocks(&self) -> Vec<String> {
-        let mut wrong = Vec::new();
-        for (i, block) in self.down_blocks().iter().enumerate().filter(|(_, block)| !block.fits()) {
-            let Down {
-                inputs,
-                outputs,
-                downsample,
-                ..
-            } = block;
-            wrong.push(format!(
-                "block_out_channels: block {i} can not make {outputs} channels of {inputs} by downsample_type {downsample:?}"
-            ));
-        }
-        let misfit = |block: &Up| !block.fits(self.timestep_conditioning);
-        for (i, block) in self.up_blocks().iter().enumerate().filter(|(_, block)| misfit(block)) {
-            wrong.push(format!(
-                "decoder_block_out_channels: up block {i} does not fit the one before it: {block:?}"
-            ));
-        }
-        let ups = self.up_blocks().iter().filter(|block| block.upsample).count();
-        let agrees = |key: &str, ratio: Option<usize>, found, decoder| {
-            let ratio = ratio.unwrap_or(found);
-            (found != decoder || ratio != found).then(|| {
-                format!("{key} is {ratio}, but the encoder makes one of {found}, and the decoder {decoder} of one")
-            })
-        };
-        let (space, time) = (self.spatial_compression_ratio, self.temporal_compression_ratio);
-        wrong.extend(agrees(
-            "spatial_compression_ratio",
-            space,
-            self.spatial_compression(),
-            self.patch_size << ups,
-        ));
-        wrong.extend(agrees(
-            "temporal_compression_ratio",
-            time,
-            self.temporal_compression(),
-            1 << ups,
-        ));
-        wrong
     }
 }

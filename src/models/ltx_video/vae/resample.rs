@@ -9,51 +9,49 @@
 
 use candle_core::{Result, Tensor};
 
-use super::config::{DownsampleType, Up};
+use super::config::Up;
+use super::resnet::State;
 use crate::nn::Weights;
+use crate::nn::coder::Layer;
 use crate::nn::conv3d::{Conv3d, FeatureCache, Geometry};
-use crate::nn::shuffle::{by_pixel, grouped_mean, into_channels, out_of_channels};
+use crate::nn::shuffle::{grouped_mean, into_channels, out_of_channels};
 
 const STRIDED: Geometry = Geometry {
     stride: 2,
     ..Geometry::CAUSAL
 };
 
-pub enum Downsampler {
-    /// Every second frame, row and column.
-    Strided(Conv3d),
-    /// Moves frames, rows and columns into channels.
-    IntoChannels(Conv3d, [usize; 3]),
+/// Reads a convolution that keeps every second frame, row and column.
+pub fn strided(channels: usize, weights: Weights) -> Result<Conv3d> {
+    Ok(Conv3d::load(channels, channels, STRIDED, false, weights)?.with_frame_stride(2))
+}
+
+/// Moves frames, rows and columns into channels.
+pub struct Downsampler {
+    conv: Conv3d,
+    stride: [usize; 3],
 }
 
 impl Downsampler {
-    pub fn load(kind: DownsampleType, channels: usize, outputs: usize, weights: Weights) -> Result<Self> {
-        if kind == DownsampleType::Conv {
-            let conv = Conv3d::load(channels, channels, STRIDED, false, weights.pp("conv"))?;
-            return Ok(Self::Strided(conv.with_frame_stride(2)));
-        }
-        let stride = kind.stride();
+    pub fn load(stride: [usize; 3], [channels, outputs]: [usize; 2], weights: Weights) -> Result<Self> {
         let pixels: usize = stride.iter().product();
         let conv = Conv3d::causal(channels, outputs / pixels, weights.pp("conv.conv"))?;
-        Ok(Self::IntoChannels(conv, stride))
+        Ok(Self { conv, stride })
     }
+}
 
+impl Layer<State> for Downsampler {
     /// Forward pass (1, F, H, W, C) -> (1, F', H', W', O)
-    pub fn forward(&self, x: Tensor, memory: &mut FeatureCache) -> Result<Tensor> {
-        match self {
-            Self::Strided(conv) => memory.convolve(conv, &x, None),
-            Self::IntoChannels(conv, stride) => {
-                let x = match stride[0] {
-                    1 => x,
-                    _ => Tensor::cat(&[&x.narrow(1, 0, 1)?, &x], 1)?,
-                };
-                let y = into_channels(&memory.convolve(conv, &x, None)?, *stride)?;
-                let residual = into_channels(&x, *stride)?; // (1, F', H', W', a multiple of O)
-                drop(x);
-                let outputs = y.dim(4)?;
-                y + grouped_mean(residual, outputs)?
-            }
-        }
+    fn forward(&self, x: Tensor, memory: &mut FeatureCache, _state: &mut State) -> Result<Tensor> {
+        let x = match self.stride[0] {
+            1 => x,
+            _ => Tensor::cat(&[&x.narrow(1, 0, 1)?, &x], 1)?,
+        };
+        let y = into_channels(&memory.convolve(&self.conv, &x, None)?, self.stride)?;
+        let residual = into_channels(&x, self.stride)?; // (1, F', H', W', a multiple of O)
+        drop(x);
+        let outputs = y.dim(4)?;
+        y + grouped_mean(residual, outputs)?
     }
 }
 
@@ -66,25 +64,19 @@ pub struct Upsampler {
 
 impl Upsampler {
     pub fn load(block: &Up, weights: Weights) -> Result<Self> {
-        let weights = weights.pp("conv.conv");
         let (outputs, channels) = (block.outputs, block.outputs * block.factor);
-        let weight = weights.get((8 * outputs, channels, 3, 3, 3), "weight")?;
-        let bias = weights.get(8 * outputs, "bias")?;
         let sources = (0..8 * outputs).map(|i| (i % outputs % (channels / 8).max(1) * 8 + i / outputs) as u32);
+        let residual = block.residual.then(|| Tensor::from_iter(sources, weights.device()));
         Ok(Self {
-            conv: match weights.has_numbers() {
-                true => Conv3d::new(&by_pixel(&weight, 8)?, &by_pixel(&bias, 8)?, Geometry::CAUSAL, &weights)?,
-                false => Conv3d::outline(&weight, &bias, Geometry::CAUSAL)?,
-            },
-            residual: block
-                .residual
-                .then(|| Tensor::from_iter(sources, weights.device()))
-                .transpose()?,
+            conv: Conv3d::into_pixels(channels, outputs, 8, weights.pp("conv.conv"))?,
+            residual: residual.transpose()?,
         })
     }
+}
 
+impl Layer<State> for Upsampler {
     /// Forward pass (1, F, H, W, C) -> (1, 2 F - 1, 2 H, 2 W, O)
-    pub fn forward(&self, x: Tensor, memory: &mut FeatureCache) -> Result<Tensor> {
+    fn forward(&self, x: Tensor, memory: &mut FeatureCache, _state: &mut State) -> Result<Tensor> {
         let frames = x.dim(1)?;
         let y = match &self.residual {
             Some(sources) => memory.convolve_onto(x.index_select(sources, 4)?, &self.conv, &x, None)?,

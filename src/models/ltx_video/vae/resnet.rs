@@ -1,97 +1,142 @@
-//! `LTXVideoResnetBlock3d`: x + conv2(silu(norm2(conv1(silu(norm1(x)))))), x through a layer norm and a 1x1x1
-//! convolution if the number of channels changes.
+//! `LTXVideoResnetBlock3d`: a [`Resnet`] whose norms have no weights, and whose shortcut has a layer norm.
 //!
 //! In the decoder the norms may be modulated by the timestep, and noise may be added after both convolutions: one
 //! normal number per pixel, the same in all frames and channels, times a learned factor per channel.
+//!
+//! Shapes: F frames, H rows, W columns, C channels, n vectors of modulation; samples come one by one.
 
 use candle_core::{DType, Result, Tensor, bail};
 
-use super::norm::norm;
-use crate::nn::conv3d::{Conv3d, FeatureCache};
-use crate::nn::{Norm, Weights};
+use crate::nn::coder::{Layer, Modulate};
+use crate::nn::conv3d::{FeatureCache, Modulation};
+use crate::nn::embed::TimeEmbedder;
+use crate::nn::{self, Resnet, Weights};
 use crate::rng::Rng;
 
-/// Settings shared by the resnets of a coder, or of one of its blocks.
-#[derive(Debug, Clone, Copy)]
-pub struct Kind {
-    pub eps: f64,
-    pub inject_noise: bool,
-    pub timestep_conditioning: bool,
-}
+const RMS_EPS: f64 = 1e-8;
 
-/// Conditions of resnets besides the clip.
-pub struct DecoderConditions<'a> {
-    /// Embedded timestep, (4, C) in f32.
+/// Width of a timestep's cosines and sines.
+const TIME_PROJ: usize = 256;
+
+/// State of a pass: the noise level of the latents, and the source of noise.
+pub struct State {
+    /// Noise level, (1) in 0..1.
+    pub timestep: Option<Tensor>,
+    /// Embedded timestep for the next norms, (n, C) f32.
     pub time: Option<Tensor>,
-    pub rng: &'a mut Rng,
+    pub rng: Rng,
 }
 
-pub struct Resnet {
-    conv1: Conv3d,
-    conv2: Conv3d,
-    shortcut: Option<(Norm, Conv3d)>,        // norm3, conv_shortcut
-    per_channel_scales: Option<[Tensor; 2]>, // (C) each, f32
-    scale_shift_table: Option<Tensor>,       // (4, C) f32
+impl Default for State {
+    /// State of an encoder, which neither sees a timestep nor draws.
+    fn default() -> Self {
+        Self {
+            timestep: None,
+            time: None,
+            rng: Rng::new(0),
+        }
+    }
 }
 
-impl Resnet {
-    pub fn load(channels: usize, outputs: usize, kind: Kind, weights: Weights) -> Result<Self> {
-        let shortcut = || {
-            let norm = Norm::layer(channels, kind.eps, weights.pp("norm3"))?;
-            let conv = Conv3d::pointwise(channels, outputs, weights.pp("conv_shortcut.conv"))?;
-            Ok::<_, candle_core::Error>((norm, conv))
-        };
-        let tables = weights.to_dtype(DType::F32);
-        let noise_scale = |name: &str| tables.get((channels, 1, 1), name)?.reshape(channels);
+/// Embedding of the timestep for the norms after it: `PixArtAlphaCombinedTimestepSizeEmbeddings` without sizes; in f32,
+/// because it is small and ends in tables.
+pub struct EmbedTime {
+    timestep_scale_multiplier: Tensor, // ()
+    time_embedder: TimeEmbedder,
+    vectors: usize,
+}
+
+impl EmbedTime {
+    /// Embedding as `vectors` of so many channels, the timestep multiplied by `scale`.
+    pub fn load(scale: &Tensor, [vectors, channels]: [usize; 2], weights: &Weights) -> Result<Self> {
+        let weights = weights.to_dtype(DType::F32).pp("time_embedder.timestep_embedder");
         Ok(Self {
-            conv1: Conv3d::causal(channels, outputs, weights.pp("conv1.conv"))?,
-            conv2: Conv3d::causal(outputs, outputs, weights.pp("conv2.conv"))?,
-            shortcut: (channels != outputs).then(shortcut).transpose()?,
-            per_channel_scales: match kind.inject_noise {
-                true => Some([noise_scale("per_channel_scale1")?, noise_scale("per_channel_scale2")?]),
-                false => None,
-            },
-            scale_shift_table: kind
-                .timestep_conditioning
-                .then(|| tables.get((4, channels), "scale_shift_table"))
-                .transpose()?,
+            timestep_scale_multiplier: scale.clone(),
+            time_embedder: TimeEmbedder::new(TIME_PROJ, vectors * channels, weights)?,
+            vectors,
         })
     }
+}
 
-    /// Forward pass (1, F, H, W, C) -> (1, F, H, W, O). Takes ownership of x, to build the result in its memory.
-    pub fn forward(&self, x: Tensor, memory: &mut FeatureCache, conditions: &mut DecoderConditions) -> Result<Tensor> {
-        let shifts_and_scales = match (&self.scale_shift_table, &conditions.time) {
-            (None, _) => None,
-            (Some(table), Some(time)) => Some((table + time)?),
+impl Layer<State> for EmbedTime {
+    fn forward(&self, x: Tensor, _memory: &mut FeatureCache, state: &mut State) -> Result<Tensor> {
+        let embed = |timestep: &Tensor| {
+            let scale = self.timestep_scale_multiplier.to_dtype(timestep.dtype())?;
+            let time = self.time_embedder.forward(&timestep.broadcast_mul(&scale)?)?;
+            time.reshape((self.vectors, ())) // (n, C)
+        };
+        state.time = state.timestep.as_ref().map(embed).transpose()?;
+        Ok(x)
+    }
+}
+
+/// `RMSNorm(eps=1e-8)` without a gain, before every convolution but the first; norm(x) (1 + scale) + shift if there is a
+/// timestep. Noise is added to the convolution's result.
+#[derive(Default)]
+pub struct Norm {
+    /// Vectors that are added to the embedded timestep, (n, C) f32.
+    pub scale_shift_table: Option<Tensor>,
+    /// Place of the shift among them, before the scale.
+    place: usize,
+    /// Factor of the noise, (C) f32.
+    per_channel_scale: Option<Tensor>,
+}
+
+impl Modulate<State> for Norm {
+    fn modulation(&self, x: &Tensor, state: &State) -> Result<Modulation> {
+        match (&self.scale_shift_table, &state.time) {
+            (None, _) => {
+                let ones = Tensor::ones(x.dim(4)?, DType::F32, x.device())?;
+                Modulation::rms(x, RMS_EPS, &ones, None)
+            }
+            (Some(table), Some(time)) => {
+                let vectors = (table + time)?; // (n, C)
+                let (shift, scale) = (vectors.get(self.place)?, vectors.get(self.place + 1)?);
+                Modulation::rms(x, RMS_EPS, &(scale + 1.0)?, Some(&shift))
+            }
             (Some(_), None) => bail!("the decoder needs a timestep"),
-        };
-        let norm_of = |x: &Tensor, which: usize| match &shifts_and_scales {
-            Some(rows) => norm(x, Some((&rows.get(2 * which)?, &rows.get(2 * which + 1)?))),
-            None => norm(x, None),
-        };
-        let h = memory.convolve(&self.conv1, &x, Some(&norm_of(&x, 0)?))?;
-        let onto = match &self.shortcut {
-            Some((norm, conv)) => conv.forward((&norm.forward(&x)?).into())?.0,
-            None => x.clone(),
-        };
-        drop(x);
-        let h = self.with_noise(h, 0, conditions)?;
-        let y = memory.convolve_onto(onto, &self.conv2, &h, Some(&norm_of(&h, 1)?))?;
-        drop(h);
-        self.with_noise(y, 1, conditions)
+        }
     }
 
-    fn with_noise(&self, x: Tensor, which: usize, conditions: &mut DecoderConditions) -> Result<Tensor> {
-        let Some(scales) = &self.per_channel_scales else {
-            return Ok(x);
+    fn finish(&self, y: Tensor, state: &mut State) -> Result<Tensor> {
+        let Some(scale) = &self.per_channel_scale else {
+            return Ok(y);
         };
-        let (_, _, height, width, _) = x.dims5()?;
-        let noise = Tensor::from_vec(
-            conditions.rng.randn(height * width),
-            (1, 1, height, width, 1),
-            x.device(),
-        )?;
-        let noise = noise.broadcast_mul(&scales[which].reshape((1, 1, 1, 1, ()))?)?;
-        x.broadcast_add(&noise.to_dtype(x.dtype())?) // (1, F, H, W, C)
+        let (_, _, height, width, _) = y.dims5()?;
+        let noise = state.rng.randn(height * width);
+        let noise = Tensor::from_vec(noise, (1, 1, height, width, 1), y.device())?;
+        let noise = noise.broadcast_mul(&scale.reshape((1, 1, 1, 1, ()))?)?;
+        y.broadcast_add(&noise.to_dtype(y.dtype())?) // (1, F, H, W, C)
+    }
+}
+
+/// Settings shared by the resnets of a coder, or of one of its blocks.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Kind<'a> {
+    pub eps: f64,
+    pub inject_noise: bool,
+    /// Factor of timesteps, if there are some.
+    pub timestep_scale: Option<&'a Tensor>,
+}
+
+impl Kind<'_> {
+    pub fn resnet(self, [channels, outputs]: [usize; 2], weights: Weights) -> Result<Resnet<Norm>> {
+        let tables = weights.to_dtype(DType::F32);
+        let table = || tables.get((4, channels), "scale_shift_table");
+        let table = self.timestep_scale.map(|_| table()).transpose()?;
+        let norm = |number: usize, _channels| {
+            let name = format!("per_channel_scale{number}");
+            let scale = || tables.get((channels, 1, 1), &name)?.reshape(channels);
+            Ok(Norm {
+                scale_shift_table: table.clone(),
+                place: 2 * (number - 1),
+                per_channel_scale: self.inject_noise.then(scale).transpose()?,
+            })
+        };
+        let convs = ["conv1.conv", "conv2.conv", "conv_shortcut.conv"];
+        let mut resnet = Resnet::load([channels, outputs], convs, norm, &weights)?;
+        let shortcut_norm = || nn::Norm::layer(channels, self.eps, weights.pp("norm3"));
+        resnet.shortcut_norm = (channels != outputs).then(shortcut_norm).transpose()?;
+        Ok(resnet)
     }
 }

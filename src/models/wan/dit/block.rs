@@ -9,8 +9,9 @@ use super::config::Config;
 use crate::models::ada_ln_single::AdaLnSingleBlock;
 use crate::models::denoiser::State;
 use crate::models::transformer;
-use crate::nn::attention::{Attention, AttentionSpec};
+use crate::nn::attention::{Attention, AttentionSpec, QkNorm};
 use crate::nn::feed_forward::{FeedForward, Gelu, NET};
+use crate::nn::flops::Flops;
 use crate::nn::norm::NormKind;
 use crate::nn::{Linear, Norm, ScaleShiftTable, Weights, linear};
 use crate::ops;
@@ -30,6 +31,7 @@ impl Block {
             num_heads: config.num_attention_heads,
             bias: true,
             out_bias: true,
+            qk_norm: QkNorm::RmsAcrossHeads,
             eps: config.eps,
         };
         let norm2 = || Norm::layer(dim, config.eps, weights.pp("norm2"));
@@ -55,6 +57,13 @@ impl transformer::Block for Block {
             let norm = self.norm2.as_ref().map_or(Ok(x.clone()), |norm| norm.forward(x))?;
             self.attn2.forward(&norm, text, state.image.as_ref())
         })
+    }
+
+    fn flops(&self, state: &State) -> Result<Flops> {
+        let tokens = state.hidden.dim(1)?;
+        let count = |context: &Option<Tensor>| context.as_ref().map_or(Ok(0), |context| context.dim(1));
+        let context = count(&state.context)? + count(&state.image)?; // keys and values of the image cost as many
+        Ok(self.modulated.flops(tokens)? + self.attn2.text.flops(tokens, context)?)
     }
 }
 

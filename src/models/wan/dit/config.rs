@@ -1,11 +1,8 @@
 //! `transformer/config.json` of a Wan 2.1 checkpoint.
 
-use std::path::Path;
-
 use serde::{Deserialize, Serialize};
 
-use crate::nn::attention::QkNorm;
-use crate::nn::config::{self, Rules, SIZE};
+use crate::diffusers_config::{self as config, Rules, SIZE};
 
 /// Settings of `WanTransformer3DModel`, with its defaults.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -41,8 +38,6 @@ pub struct Config {
     pub rope_max_seq_len: usize,
     /// Image tokens with learned positions: those of a first and a last image.
     pub pos_embed_seq_len: Option<usize>,
-    /// Norm of queries and keys.
-    pub qk_norm: QkNorm,
 }
 
 impl Default for Config {
@@ -63,20 +58,11 @@ impl Default for Config {
             added_kv_proj_dim: None,
             rope_max_seq_len: 1024,
             pos_embed_seq_len: None,
-            qk_norm: QkNorm::RmsAcrossHeads,
         }
     }
 }
 
 impl Config {
-    /// Reads `config.json` in `folder`.
-    ///
-    /// # Errors
-    /// Names the file and key: a missing file, another model's, an unknown key, or inconsistent sizes.
-    pub fn load(folder: &Path) -> anyhow::Result<Self> {
-        config::read(folder)
-    }
-
     /// Returns the width of the tokens.
     pub fn inner_dim(&self) -> usize {
         self.num_attention_heads.saturating_mul(self.attention_head_dim)
@@ -90,6 +76,7 @@ impl Config {
 
 impl config::Config for Config {
     const CLASS: &str = "WanTransformer3DModel";
+    const FIXED: &[(&str, &str, &str)] = &[("qk_norm", "\"rms_norm_across_heads\"", "as in all checkpoints")];
 
     fn check(&self) -> Vec<String> {
         let dim = self.inner_dim();

@@ -18,8 +18,9 @@ mod config;
 pub use config::Config;
 
 use crate::models::denoiser::{Input, State, StaticContext};
-use crate::models::family::Layout;
 use crate::models::input_spec::{ImageTokensSpec, InputSpec};
+use crate::models::latent_size::Layout;
+use crate::models::text_embeds::TextShape;
 use crate::models::transformer::{self, Transformer};
 use crate::nn::Weights;
 use crate::nn::patch_embed::{PatchEmbed, unpatchify};
@@ -27,6 +28,9 @@ use crate::nn::rope::{Axis, PairLayout, Rotary, THETA};
 use crate::nn::scale_shift::Head;
 use block::Block;
 use condition::ConditionEmbedder;
+
+/// Tokens of a prompt, including padding: the pipelines' default.
+pub const TEXT_TOKENS: usize = 512;
 
 /// Transformer of Wan.
 pub type Dit = Transformer<Network>;
@@ -71,15 +75,12 @@ impl transformer::Network for Network {
             tokens: config.pos_embed_seq_len,
             width,
         };
+        let channels = [config.in_channels, config.predicted_channels()];
+        let text = TextShape::new(TEXT_TOKENS, config.text_dim);
         InputSpec {
             axis: config.rope_max_seq_len,
             image: config.image_dim.map(image),
-            ..InputSpec::new(
-                Layout::ChannelsFirst,
-                config.in_channels,
-                config.patch_size,
-                config.text_dim,
-            )
+            ..InputSpec::new(Layout::ChannelsFirst, channels, config.patch_size, text)
         }
     }
 
@@ -98,8 +99,8 @@ impl transformer::Network for Network {
             hidden,
             time,
             modulation: Some(modulation),
-            text: Some(self.condition_embedder.text_embedder.forward(&input.text.hidden)?), // (B, L, D)
-            image: self.condition_embedder.image(input.image.as_ref())?,                    // (B, M, D)
+            context: Some(self.condition_embedder.text_embedder.forward(&input.text.hidden)?), // (B, L, D)
+            image: self.condition_embedder.image(input.image.as_ref())?,                       // (B, M, D)
             fixed: Arc::new(StaticContext::of_clip(grid, rotary, None)),
         })
     }
@@ -119,10 +120,10 @@ impl transformer::Network for Network {
 fn rotary(config: &Config, grid: [usize; 3], device: &Device) -> Result<Rotary> {
     let space = config.attention_head_dim / 6 * 2;
     let widths = [config.attention_head_dim - 2 * space, space, space];
-    let axis = |(count, width): (usize, usize)| Axis {
-        positions: (0..count).map(|i| i as f32).collect(),
-        width,
-    };
-    let axes: Vec<Axis> = grid.into_iter().zip(widths).map(axis).collect();
+    let axes = grid
+        .into_iter()
+        .zip(widths)
+        .map(|(count, width)| Axis::counted(count, width));
+    let axes: Vec<Axis> = axes.collect();
     Rotary::grid(&axes, THETA, PairLayout::Neighbours, device)
 }

@@ -7,7 +7,8 @@ use candle_core::{Result, Tensor};
 
 use super::norm::Norm;
 use crate::nn::Weights;
-use crate::nn::conv3d::{Conv3d, Geometry};
+use crate::nn::coder::Layer;
+use crate::nn::conv3d::{Conv3d, FeatureCache, Geometry};
 use crate::ops::attention::attention;
 
 pub struct Attention {
@@ -25,9 +26,11 @@ impl Attention {
             proj: conv(channels, "proj")?,
         })
     }
+}
 
-    /// Forward pass (B, F, H, W, C) -> (B, F, H, W, C). Takes ownership of x, to build the result in its memory.
-    pub fn forward(&self, x: Tensor) -> Result<Tensor> {
+impl Layer<()> for Attention {
+    /// Forward pass (B, F, H, W, C) -> (B, F, H, W, C)
+    fn forward(&self, x: Tensor, _memory: &mut FeatureCache, _state: &mut ()) -> Result<Tensor> {
         let (batch, frames, height, width, channels) = x.dims5()?;
         let rows = self.norm.rows(&x)?.reshape(x.shape())?;
         let qkv = self.to_qkv.forward((&rows).into())?.0; // (B, F, H, W, 3 C)

@@ -1,112 +1,132 @@
 //! `WanEncoder3d`: resnets that halve the size, then the middle. `WanDecoder3d`: the middle, then resnets that double
 //! the size and halve the channels.
 //!
-//! Letters: B batch, F frames, H rows, W columns, C channels.
+//! Shapes: L channels of latents.
 
 use candle_core::{Result, Tensor};
 
 use super::attention::Attention;
-use super::config::Config;
+use super::config::{COLOURS, Config};
 use super::norm::Norm;
-use super::resample::Resampler;
-use crate::nn::conv3d::{Conv3d, FeatureCache};
+use super::resample::{DoubleFrames, HalveFrames};
+use crate::models::autoencoder::{Codec, Sizes, Unconditional};
+use crate::nn::coder::{Coder, Layer, NormConv, Pieces};
+use crate::nn::conv3d::{Conv3d, FeatureCache, TemporalPadding};
+use crate::nn::resampler::Resampler;
 use crate::nn::{Resnet, Weights};
 
-pub struct Coder {
-    conv_in: Conv3d,
-    layers: Vec<Layer>,
-    norm_out: Norm,
-    conv_out: Conv3d,
+/// Frames of a piece, except the first, which has one.
+const SAMPLE_FRAMES: usize = 4;
+
+/// Limits values to -1..1.
+struct Clamp;
+
+impl Layer<()> for Clamp {
+    fn forward(&self, x: Tensor, _memory: &mut FeatureCache, _state: &mut ()) -> Result<Tensor> {
+        x.clamp(-1f32, 1f32)
+    }
 }
 
-enum Layer {
-    Resnet(Box<Resnet<Norm>>),
-    Attention(Attention),
-    Downsampler(Resampler),
-    Upsampler(Resampler),
-}
+impl Unconditional for Config {}
 
-impl Coder {
+impl Codec for Config {
+    type State = ();
+    type Statistics = ();
+
     /// Encoder of clips (.., 3) to mean and log-variance (.., 2 L).
-    pub fn encoder(config: &Config, weights: Weights) -> Result<Self> {
-        let mut layers = Vec::new();
-        let mut channels = config.base_dim;
-        for (i, multiple) in config.dim_mult.iter().enumerate() {
+    fn encoder(&self, weights: &Weights) -> Result<Coder<()>> {
+        let (root, weights) = (weights, weights.pp("encoder"));
+        let mut coder = Coder::new(TemporalPadding::Zeros, Pieces::FirstAlone(SAMPLE_FRAMES), [1, 1]);
+        coder.push(Conv3d::causal(COLOURS, self.base_dim, weights.pp("conv_in"))?);
+        let mut channels = self.base_dim;
+        let layers = self.num_res_blocks;
+        for (i, multiple) in self.dim_mult.iter().enumerate() {
             // The checkpoint numbers all layers consecutively.
-            let next = |layers: &Vec<Layer>| weights.pp("down_blocks").pp(layers.len());
-            let outputs = config.base_dim * multiple;
-            for _ in 0..config.num_res_blocks {
-                layers.push(resnet(channels, outputs, next(&layers))?);
+            let layer = |j| weights.pp("down_blocks").pp(i * (layers + 1) + j);
+            let outputs = self.base_dim * multiple;
+            for j in 0..layers {
+                coder.push(resnet([channels, outputs], layer(j))?);
                 channels = outputs;
             }
-            if let Some(&in_time) = config.temperal_downsample.get(i) {
-                let downsampler = Resampler::down(channels, in_time, next(&layers))?;
-                layers.push(Layer::Downsampler(downsampler));
+            if let Some(&in_time) = self.temperal_downsample.get(i) {
+                coder.push(Resampler::down(channels, false, layer(layers).pp("resample.1"))?);
+                if in_time {
+                    coder.push(HalveFrames::load(channels, layer(layers).pp("time_conv"))?);
+                }
             }
         }
-        layers.extend(mid_block(channels, weights.pp("mid_block"))?);
-        Ok(Self {
-            conv_in: Conv3d::causal(config.in_channels, config.base_dim, weights.pp("conv_in"))?,
-            layers,
-            norm_out: Norm::load(channels, 3, weights.pp("norm_out"))?,
-            conv_out: Conv3d::causal(channels, 2 * config.z_dim, weights.pp("conv_out"))?,
-        })
+        mid_block(&mut coder, channels, &weights.pp("mid_block"))?;
+        let norm_out = Norm::load(channels, 3, weights.pp("norm_out"))?;
+        coder.push(NormConv::load(
+            norm_out,
+            [channels, 2 * self.z_dim],
+            weights.pp("conv_out"),
+        )?);
+        coder.push(Conv3d::pointwise(
+            2 * self.z_dim,
+            2 * self.z_dim,
+            root.pp("quant_conv"),
+        )?);
+        Ok(coder)
     }
 
     /// Decoder of latents (.., L) to clips (.., 3).
-    pub fn decoder(config: &Config, weights: Weights) -> Result<Self> {
-        let first = config.base_dim * config.dim_mult[config.dim_mult.len() - 1];
-        let mut layers = Vec::from(mid_block(first, weights.pp("mid_block"))?);
-        let mut channels = first;
-        let mut in_time = config.temperal_downsample.iter().rev();
-        for (i, multiple) in config.dim_mult.iter().rev().enumerate() {
-            let weights = weights.pp("up_blocks").pp(i);
-            let outputs = config.base_dim * multiple;
-            for j in 0..=config.num_res_blocks {
-                layers.push(resnet(channels, outputs, weights.pp("resnets").pp(j))?);
-                channels = outputs;
-            }
+    fn decoder(&self, weights: &Weights) -> Result<Coder<()>> {
+        let (root, weights) = (weights, weights.pp("decoder"));
+        let mut channels = self.base_dim * self.dim_mult[self.dim_mult.len() - 1];
+        let mut coder = Coder::new(TemporalPadding::Zeros, Pieces::FirstAlone(1), [1, 1]);
+        coder.push(Conv3d::pointwise(self.z_dim, self.z_dim, root.pp("post_quant_conv"))?);
+        coder.push(Conv3d::causal(self.z_dim, channels, weights.pp("conv_in"))?);
+        mid_block(&mut coder, channels, &weights.pp("mid_block"))?;
+        let mut in_time = self.temperal_downsample.iter().rev();
+        for (i, multiple) in self.dim_mult.iter().rev().enumerate() {
+            let (weights, layers) = (weights.pp("up_blocks").pp(i), self.num_res_blocks + 1);
+            let outputs = self.base_dim * multiple;
+            coder.extend(layers, [channels, outputs], &weights.pp("resnets"), resnet)?;
+            channels = outputs;
             if let Some(&in_time) = in_time.next() {
-                let upsampler = Resampler::up(channels, in_time, weights.pp("upsamplers.0"))?;
-                layers.push(Layer::Upsampler(upsampler));
+                let weights = weights.pp("upsamplers.0");
+                if in_time {
+                    coder.push(DoubleFrames::load(channels, weights.pp("time_conv"))?);
+                }
+                coder.push(Resampler::up(
+                    [channels, channels / 2],
+                    false,
+                    weights.pp("resample.1"),
+                )?);
                 channels /= 2;
             }
         }
-        Ok(Self {
-            conv_in: Conv3d::causal(config.z_dim, first, weights.pp("conv_in"))?,
-            layers,
-            norm_out: Norm::load(channels, 3, weights.pp("norm_out"))?,
-            conv_out: Conv3d::causal(channels, config.out_channels, weights.pp("conv_out"))?,
-        })
+        let norm_out = Norm::load(channels, 3, weights.pp("norm_out"))?;
+        coder.push(NormConv::load(norm_out, [channels, COLOURS], weights.pp("conv_out"))?);
+        coder.push(Clamp);
+        Ok(coder)
     }
 
-    /// Processes one piece of a clip, (B, F, H, W, C) -> (B, F', H', W', C').
-    pub fn forward(&self, piece: &Tensor, memory: &mut FeatureCache) -> Result<Tensor> {
-        memory.rewind();
-        let mut x = memory.convolve(&self.conv_in, piece, None)?;
-        for layer in &self.layers {
-            x = match layer {
-                Layer::Resnet(resnet) => resnet.forward(x, memory, Norm::modulation)?,
-                Layer::Attention(attention) => attention.forward(x)?,
-                Layer::Downsampler(downsampler) => downsampler.halve(&x, memory)?,
-                Layer::Upsampler(upsampler) => upsampler.double(x, memory)?,
-            };
+    fn statistics(&self, _weights: &Weights) -> anyhow::Result<()> {
+        Ok(())
+    }
+
+    fn sizes(&self) -> Sizes {
+        Sizes {
+            channels: COLOURS,
+            latent_channels: self.z_dim,
+            frames: SAMPLE_FRAMES,
+            side: 1,
+            compression: self.spatial_compression(),
         }
-        memory.convolve(&self.conv_out, &x, Some(&self.norm_out.modulation(&x)?))
     }
 }
 
-/// `WanMidBlock`: attention between two resnets.
-fn mid_block(channels: usize, weights: Weights) -> Result<[Layer; 3]> {
-    Ok([
-        resnet(channels, channels, weights.pp("resnets.0"))?,
-        Layer::Attention(Attention::load(channels, weights.pp("attentions.0"))?),
-        resnet(channels, channels, weights.pp("resnets.1"))?,
-    ])
+/// Adds a `WanMidBlock`: attention between two resnets.
+fn mid_block(coder: &mut Coder<()>, channels: usize, weights: &Weights) -> Result<()> {
+    coder.push(resnet([channels; 2], weights.pp("resnets.0"))?);
+    coder.push(Attention::load(channels, weights.pp("attentions.0"))?);
+    coder.push(resnet([channels; 2], weights.pp("resnets.1"))?);
+    Ok(())
 }
 
-fn resnet(channels: usize, outputs: usize, weights: Weights) -> Result<Layer> {
-    let norm = |channels, weights| Norm::load(channels, 3, weights);
-    let resnet = Resnet::load([channels, outputs], ["conv1", "conv2"], norm, weights)?;
-    Ok(Layer::Resnet(Box::new(resnet)))
+fn resnet(channels: [usize; 2], weights: Weights) -> Result<Resnet<Norm>> {
+    let norm = |i, channels| Norm::load(channels, 3, weights.pp(format!("norm{i}")));
+    Resnet::load(channels, ["conv1", "conv2", "conv_shortcut"], norm, &weights)
 }

@@ -1,16 +1,20 @@
 //! `vae/config.json`.
 
-use std::path::Path;
-
 use candle_core::{Result, Tensor};
 use serde::{Deserialize, Serialize};
 
-use crate::nn::config::{self, Rules};
+use crate::diffusers_config::{self as config, Rules};
 
 /// Upper limits, more than any checkpoint has.
 const MAX_WIDTH: usize = 4096;
 const MAX_LEVELS: usize = 8;
 const MAX_BLOCKS: usize = 64;
+
+/// Channels of clips.
+pub const COLOURS: usize = 3;
+
+/// Reason for values that only Wan 2.2 changes.
+const AS_BEFORE: &str = "as in Wan 2.1";
 
 /// Keys of diffusers' `AutoencoderKLWan`. An unknown key might change the computation, and is an error; so are the keys
 /// of Wan 2.2 with values other than Wan 2.1's.
@@ -27,24 +31,12 @@ pub struct Config {
     pub dim_mult: Vec<usize>,
     /// Residual layers at each size.
     pub num_res_blocks: usize,
-    /// Sizes at which attention is added; must be empty.
-    pub attn_scales: Vec<f64>,
     /// True for halvings of the size that halve the frames too.
     pub temperal_downsample: Vec<bool>,
-    /// Dropout in training; not used here.
-    pub dropout: f64,
     /// Mean of every channel; always given, so there is no default.
     pub latents_mean: Vec<f64>,
     /// Standard deviation of every channel.
     pub latents_std: Vec<f64>,
-    /// Shortcuts of Wan 2.2; must be off.
-    pub is_residual: bool,
-    /// Channels of the input frames.
-    pub in_channels: usize,
-    /// Channels of the decoded frames.
-    pub out_channels: usize,
-    /// Patches of Wan 2.2; must be none or 1.
-    pub patch_size: Option<usize>,
     /// Frames per latent frame, if given.
     pub scale_factor_temporal: Option<usize>,
     /// Pixel rows, and columns, per latent one, if given.
@@ -59,15 +51,9 @@ impl Default for Config {
             z_dim: 16,
             dim_mult: vec![1, 2, 4, 4],
             num_res_blocks: 2,
-            attn_scales: Vec::new(),
             temperal_downsample: vec![false, true, true],
-            dropout: 0.0,
             latents_mean: Vec::new(),
             latents_std: Vec::new(),
-            is_residual: false,
-            in_channels: 3,
-            out_channels: 3,
-            patch_size: None,
             scale_factor_temporal: None,
             scale_factor_spatial: None,
         }
@@ -75,16 +61,6 @@ impl Default for Config {
 }
 
 impl Config {
-    /// Reads and checks `config.json` in `folder`.
-    pub fn read(folder: &Path) -> anyhow::Result<Self> {
-        config::read(folder)
-    }
-
-    /// Same as [`read`](Self::read), from the file's text.
-    pub fn parse(text: &str) -> anyhow::Result<Self> {
-        config::parse(text)
-    }
-
     fn halvings_in_time(&self) -> usize {
         self.temperal_downsample.iter().filter(|in_time| **in_time).count()
     }
@@ -128,18 +104,23 @@ impl Config {
 
 impl config::Config for Config {
     const CLASS: &str = "AutoencoderKLWan";
+    const UNUSED: &[&str] = &["dropout"];
+    const FIXED: &[(&str, &str, &str)] = &[
+        ("attn_scales", "[]", AS_BEFORE),
+        ("is_residual", "false", AS_BEFORE),
+        ("in_channels", "3", AS_BEFORE),
+        ("out_channels", "3", AS_BEFORE),
+        ("patch_size", "null", AS_BEFORE),
+    ];
 
     fn check(&self) -> Vec<String> {
         let (halvings, in_time) = (self.temperal_downsample.len(), self.halvings_in_time());
         let power = |halvings: usize| 2usize.saturating_pow(halvings as u32);
-        let or_null = |value: Option<usize>, right: usize| value.is_none_or(|value| value == right);
         let levels = (1..=MAX_LEVELS).contains(&self.dim_mult.len());
         let of_channels = |values: &[f64], least: f32| {
             values.len() == self.z_dim && values.iter().all(|value| value.is_finite() && *value as f32 >= least)
         };
         let (mean, std) = (&self.latents_mean, &self.latents_std);
-        let (time, space) = (self.scale_factor_temporal, self.scale_factor_spatial);
-        let as_before = "as in Wan 2.1";
         Rules::of(self)
             .between(&["base_dim"], 2..=MAX_WIDTH)
             .between(&["z_dim"], 1..=MAX_WIDTH)
@@ -157,26 +138,9 @@ impl config::Config for Config {
                 of_channels(std, f32::MIN_POSITIVE),
                 "z_dim numbers above 0",
             )
-            .only("attn_scales", Vec::<f64>::new(), as_before)
-            .only("is_residual", false, as_before)
-            .only("in_channels", 3, as_before)
-            .only("out_channels", 3, as_before)
-            .only("patch_size", (), as_before)
-            .must(
-                "decoder_base_dim",
-                or_null(self.decoder_base_dim, self.base_dim),
-                format!("null, {as_before}"),
-            )
-            .must(
-                "scale_factor_temporal",
-                or_null(time, power(in_time)),
-                format!("{}, by temperal_downsample", power(in_time)),
-            )
-            .must(
-                "scale_factor_spatial",
-                or_null(space, power(halvings)),
-                format!("{}, by temperal_downsample", power(halvings)),
-            )
+            .given("decoder_base_dim", self.base_dim, AS_BEFORE)
+            .given("scale_factor_temporal", power(in_time), "by temperal_downsample")
+            .given("scale_factor_spatial", power(halvings), "by temperal_downsample")
             .wrong()
     }
 }

@@ -6,6 +6,7 @@
 use candle_core::{DType, Result, Tensor};
 
 use crate::nn::Weights;
+use crate::nn::coder::Modulate;
 use crate::nn::conv3d::Modulation;
 use crate::ops::norm::{Norm as RmsNorm, NormKind};
 
@@ -25,11 +26,6 @@ impl Norm {
         })
     }
 
-    /// Modulation for silu(norm(x)), computed by a convolution of x (B, F, H, W, C).
-    pub fn modulation(&self, x: &Tensor) -> Result<Modulation> {
-        Modulation::rms(x, self.eps, &self.gamma, None)
-    }
-
     /// Computes norm(x), (B, F, H, W, C) -> (B F, H W, C)
     pub fn rows(&self, x: &Tensor) -> Result<Tensor> {
         let (batch, frames, height, width, channels) = x.dims5()?;
@@ -41,5 +37,11 @@ impl Norm {
         let gain = self.gamma.reshape((1, 1, channels))?;
         let x = x.reshape((batch * frames, height * width, channels))?;
         norm.forward(&x, &gain, &gain.zeros_like()?)
+    }
+}
+
+impl Modulate<()> for Norm {
+    fn modulation(&self, x: &Tensor, _state: &()) -> Result<Modulation> {
+        Modulation::rms(x, self.eps, &self.gamma, None)
     }
 }

@@ -121,7 +121,7 @@ const isStill = matchMedia("(prefers-reduced-motion: reduce)").matches;
 // Whether videos play as soon as they are seen.
 let mayStart = !isStill;
 
-function film(source, label) {
+function videoOf(source, label) {
   const video = el("video", { muted: true, playsinline: true, preload: "auto", "aria-label": label, tabindex: -1 });
   video.muted = true;
   video.disablePictureInPicture = true;
@@ -178,16 +178,16 @@ function layOut(isByStep) {
 
 function cell(row, col) {
   const entry = row.get(col.run);
-  const source = entry?.films[col.at];
+  const source = entry?.videos[col.at];
   const any = entry ?? [...row.values()][0];
   const [height, width] = any.size ?? [2, 3];
   const where = `${several ? `${col.run.label}, ` : ""}${stepName(col.step)}`;
   const label = `${any.prompt}: ${where}`;
-  const box = el("div", { class: "film", style: { "aspect-ratio": `${width} / ${height}` } }, source ? "" : "no video");
+  const box = el("div", { class: "video", style: { "aspect-ratio": `${width} / ${height}` } }, source ? "" : "no video");
   const td = el("td", { role: "gridcell", tabindex: -1, "aria-label": source ? label : `${label}: no video` }, box);
   if (col.step === 0) td.classList.add("base");
   if (col.first) td.classList.add("first");
-  td.film = source && { source: col.run.base + source, label, box, entry, col, row };
+  td.video = source && { source: col.run.base + source, label, box, entry, col, row };
   return td;
 }
 
@@ -195,9 +195,9 @@ function watch(cells) {
   const seen = new IntersectionObserver(
     (entries) => {
       for (const { target, isIntersecting } of entries) {
-        const { film: told } = target;
+        const { video: told } = target;
         if (isIntersecting && !told.video) {
-          told.video = film(told.source, told.label);
+          told.video = videoOf(told.source, told.label);
           told.box.replaceChildren(told.video);
         } else if (!isIntersecting && told.video) {
           release(told.video);
@@ -207,15 +207,15 @@ function watch(cells) {
     },
     { rootMargin: "160px", scrollMargin: "160px" },
   );
-  cells.forEach((td) => td.film && seen.observe(td));
+  cells.forEach((td) => td.video && seen.observe(td));
   // Ends it, and lets all go.
   return () => {
     seen.disconnect();
-    cells.forEach((td) => td.film?.video && release(td.film.video));
+    cells.forEach((td) => td.video?.video && release(td.video.video));
   };
 }
 
-// One film large, beside what the base model of the same run makes of the prompt.
+// One video large, beside what the base model of the same run makes of the prompt.
 function enlarger() {
   const prompt = el("p", {});
   const pair = el("div", { class: "pair", tabindex: -1, autofocus: true });
@@ -229,17 +229,17 @@ function enlarger() {
   return (told) => {
     open.splice(0).forEach(release);
     prompt.textContent = told.entry.prompt;
-    const base = told.col.run.grid.steps[0] === 0 && told.col.step !== 0 && told.entry.films[0];
+    const base = told.col.run.grid.steps[0] === 0 && told.col.step !== 0 && told.entry.videos[0];
     const shown = [];
     if (base) shown.push({ source: told.col.run.base + base, name: stepName(0) });
     shown.push({ source: told.source, name: stepName(told.col.step) });
     const figures = shown.map(({ source, name }) => {
-      const video = film(source, name);
+      const video = videoOf(source, name);
       open.push(video);
       return el(
         "figure",
         {},
-        el("div", { class: "film", style: { "aspect-ratio": told.box.style.getPropertyValue("aspect-ratio") } }, video),
+        el("div", { class: "video", style: { "aspect-ratio": told.box.style.getPropertyValue("aspect-ratio") } }, video),
         el("figcaption", {}, several ? `${told.col.run.label}, ${name}` : name),
       );
     });
@@ -275,7 +275,7 @@ function table(cols, rows) {
   const isGrouped = several && !cols[0].isByStep;
   return el(
     "table",
-    { class: several ? "films" : "films pin", role: "grid", "aria-label": "Validation videos" },
+    { class: several ? "videos" : "videos pin", role: "grid", "aria-label": "Validation videos" },
     el(
       "thead",
       {},
@@ -312,7 +312,7 @@ function moveAbout(grid, enlarge) {
   });
   grid.addEventListener("click", (event) => {
     const td = event.target.closest("td");
-    if (td?.film) enlarge(td.film);
+    if (td?.video) enlarge(td.video);
   });
   grid.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey) return;
@@ -327,7 +327,7 @@ function moveAbout(grid, enlarge) {
       PageDown: [Infinity, x],
     };
     if (event.key in ways) go(...ways[event.key]);
-    else if (event.key === "Enter" && lines[y][x].film) enlarge(lines[y][x].film);
+    else if (event.key === "Enter" && lines[y][x].video) enlarge(lines[y][x].video);
     else return;
     event.preventDefault();
   });
@@ -357,17 +357,17 @@ function controls() {
     },
     [0.25, 0.5, 1, 2].map((value) => el("option", { value, selected: value === 1 }, `${value}×`)),
   );
-  const resize = (value) => document.documentElement.style.setProperty("--film", `${value}px`);
+  const resize = (value) => document.documentElement.style.setProperty("--video", `${value}px`);
   const size = el("input", {
     type: "range",
     min: 80,
     max: 480,
     step: 10,
-    value: remembered.get("film", "200"),
+    value: remembered.get("video", "200"),
     "aria-label": "Size of the videos",
     oninput: () => {
       resize(size.value);
-      remembered.set("film", size.value);
+      remembered.set("video", size.value);
     },
   });
   if (size.value !== "200") resize(size.value);
@@ -382,7 +382,7 @@ function controls() {
   return [play, el("label", {}, seek, frame), rate, el("label", {}, "Size", size)];
 }
 
-function showFilms() {
+function showVideos() {
   const { rows } = layOut(false);
   if (rows.length === 0) {
     const why = "No validation video yet. Prompts stand under validation.prompts in the run file.";
@@ -392,7 +392,7 @@ function showFilms() {
   const known = rows.flatMap((row) => [...row.values()]);
   clock.fps = Math.max(...known.map((row) => row.fps ?? 0)) || 8;
   clock.frames = Math.max(...known.map((row) => row.num_frames ?? 1));
-  const frame = el("div", { class: "films-frame" });
+  const frame = el("div", { class: "videos-frame" });
   const enlarge = enlarger();
   let leave = () => {};
   const build = (isByStep) => {
@@ -421,7 +421,7 @@ function showFilms() {
   const told = keys.flatMap(([key, what], i) => [el("kbd", {}, key), ` ${what}${what === "and" ? " " : i < keys.length - 1 ? " · " : ""}`]);
   section("videos", "Videos", [several && order, controls()], frame, el("p", { class: "keys" }, told));
   build(false);
-  window.vtrain.films = clock;
+  window.vtrain.videos = clock;
   clock.show();
   clock.tick();
   document.addEventListener("keydown", (event) => {

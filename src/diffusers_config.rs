@@ -1,6 +1,7 @@
-//! `config.json` of a part of a checkpoint, as diffusers writes it: with a limit on its size, unknown keys rejected,
-//! and errors by key.
+//! Configs of diffusers' classes, `config.json` and `scheduler_config.json`: with a limit on their size, unknown keys
+//! rejected, and errors by key.
 
+use std::fmt::Display;
 use std::ops::RangeInclusive;
 use std::path::Path;
 use std::slice;
@@ -15,8 +16,8 @@ use crate::magic;
 /// Upper limit for a config.json.
 const MAX_BYTES: u64 = 1 << 20;
 
-/// Keys that diffusers writes into every config, and no computation reads.
-const WITHOUT_EFFECT: [&str; 2] = ["_diffusers_version", "_name_or_path"];
+/// Keys that diffusers writes into every config, and no computation reads; `quantization_config` is read with the weights.
+const WITHOUT_EFFECT: [&str; 3] = ["_diffusers_version", "_name_or_path", "quantization_config"];
 
 /// Range of plausible sizes.
 pub const SIZE: RangeInclusive<usize> = 1..=1 << 24;
@@ -27,32 +28,68 @@ pub trait Config: Serialize + DeserializeOwned {
     /// `_class_name`, which is not a field.
     const CLASS: &'static str;
 
+    /// Keys of the class that no computation here reads.
+    const UNUSED: &'static [&'static str] = &[];
+
+    /// Keys with the one supported value, as JSON, and the reason. It is their default as well, so they are no fields.
+    const FIXED: &'static [(&'static str, &'static str, &'static str)] = &[];
+
     /// Returns values that parse but cannot be computed with: [`Rules`].
     fn check(&self) -> Vec<String>;
-}
 
-/// Reads and checks `config.json` in `folder`.
-///
-/// # Errors
-/// Names the file and key: a missing file, another class's, an unknown key, or inconsistent values.
-pub fn read<C: Config>(folder: &Path) -> anyhow::Result<C> {
-    let path = folder.join("config.json");
-    text(&path)
-        .and_then(|text| parse(&text))
-        .with_context(|| path.display().to_string())
-}
-
-/// Same as [`read`], from the file's text.
-pub fn parse<C: Config>(text: &str) -> anyhow::Result<C> {
-    let mut keys: Map<String, Value> = serde_json::from_str(text).context("not a JSON object")?;
-    if let Some(class) = keys.remove("_class_name").filter(|class| !class.is_null()) {
-        ensure!(class == C::CLASS, "_class_name must be {}, found {class}", C::CLASS);
+    /// Reads and checks `config.json` in `folder`.
+    ///
+    /// # Errors
+    /// Names the file and key: a missing file, another class's, an unknown key, or inconsistent values.
+    fn load(folder: &Path) -> anyhow::Result<Self> {
+        let path = folder.join("config.json");
+        text(&path)
+            .and_then(|text| Self::parse(&text))
+            .with_context(|| path.display().to_string())
     }
-    keys.retain(|key, _| !WITHOUT_EFFECT.contains(&key.as_str()));
-    let config: C = serde_path_to_error::deserialize(Value::Object(keys))?;
-    let wrong = config.check();
-    ensure!(wrong.is_empty(), wrong.join("\n"));
-    Ok(config)
+
+    /// Same as [`load`](Self::load), from the file's text.
+    fn parse(text: &str) -> anyhow::Result<Self> {
+        let mut keys = keys(text)?;
+        if let Some(class) = keys.remove("_class_name").filter(|class| !class.is_null()) {
+            ensure!(
+                class == Self::CLASS,
+                "_class_name must be {}, found {class}",
+                Self::CLASS
+            );
+        }
+        Self::from_keys(keys)
+    }
+
+    /// Same as [`parse`](Self::parse), from keys without `_class_name`.
+    fn from_keys(mut keys: Map<String, Value>) -> anyhow::Result<Self> {
+        keys.retain(|key, _| !WITHOUT_EFFECT.contains(&key.as_str()) && !Self::UNUSED.contains(&key.as_str()));
+        let mut wrong = Vec::new();
+        for (key, value, why) in Self::FIXED {
+            let found = keys.remove(*key);
+            if let Some(found) = found.filter(|found| !is(found, value)) {
+                wrong.push(must_be(key, format!("{value}, {why}"), &found));
+            }
+        }
+        let config: Self = serde_path_to_error::deserialize(Value::Object(keys))?;
+        wrong.extend(config.check());
+        ensure!(wrong.is_empty(), wrong.join("\n"));
+        Ok(config)
+    }
+}
+
+/// Checks that a value is the one written as JSON; numbers are compared by value.
+fn is(found: &Value, json: &str) -> bool {
+    let wanted: Value = serde_json::from_str(json).unwrap_or_default();
+    match (found.as_f64(), wanted.as_f64()) {
+        (Some(found), Some(wanted)) => found == wanted,
+        _ => *found == wanted,
+    }
+}
+
+/// Returns the keys of any config.
+pub fn keys(text: &str) -> anyhow::Result<Map<String, Value>> {
+    serde_json::from_str(text).context("not a JSON object")
 }
 
 /// Returns the text of any config, unless it is too large to be one.
@@ -101,6 +138,13 @@ impl Rules {
         self.must(key, holds, format!("{value}, {why}"))
     }
 
+    /// Requires this number, where one is given.
+    pub fn given(mut self, key: &str, number: usize, why: &str) -> Self {
+        let found = self.value(key);
+        let holds = found.is_null() || found.as_u64() == Some(number as u64);
+        self.must(key, holds, format!("{number}, {why}"))
+    }
+
     /// Requires lists of this length.
     pub fn length(mut self, keys: &[&str], count: usize) -> Self {
         for key in keys {
@@ -114,13 +158,10 @@ impl Rules {
     }
 
     /// Requires any other condition: "key must be ..., found ...".
-    pub fn must(mut self, key: &str, holds: bool, be: impl std::fmt::Display) -> Self {
+    pub fn must(mut self, key: &str, holds: bool, be: impl Display) -> Self {
         if !holds {
-            let found = match self.value(key) {
-                Value::String(found) => found.clone(),
-                found => found.to_string(),
-            };
-            self.wrong.push(format!("{key} must be {be}, found {found}"));
+            let message = must_be(key, be, self.value(key));
+            self.wrong.push(message);
         }
         self
     }
@@ -173,5 +214,12 @@ impl Rules {
             self.wrong.push(format!("{key} is not a key of this config"));
         }
         &self.found[key]
+    }
+}
+
+fn must_be(key: &str, be: impl Display, found: &Value) -> String {
+    match found {
+        Value::String(found) => format!("{key} must be {be}, found {found}"),
+        found => format!("{key} must be {be}, found {found}"),
     }
 }

@@ -1,0 +1,82 @@
+//! How the weights of a part of a checkpoint are loaded: their number format, where they live, and what is added to
+//! them. Each is chosen without the others.
+
+use std::fmt;
+use std::sync::Arc;
+
+use candle_core::{DType, Device};
+
+use super::adapter::Adapt;
+use super::residency::Residency;
+
+/// Settings for loading weights.
+#[derive(Clone)]
+pub struct Load {
+    /// Number format of the tensors.
+    pub dtype: DType,
+    /// Device of the tensors.
+    pub device: Device,
+    /// Extent to which files are read.
+    pub content: Content,
+    /// Place of the blocks' frozen matrices.
+    pub residency: Residency,
+    /// Adapters of linear layers.
+    pub adapters: Option<Arc<dyn Adapt>>,
+}
+
+/// Extent to which a checkpoint is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Content {
+    /// Everything.
+    Numbers,
+    /// Names and shapes alone: the resulting model cannot run, but shows whether it can be built.
+    Headers,
+}
+
+impl Load {
+    /// Loads everything, without adapters.
+    pub fn new(dtype: DType, device: &Device) -> Self {
+        Self {
+            dtype,
+            device: device.clone(),
+            content: Content::Numbers,
+            residency: Residency::Whole,
+            adapters: None,
+        }
+    }
+
+    /// Loads names and shapes alone.
+    pub fn headers(dtype: DType, device: &Device) -> Self {
+        Self {
+            content: Content::Headers,
+            ..Self::new(dtype, device)
+        }
+    }
+
+    /// Adds adapters.
+    pub fn with_adapters(&self, adapters: Arc<dyn Adapt>) -> Self {
+        Self {
+            adapters: Some(adapters),
+            ..self.clone()
+        }
+    }
+
+    /// Sets the place of the blocks' frozen matrices.
+    pub fn with_residency(&self, residency: Residency) -> Self {
+        Self {
+            residency,
+            ..self.clone()
+        }
+    }
+}
+
+impl fmt::Debug for Load {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let adapters = self.adapters.as_ref().map(|_| "adapters");
+        write!(
+            f,
+            "Load({:?}, {:?}, {:?}, {:?}, {adapters:?})",
+            self.dtype, self.device, self.content, self.residency
+        )
+    }
+}

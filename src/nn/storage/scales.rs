@@ -1,0 +1,61 @@
+//! Scales of a matrix: a number for each block of rows and columns.
+
+use candle_core::{Result, bail};
+
+use super::by_blocks;
+use super::part::{Parts, floats};
+
+/// A grid of scales over a matrix (out, in).
+#[derive(Debug, Clone)]
+pub(super) struct Scales {
+    pub(super) numbers: Vec<f32>,
+    /// Columns of the matrix.
+    features: usize,
+    /// Rows and columns that share a scale.
+    block: (usize, usize),
+}
+
+impl Scales {
+    /// Scales for blocks of this many rows and columns, which divide the matrix.
+    pub(super) fn new(numbers: Vec<f32>, features: usize, block: (usize, usize)) -> Self {
+        Self {
+            numbers,
+            features,
+            block: (block.0.max(1), block.1.max(1)),
+        }
+    }
+
+    /// Reads the tensor `name`: one scale for all, (out or a part of it, 1), or (.., parts of in), maybe with a last
+    /// side of 1.
+    pub(super) fn read(parts: &dyn Parts, name: &str, shape: (usize, usize)) -> Result<Self> {
+        let (out_features, features) = shape;
+        let sides = parts.part(name)?.shape().to_vec();
+        let (down, across) = match sides[..] {
+            [] | [1] | [1, 1] => (1, 1),
+            [down] | [down, 1] => (down, 1),
+            [down, across] | [down, across, 1] => (down, across),
+            _ => (0, 0),
+        };
+        let divides = |parts: usize, side: usize| parts > 0 && side.is_multiple_of(parts);
+        if !divides(down, out_features) || !divides(across, features) {
+            bail!("the tensor {name} {sides:?} should be scales of a matrix {shape:?}, in equal blocks");
+        }
+        let numbers = floats(parts, name, down * across)?;
+        Ok(Self::new(numbers, features, (out_features / down, features / across)))
+    }
+
+    pub(super) fn bytes(&self) -> usize {
+        size_of_val(&self.numbers[..])
+    }
+
+    /// Calls `each` with pieces of `numbers` that share a scale: the index of the scale, the index of a piece's first
+    /// number, and the piece.
+    pub(super) fn pieces(&self, first: usize, numbers: &mut [f32], mut each: impl FnMut(usize, usize, &mut [f32])) {
+        let (features, (rows, columns)) = (self.features.max(1), self.block);
+        let across = features / columns;
+        by_blocks(first, columns, numbers, |_, at, piece| {
+            let (row, column) = (at / features, at % features);
+            each(row / rows * across + column / columns, at, piece);
+        });
+    }
+}
