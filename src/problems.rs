@@ -59,7 +59,7 @@ impl Problems {
         }
     }
 
-    /// Whether nothing was found.
+    /// Returns true if nothing was found.
     pub fn is_empty(&self) -> bool {
         self.found.is_empty()
     }

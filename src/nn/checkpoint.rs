@@ -123,8 +123,15 @@ impl Checkpoint {
         shape: (usize, usize),
         device: &Device,
     ) -> Result<Option<Arc<dyn StoredMatrix>>> {
-        let read = self.form(name).map(|form| form.read(self, name, shape, device));
-        let read = read.transpose();
+        let Some(form) = self.form(name) else {
+            return Ok(None);
+        };
+        let read = form.read(self, name, shape, device);
+        for part in form.parts.iter().filter_map(|part| self.part(part).ok()) {
+            // SAFETY: these bytes are a file's, mapped and never written.
+            unsafe { unload(part.data()) };
+        }
+        let read = read.map(Some);
         read.map_err(|error| Error::Msg(format!("{}: reading the matrix {name}: {error}", self.folder.display())))
     }
 

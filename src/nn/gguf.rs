@@ -75,7 +75,7 @@ pub struct Entry {
     pub bytes: usize,
 }
 
-/// What a file has.
+/// Metadata and tensors of a file.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Header {
     /// Metadata, by key.

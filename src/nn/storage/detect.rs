@@ -21,7 +21,7 @@ use crate::ops::stored::StoredMatrix;
 /// Problems that are named.
 const SHOWN: usize = 8;
 
-/// What the headers of a checkpoint's files say.
+/// Names, types and metadata in the headers of a checkpoint's files.
 #[derive(Debug, Clone, Default)]
 pub struct Headers {
     /// Type and shape of each tensor.
