@@ -68,7 +68,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     }
 
     let named: Vec<_> = adapters.iter().map(|pair| pair.named()).collect();
-    std::fs::write(&args.output, diffusers::to_bytes(&config.lora, &named)?)?;
+    std::fs::write(&args.output, diffusers::to_bytes(&config.lora, &named, None)?)?;
     println!("adapters of {} layers in {}", named.len(), args.output.display());
     Ok(())
 }

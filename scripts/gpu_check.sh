@@ -8,6 +8,7 @@
 #
 #   --tree DIR        the checked out repository, for tiny checkpoints and clips; without one, what needs it is left out
 #                     (the current folder, or the one above this script, where it is one)
+#   --only PATTERN    the parts whose names match this regular expression, such as 'ops|wan'
 #   --budget SECONDS  for all of it; what there is no time for is left out, and said to be (540)
 #   --log FILE        where everything that is printed goes as well ($GPU_CHECK_LOG, or gpu_check.log beside this script)
 #   --python PYTHON   with PyTorch, transformers and PEFT: the peer (python3)
@@ -15,13 +16,13 @@
 #   --size SIZE       full; tiny is for trying this script out
 #
 # In order: the machine; every op against the CPU; training steps of CogVideoX-5b, LTX-Video 2b and Wan 2.1 1.3B with made-up
-# weights, with PyTorch's beside them; tiny checkpoints against the CPU, part by part; sampling; a whole run; attention over
+# weights, dense and in few bits, with PyTorch's beside them; tiny checkpoints against the CPU, part by part; sampling; a whole run; attention over
 # long clips; NCCL. Each is a process of its own with a time-out. One that fails is run again under compute-sanitizer, where
 # there is one ($COMPUTE_SANITIZER names another).
 set -uo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 
-usage() { sed -n '2,25s/^# \?//p' "$0" >&2; exit 2; }
+usage() { sed -n '2,26s/^# \?//p' "$0" >&2; exit 2; }
 die() { echo "gpu_check.sh: $*" >&2; exit 2; }
 
 if [[ ${1:-} == --pack ]]; then
@@ -29,12 +30,13 @@ if [[ ${1:-} == --pack ]]; then
     exec "$here/gpu_check/pack.sh" "$@"
 fi
 
-device=cuda tree='' budget=540 log=${GPU_CHECK_LOG:-$here/gpu_check.log} python=python3 size=full
+device=cuda tree='' only='' budget=540 log=${GPU_CHECK_LOG:-$here/gpu_check.log} python=python3 size=full
 while [[ $# -gt 0 ]]; do
     [[ $# -ge 2 ]] || usage
     case $1 in
     --device) device=$2 ;;
     --tree) tree=$2 ;;
+    --only) only=$2 ;;
     --budget) budget=$2 ;;
     --log) log=$2 ;;
     --python) python=$2 ;;
@@ -98,6 +100,7 @@ left_out() { echo "LEFT OUT $1: $2"; echo "$1: $2" >>"$work/left_out"; }
 group() { # name, the least seconds, the most, command
     local name=$1 least=$2 most=$3 code begun=$SECONDS
     shift 3
+    [[ -z $only || $name =~ $only ]] || return 0
     echo "== $name"
     if (($(left) < least)); then
         left_out "$name" "$(left) s are left, it may need $least"
@@ -145,9 +148,9 @@ machine() {
     "$vtrain" --version
 }
 
-# A training step with made-up weights by every policy, and the peer's.
-bench() { # name, bucket, steps, policies
-    local name=$1 bucket=$2 steps=$3 policies=$4 policy more
+# A training step with made-up weights by every policy, over weights in few bits, and the peer's.
+bench() { # name, bucket, steps, policies, forms
+    local name=$1 bucket=$2 steps=$3 policies=$4 forms=$5 policy form more
     local model=$work/$name
     mkdir -p "$model/transformer"
     "${rows[@]}" model "$helpers/models/$name.json" "$size" >"$model/transformer/config.json"
@@ -164,6 +167,11 @@ END
         group "$name $bucket, keep: $policy" 30 150 "${rows[@]}" ours "$name $bucket" "$model/$policy.json" \
             "$vtrain" bench --config "$model/run.yaml" --random-weights --json --steps "$steps" --bucket "$bucket" \
             --set "train.activation_policy=$policy" "${more[@]}"
+    done
+    for form in $forms; do
+        group "$name $bucket over $form" 30 150 "${rows[@]}" ours "$name $bucket over $form" "$model/$form.json" \
+            "$vtrain" bench --config "$model/run.yaml" --random-weights --json --steps "$steps" --bucket "$bucket" \
+            --set "model.quantization=$form"
     done
     if [[ $peer == no ]]; then
         left_out "$name by PyTorch" "it is not all there"
@@ -226,20 +234,20 @@ visit() {
         return
     fi
     # The first process pays for what the driver compiles; the others find it.
-    for name in norm residual activation rotary linear attention masked-attention deterministic convolution optimiser; do
+    for name in norm residual activation rotary linear stored attention masked-attention deterministic convolution optimiser; do
         checked "ops: $name" 5 90 "$vtrain" gpu-check --device "$device" --group "$name"
     done
     find_peer
     if [[ $size == full ]]; then
         rank=128 run_steps=400 tokens=17776x64,33000x128
-        bench cogvideox-5b 49,480,720 3 "auto all inputs"
-        bench ltx-video-2b 49,512,768 8 auto
-        bench wan-2.1-1.3b 81,480,832 3 auto
+        bench cogvideox-5b 49,480,720 3 "auto all inputs" nf4
+        bench ltx-video-2b 49,512,768 8 "auto inputs" "nf4 q4_k"
+        bench wan-2.1-1.3b 81,480,832 3 "auto inputs" "nf4 int8 fp8-scaled q4_k"
     else
         rank=4 run_steps=12 tokens=70x64,50x128
-        bench cogvideox-5b 5,32,32 1 "auto all inputs"
-        bench ltx-video-2b 9,64,64 1 auto
-        bench wan-2.1-1.3b 5,32,32 1 auto
+        bench cogvideox-5b 5,32,32 1 "auto all inputs" nf4
+        bench ltx-video-2b 9,64,64 1 auto q4_k
+        bench wan-2.1-1.3b 5,32,32 1 auto int8
     fi
     if [[ -n $tree ]]; then
         tiny_checkpoints

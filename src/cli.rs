@@ -62,6 +62,7 @@ enum Command {
     Launch(commands::launch::Args),
     Report(commands::report::Args),
     Lora(commands::lora::Args),
+    Quantize(commands::quantize::Args),
     Migrate(commands::migrate::Args),
     #[cfg(feature = "gpu-check")]
     #[command(hide = true)]
@@ -100,6 +101,7 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
         (Some(Command::Launch(args)), _) => commands::launch::run(args),
         (Some(Command::Report(args)), _) => commands::report::run(args),
         (Some(Command::Lora(args)), _) => commands::lora::run(args),
+        (Some(Command::Quantize(args)), _) => commands::quantize::run(args),
         (Some(Command::Migrate(args)), _) => commands::migrate::run(args),
         #[cfg(feature = "gpu-check")]
         (Some(Command::GpuCheck(args)), _) => commands::gpu_check::run(args),

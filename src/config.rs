@@ -244,7 +244,7 @@ impl RunConfig {
         if let Some(dir) = &mut self.precompute.dir {
             absolute(dir);
         }
-        if let Some(init) = &mut self.lora.init {
+        if let Some(lora::Init::File(init)) = &mut self.lora.init {
             absolute(init);
         }
         for prompt in &mut self.validation.prompts {

@@ -4,7 +4,7 @@
 //! A killed process leaves its entries unlocked; [`sweep`] removes those.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, ErrorKind, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use tempfile::{Builder, NamedTempFile};
@@ -59,6 +59,13 @@ impl TempFile {
         // Uses the file itself: tempfile's own errors drop the error number.
         let file = self.hidden.as_file_mut();
         file.write_all(bytes).map_err(WriteError::at(&self.destination))
+    }
+
+    /// Writes bytes from this place on.
+    pub fn write_at(&mut self, place: u64, bytes: &[u8]) -> Result<(), WriteError> {
+        let file = self.hidden.as_file_mut();
+        let written = file.seek(SeekFrom::Start(place)).and_then(|_| file.write_all(bytes));
+        written.map_err(WriteError::at(&self.destination))
     }
 
     /// Syncs it and renames it to its destination, replacing an existing file.

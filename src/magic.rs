@@ -32,7 +32,7 @@ const KINDS: [(&[u8], &str); 12] = [
     (b"\x80\x02ccollections", PICKLE),
     (
         b"GGUF",
-        "a GGUF file, which is not supported; a safetensors file is needed",
+        "a GGUF file, which is read in place of a transformer alone; a safetensors file is needed",
     ),
     (
         b"\x89HDF\r\n",

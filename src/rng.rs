@@ -77,6 +77,12 @@ impl Rng {
         (0..n).map(|_| (self.engine.next_u32() & MASK) as f32 * SCALE).collect()
     }
 
+    /// `torch.empty(n).uniform_(low, high)`, which rounds once.
+    pub fn uniform(&mut self, low: f64, high: f64, n: usize) -> Vec<f32> {
+        let (low, high) = (low as f32, high as f32);
+        self.rand(n).into_iter().map(|u| u.mul_add(high - low, low)).collect()
+    }
+
     /// `torch.rand(1, dtype=torch.float64).item()`: one uniform in [0, 1), a multiple of 2^-53.
     pub fn rand_one(&mut self) -> f64 {
         const MASK: u64 = (1 << 53) - 1;

@@ -94,6 +94,27 @@ fn transformers_of_all_families_are_measured() {
 }
 
 #[test]
+fn weights_in_few_bits_are_measured() {
+    let folder = bare();
+    let told = |form: &str| {
+        let form = format!("model.quantization={form}");
+        let output = bench(&folder, &["--random-weights", "--json", "--set", &form]);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        serde_json::from_slice::<Value>(&output.stdout).unwrap()
+    };
+    let (dense, stored) = (told("none"), told("int8"));
+    assert_eq!(
+        (&dense["quantization"], &stored["quantization"]),
+        (&json!("none"), &json!("int8"))
+    );
+    let bytes = |told: &Value| told["weight_bytes"].as_f64().unwrap();
+    assert_eq!(bytes(&dense), 4.0 * dense["params"].as_f64().unwrap());
+    assert_eq!(dense["params"], stored["params"]);
+    assert!(bytes(&stored) < 0.5 * bytes(&dense), "{stored}");
+    assert!(stored["loading_peak_bytes"].as_u64().unwrap() <= stored["peak_memory_bytes"].as_u64().unwrap());
+}
+
+#[test]
 fn a_sampling_step_has_neither_adapters_nor_a_way_back() {
     let output = bench(&bare(), &["--random-weights", "--json", "--forward"]);
     let told: Value = serde_json::from_slice(&output.stdout).unwrap();

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use candle_core::{Device, Tensor};
 use serde_json::json;
 use vtrain::data::cache::SampleListing;
+use vtrain::optim::adamw::Name;
 use vtrain::run_dir::RunDir;
 use vtrain::train::checkpoint::{Checkpoints, Config, Loaded, Snapshot, State};
 use vtrain::train::{config_diff, data_diff};
@@ -43,6 +44,7 @@ fn sized(step: u64, n: usize) -> Snapshot {
     let adapter = [("transformer.a.lora_A.weight", tensor(0.0))];
     Snapshot {
         adapter: safetensors::serialize(adapter, None).unwrap(),
+        optimizer_name: Name::Adamw,
         optimizer: BTreeMap::from([
             ("a.lora_A.exp_avg".to_string(), tensor(0.25)),
             ("a.lora_A.exp_avg_sq".to_string(), tensor(0.5)),
@@ -112,6 +114,38 @@ fn a_checkpoint_comes_back_as_it_was() {
     let elsewhere = folder.path().join("kept");
     fs::rename(&path, &elsewhere).unwrap();
     assert_same(&Loaded::read(&elsewhere).unwrap(), &snapshot(500));
+}
+
+#[test]
+fn a_checkpoint_names_its_optimiser_and_one_without_a_name_is_adamws() {
+    let folder = tempfile::tempdir().unwrap();
+    let checkpoints = checkpoints(folder.path(), 2);
+    let of_8_bits = Snapshot {
+        optimizer_name: Name::Adamw8bit,
+        ..snapshot(10)
+    };
+    let path = checkpoints.save(&of_8_bits).unwrap();
+    assert_eq!(Loaded::read(&path).unwrap().snapshot.optimizer_name, Name::Adamw8bit);
+    // As an older version, or a later one, would have written it.
+    let rewrite = |header: Option<&str>| {
+        let file = path.join("optimizer.safetensors");
+        let bytes = fs::read(&file).unwrap();
+        let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap().tensors();
+        let header = header.map(|name| [("optimizer".to_string(), name.to_string())].into());
+        let bytes = safetensors::serialize(tensors, header).unwrap();
+        fs::write(&file, &bytes).unwrap();
+        let state = path.join("state.json");
+        let mut json: serde_json::Value = serde_json::from_slice(&fs::read(&state).unwrap()).unwrap();
+        json["checksums"]["optimizer.safetensors"] = blake3::hash(&bytes).to_hex().to_string().into();
+        fs::write(&state, json.to_string()).unwrap();
+        Loaded::read(&path)
+    };
+    assert_eq!(rewrite(None).unwrap().snapshot.optimizer_name, Name::Adamw);
+    let told = format!("{:#}", rewrite(Some("lion")).unwrap_err());
+    assert!(
+        told.contains("optimizer.safetensors") && told.contains("lacks: lion"),
+        "{told}"
+    );
 }
 
 #[test]

@@ -213,6 +213,7 @@ fn encode(family: &Made, folder: &Path) -> Encoded {
     let coder = TextEncoderId {
         fingerprint,
         dtype,
+        quantization: None,
         tokens,
     };
     let text_form = RecordSchema::caption(family.spec().text().tensors(), dtype);

@@ -42,7 +42,7 @@ macro_rules! formats {
 }
 
 formats! {
-    run_files_are_read_or_refused_by_name 240 runs::run_files;
+    run_files_are_read_or_refused_by_name 200 runs::run_files;
     pipelines_indices_are_read_or_refused_by_name 80 models::indices;
     configs_of_transformers_are_read_or_refused_by_name 100 models::transformers;
     configs_of_autoencoders_are_read_or_refused_by_name 80 models::autoencoders;
@@ -50,8 +50,9 @@ formats! {
     configs_of_image_encoders_are_read_or_refused_by_name 40 models::image_encoders;
     configs_of_schedulers_are_read_or_refused_by_name 160 models::schedulers;
     weights_and_their_indices_are_read_or_refused_by_name 100 models::weights;
+    weights_in_few_bits_are_read_or_refused_by_name 80 models::weights_in_few_bits;
     tokenizers_are_read_or_refused_by_name 180 models::tokenizers;
-    adapter_files_are_read_or_refused_by_name 200 models::adapters;
+    adapter_files_are_read_or_refused_by_name 160 models::adapters;
     captions_line_by_line_are_read_or_refused_by_name 80 datasets::lines;
     captions_beside_clips_are_read_or_refused_by_name 60 datasets::pairs;
     tables_of_text_are_read_or_refused_by_name 140 datasets::tables;

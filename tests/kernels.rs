@@ -10,6 +10,7 @@ mod activation; // GELU and SiLU
 mod add; // residuals without a gate
 mod attention; // by tiles
 mod card; // running launches
+mod decode; // matrices in few bits, bit for bit
 mod dropout; // masks, bit for bit
 mod exact; // tolerances
 mod library; // compiling and loading
@@ -56,6 +57,12 @@ checks! {
     gradients_of_attention_are_those_of_f64: attention::back,
         ["attention_along", "attention_back_queries", "attention_back_keys"];
     queries_without_keys_are_put_right_behind_cudnn: attention::blind, ["attention_blind"];
+    codes_of_a_byte_are_decoded_as_on_the_cpu: decode::bytes, ["decode_bytes"];
+    codes_of_four_bits_are_decoded_as_on_the_cpu: decode::four_bit, ["decode_four_bit"];
+    blocks_of_gguf_are_decoded_as_on_the_cpu: decode::ggml, [
+        "decode_f32", "decode_f16", "decode_bf16", "decode_q8_0", "decode_q4_0", "decode_q4_1", "decode_q5_0", "decode_q5_1",
+        "decode_q2_k", "decode_q3_k", "decode_q4_k", "decode_q5_k", "decode_q6_k",
+    ];
     dropout_keeps_what_it_keeps_on_the_cpu: dropout::masked, ["dropout"];
     dropout_may_write_where_it_reads: dropout::in_place, ["dropout"];
     modulated_silu_is_that_of_f64: modulate::modulated, ["modulated_silu"];
@@ -69,6 +76,7 @@ checks! {
     gradients_of_gates_are_those_of_f64: residual::gate, ["residual_gate"];
     pairs_turn_as_in_f64: rotary::turn, ["rotary"];
     adamw_moves_all_tensors_at_once: update::adamw, ["adamw"];
+    adamw_of_8_bits_moves_all_tensors_at_once: update::adamw8bit, ["adamw8bit"];
     squares_are_summed_piece_by_piece: update::square_sums, ["square_sums"];
 }
 

@@ -17,7 +17,7 @@ use vtrain::models::denoiser::{Denoiser, Input};
 use vtrain::models::registry;
 use vtrain::models::wan::dit::Dit as WanDit;
 use vtrain::nn::Load;
-use vtrain::nn::adapter::{Adapt, LayerId};
+use vtrain::nn::adapter::{Adapt, LayerId, WeightForm};
 use vtrain::nn::dropout::{Dropout, Seed};
 use vtrain::nn::{Weights, linear};
 use vtrain::problems::Problems;
@@ -172,6 +172,7 @@ fn first_values_are_those_of_torch_from_one_stream() {
             .adapt(&LayerId {
                 path: "layer",
                 weight: &[3, drawn.in_features],
+                form: WeightForm::Dense,
             })
             .unwrap();
         rng.rand(drawn.rank * drawn.in_features);
@@ -192,16 +193,19 @@ fn layers_draw_one_after_the_other() {
     both.adapt(&LayerId {
         path: "x",
         weight: &[2, 8],
+        form: WeightForm::Dense,
     })
     .unwrap();
     both.adapt(&LayerId {
         path: "z",
         weight: &[2, 8],
+        form: WeightForm::Dense,
     })
     .unwrap(); // no target, so it draws nothing
     both.adapt(&LayerId {
         path: "y",
         weight: &[2, 8],
+        form: WeightForm::Dense,
     })
     .unwrap();
     let pairs = both.finish().unwrap();
@@ -342,14 +346,14 @@ fn what_is_written_is_read_back_and_learned_on() {
     };
     let pairs = planted(&written, "cogvideox-5b").unwrap();
     stir(&pairs);
-    let bytes = diffusers::to_bytes(&written, &named(&pairs)).unwrap();
-    assert_eq!(bytes, diffusers::to_bytes(&written, &named(&pairs)).unwrap());
+    let bytes = diffusers::to_bytes(&written, &named(&pairs), None).unwrap();
+    assert_eq!(bytes, diffusers::to_bytes(&written, &named(&pairs), None).unwrap());
     std::fs::write(&path, bytes).unwrap();
 
     let file = file::read_diffusers(&path, 1.0).unwrap();
     assert_eq!(file.layers.len(), pairs.len());
     let again = Config {
-        init: Some(path.clone()),
+        init: Some(path.clone().into()),
         ..written.clone()
     };
     for (pair, read) in pairs.iter().zip(planted(&again, "cogvideox-5b").unwrap()) {
@@ -389,6 +393,7 @@ fn what_is_written_is_read_back_and_learned_on() {
         .adapt(&LayerId {
             path: "transformer_blocks.0.attn1.to_q",
             weight: &[32, 31],
+            form: WeightForm::Dense,
         })
         .unwrap();
     let message = trainable.finish().unwrap_err().to_string();
@@ -420,7 +425,7 @@ fn an_adapter_file_is_the_one_that_diffusers_writes_but_for_settings_that_an_old
             b: &adapter.b,
         })
         .collect();
-    let ours = diffusers::to_bytes(&config, &adapters).unwrap();
+    let ours = diffusers::to_bytes(&config, &adapters, None).unwrap();
     let ((mut ours, data), (mut theirs, their_data)) = (taken_apart(&ours), taken_apart(&theirs));
     assert!(data == their_data);
     let settings = |header: &mut serde_json::Value| -> serde_json::Map<String, serde_json::Value> {
@@ -449,7 +454,7 @@ fn what_is_not_finite_is_not_written() {
             a: &good,
             b: &b,
         };
-        let message = diffusers::to_bytes(&config, &[adapter]).unwrap_err().to_string();
+        let message = diffusers::to_bytes(&config, &[adapter], None).unwrap_err().to_string();
         assert!(message.contains("transformer.block.x.lora_B.weight"), "{message}");
     }
 }
@@ -475,7 +480,7 @@ fn files_for_diffusers_of_every_kind_of_target_can_be_written() {
         };
         let pairs = planted(&config, "cogvideox-5b").unwrap();
         stir(&pairs);
-        let bytes = diffusers::to_bytes(&config, &named(&pairs)).unwrap();
+        let bytes = diffusers::to_bytes(&config, &named(&pairs), None).unwrap();
         let (_, header) = safetensors::SafeTensors::read_metadata(&bytes).unwrap();
         let told = &header.metadata().as_ref().unwrap()["lora_adapter_metadata"];
         let told = &serde_json::from_str::<serde_json::Value>(told).unwrap()["transformer.target_modules"];
@@ -504,7 +509,7 @@ fn a_trained_patch_embedding_is_written_as_a_convolution_that_samples_alike() {
     assert_eq!((pairs.len(), pairs[0].input.as_slice()), (1, &[4, 1, 2, 2][..]));
     stir(&pairs);
 
-    let bytes = diffusers::to_bytes(&config, &named(&pairs)).unwrap();
+    let bytes = diffusers::to_bytes(&config, &named(&pairs), None).unwrap();
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("pytorch_lora_weights.safetensors");
     std::fs::write(&path, bytes).unwrap();
@@ -538,7 +543,7 @@ fn a_trained_patch_embedding_is_written_as_a_convolution_that_samples_alike() {
 
     // Another run starts from it.
     let again = Config {
-        init: Some(path),
+        init: Some(path.into()),
         ..config
     };
     let trainable = Arc::new(Trainable::new(&again, &registry::names(), Rng::new(9), &Device::Cpu).unwrap());

@@ -562,7 +562,7 @@ fn training_does_not_start_from_what_does_not_learn() {
         rank: 4,
         alpha: 4.0,
         target_modules: TargetModules::Suffixes(vec!["to_q".into()]),
-        init: Some(path),
+        init: Some(path.into()),
         ..Config::default()
     };
     let trainable = Trainable::new(&config, &registry::names(), Rng::new(0), &Device::Cpu).unwrap();

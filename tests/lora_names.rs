@@ -260,7 +260,7 @@ fn a_name_that_is_not_known_is_refused_by_name_wherever_a_file_is_taken() {
         let config = Config {
             rank: 2,
             alpha: 2.0,
-            init: Some(path.clone()),
+            init: Some(path.clone().into()),
             ..Config::default()
         };
         let refused = Trainable::new(&config, &registry::names(), Rng::new(0), &Device::Cpu).unwrap_err();
@@ -287,7 +287,7 @@ fn training_starts_from_a_file_of_any_format() {
         rank: 2,
         alpha: 2.0,
         target_modules: TargetModules::Regex(r"blocks\.[01]\.attn1\..*".into()),
-        init: Some(init),
+        init: Some(init.into()),
         ..Config::default()
     };
     let known = names(FamilyName::Wan);

@@ -1,6 +1,7 @@
 //! The optimiser, clipping, averages and schedules against torch and diffusers, and AdamW against candle-nn's.
 //! scripts/fixtures/make_optim.py writes the expected numbers; variables and gradients come from `randn`.
 
+mod eight_bit; // moments in 8 bits, against bitsandbytes
 mod peer; // candle-nn
 
 use std::collections::HashMap;
@@ -105,7 +106,10 @@ fn follows_torch(file: &str, run: &str, dtype: DType, tolerance: f64) {
     }
     let State { step, moments } = optimizer.state().unwrap();
     assert_eq!(step, STEPS);
-    for (i, Moments { exp_avg, exp_avg_sq }) in moments.iter().enumerate() {
+    for (i, moments) in moments.iter().enumerate() {
+        let Moments::Dense { exp_avg, exp_avg_sq } = moments else {
+            panic!("{moments:?}");
+        };
         compare(&format!("exp_avg.{i}"), exp_avg);
         compare(&format!("exp_avg_sq.{i}"), exp_avg_sq);
         compare(&format!("ema.{i}"), &average.averages()[i]);

@@ -122,3 +122,22 @@ fn a_part_of_the_weights_needs_no_more_room_than_all_of_them() {
     let shared = Weights::read(&folder.as_path().into(), &load).unwrap();
     shared.ensure_memory(&[]).unwrap();
 }
+
+/// A block's matrices in few bits stay whole on every rank, which is counted.
+#[test]
+fn stored_matrices_of_blocks_are_not_shared_out() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/storage/transformers/int8");
+    let read = |load: &Load| {
+        let weights = Weights::read(&folder.as_path().into(), load).unwrap();
+        let block = |inside: Weights| inside.pp("attn1").pp("to_q").matrix((28, 28), "weight");
+        let matrix = weights.pp("blocks").block(0, block).unwrap();
+        assert!(matches!(matrix, Matrix::Own(_)));
+        weights.unsharded()
+    };
+    let alone = Load::new(DType::F32, &Device::Cpu);
+    assert_eq!(read(&alone), 0);
+    assert_eq!(
+        read(&alone.with_residency(Residency::Sharded(first(2)))),
+        28 * 28 + 28 * 4
+    );
+}

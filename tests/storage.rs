@@ -6,10 +6,16 @@ mod detect; // which tensors are stored, and as what
 mod float8; // plain, scaled, torchao's
 mod ggml; // blocks of GGUF files
 mod gguf; // headers, whole and broken
+mod merged; // adapters in transformers in few bits
 mod models; // whole transformers, asked and trained
+mod on_the_fly; // dense checkpoints that are stored while they load
+mod other_transformer; // GGUF and single files in place of a checkpoint's own
 mod products; // layers over stored matrices
 mod quantize; // forms by name, for what is dense
+mod residual; // adapters that start at what is lost
+mod sizes; // memory
 mod torchao; // int8 and float8 in safetensors
+mod written; // what `vtrain quantize` writes
 
 use std::path::PathBuf;
 

@@ -10,7 +10,7 @@ use tensorboard_proto::event::Event;
 use vtrain::process::memory;
 use vtrain::run_dir::RunDir;
 use vtrain::train::metrics::{Config, Metrics, Record};
-use vtrain::train::model_card::{Facts, Sample, Task};
+use vtrain::train::model_card::{Facts, OtherTransformer, Sample, Task};
 use vtrain::train::progress::{Progress, Smoothed};
 use vtrain::video::Frames;
 
@@ -509,6 +509,8 @@ fn facts() -> Facts {
     Facts {
         name: "disney".into(),
         base_model: "THUDM/CogVideoX1.5-5B".into(),
+        base_form: Some("nf4".into()),
+        transformer: None,
         pipeline: "CogVideoXPipeline".into(),
         task: Task::TextToVideo,
         frame_rate: 25.0,
@@ -556,6 +558,7 @@ fn the_model_card_says_what_the_hub_and_people_ask_for() {
         "Begin a prompt with **BW\\_STYLE**.",
         "| Rank | 128 |\n| Alpha | 64 |\n| Layers | to\\_q, to\\_out.0 |",
         "| Learning rate | 3e-5 |",
+        "| Base model stored as | nf4 |",
         "- [A red ball](validation/step-001200/00-a-red-ball.mp4)",
         "pipe = CogVideoXPipeline.from_pretrained(\"THUDM/CogVideoX1.5-5B\"",
         "--lora pytorch_lora_weights.safetensors --prompt 'A red ball' --output video.mp4",
@@ -586,6 +589,38 @@ fn what_is_not_known_is_not_in_the_card() {
 }
 
 #[test]
+fn another_transformer_is_in_the_card_with_the_call_that_loads_it() {
+    let card = |path: &str| {
+        let transformer = Some(OtherTransformer {
+            path: path.into(),
+            class: "WanTransformer3DModel".into(),
+        });
+        Facts { transformer, ..facts() }.card()
+    };
+    let gguf = card("/models/wan-Q4_K_M.gguf");
+    for part in [
+        "with the transformer wan-Q4\\_K\\_M.gguf, trained on",
+        "import CogVideoXPipeline, GGUFQuantizationConfig, WanTransformer3DModel\n",
+        "transformer = WanTransformer3DModel.from_single_file(\n    \"/models/wan-Q4_K_M.gguf\", config=\"THUDM/CogVideoX1.5-5B\"",
+        "quantization_config=GGUFQuantizationConfig(compute_dtype=torch.bfloat16)",
+        ".from_pretrained(\"THUDM/CogVideoX1.5-5B\", transformer=transformer, torch_dtype",
+        "--model 'THUDM/CogVideoX1.5-5B' --transformer '/models/wan-Q4_K_M.gguf' --lora",
+    ] {
+        assert!(gguf.contains(part), "{part}\nis not in\n{gguf}");
+    }
+    let single = card("/models/wan.safetensors");
+    assert!(
+        single.contains("from_single_file(") && !single.contains("GGUF"),
+        "{single}"
+    );
+    let folder = card("/models/nf4");
+    assert!(
+        folder.contains("from_pretrained(\"/models/nf4\", torch_dtype"),
+        "{folder}"
+    );
+}
+
+#[test]
 fn no_prompt_or_name_breaks_out_of_its_place_in_the_card() {
     let hostile = [
         "---\nevil: true\n---",
@@ -603,6 +638,10 @@ fn no_prompt_or_name_breaks_out_of_its_place_in_the_card() {
         let card = Facts {
             name: text.into(),
             base_model: text.into(),
+            transformer: Some(OtherTransformer {
+                path: text.into(),
+                class: "WanTransformer3DModel".into(),
+            }),
             trigger_words: vec![text.into()],
             target_modules: vec![text.into()],
             samples: vec![Sample {
@@ -626,6 +665,7 @@ fn no_prompt_or_name_breaks_out_of_its_place_in_the_card() {
         assert_eq!(body.lines().filter(|line| line.starts_with("```")).count(), 4);
         assert_eq!(body.lines().filter(|line| line.starts_with("# ")).count(), 1);
         let shell = body.lines().find(|line| line.starts_with("vtrain sample")).unwrap();
-        assert_eq!(shell.matches('\'').count() % 2, 0, "{shell}");
+        let quotes = shell.replace(r"'\''", "");
+        assert_eq!(quotes.matches('\'').count(), 6, "{shell}");
     }
 }

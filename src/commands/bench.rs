@@ -20,6 +20,7 @@ use crate::lora::trainable::Trainable;
 use crate::models::synthetic::SyntheticBatch;
 use crate::models::{self, registry};
 use crate::nn::Weights;
+use crate::nn::storage::quantize::{self, Quantization};
 use crate::ops::attention::way::{self, Backend};
 use crate::ops::clock::Timestamp;
 use crate::ops::profile::{Level, span};
@@ -84,12 +85,16 @@ struct Measured {
     bucket: Bucket,
     batch_size: usize,
     dtype: models::Dtype,
+    #[serde(with = "quantize::or_none")]
+    quantization: Option<Quantization>,
     /// `train.activation_policy`, if checkpointing is on.
     activation_policy: ActivationPolicy,
     /// Implementations that attention ran on.
     attention: Vec<Backend>,
     threads: usize,
     params: usize,
+    /// Bytes of the frozen weights.
+    weight_bytes: usize,
     trainable: usize,
     tokens: usize,
     #[serde(flatten)]
@@ -97,6 +102,8 @@ struct Measured {
     /// Highest throughput of this machine's matrix product, per second.
     matmul_flops_per_second: f64,
     /// Peak memory: resident memory of the process; on a GPU, memory of the tensors' pool.
+    /// Peak while the model was loaded.
+    loading_peak_bytes: Option<u64>,
     peak_memory_bytes: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     profile: Option<Profile>,
@@ -161,13 +168,17 @@ fn measure(args: &Args, config: &RunConfig, bucket: Bucket, device: &Device) -> 
         true => config.model.load(device),
         false => config.model.load(device).with_adapters(trainable.clone()),
     };
+    let folder = config.model.folder(&directory)?;
     let weights = match args.random_weights {
         true => Weights::random(&load),
-        false => Weights::read(&config.model.folder(&directory).part("transformer"), &load)?,
+        false => Weights::read(&folder.part("transformer"), &load)?,
     };
+    let family = registry::of_transformer(&folder.part("transformer"))?;
+    let form = load.quantization.transformer;
+    let weights = weights.quantized(form, &family.dense_modules.of(form));
     weights.ensure_memory(&[])?;
     let batch_size = config.train.batch_size;
-    let batch = registry::open_synthetic(&directory, weights.clone(), bucket, batch_size)?;
+    let batch = registry::open_synthetic(&folder, weights.clone(), bucket, batch_size)?;
     let vars: Vec<Var> = match args.forward {
         true => Vec::new(),
         false => trainable
@@ -176,6 +187,7 @@ fn measure(args: &Args, config: &RunConfig, bucket: Bucket, device: &Device) -> 
             .flat_map(|pair| [pair.a, pair.b])
             .collect(),
     };
+    let loading_peak_bytes = memory::peak(device);
     let mut optimizer = AdamW::new(vars.clone(), &config.optimizer)?;
     let saved = config.train.saved_activations(device);
     let mut once = || match args.forward {
@@ -195,6 +207,7 @@ fn measure(args: &Args, config: &RunConfig, bucket: Bucket, device: &Device) -> 
         bucket,
         batch_size,
         dtype: config.model.dtype,
+        quantization: config.model.quantization,
         activation_policy: match config.train.gradient_checkpointing {
             true => config.train.activation_policy,
             false => ActivationPolicy::All,
@@ -202,10 +215,12 @@ fn measure(args: &Args, config: &RunConfig, bucket: Bucket, device: &Device) -> 
         attention,
         threads: rayon::current_num_threads(),
         params: weights.taken(),
+        weight_bytes: weights.bytes(),
         trainable: vars.iter().map(|var| var.elem_count()).sum(),
         tokens: batch.tokens,
         pace: Pace::of(&splits, &batch, batch_size, args.forward),
         matmul_flops_per_second: best_product(dtype, device)?,
+        loading_peak_bytes,
         peak_memory_bytes,
         profile: profile.transpose()?,
     })
@@ -316,9 +331,10 @@ impl Measured {
             .peak_memory_bytes
             .map_or("unknown".into(), |bytes| format!("{} MiB", bytes >> 20));
         let attention: Vec<String> = self.attention.iter().map(Backend::to_string).collect();
+        let form = self.quantization.map_or("dense", Quantization::name);
         let mut text = format!(
             "bucket     {} x {}, {} tokens each, {:?}, {} threads\n\
-             numbers    {} in the transformer, {} in adapters\n\
+             numbers    {} in the transformer ({form}: {} MiB), {} in adapters\n\
              step       {:.3} s (median of {}; {least:.3} to {most:.3})\n\
              of that    {:.3} s forward, {:.3} s backward, {:.3} s optimiser\n\
              tokens     {:.0} a second\n\
@@ -331,6 +347,7 @@ impl Measured {
             self.dtype,
             self.threads,
             self.params,
+            self.weight_bytes >> 20,
             self.trainable,
             pace.step_seconds_median,
             pace.step_seconds.len(),

@@ -191,12 +191,12 @@ fn locate(config: &RunConfig, download: Download) -> anyhow::Result<Option<PathB
     let here = hub::fetch::here(path, revision, variant)?;
     // Files missing from an interrupted download are fetched by the run.
     let fetched = config.model.directory().is_none() && hub::environment::Environment::of_process().offline.is_none();
-    Ok(here.filter(|directory| !fetched || models::is_whole(&config.model.folder(directory))))
+    Ok(here.filter(|directory| !fetched || models::is_whole(&config.model.own_folder(directory))))
 }
 
 fn opened(config: &RunConfig, directory: &Path) -> anyhow::Result<Box<dyn Family>> {
     let cached = cache(config).remembered(directory);
-    models::open_with(config.model.folder(directory), config.model.family, &cached)
+    models::open_with(config.model.folder(directory)?, config.model.family, &cached)
 }
 
 fn cache(config: &RunConfig) -> Cache {
@@ -212,7 +212,10 @@ fn parts(
     residency: Option<Residency>,
     failures: &mut Failures,
 ) {
-    let headers = Load::headers(config.model.dtype.into(), device);
+    let headers = Load {
+        content: Content::Headers,
+        ..config.model.load(device)
+    };
     let prompts = match residency {
         Some(_) => config.validation.prompts.as_slice(),
         None => &[],

@@ -11,6 +11,7 @@ mod optimiser;
 #[cfg(feature = "nccl")]
 mod ranks;
 pub mod row;
+mod stored;
 mod training;
 
 use std::path::{Path, PathBuf};
@@ -66,6 +67,8 @@ enum Group {
     Activation,
     Rotary,
     Linear,
+    /// Matrices in few bits, and layers over them
+    Stored,
     Attention,
     MaskedAttention,
     LongAttention,
@@ -147,7 +150,14 @@ pub fn run(args: Args) -> Result<(), Failure> {
 /// Runs a group that needs no checkpoint. A case that fails to run is a line of the table as well, so that the others
 /// follow.
 fn alone(table: &mut Table, group: Group, tokens: &[cases::Tokens], device: &Device, seed: u64) -> Result<(), Failure> {
-    for case in cases::of(group, tokens) {
+    let mut compared = cases::of(group, tokens);
+    if group == Group::Stored {
+        let mut rng = Rng::new(seed);
+        let found = stored::decoded(device, &mut rng);
+        table.tell_all("decoding", found.map_err(Into::into))?;
+        compared = stored::layers(&mut rng).or_exit(Exit::Training)?;
+    }
+    for case in compared {
         for dtype in [DType::F32, DType::BF16] {
             let found = case.compare(device, dtype, &mut Rng::new(seed));
             table.tell_all(&format!("{} {dtype:?}", case.name), found.map_err(Into::into))?;

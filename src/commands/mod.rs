@@ -8,6 +8,7 @@ mod adapter;
 pub mod bench;
 pub mod check;
 pub mod check_dataset;
+mod checkpoint_copy;
 pub mod completions;
 #[cfg(feature = "gpu-check")]
 pub mod gpu_check;
@@ -16,8 +17,10 @@ pub mod launch;
 pub mod lora;
 pub mod man;
 pub mod migrate;
+mod precision;
 pub mod precompute;
 pub mod progress;
+pub mod quantize;
 pub mod ranks;
 pub mod report;
 pub mod sample;

@@ -125,7 +125,8 @@ pub fn open_model(config: &RunConfig) -> Result<Box<dyn Family>, Failure> {
     let model = &config.model;
     let directory = hub::fetch::locate(&model.path, &model.revision, model.variant.as_deref()).or_exit(Exit::Model)?;
     let cached = Cache::open(&config.precompute.folder(&config.run_dir())).remembered(&directory);
-    models::open_with(model.folder(&directory), model.family, &cached).or_exit(Exit::Model)
+    let folder = model.folder(&directory).or_exit(Exit::Model)?;
+    models::open_with(folder, model.family, &cached).or_exit(Exit::Model)
 }
 
 /// Encodes what the cache lacks of the surveyed clips, their captions, the empty caption, the validation prompts and

@@ -72,6 +72,11 @@ impl Count {
         }
     }
 
+    /// Ends the count without a word.
+    pub fn clear(self) {
+        self.bar.finish_and_clear();
+    }
+
     /// Logs the total and the rate.
     pub fn finish(self) {
         self.bar.finish_and_clear();

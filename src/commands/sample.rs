@@ -5,14 +5,18 @@ use std::sync::Arc;
 
 use anyhow::{Context, anyhow, ensure};
 use candle_core::{DType, Tensor};
+use clap::builder::PossibleValuesParser;
 
 use super::adapter::Lora;
+use super::precision::Precision;
 use super::{Exit, Failure, OrExit, check, progress};
 use crate::config::Device;
 use crate::disk;
 use crate::hub;
 use crate::lora::adapters::Adapters;
 use crate::models::{self, Family, FamilyName};
+use crate::nn::load::PartQuantization;
+use crate::nn::storage::quantize::{self, Quantization};
 use crate::nn::{Load, WeightFolder};
 use crate::sample::{self, Request, Sampled, Start};
 use crate::video::Writer;
@@ -29,6 +33,9 @@ pub struct Args {
     /// Which variant of the weights to read: fp16 for model.fp16.safetensors
     #[arg(long, value_name = "NAME")]
     variant: Option<String>,
+    /// Another transformer than the model's own: a GGUF or safetensors file, or a folder
+    #[arg(long, value_name = "FILE|DIR")]
+    transformer: Option<PathBuf>,
     /// An adapter file, or a folder with one, and its scale (repeatable)
     #[arg(long, value_name = "FILE[=SCALE]")]
     lora: Vec<Lora>,
@@ -76,16 +83,20 @@ pub struct Args {
     output_latents: Option<PathBuf>,
     #[arg(long, value_enum, default_value_t = Precision::Bf16)]
     dtype: Precision,
+    /// Store the transformer's linear layers in fewer bits: none, fp8, fp8-scaled, int8, nf4, fp4, q8_0, q4_k, ...
+    #[arg(long, value_name = "FORM", default_value = "none", value_parser = form())]
+    quantization: String,
+    /// The same for the text encoder
+    #[arg(long, value_name = "FORM", default_value = "none", value_parser = form())]
+    text_encoder_quantization: String,
     /// auto, cpu, cuda or cuda:N
     #[arg(long, default_value = "auto")]
     device: Device,
 }
 
-/// Number format of weights and activations.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-enum Precision {
-    F32,
-    Bf16,
+/// Parser of a form's name.
+fn form() -> PossibleValuesParser {
+    PossibleValuesParser::new(quantize::names())
 }
 
 /// Runs `vtrain sample`: generates one clip and writes it.
@@ -95,10 +106,7 @@ enum Precision {
 /// exit code.
 pub fn run(args: Args) -> Result<(), Failure> {
     let device = args.device.open().or_exit(Exit::Usage)?;
-    let dtype = match args.dtype {
-        Precision::F32 => DType::F32,
-        Precision::Bf16 => DType::BF16,
-    };
+    let dtype = DType::from(args.dtype);
     // Reports errors before anything is computed.
     let start = start(&args).or_exit(Exit::Usage)?;
     let size = (args.height, args.width);
@@ -106,11 +114,21 @@ pub fn run(args: Args) -> Result<(), Failure> {
     drop(Writer::create(&args.output, size, args.fps.unwrap_or(1.0)).or_exit(Exit::Usage)?);
     let directory = hub::fetch::locate(&args.model, &args.revision, args.variant.as_deref()).or_exit(Exit::Model)?;
     let checkpoint = WeightFolder::new(&directory, args.variant.as_deref());
+    let checkpoint = match &args.transformer {
+        Some(path) => models::replace_transformer(checkpoint, path).or_exit(Exit::Model)?,
+        None => checkpoint,
+    };
     let family = models::open(checkpoint, FamilyName::Auto).or_exit(Exit::Model)?;
     let request = request(&args, start, family.spec().family.frame_rate).or_exit(Exit::Usage)?;
     let writer = Writer::create(&args.output, size, request.fps).or_exit(Exit::Usage)?;
     let adapters = adapters(&args.lora, &device).or_exit(Exit::Model)?;
-    let load = Load::new(dtype, &device).with_adapters(adapters.clone());
+    let quantization = PartQuantization {
+        transformer: Quantization::from_name(&args.quantization),
+        text_encoder: Quantization::from_name(&args.text_encoder_quantization),
+    };
+    let load = Load::new(dtype, &device)
+        .with_quantization(quantization)
+        .with_adapters(adapters.clone());
     check::of_sample(&*family, &load, &request, &adapters)?;
     let sampled = denoise(&*family, &load, request).or_exit(Exit::Model)?;
     if let Some(path) = &args.output_latents {

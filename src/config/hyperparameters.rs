@@ -16,9 +16,13 @@ impl RunConfig {
             lr::Name::ConstantWithWarmup if self.lr_scheduler.warmup_ratio.is_none() => Value::Null,
             _ => json!({"steps": train.steps, "epochs": train.epochs}),
         };
+        let mut model = json!({"dtype": self.model.dtype});
+        if let Some(form) = self.model.quantization {
+            model["quantization"] = json!(form); // absent in checkpoints of dense runs
+        }
         json!({
             "seed": self.seed,
-            "model": {"dtype": self.model.dtype},
+            "model": model,
             "precompute": {"latents": self.precompute.latents},
             "lora": {
                 "rank": self.lora.rank,

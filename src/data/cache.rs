@@ -117,7 +117,7 @@ impl Cache {
     }
 
     /// Returns a hash of the files of the checkpoint's parts in `directory`. For a missing part, the last known hash is
-    /// used, with a warning. The variant of the weights counts as well, because it selects other files of the same
+    /// used, with a warning; for one that is a file elsewhere, that and the config count. The variant of the weights counts as well, because it selects other files of the same
     /// folder.
     ///
     /// # Errors
@@ -128,7 +128,13 @@ impl Cache {
             hasher.update(format!("variant {variant}\n").as_bytes());
         }
         for name in parts {
-            let folder = directory.join(name);
+            let folder = directory.part(name);
+            if let Some(file) = folder.file() {
+                let hash = |path: &Path| self.hash(path).with_context(|| path.display().to_string());
+                let (config, weights) = (hash(&folder.join("config.json"))?, hash(&file.path)?);
+                hasher.update(format!("{name} config {config} file {weights}\n").as_bytes());
+                continue;
+            }
             let part = self.known.part(&folder).with_context(|| folder.display().to_string())?;
             let (part, gone) = part.with_context(|| self.unseen(directory, name))?;
             if gone {

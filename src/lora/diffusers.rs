@@ -44,13 +44,18 @@ impl Named<'_> {
     }
 }
 
-/// Writes the adapters of a run, in f32, like `CogVideoXPipeline.save_lora_weights`.
+/// Key of the header that says in which form the base was that the adapters learned over.
+pub const BASE_FORM: &str = "vtrain.base_form";
+
+/// Writes the adapters of a run, in f32, like `CogVideoXPipeline.save_lora_weights`; `base_form` is the form in few bits of
+/// the base's matrices.
 ///
 /// # Errors
 /// Fails for a non-finite number, named by its tensor.
-pub fn to_bytes(config: &Config, adapters: &[Named]) -> anyhow::Result<Vec<u8>> {
+pub fn to_bytes(config: &Config, adapters: &[Named], base_form: Option<&str>) -> anyhow::Result<Vec<u8>> {
     let layers: Vec<&str> = adapters.iter().map(|adapter| adapter.layer).collect();
-    let about = Metadata::from([(settings::KEY.to_string(), metadata::text(config, &layers))]);
+    let mut about = Metadata::from([(settings::KEY.to_string(), metadata::text(config, &layers))]);
+    about.extend(base_form.map(|form| (BASE_FORM.to_string(), form.to_string())));
     let mut tensors = Tensors::new();
     for named in adapters {
         let ((a, b), layer) = (named.stored()?, named.layer);

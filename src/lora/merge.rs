@@ -19,6 +19,8 @@ use crate::hub::layout::{Kind, WeightFile};
 use crate::magic;
 use crate::nn::WeightFolder;
 
+pub mod anew;
+
 /// Upper limit of safetensors for a header.
 const MAX_HEADER_BYTES: u64 = 100 << 20;
 

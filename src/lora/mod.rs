@@ -12,6 +12,7 @@ pub mod merge;
 mod metadata;
 pub mod names;
 mod parts;
+pub mod residual;
 pub mod resize;
 mod scales;
 pub mod selection;
@@ -44,8 +45,42 @@ pub struct Config {
     /// Linear layers that get an adapter: a list of name suffixes, or one regular expression that matches whole names,
     /// or `all-linear`.
     pub target_modules: TargetModules,
-    /// An adapter file of any format to start from, or a folder with one.
-    pub init: Option<PathBuf>,
+    /// An adapter file of any format to start from, or a folder with one; or `residual`: the best approximation of this
+    /// rank of what the frozen weights lose while they are stored in few bits by `model.quantization`. (A file of that name
+    /// is `./residual`.)
+    #[schemars(with = "Option<PathBuf>")]
+    pub init: Option<Init>,
+}
+
+/// Start of adapters, if it is not random.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "PathBuf", into = "PathBuf")]
+pub enum Init {
+    /// What the frozen weights lose in few bits ([`residual`]).
+    Residual,
+    /// An adapter file, or a folder with one.
+    File(PathBuf),
+}
+
+/// Name of [`Init::Residual`].
+const RESIDUAL: &str = "residual";
+
+impl From<PathBuf> for Init {
+    fn from(path: PathBuf) -> Self {
+        match path.to_str() {
+            Some(RESIDUAL) => Self::Residual,
+            _ => Self::File(path),
+        }
+    }
+}
+
+impl From<Init> for PathBuf {
+    fn from(init: Init) -> Self {
+        match init {
+            Init::Residual => RESIDUAL.into(),
+            Init::File(path) => path,
+        }
+    }
 }
 
 impl Default for Config {

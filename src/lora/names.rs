@@ -3,6 +3,8 @@
 //! A layer's own name here is that of the diffusers checkpoint. The *original* name is that of the makers' published
 //! checkpoint, which ComfyUI's model classes use; kohya's trainers write it with `_` in place of `.`.
 
+use crate::nn::named_file::Spelling;
+
 /// (diffusers, original). `{}` stands for a number, the same in both.
 pub type Pairs = &'static [(&'static str, &'static str)];
 
@@ -43,6 +45,11 @@ impl Names {
             .find_map(|(ours, original)| Some(fill(original, number(ours, name)?)))
     }
 
+    /// Returns true for a linear layer of this name in diffusers.
+    pub fn is_linear(&self, layer: &str) -> bool {
+        self.layers.iter().any(|(ours, _)| number(ours, layer).is_some())
+    }
+
     /// Finds a layer or parameter by its original name or by its own, also with `_` in place of `.`.
     pub fn find(&self, name: &str) -> Option<String> {
         self.find_whole(name).or_else(|| {
@@ -52,7 +59,23 @@ impl Names {
         })
     }
 
-    /// Same, without removing prefixes of other programs.
+    /// Returns the name in diffusers of a layer's tensor, such as `blocks.0.self_attn.q.weight`, or of a parameter outside
+    /// of layers: by its original name or by its own.
+    pub fn tensor(&self, name: &str) -> Option<String> {
+        rename(name, |head| {
+            self.pairs().find_map(|(ours, original)| {
+                let found = number(original, head).or_else(|| number(ours, head))?;
+                Some(fill(ours, found))
+            })
+        })
+    }
+
+    /// Returns the original name of a tensor with this name in diffusers.
+    pub fn original_tensor(&self, name: &str) -> Option<String> {
+        rename(name, |head| self.original(head))
+    }
+
+    /// Same as [`find`](Self::find), without removing prefixes of other programs.
     fn find_whole(&self, name: &str) -> Option<String> {
         let dotted = self.pairs().find_map(|(ours, original)| {
             let found = number(original, name).or_else(|| number(ours, name))?;
@@ -74,6 +97,23 @@ impl Names {
 
     fn pairs(&self) -> impl Iterator<Item = &(&'static str, &'static str)> {
         self.layers.iter().chain(self.others).chain(self.tables)
+    }
+}
+
+/// Renames the longest start of a name, up to a point or the end, that `renamed` knows.
+fn rename(name: &str, renamed: impl Fn(&str) -> Option<String>) -> Option<String> {
+    let ends = [name.len()]
+        .into_iter()
+        .chain(name.rmatch_indices('.').map(|(at, _)| at));
+    ends.into_iter().find_map(|end| {
+        let (head, rest) = name.split_at(end);
+        Some(renamed(head)? + rest)
+    })
+}
+
+impl Spelling for Names {
+    fn in_files(&self, name: &str) -> Option<String> {
+        self.original_tensor(name)
     }
 }
 

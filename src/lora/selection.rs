@@ -11,8 +11,8 @@ use candle_core::{Error, Result};
 use super::adapters::{Adapter, AdapterFile};
 use super::names::Names;
 use super::target::{self, Matcher};
-use super::{Config, file};
-use crate::nn::adapter::{Adapt, LayerId, LoraLayer};
+use super::{Config, Init, file};
+use crate::nn::adapter::{Adapt, LayerId, LoraLayer, WeightForm};
 
 /// Trained layers. As an [`Adapt`] it adds no adapters, and only records the layers.
 #[derive(Debug)]
@@ -31,6 +31,10 @@ struct SeenLayer {
     selected: BTreeSet<String>,
     /// Layers for which the `init` file has an adapter of another shape.
     misfits: Vec<String>,
+    /// Selected layers that the checkpoint has in few bits.
+    stored: Vec<String>,
+    /// Number of selected layers that are stored in few bits as they are read.
+    quantized: usize,
 }
 
 /// Problems of `lora:`, each a line that begins with the key.
@@ -53,10 +57,11 @@ impl Selection {
     pub fn new(config: &Config, families: &[&'static Names]) -> std::result::Result<Self, AdapterMismatch> {
         let targets = config.target_modules.matcher();
         let targets = targets.map_err(|message| format!("lora.target_modules: {message}"));
-        let init = config
-            .init
-            .as_deref()
-            .map(|path| file::read(path, families)?.apply(path, 1.0));
+        let file = match &config.init {
+            Some(Init::File(path)) => Some(path),
+            Some(Init::Residual) | None => None,
+        };
+        let init = file.map(|path| file::read(path, families)?.apply(path, 1.0));
         let init = init.transpose().map_err(|error| format!("lora.init: {error:#}"));
         match (targets, init) {
             (Ok(targets), Ok(init)) => Ok(Self {
@@ -77,11 +82,13 @@ impl Selection {
         let (path, in_features, out_features) = (layer.path, layer.in_features(), layer.out_features());
         let mut seen = self.seen();
         seen.layers.push(path.to_string());
-        let matches = self.targets.matches(path);
-        let matches = matches.map_err(|error| Error::Msg(format!("lora.target_modules: {error}")))?;
-        // As in PEFT, all linear layers are not the convolutions among them.
-        if !matches || (layer.is_convolution() && self.config.target_modules.is_all_linear()) {
+        if !self.targets(layer)? {
             return Ok(false);
+        }
+        match layer.form {
+            WeightForm::Dense => {}
+            WeightForm::Stored => seen.stored.push(path.to_string()),
+            WeightForm::Quantized => seen.quantized += 1,
         }
         if let Some(Adapter { a, b, .. }) = self.init(path) {
             let rank = self.config.rank;
@@ -100,6 +107,22 @@ impl Selection {
         }
         seen.selected.insert(path.to_string());
         Ok(true)
+    }
+
+    /// Returns whether a layer is trained, without recording it.
+    ///
+    /// # Errors
+    /// Fails for an expression that gave up on this path.
+    pub fn targets(&self, layer: &LayerId) -> Result<bool> {
+        let matches = self.targets.matches(layer.path);
+        let matches = matches.map_err(|error| Error::Msg(format!("lora.target_modules: {error}")))?;
+        // As in PEFT, all linear layers are not the convolutions among them.
+        Ok(matches && !(layer.is_convolution() && self.config.target_modules.is_all_linear()))
+    }
+
+    /// Returns true with `lora.init: residual`.
+    pub fn starts_from_residual(&self) -> bool {
+        self.config.init == Some(Init::Residual)
     }
 
     /// Returns the adapter that the `init` file has for a layer.
@@ -136,6 +159,9 @@ impl Selection {
                 .chain(shape_fault(&seen.misfits))
                 .chain(layer_faults(file, &seen.selected));
             wrong.extend(faults.map(|fault| format!("lora.init: {}: {fault}", file.path.display())));
+        }
+        if self.starts_from_residual() {
+            wrong.extend(residual_fault(&seen));
         }
         match wrong.is_empty() {
             true => Ok(()),
@@ -199,6 +225,24 @@ fn scale_faults(file: &AdapterFile, config: &Config) -> Vec<String> {
         ));
     }
     faults
+}
+
+/// Explains why there is nothing that adapters could start from.
+fn residual_fault(seen: &SeenLayer) -> Option<String> {
+    match (seen.stored.first(), seen.quantized) {
+        (Some(first), _) => Some(format!(
+            "lora.init: residual: {} of {} layers are in few bits in the checkpoint already, first {first}, and what they have \
+             lost is not known; take the dense checkpoint, and store it in few bits by model.quantization",
+            seen.stored.len(),
+            seen.selected.len()
+        )),
+        (None, 0) => Some(
+            "lora.init: residual: no layer that is trained is stored in few bits, so nothing is lost; set model.quantization, or \
+             remove lora.init"
+                .into(),
+        ),
+        (None, _) => None,
+    }
 }
 
 /// Returns the first adapter whose shape differs from its layer's.

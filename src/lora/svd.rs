@@ -1,9 +1,17 @@
-//! Singular values of a low-rank product, in f64.
+//! Singular values of a low-rank product, in f64, and the largest ones of any matrix.
 //!
 //! `B A` (out, in) of rank r is never computed: with `B = Qb Rb` and `Aᵀ = Qa Ra` its singular values are those of the
 //! small `Rb Raᵀ` (r, r), and its singular vectors are theirs, multiplied by Qb and Qa. The small one is decomposed by
 //! one-sided Jacobi rotations (Hestenes 1958; Golub and Van Loan, 8.6.3), which are accurate to the last digits also
 //! for small values. At r of 128 it takes some 10^8 operations, so no linear algebra library is needed.
+//!
+//! Of any matrix M the largest r are found by randomised subspace iteration (Halko, Martinsson and Tropp 2011,
+//! arXiv:0909.4061, algorithm 4.4): Q spans `M (MᵀM)^6 Ω` for r + 16 random columns Ω, and `M ~ Q (QᵀM)`. Of noise, the
+//! flattest spectrum that there is, that holds about 97 % of what the best r hold.
+
+use candle_core::{DType, Device, Result, Tensor};
+
+use crate::rng::Rng;
 
 /// A matrix by its columns.
 pub type Columns = Vec<Vec<f64>>;
@@ -18,8 +26,50 @@ pub struct Svd {
     pub v: Columns,
 }
 
+/// Random columns besides those that are wanted.
+const OVERSAMPLING: usize = 16;
+
+/// Multiplications of the random columns by `M Mᵀ`.
+const ITERATIONS: usize = 6;
+
 /// Maximum number of sweeps over every pair of columns. Ten are usual.
 const SWEEPS: usize = 60;
+
+/// Decomposes the matrix (out, in), f32, approximately: at most `rank` largest singular values.
+pub fn leading(matrix: &Tensor, rank: usize, rng: &mut Rng) -> Result<Svd> {
+    let (rows, columns) = matrix.dims2()?;
+    let count = (rank + OVERSAMPLING).min(rows).min(columns);
+    let transposed = matrix.t()?;
+    let random = Tensor::from_vec(rng.randn(columns * count), (columns, count), matrix.device())?;
+    let mut q = basis(&matrix.matmul(&random)?)?;
+    for _ in 0..ITERATIONS {
+        let on = to_device(&q, matrix)?;
+        q = basis(&matrix.matmul(&transposed.matmul(&on)?)?)?;
+    }
+    let a = to_columns(&transposed.matmul(&to_device(&q, matrix)?)?)?; // rows of QᵀM
+    let Svd { mut u, mut s, mut v } = of_product(&q, &a);
+    u.truncate(rank);
+    s.truncate(rank);
+    v.truncate(rank);
+    Ok(Svd { u, s, v })
+}
+
+/// Returns an orthonormal basis of a tensor's columns.
+fn basis(tensor: &Tensor) -> Result<Columns> {
+    Ok(qr(&to_columns(tensor)?).0)
+}
+
+fn to_columns(tensor: &Tensor) -> Result<Columns> {
+    tensor.t()?.to_device(&Device::Cpu)?.to_dtype(DType::F64)?.to_vec2()
+}
+
+/// Returns columns as a tensor in f32, where `like` is.
+fn to_device(columns: &[Vec<f64>], like: &Tensor) -> Result<Tensor> {
+    let length = columns.first().map_or(0, Vec::len);
+    let numbers: Vec<f32> = columns.iter().flatten().map(|x| *x as f32).collect();
+    let rows = Tensor::from_vec(numbers, (columns.len(), length), like.device())?;
+    rows.t()?.contiguous()
+}
 
 /// Decomposes the product of B, given by its columns, and A, given by its rows.
 pub fn of_product(b: &[Vec<f64>], a: &[Vec<f64>]) -> Svd {

@@ -3,7 +3,7 @@
 //! A starts as in PEFT, uniform within +-1/sqrt(in) (`kaiming_uniform_` with a = sqrt(5)), and B at zero, so the
 //! model's output is unchanged at first. All A are drawn from one stream in the order in which the model requests its
 //! layers, each like torch's `uniform_`: another order of loading would give other values. With `lora.init` both come
-//! from that file, and nothing is drawn.
+//! from that file, and nothing is drawn; with `lora.init: residual` from what the layer's weight lost ([`super::residual`]).
 
 use std::sync::{Mutex, MutexGuard};
 
@@ -13,9 +13,11 @@ use super::Config;
 use super::adapters::Adapter;
 use super::diffusers::Named;
 use super::names::Names;
+use super::residual::Residual;
 use super::selection::Selection;
 use crate::nn::adapter::{Adapt, LayerId, LoraLayer};
 use crate::nn::dropout::{Dropout, Seed};
+use crate::ops::stored::StoredMatrix;
 use crate::rng::Rng;
 
 /// Variables of one layer. The model shares their storage.
@@ -58,6 +60,21 @@ pub struct Trainable {
 struct AdaptedLayer {
     rng: Rng,
     pairs: Vec<LoraPair>,
+    /// Start of the layer that is read now, by its path.
+    residual: Option<(String, Residual)>,
+    /// Sums of the layers' relative errors.
+    errors: ResidualErrors,
+}
+
+/// Relative errors of weights in few bits, and of the same with the adapters that start at their residuals.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct ResidualErrors {
+    /// Number of layers.
+    pub layers: usize,
+    /// Without adapters: the mean over the layers.
+    pub before: f64,
+    /// With adapters.
+    pub after: f64,
 }
 
 impl Trainable {
@@ -72,7 +89,12 @@ impl Trainable {
             selection: Selection::new(config, families)?,
             device: device.clone(),
             dropout: Seed::default(),
-            adapted: Mutex::new(AdaptedLayer { rng, pairs: Vec::new() }),
+            adapted: Mutex::new(AdaptedLayer {
+                rng,
+                pairs: Vec::new(),
+                residual: None,
+                errors: ResidualErrors::default(),
+            }),
         })
     }
 
@@ -90,19 +112,33 @@ impl Trainable {
         Ok(self.adapted().pairs.clone())
     }
 
+    /// Returns the errors that adapters at residuals start with; None without such.
+    pub fn residual_errors(&self) -> Option<ResidualErrors> {
+        let ResidualErrors { layers, before, after } = self.adapted().errors;
+        let mean = |sum: f64| sum / layers as f64;
+        (layers > 0).then(|| ResidualErrors {
+            layers,
+            before: mean(before),
+            after: mean(after),
+        })
+    }
+
     fn adapted(&self) -> MutexGuard<'_, AdaptedLayer> {
         self.adapted.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
     /// Returns the initial values of A (rank, in) and B (out, rank).
-    fn values(&self, rng: &mut Rng, layer: &LayerId) -> Result<(Tensor, Tensor)> {
+    fn values(&self, adapted: &mut AdaptedLayer, layer: &LayerId) -> Result<(Tensor, Tensor)> {
+        let here = |tensor: &Tensor| tensor.to_dtype(DType::F32)?.to_device(&self.device);
+        if let Some((_, Residual { a, b, .. })) = adapted.residual.take().filter(|(path, _)| path == layer.path) {
+            return Ok((here(&a)?, here(&b)?));
+        }
         let (in_features, rank) = (layer.in_features(), self.config.rank);
         let (a, b) = ((rank, in_features), (layer.out_features(), rank));
         if let Some((from, to)) = self.selection.init(layer.path).map(Adapter::matrices).transpose()?
             && from.dims() == [a.0, a.1]
             && to.dims() == [b.0, b.1]
         {
-            let here = |tensor: &Tensor| tensor.to_dtype(DType::F32)?.to_device(&self.device);
             return Ok((here(&from)?, here(&to)?));
         }
         // A layer that the file lacks, or does not fit, is reported by `finish`, with all others.
@@ -113,7 +149,7 @@ impl Trainable {
             ));
         }
         let bound = 1.0 / (in_features as f64).sqrt();
-        let a_values = uniform(rng, -bound, bound, a.0 * a.1);
+        let a_values = adapted.rng.uniform(-bound, bound, a.0 * a.1);
         Ok((
             Tensor::from_vec(a_values, a, &self.device)?,
             Tensor::zeros(b, DType::F32, &self.device)?,
@@ -122,12 +158,25 @@ impl Trainable {
 }
 
 impl Adapt for Trainable {
+    fn quantized(&self, layer: &LayerId, dense: &Tensor, stored: &dyn StoredMatrix) -> Result<()> {
+        if !self.selection.starts_from_residual() || !self.selection.targets(layer)? {
+            return Ok(());
+        }
+        let mut adapted = self.adapted();
+        let residual = Residual::new(dense, stored, self.config.rank, self.config.scale(), &mut adapted.rng)?;
+        adapted.errors.layers += 1;
+        adapted.errors.before += residual.before;
+        adapted.errors.after += residual.after;
+        adapted.residual = Some((layer.path.to_string(), residual));
+        Ok(())
+    }
+
     fn adapt(&self, layer: &LayerId) -> Result<Vec<LoraLayer>> {
         if !self.selection.selects(layer)? {
             return Ok(Vec::new());
         }
         let mut adapted = self.adapted();
-        let (a, b) = self.values(&mut adapted.rng, layer)?;
+        let (a, b) = self.values(&mut adapted, layer)?;
         let pair = LoraPair {
             layer: layer.path.to_string(),
             input: layer.weight.iter().skip(1).copied().collect(),
@@ -147,10 +196,4 @@ impl Adapt for Trainable {
         adapted.pairs.push(pair);
         Ok(vec![adapter])
     }
-}
-
-/// `torch.empty(n).uniform_(low, high)`, which rounds once.
-fn uniform(rng: &mut Rng, low: f64, high: f64, n: usize) -> Vec<f32> {
-    let (low, high) = (low as f32, high as f32);
-    rng.rand(n).into_iter().map(|u| u.mul_add(high - low, low)).collect()
 }

@@ -129,20 +129,24 @@ impl Draft<'_> {
         // As in `bitsandbytes.optim.AdamW8bit`
         let name = name.rsplit('.').next().unwrap_or(&name);
         let from = flag.typed();
+        let own = match name.ends_with("8bit") {
+            true => "adamw8bit",
+            false => "adamw",
+        };
         if ADAMW.contains(&name) {
-            self.set("optimizer", "name", "adamw", &from);
-            if name != "adamw" {
-                self.remark(flag, "vtrain's AdamW keeps its moments in f32");
+            self.set("optimizer", "name", own, &from);
+            if name.starts_with("paged") {
+                self.remark(flag, "vtrain keeps all moments where the adapters are, without paging");
             }
         } else if ADAM.contains(&name) {
-            self.set("optimizer", "name", "adamw", &from);
+            self.set("optimizer", "name", own, &from);
             self.remark(
                 flag,
                 "vtrain has adamw, which keeps the decay apart from the gradient: without weight_decay they are the same",
             );
         } else {
             self.flags.problems.push(format!(
-                "--{} {}: vtrain has adamw alone, and another optimiser's learning rate does not fit AdamW: migrate the \
+                "--{} {}: vtrain has adamw and adamw8bit alone, and another optimiser's learning rate does not fit AdamW: migrate the \
                  script with adamw and the learning rate that you want",
                 flag.name,
                 said.escape_debug()

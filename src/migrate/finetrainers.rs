@@ -270,12 +270,18 @@ impl Migration<'_> {
     }
 
     fn optimizer(&mut self) {
-        match self.flags.take("optimizer") {
-            Some(flag) => self.optimizer_name(&flag),
+        let optimizer = self.flags.take("optimizer");
+        match &optimizer {
+            Some(flag) => self.optimizer_name(flag),
             None => self.document.remark(
                 "--optimizer (not given)",
                 "adam is taken then, by vtrain adamw, which keeps the decay apart from the gradient",
             ),
+        }
+        let said = self.flags.said("use_8bit_bnb");
+        if self.flags.switch("use_8bit_bnb") {
+            let typed = optimizer.map_or(String::new(), |flag| format!("{} ", flag.typed()));
+            self.set("optimizer", "name", "adamw8bit", &format!("{typed}{said}"));
         }
         self.number::<f64>("lr", "optimizer", "lr", Some(1e-4));
         self.number::<f64>("beta1", "optimizer", "beta1", Some(0.9));

@@ -30,7 +30,7 @@ impl CheckpointDir<'_> {
 
     /// Same as [`config`](Self::config), for a config with a parser of its own.
     pub fn config_by<C>(&self, name: &str, parse: impl Fn(&str) -> anyhow::Result<C>) -> anyhow::Result<C> {
-        let there = self.folder.join(name).join("config.json").exists();
+        let there = self.folder.part(name).join("config.json").exists();
         if let Some(text) = self.cached.get(name).filter(|_| !there) {
             return parse(text).with_context(|| format!("{name}/config.json in the cache"));
         }

@@ -15,8 +15,10 @@ use candle_core::{DType, Tensor};
 pub use super::checkpoint_dir::CheckpointDir;
 pub use super::conditions::{ConcatCondition, Conditions, ImageCondition, ImageMode};
 pub use super::denoiser::{Denoiser, Scalar, Scalars};
+pub use super::dense_modules::DenseModules;
 pub use super::encoders::{Emit, EncoderMemory, TextEncoder, VideoDecoder, VideoEncoder, posterior_from};
 pub use super::footprint::Footprint;
+pub use super::gguf_spec::GgufSpec;
 pub use super::latent_size::{LatentSize, Layout, check_all, check_num_frames, check_patchable};
 pub use super::text_embeds::{TensorSpecs, TextEmbeds, TextShape};
 
@@ -57,6 +59,10 @@ pub struct FamilySpec {
     pub open: Open,
     /// Builds the transformer alone, with random input.
     pub synthetic: OpenSynthetic,
+    /// Modules of the transformer that stay dense.
+    pub dense_modules: DenseModules,
+    /// Its GGUF files; None if no program reads any.
+    pub gguf: Option<GgufSpec>,
 }
 
 /// Opens a checkpoint by its directory.

@@ -2,12 +2,15 @@
 
 use std::path::{Path, PathBuf};
 
+use anyhow::Context as _;
 use candle_core::{DType, Device};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::distributed::Communicator;
+use crate::nn::load::PartQuantization;
 use crate::nn::residency::Residency;
+use crate::nn::storage::quantize::{self, Quantization};
 use crate::nn::{Load, WeightFolder};
 use crate::paths;
 use crate::problems::Problems;
@@ -19,13 +22,18 @@ pub mod checkpoint_dir;
 pub mod cogvideox;
 pub mod conditions;
 pub mod denoiser;
+pub mod dense_modules;
 pub mod encoders;
 pub mod family;
+pub mod few_bits;
 pub mod footprint;
+pub mod gguf;
+pub mod gguf_spec;
 pub mod input_spec;
 pub mod latent_norm;
 pub mod latent_size;
 pub mod ltx_video;
+mod other_transformer;
 pub mod registry;
 mod single_file;
 pub mod synthetic;
@@ -40,6 +48,7 @@ pub use checkpoint::{is_whole, open, open_with};
 pub use checkpoint_dir::{CachedConfigs, part};
 pub use family::Family;
 pub use footprint::Footprint;
+pub use other_transformer::replace_transformer;
 
 /// `model:` in a run file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -54,8 +63,20 @@ pub struct Config {
     /// Variant of the weights: `fp16` reads `model.fp16.safetensors`. Parts without it are read as usual; without a
     /// choice, a variant is read only if there is nothing else.
     pub variant: Option<String>,
+    /// Another transformer than the checkpoint's own, of the same family: a GGUF file, a single safetensors file with the
+    /// makers' names or diffusers', or a folder with `config.json` and weights. A file is read by the checkpoint's config.
+    pub transformer: Option<PathBuf>,
     /// Storage type of the frozen weights.
     pub dtype: Dtype,
+    /// Form that the transformer's linear layers are stored in while it loads: fewer bits, less memory. Layers that the
+    /// checkpoint has in few bits stay as they are.
+    #[serde(with = "quantize::or_none")]
+    #[schemars(with = "quantize::Name")]
+    pub quantization: Option<Quantization>,
+    /// The same for the text encoder.
+    #[serde(with = "quantize::or_none")]
+    #[schemars(with = "quantize::Name")]
+    pub text_encoder_quantization: Option<Quantization>,
     /// Sharing of the frozen weights among several processes that train together.
     pub sharding: Sharding,
 }
@@ -67,7 +88,10 @@ impl Default for Config {
             path: String::new(),
             revision: "main".into(),
             variant: None,
+            transformer: None,
             dtype: Dtype::Bf16,
+            quantization: None,
+            text_encoder_quantization: None,
             sharding: Sharding::None,
         }
     }
@@ -82,6 +106,13 @@ impl Config {
         if self.revision.trim().is_empty() {
             problems.push("revision", "must not be empty; the default is main");
         }
+        if self
+            .transformer
+            .as_ref()
+            .is_some_and(|path| path.as_os_str().is_empty())
+        {
+            problems.push("transformer", "must not be empty; null takes the checkpoint's own");
+        }
         if let Some(variant) = &self.variant
             && (variant.is_empty()
                 || !variant
@@ -93,14 +124,34 @@ impl Config {
         }
     }
 
-    /// Returns the checkpoint's folder, given its directory.
-    pub fn folder(&self, directory: &Path) -> WeightFolder {
+    /// Returns the checkpoint's folder, given its directory; with the transformer that takes the place of its own.
+    ///
+    /// # Errors
+    /// Same as [`replace_transformer`].
+    pub fn folder(&self, directory: &Path) -> anyhow::Result<WeightFolder> {
+        let folder = self.own_folder(directory);
+        match &self.transformer {
+            Some(path) => replace_transformer(folder, path).context("model.transformer"),
+            None => Ok(folder),
+        }
+    }
+
+    /// Returns the checkpoint's folder, with its own transformer.
+    pub fn own_folder(&self, directory: &Path) -> WeightFolder {
         WeightFolder::new(directory, self.variant.as_deref())
     }
 
     /// How its parts are loaded, whole and without adapters.
     pub fn load(&self, device: &Device) -> Load {
-        Load::new(self.dtype.into(), device)
+        Load::new(self.dtype.into(), device).with_quantization(self.part_quantization())
+    }
+
+    /// Forms that its parts are stored in while they load.
+    pub fn part_quantization(&self) -> PartQuantization {
+        PartQuantization {
+            transformer: self.quantization,
+            text_encoder: self.text_encoder_quantization,
+        }
     }
 
     /// Where the transformer's frozen blocks are, among these ranks.
@@ -111,12 +162,15 @@ impl Config {
         }
     }
 
-    /// Makes a directory's path absolute. `owner/name` is a directory where there is one, else a Hub repository.
+    /// Makes the paths of files and directories absolute. `owner/name` is a directory where there is one, else a Hub repository.
     pub fn resolve(&mut self, folder: &Path) {
         let path = Path::new(&self.path);
         let looks_local = path.is_absolute() || self.path.starts_with('.') || self.path.matches('/').count() != 1;
         if looks_local || folder.join(path).is_dir() {
             self.path = paths::normalize(&folder.join(path)).to_string_lossy().into_owned();
+        }
+        if let Some(transformer) = &mut self.transformer {
+            *transformer = paths::normalize(&folder.join(&*transformer));
         }
     }
 
@@ -131,7 +185,7 @@ impl Config {
         let directory = self.directory();
         let here = directory.as_deref().and_then(|directory| {
             let spec = registry::of_checkpoint(directory).ok()?;
-            let opened = open(self.folder(directory), FamilyName::Auto);
+            let opened = open(self.own_folder(directory), FamilyName::Auto);
             Some(opened.map_or(spec.footprint, |family| family.spec().footprint))
         });
         here.or_else(|| {

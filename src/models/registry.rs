@@ -11,7 +11,7 @@ use super::{cogvideox, ltx_video, single_file, wan};
 use crate::data::Bucket;
 use crate::diffusers_config as config;
 use crate::lora::names::Names;
-use crate::nn::Weights;
+use crate::nn::{WeightFolder, Weights};
 
 /// All families, in the order of their implementation.
 pub static FAMILIES: &[&FamilySpec] = &[&cogvideox::SPEC, &ltx_video::SPEC, &wan::SPEC];
@@ -69,18 +69,18 @@ fn class_name(path: &Path) -> anyhow::Result<String> {
     Ok(class.context("no _class_name")?.to_string())
 }
 
-/// Builds the transformer below `directory` with `weights`, and draws an input of `batch` clips of a bucket.
+/// Builds the transformer of the checkpoint in `directory` with `weights`, and draws an input of `batch` clips of a bucket.
 ///
 /// # Errors
 /// Fails without a readable `transformer/config.json`, for an unsupported family, and for a bucket that does not fit
 /// the model.
 pub fn open_synthetic(
-    directory: &Path,
+    directory: impl Into<WeightFolder>,
     weights: Weights,
     bucket: Bucket,
     batch: usize,
 ) -> anyhow::Result<SyntheticBatch> {
-    let folder = directory.join("transformer");
+    let folder = directory.into().part("transformer");
     let spec = of_transformer(&folder)?;
     let request = SyntheticRequest {
         weights,

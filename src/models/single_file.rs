@@ -8,6 +8,7 @@ use serde_json::{Map, Value};
 
 use crate::lora::format;
 use crate::magic;
+use crate::nn::tensor_file::is_gguf;
 
 /// Upper limit of safetensors for a header.
 const MAX_HEADER_BYTES: u64 = 100 << 20;
@@ -17,6 +18,11 @@ const WANTED: &str = "a diffusers directory with model_index.json, transformer/,
 
 /// Explains what the file at `path` is, and what to give instead.
 pub fn explain(path: &Path) -> String {
+    if is_gguf(path) {
+        return format!(
+            "is a GGUF file: give it as model.transformer (--transformer), and as model.path (--model) {WANTED}"
+        );
+    }
     if let Some(what) = magic::explain(path) {
         return format!("is {what}. A model is {WANTED}");
     }
@@ -28,9 +34,9 @@ pub fn explain(path: &Path) -> String {
         return format!("is an adapter file, which --lora and lora.init take; a model is {WANTED}");
     }
     format!(
-        "is a single file of weights, as ComfyUI takes it; a model is {WANTED}. The makers' repositories have one (their names \
-         often end in -Diffusers), and in Python from_single_file(FILE) and save_pretrained(DIR) of the family's pipeline in \
-         diffusers make one"
+        "is a single file of weights, as ComfyUI takes it: give the family's diffusers directory as model.path (--model), and \
+         this file as model.transformer (--transformer). The makers' repositories have {WANTED} (their names often end in \
+         -Diffusers)"
     )
 }
 
@@ -55,7 +61,10 @@ pub fn nearby(directory: &Path) -> String {
     });
     files.sort();
     match files.first() {
-        Some(first) => format!("; it holds {first}, the layout of another program; needed is {WANTED}"),
+        Some(first) => format!(
+            "; it holds {first}, the layout of another program; needed is {WANTED}, and a single file of a transformer is \
+             given as model.transformer (--transformer)"
+        ),
         None => String::new(),
     }
 }

@@ -12,6 +12,9 @@ use crate::nn::{Load, WeightFolder, Weights};
 use crate::text::clean::prompt_clean;
 use crate::text::{Encoding, TextTokenizer, t5};
 
+/// Tables that are looked up, not multiplied by.
+const EMBEDDINGS: &[&str] = &["shared.", "embed_tokens.", "relative_attention_bias."];
+
 /// Treatment of the padding after a prompt's own tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Padding {
@@ -47,7 +50,7 @@ impl T5Conditioner {
         let tokenizer = TextTokenizer::open(&part(directory, "tokenizer")?)?;
         let folder = part(directory, "text_encoder")?;
         let config = t5::Config::load(&folder.join("config.json"))?;
-        let weights = Weights::read(&folder, load)?;
+        let weights = Weights::read(&folder, load)?.quantized(load.quantization.text_encoder, EMBEDDINGS);
         weights.ensure_memory(&[])?;
         Ok(Box::new(Self {
             tokenizer,

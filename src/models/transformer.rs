@@ -8,6 +8,7 @@ use candle_core::{DType, Error, Result, Tensor};
 use indicatif::BinaryBytes;
 
 use super::denoiser::{Denoiser, Input, State};
+use super::dense_modules::DenseModules;
 use super::input_spec::InputSpec;
 use crate::diffusers_config::Config;
 use crate::nn::flops::Flops;
@@ -20,6 +21,9 @@ pub trait Network: Sized + Send + Sync {
     type Config: Config + Send + Sync;
     /// Kind of block.
     type Block: Block;
+
+    /// Modules that stay dense where others are stored in few bits.
+    const DENSE_MODULES: DenseModules = DenseModules::NONE;
 
     /// Builds the network from `weights`, whose root is the transformer's.
     fn new(config: &Self::Config, weights: &Weights) -> Result<Self>;
@@ -77,9 +81,10 @@ impl<N: Network> Transformer<N> {
     pub fn load(folder: impl Into<WeightFolder>, load: &Load) -> anyhow::Result<Self> {
         let folder: &WeightFolder = &folder.into();
         let config = N::Config::load(folder)?; // says more than the weights, where both are wrong
-        let weights = Weights::read(folder, load)?;
+        let form = load.quantization.transformer;
+        let weights = Weights::read(folder, load)?.quantized(form, &N::DENSE_MODULES.of(form));
         weights.ensure_memory(&[])?;
-        Self::build(folder, config, weights)
+        Self::build(folder.source(), config, weights)
     }
 
     /// Same as [`load`](Self::load), with weights from elsewhere.
@@ -100,6 +105,12 @@ impl<N: Network> Transformer<N> {
                 BinaryBytes(shards.bytes() as u64),
                 BinaryBytes(shards.largest() as u64)
             );
+            if weights.unsharded() > 0 {
+                log::info!(
+                    "matrices in few bits are not sharded: every rank has all {} of them",
+                    BinaryBytes(weights.unsharded() as u64)
+                );
+            }
         }
         Ok(Self {
             config,

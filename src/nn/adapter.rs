@@ -3,6 +3,7 @@
 use candle_core::{D, Result, Shape, Tensor};
 
 use super::dropout::Dropout;
+use crate::ops::stored::StoredMatrix;
 
 /// Adapter of a linear layer.
 #[derive(Debug, Clone)]
@@ -41,6 +42,19 @@ pub struct LayerId<'a> {
     pub path: &'a str,
     /// Shape of its weight: (out, in), or (out, channels, sides of the kernel...) of a convolution.
     pub weight: &'a [usize],
+    /// Form of its weight.
+    pub form: WeightForm,
+}
+
+/// Form of a layer's weight.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WeightForm {
+    /// Dense.
+    Dense,
+    /// In few bits, as the checkpoint has it.
+    Stored,
+    /// In few bits; the checkpoint has it dense.
+    Quantized,
 }
 
 impl LayerId<'_> {
@@ -64,6 +78,11 @@ impl LayerId<'_> {
 pub trait Adapt: Send + Sync {
     /// Returns the adapters of a layer; none if it is not a target. A is (rank, in), B is (out, rank).
     fn adapt(&self, layer: &LayerId) -> Result<Vec<LoraLayer>>;
+
+    /// Shows the matrix of a layer, `dense` in main memory, as it is stored in few bits: before its adapters are asked for.
+    fn quantized(&self, _layer: &LayerId, _dense: &Tensor, _stored: &dyn StoredMatrix) -> Result<()> {
+        Ok(())
+    }
 
     /// Returns the change to the parameter `name` of this shape as it is read, in f32 on the CPU; None for no change.
     fn delta(&self, _name: &str, _shape: &Shape) -> Result<Option<Tensor>> {

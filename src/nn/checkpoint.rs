@@ -1,37 +1,51 @@
-//! Safetensors of a checkpoint, memory-mapped: tensors by name, each read once. Matrices may be stored in few bits
-//! ([`super::storage`]), each in several tensors.
+//! Tensors of a checkpoint's files by the model's names, each read once: of safetensors, memory-mapped, or of GGUF.
+//! Matrices may be stored in few bits ([`super::storage`]), in safetensors each in several tensors.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
-use std::io::Read;
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use anyhow::{Context, ensure};
-use candle_core::safetensors::MmapedSafetensors;
+use anyhow::{Context, bail, ensure};
 use candle_core::{DType, Device, Error, Result, Shape, Tensor};
-
-use safetensors::tensor::{Metadata, TensorView};
+use safetensors::tensor::TensorView;
 use serde_json::Value;
 
+use super::named_file::NamedFile;
 use super::storage::Parts;
 use super::storage::detect::{self, StoredForm, StoredForms};
-use super::weight_files::{WeightFiles, WeightFolder, unreadable};
+use super::tensor_file::TensorFile;
+use super::weight_files::{WeightFiles, WeightFolder};
 use crate::diffusers_config as config;
-use crate::finite;
 use crate::ops::stored::StoredMatrix;
 use crate::process::memory::{self, Limit, TooLittle};
 
-/// Mapped files of a checkpoint, and the tensors that layers have read of them.
+/// Files of a checkpoint, and the tensors that layers have read of them.
 pub(super) struct Checkpoint {
-    pub(super) folder: PathBuf,
-    pub(super) files: Vec<(PathBuf, MmapedSafetensors)>,
-    /// Index of the file that holds a tensor.
-    pub(super) tensors: BTreeMap<String, usize>,
-    /// Matrices in few bits.
+    pub(super) folder: WeightFolder,
+    files: Vec<TensorFile>,
+    tensors: BTreeMap<String, Place>,
+    /// Matrices of safetensors in few bits. Those of GGUF are whole entries there.
     stored: StoredForms,
+    /// Metadata of the files.
+    pub(super) metadata: HashMap<String, String>,
     /// Tensors that no layer has requested yet.
-    pub(super) unread: Mutex<BTreeSet<String>>,
+    unread: Mutex<BTreeSet<String>>,
+}
+
+/// The place of a tensor.
+struct Place {
+    /// Index of the file.
+    file: usize,
+    /// Name in the file.
+    name: String,
+}
+
+/// The size of a tensor.
+pub(super) enum Size {
+    /// Bytes of a part of a stored matrix, or of all of it.
+    Stored(u64),
+    /// Shape of one that is dense.
+    Dense(Vec<usize>),
 }
 
 impl Checkpoint {
@@ -41,15 +55,20 @@ impl Checkpoint {
             .iter()
             .filter_map(|path| Some(std::fs::metadata(path).ok()?.len()));
         ensure_addresses(folder, sizes.sum())?;
-        let mut files = Vec::new();
-        let mut tensors = BTreeMap::new();
+        let (mut files, mut tensors) = (Vec::new(), BTreeMap::new());
         for path in paths {
-            // SAFETY: the map is only read; as everywhere with mmap, a file must not shrink meanwhile.
-            let file = unsafe { MmapedSafetensors::new(&path) }.with_context(|| unreadable(&path))?;
-            for (name, _) in file.tensors() {
-                tensors.insert(name, files.len());
+            let file = match folder.file() {
+                Some(_) => TensorFile::open(&path)?,
+                None => TensorFile::open_safetensors(&path)?,
+            };
+            for (name, in_file) in named(folder.file(), &file)? {
+                let place = Place {
+                    file: files.len(),
+                    name: in_file,
+                };
+                tensors.insert(name, place);
             }
-            files.push((path, file));
+            files.push(file);
         }
         let missing: Vec<&String> = promised.iter().filter(|name| !tensors.contains_key(*name)).collect();
         ensure!(
@@ -59,34 +78,76 @@ impl Checkpoint {
             missing.len(),
             missing[0]
         );
-        let paths = files.iter().map(|(path, _)| path.as_path());
-        let stored = stored_forms(folder, paths).with_context(|| folder.display().to_string())?;
-        let mut unread: BTreeSet<String> = tensors.keys().cloned().collect();
-        unread.retain(|name| !stored.markers.contains(name));
-        Ok(Self {
-            folder: folder.to_path_buf(),
+        let mut this = Self {
+            folder: folder.clone(),
             files,
             tensors,
-            stored,
-            unread: Mutex::new(unread),
-        })
+            stored: StoredForms::default(),
+            metadata: HashMap::new(),
+            unread: Mutex::default(),
+        };
+        (this.stored, this.metadata) = this
+            .stored_forms()
+            .with_context(|| folder.source().display().to_string())?;
+        let unread = this.tensors.keys().filter(|name| !this.stored.markers.contains(name));
+        this.unread = Mutex::new(unread.cloned().collect());
+        Ok(this)
     }
 
-    /// Returns the bytes of its tensors, dense ones in this type, without those whose names begin with one of `ignored`.
-    pub(super) fn bytes(&self, ignored: &[&str], dtype: DType) -> u64 {
-        let stored: BTreeSet<&String> = self.stored.matrices.values().flat_map(|form| &form.parts).collect();
-        let tensors = self.files.iter().flat_map(|(_, file)| file.tensors());
-        let wanted = tensors.filter(|(name, _)| !ignored.iter().any(|prefix| name.starts_with(prefix)));
-        let sizes = wanted.map(|(name, view)| {
-            if stored.contains(&name) {
-                return view.data().len() as u64;
+    /// Finds the matrices in few bits by the headers of the files, and by the config beside them unless that is another
+    /// checkpoint's.
+    fn stored_forms(&self) -> anyhow::Result<(StoredForms, HashMap<String, String>)> {
+        let (mut headers, mut described) = (detect::Headers::default(), Vec::new());
+        for file in &self.files {
+            let detect::Headers { tensors, metadata } = file.headers()?;
+            headers.metadata.extend(metadata);
+            described.push(tensors);
+        }
+        for (name, place) in &self.tensors {
+            if let Some(info) = described[place.file].remove(&place.name) {
+                headers.tensors.insert(name.clone(), info);
             }
-            let sides = view.shape().iter();
-            sides.fold(dtype.size_in_bytes() as u64, |all, &side| {
-                all.saturating_mul(side as u64)
-            })
-        });
-        sizes.fold(0, u64::saturating_add)
+        }
+        let path = self.folder.join("config.json");
+        let config = (path.exists() && self.folder.file().is_none()).then(|| config::text(&path));
+        // A config that cannot be read is told of where it is needed.
+        let config: Option<Value> = config.transpose()?.and_then(|text| serde_json::from_str(&text).ok());
+        let stored = headers.stored_forms(config.as_ref().and_then(|config| config.get("quantization_config")))?;
+        Ok((stored, headers.metadata))
+    }
+
+    /// Returns the file and the name there of a tensor.
+    fn place(&self, name: &str) -> Option<(&TensorFile, &str)> {
+        let place = self.tensors.get(name)?;
+        Some((&self.files[place.file], &place.name))
+    }
+
+    /// Returns the path of the file with a tensor.
+    pub(super) fn path_of(&self, name: &str) -> &Path {
+        self.place(name)
+            .map_or_else(|| self.folder.source(), |(file, _)| file.path())
+    }
+
+    /// Returns the name of a tensor for messages, with the one that it has in the file.
+    pub(super) fn shown(&self, name: &str) -> String {
+        let in_file = self.folder.file().and_then(|file| file.in_file(name));
+        match in_file.filter(|in_file| in_file != name) {
+            Some(in_file) => format!("{name} ({in_file} in the file)"),
+            None => name.into(),
+        }
+    }
+
+    /// Returns the names and sizes of its tensors.
+    pub(super) fn sizes(&self) -> impl Iterator<Item = (&str, Size)> {
+        let stored: BTreeSet<&String> = self.stored.matrices.values().flat_map(|form| &form.parts).collect();
+        self.tensors.keys().filter_map(move |name| {
+            let (file, in_file) = self.place(name)?;
+            let size = match stored.contains(name) || file.blocks(in_file).is_some() {
+                true => Size::Stored(file.bytes(in_file)),
+                false => Size::Dense(file.shape(in_file)?),
+            };
+            Some((name.as_str(), size))
+        })
     }
 
     /// Returns true for a parameter of this name, dense or stored.
@@ -94,24 +155,59 @@ impl Checkpoint {
         self.tensors.contains_key(name) || self.is_stored(name)
     }
 
-    /// Returns true for a matrix in few bits.
-    pub(super) fn is_stored(&self, name: &str) -> bool {
-        self.stored.matrices.contains_key(name)
+    /// Returns the names of all tensors.
+    pub(super) fn names(&self) -> impl Iterator<Item = &String> {
+        self.tensors.keys()
     }
 
-    /// Marks the parameter `name` as requested; false if there is none of this shape. The shape of a stored matrix shows
-    /// when its numbers are read.
+    /// Releases the mapped bytes of a tensor that was read.
+    pub(super) fn unload(&self, name: &str) {
+        if let Some((file, in_file)) = self.place(name) {
+            file.unload(in_file);
+        }
+    }
+
+    /// Returns the forms of the matrices in few bits, by path.
+    pub(super) fn forms(&self) -> &BTreeMap<String, StoredForm> {
+        &self.stored.matrices
+    }
+
+    /// Returns the names of tensors that only mark a file.
+    pub(super) fn markers(&self) -> &[String] {
+        &self.stored.markers
+    }
+
+    /// Returns true for a matrix in few bits.
+    pub(super) fn is_stored(&self, name: &str) -> bool {
+        let blocks = |(file, in_file): (&TensorFile, &str)| file.blocks(in_file).is_some();
+        self.stored.matrices.contains_key(name) || self.place(name).is_some_and(blocks)
+    }
+
+    /// Marks the parameter `name` as requested; false if there is none of this shape.
     pub(super) fn request(&self, name: &str, shape: &Shape) -> bool {
         match self.form(name) {
-            Some(_) => shape.rank() == 2,
+            Some(form) => form.shape(self, name).is_ok_and(|found| found == shape.dims()),
             None => self.find(name, shape).is_some(),
         }
     }
 
-    /// Returns the form of a stored matrix, and marks its tensors as requested.
+    fn unread(&self) -> MutexGuard<'_, BTreeSet<String>> {
+        self.unread.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns the tensors that no layer has requested, without those whose names begin with one of `ignored`.
+    pub(super) fn unread_but(&self, ignored: &[&str]) -> Vec<String> {
+        let unread = self.unread();
+        let extra = unread
+            .iter()
+            .filter(|name| !ignored.iter().any(|p| name.starts_with(p)));
+        extra.cloned().collect()
+    }
+
+    /// Returns the form of a stored matrix of safetensors, and marks its tensors as requested.
     fn form(&self, name: &str) -> Option<&StoredForm> {
         let form = self.stored.matrices.get(name)?;
-        let mut unread = self.unread.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let mut unread = self.unread();
         form.parts.iter().for_each(|part| _ = unread.remove(part));
         Some(form)
     }
@@ -123,49 +219,83 @@ impl Checkpoint {
         shape: (usize, usize),
         device: &Device,
     ) -> Result<Option<Arc<dyn StoredMatrix>>> {
-        let Some(form) = self.form(name) else {
+        if !self.is_stored(name) {
+            return Ok(None);
+        }
+        if !self.request(name, &shape.into()) {
+            return Err(Error::Msg(self.complaint(name, &shape.into())));
+        }
+        let read = match (self.form(name), self.place(name)) {
+            (Some(form), _) => self.read_parts(form, name, shape, device),
+            (None, place) => self.read_blocks(place, shape, device),
+        };
+        let named = |error| {
+            Error::Msg(format!(
+                "{}: reading the matrix {name}: {error}",
+                self.path_of(name).display()
+            ))
+        };
+        read.map_err(named)
+    }
+
+    fn read_parts(
+        &self,
+        form: &StoredForm,
+        name: &str,
+        shape: (usize, usize),
+        device: &Device,
+    ) -> Result<Option<Arc<dyn StoredMatrix>>> {
+        let read = form.read(self, name, shape, device);
+        for (file, in_file) in form.parts.iter().filter_map(|part| self.place(part)) {
+            file.unload(in_file);
+        }
+        read.map(Some)
+    }
+
+    fn read_blocks(
+        &self,
+        place: Option<(&TensorFile, &str)>,
+        shape: (usize, usize),
+        device: &Device,
+    ) -> Result<Option<Arc<dyn StoredMatrix>>> {
+        let Some((file, in_file)) = place.and_then(|(file, in_file)| Some((file.blocks(in_file)?, in_file))) else {
             return Ok(None);
         };
-        let read = form.read(self, name, shape, device);
-        for part in form.parts.iter().filter_map(|part| self.part(part).ok()) {
-            // SAFETY: these bytes are a file's, mapped and never written.
-            unsafe { unload(part.data()) };
-        }
-        let read = read.map(Some);
-        read.map_err(|error| Error::Msg(format!("{}: reading the matrix {name}: {error}", self.folder.display())))
+        let matrix = file.matrix(in_file, shape, device);
+        let matrix = matrix.map_err(|error| Error::Msg(format!("{error:#}")))?;
+        matrix.placed().map(Some)
     }
 
     /// Returns the file with a tensor of this name and shape, and marks it as requested.
-    pub(super) fn find(&self, name: &str, shape: &Shape) -> Option<&(PathBuf, MmapedSafetensors)> {
-        let file = &self.files[*self.tensors.get(name)?];
-        self.unread
-            .lock()
-            .unwrap_or_else(|poisoned| poisoned.into_inner())
-            .remove(name);
-        (file.1.get(name).ok()?.shape() == shape.dims()).then_some(file)
+    fn find(&self, name: &str, shape: &Shape) -> Option<(&TensorFile, &str)> {
+        let (file, in_file) = self.place(name)?;
+        self.unread().remove(name);
+        file.has(in_file, shape.dims()).then_some((file, in_file))
     }
 
     /// Explains why there is no tensor of this name and shape.
     pub(super) fn complaint(&self, name: &str, shape: &Shape) -> String {
-        let file = self.tensors.get(name).map(|file| &self.files[*file]);
-        if let Some((path, view)) = file.and_then(|(path, file)| Some((path, file.get(name).ok()?))) {
-            return format!(
-                "{}: the tensor {name} should be {:?} by config.json, but is {:?}",
-                path.display(),
-                shape.dims(),
-                view.shape()
-            );
+        let form = self.stored.matrices.get(name).map(|form| form.shape(self, name));
+        let dense = || self.place(name).and_then(|(file, in_file)| file.shape(in_file)).map(Ok);
+        let (path, shown) = (self.path_of(name).display(), self.shown(name));
+        match form.or_else(dense) {
+            Some(Ok(found)) => {
+                return format!(
+                    "{path}: the tensor {shown} should be {:?} by config.json, but is {found:?}",
+                    shape.dims()
+                );
+            }
+            Some(Err(error)) => return format!("{path}: reading the matrix {shown}: {error}"),
+            None => {}
         }
         let near = self
             .tensors
             .keys()
             .max_by(|a, b| strsim::normalized_levenshtein(a, name).total_cmp(&strsim::normalized_levenshtein(b, name)));
-        let near = near.map_or(String::new(), |near| format!("; the nearest name is {near}"));
-        format!(
-            "{}: the tensor {name} {:?} is missing{near}",
-            self.folder.display(),
-            shape.dims()
-        )
+        let near = near.map_or(String::new(), |near| {
+            format!("; the nearest name is {}", self.shown(near))
+        });
+        format!("{path}: the tensor {shown} {:?} is missing{near}", shape.dims())
     }
 
     pub(super) fn read(&self, name: &str, shape: &Shape, dtype: DType, device: &Device) -> Result<Tensor> {
@@ -174,50 +304,38 @@ impl Checkpoint {
         {
             return stored.rows(0..rows, dtype);
         }
-        let Some((path, file)) = self.find(name, shape) else {
+        let Some((file, in_file)) = self.find(name, shape) else {
             return Err(Error::Msg(self.complaint(name, shape)));
         };
-        let view = file.get(name)?;
-        let tensor = file
-            .load(name, device)
-            .and_then(|tensor| tensor.to_dtype(dtype))
-            .map_err(|error| Error::Msg(format!("{}: reading the tensor {name}: {error}", path.display())))?;
-        // SAFETY: these bytes are a file's, mapped and never written.
-        unsafe { unload(view.data()) };
-        Ok(tensor)
+        let named = |error| Error::Msg(format!("{}: reading the tensor {name}: {error}", file.path().display()));
+        file.read(in_file, shape.dims(), dtype, device).map_err(named)
     }
 }
 
 impl Parts for Checkpoint {
     fn part(&self, name: &str) -> Result<TensorView<'_>> {
-        match self.tensors.get(name) {
-            Some(file) => self.files[*file].1.get(name),
+        match self.place(name) {
+            Some((file, in_file)) => file.view(in_file),
             None => Err(Error::Msg(format!("the tensor {name} is missing"))),
         }
     }
 }
 
-/// Finds the matrices in few bits by the headers of the files and the config beside them.
-fn stored_forms<'a>(folder: &Path, files: impl Iterator<Item = &'a Path>) -> anyhow::Result<StoredForms> {
-    let mut headers = detect::Headers::default();
-    for path in files {
-        headers.add(&header(path).with_context(|| unreadable(path))?);
+/// Returns the names of a file's tensors: the model's, and the file's.
+fn named(names: Option<&NamedFile>, file: &TensorFile) -> anyhow::Result<Vec<(String, String)>> {
+    let there = file.names();
+    let Some(names) = names else {
+        return Ok(there.into_iter().map(|name| (name.clone(), name)).collect());
+    };
+    let there: BTreeSet<String> = there.into_iter().collect();
+    if let Some(gone) = names.names.values().find(|name| !there.contains(*name)) {
+        bail!(
+            "{}: the tensor {gone} was there when the file was opened, and is no more; do not change it meanwhile",
+            file.path().display()
+        );
     }
-    let path = folder.join("config.json");
-    let config = path.exists().then(|| config::text(&path)).transpose()?;
-    // A config that cannot be read is told of where it is needed.
-    let config: Option<Value> = config.and_then(|text| serde_json::from_str(&text).ok());
-    headers.stored_forms(config.as_ref().and_then(|config| config.get("quantization_config")))
-}
-
-/// Reads the header of a file that is mapped, and so well formed.
-fn header(path: &Path) -> anyhow::Result<Metadata> {
-    let mut file = File::open(path)?;
-    let mut length = [0; 8];
-    file.read_exact(&mut length)?;
-    let mut header = Vec::new();
-    file.take(u64::from_le_bytes(length)).read_to_end(&mut header)?;
-    Ok(serde_json::from_slice(&header)?)
+    let pairs = names.names.iter();
+    Ok(pairs.map(|(name, in_file)| (name.clone(), in_file.clone())).collect())
 }
 
 /// Checks that files of this total size can be mapped.
@@ -233,28 +351,6 @@ fn ensure_addresses(folder: &WeightFolder, needed: u64) -> std::result::Result<(
     }
 }
 
-/// Releases mapped bytes that were read: otherwise a process that reads a checkpoint comes to hold all of it next to
-/// its own tensors. They are read again on the next access.
-///
-/// # Safety
-/// `bytes` must be in a map of a file that nobody writes to.
-#[cfg(target_os = "linux")]
-unsafe fn unload(bytes: &[u8]) {
-    // SAFETY: only returns a number.
-    let page = usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(4096);
-    // Pages shared with other tensors are kept.
-    let start = bytes.as_ptr().align_offset(page);
-    let length = bytes.len().saturating_sub(start) / page * page;
-    if length > 0 {
-        let pages = bytes[start..start + length].as_ptr();
-        // SAFETY: by the caller's guarantee the pages are filled from the file when they are needed again.
-        unsafe { libc::madvise(pages.cast_mut().cast(), length, libc::MADV_DONTNEED) };
-    }
-}
-
-#[cfg(not(target_os = "linux"))]
-unsafe fn unload(_bytes: &[u8]) {}
-
 /// Returns the first non-finite tensor in `folder`, by file, name and index; None if all are finite. Reads all of them:
 /// for the search of a non-finite result's cause.
 ///
@@ -262,14 +358,13 @@ unsafe fn unload(_bytes: &[u8]) {}
 /// Same as [`super::Weights::open`].
 pub fn not_finite(folder: impl Into<WeightFolder>) -> anyhow::Result<Option<String>> {
     let checkpoint = Checkpoint::open(&folder.into())?;
-    for (path, file) in &checkpoint.files {
-        for (name, view) in file.tensors() {
-            let Ok(dtype) = DType::try_from(view.dtype()) else {
-                continue; // in an unsupported format
-            };
-            if let Some(first) = finite::first_in(view.data(), dtype) {
-                return Ok(Some(format!("{}: the tensor {name} holds {first}", path.display())));
-            }
+    for name in checkpoint.tensors.keys() {
+        let found = checkpoint
+            .place(name)
+            .and_then(|(file, in_file)| file.not_finite(in_file));
+        if let Some(first) = found {
+            let (path, shown) = (checkpoint.path_of(name).display(), checkpoint.shown(name));
+            return Ok(Some(format!("{path}: the tensor {shown} holds {first}")));
         }
     }
     Ok(None)

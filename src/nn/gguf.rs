@@ -24,8 +24,13 @@ use super::storage::ggml::{self, Blocks, GgmlType};
 use crate::ops::stored::StoredMatrix;
 
 mod reader;
+mod writer;
 
 use reader::Reader;
+pub use writer::{GgufTensor, GgufWriter};
+
+/// First bytes of a file.
+pub(super) const MAGIC: [u8; 4] = *b"GGUF";
 
 /// Bytes of the shortest pair: a key without letters, a type, a byte.
 const SHORTEST_PAIR: u64 = 13;
@@ -75,6 +80,24 @@ pub struct Entry {
     pub bytes: usize,
 }
 
+impl Entry {
+    /// Returns true for this shape. GGML's tools do not write the sides of 1 at a shape's front: the table (1, 6, D) is
+    /// (6, D) in a file that was quantised by llama.cpp.
+    pub fn is(&self, shape: &[usize]) -> bool {
+        behind_ones(&self.shape) == behind_ones(shape)
+    }
+
+    /// Returns true for a matrix in few bits.
+    pub fn is_stored_matrix(&self) -> bool {
+        self.shape.len() == 2 && self.kind.block() > 1
+    }
+}
+
+fn behind_ones(shape: &[usize]) -> &[usize] {
+    let ones = shape.iter().take_while(|side| **side == 1).count();
+    &shape[ones..]
+}
+
 /// Metadata and tensors of a file.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Header {
@@ -99,7 +122,7 @@ impl Header {
     pub fn read(file: impl Read, length: u64) -> anyhow::Result<Self> {
         let mut reader = Reader::new(file, length);
         let magic = reader.bytes::<4>()?;
-        ensure!(&magic == b"GGUF", "not a GGUF file: it begins with {magic:02x?}");
+        ensure!(magic == MAGIC, "not a GGUF file: it begins with {magic:02x?}");
         let version = reader.u32()?;
         ensure!(
             matches!(version, 2 | 3),
@@ -283,6 +306,11 @@ impl GgufFile {
         })
     }
 
+    /// Path of the file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Returns what the file has.
     pub fn header(&self) -> &Header {
         &self.header
@@ -322,7 +350,7 @@ impl GgufFile {
             bail!("{file}: the tensor {name} {shape:?} is missing");
         };
         ensure!(
-            entry.shape == shape,
+            entry.is(shape),
             "{file}: the tensor {name} should be {shape:?}, but is {:?}",
             entry.shape
         );

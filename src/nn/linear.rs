@@ -47,7 +47,7 @@ impl Linear {
     pub fn new(in_features: usize, out_features: usize, bias: bool, weights: Weights) -> Result<Self> {
         Ok(Self {
             weight: weights.matrix((out_features, in_features), "weight")?,
-            bias: bias.then(|| weights.get(out_features, "bias")).transpose()?,
+            bias: bias.then(|| weights.bias(out_features)).transpose()?,
             adapters: weights.adapters(&[out_features, in_features])?,
         })
     }

@@ -8,6 +8,7 @@ use candle_core::{DType, Device};
 
 use super::adapter::Adapt;
 use super::residency::Residency;
+use super::storage::quantize::Quantization;
 
 /// Settings for loading weights.
 #[derive(Clone)]
@@ -20,6 +21,8 @@ pub struct Load {
     pub content: Content,
     /// Place of the blocks' frozen matrices.
     pub residency: Residency,
+    /// Forms that matrices are stored in as they are read.
+    pub quantization: PartQuantization,
     /// Adapters of linear layers.
     pub adapters: Option<Arc<dyn Adapt>>,
 }
@@ -33,6 +36,15 @@ pub enum Content {
     Headers,
 }
 
+/// Forms that the matrices of linear layers are stored in as they are read, part by part; None: as they are.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct PartQuantization {
+    /// The transformer's.
+    pub transformer: Option<Quantization>,
+    /// The text encoder's.
+    pub text_encoder: Option<Quantization>,
+}
+
 impl Load {
     /// Loads everything, without adapters.
     pub fn new(dtype: DType, device: &Device) -> Self {
@@ -41,6 +53,7 @@ impl Load {
             device: device.clone(),
             content: Content::Numbers,
             residency: Residency::Whole,
+            quantization: PartQuantization::default(),
             adapters: None,
         }
     }
@@ -61,6 +74,14 @@ impl Load {
         }
     }
 
+    /// Sets the forms that matrices are stored in.
+    pub fn with_quantization(&self, quantization: PartQuantization) -> Self {
+        Self {
+            quantization,
+            ..self.clone()
+        }
+    }
+
     /// Sets the place of the blocks' frozen matrices.
     pub fn with_residency(&self, residency: Residency) -> Self {
         Self {
@@ -75,8 +96,8 @@ impl fmt::Debug for Load {
         let adapters = self.adapters.as_ref().map(|_| "adapters");
         write!(
             f,
-            "Load({:?}, {:?}, {:?}, {:?}, {adapters:?})",
-            self.dtype, self.device, self.content, self.residency
+            "Load({:?}, {:?}, {:?}, {:?}, {:?}, {adapters:?})",
+            self.dtype, self.device, self.content, self.residency, self.quantization
         )
     }
 }

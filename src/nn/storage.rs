@@ -9,15 +9,21 @@
 //! | GGUF's Q8_0, Q4_0 to Q5_1, Q2_K to Q6_K, F32, F16, BF16 | [`ggml`] | 2.6 to 32 |
 //!
 //! A format is a [`Decode`]: numbers in f32, from any place on, on the CPU. [`Stored`] makes a matrix of it, which
-//! [`crate::ops::linear`] multiplies by. There are no kernels for GPUs: there rows are decoded on the CPU and copied.
+//! [`crate::ops::linear`] multiplies by. On a GPU its parts lie there as they are, and a kernel of `decode.cu` decodes
+//! them to the same numbers, bit by bit.
 //! [`detect`] finds the stored forms of a checkpoint, [`super::gguf`] reads GGUF's own files, [`quantize`] stores what is
 //! dense.
 
 pub mod bitsandbytes_4bit;
 pub mod bitsandbytes_int8;
+#[cfg(feature = "cuda")]
+mod cuda;
 pub mod detect;
 pub mod float8;
 pub mod ggml;
+pub mod launch;
+pub mod layout;
+pub mod origin;
 mod part;
 pub mod quantize;
 mod scales;
@@ -25,6 +31,7 @@ pub mod torchao;
 
 use std::fmt;
 use std::ops::Range;
+use std::sync::Arc;
 
 use candle_core::{DType, Device, Result, Tensor, bail};
 use rayon::prelude::*;
@@ -32,6 +39,8 @@ use rayon::prelude::*;
 use crate::ops::stored::StoredMatrix;
 
 pub use part::Parts;
+
+use launch::KernelForm;
 
 /// Numbers that one thread decodes at a time: whole blocks of every format whose rows are whole blocks.
 const CHUNK: usize = 1 << 14;
@@ -46,6 +55,9 @@ pub trait Decode: Send + Sync {
 
     /// Decodes as many numbers as there is space for, from number `first` of the matrix on.
     fn decode(&self, first: usize, numbers: &mut [f32]);
+
+    /// Returns the format as a kernel reads it.
+    fn kernel_form(&self) -> KernelForm;
 }
 
 /// A matrix (out, in) in a format.
@@ -65,9 +77,29 @@ impl<F: Decode> Stored<F> {
         }
     }
 
+    /// Moves it to its device's memory.
+    ///
+    /// # Errors
+    /// Fails if there is no room.
+    pub fn placed(self) -> Result<Arc<dyn StoredMatrix>>
+    where
+        F: 'static,
+    {
+        #[cfg(feature = "cuda")]
+        if self.device.is_cuda() {
+            return Ok(Arc::new(cuda::OnGpu::new(&self)?));
+        }
+        Ok(Arc::new(self))
+    }
+
     /// Returns the format, with its parts.
     pub fn format(&self) -> &F {
         &self.format
+    }
+
+    /// Returns the format alone.
+    pub fn into_format(self) -> F {
+        self.format
     }
 }
 
@@ -128,7 +160,7 @@ fn numbers_to_store(dense: &Tensor) -> Result<(Vec<f32>, (usize, usize))> {
         .to_dtype(DType::F32)?
         .flatten_all()?
         .to_vec1()?;
-    if let Some(at) = numbers.iter().position(|x| !x.is_finite()) {
+    if let Some(at) = numbers.par_iter().position_first(|x| !x.is_finite()) {
         let (row, column) = (at / shape.1, at % shape.1);
         bail!(
             "a matrix {shape:?} with {} in row {row}, column {column} cannot be stored in few bits",

@@ -4,20 +4,27 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::{Context, bail, ensure};
 
+use super::named_file::NamedFile;
 use crate::hub::layout::{self, Kind, WeightFile};
 use crate::magic;
 
 /// Upper limit for a shard index.
 const MAX_INDEX_BYTES: u64 = 64 << 20;
 
-/// A folder of weights or of such folders, with the requested variant.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// A folder of weights or of such folders, with the requested variant. Weights may lie elsewhere: those of the folder in
+/// a file, those of a part in another folder.
+#[derive(Debug, Clone)]
 pub struct WeightFolder {
     path: PathBuf,
     variant: Option<String>,
+    /// File that is read in place of the folder's own weights.
+    file: Option<Arc<NamedFile>>,
+    /// Parts that are not subfolders.
+    parts: BTreeMap<String, WeightFolder>,
 }
 
 impl WeightFolder {
@@ -26,15 +33,37 @@ impl WeightFolder {
         Self {
             path: path.into(),
             variant: variant.map(String::from),
+            file: None,
+            parts: BTreeMap::new(),
         }
     }
 
-    /// Returns the subfolder `name`.
+    /// Returns the part `name`: the subfolder, if it does not lie elsewhere.
     pub fn part(&self, name: &str) -> Self {
-        Self {
-            path: self.path.join(name),
-            variant: self.variant.clone(),
-        }
+        let elsewhere = self.parts.get(name).cloned();
+        elsewhere.unwrap_or_else(|| Self::new(&self.path.join(name), self.variant()))
+    }
+
+    /// Takes the part `name` from elsewhere.
+    pub fn with_part(mut self, name: &str, part: Self) -> Self {
+        self.parts.insert(name.into(), part);
+        self
+    }
+
+    /// Reads the weights from `file` instead; the config is the folder's.
+    pub fn with_file(mut self, file: NamedFile) -> Self {
+        self.file = Some(Arc::new(file));
+        self
+    }
+
+    /// Returns the file that is read in place of the folder's own weights.
+    pub fn file(&self) -> Option<&NamedFile> {
+        self.file.as_deref()
+    }
+
+    /// Returns where the weights are: the folder, or the file that is read in its place.
+    pub fn source(&self) -> &Path {
+        self.file().map_or(&self.path, |file| &file.path)
     }
 
     /// Returns the requested variant.
@@ -93,6 +122,13 @@ impl WeightFolder {
     /// Fails without files, for several without an index, several variants without the requested one, and an index that
     /// names missing files.
     pub fn files(&self) -> anyhow::Result<WeightFiles> {
+        if let Some(file) = self.file() {
+            return Ok(WeightFiles {
+                paths: vec![file.path.clone()],
+                promised: Vec::new(),
+                variant: None,
+            });
+        }
         let names = self.names()?;
         let weights: Vec<(&str, WeightFile)> = names
             .iter()
@@ -146,8 +182,9 @@ fn missing(names: &[String]) -> String {
         .find(|name| layout::is_pickle(name) || name.ends_with(".gguf") || name.ends_with(".msgpack"));
     match other {
         Some(name) => format!(
-            "no safetensors file, only {name}, which is not read (pickles can run code); download the model's weights as \
-             safetensors, or load them in diffusers and save_pretrained them"
+            "no safetensors file, only {name}, which is not read here (pickles can run code; a GGUF file of a transformer is \
+             given as model.transformer or --transformer); download the model's weights as safetensors, or load them in \
+             diffusers and save_pretrained them"
         ),
         None => "no safetensors file; download the model's weights in that format".into(),
     }

@@ -83,7 +83,7 @@ impl Kernels {
 /// Returns the address of a contiguous tensor's numbers.
 ///
 /// # Errors
-/// Fails for non-contiguous tensors and for types other than f32, bf16 and f64.
+/// Fails for non-contiguous tensors and for types other than f32, bf16, f64 and u8.
 pub fn address(storage: &CudaStorage, layout: &Layout) -> Result<Address> {
     let Some((start, _)) = layout.contiguous_offsets() else {
         bail!("a kernel needs a contiguous tensor, got {layout:?}");
@@ -100,6 +100,7 @@ pub fn first(storage: &CudaStorage) -> Result<Address> {
         CudaStorageSlice::F32(slice) => Ok(of(slice)),
         CudaStorageSlice::BF16(slice) => Ok(of(slice)),
         CudaStorageSlice::F64(slice) => Ok(of(slice)),
+        CudaStorageSlice::U8(slice) => Ok(of(slice)),
         _ => bail!("kernels support f32 and bf16, not {:?}", storage.dtype()),
     }
 }

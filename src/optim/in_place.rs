@@ -12,6 +12,12 @@ pub fn possible(tensor: &Tensor) -> bool {
     tensor.device().is_cpu() && tensor.dtype() == DType::F32
 }
 
+/// Checks that a kernel of a GPU can update this tensor in place.
+#[cfg(feature = "cuda")]
+pub fn possible_on_gpu(tensor: &Tensor) -> bool {
+    tensor.device().is_cuda() && tensor.dtype() == DType::F32 && tensor.is_contiguous()
+}
+
 /// Runs `pass` on all elements of `target` and `source`, in the same order.
 ///
 /// `target` is f32 on the CPU; tensors that share its storage change as well. No gradient flows through.

@@ -35,7 +35,7 @@ pub struct Update {
 // SAFETY: the same fields in the same order as in update.cu.
 unsafe impl Structure for Update {}
 
-/// Rows of tensors; those of a row are equal in size and are processed together.
+/// Rows of tensors; those of a row are processed together.
 #[derive(Debug)]
 pub struct Table {
     /// Table in the kernels' layout: pieces before each row, and in total; lengths; addresses, kind by kind.
@@ -73,6 +73,17 @@ impl Table {
             kernel: "adamw".into(),
             grid: self.grid(),
             arguments: vec![table.into(), (self.count as i32).into(), update.into()],
+        }
+    }
+
+    /// Launch of a step of AdamW with moments in 8 bits; rows are variable and gradient, f32, then the codes and the largest
+    /// magnitudes of the first moment's blocks, and the second's. The table's numbers are at `table`, the values of the
+    /// signed map and behind them those of the unsigned one at `maps`.
+    pub fn adamw8bit(&self, table: Address, update: Update, maps: Address) -> Launch {
+        Launch {
+            kernel: "adamw8bit".into(),
+            grid: self.grid(),
+            arguments: vec![table.into(), (self.count as i32).into(), update.into(), maps.into()],
         }
     }
 

@@ -2,9 +2,13 @@
 
 pub mod adamw;
 pub mod clip;
+mod config;
 #[cfg(feature = "cuda")]
 mod cuda;
+pub mod dynamic_map;
 pub mod ema;
 mod in_place;
 pub mod launch;
 pub mod lr;
+pub mod moments;
+mod update;

@@ -42,6 +42,59 @@ extern "C" __global__ void adamw(const int64 *table, int count, Update update) {
     }
 }
 
+// The value of a map that is nearest to x; see dynamic_map.rs.
+__device__ __forceinline__ unsigned char nearest(const float *map, float x) {
+    int at = 0;
+    for (int step = 128; step > 0; step /= 2)
+        if ((map[at + step - 1] + map[at + step]) / 2 < x) at += step;
+    return at;
+}
+
+// Moments are in 8 bits by blocks of 256 numbers, a thread for each; see dynamic_map.rs.
+extern "C" __global__ void adamw8bit(const int64 *table, int count, Update update, const float *maps) {
+    Place place = place_of(table, count);
+    const int64 *addresses = table + 2 * count + 1 + place.tensor;
+    float *p = reinterpret_cast<float *>(addresses[0]);
+    const float *g = reinterpret_cast<const float *>(addresses[count]);
+    unsigned char *codes_m = reinterpret_cast<unsigned char *>(addresses[2 * count]);
+    float *largest_m = reinterpret_cast<float *>(addresses[3 * count]);
+    unsigned char *codes_v = reinterpret_cast<unsigned char *>(addresses[4 * count]);
+    float *largest_v = reinterpret_cast<float *>(addresses[5 * count]);
+    const float *signed_map = maps, *unsigned_map = maps + 256;
+    __shared__ float most_m[256], most_v[256];
+    for (int64 first = place.from; first < place.to; first += 256) {
+        int64 i = first + threadIdx.x, block = first / 256;
+        float mean = 0, square = 0;
+        if (i < place.to) {
+            float gradient = g[i] * update.scale;
+            float m = signed_map[codes_m[i]] * largest_m[block], v = unsigned_map[codes_v[i]] * largest_v[block];
+            mean = m + update.weight1 * (gradient - m);
+            square = update.beta2 * v + update.weight2 * gradient * gradient;
+            p[i] = update.decay * p[i] - update.step_size * (mean / (sqrtf(square) / update.correction + update.epsilon));
+        }
+        most_m[threadIdx.x] = fabsf(mean);
+        most_v[threadIdx.x] = square;
+        for (int reach = 128; reach > 0; reach /= 2) {
+            __syncthreads(); // both halves are written
+            if (threadIdx.x < reach) {
+                most_m[threadIdx.x] = fmaxf(most_m[threadIdx.x], most_m[threadIdx.x + reach]);
+                most_v[threadIdx.x] = fmaxf(most_v[threadIdx.x], most_v[threadIdx.x + reach]);
+            }
+        }
+        __syncthreads(); // the largest of all is there
+        float of_m = most_m[0], of_v = most_v[0];
+        if (i < place.to) {
+            codes_m[i] = nearest(signed_map, fminf(fmaxf(mean * (1 / fmaxf(of_m, 1e-38f)), -1), 1));
+            codes_v[i] = nearest(unsigned_map, fminf(square * (1 / fmaxf(of_v, 1e-38f)), 1));
+        }
+        if (threadIdx.x == 0) {
+            largest_m[block] = of_m;
+            largest_v[block] = of_v;
+        }
+        __syncthreads(); // all have read the largest
+    }
+}
+
 // The sum of squares of each piece.
 extern "C" __global__ void square_sums(const int64 *table, int count, double *sums) {
     Place place = place_of(table, count);

@@ -3,18 +3,29 @@
 //! W^T is stored. The CPU's product packs its right matrix: it copies rows in one piece, but would gather the columns
 //! of W number by number, a third of the product's time.
 //!
-//! On the CPU sums are in f32 whatever the weights' storage: a matrix is converted to f32 only while it is used.
+//! On the CPU sums are in f32 whatever the weights' storage: a matrix is converted to f32 only while it is used. One in
+//! few bits is decoded strip by strip.
 
 use candle_core::{DType, Device, Result, Tensor};
 
 use crate::nn::Weights;
+use crate::nn::shards::Matrix;
+use crate::ops::linear::Frozen;
+use crate::ops::stored::Weight;
 
 use super::transpose::transpose;
 
 /// A frozen linear layer without bias.
 #[derive(Debug, Clone)]
 pub struct Projection {
-    weight: Tensor, // (in, out)
+    matrix: ProjectionMatrix,
+}
+
+#[derive(Debug, Clone)]
+enum ProjectionMatrix {
+    Transposed(Tensor), // (in, out)
+    /// (out, in) in few bits, and the type of products with it.
+    Stored(Frozen, DType),
 }
 
 /// Returns the type in which products of weights stored as `dtype` are computed.
@@ -25,22 +36,35 @@ pub fn compute_dtype(dtype: DType, device: &Device) -> DType {
 impl Projection {
     /// Reads `weight` (out, in).
     pub fn new(in_features: usize, out_features: usize, weights: Weights) -> Result<Self> {
-        let weight = weights.get((out_features, in_features), "weight")?;
+        let weight = match weights.matrix((out_features, in_features), "weight")? {
+            Matrix::Own(Weight::Dense(weight)) => weight,
+            other => {
+                let dtype = compute_dtype(weights.dtype(), weights.device());
+                let matrix = ProjectionMatrix::Stored(Frozen::new(other.whole()?, None), dtype);
+                return Ok(Self { matrix });
+            }
+        };
         let weight = match weights.has_numbers() {
             true => transpose(&weight)?,
             false => weight.t()?,
         };
-        Ok(Self { weight })
+        Ok(Self {
+            matrix: ProjectionMatrix::Transposed(weight),
+        })
     }
 
     /// Forward pass (..., in) -> (..., out), in the dtype of the computation.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let (in_features, out_features) = self.weight.dims2()?;
-        let dtype = compute_dtype(self.weight.dtype(), self.weight.device());
+        let weight = match &self.matrix {
+            ProjectionMatrix::Transposed(weight) => weight,
+            ProjectionMatrix::Stored(frozen, dtype) => return frozen.forward(&x.to_dtype(*dtype)?),
+        };
+        let (in_features, out_features) = weight.dims2()?;
+        let dtype = compute_dtype(weight.dtype(), weight.device());
         let shape = [&x.dims()[..x.rank() - 1], &[out_features]].concat();
         let rows = x.elem_count() / in_features.max(1);
         let x = x.to_dtype(dtype)?.reshape((rows, in_features))?; // one product over all rows
-        let weight = self.weight.to_dtype(dtype)?;
+        let weight = weight.to_dtype(dtype)?;
         x.matmul(&weight)?.reshape(shape)
     }
 }

@@ -29,6 +29,25 @@ pub use position::bucket;
 /// Tensors of a whole T5 that its encoder does not use, and the second name of the shared embedding table.
 const NOT_OURS: [&str; 4] = ["decoder.", "lm_head.", "shared.weight", "encoder.embed_tokens.weight"];
 
+/// Linear layers of a block, by the ends of their paths; without `wo`, which transformers keeps in f32.
+const LINEAR: [&str; 7] = [
+    "SelfAttention.q",
+    "SelfAttention.k",
+    "SelfAttention.v",
+    "SelfAttention.o",
+    "DenseReluDense.wi",
+    "DenseReluDense.wi_0",
+    "DenseReluDense.wi_1",
+];
+
+/// Module that transformers never stores in few bits.
+pub const DENSE: &str = "wo";
+
+/// Returns true for a linear layer that transformers stores in few bits.
+pub fn is_linear(layer: &str) -> bool {
+    LINEAR.iter().any(|end| layer.ends_with(end))
+}
+
 /// The encoder with its weights.
 #[derive(Debug)]
 pub struct T5Encoder {

@@ -1,11 +1,14 @@
 //! Files that a finished run leaves in its output directory: the adapter, and a card that says what it is.
 
+use std::path::Path;
+
 use anyhow::Context;
 
 use super::adapters::TrainedAdapters;
 use super::model_card::{Facts, Sample};
 use super::validate::Validator;
 use crate::disk;
+use crate::hub::is_repository;
 use crate::hub::push::{self, Upload};
 use crate::lora::adapters::{Adapter, Deltas};
 use crate::lora::bytes::Metadata;
@@ -30,7 +33,9 @@ impl FinalFiles<'_> {
     pub fn write(&self, steps: u64, adapters: &TrainedAdapters, validator: &Validator) -> anyhow::Result<()> {
         let folder = self.dir.path();
         let path = folder.join(ADAPTER);
-        disk::write_whole(&path, &diffusers::to_bytes(adapters.config, &adapters.result())?)?;
+        let base_form = self.card.base_form.as_deref();
+        let bytes = diffusers::to_bytes(adapters.config, &adapters.result(), base_form)?;
+        disk::write_whole(&path, &bytes)?;
         if let Some((name, bytes)) = self.comfyui(steps, adapters, validator)? {
             disk::write_whole(&folder.join(name), &bytes)?;
         }
@@ -126,6 +131,7 @@ fn metadata(card: &Facts) -> Metadata {
     let mut metadata = Metadata::from(
         [
             ("modelspec.title", card.name.clone()),
+            ("vtrain.base_model", base_name(&card.base_model)),
             ("vtrain.learning_rate", card.lr.to_string()),
             ("vtrain.batch_size", card.batch_size.to_string()),
             ("vtrain.num_clips", card.num_clips.to_string()),
@@ -133,8 +139,20 @@ fn metadata(card: &Facts) -> Metadata {
         ]
         .map(|(key, text)| (key.to_string(), text)),
     );
+    if let Some(form) = &card.base_form {
+        metadata.insert(diffusers::BASE_FORM.into(), form.clone());
+    }
+    if let Some(other) = &card.transformer {
+        metadata.insert("vtrain.transformer".into(), base_name(&other.path));
+    }
     if !card.trigger_words.is_empty() {
         metadata.insert("modelspec.trigger_phrase".into(), card.trigger_words.join(", "));
     }
     metadata
+}
+
+/// A repository as it is; of a path its last name, since adapters are passed on.
+fn base_name(base: &str) -> String {
+    let last = Path::new(base).file_name().filter(|_| !is_repository(base));
+    last.map_or_else(|| base.into(), |name| name.to_string_lossy().into_owned())
 }

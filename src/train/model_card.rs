@@ -16,6 +16,10 @@ pub struct Facts {
     pub name: String,
     /// A Hub repository or a directory.
     pub base_model: String,
+    /// Form in few bits of the base's matrices in training.
+    pub base_form: Option<String>,
+    /// Transformer that took the place of the base model's own.
+    pub transformer: Option<OtherTransformer>,
     /// The class that loads the base model in diffusers.
     pub pipeline: String,
     /// Input of the base model.
@@ -40,6 +44,15 @@ pub struct Facts {
     pub batch_size: usize,
     /// Validation videos shown in the card.
     pub samples: Vec<Sample>,
+}
+
+/// A transformer that took the place of the base model's own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OtherTransformer {
+    /// File or folder.
+    pub path: String,
+    /// The class that loads it in diffusers.
+    pub class: String,
 }
 
 /// Input of the model.
@@ -114,7 +127,11 @@ impl Facts {
             1 => "one clip".to_string(),
             n => format!("{n} clips"),
         };
-        format!("LoRA adapters for {base}, trained on {clips} with vtrain.\n\n<Gallery />\n\n")
+        let over = match &self.transformer {
+            Some(other) => format!(" with the transformer {}", markdown(other.name())),
+            None => String::new(),
+        };
+        format!("LoRA adapters for {base}{over}, trained on {clips} with vtrain.\n\n<Gallery />\n\n")
     }
 
     fn trigger(&self) -> String {
@@ -131,6 +148,10 @@ impl Facts {
 
     fn table(&self) -> String {
         let targets: Vec<String> = self.target_modules.iter().map(|name| markdown(name)).collect();
+        let base_form = self
+            .base_form
+            .as_deref()
+            .map(|form| ("Base model stored as", markdown(form)));
         let rows = [
             ("Rank", self.rank.to_string()),
             ("Alpha", self.alpha.to_string()),
@@ -141,7 +162,7 @@ impl Facts {
             ("Clips in the data set", self.num_clips.to_string()),
         ];
         let mut table = "## Training\n\n| | |\n| --- | --- |\n".to_string();
-        for (what, value) in rows {
+        for (what, value) in rows.into_iter().chain(base_form) {
             let _ = writeln!(table, "| {what} | {value} |"); // writing to a String cannot fail
         }
         table + "\n"
@@ -176,19 +197,66 @@ impl Facts {
             Task::ImageToVideo => "export_to_video, load_image",
         };
         let (pipeline, base, text) = (&self.pipeline, quoted(&self.base_model), quoted(prompt));
+        let (class, made, given, flag) = match &self.transformer {
+            Some(other) => (
+                format!(", {}", other.classes()),
+                format!("transformer = {}\n", other.made(&base)),
+                "transformer=transformer, ",
+                format!(" --transformer {}", shell(&other.path)),
+            ),
+            None => Default::default(),
+        };
         format!(
             "## With diffusers\n\n```python\n\
-             import torch\nfrom diffusers import {pipeline}\nfrom diffusers.utils import {imports}\n\n\
-             pipe = {pipeline}.from_pretrained({base}, torch_dtype=torch.bfloat16).to(\"cuda\")\n\
+             import torch\nfrom diffusers import {pipeline}{class}\nfrom diffusers.utils import {imports}\n\n\
+             {made}pipe = {pipeline}.from_pretrained({base}, {given}torch_dtype=torch.bfloat16).to(\"cuda\")\n\
              pipe.load_lora_weights(\"path/to/this/folder\", weight_name=\"{adapter}\")\n\
              {load}video = pipe({give}prompt={text}).frames[0]\nexport_to_video(video, \"video.mp4\", fps={fps})\n```\n\n\
              ## With vtrain\n\n```sh\n\
-             vtrain sample --model {model} --lora {adapter}{option} --prompt {words} --output video.mp4\n```\n",
+             vtrain sample --model {model}{flag} --lora {adapter}{option} --prompt {words} --output video.mp4\n```\n",
             fps = self.frame_rate,
             adapter = crate::run_dir::ADAPTER,
             model = shell(&self.base_model),
             words = shell(prompt),
         )
+    }
+}
+
+impl OtherTransformer {
+    /// Name of the file or folder.
+    fn name(&self) -> &str {
+        let path = self.path.trim_end_matches('/');
+        path.rsplit('/').next().unwrap_or(path)
+    }
+
+    fn is_gguf(&self) -> bool {
+        self.path.to_lowercase().ends_with(".gguf")
+    }
+
+    /// Classes of diffusers that load it.
+    fn classes(&self) -> String {
+        match self.is_gguf() {
+            true => format!("GGUFQuantizationConfig, {}", self.class),
+            false => self.class.clone(),
+        }
+    }
+
+    /// Expression that loads it in diffusers, by the config of `base`, which is quoted.
+    fn made(&self, base: &str) -> String {
+        let (class, path) = (&self.class, quoted(&self.path));
+        let single = |more: &str| {
+            format!(
+                "{class}.from_single_file(\n    {path}, config={base}, subfolder=\"transformer\",{more} \
+                 torch_dtype=torch.bfloat16\n)"
+            )
+        };
+        if self.is_gguf() {
+            single(" quantization_config=GGUFQuantizationConfig(compute_dtype=torch.bfloat16),")
+        } else if self.path.ends_with(".safetensors") {
+            single("")
+        } else {
+            format!("{class}.from_pretrained({path}, torch_dtype=torch.bfloat16)")
+        }
     }
 }
 

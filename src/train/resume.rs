@@ -102,8 +102,9 @@ pub fn snapshot(state: &State, adapters: &TrainedAdapters, optimizer: &AdamW) ->
     let count = |count: usize| Tensor::new(&[count as i64], &Device::Cpu);
     let adamw::State { step, moments } = optimizer.state()?;
     for (name, moments) in adapters.names().zip(moments) {
-        tensors.insert(format!("{name}.exp_avg"), moments.exp_avg);
-        tensors.insert(format!("{name}.exp_avg_sq"), moments.exp_avg_sq);
+        for (moment, tensor) in moments.into_tensors() {
+            tensors.insert(format!("{name}.{moment}"), tensor);
+        }
     }
     tensors.insert(STEP.into(), count(step)?);
     if let Some(ema) = &adapters.ema {
@@ -117,7 +118,8 @@ pub fn snapshot(state: &State, adapters: &TrainedAdapters, optimizer: &AdamW) ->
         finite::check(name, tensor).context("the optimiser is not finite; no checkpoint is written")?;
     }
     Ok(Snapshot {
-        adapter: diffusers::to_bytes(adapters.config, &adapters.newest())?,
+        adapter: diffusers::to_bytes(adapters.config, &adapters.newest(), None)?,
+        optimizer_name: optimizer.name(),
         optimizer: tensors,
         state: state.clone(),
     })
@@ -135,6 +137,13 @@ pub fn restore(
 ) -> anyhow::Result<()> {
     checkpoint.fits(&state.run, &state.fingerprints, &state.samples)?;
     let Loaded { path, snapshot } = checkpoint;
+    ensure!(
+        snapshot.optimizer_name == optimizer.name(),
+        "{}: holds the moments of optimizer.name: {}, and this run has {}; take back the change, or start anew with --resume never",
+        path.display(),
+        snapshot.optimizer_name.as_str(),
+        optimizer.name().as_str()
+    );
     let mut tensors = Tensors(snapshot.optimizer);
     restore_adapters(&snapshot.adapter, adapters)
         .and_then(|()| restore_optimizer(&mut tensors, adapters, optimizer))
@@ -170,11 +179,10 @@ fn restore_optimizer(
     optimizer: &mut AdamW,
 ) -> anyhow::Result<()> {
     let (mut moments, mut averages) = (Vec::new(), Vec::new());
-    for name in adapters.names() {
-        moments.push(adamw::Moments {
-            exp_avg: tensors.take(&format!("{name}.exp_avg"))?,
-            exp_avg_sq: tensors.take(&format!("{name}.exp_avg_sq"))?,
-        });
+    for (name, form) in adapters.names().zip(optimizer.forms()) {
+        moments.push(adamw::Moments::take(form, |moment| {
+            tensors.take(&format!("{name}.{moment}"))
+        })?);
         if adapters.ema.is_some() {
             averages.push(tensors.take(&format!("{name}.ema"))?);
         }

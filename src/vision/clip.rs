@@ -248,6 +248,7 @@ impl ClipVision {
             candle_core::bail!("this encoder takes pictures of {size}x{size}, not {:?}", pixels.dims());
         }
         let patches = pixels
+            .to_device(self.class_embedding.device())?
             .to_dtype(self.class_embedding.dtype())?
             .narrow(2, 0, grid * p)?
             .narrow(3, 0, grid * p)?

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use base64::prelude::{BASE64_STANDARD, Engine};
 use candle_core::{DType, Device, Tensor};
@@ -88,6 +89,38 @@ pub fn image_encoders() -> Corpus {
 
 pub fn weights() -> Corpus {
     checkpoints(|_, name| name.ends_with(".safetensors") || name.ends_with(".safetensors.index.json"))
+}
+
+/// Transformers of bitsandbytes, and those that `vtrain quantize` writes in torchao's forms.
+pub fn weights_in_few_bits() -> Corpus {
+    let folder = TempDir::new().unwrap();
+    let (wan, kinds) = (
+        shipped("tests/fixtures/wan/wan-2.1-t2v"),
+        ["nf4", "int8", "torchao", "float8", "fp8"],
+    );
+    for kind in kinds {
+        let checkpoint = folder.path().join(kind);
+        let stored = shipped("tests/fixtures/storage/transformers").join(kind);
+        if stored.is_dir() {
+            copy(&wan, &checkpoint);
+            copy(&stored, &checkpoint.join("transformer"));
+            continue;
+        }
+        let form = match kind {
+            "torchao" => "int8",
+            "float8" => "fp8-scaled",
+            _ => kind,
+        };
+        let quantize = Command::new(env!("CARGO_BIN_EXE_vtrain"))
+            .args(["quantize", "-qq", "--to", form])
+            .args([&wan, &checkpoint])
+            .status();
+        assert!(quantize.unwrap().success());
+    }
+    let file = |kind| PathBuf::from(kind).join("transformer/diffusion_pytorch_model.safetensors");
+    let mut corpus = Corpus::new(folder, kinds.map(file).to_vec(), use_part);
+    corpus.or_names = |file| Some(file.parent()?.to_string_lossy().into_owned());
+    corpus
 }
 
 /// The checkpoints' own, and some with settings that none of them has.

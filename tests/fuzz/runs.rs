@@ -178,6 +178,7 @@ pub fn cache() -> Corpus {
     let coder = TextEncoderId {
         fingerprint: blake3::hash(b"coder"),
         dtype: DType::F32,
+        quantization: None,
         tokens: 6,
     };
     let clip = RecordSchema::clip([4, 3, 4, 6], vec![("image_latents", vec![4, 1, 4, 6])]);

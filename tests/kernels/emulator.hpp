@@ -52,6 +52,14 @@ inline __nv_bfloat16 __float2bfloat16(float x) {
 // CUDA gives these to a unit or two in the last place.
 inline float rsqrtf(float x) { return float(1 / sqrt(double(x))); }
 inline float normcdff(float x) { return float(0.5 * erfc(-double(x) * 0.70710678118654752)); }
+inline float __fmul_rn(float x, float y) { return x * y; }
+inline float __fadd_rn(float x, float y) { return x + y; }
+inline float __fsub_rn(float x, float y) { return x - y; }
+inline float __uint_as_float(unsigned bits) {
+    float x;
+    memcpy(&x, &bits, sizeof x);
+    return x;
+}
 inline float fdividef(float x, float y) { return x / y; }
 inline float __expf(float x) { return expf(x); }
 inline unsigned __umulhi(unsigned a, unsigned b) { return (uint64_t(a) * b) >> 32; }

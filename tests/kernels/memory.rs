@@ -79,6 +79,7 @@ impl Buffer {
                 DType::BF16 => place.copy_from_slice(&bf16::from_f64(*number).to_ne_bytes()),
                 DType::I64 => place.copy_from_slice(&(*number as i64).to_ne_bytes()),
                 DType::F64 => place.copy_from_slice(&number.to_ne_bytes()),
+                DType::U8 => place.copy_from_slice(&[*number as u8]),
                 other => panic!("no buffers of {other:?}"),
             }
         }
@@ -102,6 +103,7 @@ impl Buffer {
             DType::F32 => f64::from(f32::from_ne_bytes(place.try_into().unwrap())),
             DType::BF16 => bf16::from_ne_bytes(place.try_into().unwrap()).to_f64(),
             DType::F64 => f64::from_ne_bytes(place.try_into().unwrap()),
+            DType::U8 => f64::from(place[0]),
             other => panic!("no numbers of {other:?}"),
         };
         places.map(number).collect()

@@ -33,6 +33,7 @@ const NORM: &str = "src/ops/norm.cu";
 const SHARED: &str = "src/ops/cuda/kernel.cuh";
 const TILED: &str = "src/ops/attention/tiled.cu";
 const UPDATE: &str = "src/optim/update.cu";
+const DECODE: &str = "src/nn/storage/decode.cu";
 
 /// Barriers that are not there.
 const MISSING: [Fault; 4] = [
@@ -60,14 +61,28 @@ const MISSING: [Fault; 4] = [
     Fault {
         source: UPDATE,
         file: UPDATE,
-        before: "__syncthreads();",
-        after: "",
+        before: "__syncthreads();\n        if (threadIdx.x < half)",
+        after: "if (threadIdx.x < half)",
         check: "squares_are_summed_piece_by_piece",
     },
 ];
 
 /// One too many, or one too few.
-const OFF_BY_ONE: [Fault; 5] = [
+const OFF_BY_ONE: [Fault; 7] = [
+    Fault {
+        source: UPDATE,
+        file: UPDATE,
+        before: "reach > 0; reach /= 2",
+        after: "reach > 1; reach /= 2",
+        check: "adamw_of_8_bits_moves_all_tensors_at_once",
+    },
+    Fault {
+        source: UPDATE,
+        file: UPDATE,
+        before: "map[at + step - 1] + map[at + step]) / 2 < x",
+        after: "map[at + step - 1]) < x",
+        check: "adamw_of_8_bits_moves_all_tensors_at_once",
+    },
     Fault {
         source: NORM,
         file: NORM,
@@ -105,6 +120,45 @@ const OFF_BY_ONE: [Fault; 5] = [
     },
 ];
 
+/// Codes that are read as others.
+const OTHER_CODES: [Fault; 5] = [
+    Fault {
+        source: DECODE,
+        file: DECODE,
+        before: "row / rows * (features / columns)",
+        after: "row / rows",
+        check: "codes_of_a_byte_are_decoded_as_on_the_cpu",
+    },
+    Fault {
+        source: DECODE,
+        file: DECODE,
+        before: "% 2 ? pair & 0xf : pair >> 4",
+        after: "% 2 ? pair >> 4 : pair & 0xf",
+        check: "codes_of_four_bits_are_decoded_as_on_the_cpu",
+    },
+    Fault {
+        source: DECODE,
+        file: DECODE,
+        before: "absmax[index / nested_size]",
+        after: "absmax[0]",
+        check: "codes_of_four_bits_are_decoded_as_on_the_cpu",
+    },
+    Fault {
+        source: DECODE,
+        file: DECODE,
+        before: "packed[row - 4] >> 2 & 0x30",
+        after: "packed[row - 4] >> 2 & 0x10",
+        check: "blocks_of_gguf_are_decoded_as_on_the_cpu",
+    },
+    Fault {
+        source: DECODE,
+        file: DECODE,
+        before: "exponent == 0 ?",
+        after: "exponent == 1 ?",
+        check: "blocks_of_gguf_are_decoded_as_on_the_cpu",
+    },
+];
+
 #[track_caller]
 fn assert_found(fault: &Fault) {
     let Fault {
@@ -132,6 +186,15 @@ fn a_missing_barrier_is_found() {
 fn an_index_off_by_one_is_found() {
     std::thread::scope(|scope| {
         for fault in &OFF_BY_ONE {
+            scope.spawn(|| assert_found(fault));
+        }
+    });
+}
+
+#[test]
+fn a_code_that_is_read_as_another_is_found() {
+    std::thread::scope(|scope| {
+        for fault in &OTHER_CODES {
             scope.spawn(|| assert_found(fault));
         }
     });

@@ -166,19 +166,25 @@ fn optimisers_and_schedules_that_vtrain_lacks_are_refused() {
         let said = refusal(finetrainers_with(&format!("--optimizer {name} --lr 1")));
         assert!(said.contains(&format!("--optimizer {name}")), "{said}");
     }
-    for name in [
-        "AdamW",
-        "AdamW8bit",
-        "bitsandbytes.optim.PagedAdamW8bit",
-        "torch.optim.AdamW",
+    for (name, ours) in [
+        ("AdamW", "adamw"),
+        ("AdamW8bit", "adamw8bit"),
+        ("bitsandbytes.optim.PagedAdamW8bit", "adamw8bit"),
+        ("torch.optim.AdamW", "adamw"),
     ] {
         expect(
             &config(&format!("--optimizer_type {name}")),
-            &[("optimizer.name", json!("adamw"))],
+            &[("optimizer.name", json!(ours))],
         );
     }
-    for name in ["adamw", "adamw-bnb-8bit", "adam"] {
-        loaded(&finetrainers_with(&format!("--optimizer {name}")).unwrap());
+    for (name, ours) in [
+        ("adamw", "adamw"),
+        ("adamw-bnb-8bit", "adamw8bit"),
+        ("adam", "adamw"),
+        ("adam --use_8bit_bnb", "adamw8bit"),
+    ] {
+        let config = loaded(&finetrainers_with(&format!("--optimizer {name}")).unwrap());
+        expect(&config, &[("optimizer.name", json!(ours))]);
     }
     for flags in [
         "--lr_scheduler rex",

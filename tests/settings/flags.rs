@@ -91,6 +91,14 @@ const FLAGS: &[(&str, &str)] = &[
         "lora_formats::a_merged_checkpoint_is_the_model_under_its_adapters",
     ),
     (
+        "lora merge --dtype",
+        "storage::merged::merged_dense_it_predicts_what_the_base_in_few_bits_does_under_the_adapter",
+    ),
+    (
+        "lora merge --quantization",
+        "storage::merged::merged_into_another_form_it_is_stored_and_read_in_that_one",
+    ),
+    (
         "lora merge --model",
         "lora_formats::a_merged_checkpoint_is_the_model_under_its_adapters",
     ),
@@ -133,6 +141,34 @@ const FLAGS: &[(&str, &str)] = &[
     ),
     ("report RUNS", "report::report_compares_runs_and_links_to_their_videos"),
     (
+        "quantize --dtype",
+        "storage::written::a_whole_checkpoint_becomes_one_with_its_text_encoder",
+    ),
+    (
+        "quantize --no-double-quant",
+        "storage::written::folders_are_what_the_programs_themselves_write",
+    ),
+    (
+        "quantize --text-encoder",
+        "storage::written::a_whole_checkpoint_becomes_one_with_its_text_encoder",
+    ),
+    (
+        "quantize --to",
+        "storage::written::folders_are_what_the_programs_themselves_write",
+    ),
+    (
+        "quantize --variant",
+        "storage::written::the_variant_that_is_chosen_is_stored_under_the_usual_name",
+    ),
+    (
+        "quantize INPUT",
+        "storage::written::folders_are_what_the_programs_themselves_write",
+    ),
+    (
+        "quantize OUTPUT",
+        "storage::written::folders_are_what_the_programs_themselves_write",
+    ),
+    (
         "sample --device",
         "settings::flags::a_device_that_is_not_there_is_refused_by_sample",
     ),
@@ -158,6 +194,12 @@ const FLAGS: &[(&str, &str)] = &[
         "settings::runs::a_revision_is_asked_of_the_hub_and_named",
     ),
     ("sample --seed", PROMPTS),
+    ("sample --quantization", STORED),
+    ("sample --text-encoder-quantization", STORED),
+    (
+        "sample --transformer",
+        "storage::other_transformer::sampling_takes_another_transformer",
+    ),
     ("sample --steps", PROMPTS),
     ("sample --strength", SAMPLED),
     ("sample --variant", "variants::sample_reads_the_variant_that_is_chosen"),
@@ -177,6 +219,7 @@ const FLAGS: &[(&str, &str)] = &[
 
 const PROMPTS: &str = "settings::prompts::videos_of_the_base_model_are_the_clips_that_sampling_makes_key_by_key";
 const MIGRATED: &str = "migrate::each_option_of_migrate_reaches_the_run_file";
+const STORED: &str = "storage::on_the_fly::sampling_stores_weights_as_its_flags_say";
 const SAMPLED: &str = "settings::prompts::flags_of_sample_that_no_prompt_has_reach_the_sampler";
 
 /// `launch --nnodes`, `man FOLDER`: all that a command and those below it take, by the names that clap has for them.

@@ -45,6 +45,7 @@ const TIMESTEPS: &str = "settings::trainer::timesteps_are_drawn_as_the_run_file_
 const OPTIMIZER: &str = "settings::trainer::the_optimiser_moves_the_adapters_as_the_run_file_says";
 const WHOLE_RUN: &str = "settings::runs::rates_checkpoints_and_logs_come_as_the_run_file_says";
 const PROMPTS: &str = "settings::prompts::videos_of_the_base_model_are_the_clips_that_sampling_makes_key_by_key";
+const STORED: &str = "storage::on_the_fly::a_run_file_says_how_weights_are_stored";
 const PUSHED: &str = "training::pushed::a_finished_run_is_pushed_in_one_commit_and_again_without_uploading_again";
 const NONFINITE: &str = "training::numbers::a_loss_that_is_not_finite_is_left_out_or_ends_the_run_as_the_run_file_says";
 
@@ -94,12 +95,21 @@ const KEYS: &[Line] = &[
         "variants::a_run_file_chooses_a_variant",
     ),
     (
+        "model.transformer",
+        "other.gguf",
+        &[],
+        Fingerprint,
+        "storage::other_transformer::a_run_file_takes_another_transformer_from_its_own_folder",
+    ),
+    (
         "model.dtype",
         "f32",
         &[],
         Settings,
         "precompute::a_change_misses_what_it_concerns_and_nothing_else",
     ),
+    ("model.quantization", "nf4", &[], Settings, STORED),
+    ("model.text_encoder_quantization", "int8", &[], Fingerprint, STORED),
     (
         "model.sharding",
         "full",
@@ -205,7 +215,7 @@ const KEYS: &[Line] = &[
     ),
     ("diffusion.shift", "3", &[], Settings, TIMESTEPS),
     ("diffusion.weighting", "cosmap", &[], Settings, TIMESTEPS),
-    ("optimizer.name", "adamw", &[], Settings, OPTIMIZER),
+    ("optimizer.name", "adamw8bit", &[], Settings, OPTIMIZER),
     ("optimizer.lr", "0.01", &[], Settings, WHOLE_RUN),
     ("optimizer.beta1", "0.5", &[], Settings, OPTIMIZER),
     ("optimizer.beta2", "0.5", &[], Settings, OPTIMIZER),

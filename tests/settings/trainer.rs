@@ -321,8 +321,10 @@ fn the_optimiser_moves_the_adapters_as_the_run_file_says() {
         ("beta2=0.5", config(|config| config.beta2 = 0.5)),
         ("weight_decay=0.5", config(|config| config.weight_decay = 0.5)),
         ("epsilon=0.5", config(|config| config.epsilon = 0.5)),
+        ("name=adamw8bit", config(|config| config.name = adamw::Name::Adamw8bit)),
     ] {
-        with(&run, &[&format!("optimizer.{set}")], |trainer, _| {
+        // Moments of A take 8 bits from 4096 numbers on.
+        with(&run, &["lora.rank=128", &format!("optimizer.{set}")], |trainer, _| {
             let first = trainer.vars[0].as_tensor().copy().unwrap();
             let gradients: Vec<Vec<Tensor>> = (0..3)
                 .map(|step| trainer.vars.iter().map(|var| randn(step, var)).collect())

@@ -23,17 +23,17 @@ fn folder(kind: &str) -> PathBuf {
     fixture("transformers").join(kind)
 }
 
-fn answers() -> HashMap<String, Tensor> {
+pub fn answers() -> HashMap<String, Tensor> {
     candle_core::safetensors::load(fixture("transformers/answers.safetensors"), &Device::Cpu).unwrap()
 }
 
-fn input(answers: &HashMap<String, Tensor>) -> Input {
+pub fn input(answers: &HashMap<String, Tensor>) -> Input {
     let of = |name: &str| answers[name].clone();
     Input::new(of("latents"), of("timestep"), of("text"))
 }
 
 /// max |a - b| / max |b|
-fn relative(a: &Tensor, b: &Tensor) -> f32 {
+pub fn relative(a: &Tensor, b: &Tensor) -> f32 {
     let largest = |x: Tensor| {
         let all = x.abs().unwrap().flatten_all().unwrap();
         all.max(0).unwrap().to_scalar::<f32>().unwrap()
@@ -76,8 +76,12 @@ fn a_transformer_in_few_bits_predicts_what_diffusers_predicts_with_its_decoded_w
     }
 }
 
-/// The gradients of all adapters after some steps, one after the other.
 fn trained(folder: &Path, answers: &HashMap<String, Tensor>) -> (Vec<f32>, Vec<Tensor>) {
+    trained_by(folder, &load(), answers)
+}
+
+/// The losses of three steps, and the gradients of all adapters in the last one.
+pub fn trained_by(folder: &Path, load: &Load, answers: &HashMap<String, Tensor>) -> (Vec<f32>, Vec<Tensor>) {
     let config = lora::Config {
         rank: 2,
         alpha: 2.0,
@@ -85,7 +89,7 @@ fn trained(folder: &Path, answers: &HashMap<String, Tensor>) -> (Vec<f32>, Vec<T
         ..lora::Config::default()
     };
     let trainable = Arc::new(Trainable::new(&config, &registry::names(), Rng::new(3), &Device::Cpu).unwrap());
-    let model = Dit::load(folder, &load().with_adapters(trainable.clone())).unwrap();
+    let model = Dit::load(folder, &load.with_adapters(trainable.clone())).unwrap();
     let pairs = trainable.finish().unwrap();
     let vars: Vec<Var> = pairs.into_iter().flat_map(|LoraPair { a, b, .. }| [a, b]).collect();
     let loss = |prediction: &Tensor| prediction.sqr()?.mean_all();

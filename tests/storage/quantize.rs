@@ -6,11 +6,11 @@ use super::draw;
 
 #[test]
 fn every_form_has_its_name() {
-    let names: Vec<String> = Quantization::all().map(Quantization::name).collect();
+    let names: Vec<&str> = Quantization::all().map(Quantization::name).collect();
     let expected = "fp8 fp8-scaled int8 nf4 fp4 q4_0 q4_1 q5_0 q5_1 q8_0 q2_k q3_k q4_k q5_k q6_k";
     assert_eq!(names.join(" "), expected);
     for form in Quantization::all() {
-        assert_eq!(Quantization::from_name(&form.name()), Some(form));
+        assert_eq!(Quantization::from_name(form.name()), Some(form));
     }
     assert_eq!(Quantization::from_name("q4"), None);
 }

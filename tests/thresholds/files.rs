@@ -154,6 +154,7 @@ fn a_record_has_little_more_than_its_numbers() {
     let coder = TextEncoderId {
         fingerprint: blake3::hash(b"t5"),
         dtype: DType::F32,
+        quantization: None,
         tokens: 1,
     };
     let (key, form) = (

@@ -30,7 +30,12 @@ fn twenty(more: &str) -> Run {
 
 /// Starts a run and waits until its log has so many lines.
 fn until(run: &Run, steps: usize) -> Child {
-    let mut child = run.command(&[]).stderr(Stdio::piped()).spawn().unwrap();
+    until_with(run, steps, &[])
+}
+
+/// The same, with these arguments.
+fn until_with(run: &Run, steps: usize, more: &[&str]) -> Child {
+    let mut child = run.command(more).stderr(Stdio::piped()).spawn().unwrap();
     let log = run.out().join("metrics.jsonl");
     let started = Instant::now();
     while fs::read_to_string(&log).map_or(0, |text| text.lines().count()) < steps {
@@ -98,6 +103,62 @@ fn a_run_interrupted_and_killed_equals_one_that_was_left_alone_byte_for_byte() {
     run.train(&[]);
     assert_eq!(run.column("step"), (1..=20).map(f64::from).collect::<Vec<_>>());
     assert_equal(&run, &straight);
+}
+
+/// Six steps over weights in few bits, with moments in 8 bits of every matrix A.
+const IN_FEW_BITS: [&str; 16] = [
+    "--set",
+    "train.steps=6",
+    "--set",
+    "train.batch_size=1",
+    "--set",
+    "train.gradient_accumulation_steps=1",
+    "--set",
+    "checkpoint.every=2",
+    "--set",
+    "lora.rank=128",
+    "--set",
+    "lora.init=residual",
+    "--set",
+    "model.quantization=nf4",
+    "--set",
+    "optimizer.name=adamw8bit",
+];
+
+#[test]
+fn a_killed_run_in_few_bits_with_moments_in_8_bits_resumes_as_if_nothing_had_happened() {
+    let straight = twenty("");
+    let output = straight.train(&IN_FEW_BITS);
+    let said = "lora.init: residual: the weights of 8 layers are off by 0.0";
+    assert_eq!(stderr(&output).matches(said).count(), 1, "{}", stderr(&output));
+
+    let fresh = twenty("");
+    let mut child = until_with(&fresh, 3, &IN_FEW_BITS);
+    signal(&child, "-KILL");
+    child.wait().unwrap();
+    let output = fresh.train(&IN_FEW_BITS);
+    assert!(!stderr(&output).contains("lora.init: residual"), "{}", stderr(&output));
+    assert!(stderr(&output).contains("continuing from"), "{}", stderr(&output));
+    assert_eq!(without_times(&fresh), without_times(&straight));
+    let bytes = |run: &Run, file: &str| fs::read(run.out().join(file)).unwrap();
+    for file in [FINAL, "optimizer.safetensors"] {
+        let file = format!("checkpoints/step-000006/{file}");
+        assert!(bytes(&fresh, &file) == bytes(&straight, &file), "{file} differs");
+    }
+
+    // What is in the file, and who may go on with it.
+    let moments = bytes(&straight, "checkpoints/step-000006/optimizer.safetensors");
+    let (_, header) = safetensors::SafeTensors::read_metadata(&moments).unwrap();
+    assert_eq!(header.metadata().as_ref().unwrap()["optimizer"], "adamw8bit");
+    let tensors = safetensors::SafeTensors::deserialize(&moments).unwrap();
+    let codes = tensors
+        .iter()
+        .filter(|(_, tensor)| tensor.dtype() == safetensors::Dtype::U8);
+    assert!(codes.count() >= 16, "{:?}", tensors.names());
+    let output = { straight.command(&IN_FEW_BITS[..14]) }.output().unwrap();
+    assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
+    let said = "optimizer.name: \"adamw8bit\" in the checkpoint, \"adamw\" now";
+    assert!(stderr(&output).contains(said), "{}", stderr(&output));
 }
 
 /// Every scalar at every step, none twice, as TensorBoard's own reader sees it. `tests/watching.rs` holds the same without.

@@ -32,7 +32,7 @@ type Run = dyn Fn(&[Tensor]) -> Result<Tensor>;
 
 /// A tensor of standard normal numbers, times a factor.
 #[derive(Clone)]
-struct Input {
+pub struct Input {
     name: &'static str,
     shape: Vec<usize>,
     /// True if its gradient is compared.
@@ -42,7 +42,7 @@ struct Input {
     factor: f64,
 }
 
-fn input(name: &'static str, shape: &[usize]) -> Input {
+pub fn input(name: &'static str, shape: &[usize]) -> Input {
     Input {
         name,
         shape: shape.to_vec(),
@@ -57,17 +57,17 @@ impl Input {
         Self { learns: false, ..self }
     }
 
-    fn wide(self) -> Self {
+    pub fn wide(self) -> Self {
         Self { wide: true, ..self }
     }
 
-    fn times(self, factor: f64) -> Self {
+    pub fn times(self, factor: f64) -> Self {
         Self { factor, ..self }
     }
 }
 
 impl Case {
-    fn new(
+    pub fn new(
         name: impl Into<String>,
         inputs: impl IntoIterator<Item = Input>,
         run: impl Fn(&[Tensor]) -> Result<Tensor> + 'static,

@@ -29,6 +29,12 @@ const TILES: EncoderMemory = EncoderMemory {
 
 const PROMPT: &str = "A red ball rolls over a green floor";
 
+/// Largest distance of a part in f32, in bf16, and of frames in bf16: for the tiny autoencoder of Wan diffusers' own frames
+/// in bf16 are 0.038 to 0.055 from those in f32 (40 draws, on the CPU).
+const MOST: f64 = 1e-3;
+const MOST_BF16: f64 = 5e-2;
+const MOST_BF16_FRAMES: f64 = 8e-2;
+
 /// Outputs of a part, by name.
 type NamedTensors = Vec<(&'static str, Tensor)>;
 
@@ -70,7 +76,8 @@ pub fn image(folder: &Path, name: &str, device: &Device, seed: u64) -> anyhow::R
     compare(folder, name, device, |family, load| {
         ensure!(family.spec().image_mode != ImageMode::Never, "it takes no image");
         let (canvas, [_, height, width]) = canvas(family)?;
-        let image = smooth([1, height, width], seed, &load.device)?.squeeze(2)?; // (1, 3, H, W)
+        // Pictures are read on the CPU.
+        let image = smooth([1, height, width], seed, &Device::Cpu)?.squeeze(2)?; // (1, 3, H, W)
         Ok(
             match family.image_condition(load, &image, &canvas, &mut Rng::new(seed))? {
                 ImageCondition::First(latents) => vec![("image", latents)],
@@ -105,7 +112,11 @@ fn compare(
             rows.push(Row {
                 what: format!("{name} {what} {dtype:?}"),
                 error: distance(ours, theirs)?,
-                most: if dtype == DType::F32 { 1e-3 } else { 5e-2 },
+                most: match (dtype, *what) {
+                    (DType::F32, _) => MOST,
+                    (_, "frames") => MOST_BF16_FRAMES,
+                    _ => MOST_BF16,
+                },
                 attention: attention.clone(),
             });
         }

@@ -3,7 +3,7 @@
 use candle_core::{DType, Device, Result, Tensor, Var};
 
 use super::row::{Row, difference, most, poison};
-use crate::optim::adamw::{AdamW, Config};
+use crate::optim::adamw::{AdamW, Config, Name};
 use crate::optim::clip;
 use crate::rng::Rng;
 
@@ -19,33 +19,39 @@ pub fn compare(device: &Device, rng: &mut Rng) -> Result<Vec<Row>> {
     };
     let start = draw(0.1)?;
     let gradients = [draw(1.0)?, draw(1.0)?, draw(1.0)?];
-    poison(device)?;
-    let (our_norms, ours) = run(&start, &gradients, device)?;
-    let (their_norms, theirs) = run(&start, &gradients, &Device::Cpu)?;
-    let row = |what: String, error: f64| Row {
+    let row = |what: String, error: f64, most: f64| Row {
         what,
         error,
-        most: most(DType::F32),
+        most,
         attention: Vec::new(),
     };
-    let mut rows = vec![row(
-        "norm of all gradients".into(),
-        difference(&our_norms, &their_norms)?,
-    )];
-    for ((ours, theirs), shape) in ours.iter().zip(&theirs).zip(SHAPES) {
-        rows.push(row(
-            format!("three steps of AdamW, {shape:?}"),
-            difference(ours, theirs)?,
-        ));
+    let mut rows = Vec::new();
+    // Moments in 8 bits that lie halfway between two values may go to either.
+    for (name, said, most) in [
+        (Name::Adamw, "AdamW", most(DType::F32)),
+        (Name::Adamw8bit, "AdamW in 8 bits", 1e-3),
+    ] {
+        poison(device)?;
+        let (our_norms, ours) = run(name, &start, &gradients, device)?;
+        let (their_norms, theirs) = run(name, &start, &gradients, &Device::Cpu)?;
+        if name == Name::Adamw {
+            let error = difference(&our_norms, &their_norms)?;
+            rows.push(row("norm of all gradients".into(), error, most));
+        }
+        for ((ours, theirs), shape) in ours.iter().zip(&theirs).zip(SHAPES) {
+            let error = difference(ours, theirs)?;
+            rows.push(row(format!("three steps of {said}, {shape:?}"), error, most));
+        }
     }
     Ok(rows)
 }
 
 /// Returns the norms before clipping, and the final variables.
-fn run(start: &[Tensor], gradients: &[Vec<Tensor>], device: &Device) -> Result<(Tensor, Vec<Tensor>)> {
+fn run(name: Name, start: &[Tensor], gradients: &[Vec<Tensor>], device: &Device) -> Result<(Tensor, Vec<Tensor>)> {
     let var = |tensor: &Tensor| Var::from_tensor(&tensor.to_device(device)?);
     let vars: Vec<Var> = start.iter().map(var).collect::<Result<_>>()?;
     let config = Config {
+        name,
         weight_decay: 0.1,
         ..Config::default()
     };

@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 use crate::commands::{self, Exit, Failure, OrExit};
 use crate::lora::file::{self, ParsedAdapter};
 use crate::lora::inspect::{Layer, Report};
-use crate::lora::merge::Folder;
+use crate::lora::merge::anew;
 use crate::models::registry;
+use crate::nn::tensor_folder::TensorFolder;
 
 /// Limits for the characters of a value, and for the tensors that are listed.
 const LONGEST_VALUE: usize = 200;
@@ -29,7 +30,7 @@ pub struct Args {
 pub fn run(args: Args) -> Result<(), Failure> {
     let read = file::read(&args.file, &registry::names()).or_exit(Exit::Model)?;
     let transformer = args.model.as_deref().map(open).transpose().or_exit(Exit::Model)?;
-    let report = Report::of(&read, |name, change| transformer.as_ref()?.misfit(name, change));
+    let report = Report::of(&read, |name, change| anew::misfit(transformer.as_ref()?, name, change));
     let report = report.or_exit(Exit::Model)?;
     if args.json {
         let json = serde_json::to_string_pretty(&report).or_exit(Exit::Model)?;
@@ -38,9 +39,9 @@ pub fn run(args: Args) -> Result<(), Failure> {
     commands::print(&text(&read, &report, args.model.is_some()))
 }
 
-fn open(model: &Path) -> anyhow::Result<Folder> {
+fn open(model: &Path) -> anyhow::Result<TensorFolder> {
     registry::of_checkpoint(model)?;
-    Folder::open(model.join("transformer").as_path())
+    TensorFolder::open(&model.join("transformer").as_path().into())
 }
 
 fn text(read: &ParsedAdapter, report: &Report, asked: bool) -> String {

@@ -57,6 +57,7 @@ impl<'a> Plan<'a> {
         let coder = TextEncoderId {
             fingerprint: fingerprint(&cache, &family.spec().directory, family.spec().text_encoder_parts)?,
             dtype: config.model.dtype.into(),
+            quantization: config.model.text_encoder_quantization,
             tokens: family.spec().text().tokens,
         };
         let text_form = RecordSchema::caption(family.spec().text().tensors(), coder.dtype);

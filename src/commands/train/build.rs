@@ -12,10 +12,10 @@ use crate::data::Order;
 use crate::data::cache::Encoded;
 use crate::diffusion::objective::Objective;
 use crate::distributed::Communicator;
-use crate::lora::TargetModules;
-use crate::lora::trainable::{LoraPair, Trainable};
+use crate::lora::trainable::{LoraPair, ResidualErrors, Trainable};
+use crate::lora::{Init, TargetModules};
 use crate::models::family::ImageMode;
-use crate::models::{Family, registry};
+use crate::models::{Family, few_bits, registry};
 use crate::optim::adamw::AdamW;
 use crate::optim::ema::Ema;
 use crate::rng::Rng;
@@ -24,7 +24,7 @@ use crate::train::checkpoint::{self, Checkpoints, Loaded, State};
 use crate::train::finish::FinalFiles;
 use crate::train::metrics::{LogTail, Metrics};
 use crate::train::micro_batch::MicroBatches;
-use crate::train::model_card::{Facts, Task};
+use crate::train::model_card::{Facts, OtherTransformer, Task};
 use crate::train::on_step::StepMonitor;
 use crate::train::resume;
 use crate::train::run::{Run, Schedule};
@@ -54,7 +54,11 @@ pub fn run<'a>(
     ]);
     ranks::check_consistent(ranks, "settings and data", blake3::hash(run.to_string().as_bytes()))?;
     let mut state = state(config, family, encoded, ranks).or_exit(Exit::Model)?;
-    let (mut trainer, pairs) = trainer(config, family, encoded, device, ranks).or_exit(Exit::Model)?;
+    let started = match &checkpoint {
+        None => trainer(config, family, encoded, device, ranks),
+        Some(_) => trainer(&resumed(config), family, encoded, device, ranks),
+    };
+    let (mut trainer, pairs) = started.or_exit(Exit::Model)?;
     let ema = |decay| Ema::new(trainer.vars.clone(), decay);
     let mut adapters = TrainedAdapters {
         config: &config.lora,
@@ -108,6 +112,13 @@ pub fn run<'a>(
     })
 }
 
+/// The settings of a run whose adapters come from a checkpoint, and need not be approximated.
+fn resumed(config: &RunConfig) -> RunConfig {
+    let mut config = config.clone();
+    config.lora.init.take_if(|init| *init == Init::Residual);
+    config
+}
+
 /// The transformer with adapters that learn, and what moves them.
 ///
 /// # Errors
@@ -129,6 +140,12 @@ pub fn trainer<'a>(
     let vars: Vec<Var> = pairs.iter().flat_map(|pair| [pair.a.clone(), pair.b.clone()]).collect();
     let numbers: usize = vars.iter().map(|var| var.elem_count()).sum();
     log::info!("training {numbers} numbers in the adapters of {} layers", pairs.len());
+    if let Some(ResidualErrors { layers, before, after }) = trainable.residual_errors() {
+        log::info!(
+            "lora.init: residual: the weights of {layers} layers are off by {before:.4} on average, and by {after:.4} with their \
+             adapters"
+        );
+    }
     let samples = encoded.samples.iter().map(|sample| (sample.bucket, sample.repeats));
     let train = &config.train;
     let trainer = Trainer {
@@ -187,6 +204,12 @@ fn state(
     })
 }
 
+/// Returns the form in few bits that the transformer's matrices have in this run.
+fn base_form(config: &RunConfig, family: &dyn Family) -> Option<String> {
+    let asked = config.model.quantization.map(|form| form.name().to_string());
+    asked.or_else(|| few_bits::form_of(&family.spec().directory.part("transformer")))
+}
+
 /// Facts of the model card that are known before the run.
 fn model_card(config: &RunConfig, family: &dyn Family, encoded: &Encoded, ranks: &dyn Communicator) -> Facts {
     let mut trigger_words: Vec<String> = config.datasets.iter().filter_map(|set| set.id_token.clone()).collect();
@@ -200,6 +223,11 @@ fn model_card(config: &RunConfig, family: &dyn Family, encoded: &Encoded, ranks:
     Facts {
         name: String::new(),
         base_model: config.model.path.clone(),
+        base_form: base_form(config, family),
+        transformer: config.model.transformer.as_ref().map(|path| OtherTransformer {
+            path: path.display().to_string(),
+            class: family.spec().family.transformer.into(),
+        }),
         pipeline: family.spec().pipeline(from_image).into(),
         task: match from_image {
             true => Task::ImageToVideo,

@@ -7,6 +7,7 @@ use candle_core::DType;
 use serde_json::json;
 
 use crate::data::loader::ClipSelection;
+use crate::nn::storage::quantize::Quantization;
 use crate::rng::Rng;
 
 /// Version, incremented when the same key would mean other content.
@@ -45,6 +46,8 @@ pub struct TextEncoderId {
     pub fingerprint: Hash,
     /// Number format that the text encoder computes in.
     pub dtype: DType,
+    /// Form that its matrices are stored in while it loads.
+    pub quantization: Option<Quantization>,
     /// Tokens of every caption, padded or truncated.
     pub tokens: usize,
 }
@@ -74,13 +77,17 @@ impl Key {
 
     /// Key of a caption's record.
     pub fn caption(text: &str, coder: &TextEncoderId) -> Self {
-        let recipe = json!({
+        let mut recipe = json!({
             "format": FORMAT,
             "caption": text,
             "encoder": coder.fingerprint.to_string(),
             "dtype": coder.dtype.as_str(),
             "tokens": coder.tokens,
         });
+        // Keys of encoders that stay as they are have not changed.
+        if let Some(form) = coder.quantization {
+            recipe["quantization"] = form.name().into();
+        }
         Self::of(Kind::Caption, &recipe)
     }
 

@@ -71,7 +71,6 @@ pub const REASONS: &[(&str, &str)] = &[
         "resume_from_checkpoint",
         "a run is resumed by `vtrain train --config FILE --resume`",
     ),
-    ("use_8bit_bnb", "vtrain's AdamW keeps its moments in f32"),
     ("beta3", "is for Prodigy, which vtrain does not have"),
     (
         "scale_lr",

@@ -3,7 +3,11 @@
 /// Names, separated by spaces, and the reason.
 pub const REASONS: &[(&str, &str)] = &[
     (
-        "dit vae t5 clip text_encoder text_encoder1 text_encoder2 dit_high_noise",
+        "dit",
+        "is a transformer alone: give it as model.transformer, beside the family's diffusers directory as model.path",
+    ),
+    (
+        "vae t5 clip text_encoder text_encoder1 text_encoder2 dit_high_noise",
         "vtrain takes every part from model.path, a diffusers directory; give your own there",
     ),
     (

@@ -1,6 +1,6 @@
 //! CogVideoX (2b, 5b, 1.5, I2V). Paper: arXiv:2408.06072. Checkpoints: `THUDM/CogVideoX-2b`, `-5b`, `1.5-5B`, `-5b-I2V`.
 
-use crate::models::family::{FamilySpec, TextShape};
+use crate::models::family::{DenseModules, FamilySpec, TextShape};
 use crate::models::synthetic::synthetic_batch;
 use crate::models::{FamilyName, Footprint};
 
@@ -33,4 +33,6 @@ pub static SPEC: FamilySpec = FamilySpec {
     schedulers: "CogVideoXDDIMScheduler or CogVideoXDPMScheduler",
     open: |directory| Ok(Box::new(CogVideoX::open(directory)?)),
     synthetic: synthetic_batch::<dit::Network>,
+    dense_modules: DenseModules::NONE,
+    gguf: None,
 };

@@ -1,7 +1,7 @@
 //! LTX-Video (2B: 0.9.0, 0.9.1, 0.9.5). Paper: arXiv:2501.00103. Checkpoints: `Lightricks/LTX-Video`, `-0.9.1`, `-0.9.5`.
 
 use crate::diffusion::schedulers::Scheduler;
-use crate::models::family::{FamilySpec, TextShape};
+use crate::models::family::{DenseModules, FamilySpec, GgufSpec, TextShape};
 use crate::models::synthetic::synthetic_batch;
 use crate::models::{FamilyName, Footprint};
 
@@ -10,10 +10,10 @@ mod family;
 mod names;
 pub mod vae;
 
-pub use family::LtxVideo;
-
-use dit::{SPATIAL_COMPRESSION, TEMPORAL_COMPRESSION};
 use names::NAMES;
+
+/// Layers that stay dense in GGUF files.
+const DENSE_IN_GGUF: &[&str] = &["adaln_single", "caption_projection", "patchify_proj", "^proj_out."];
 
 /// Recognition and constructors of the family.
 pub static SPEC: FamilySpec = FamilySpec {
@@ -27,12 +27,14 @@ pub static SPEC: FamilySpec = FamilySpec {
     frame_rate: 25.0,
     footprint: Footprint {
         latent_channels: 128,
-        temporal_compression: TEMPORAL_COMPRESSION,
-        spatial_compression: SPATIAL_COMPRESSION,
+        temporal_compression: dit::TEMPORAL_COMPRESSION,
+        spatial_compression: dit::SPATIAL_COMPRESSION,
         text: TextShape::masked(dit::TEXT_TOKENS, 4096),
     },
     takes_scheduler: |scheduler| matches!(scheduler, Scheduler::FlowMatchEuler(_)),
     schedulers: "FlowMatchEulerDiscreteScheduler",
-    open: |directory| Ok(Box::new(LtxVideo::open(directory)?)),
+    open: |directory| Ok(Box::new(family::LtxVideo::open(directory)?)),
     synthetic: synthetic_batch::<dit::Network>,
+    dense_modules: DenseModules::NONE,
+    gguf: Some(GgufSpec::new("ltxv", DENSE_IN_GGUF)),
 };

@@ -2,8 +2,9 @@
 //! `-T2V-14B-Diffusers`, `-I2V-14B-480P-Diffusers`, `-I2V-14B-720P-Diffusers`.
 
 use crate::diffusion::schedulers::Scheduler;
-use crate::models::family::{FamilySpec, TextShape};
+use crate::models::family::{FamilySpec, GgufSpec, TextShape};
 use crate::models::synthetic::synthetic_batch;
+use crate::models::transformer::Network as _;
 use crate::models::{FamilyName, Footprint};
 
 pub mod dit;
@@ -14,6 +15,9 @@ pub mod vae;
 pub use family::Wan;
 
 use names::NAMES;
+
+/// Layers that stay dense in GGUF files; `time_` is of the embedding and its projection.
+const DENSE_IN_GGUF: &[&str] = &["patch_embedding", "text_embedding", "time_", "img_emb", "^head."];
 
 /// Recognition and constructors of the family.
 pub static SPEC: FamilySpec = FamilySpec {
@@ -35,4 +39,6 @@ pub static SPEC: FamilySpec = FamilySpec {
     schedulers: "a scheduler of flow matching, UniPCMultistepScheduler or FlowMatchEulerDiscreteScheduler",
     open: |directory| Ok(Box::new(Wan::open(directory)?)),
     synthetic: synthetic_batch::<dit::Network>,
+    dense_modules: dit::Network::DENSE_MODULES,
+    gguf: Some(GgufSpec::new("wan", DENSE_IN_GGUF)),
 };

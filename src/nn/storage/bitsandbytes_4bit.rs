@@ -15,9 +15,11 @@
 //! | `quant_state.bitsandbytes__nf4`, `..fp4` | JSON: sizes of blocks, shape, offset |
 
 use candle_core::{Device, Result, Tensor, bail};
+use rayon::prelude::*;
 use safetensors::tensor::Dtype;
 use serde::Deserialize;
 
+use super::launch::{KernelForm, Size, bytes_of};
 use super::part::{self, Parts};
 use super::{Decode, Stored, by_blocks, numbers_to_store};
 
@@ -31,10 +33,13 @@ const BYTES: usize = 256;
 pub const BLOCK: usize = 64;
 
 /// Blocks of a nested block.
-const NESTED_BLOCK: usize = 256;
+pub(super) const NESTED_BLOCK: usize = 256;
 
 /// Largest block that bitsandbytes has.
 const LARGEST_BLOCK: usize = 4096;
+
+/// Blocks that a thread stores at least.
+const LEAST_BLOCKS: usize = 256;
 
 /// The least divisor of a block: blocks of zeros stay zeros.
 const LEAST_ABSMAX: f32 = 1e-38;
@@ -185,6 +190,47 @@ impl Decode for FourBit {
             }
         });
     }
+
+    fn kernel_form(&self) -> KernelForm {
+        let (absmax, nested, nested_map, nested_block, offset) = match &self.absmax {
+            Absmax::Plain(absmax) => (absmax, None, None, 1, 0.0),
+            Absmax::Nested {
+                codes,
+                map,
+                absmax,
+                block,
+                offset,
+            } => (absmax, Some(codes.clone()), Some(bytes_of(map)), *block, *offset),
+        };
+        KernelForm {
+            kernel: "decode_four_bit".into(),
+            parts: vec![
+                Some(self.codes.clone()),
+                Some(bytes_of(&self.map)),
+                Some(bytes_of(absmax)),
+                nested,
+                nested_map,
+            ],
+            sizes: vec![
+                Size::I32(self.block as i32),
+                Size::I32(nested_block as i32),
+                Size::F32(offset),
+            ],
+            run: self.block,
+        }
+    }
+}
+
+/// Returns the shape of the matrix `path`.
+///
+/// # Errors
+/// Fails without a description of it.
+pub fn shape(parts: &dyn Parts, path: &str, code: FourBitCode) -> Result<Vec<usize>> {
+    Ok(part::json::<QuantState>(parts, &state_name(path, code))?.shape)
+}
+
+fn state_name(path: &str, code: FourBitCode) -> String {
+    format!("{path}.quant_state.bitsandbytes__{}", code.name())
 }
 
 /// Reads the matrix `path`, such as `blocks.0.ff.weight`.
@@ -199,7 +245,7 @@ pub fn read(
     device: &Device,
 ) -> Result<Stored<FourBit>> {
     let of = |name: &str| format!("{path}.{name}");
-    let state_name = of(&format!("quant_state.bitsandbytes__{}", code.name()));
+    let state_name = state_name(path, code);
     let state: QuantState = part::json(parts, &state_name)?;
     if state.shape != [shape.0, shape.1] {
         bail!(
@@ -277,6 +323,14 @@ pub fn quantize(dense: &Tensor, code: FourBitCode, nested: bool, device: &Device
     Ok(Stored::new(format, shape, device))
 }
 
+/// Returns the bytes of `count` numbers with double quantisation.
+pub(super) fn nested_bytes(count: u64) -> u64 {
+    let blocks = count.div_ceil(BLOCK as u64);
+    let tables = (CODES + BYTES) as u64;
+    let numbers = blocks.div_ceil(NESTED_BLOCK as u64) + tables;
+    count.div_ceil(2) + blocks + numbers * size_of::<f32>() as u64
+}
+
 /// Stores the largest magnitudes in 8 bits.
 fn nest(absmax: &[f32]) -> Absmax {
     let sum: f64 = absmax.iter().map(|x| f64::from(*x)).sum();
@@ -305,25 +359,27 @@ fn place_of(x: f32, midpoints: &[f32]) -> u8 {
 /// Returns, for each number, the place of the nearest one of `sorted` times its block's largest magnitude; and those.
 fn nearest(numbers: &[f32], block: usize, sorted: &[f32]) -> (Vec<u8>, Vec<f32>) {
     let midpoints = midpoints(sorted);
-    let (mut places, mut absmax) = (Vec::with_capacity(numbers.len()), Vec::new());
-    for numbers in numbers.chunks(block) {
+    let mut places = vec![0; numbers.len()];
+    let blocks = numbers.par_chunks(block).zip(places.par_chunks_mut(block));
+    let absmax = blocks.with_min_len(LEAST_BLOCKS).map(|(numbers, places)| {
         let largest = numbers.iter().fold(0f32, |largest, x| largest.max(x.abs()));
         let divisor = largest.max(LEAST_ABSMAX);
         // As bitsandbytes computes it: by the inverse, but in the last block, which is not full, by a division.
         let inverse = 1.0 / divisor;
         let whole = numbers.len() == block;
-        places.extend(numbers.iter().map(|x| {
+        for (place, x) in places.iter_mut().zip(numbers) {
             let scaled = if whole { x * inverse } else { x / divisor };
-            place_of(scaled.clamp(-1.0, 1.0), &midpoints)
-        }));
-        absmax.push(if whole { largest } else { divisor });
-    }
+            *place = place_of(scaled.clamp(-1.0, 1.0), &midpoints);
+        }
+        if whole { largest } else { divisor }
+    });
+    let absmax = absmax.collect();
     (places, absmax)
 }
 
 /// Numbers of the signed dynamic type of 8 bits (arXiv:1511.04561), sorted: for e from 0 to 6, the midpoints of 2^e equal
 /// parts of [0.1, 1], times 10^(e - 6), with both signs; 0 and 1.
-fn dynamic_map() -> Vec<f32> {
+pub(super) fn dynamic_map() -> Vec<f32> {
     let mut numbers = vec![0.0, 1.0];
     for exponent in 0..7 {
         let parts = 1 << exponent;

@@ -12,8 +12,9 @@ use candle_core::{Device, Result, Tensor, bail};
 use half::f16;
 use safetensors::tensor::Dtype;
 
+use super::launch::KernelForm;
 use super::part::{self, Parts};
-use super::scales::Scales;
+use super::scales::{self, Scales};
 use super::{Decode, Stored, numbers_to_store};
 
 /// The largest code.
@@ -49,6 +50,11 @@ impl Decode for Int8Rows {
                 *number = f32::from(code.cast_signed()) * absmax * (1.0 / LARGEST);
             }
         });
+    }
+
+    fn kernel_form(&self) -> KernelForm {
+        self.absmax
+            .kernel_form(&self.codes, &scales::signed(), None, 1.0 / LARGEST)
     }
 }
 

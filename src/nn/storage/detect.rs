@@ -69,6 +69,20 @@ pub struct StoredForms {
 }
 
 impl StoredForm {
+    /// Returns the shape of the matrix `path`, as the headers or, for bitsandbytes' 4 bits, its description have it.
+    ///
+    /// # Errors
+    /// Fails for a part that is missing, or a description that cannot be read.
+    pub fn shape(&self, parts: &dyn Parts, path: &str) -> Result<Vec<usize>> {
+        match &self.form {
+            Form::FourBit(code) => bitsandbytes_4bit::shape(parts, path, *code),
+            Form::Int8Rows | Form::Float8 { .. } => Ok(parts.part(path)?.shape().to_vec()),
+            Form::TorchaoInt8 | Form::TorchaoFloat8 => {
+                Ok(parts.part(&torchao::part_name(path, "qdata"))?.shape().to_vec())
+            }
+        }
+    }
+
     /// Reads the matrix `path`, of this shape.
     ///
     /// # Errors
@@ -81,18 +95,18 @@ impl StoredForm {
         device: &Device,
     ) -> Result<Arc<dyn StoredMatrix>> {
         let layer = path.strip_suffix(".weight").unwrap_or(path);
-        Ok(match &self.form {
-            Form::FourBit(code) => Arc::new(bitsandbytes_4bit::read(parts, path, *code, shape, device)?),
-            Form::Int8Rows => Arc::new(bitsandbytes_int8::read(parts, layer, shape, device)?),
+        match &self.form {
+            Form::FourBit(code) => bitsandbytes_4bit::read(parts, path, *code, shape, device)?.placed(),
+            Form::Int8Rows => bitsandbytes_int8::read(parts, layer, shape, device)?.placed(),
             Form::Float8 { scale, comfy_quant } => {
                 if let Some(name) = comfy_quant {
                     float8::check_comfy_quant(parts, name)?;
                 }
-                Arc::new(float8::read(parts, path, scale.as_deref(), shape, device)?)
+                float8::read(parts, path, scale.as_deref(), shape, device)?.placed()
             }
-            Form::TorchaoInt8 => Arc::new(torchao::read_int8(parts, path, shape, device)?),
-            Form::TorchaoFloat8 => Arc::new(torchao::read_float8(parts, path, shape, device)?),
-        })
+            Form::TorchaoInt8 => torchao::read_int8(parts, path, shape, device)?.placed(),
+            Form::TorchaoFloat8 => torchao::read_float8(parts, path, shape, device)?.placed(),
+        }
     }
 }
 

@@ -10,11 +10,13 @@
 //! that names the format. Scales of activations are for products in fp8, and of no use here.
 
 use candle_core::{CpuStorage, DType, Device, Result, Storage, Tensor, bail};
+use rayon::prelude::*;
 use safetensors::tensor::Dtype;
 
+use super::launch::KernelForm;
 use super::part::{self, Parts};
-use super::scales::Scales;
-use super::{Decode, Stored, numbers_to_store};
+use super::scales::{self, Scales};
+use super::{CHUNK, Decode, Stored, numbers_to_store};
 
 /// Codes of a byte.
 const BYTES: usize = 256;
@@ -122,6 +124,13 @@ impl Decode for Float8 {
             }
         });
     }
+
+    fn kernel_form(&self) -> KernelForm {
+        match &self.scales {
+            None => scales::unscaled(&self.codes, &self.numbers),
+            Some(scales) => scales.kernel_form(&self.codes, &self.numbers, None, 1.0),
+        }
+    }
 }
 
 /// The JSON beside a matrix of ComfyUI.
@@ -176,10 +185,14 @@ pub fn quantize(dense: &Tensor, device: &Device) -> Result<Stored<Float8>> {
 
 /// Returns the nearest code of each number, by candle, whose codes are torch's.
 pub(super) fn e4m3(numbers: Vec<f32>) -> Result<Vec<u8>> {
-    let cast = Tensor::new(numbers, &Device::Cpu)?.to_dtype(DType::F8E4M3)?;
-    let (storage, _) = cast.storage_and_layout();
-    match &*storage {
-        Storage::Cpu(CpuStorage::F8E4M3(codes)) => Ok(codes.iter().map(|code| code.to_bits()).collect()),
-        _ => bail!("a cast to fp8 gave another type"),
-    }
+    let codes = |piece: &[f32]| {
+        let cast = Tensor::new(piece, &Device::Cpu)?.to_dtype(DType::F8E4M3)?;
+        let (storage, _) = cast.storage_and_layout();
+        match &*storage {
+            Storage::Cpu(CpuStorage::F8E4M3(codes)) => Ok(codes.iter().map(|code| code.to_bits()).collect::<Vec<u8>>()),
+            _ => bail!("a cast to fp8 gave another type"),
+        }
+    };
+    let pieces: Vec<Vec<u8>> = numbers.par_chunks(CHUNK).map(codes).collect::<Result<_>>()?;
+    Ok(pieces.concat())
 }

@@ -12,8 +12,13 @@ use std::fmt;
 use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{Device, Result, Tensor, bail};
 use half::{bf16, f16};
+use rayon::prelude::*;
 
-use super::{Decode, Stored, numbers_to_store, part};
+use super::launch::KernelForm;
+use super::{CHUNK, Decode, Stored, numbers_to_store, part};
+
+/// Numbers of the largest block.
+const MOST_BLOCK: usize = k_quants::BLOCK;
 
 /// A type of GGML.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -227,6 +232,18 @@ impl Decode for Blocks {
             self.kind.decode(block, numbers);
         }
     }
+
+    fn kernel_form(&self) -> KernelForm {
+        KernelForm {
+            kernel: format!("decode_{}", self.kind.name().to_lowercase()),
+            parts: vec![Some(self.bytes.clone())],
+            sizes: Vec::new(),
+            run: match self.kind.block() {
+                1 => MOST_BLOCK, // without scales
+                numbers => numbers,
+            },
+        }
+    }
 }
 
 /// Matrix of these blocks; `name` is for messages.
@@ -270,7 +287,12 @@ pub fn quantize(dense: &Tensor, kind: GgmlType, device: &Device) -> Result<Store
     if numbers.is_empty() {
         return matrix("a matrix", kind, Vec::new(), shape, device);
     }
-    let dense = Tensor::from_vec(numbers, shape, &Device::Cpu)?;
-    let bytes = QTensor::quantize(&dense, kind.of_candle())?.data()?.into_owned();
-    matrix("a matrix", kind, bytes, shape, device)
+    // Rows do not depend on each other.
+    let rows = (CHUNK / shape.1).max(1);
+    let stored = |numbers: &[f32]| {
+        let rows = Tensor::from_slice(numbers, (numbers.len() / shape.1, shape.1), &Device::Cpu)?;
+        Ok(QTensor::quantize(&rows, kind.of_candle())?.data()?.into_owned())
+    };
+    let pieces: Vec<Vec<u8>> = numbers.par_chunks(rows * shape.1).map(stored).collect::<Result<_>>()?;
+    matrix("a matrix", kind, pieces.concat(), shape, device)
 }

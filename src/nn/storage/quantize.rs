@@ -1,13 +1,46 @@
 //! Forms that a dense matrix can be stored in while it loads.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use candle_core::{Device, Result, Tensor};
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::bitsandbytes_4bit::{self, FourBitCode};
 use super::ggml::{self, GgmlType};
 use super::{float8, torchao};
 use crate::ops::stored::StoredMatrix;
+
+/// Name of no form at all.
+const NONE: &str = "none";
+
+/// Forms by their names in run files, after [`NONE`].
+const NAMES: [(&str, Quantization); 15] = [
+    ("fp8", Quantization::Fp8),
+    ("fp8-scaled", Quantization::Fp8Scaled),
+    ("int8", Quantization::Int8),
+    ("nf4", Quantization::FourBit(FourBitCode::Nf4)),
+    ("fp4", Quantization::FourBit(FourBitCode::Fp4)),
+    ("q4_0", Quantization::Ggml(GgmlType::Q4_0)),
+    ("q4_1", Quantization::Ggml(GgmlType::Q4_1)),
+    ("q5_0", Quantization::Ggml(GgmlType::Q5_0)),
+    ("q5_1", Quantization::Ggml(GgmlType::Q5_1)),
+    ("q8_0", Quantization::Ggml(GgmlType::Q8_0)),
+    ("q2_k", Quantization::Ggml(GgmlType::Q2K)),
+    ("q3_k", Quantization::Ggml(GgmlType::Q3K)),
+    ("q4_k", Quantization::Ggml(GgmlType::Q4K)),
+    ("q5_k", Quantization::Ggml(GgmlType::Q5K)),
+    ("q6_k", Quantization::Ggml(GgmlType::Q6K)),
+];
+
+/// Returns true for a path that contains one of `dense`, or begins with what is behind a `^` there.
+pub fn stays_dense(dense: &[&str], path: &str) -> bool {
+    dense.iter().any(|part| match part.strip_prefix('^') {
+        Some(beginning) => path.starts_with(beginning),
+        None => path.contains(part),
+    })
+}
 
 /// A form to store dense matrices in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -28,25 +61,35 @@ impl Quantization {
     /// Returns the form of this name: `fp8`, `fp8-scaled`, `int8`, `nf4`, `fp4`, or a type of GGML in small letters, such
     /// as `q4_k`; None for others.
     pub fn from_name(name: &str) -> Option<Self> {
-        Self::all().find(|form| form.name() == name)
+        NAMES.iter().find(|(known, _)| *known == name).map(|(_, form)| *form)
     }
 
     /// Returns every form.
     pub fn all() -> impl Iterator<Item = Self> {
-        let few = [Self::Fp8, Self::Fp8Scaled, Self::Int8];
-        let four = [FourBitCode::Nf4, FourBitCode::Fp4].map(Self::FourBit);
-        let blocks = GgmlType::ALL.into_iter().filter(|kind| kind.block() > 1);
-        few.into_iter().chain(four).chain(blocks.map(Self::Ggml))
+        NAMES.into_iter().map(|(_, form)| form)
     }
 
     /// Name, as [`from_name`](Self::from_name) takes it.
-    pub fn name(self) -> String {
+    pub fn name(self) -> &'static str {
+        let known = NAMES.iter().find(|(_, form)| *form == self);
+        known.map_or(NONE, |(name, _)| name)
+    }
+
+    /// Returns the bytes of a stored matrix (out, in).
+    pub fn bytes(self, (out_features, features): (usize, usize)) -> u64 {
+        const SCALE: u64 = size_of::<f32>() as u64;
+        let count = out_features as u64 * features as u64;
+        let rows = out_features as u64 * SCALE;
+        let codes = 256 * SCALE;
         match self {
-            Self::Fp8 => "fp8".into(),
-            Self::Fp8Scaled => "fp8-scaled".into(),
-            Self::Int8 => "int8".into(),
-            Self::FourBit(code) => code.name().into(),
-            Self::Ggml(kind) => kind.name().to_lowercase(),
+            Self::Fp8 => count + codes,
+            Self::Fp8Scaled => count + codes + rows,
+            Self::Int8 => count + rows,
+            Self::FourBit(_) => bitsandbytes_4bit::nested_bytes(count),
+            Self::Ggml(kind) => {
+                let blocks = kind.fallback(features).bytes(count as usize);
+                blocks.map_or(u64::MAX, |bytes| bytes as u64)
+            }
         }
     }
 
@@ -55,12 +98,79 @@ impl Quantization {
     /// # Errors
     /// Fails for NaN and infinities.
     pub fn store(self, dense: &Tensor, device: &Device) -> Result<Arc<dyn StoredMatrix>> {
-        Ok(match self {
-            Self::Fp8 => Arc::new(float8::quantize(dense, device)?),
-            Self::Fp8Scaled => Arc::new(torchao::quantize_float8(dense, device)?),
-            Self::Int8 => Arc::new(torchao::quantize_int8(dense, device)?),
-            Self::FourBit(code) => Arc::new(bitsandbytes_4bit::quantize(dense, code, true, device)?),
-            Self::Ggml(kind) => Arc::new(ggml::quantize(dense, kind.fallback(dense.dims2()?.1), device)?),
-        })
+        match self {
+            Self::Fp8 => float8::quantize(dense, device)?.placed(),
+            Self::Fp8Scaled => torchao::quantize_float8(dense, device)?.placed(),
+            Self::Int8 => torchao::quantize_int8(dense, device)?.placed(),
+            Self::FourBit(code) => bitsandbytes_4bit::quantize(dense, code, true, device)?.placed(),
+            Self::Ggml(kind) => ggml::quantize(dense, kind.fallback(dense.dims2()?.1), device)?.placed(),
+        }
+    }
+}
+
+impl Serialize for Quantization {
+    fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.name())
+    }
+}
+
+/// A form, or none, as a key of a run file: `none` or a form's name.
+pub mod or_none {
+    use super::*;
+
+    /// Writes a key.
+    pub fn serialize<S: Serializer>(
+        form: &Option<Quantization>,
+        serializer: S,
+    ) -> std::result::Result<S::Ok, S::Error> {
+        serializer.serialize_str(form.map_or(NONE, Quantization::name))
+    }
+
+    /// Reads a key.
+    pub fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> std::result::Result<Option<Quantization>, D::Error> {
+        Name::deserialize(deserializer).map(|Name(form)| form)
+    }
+}
+
+/// The type of such a key in the schema of run files.
+#[derive(Debug)]
+pub struct Name(Option<Quantization>);
+
+impl<'de> Deserialize<'de> for Name {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        let name = String::deserialize(deserializer)?;
+        parse(&name).map(Self).map_err(serde::de::Error::custom)
+    }
+}
+
+impl JsonSchema for Name {
+    fn schema_name() -> Cow<'static, str> {
+        "Quantization".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        let names: Vec<&str> = names().collect();
+        json_schema!({"type": "string", "enum": names})
+    }
+}
+
+/// Returns `none` and the names of all forms.
+pub fn names() -> impl Iterator<Item = &'static str> {
+    std::iter::once(NONE).chain(NAMES.iter().map(|(name, _)| *name))
+}
+
+/// Returns the form of this name; None for `none`.
+///
+/// # Errors
+/// Fails for other names, with the known ones.
+pub fn parse(name: &str) -> std::result::Result<Option<Quantization>, String> {
+    match Quantization::from_name(name) {
+        None if name != NONE => {
+            let known = names().collect::<Vec<_>>().join(", ");
+            Err(format!("'{name}' is no form of storage; there are {known}"))
+        }
+        form => Ok(form),
     }
 }

@@ -3,6 +3,7 @@
 use candle_core::{Result, bail};
 
 use super::by_blocks;
+use super::launch::{KernelForm, Size, bytes_of};
 use super::part::{Parts, floats};
 
 /// A grid of scales over a matrix (out, in).
@@ -44,6 +45,23 @@ impl Scales {
         Ok(Self::new(numbers, features, (out_features / down, features / across)))
     }
 
+    /// Returns the form of codes of a byte each, with these scales; `table` has the number of each code, `zeros` the code
+    /// of 0 beside each scale. Numbers are multiplied by `factor` at the end.
+    pub(super) fn kernel_form(&self, codes: &[u8], table: &[f32], zeros: Option<&[u8]>, factor: f32) -> KernelForm {
+        let (rows, columns) = self.block;
+        KernelForm {
+            parts: vec![
+                Some(codes.to_vec()),
+                Some(bytes_of(table)),
+                Some(bytes_of(&self.numbers)),
+                zeros.map(<[u8]>::to_vec),
+            ],
+            sizes: bytes_sizes([self.features, rows, columns], factor),
+            kernel: BYTES.into(),
+            run: columns,
+        }
+    }
+
     pub(super) fn bytes(&self) -> usize {
         size_of_val(&self.numbers[..])
     }
@@ -58,4 +76,27 @@ impl Scales {
             each(row / rows * across + column / columns, at, piece);
         });
     }
+}
+
+/// Kernel of codes of a byte each.
+const BYTES: &str = "decode_bytes";
+
+fn bytes_sizes(grid: [usize; 3], factor: f32) -> Vec<Size> {
+    let sizes = grid.map(|size| Size::I64(size as i64));
+    sizes.into_iter().chain([Size::F32(factor)]).collect()
+}
+
+/// Returns the form of codes of a byte each without scales.
+pub(super) fn unscaled(codes: &[u8], table: &[f32]) -> KernelForm {
+    KernelForm {
+        parts: vec![Some(codes.to_vec()), Some(bytes_of(table)), None, None],
+        sizes: bytes_sizes([1, 1, 1], 1.0),
+        kernel: BYTES.into(),
+        run: codes.len(),
+    }
+}
+
+/// Returns the number of each code of 8 bits with a sign.
+pub(super) fn signed() -> Vec<f32> {
+    (0..=u8::MAX).map(|code| f32::from(code.cast_signed())).collect()
 }

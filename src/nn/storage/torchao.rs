@@ -11,11 +11,13 @@
 
 use candle_core::{DType, Device, Result, Tensor};
 use half::bf16;
+use rayon::prelude::*;
 use safetensors::tensor::Dtype;
 
 use super::float8::{self, Float8, Float8Kind};
+use super::launch::KernelForm;
 use super::part::{self, Parts};
-use super::scales::Scales;
+use super::scales::{self, Scales};
 use super::{Decode, Stored, numbers_to_store};
 
 /// Half the distance of the smallest and the largest code in 8 bits.
@@ -57,6 +59,11 @@ impl Decode for Int8 {
                 *number = (f32::from(code.cast_signed()) - f32::from(zero)) * scale;
             }
         });
+    }
+
+    fn kernel_form(&self) -> KernelForm {
+        let zeros = self.zero_points.as_deref();
+        self.scales.kernel_form(&self.codes, &scales::signed(), zeros, 1.0)
     }
 }
 
@@ -108,14 +115,16 @@ pub fn quantize_int8(dense: &Tensor, device: &Device) -> Result<Stored<Int8>> {
     let (numbers, shape) = numbers_to_store(dense)?;
     let scales = row_scales(&numbers, shape, HALF_RANGE, dense.dtype());
     let scales: Vec<f32> = scales.into_iter().map(|scale| scale.max(f32::EPSILON)).collect();
-    let mut codes = Vec::with_capacity(numbers.len());
-    for (row, scale) in numbers.chunks(shape.1.max(1)).zip(&scales) {
+    let mut codes = vec![0; numbers.len()];
+    let rows = numbers
+        .par_chunks(shape.1.max(1))
+        .zip(codes.par_chunks_mut(shape.1.max(1)));
+    rows.zip(&scales).for_each(|((row, codes), scale)| {
         let inverse = 1.0 / scale; // torchao multiplies; `as` ends at -128 and 127
-        codes.extend(
-            row.iter()
-                .map(|x| ((x * inverse).round_ties_even() as i8).cast_unsigned()),
-        );
-    }
+        for (code, x) in codes.iter_mut().zip(row) {
+            *code = ((x * inverse).round_ties_even() as i8).cast_unsigned();
+        }
+    });
     let format = Int8 {
         codes,
         scales: Scales::new(scales, shape.1, (1, shape.1)),
@@ -136,9 +145,8 @@ pub fn quantize_float8(dense: &Tensor, device: &Device) -> Result<Stored<Float8>
         .into_iter()
         .map(|scale| if scale > 0.0 { scale } else { 1.0 })
         .collect();
-    for (row, scale) in numbers.chunks_mut(shape.1.max(1)).zip(&scales) {
-        row.iter_mut().for_each(|x| *x /= scale);
-    }
+    let rows = numbers.par_chunks_mut(shape.1.max(1)).zip(&scales);
+    rows.for_each(|(row, scale)| row.iter_mut().for_each(|x| *x /= scale));
     let scales = Scales::new(scales, shape.1, (1, shape.1));
     let format = Float8::new(Float8Kind::E4M3, float8::e4m3(numbers)?, Some(scales));
     Ok(Stored::new(format, shape, device))
@@ -152,7 +160,7 @@ fn row_scales(numbers: &[f32], (rows, columns): (usize, usize), range: f32, dtyp
         _ => scale,
     };
     let scale = |row: &[f32]| rounded(row.iter().fold(0f32, |most, x| most.max(x.abs())) / range);
-    let mut scales: Vec<f32> = numbers.chunks(columns.max(1)).map(scale).collect();
+    let mut scales: Vec<f32> = numbers.par_chunks(columns.max(1)).map(scale).collect();
     scales.resize(rows, 0.0); // rows without columns
     scales
 }

@@ -2,6 +2,7 @@
 
 /// Paths from the repository's root.
 pub const SOURCES: &[&str] = &[
+    "src/nn/storage/decode.cu",
     "src/ops/activation.cu",
     "src/ops/attention/tiled.cu",
     "src/ops/dropout.cu",

@@ -6,15 +6,19 @@ use std::time::SystemTime;
 
 use anyhow::{Context, bail, ensure};
 use candle_core::{Device, Tensor};
+use safetensors::SafeTensors;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::data::cache::SampleListing;
+use crate::optim::adamw;
 use crate::run_dir::{self, ADAPTER};
 use crate::train::{config_diff, data_diff};
 
 const OPTIMIZER: &str = "optimizer.safetensors";
 const STATE: &str = "state.json";
+/// Key of the optimiser's name in the header of its file. Without it the optimiser is AdamW with moments in f32.
+const NAME: &str = "optimizer";
 /// Format of `state.json`. Incremented by a version that changes it.
 const FORMAT: u32 = 2;
 /// Format of checkpoints that do not list their samples.
@@ -55,6 +59,8 @@ pub struct State {
 pub struct Snapshot {
     /// The adapters as a safetensors file.
     pub adapter: Vec<u8>,
+    /// Optimiser whose tensors these are.
+    pub optimizer_name: adamw::Name,
     /// Tensors named like `<layer>.lora_A.exp_avg`.
     pub optimizer: BTreeMap<String, Tensor>,
     /// Progress and identity of the run.
@@ -87,7 +93,8 @@ impl Snapshot {
         for (name, tensor) in &self.optimizer {
             tensors.insert(name, tensor.to_device(&Device::Cpu)?);
         }
-        let optimizer = safetensors::serialize(tensors, None).context("the optimiser's tensors")?;
+        let header = HashMap::from([(NAME.to_string(), self.optimizer_name.as_str().to_string())]);
+        let optimizer = safetensors::serialize(tensors, Some(header)).context("the optimiser's tensors")?;
         let state = serde_json::to_value(&self.state)?;
         let written = Written {
             format: FORMAT,
@@ -134,7 +141,8 @@ impl Loaded {
             anyhow::Ok((bytes, tensors))
         };
         let (adapter, _) = tensors(ADAPTER)?;
-        let (_, optimizer): (_, HashMap<_, _>) = tensors(OPTIMIZER)?;
+        let (bytes, optimizer): (_, HashMap<_, _>) = tensors(OPTIMIZER)?;
+        let optimizer_name = optimizer_of(&bytes).with_context(|| path.join(OPTIMIZER).display().to_string())?;
         if let Some(named) = step_of(path)
             && named != state.step
         {
@@ -144,6 +152,7 @@ impl Loaded {
             path: path.into(),
             snapshot: Snapshot {
                 adapter,
+                optimizer_name,
                 optimizer: optimizer.into_iter().collect(),
                 state,
             },
@@ -189,6 +198,16 @@ impl Loaded {
         );
         Ok(())
     }
+}
+
+/// Returns the optimiser that the header of its file names.
+fn optimizer_of(bytes: &[u8]) -> anyhow::Result<adamw::Name> {
+    let (_, header) = SafeTensors::read_metadata(bytes)?;
+    let Some(name) = header.metadata().as_ref().and_then(|about| about.get(NAME)) else {
+        return Ok(adamw::Name::default());
+    };
+    serde_json::from_value(Value::String(name.clone()))
+        .with_context(|| format!("holds the moments of an optimiser that this version of vtrain lacks: {name}"))
 }
 
 fn read_state(bytes: &[u8]) -> anyhow::Result<(State, BTreeMap<String, String>)> {

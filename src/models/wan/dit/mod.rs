@@ -18,6 +18,7 @@ mod config;
 pub use config::Config;
 
 use crate::models::denoiser::{Input, State, StaticContext};
+use crate::models::dense_modules::DenseModules;
 use crate::models::input_spec::{ImageTokensSpec, InputSpec};
 use crate::models::latent_size::Layout;
 use crate::models::text_embeds::TextShape;
@@ -47,6 +48,11 @@ pub struct Network {
 impl transformer::Network for Network {
     type Config = Config;
     type Block = Block;
+
+    const DENSE_MODULES: DenseModules = DenseModules {
+        keep_in_fp32: &["rope", "time_embedder", "scale_shift_table", "norm1", "norm2", "norm3"],
+        skip_layerwise_casting: &["patch_embedding", "condition_embedder", "norm"],
+    };
 
     fn new(config: &Config, weights: &Weights) -> Result<Self> {
         let dim = config.inner_dim();
