@@ -56,7 +56,7 @@ pub struct Config {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(from = "PathBuf", into = "PathBuf")]
 pub enum Init {
-    /// What the frozen weights lose in few bits ([`residual`]).
+    /// Loss of the frozen weights in few bits ([`residual`]).
     Residual,
     /// An adapter file, or a folder with one.
     File(PathBuf),

@@ -5,8 +5,8 @@
 //! one-sided Jacobi rotations (Hestenes 1958; Golub and Van Loan, 8.6.3), which are accurate to the last digits also
 //! for small values. At r of 128 it takes some 10^8 operations, so no linear algebra library is needed.
 //!
-//! Of any matrix M the largest r are found by randomised subspace iteration (Halko, Martinsson and Tropp 2011,
-//! arXiv:0909.4061, algorithm 4.4): Q spans `M (MᵀM)^6 Ω` for r + 16 random columns Ω, and `M ~ Q (QᵀM)`. Of noise, the
+//! The largest r of any matrix M are found by randomised subspace iteration (Halko, Martinsson and Tropp 2011,
+//! arXiv:0909.4061, algorithm 4.4): Q spans `M (MᵀM)^6 Ω` for r + 16 random columns Ω, and `M ~ Q (QᵀM)`. For noise, the
 //! flattest spectrum that there is, that holds about 97 % of what the best r hold.
 
 use candle_core::{DType, Device, Result, Tensor};

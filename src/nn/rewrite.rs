@@ -22,7 +22,7 @@ pub use summary::{Summary, SummaryRow};
 /// Name of dense tensors in summaries.
 const DENSE: &str = "dense";
 
-/// What becomes of a tensor.
+/// Outcome of a rewrite for one tensor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
     /// It is copied, with all its parts.

@@ -118,9 +118,7 @@ impl<F: Decode> StoredMatrix for Stored<F> {
 
     fn rows(&self, range: Range<usize>, dtype: DType) -> Result<Tensor> {
         let (out_features, features) = self.shape;
-        if range.start > range.end || range.end > out_features {
-            bail!("rows {range:?} of a matrix of {out_features}");
-        }
+        ensure_rows(&range, out_features)?;
         let (first, rows) = (range.start * features, range.len());
         let mut numbers = vec![0.0; rows * features];
         let pieces = numbers.par_chunks_mut(CHUNK).enumerate();
@@ -135,6 +133,14 @@ impl<F: Decode> fmt::Debug for Stored<F> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {:?}", self.format.name(), self.shape)
     }
+}
+
+/// Checks that a matrix has these rows.
+fn ensure_rows(range: &Range<usize>, out_features: usize) -> Result<()> {
+    if range.start > range.end || range.end > out_features {
+        bail!("rows {range:?} of a matrix of {out_features}");
+    }
+    Ok(())
 }
 
 /// Cuts `numbers`, the first of which is number `first`, where blocks of `size` numbers end, and calls `each` with a

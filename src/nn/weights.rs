@@ -69,7 +69,7 @@ pub struct Weights {
     read: Arc<ReadSoFar>,
 }
 
-/// What layers have read so far.
+/// Counts of what layers have read so far.
 #[derive(Default)]
 struct ReadSoFar {
     numbers: AtomicUsize,

@@ -3,10 +3,10 @@
 use std::fmt;
 use std::ops::Range;
 
-use candle_core::{DType, Device, Result, Tensor, bail};
+use candle_core::{DType, Device, Result, Tensor};
 
 use super::launch::KernelForm;
-use super::{Decode, Stored};
+use super::{Decode, Stored, ensure_rows};
 use crate::ops::cuda::{self, Kernels, kernels};
 use crate::ops::kernel::Address;
 use crate::ops::stored::StoredMatrix;
@@ -59,9 +59,7 @@ impl StoredMatrix for OnGpu {
 
     fn rows(&self, range: Range<usize>, dtype: DType) -> Result<Tensor> {
         let (out_features, features) = self.shape;
-        if range.start > range.end || range.end > out_features {
-            bail!("rows {range:?} of a matrix of {out_features}");
-        }
+        ensure_rows(&range, out_features)?;
         let decoded = match dtype {
             DType::F32 | DType::BF16 => dtype,
             _ => DType::F32,

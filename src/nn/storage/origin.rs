@@ -1,5 +1,5 @@
-//! What a file says of a stored matrix without its numbers: shape, the type that it was in, and the form that it would be
-//! written in again.
+//! Facts that a file tells of a stored matrix besides its numbers: shape, the type that it was in, and the form that it
+//! would be written in again.
 
 use std::collections::HashMap;
 
