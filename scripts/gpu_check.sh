@@ -213,6 +213,10 @@ tiny_checkpoints() {
     # Of this size, tiles of pixels and of latents line up.
     sed -i 's/"sample_height": [0-9]*/"sample_height": 96/; s/"sample_width": [0-9]*/"sample_width": 80/' "$work/tiled/vae/config.json"
     checked "a VAE in tiles" 15 60 "$vtrain" gpu-check --device "$device" --group tiling --family "$work/tiled"
+    # Their tiles are as large as published ones.
+    [[ $size == tiny ]] || for family in ltx_video/ltx-0.9.5 wan/wan-2.1-t2v; do
+        checked "a VAE in tiles, $family" 15 90 "$vtrain" gpu-check --device "$device" --group tiling --family "$fixtures/$family"
+    done
     for family in cogvideox/cogvideox-2b ltx_video/ltx-0.9.0 wan/wan-2.1-t2v; do
         checked "sampling $family" 15 60 bash "$helpers/sample.sh" "$vtrain" "$device" "$fixtures/$family"
     done

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{data, diffusion, distributed, hub, lora, models, ops, optim, train};
 
-use crate::models::Sharding;
+use crate::models::{Offload, Sharding};
 use crate::problems::Problems;
 use crate::run_dir::RunDir;
 use crate::train::segments::ActivationPolicy;
@@ -225,10 +225,16 @@ impl RunConfig {
         problems.failed("hub.repo", self.hub.check_repo());
         problems.failed("dist.timeout", self.dist.check_timeout());
         let keeps_all = !self.train.gradient_checkpointing || self.train.activation_policy == ActivationPolicy::All;
-        if self.model.sharding == Sharding::Full && keeps_all {
-            let message = "full needs train.gradient_checkpointing, and a train.activation_policy other than all: what is kept for the \
-                           way back would hold every block whole";
-            problems.push("model.sharding", message);
+        let lent = [
+            ("sharding", "full", self.model.sharding == Sharding::Full),
+            ("offload", "group", self.model.offload == Offload::Group),
+        ];
+        for (key, value, _) in lent.into_iter().filter(|(_, _, is_set)| *is_set && keeps_all) {
+            let message = format!(
+                "{value} needs train.gradient_checkpointing, and a train.activation_policy other than all: what is kept for the way \
+                 back would hold every block whole"
+            );
+            problems.push(format!("model.{key}"), message);
         }
         if self.output_dir.as_os_str().is_empty() {
             problems.push("output_dir", "must not be empty");

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use tempfile::{Builder, NamedTempFile};
 
 mod error;
+pub mod hash_cache;
 mod journal;
 mod retry;
 pub mod space;

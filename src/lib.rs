@@ -13,22 +13,22 @@ pub mod finite;
 pub mod hub;
 pub mod launch;
 pub mod magic;
-pub mod ops;
 pub mod paths;
 pub mod problems;
 pub mod process;
 pub mod protobuf_wire;
 pub mod rng;
 pub mod url;
-// 1: clips, configs of checkpoints, and the folder of a run
+// 1: operations, clips, configs of checkpoints, and the folder of a run
 pub mod diffusers_config;
 pub mod lock;
-pub mod optim;
+pub mod ops;
 pub mod run_dir;
 pub mod video;
 // 2: mathematics and layers
 pub mod diffusion;
 pub mod nn;
+pub mod optim;
 // 3: data, adapters and encoders
 pub mod data;
 pub mod lora;
@@ -43,8 +43,9 @@ pub mod train;
 // 7: a run's configuration and its report page
 pub mod config;
 pub mod report;
-// 8: run files from other trainers' commands
+// 8: run files from other trainers' commands, and what a run will take
 pub mod migrate;
+pub mod plan;
 // 9: one verb, one file
 pub mod commands;
 // 10: the command line

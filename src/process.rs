@@ -1,5 +1,6 @@
 //! Process-wide setup: retention of freed memory, the waiting of candle's threads, f32 precision on a GPU.
 
+pub mod allocations;
 pub mod allocator;
 pub mod exit;
 pub mod memory;

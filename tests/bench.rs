@@ -197,6 +197,7 @@ fn a_measurement_tells_by_which_kernels_attention_ran_and_what_was_kept() {
     for (more, keep) in [
         (&[][..], "auto"),
         (&["--set", "train.activation_policy=inputs"], "inputs"),
+        (&["--set", "train.activation_policy=offloaded"], "offloaded"),
         (&["--set", "train.gradient_checkpointing=false"], "all"),
     ] {
         let output = bench(&folder, &[&["--random-weights", "--json"], more].concat());

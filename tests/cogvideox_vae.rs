@@ -6,8 +6,10 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
-use vtrain::models::cogvideox::vae::{Parts, Tiling, Vae};
+use vtrain::models::cogvideox::vae::{Parts, Vae};
+use vtrain::models::tiling::{End, Tiles, Tiling};
 use vtrain::nn::Load;
+use vtrain::nn::vae_memory::VaeTiling;
 
 fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/cogvideox")
@@ -66,7 +68,7 @@ fn latents_of_1_2_3_and_5_frames_decode_as_in_diffusers() {
 fn a_batch_is_coded_as_its_samples_are_with_and_without_slicing() {
     let (mut vae, record) = (vae(), record());
     for slicing in [false, true] {
-        vae.slicing = slicing;
+        vae.memory.slicing = slicing;
         let posterior = vae.encode(&record["batch.clips"]).unwrap();
         assert_near(&posterior.mean, &record["batch.encode.mean"], BAR);
         assert_near(&posterior.logvar, &record["batch.encode.logvar"], BAR);
@@ -82,16 +84,12 @@ fn a_batch_is_coded_as_its_samples_are_with_and_without_slicing() {
 fn tiles_are_laid_and_blended_as_in_diffusers() {
     let (mut vae, record) = (vae(), record());
     let overlapping = Tiling {
-        sample_min_height: 24,
-        sample_min_width: 32,
-        overlap_factor_height: 1.0 / 3.0,
-        overlap_factor_width: 1.0 / 4.0,
+        height: Tiles { size: 24, stride: 16 },
+        width: Tiles { size: 32, stride: 24 },
+        ..Tiling::square(0, 0)
     };
-    let default = Tiling {
-        sample_min_height: 48,
-        sample_min_width: 40,
-        ..vae.default_tiling()
-    };
+    let default = Tiling::half_of_sample(96, 80);
+    vae.memory.tiling = VaeTiling::Always(true);
     for (name, tiling) in [("tiled", overlapping), ("tiled-default", default)] {
         vae.tiling = Some(tiling);
         let posterior = vae.encode(&record[&format!("{name}.clip")]).unwrap();
@@ -104,9 +102,14 @@ fn tiles_are_laid_and_blended_as_in_diffusers() {
 
 #[test]
 fn tiles_of_published_checkpoints_line_up_with_their_latents() {
-    assert!(Tiling::for_sample(480, 720).lines_up(8));
+    assert!(Tiling::half_of_sample(480, 720).lines_up([4, 8]));
     // 16 rows, of which 13 lie before the next tile: no whole number of latents.
-    assert!(!Tiling::for_sample(32, 48).lines_up(8));
+    assert!(!Tiling::half_of_sample(32, 48).lines_up([4, 8]));
+    // Wan and LTX-Video; the latter's and HunyuanVideo's tiles along the frames.
+    assert!(Tiling::square(256, 192).lines_up([4, 8]));
+    let square = Tiling::square(512, 448);
+    assert!(square.with_frames(16, 8, End::Last).lines_up([8, 32]));
+    assert!(!square.with_frames(16, 12, End::First).lines_up([8, 32]));
 }
 
 #[test]
@@ -242,9 +245,7 @@ fn tensors_of_the_wrong_shape_are_refused() {
     assert!(vae.encode(&zeros(&[3, 1, 16, 16])).is_err());
     assert!(vae.encode(&zeros(&[1, 3, 1, 2, 16])).is_err(), "two rows leave nothing");
     assert!(vae.decode(&zeros(&[1, 3, 1, 2, 2])).is_err());
-    vae.tiling = Some(Tiling {
-        overlap_factor_height: 1.0,
-        ..vae.default_tiling()
-    });
+    vae.tiling = Some(Tiling::square(24, 0));
+    vae.memory.tiling = VaeTiling::Always(true);
     assert!(vae.encode(&zeros(&[1, 3, 1, 48, 48])).is_err());
 }

@@ -10,7 +10,8 @@ use vtrain::models::denoiser::{Denoiser, Input};
 use vtrain::nn::adapter::Adapt;
 use vtrain::nn::adapter::LayerId;
 use vtrain::nn::adapter::LoraLayer;
-use vtrain::train::segments::{ActivationPolicy, forward_backward};
+use vtrain::train::offload::OffloadTo;
+use vtrain::train::segments::{ActivationPolicy, SavedActivations, forward_backward};
 
 /// Scale of the fixtures' adapters: alpha 6, rank 3.
 const SCALE: f64 = 2.0;
@@ -57,7 +58,7 @@ impl Answers {
         Arc::new(Adapters(adapters))
     }
 
-    /// Compares loss and gradients of the training example `key` with torch's, keeping all and keeping inputs.
+    /// Compares loss and gradients of the training example `key` with torch's; they have the same bits whatever is kept.
     pub fn gradients_agree(&self, key: &str, denoiser: &dyn Denoiser, input: &Input, adapters: &Adapters) {
         let target = self.get(&format!("{key}.target"));
         let loss = |prediction: &Tensor| (prediction - &target)?.sqr()?.mean_all();
@@ -67,23 +68,32 @@ impl Answers {
             names.extend([format!("{path}.A"), format!("{path}.B")]);
             vars.extend([a.clone(), b.clone()]);
         }
-        for keep in [
+        let folder = tempfile::tempdir().unwrap();
+        let policies = [
             ActivationPolicy::All,
             ActivationPolicy::Inputs,
             ActivationPolicy::InputsAndAttention,
-        ]
-        .map(|policy| policy.saved_activations(None))
-        {
-            let passed = forward_backward(denoiser, input, &loss, &vars, keep).unwrap();
+            ActivationPolicy::Offloaded,
+        ];
+        let in_memory = policies.map(|policy| policy.saved_activations(None));
+        let in_file = SavedActivations::Offloaded(OffloadTo::FileIn(folder.path().into()));
+        let mut bits: Option<Vec<Vec<f32>>> = None;
+        for keep in in_memory.into_iter().chain([in_file]) {
+            let passed = forward_backward(denoiser, input, &loss, &vars, keep.clone()).unwrap();
             let error = relative_error(&passed.loss, &self.get(&format!("{key}.loss")));
             assert!(error <= 1e-5, "{keep:?}: loss {error:e}");
-            let mut worst = 0f64;
+            let (mut worst, mut found) = (0f64, Vec::new());
             for (name, gradient) in names.iter().zip(passed.gradients) {
                 let gradient = gradient.unwrap_or_else(|| panic!("{keep:?}: {name} has no gradient"));
                 let error = relative_error(&gradient, &self.get(&format!("{key}.grad.{name}")));
                 assert!(error <= 1e-4, "{keep:?}: {name} {error:e}");
                 worst = worst.max(error);
+                found.push(gradient.flatten_all().unwrap().to_vec1::<f32>().unwrap());
             }
+            assert!(
+                *bits.get_or_insert_with(|| found.clone()) == found,
+                "{keep:?}: other bits"
+            );
             println!("{key} {keep:?}: {worst:.1e} over {} gradients", names.len());
         }
     }

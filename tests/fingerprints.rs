@@ -12,7 +12,7 @@ use candle_core::{DType, Device, Tensor};
 use serde_json::Value;
 use tempfile::TempDir;
 use vtrain::data::Bucket;
-use vtrain::data::cache::{Cache, Encoded, EncoderId, Encoding, Key, RecordSchema, TextEncoderId, rng};
+use vtrain::data::cache::{Cache, Encoded, EncodedTiles, EncoderId, Encoding, Key, RecordSchema, TextEncoderId, rng};
 use vtrain::data::loader::ClipSelection;
 use vtrain::lora::diffusers::{self, Named};
 use vtrain::lora::{self, TargetModules};
@@ -64,7 +64,7 @@ fn each_ingredient_of_a_clips_record_makes_another_name() {
         coder: EncoderId {
             fingerprint: hash(b"vae"),
             dtype: DType::F32,
-            tiling: false,
+            tiling: EncodedTiles::Some(false),
             image: false,
         },
     };
@@ -89,7 +89,7 @@ fn each_ingredient_of_a_clips_record_makes_another_name() {
         tiling: _,
         image: _,
     } = coder;
-    let changes: [Change<Clip>; 17] = [
+    let changes: [Change<Clip>; 18] = [
         ("nothing", |_| {}),
         ("content", |clip| clip.content = hash(b"another")),
         ("a frame", |clip| clip.cut.frames[2] = 3),
@@ -107,7 +107,10 @@ fn each_ingredient_of_a_clips_record_makes_another_name() {
         ("width", |clip| clip.cut.fit.width = 49),
         ("the encoder", |clip| clip.coder.fingerprint = hash(b"another")),
         ("dtype", |clip| clip.coder.dtype = DType::BF16),
-        ("tiling", |clip| clip.coder.tiling = true),
+        ("tiling", |clip| clip.coder.tiling = EncodedTiles::Some(true)),
+        ("other tiles", |clip| {
+            clip.coder.tiling = EncodedTiles::Named("256x256".into())
+        }),
         ("image", |clip| clip.coder.image = true),
     ];
     let changed = changes.map(|(ingredient, change)| {

@@ -7,7 +7,9 @@ use std::sync::{Arc, Mutex};
 
 use candle_core::{DType, Device, Result, Tensor, Var};
 use tempfile::TempDir;
-use vtrain::data::cache::{Cache, Encoded, EncoderId, Encoding, Key, Latents, RecordSchema, TextEncoderId};
+use vtrain::data::cache::{
+    Cache, Encoded, EncodedTiles, EncoderId, Encoding, Key, Latents, RecordSchema, TextEncoderId,
+};
 use vtrain::data::loader::ClipSelection;
 use vtrain::data::{Bucket, Order};
 use vtrain::diffusion::objective::Objective;
@@ -15,8 +17,8 @@ use vtrain::diffusion::posterior::Posterior;
 use vtrain::diffusion::timesteps::{Config, Shift};
 use vtrain::models::denoiser::{Denoiser, Input, Scalar, Scalars, State, TextEmbeds};
 use vtrain::models::family::{
-    ConcatCondition, EncoderMemory, ImageCondition, ImageMode, ImageRecord, LatentSize, Layout, ModelSpec, TextEncoder,
-    TextShape, VideoDecoder, VideoEncoder,
+    ConcatCondition, ImageCondition, ImageMode, ImageRecord, LatentSize, Layout, ModelSpec, Parts, TextEncoder,
+    TextShape, VaeCost, VideoDecoder, VideoEncoder,
 };
 use vtrain::models::{Family, Footprint, ltx_video, registry};
 use vtrain::nn::Load;
@@ -57,6 +59,7 @@ impl Made {
             },
             text_encoder_parts: &[],
             video_encoder_parts: &[],
+            tiling: None,
             image_mode,
             image_record: match image_mode {
                 ImageMode::Always => ImageRecord::LatentsAndTokens([4, WIDTH]),
@@ -139,7 +142,11 @@ impl Family for Made {
         Ok(Box::new(Prompts))
     }
 
-    fn video_encoder(&self, _load: &Load, _memory: EncoderMemory) -> anyhow::Result<Box<dyn VideoEncoder>> {
+    fn vae_cost(&self, _half: Parts, _load: &Load, _clip: [usize; 3]) -> anyhow::Result<VaeCost> {
+        unimplemented!("it has no files")
+    }
+
+    fn video_encoder(&self, _load: &Load) -> anyhow::Result<Box<dyn VideoEncoder>> {
         Ok(Box::new(Images))
     }
 
@@ -229,7 +236,7 @@ fn encode(family: &Made, folder: &Path) -> Encoded {
     let coder = EncoderId {
         fingerprint,
         dtype,
-        tiling: false,
+        tiling: EncodedTiles::Some(false),
         image: family.spec().image_mode == ImageMode::Always,
     };
     let sample = |(n, caption): (u8, &str)| {

@@ -278,6 +278,7 @@ fn a_data_set_of_musubi_tuner_and_its_command_become_a_run() {
             ("lora.alpha", json!(16)),
             ("optimizer.lr", json!(2e-4)),
             ("train.epochs", json!(16)),
+            ("train.activation_policy", json!("offloaded")),
             ("seed", json!(42)),
             ("datasets.0.path", json!(root().join("data/melting"))),
             ("datasets.0.repeats", json!(4)),

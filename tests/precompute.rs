@@ -14,13 +14,14 @@ use tempfile::TempDir;
 use vtrain::commands::precompute::{open_model, precompute};
 use vtrain::commands::{Exit, Failure};
 use vtrain::config::RunConfig;
-use vtrain::data::cache::{Cache, Encoded};
-use vtrain::data::loader::load;
+use vtrain::data::cache::{self, Cache, Encoded, EncodedTiles, EncoderId, Key};
+use vtrain::data::loader::{ClipSelection, load};
 use vtrain::data::{pixels, survey};
 use vtrain::distributed::Single;
 use vtrain::models::cogvideox::vae::Vae;
 use vtrain::models::family::ImageCondition;
 use vtrain::nn::Load;
+use vtrain::nn::vae_memory::VaeTiling;
 use vtrain::rng::Rng;
 
 use watched::{Counts, Watched};
@@ -253,7 +254,8 @@ fn a_change_misses_what_it_concerns_and_nothing_else() {
         (0, 3)
     );
     assert_eq!(run.misses(&["datasets.0.frames=head"]), (0, 3));
-    assert_eq!(run.misses(&["precompute.vae_tiling=false"]), (0, 3));
+    // No frame is larger than a tile.
+    assert_eq!(run.misses(&["precompute.vae_tiling=true"]), (0, 0));
     assert_eq!(
         run.misses(&["precompute.latents=mode", "precompute.vae_slicing=false"]),
         (0, 0)
@@ -289,17 +291,83 @@ fn the_encoder_tiles_and_slices_as_the_run_file_says() {
             format!("precompute.dir=cache-{tiling}-{slicing}"),
         ];
         let (encoded, counts) = run.encode(&[bucket, &sets[0], &sets[1], &sets[2]]);
-        assert_eq!(counts.asked.get(), Some((tiling, slicing)));
+        assert_eq!(counts.asked.get(), Some((VaeTiling::Always(tiling), slicing)));
         values(&encoded.clip(0).unwrap().posterior.mean)
     });
     let report = survey(&run.config(&[bucket]).datasets, false, &|_, _| {});
     let pixels = pixels::tensor(load(&report.samples[0], &mut Rng::new(0)).unwrap()).unwrap();
     let mut vae = Vae::load(&run.path("model/vae"), DType::F32, &Device::Cpu).unwrap();
     let whole = values(&vae.encode(&pixels).unwrap().mean);
-    vae.tiling = Some(vae.default_tiling());
+    vae.memory.tiling = VaeTiling::Always(true);
     let in_tiles = values(&vae.encode(&pixels).unwrap().mean);
     assert!(whole != in_tiles, "tiles leave their mark");
     assert!(means == [in_tiles.clone(), in_tiles, whole]);
+}
+
+/// Tiles of the checkpoint are 48 x 40 then, those of the fixtures do not line up.
+fn with_tiles(run: &Run) {
+    let config = run.path("model/vae/config.json");
+    let text = fs::read_to_string(&config).unwrap();
+    let text = text.replace("\"sample_height\": 32", "\"sample_height\": 96");
+    fs::write(&config, text.replace("\"sample_width\": 48", "\"sample_width\": 80")).unwrap();
+}
+
+#[test]
+fn records_say_what_was_done_and_serve_all_choices_that_do_the_same() {
+    let run = Run::new(&THREE[..1]);
+    with_tiles(&run);
+    let misses = |tiling: &str| {
+        run.misses(&[
+            "datasets.0.buckets=[[1, 32, 48]]",
+            &format!("precompute.vae_tiling={tiling}"),
+        ])
+        .1
+    };
+    assert_eq!(misses("true"), 1);
+    assert_eq!([misses("true"), misses("auto"), misses("false")], [0, 1, 0]);
+    // Without a VAE, whatever there is serves.
+    fs::remove_dir_all(run.path("out/precomputed/clips")).unwrap();
+    assert_eq!(misses("true"), 1);
+    fs::rename(run.path("model/vae"), run.path("vae")).unwrap();
+    assert_eq!(misses("auto"), 0);
+    fs::rename(run.path("vae"), run.path("model/vae")).unwrap();
+    assert_eq!(misses("auto"), 1);
+}
+
+/// Before, `true` was written for frames that are no larger than a tile, too, and by families without tiles.
+#[test]
+fn records_of_whole_clips_that_say_true_serve_where_nothing_was_cut() {
+    let run = Run::new(&THREE[..1]);
+    let sets = ["datasets.0.buckets=[[1, 32, 48]]"];
+    run.encode(&sets);
+    let config = run.config(&sets);
+    let report = survey(&config.datasets, false, &|_, _| {});
+    let cache = Cache::open(&run.path("out/precomputed"));
+    let family = open_model(&config).unwrap();
+    let content = cache.hash(&report.samples[0].found.entry.video).unwrap();
+    let cut = ClipSelection::draw(&report.samples[0], &mut cache::rng(config.seed, content)).unwrap();
+    let key = |tiling| {
+        let coder = EncoderId {
+            fingerprint: cache.fingerprint(&family.spec().directory, &["vae"]).unwrap(),
+            dtype: DType::F32,
+            tiling: EncodedTiles::Some(tiling),
+            image: false,
+        };
+        cache.path(&Key::clip(content, &cut, &coder))
+    };
+    fs::rename(key(false), key(true)).unwrap();
+    for tiling in ["auto", "false", "true"] {
+        assert_eq!(
+            run.misses(&[sets[0], &format!("precompute.vae_tiling={tiling}")]).1,
+            0,
+            "{tiling}"
+        );
+    }
+    // The same name means tiles where they would have been cut.
+    let cutting = Run::new(&THREE[..1]);
+    with_tiles(&cutting);
+    assert_eq!(cutting.misses(&[sets[0], "precompute.vae_tiling=true"]).1, 1);
+    assert_eq!(cutting.misses(&[sets[0], "precompute.vae_tiling=false"]).1, 1);
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use candle_core::{Device, Result, Tensor, Var};
 use std::sync::Arc;
 use vtrain::models::denoiser::{Denoiser, Input, State, StaticContext};
+use vtrain::train::offload::OffloadTo;
 use vtrain::train::segments::{ActivationBudget, SavedActivations, forward_backward};
 
 /// Two streams that read each other: x += tanh(c) w_i, c += tanh(x) w_i.
@@ -69,6 +70,7 @@ fn blocks_that_change_the_text_as_well_learn_the_same_segment_by_segment() {
     // for w in ws: x = x + c.tanh() * w; c = c + x.tanh() * w
     // (x * c).square().sum().backward(); print([w.grad.item() for w in ws])
     let theirs = [-2.454_247, -3.392_929_6, -3.867_524_1];
+    let folder = tempfile::tempdir().unwrap();
     for saved in [
         SavedActivations::All,
         SavedActivations::Within(ActivationBudget::default()),
@@ -76,8 +78,10 @@ fn blocks_that_change_the_text_as_well_learn_the_same_segment_by_segment() {
             attention: usize::MAX,
             blocks: usize::MAX,
         }),
+        SavedActivations::Offloaded(OffloadTo::HostMemory),
+        SavedActivations::Offloaded(OffloadTo::FileIn(folder.path().into())),
     ] {
-        for (ours, theirs) in gradients(saved).iter().zip(theirs) {
+        for (ours, theirs) in gradients(saved.clone()).iter().zip(theirs) {
             assert!(
                 (ours - theirs).abs() <= 1e-5 * theirs.abs(),
                 "{saved:?}: {ours} {theirs}"

@@ -7,8 +7,9 @@ use candle_core::{DType, Device, Tensor};
 use vtrain::distributed::{AllGather, Pending, RankInfo};
 use vtrain::nn::Load;
 use vtrain::nn::Weights;
+use vtrain::nn::lent::{LentBlocks, Matrix};
 use vtrain::nn::residency::Residency;
-use vtrain::nn::shards::{Matrix, Shards};
+use vtrain::nn::shards::Shards;
 
 /// The first of so many ranks. Alone it has all there is; what it asked for is kept by its first number.
 struct First {
@@ -46,15 +47,15 @@ fn first(of: usize) -> Arc<First> {
 }
 
 /// Four blocks of two matrices, with what they hold.
-fn blocks(shards: &Shards) -> Vec<Vec<(Matrix, Vec<f32>)>> {
+fn blocks(lent: &LentBlocks) -> Vec<Vec<(Matrix, Vec<f32>)>> {
     let matrix = |block: usize, rows: usize| {
         let numbers: Vec<f32> = (0..rows * 3).map(|i| (100 * block + 10 * rows + i) as f32).collect();
         let whole = Tensor::from_slice(&numbers, (rows, 3), &Device::Cpu).unwrap();
-        (shards.take(whole), numbers)
+        (lent.take(whole, None).unwrap(), numbers)
     };
     let block = |block| {
         let matrices = vec![matrix(block, 2), matrix(block, 4)];
-        shards.share_out().unwrap();
+        lent.end_block().unwrap();
         matrices
     };
     (0..4).map(block).collect()
@@ -62,10 +63,10 @@ fn blocks(shards: &Shards) -> Vec<Vec<(Matrix, Vec<f32>)>> {
 
 #[test]
 fn a_block_is_whole_while_it_runs_in_whatever_order_blocks_are_asked_for() {
-    let shards = Shards::new(first(1));
-    let blocks = blocks(&shards);
+    let lent = LentBlocks::new(Shards::new(first(1)));
+    let blocks = blocks(&lent);
     for index in [0, 1, 2, 3, 3, 2, 1, 0, 0, 3, 1, 1, 0, 2] {
-        let brought = shards.fetch(index).unwrap();
+        let brought = lent.fetch(index).unwrap();
         for (place, block) in blocks.iter().enumerate() {
             for (matrix, numbers) in block {
                 match matrix.whole() {
@@ -88,17 +89,17 @@ fn a_block_is_whole_while_it_runs_in_whatever_order_blocks_are_asked_for() {
         drop(brought);
         assert!(blocks[index].iter().all(|(matrix, _)| matrix.whole().is_err()));
     }
-    assert!(shards.fetch(4).is_err());
+    assert!(lent.fetch(4).is_err());
 }
 
 #[test]
 fn each_block_is_asked_for_once_a_way_and_the_next_one_early() {
     let ranks = first(1);
-    let shards = Shards::new(ranks.clone());
-    let blocks = blocks(&shards);
+    let lent = LentBlocks::new(Shards::new(ranks.clone()));
+    let blocks = blocks(&lent);
     let names: Vec<f32> = blocks.iter().map(|block| block[0].1[0]).collect();
     let asked = |index: usize| {
-        drop(shards.fetch(index).unwrap());
+        drop(lent.fetch(index).unwrap());
         let begun = std::mem::take(&mut *ranks.begun.lock().unwrap());
         begun
             .iter()
@@ -132,7 +133,7 @@ fn stored_matrices_of_blocks_are_not_shared_out() {
         let block = |inside: Weights| inside.pp("attn1").pp("to_q").matrix((28, 28), "weight");
         let matrix = weights.pp("blocks").block(0, block).unwrap();
         assert!(matches!(matrix, Matrix::Own(_)));
-        weights.unsharded()
+        weights.lent().map_or(0, |lent| lent.own_bytes())
     };
     let alone = Load::new(DType::F32, &Device::Cpu);
     assert_eq!(read(&alone), 0);

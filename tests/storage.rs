@@ -2,6 +2,7 @@
 //! scripts/fixtures/make_storage.py writes what bitsandbytes, torchao and gguf-py make.
 
 mod bitsandbytes; // 4 and 8 bits
+mod cache; // what was stored while loading, for the next start
 mod detect; // which tensors are stored, and as what
 mod float8; // plain, scaled, torchao's
 mod ggml; // blocks of GGUF files
@@ -13,6 +14,7 @@ mod other_transformer; // GGUF and single files in place of a checkpoint's own
 mod products; // layers over stored matrices
 mod quantize; // forms by name, for what is dense
 mod residual; // adapters that start at what is lost
+mod round_trip; // GGUF files that are written and read
 mod sizes; // memory
 mod torchao; // int8 and float8 in safetensors
 mod written; // what `vtrain quantize` writes

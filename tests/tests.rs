@@ -1,5 +1,6 @@
 //! The one integration test binary: one link instead of ten.
 
+mod activations; // what a step keeps: parked elsewhere, or never whole
 mod architecture; // who may import whom
 mod bench; // measuring a step
 mod blocks; // no graph of candle's within a block
@@ -11,6 +12,7 @@ mod cogvideox_sample; // whole pipelines from a seed, against diffusers
 mod cogvideox_vae; // encode, decode, tiles
 mod config; // run files
 mod conv3d; // the convolution under the autoencoders
+mod counting; // the most bytes that a thread holds
 mod crash; // killed, doubled, signalled, left alone for long
 mod cuda; // kernels compile for every card; a build without CUDA says so
 mod data; // layouts, captions, buckets, order
@@ -27,6 +29,7 @@ mod flow_schedulers; // sigmas, steps and noise of flow matching, against diffus
 mod fuzz; // mutated input of every kind
 mod gpu_check; // the visit to a machine with a GPU, rehearsed without one
 mod hub; // checkpoints of the Hugging Face Hub
+mod hunyuan_video_dit; // its transformer, of all three kinds, against diffusers
 #[cfg(target_os = "linux")]
 mod kernels; // kernels of the GPU, run on the CPU
 mod lora; // which layers learn, first values, dropout, files, against PEFT and torch
@@ -39,8 +42,10 @@ mod ltx_video_vae; // encode, decode, normalised latents
 mod magic; // pointers, pickles and single files in place of weights
 mod migrate; // other trainers' commands as run files
 mod needs; // tests that cannot run everywhere
+mod offload; // frozen weights that leave memory
 mod ops; // operations with backward passes of their own, against torch and their formulas
 mod optim; // AdamW, clipping, averages, schedules, against torch
+mod plan; // memory of a run, foretold
 mod precompute; // clips and captions, encoded once
 mod report; // a run as a page
 mod rng; // torch's CPU generator, bit for bit
@@ -53,6 +58,7 @@ mod text; // captions as ids and embeddings
 mod thresholds; // sizes at which code takes another way
 mod training; // runs from clips to adapters, against PyTorch
 mod vae_bf16; // the autoencoders as a GPU computes them
+mod vae_tiles; // tiles of the autoencoders, and clips in pieces, against diffusers
 mod variants; // weights as fp16 or bf16, alone or chosen
 mod video; // decoding, selection, resizing and encoding of real files
 mod vision; // pictures as embeddings, against transformers

@@ -1,6 +1,7 @@
 //! Captions as token ids and as embeddings, against sentencepiece and transformers.
 
 mod embeddings;
+mod hunyuan_video;
 mod projection;
 mod tokens;
 mod wan;

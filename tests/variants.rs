@@ -7,7 +7,6 @@ use std::process::{Command, Output};
 use candle_core::{DType, Device, Tensor};
 use vtrain::data::cache::Cache;
 use vtrain::hub::layout::{self, Kind, WeightFile};
-use vtrain::models::family::EncoderMemory;
 use vtrain::models::{self, FamilyName};
 use vtrain::nn::Load;
 use vtrain::nn::{WeightFolder, Weights};
@@ -261,9 +260,7 @@ fn a_run_file_chooses_a_variant() {
     let opened = WeightFolder::new(&model, Some("fp16"));
     let family = models::open(opened, FamilyName::Auto).unwrap();
     assert_eq!(family.spec().directory.variant(), Some("fp16"));
-    family
-        .video_encoder(&Load::new(DType::F32, &Device::Cpu), EncoderMemory::default())
-        .unwrap();
+    family.video_encoder(&Load::new(DType::F32, &Device::Cpu)).unwrap();
 }
 
 #[test]

@@ -10,7 +10,6 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Tensor};
 use vtrain::lora::adapters::Adapters;
 use vtrain::lora::file;
-use vtrain::models::family::EncoderMemory;
 use vtrain::models::family::{ImageCondition, ImageMode, Layout};
 use vtrain::models::{self, Family, FamilyName};
 use vtrain::nn::Load;
@@ -183,11 +182,7 @@ fn an_image_says_the_same_as_in_diffusers_mask_latents_and_tokens() {
     let Start::Image(image) = from_image(9).start else {
         unreachable!("it starts from one")
     };
-    let encoded = family
-        .video_encoder(&load(), EncoderMemory::default())
-        .unwrap()
-        .encode_image(&image, 9)
-        .unwrap();
+    let encoded = family.video_encoder(&load()).unwrap().encode_image(&image, 9).unwrap();
     let kept: Vec<Vec<usize>> = family
         .spec()
         .image_record

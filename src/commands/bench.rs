@@ -26,6 +26,7 @@ use crate::ops::clock::Timestamp;
 use crate::ops::profile::{Level, span};
 use crate::optim::adamw::AdamW;
 use crate::optim::clip;
+use crate::process::allocations;
 use crate::rng::Rng;
 use crate::train::memory;
 use crate::train::segments::{ActivationPolicy, SavedActivations, forward_backward};
@@ -95,6 +96,9 @@ struct Measured {
     params: usize,
     /// Bytes of the frozen weights.
     weight_bytes: usize,
+    /// Bytes of blocks in memory at most, with `model.offload`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    block_bytes_peak: Option<usize>,
     trainable: usize,
     tokens: usize,
     #[serde(flatten)]
@@ -105,6 +109,8 @@ struct Measured {
     /// Peak while the model was loaded.
     loading_peak_bytes: Option<u64>,
     peak_memory_bytes: Option<u64>,
+    /// Peak of what the program itself allocated during the steps, weights and adapters included; on a GPU, in main memory.
+    allocated_peak_bytes: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     profile: Option<Profile>,
 }
@@ -149,6 +155,7 @@ pub fn run(args: Args) -> Result<(), Failure> {
 }
 
 fn measure(args: &Args, config: &RunConfig, bucket: Bucket, device: &Device) -> anyhow::Result<Measured> {
+    allocations::count();
     let dtype: DType = config.model.dtype.into();
     let directory = match config.model.directory() {
         Some(directory) => directory,
@@ -189,10 +196,17 @@ fn measure(args: &Args, config: &RunConfig, bucket: Bucket, device: &Device) -> 
     };
     let loading_peak_bytes = memory::peak(device);
     let mut optimizer = AdamW::new(vars.clone(), &config.optimizer)?;
-    let saved = config.train.saved_activations(device);
+    allocations::take_peak();
+    let saved = match load.residency.lends_in_turn() {
+        true => config
+            .train
+            .saved_activations(device, &config.output_dir)
+            .without_blocks(),
+        false => config.train.saved_activations(device, &config.output_dir),
+    };
     let mut once = || match args.forward {
         true => forward(&batch, device),
-        false => step(&batch, config, &vars, &mut optimizer, saved),
+        false => step(&batch, config, &vars, &mut optimizer, saved.clone()),
     };
     way::take();
     let mut splits = (0..=args.steps)
@@ -200,6 +214,7 @@ fn measure(args: &Args, config: &RunConfig, bucket: Bucket, device: &Device) -> 
         .collect::<anyhow::Result<Vec<Split>>>()?;
     let attention = way::ways(&way::take());
     splits.remove(0); // the first one warms up
+    let allocated_peak_bytes = allocations::take_peak();
     let peak_memory_bytes = memory::peak(device); // before the product below uses more
     let profile = args.profile.then(|| profile::measure(device, || once().map(drop)));
     Ok(Measured {
@@ -216,12 +231,14 @@ fn measure(args: &Args, config: &RunConfig, bucket: Bucket, device: &Device) -> 
         threads: rayon::current_num_threads(),
         params: weights.taken(),
         weight_bytes: weights.bytes(),
+        block_bytes_peak: weights.lent().and_then(|lent| Some(lent.live()?.most())),
         trainable: vars.iter().map(|var| var.elem_count()).sum(),
         tokens: batch.tokens,
         pace: Pace::of(&splits, &batch, batch_size, args.forward),
         matmul_flops_per_second: best_product(dtype, device)?,
         loading_peak_bytes,
         peak_memory_bytes,
+        allocated_peak_bytes,
         profile: profile.transpose()?,
     })
 }

@@ -21,7 +21,7 @@ use crate::distributed::Communicator;
 use crate::hub;
 use crate::lora::adapters::Adapters;
 use crate::lora::selection::{AdapterMismatch, Selection};
-use crate::models::family::{EncoderMemory, ImageMode};
+use crate::models::family::ImageMode;
 use crate::models::{self, Family, registry};
 use crate::nn::Load;
 use crate::nn::load::Content;
@@ -145,7 +145,7 @@ pub fn of_sample(family: &dyn Family, load: &Load, request: &Request, adapters: 
     };
     failures.of_model(family.text_encoder(&headers).map(drop));
     if !matches!(request.start, Start::Text) {
-        failures.of_model(family.video_encoder(&headers, EncoderMemory::default()).map(drop));
+        failures.of_model(family.video_encoder(&headers).map(drop));
     }
     failures.of_model(family.video_decoder(&headers).map(drop));
     let built = family.denoiser(&headers).map(drop);
@@ -233,7 +233,7 @@ fn parts(
         family.text_encoder(&headers).map(drop)
     });
     encoder(family.spec().video_encoder_parts, from_image, &|| {
-        family.video_encoder(&headers, EncoderMemory::default()).map(drop)
+        family.video_encoder(&headers).map(drop)
     });
     if !prompts.is_empty() {
         failures.of_model(family.video_decoder(&headers).map(drop));

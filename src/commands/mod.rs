@@ -17,6 +17,7 @@ pub mod launch;
 pub mod lora;
 pub mod man;
 pub mod migrate;
+pub mod plan;
 mod precision;
 pub mod precompute;
 pub mod progress;

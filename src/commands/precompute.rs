@@ -22,15 +22,16 @@ use crate::data::{Report, pixels};
 use crate::distributed::Communicator;
 use crate::finite;
 use crate::hub;
-use crate::models::family::{EncoderMemory, TextEncoder, VideoEncoder};
+use crate::models::family::{TextEncoder, VideoEncoder};
 use crate::models::{self, Family};
 use crate::nn::{Load, checkpoint};
-use crate::train::learnable;
+use crate::train::{learnable, memory};
 use crate::video::Frames;
 
 mod plan;
 mod rounds;
 mod shortened;
+mod tiles;
 
 use plan::{ClipPlan, Plan};
 
@@ -147,7 +148,8 @@ pub fn precompute(
     if let Some(warning) = learns(config, report, Some(family))?.filter(|_| ranks.is_first()) {
         log::warn!("{warning}");
     }
-    let plan = Plan::make_together(ranks, || Plan::make(config, family, report, more_prompts, stop))?;
+    let load = vae_load(config, ranks)?;
+    let plan = Plan::make_together(ranks, || Plan::make(config, family, &load, report, more_prompts, stop))?;
     plan.announce();
     plan.ensure_parts(family)?;
     if ranks.is_first() {
@@ -155,7 +157,7 @@ pub fn precompute(
         plan.ensure_room()?;
     }
     let done = encode_texts(config, family, &plan, stop, ranks);
-    let done = done.and_then(|()| encode_clips(config, family, &plan, stop, ranks));
+    let done = done.and_then(|()| encode_clips(config, family, &load, &plan, stop, ranks));
     plan.cache.save();
     let encoded = plan.fulfilled(&done?);
     if encoded.samples.is_empty() {
@@ -228,6 +230,7 @@ fn encode_texts(
 fn encode_clips(
     config: &RunConfig,
     family: &dyn Family,
+    load: &Load,
     plan: &Plan,
     stop: &AtomicBool,
     ranks: &dyn Communicator,
@@ -261,7 +264,10 @@ fn encode_clips(
                 Ok(frames) => {
                     let encoder = match &mut encoder {
                         Some(encoder) => encoder,
-                        none => none.insert(load_encoder(config, family)?),
+                        none => {
+                            log::info!("loading the VAE's encoder");
+                            none.insert(family.video_encoder(load).or_exit(Exit::Model)?)
+                        }
                     };
                     let encoded = encode_clip(&**encoder, clip, frames);
                     let encoded = encoded.map_err(|error| explained(error, family, family.spec().video_encoder_parts));
@@ -292,13 +298,17 @@ fn encode_clips(
     })
 }
 
-fn load_encoder(config: &RunConfig, family: &dyn Family) -> Result<Box<dyn VideoEncoder>, Failure> {
-    log::info!("loading the VAE's encoder");
-    let memory = EncoderMemory {
-        tiling: config.precompute.vae_tiling,
-        slicing: config.precompute.vae_slicing,
-    };
-    family.video_encoder(&load(config)?, memory).or_exit(Exit::Model)
+/// Returns how the VAE loads. All ranks count on the same free memory, so that they agree on tiles: on a GPU the least
+/// that one has, on the CPU an equal part for each.
+fn vae_load(config: &RunConfig, ranks: &dyn Communicator) -> Result<Load, Failure> {
+    let device = config.open_device().or_exit(Exit::Usage)?;
+    let own = serde_json::to_vec(&memory::free(&device)).or_exit(Exit::Training)?;
+    let all = ranks.all_gather(&own).or_exit(Exit::Training)?;
+    let all: Result<Vec<Option<u64>>, _> = all.iter().map(|bytes| serde_json::from_slice(bytes)).collect();
+    let least = all.or_exit(Exit::Training)?.into_iter().flatten().min();
+    let sharing = if device.is_cpu() { ranks.world_size() as u64 } else { 1 };
+    let free = least.map(|bytes| bytes / sharing.max(1));
+    Ok(config.model.load(&device).with_vae(config.precompute.vae_memory(free)))
 }
 
 fn load(config: &RunConfig) -> Result<Load, Failure> {

@@ -14,11 +14,15 @@ use crate::config::Device;
 use crate::disk;
 use crate::hub;
 use crate::lora::adapters::Adapters;
-use crate::models::{self, Family, FamilyName};
+use crate::models::{self, Family, FamilyName, Offload};
 use crate::nn::load::PartQuantization;
+use crate::nn::quantized_cache::CacheFolder;
+use crate::nn::residency::ResidentShare;
 use crate::nn::storage::quantize::{self, Quantization};
+use crate::nn::vae_memory::{VaeMemory, VaeTiling};
 use crate::nn::{Load, WeightFolder};
 use crate::sample::{self, Request, Sampled, Start};
+use crate::train::memory::with_free_memory;
 use crate::video::Writer;
 
 /// Generate a clip from a prompt, an image or another clip
@@ -89,6 +93,16 @@ pub struct Args {
     /// The same for the text encoder
     #[arg(long, value_name = "FORM", default_value = "none", value_parser = form())]
     text_encoder_quantization: String,
+    /// Folder that keeps what was stored while loading: auto, none, or a path
+    #[arg(long, value_name = "DIR", default_value = "auto")]
+    quantization_cache: CacheFolder,
+    /// Frozen weights that leave memory while they are not needed: less memory, the same clip
+    #[arg(long, value_enum, default_value_t = Offload::None)]
+    offload: Offload,
+    /// Decode large frames in overlapping tiles, and encode those to start from so: auto (where whole ones do not fit
+    /// in memory), true or false
+    #[arg(long, value_name = "auto|true|false", default_value = "auto")]
+    vae_tiling: VaeTiling,
     /// auto, cpu, cuda or cuda:N
     #[arg(long, default_value = "auto")]
     device: Device,
@@ -128,13 +142,19 @@ pub fn run(args: Args) -> Result<(), Failure> {
     };
     let load = Load::new(dtype, &device)
         .with_quantization(quantization)
+        .with_quantized_cache(args.quantization_cache.path().as_deref())
+        .with_residency(args.offload.residency(ResidentShare::Auto))
+        .with_vae(VaeMemory {
+            tiling: args.vae_tiling,
+            ..VaeMemory::WHOLE
+        })
         .with_adapters(adapters.clone());
     check::of_sample(&*family, &load, &request, &adapters)?;
-    let sampled = denoise(&*family, &load, request).or_exit(Exit::Model)?;
+    let sampled = denoise(&*family, &with_free_memory(&load), request).or_exit(Exit::Model)?;
     if let Some(path) = &args.output_latents {
         write_latents(path, &sampled.latents).or_exit(Exit::Training)?;
     }
-    let frames = sample::write(&*family, &load, &sampled, writer, |_| {}).or_exit(Exit::Training)?;
+    let frames = sample::write(&*family, &with_free_memory(&load), &sampled, writer, |_| {}).or_exit(Exit::Training)?;
     log::info!("{frames} frames in {}", args.output.display());
     Ok(())
 }

@@ -11,17 +11,21 @@ use super::check::{Download, Until};
 use super::interrupt::Interrupt;
 use super::{Exit, Failure, OrExit, precompute, ranks};
 use crate::config::RunConfig;
+use crate::data::Report;
 use crate::disk;
 use crate::distributed::Communicator;
 use crate::lock::Lock;
+use crate::models::Family;
 use crate::process;
 use crate::train::checkpoint::Loaded;
 use crate::train::resume::{self, Resume};
 use crate::train::run::Ended;
 
 pub mod build;
+mod planned;
 mod watch;
 
+use planned::Planned;
 use watch::Watch;
 
 /// Train adapters as a run file says
@@ -55,7 +59,8 @@ pub fn run(args: Args) -> Result<(), Failure> {
 
 /// Looks for all that would stop a run, and writes what it would run with.
 fn check(args: &Args, config: &RunConfig, ranks: &dyn Communicator) -> Result<(), Failure> {
-    precompute::checked(config, Until::Trained, Download::No, ranks)?;
+    let (report, family) = precompute::checked(config, Until::Trained, Download::No, ranks)?;
+    planned(config, family.as_deref(), &report, ranks)?;
     let lock = || Lock::take(&config.output_dir).or_exit(Exit::Training);
     let _lock = ranks.is_first().then(lock).transpose()?;
     checkpoint(args, config, ranks)?;
@@ -73,6 +78,7 @@ fn train(args: &Args, config: &RunConfig, ranks: &dyn Communicator) -> Result<()
     let interrupt = Interrupt::catch().or_exit(Exit::Training)?;
     let checkpoint = checkpoint(args, config, ranks)?;
     let device = config.open_device().or_exit(Exit::Usage)?;
+    let planned = planned(config, Some(&*family), &report, ranks)?;
     let encoded = precompute::precompute(config, &*family, &report, &[], interrupt.flag(), ranks)?;
     process::release(); // the encoders' memory; the transformer comes next
     if ranks.is_first() {
@@ -84,7 +90,7 @@ fn train(args: &Args, config: &RunConfig, ranks: &dyn Communicator) -> Result<()
     }
 
     let mut run = build::run(config, &*family, &encoded, &device, checkpoint, ranks)?;
-    let mut watch = Watch::start(&run, &interrupt);
+    let mut watch = Watch::start(&run, &interrupt, planned.peak_bytes);
     let ended = run.run(&mut watch);
     watch.finish(matches!(ended, Ok(Ended::Complete)));
     match ended.or_exit(Exit::Training)? {
@@ -95,6 +101,18 @@ fn train(args: &Args, config: &RunConfig, ranks: &dyn Communicator) -> Result<()
             Err(ranks::shared(ranks, Failure { exit, error }))
         }
     }
+}
+
+/// The plan of the run's memory, made by every rank for itself; none of a model that is not downloaded yet.
+fn planned(
+    config: &RunConfig,
+    family: Option<&dyn Family>,
+    report: &Report,
+    ranks: &dyn Communicator,
+) -> Result<Planned, Failure> {
+    let device = config.open_device().or_exit(Exit::Usage)?;
+    let plan = family.map(|family| planned::plan(config, family, report, &device));
+    ranks::each(ranks, plan.unwrap_or(Ok(Planned { peak_bytes: None })))
 }
 
 /// The checkpoint that `--resume` asks for, if there is one.

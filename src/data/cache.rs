@@ -20,20 +20,20 @@ use candle_core::Tensor;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::disk::hash_cache::{self, HashCache};
 use crate::disk::{self, space, space::NotEnoughSpace};
 use crate::nn::WeightFolder;
+use crate::nn::vae_memory::{VaeMemory, VaeTiling};
 use crate::run_dir::RunDir;
 
 mod encoded;
-mod hash_cache;
 mod key;
 mod record;
 
 pub use encoded::{Clip, Encoded, Encoding, SampleListing};
-pub use key::{EncoderId, Key, TextEncoderId, rng};
+pub use key::{EncodedTiles, EncoderId, Key, TextEncoderId, rng};
 pub use record::RecordSchema;
 
-use hash_cache::HashCache;
 use record::RecordError;
 
 /// `precompute:` in a run file.
@@ -44,8 +44,9 @@ pub struct Config {
     pub dir: Option<PathBuf>,
     /// `sample` draws a new latent each epoch, `mode` takes the mean.
     pub latents: Latents,
-    /// Encode large frames in overlapping tiles: less memory, nearly the same latents.
-    pub vae_tiling: bool,
+    /// Encode large frames in overlapping tiles, and decode those of validation videos so: less memory, nearly the same
+    /// latents. `auto`: where whole frames do not fit in memory.
+    pub vae_tiling: VaeTiling,
     /// Encode the clips of a batch one by one: less memory, the same latents.
     pub vae_slicing: bool,
 }
@@ -55,7 +56,7 @@ impl Default for Config {
         Self {
             dir: None,
             latents: Latents::Sample,
-            vae_tiling: true,
+            vae_tiling: VaeTiling::AUTO,
             vae_slicing: true,
         }
     }
@@ -65,6 +66,15 @@ impl Config {
     /// Folder of the cache of a run.
     pub fn folder(&self, run: &RunDir) -> PathBuf {
         self.dir.clone().unwrap_or_else(|| run.cache())
+    }
+
+    /// Savings of memory in the autoencoder, given the free bytes before it loads.
+    pub fn vae_memory(&self, free: Option<u64>) -> VaeMemory {
+        VaeMemory {
+            tiling: self.vae_tiling,
+            slicing: self.vae_slicing,
+            free,
+        }
     }
 }
 

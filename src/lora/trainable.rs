@@ -158,8 +158,12 @@ impl Trainable {
 }
 
 impl Adapt for Trainable {
+    fn needs_dense(&self, layer: &LayerId) -> Result<bool> {
+        Ok(self.selection.starts_from_residual() && self.selection.targets(layer)?)
+    }
+
     fn quantized(&self, layer: &LayerId, dense: &Tensor, stored: &dyn StoredMatrix) -> Result<()> {
-        if !self.selection.starts_from_residual() || !self.selection.targets(layer)? {
+        if !self.needs_dense(layer)? {
             return Ok(());
         }
         let mut adapted = self.adapted();

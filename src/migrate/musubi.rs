@@ -38,6 +38,7 @@ pub fn migrate(source: &Source, dataset_config: Option<&str>) -> Result<Migrated
     };
     migration.model(&launch)?;
     migration.dataset(dataset_config);
+    migration.tiling();
     migration.lora();
     migration.train();
     migration.diffusion();
@@ -97,6 +98,20 @@ const TASKS: &[(&str, &str)] = &[
 ];
 
 impl Migration<'_> {
+    /// Tiles of the VAE, on by either flag.
+    fn tiling(&mut self) {
+        let said = ["vae_tiling", "vae_spatial_tile_sample_min_size"].map(|name| self.flags.said(name));
+        let tiles = self.flags.switch("vae_tiling");
+        let size = self.flags.take("vae_spatial_tile_sample_min_size");
+        if let Some(size) = &size {
+            self.remark(size, "tiles have the size that diffusers gives the family");
+        }
+        if tiles || size.is_some() {
+            let from = if tiles { &said[0] } else { &said[1] };
+            self.set("precompute", "vae_tiling", true, from);
+        }
+    }
+
     fn model(&mut self, launch: &Launch) -> Result<(), Vec<String>> {
         let name = file_name(&launch.script);
         let module = name
@@ -188,8 +203,25 @@ impl Migration<'_> {
             "gradient_accumulation_steps",
             Some(1),
         );
-        self.onoff("gradient_checkpointing", "train", "gradient_checkpointing");
+        self.checkpointing();
         self.clipping(Zero::NoClipping);
+    }
+
+    fn checkpointing(&mut self) {
+        let (offloads, from) = (
+            "gradient_checkpointing_cpu_offload",
+            "--gradient_checkpointing_cpu_offload",
+        );
+        let checkpoints = self.flags.has("gradient_checkpointing");
+        self.onoff("gradient_checkpointing", "train", "gradient_checkpointing");
+        match self.flags.take(offloads) {
+            Some(_) if checkpoints => self.set("train", "activation_policy", "offloaded", from),
+            Some(flag) => self.remark(
+                &flag,
+                "does nothing without --gradient_checkpointing, in musubi-tuner too",
+            ),
+            None => {}
+        }
     }
 
     fn optimizer(&mut self) {

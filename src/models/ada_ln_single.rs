@@ -61,7 +61,7 @@ impl AdaLnSingleBlock {
             scale: scale_mlp,
         };
         let norm = self.norm_mlp.modulated(&x, &modulation, &parts)?;
-        let hidden = gated_residual(&x, &self.ff.forward(&norm)?, &gate_mlp, &parts)?;
+        let hidden = gated_residual(&x, &self.ff.forward_last(&norm, &gate_mlp)?, &gate_mlp, &parts)?;
 
         Ok(State {
             hidden,

@@ -3,14 +3,20 @@
 //!
 //! Shapes: B samples, C colours, F frames, H rows, W columns, L channels of latents; f, h, w the latents' size.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use anyhow::Context;
 use candle_core::{DType, Device, Error, Result, Tensor};
+use indicatif::BinaryBytes;
 
-use super::tiling::{Grid, Tiling};
+use super::tiling::Tiling;
+pub use super::vae::Emitted;
 use super::vae::{Parts, Placement, check_clip, check_latents, loaded, per_sample};
 use crate::diffusers_config as config;
 use crate::diffusion::posterior::Posterior;
 use crate::nn::coder::Coder;
+use crate::nn::load::Content;
+use crate::nn::vae_memory::{VaeMemory, VaeTiling};
 use crate::nn::{Load, WeightFolder, Weights};
 
 /// A family's own part of its autoencoder, by its settings in `vae/config.json`.
@@ -35,14 +41,45 @@ pub trait Codec: config::Config {
     /// Returns the sizes of clips and latents.
     fn sizes(&self) -> Sizes;
 
+    /// Returns the tiles of diffusers' `enable_tiling()`.
+    fn tiling(&self) -> Tiling;
+
+    /// Returns those tiles, if they line up.
+    fn usable_tiling(&self) -> Option<Tiling> {
+        Some(self.tiling()).filter(|tiling| tiling.lines_up(self.sizes().compression))
+    }
+
     /// Returns the posterior by the encoder's output (B, C', f, h, w).
     fn posterior(&self, moments: &Tensor) -> Result<Posterior> {
         Posterior::new(moments)
     }
+
+    /// Returns decoded frames as they are emitted, after tiles are put together; the default changes nothing.
+    fn finish(&self, frames: Tensor) -> Result<Tensor> {
+        Ok(frames)
+    }
 }
 
-/// Result of something that emits frames to a callback with errors `E`.
-pub type Emitted<E> = std::result::Result<(), E>;
+/// Memory of a half of an autoencoder, in bytes. Clips that are given and frames that are emitted are not counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct VaeCost {
+    /// Weights.
+    pub weights: u64,
+    /// Most that is held besides them for whole frames.
+    pub whole: u64,
+    /// Same for tiles, with the clip that they are put together to; None if frames are no larger than a tile.
+    pub tiled: Option<u64>,
+    /// True if frames are cut into tiles.
+    pub cuts: bool,
+}
+
+impl VaeCost {
+    /// Returns the most bytes that are held at a time.
+    pub fn peak(&self) -> u64 {
+        let coding = self.tiled.filter(|_| self.cuts).unwrap_or(self.whole);
+        self.weights.saturating_add(coding)
+    }
+}
 
 /// Sizes of clips and latents.
 #[derive(Debug, Clone, Copy)]
@@ -55,8 +92,8 @@ pub struct Sizes {
     pub frames: usize,
     /// A clip's sides are multiples of this.
     pub side: usize,
-    /// Pixel rows, and columns, per latent one.
-    pub compression: usize,
+    /// Frames per latent frame, and pixel rows, and columns, per latent one.
+    pub compression: [usize; 2],
 }
 
 /// A codec whose decoder needs nothing but latents.
@@ -70,8 +107,10 @@ pub struct Autoencoder<C: Codec> {
     pub statistics: C::Statistics,
     /// Tiles for frames larger than a tile; if None every frame is processed whole.
     pub tiling: Option<Tiling>,
-    /// True to process one sample of a batch at a time.
-    pub slicing: bool,
+    /// Cases in which frames are cut into tiles, and whether samples of a batch are processed one at a time.
+    pub memory: VaeMemory,
+    weights: u64,
+    told: AtomicBool,
     encoder: Option<Coder<C::State>>,
     decoder: Option<Coder<C::State>>,
     place: Placement,
@@ -89,7 +128,65 @@ impl<C: Codec> Autoencoder<C> {
     /// Same as [`load`](Self::load), without the unneeded half.
     pub fn load_half(folder: impl Into<WeightFolder>, half: Parts, load: &Load) -> anyhow::Result<Self> {
         let folder: &WeightFolder = &folder.into();
-        Self::read(folder, half, Weights::read(folder, load)?)
+        let mut autoencoder = Self::read(folder, half, Weights::read(folder, load)?)?;
+        autoencoder.memory = load.vae;
+        if autoencoder.tiling.is_none()
+            && load.vae.tiling == VaeTiling::Always(true)
+            && load.content == Content::Numbers
+        {
+            let tiling = autoencoder.config.tiling();
+            log::warn!(
+                "{}: tiles of {} pixels do not line up with latents; frames are processed whole",
+                folder.display(),
+                tiling.name()
+            );
+        }
+        Ok(autoencoder)
+    }
+
+    /// Returns the memory that a loaded half takes for clips of these frames, rows and columns.
+    pub fn cost(&self, half: Parts, [frames, height, width]: [usize; 3]) -> Result<VaeCost> {
+        let Sizes {
+            channels,
+            latent_channels,
+            compression: [time, space],
+            ..
+        } = self.config.sizes();
+        let (time, space) = (time.max(1), space.max(1));
+        let latents = [frames.div_ceil(time), height / space, width / space];
+        match half {
+            Parts::Decoder => self.cost_of(loaded(&self.decoder, "decoder")?, latents, latent_channels, space),
+            Parts::Encoder | Parts::Both => {
+                self.cost_of(loaded(&self.encoder, "encoder")?, [frames, height, width], channels, 1)
+            }
+        }
+    }
+
+    /// Returns the memory that a coder takes for an input of these frames, rows, columns and channels, of which `space`
+    /// pixels are one position.
+    fn cost_of(
+        &self,
+        coder: &Coder<C::State>,
+        [frames, height, width]: [usize; 3],
+        channels: usize,
+        space: usize,
+    ) -> Result<VaeCost> {
+        let (direct, bytes) = (self.place.direct, self.place.computed_in.size_in_bytes() as u64);
+        let of = |[height, width]: [usize; 2]| {
+            let piece = [coder.pieces.usual(frames), height, width];
+            coder.most_numbers(piece, channels, direct).saturating_mul(bytes)
+        };
+        let whole = of([height, width]);
+        let (rows, columns) = (height * space, width * space);
+        let splits = self.tiling.filter(|tiling| tiling.splits(rows, columns));
+        let tiled = splits.map(|tiling| of(tiling.largest(rows, columns).map(|side| side / space)));
+        let needed = self.weights.saturating_add(whole);
+        Ok(VaeCost {
+            weights: self.weights,
+            whole,
+            tiled,
+            cuts: tiled.is_some() && self.memory.cuts(needed),
+        })
     }
 
     /// Same as [`load_half`](Self::load_half), from weights of the same folder.
@@ -99,18 +196,21 @@ impl<C: Codec> Autoencoder<C> {
         let place = Placement::new(&weights);
         let weights = weights.to_dtype(place.computed_in);
         weights.ensure_memory(half.unused())?;
-        let autoencoder = Self {
+        let mut autoencoder = Self {
             statistics: config
                 .statistics(&weights)
                 .with_context(|| format!("{}: the normalisation of latents", folder.display()))?,
-            tiling: None,
-            slicing: false,
+            tiling: config.usable_tiling(),
+            memory: VaeMemory::WHOLE,
+            weights: 0,
+            told: AtomicBool::new(false),
             encoder: half.encoder(|| config.encoder(&weights))?,
             decoder: half.decoder(|| config.decoder(&weights))?,
             place,
             config,
         };
         weights.finish(half.unused())?;
+        autoencoder.weights = weights.bytes() as u64;
         Ok(autoencoder)
     }
 
@@ -135,13 +235,13 @@ impl<C: Codec> Autoencoder<C> {
         } = self.config.sizes();
         check_clip(video, channels, [frames, side])?;
         let moments = self.by_sample(video, |video| {
-            collected(|emit| self.code(encoder, Tiling::encoding, video, &mut C::State::default(), emit))
+            collected(|emit| self.code(encoder, Direction::Encode, video, &mut C::State::default(), emit))
         })?;
         self.config.posterior(&moments)
     }
 
-    /// Decodes latents from a state, emitting frames as they come: all at the end if there are tiles, since to cache
-    /// every tile's past would cost more memory than the tiles save.
+    /// Decodes latents from a state, emitting frames as they come: with tiles all at the end, or those of one tile along
+    /// the frames, since to cache every tile's past would cost more memory than the tiles save.
     ///
     /// # Errors
     /// Fails for latents of another shape, without the decoder, and where `emit` does.
@@ -149,10 +249,12 @@ impl<C: Codec> Autoencoder<C> {
         &self,
         state: &mut C::State,
         latents: &Tensor,
-        emit: impl FnMut(Tensor) -> Emitted<E>,
+        mut emit: impl FnMut(Tensor) -> Emitted<E>,
     ) -> Emitted<E> {
         let decoder = self.decoder_of(latents)?;
-        self.code(decoder, Tiling::decoding, latents, state, emit)
+        self.code(decoder, Direction::Decode, latents, state, |frames| {
+            emit(self.config.finish(frames)?)
+        })
     }
 
     /// Returns the decoder, after checks of the latents.
@@ -165,22 +267,47 @@ impl<C: Codec> Autoencoder<C> {
         Ok(decoder)
     }
 
-    /// Runs a coder over x, tile by tile where it is larger than one.
+    /// Runs a coder over x, tile by tile where it is to be cut.
     fn code<E: From<Error>>(
         &self,
         coder: &Coder<C::State>,
-        tiles: fn(&Tiling, usize) -> Grid,
+        direction: Direction,
         x: &Tensor,
         state: &mut C::State,
-        mut emit: impl FnMut(Tensor) -> Emitted<E>,
+        emit: impl FnMut(Tensor) -> Emitted<E>,
     ) -> Emitted<E> {
-        let (_, _, _, height, width) = x.dims5()?;
+        let (_, channels, frames, height, width) = x.dims5()?;
         let compression = self.config.sizes().compression;
-        let grid = self.tiling.map(|tiling| tiles(&tiling, compression));
-        match grid.filter(|grid| grid.splits(height, width)) {
-            Some(grid) => emit(grid.code(x, |tile| collected(|emit| self.run(coder, tile, state, emit)))?),
-            None => self.run(coder, x, state, emit),
+        let Some(tiling) = self.tiling else {
+            return self.run(coder, x, state, emit);
+        };
+        let (grid, space) = match direction {
+            Direction::Encode => (tiling.encoding(compression), 1),
+            Direction::Decode => (tiling.decoding(compression), compression[1]),
+        };
+        if !grid.splits(frames, height, width) {
+            return self.run(coder, x, state, emit);
         }
+        let cost = self.cost_of(coder, [frames, height, width], channels, space)?;
+        if !self.memory.cuts(cost.weights.saturating_add(cost.whole)) {
+            return self.run(coder, x, state, emit);
+        }
+        self.tell(direction, &tiling, [height * space, width * space], &cost);
+        grid.code(x, |tile| collected(|emit| self.run(coder, tile, state, emit)), emit)
+    }
+
+    /// Logs once why frames are cut.
+    fn tell(&self, direction: Direction, tiling: &Tiling, [height, width]: [usize; 2], cost: &VaeCost) {
+        if self.memory.tiling != VaeTiling::AUTO || self.told.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        log::info!(
+            "frames of {height}x{width} are {} in tiles of {}: whole they take {}, and {} are free",
+            direction.done(),
+            tiling.name(),
+            BinaryBytes(cost.weights.saturating_add(cost.whole)),
+            BinaryBytes(self.memory.free.unwrap_or(0)),
+        );
     }
 
     /// Runs a coder over the pieces of x.
@@ -191,19 +318,22 @@ impl<C: Codec> Autoencoder<C> {
         state: &mut C::State,
         mut emit: impl FnMut(Tensor) -> Emitted<E>,
     ) -> Emitted<E> {
-        let mut memory = coder.memory();
+        let mut begun = coder.begin();
         let [from, to] = coder.patches;
-        for frames in coder.pieces.of(x.dim(2)?) {
-            let piece = self.place.channels_last(x, frames, from)?; // (B, F, H, W, C)
-            let y = coder.forward(piece, &mut memory, state)?;
-            emit(self.place.channels_first(&y, to)?)?;
+        let frames = x.dim(2)?;
+        for piece in coder.pieces.of(frames) {
+            let last = piece.end == frames;
+            let piece = self.place.channels_last(x, piece, from)?; // (B, F, H, W, C)
+            coder.forward(piece, last, &mut begun, state, &mut |y| {
+                emit(self.place.channels_first(&y, to)?)
+            })?;
         }
         Ok(())
     }
 
     /// Processes a batch sample by sample, if configured.
     fn by_sample(&self, x: &Tensor, code: impl Fn(&Tensor) -> Result<Tensor>) -> Result<Tensor> {
-        match C::ALONE || self.slicing {
+        match C::ALONE || self.memory.slicing {
             true => per_sample(x, |_, x| code(x)),
             false => code(x),
         }
@@ -224,6 +354,22 @@ impl<C: Unconditional> Autoencoder<C> {
         emit: impl FnMut(Tensor) -> Emitted<E>,
     ) -> Emitted<E> {
         self.decode_from(&mut C::State::default(), latents, emit)
+    }
+}
+
+/// From clips to latents, or back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Direction {
+    Encode,
+    Decode,
+}
+
+impl Direction {
+    fn done(self) -> &'static str {
+        match self {
+            Self::Encode => "encoded",
+            Self::Decode => "decoded",
+        }
     }
 }
 

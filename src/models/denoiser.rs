@@ -50,6 +50,8 @@ pub enum Scalar {
     FrameRate,
     /// `ofs` of CogVideoX 1.5; its image-to-video pipeline passes 2.0.
     Ofs,
+    /// Guidance scale that a model was distilled to know.
+    Guidance,
 }
 
 /// Numbers of the samples of a batch: one for each, or one for all.
@@ -187,6 +189,14 @@ pub trait Denoiser: Send + Sync {
 
     /// Returns the prediction, in the order of the input's latents.
     fn head(&self, state: &State) -> Result<Tensor>;
+
+    /// Lets go of frozen weights that can be brought again, until they are needed.
+    ///
+    /// # Errors
+    /// Fails if weights on their way do not come.
+    fn release(&self) -> Result<()> {
+        Ok(())
+    }
 
     /// Runs all segments in order.
     fn forward(&self, input: &Input) -> Result<Tensor> {

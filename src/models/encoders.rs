@@ -46,15 +46,6 @@ pub fn posterior_from(encoded: &[Tensor]) -> anyhow::Result<Posterior> {
     Ok(Posterior { mean, logvar })
 }
 
-/// Savings of memory in a video encoder, where the family has some.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct EncoderMemory {
-    /// Large frames in overlapping tiles, if these line up.
-    pub tiling: bool,
-    /// The clips of a batch one by one.
-    pub slicing: bool,
-}
-
 /// Callback for decoded frames (1, 3, T, H, W) of about -1..1 as they come.
 pub type Emit<'a> = &'a mut dyn FnMut(Tensor) -> anyhow::Result<()>;
 

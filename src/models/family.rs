@@ -12,15 +12,18 @@ use std::path::Path;
 use anyhow::ensure;
 use candle_core::{DType, Tensor};
 
+pub use super::autoencoder::VaeCost;
 pub use super::checkpoint_dir::CheckpointDir;
 pub use super::conditions::{ConcatCondition, Conditions, ImageCondition, ImageMode};
 pub use super::denoiser::{Denoiser, Scalar, Scalars};
 pub use super::dense_modules::DenseModules;
-pub use super::encoders::{Emit, EncoderMemory, TextEncoder, VideoDecoder, VideoEncoder, posterior_from};
+pub use super::encoders::{Emit, TextEncoder, VideoDecoder, VideoEncoder, posterior_from};
 pub use super::footprint::Footprint;
 pub use super::gguf_spec::GgufSpec;
 pub use super::latent_size::{LatentSize, Layout, check_all, check_num_frames, check_patchable};
 pub use super::text_embeds::{TensorSpecs, TextEmbeds, TextShape};
+pub use super::tiling::Tiling;
+pub use super::vae::Parts;
 
 use super::FamilyName;
 use super::checkpoint_dir::part;
@@ -90,6 +93,8 @@ pub struct ModelSpec {
     pub text_encoder_parts: &'static [&'static str],
     /// Folders of the video encoder.
     pub video_encoder_parts: &'static [&'static str],
+    /// Tiles for large frames in the autoencoder; None if those of its settings do not line up.
+    pub tiling: Option<Tiling>,
     /// Use of an image.
     pub image_mode: ImageMode,
     /// Tensors of a clip's image in its record, for checkpoints that always start from one.
@@ -107,6 +112,7 @@ impl ModelSpec {
             footprint,
             text_encoder_parts: T5Conditioner::PARTS,
             video_encoder_parts: &["vae"],
+            tiling: None,
             image_mode: ImageMode::Never,
             image_record: ImageRecord::None,
             f32_latents: true,
@@ -188,10 +194,14 @@ pub trait Family {
     fn text_encoder(&self, load: &Load) -> anyhow::Result<Box<dyn TextEncoder>>;
 
     /// Loads the encoder half of the VAE, and an image encoder if the model has one.
-    fn video_encoder(&self, load: &Load, memory: EncoderMemory) -> anyhow::Result<Box<dyn VideoEncoder>>;
+    fn video_encoder(&self, load: &Load) -> anyhow::Result<Box<dyn VideoEncoder>>;
 
     /// Loads the decoder half of the VAE.
     fn video_decoder(&self, load: &Load) -> anyhow::Result<Box<dyn VideoDecoder>>;
+
+    /// Returns the memory that a half of the VAE takes for clips of these frames, rows and columns, loaded as `load`
+    /// says. Reads headers only.
+    fn vae_cost(&self, half: Parts, load: &Load, clip: [usize; 3]) -> anyhow::Result<VaeCost>;
 
     /// Loads the transformer.
     fn denoiser(&self, load: &Load) -> anyhow::Result<Box<dyn Denoiser>>;
@@ -236,14 +246,14 @@ impl dyn Family + '_ {
         size: &LatentSize,
         rng: &mut Rng,
     ) -> anyhow::Result<ImageCondition> {
-        let encoder = self.video_encoder(load, EncoderMemory::default())?;
+        let encoder = self.video_encoder(load)?;
         let encoded = encoder.encode_image(image, size.num_frames)?;
         self.condition_on(&encoded, size, Some(rng))
     }
 
     /// Encodes a clip (1, 3, T, H, W) of -1..1 to the network's latents: loads, uses and frees the VAE.
     pub fn encode(&self, load: &Load, clip: &Tensor, size: &LatentSize, rng: &mut Rng) -> anyhow::Result<Tensor> {
-        let posterior = self.video_encoder(load, EncoderMemory::default())?.encode(clip)?;
+        let posterior = self.video_encoder(load)?.encode(clip)?;
         let latents = self.latents(&posterior.draw(Some(rng))?)?;
         Ok(size.layout.swap(&latents)?)
     }

@@ -1,6 +1,7 @@
 //! Parts of a checkpoint in few bits, as diffusers and transformers have them: which tensors are stored, and what
 //! config.json says of it.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::Context;
@@ -9,9 +10,11 @@ use serde_json::{Map, Value};
 
 use super::family::FamilySpec;
 use crate::diffusers_config as config;
+use crate::nn::gguf::GgufFile;
 use crate::nn::rewrite::Outcome;
 use crate::nn::storage::layout::FileForm;
 use crate::nn::storage::quantize::stays_dense;
+use crate::nn::tensor_file;
 use crate::nn::tensor_folder::{SourceTensor, TensorFolder};
 use crate::text::t5;
 
@@ -38,6 +41,17 @@ pub fn form_of(folder: &Path) -> Option<String> {
             None => Some(other.into()),
         },
     }
+}
+
+/// Returns the form of most numbers in a GGUF file's matrices of blocks; None if it has none, and for other files.
+pub fn form_of_file(path: &Path) -> Option<String> {
+    let file = tensor_file::is_gguf(path).then(|| GgufFile::open(path).ok())??;
+    let mut numbers = BTreeMap::new();
+    for entry in file.header().tensors.values().filter(|entry| entry.is_stored_matrix()) {
+        *numbers.entry(entry.kind.name()).or_insert(0) += entry.shape.iter().product::<usize>();
+    }
+    let (name, _) = numbers.into_iter().max_by_key(|(_, numbers)| *numbers)?;
+    Some(name.to_lowercase())
 }
 
 /// A part that is stored in few bits.

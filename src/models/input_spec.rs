@@ -96,6 +96,11 @@ impl InputSpec {
                     Scalar::Ofs => {
                         format!("ofs {found} for {batch} clips: this model needs it; its pipeline gives 2.0")
                     }
+                    Scalar::Guidance => {
+                        format!(
+                            "guidance scales {found} for {batch} clips: this model needs them; its pipeline gives 6.0"
+                        )
+                    }
                 });
             }
         }

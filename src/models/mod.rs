@@ -9,7 +9,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::distributed::Communicator;
 use crate::nn::load::PartQuantization;
-use crate::nn::residency::Residency;
+use crate::nn::quantized_cache::CacheFolder;
+use crate::nn::residency::{Residency, ResidentShare};
 use crate::nn::storage::quantize::{self, Quantization};
 use crate::nn::{Load, WeightFolder};
 use crate::paths;
@@ -29,10 +30,12 @@ pub mod few_bits;
 pub mod footprint;
 pub mod gguf;
 pub mod gguf_spec;
+pub mod hunyuan_video;
 pub mod input_spec;
 pub mod latent_norm;
 pub mod latent_size;
 pub mod ltx_video;
+pub mod offload;
 mod other_transformer;
 pub mod registry;
 mod single_file;
@@ -48,6 +51,7 @@ pub use checkpoint::{is_whole, open, open_with};
 pub use checkpoint_dir::{CachedConfigs, part};
 pub use family::Family;
 pub use footprint::Footprint;
+pub use offload::Offload;
 pub use other_transformer::replace_transformer;
 
 /// `model:` in a run file.
@@ -77,8 +81,16 @@ pub struct Config {
     #[serde(with = "quantize::or_none")]
     #[schemars(with = "quantize::Name")]
     pub text_encoder_quantization: Option<Quantization>,
+    /// Folder that keeps what was stored while loading, so that the next start reads it: `auto` (`vtrain/quantized` in the
+    /// user's folder of caches), `none`, or a path.
+    pub quantization_cache: CacheFolder,
     /// Sharing of the frozen weights among several processes that train together.
     pub sharding: Sharding,
+    /// Frozen weights that leave memory while they are not needed: less memory, and no other result.
+    pub offload: Offload,
+    /// With `offload: group`: the share of blocks that stay in memory all the same, 0 to 1. auto: as many as there is room
+    /// for.
+    pub offload_resident: ResidentShare,
 }
 
 impl Default for Config {
@@ -92,7 +104,10 @@ impl Default for Config {
             dtype: Dtype::Bf16,
             quantization: None,
             text_encoder_quantization: None,
+            quantization_cache: CacheFolder::Auto,
             sharding: Sharding::None,
+            offload: Offload::None,
+            offload_resident: ResidentShare::Auto,
         }
     }
 }
@@ -122,6 +137,25 @@ impl Config {
             let message = format!("'{variant}' is not a variant, such as fp16 in model.fp16.safetensors");
             problems.push("variant", message);
         }
+        self.check_offload(problems);
+    }
+
+    fn check_offload(&self, problems: &mut Problems) {
+        if self.offload != Offload::None && self.sharding == Sharding::Full {
+            let message =
+                "does not go with model.sharding: full, which keeps blocks elsewhere already; remove one of the two";
+            problems.push("offload", message);
+        }
+        let ResidentShare::Share(share) = self.offload_resident else {
+            return;
+        };
+        if !(0.0..=1.0).contains(&share) {
+            let message = format!("must be auto, or a share between 0 and 1, got {share}");
+            problems.push("offload_resident", message);
+        }
+        if self.offload != Offload::Group {
+            problems.push("offload_resident", "needs offload: group; remove one of the two");
+        }
     }
 
     /// Returns the checkpoint's folder, given its directory; with the transformer that takes the place of its own.
@@ -141,9 +175,12 @@ impl Config {
         WeightFolder::new(directory, self.variant.as_deref())
     }
 
-    /// How its parts are loaded, whole and without adapters.
+    /// How its parts are loaded to be used one after the other, without adapters.
     pub fn load(&self, device: &Device) -> Load {
-        Load::new(self.dtype.into(), device).with_quantization(self.part_quantization())
+        Load::new(self.dtype.into(), device)
+            .with_quantization(self.part_quantization())
+            .with_quantized_cache(self.quantization_cache.path().as_deref())
+            .with_residency(self.offload.residency(self.offload_resident))
     }
 
     /// Forms that its parts are stored in while they load.
@@ -158,7 +195,7 @@ impl Config {
     pub fn residency(&self, ranks: &dyn Communicator) -> Residency {
         match (self.sharding, ranks.sharing()) {
             (Sharding::Full, Some(ranks)) => Residency::Sharded(ranks),
-            _ => Residency::Whole,
+            _ => self.offload.residency_beside_others(self.offload_resident),
         }
     }
 
@@ -172,6 +209,7 @@ impl Config {
         if let Some(transformer) = &mut self.transformer {
             *transformer = paths::normalize(&folder.join(&*transformer));
         }
+        self.quantization_cache.resolve(folder);
     }
 
     /// Returns the directory, if `path` is one.

@@ -88,6 +88,8 @@ pub fn open_synthetic(
         batch,
         footprint: spec.footprint,
         frame_rate: spec.frame_rate,
+        patches: None,
+        text_tokens: None,
     };
     (spec.synthetic)(&folder, request)
 }

@@ -29,6 +29,9 @@ const IMAGE_TOKENS: usize = 257;
 /// Value of `ofs` in the pipeline that passes it.
 const OFS: f64 = 2.0;
 
+/// Guidance scale that is trained with.
+const GUIDANCE: f64 = 1.0;
+
 /// A transformer, with random input in the shapes of training.
 pub struct SyntheticBatch {
     /// The transformer.
@@ -39,6 +42,8 @@ pub struct SyntheticBatch {
     pub target: Tensor,
     /// Tokens that the blocks change, of one sample.
     pub tokens: usize,
+    /// Rows and columns of patches in the bucket.
+    pub patches: [usize; 2],
     /// Work of one sample.
     pub work: Flops,
 }
@@ -55,6 +60,10 @@ pub struct SyntheticRequest {
     pub footprint: Footprint,
     /// Frames per second of the clips.
     pub frame_rate: f64,
+    /// Rows and columns of patches, in place of the bucket's.
+    pub patches: Option<[usize; 2]>,
+    /// Tokens of a text; None: those of the model's pipeline.
+    pub text_tokens: Option<usize>,
 }
 
 /// Builds the transformer whose `config.json` is in `folder`, and draws samples of standard normal numbers, in f32, on the
@@ -67,7 +76,12 @@ pub fn synthetic_batch<N: Network + 'static>(
     request: SyntheticRequest,
 ) -> anyhow::Result<SyntheticBatch> {
     let spec = N::input_spec(&N::Config::load(folder)?);
-    let grid = latent_grid(request.bucket, &request.footprint, &spec)?;
+    let mut grid = latent_grid(request.bucket, &request.footprint, &spec)?;
+    let [_, rows, columns] = spec.patch;
+    let patches = [grid[1] / rows, grid[2] / columns];
+    if let Some(patches) = request.patches {
+        grid = [grid[0], patches[0] * rows, patches[1] * columns];
+    }
     let (device, batch) = (request.weights.device().clone(), request.batch);
     let mut rng = Rng::new(0);
     let mut draw = |shape: &[usize]| {
@@ -75,10 +89,12 @@ pub fn synthetic_batch<N: Network + 'static>(
         Tensor::from_vec(rng.randn(shape.iter().product()), shape, &device)
     };
     let latents = draw(&latent_shape(spec.layout, spec.channels, grid))?;
-    let mask = Tensor::ones((batch, spec.text.tokens), DType::F32, &device);
+    let text_tokens = request.text_tokens.unwrap_or(spec.text.tokens);
+    let mask = Tensor::ones((batch, text_tokens), DType::F32, &device);
     let text = TextEmbeds {
         mask: spec.text.masked.then_some(mask).transpose()?,
-        ..draw(&[spec.text.tokens, spec.text.width])?.into()
+        pooled: spec.text.pooled.map(|width| draw(&[width])).transpose()?,
+        ..draw(&[text_tokens, spec.text.width])?.into()
     };
     let image = spec
         .image
@@ -87,6 +103,7 @@ pub fn synthetic_batch<N: Network + 'static>(
         let value = match scalar {
             Scalar::FrameRate => request.frame_rate,
             Scalar::Ofs => OFS,
+            Scalar::Guidance => GUIDANCE,
         };
         all.and(&Scalars::of(*scalar, vec![value; batch]))
     });
@@ -98,6 +115,7 @@ pub fn synthetic_batch<N: Network + 'static>(
     let target = draw(&latent_shape(spec.layout, spec.out_channels, grid))?;
     let denoiser = Transformer::<N>::load_from(folder, request.weights)?;
     Ok(SyntheticBatch {
+        patches,
         tokens: denoiser.embed(&input)?.hidden.dim(1)?,
         work: denoiser.flops(&input)?,
         denoiser: Box::new(denoiser),

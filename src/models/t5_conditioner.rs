@@ -13,7 +13,7 @@ use crate::text::clean::prompt_clean;
 use crate::text::{Encoding, TextTokenizer, t5};
 
 /// Tables that are looked up, not multiplied by.
-const EMBEDDINGS: &[&str] = &["shared.", "embed_tokens.", "relative_attention_bias."];
+pub const EMBEDDINGS: &[&str] = &["shared.", "embed_tokens.", "relative_attention_bias."];
 
 /// Treatment of the padding after a prompt's own tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,128 +1,265 @@
-//! Processing of a large frame in overlapping tiles with blended seams.
+//! Processing of a large clip in overlapping tiles with blended seams, as diffusers' `tiled_encode`, `tiled_decode` and
+//! `_temporal_tiled_*` do: so the result differs from the whole clip's.
 //!
-//! Tiles start every `int(size * (1 - overlap))` in the input; in the output, the first `int(size * overlap)` rows of a
-//! tile are blended from the tile above into it (columns likewise), and each tile contributes all but the last of as
-//! many. Same as diffusers' `tiled_encode` and `tiled_decode`, so the result differs from a whole frame's.
+//! Tiles are described in pixels, or frames, of the clip: one is `size` long, the next begins `stride` later. Both are
+//! divided by the compression where latents are meant. In the output the first `size - stride` of a tile are blended from
+//! the previous one into it, and each tile contributes `stride`. Tiles along the frames have one frame more, since the
+//! first latent frame is a single frame; later tiles drop it.
 
-use candle_core::{Result, Tensor, bail};
+use candle_core::{Error, Result, Tensor, bail};
 
-/// Size of a tile in pixels, and its overlap with the next.
-#[derive(Debug, Clone, Copy, PartialEq)]
+use super::vae::Emitted;
+
+/// Tiles along one axis, in pixels or frames.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Tiles {
+    /// Length of a tile; a clip that is no longer is not cut.
+    pub size: usize,
+    /// Distance between the beginnings of neighbouring tiles.
+    pub stride: usize,
+}
+
+/// End of a tile.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// The beginning.
+    First,
+    /// The end.
+    Last,
+}
+
+/// Tiles along the frames.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FrameTiles {
+    /// Length and distance, without the additional frame.
+    pub tiles: Tiles,
+    /// End at which decoded tiles, but the first, drop a frame. Encoded ones drop their first latent frame.
+    pub decoded: End,
+}
+
+/// Tiles of a clip.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Tiling {
-    /// Minimum rows of a tile, in pixels.
-    pub sample_min_height: usize,
-    /// Minimum columns of a tile, in pixels.
-    pub sample_min_width: usize,
-    /// Share of a tile's rows that overlaps the next.
-    pub overlap_factor_height: f64,
-    /// Share of a tile's columns that overlaps the next.
-    pub overlap_factor_width: f64,
+    /// Tiles along the frames; if None, all of them pass together.
+    pub frames: Option<FrameTiles>,
+    /// Tiles along the rows.
+    pub height: Tiles,
+    /// Tiles along the columns.
+    pub width: Tiles,
+    /// True for the tiles of the family that was the first to have some: records of clips encoded in them say no more
+    /// than that there were tiles.
+    pub unnamed: bool,
+}
+
+impl Tiles {
+    const fn new(size: usize, stride: usize) -> Self {
+        Self { size, stride }
+    }
+
+    /// Tiles of half of `side`, of which this share overlaps.
+    fn half(side: usize, overlap: f64) -> Self {
+        let size = side / 2;
+        Self::new(size, (size as f64 * (1.0 - overlap)) as usize)
+    }
+
+    fn lines_up(self, compression: usize) -> bool {
+        let whole = |length: usize| length > 0 && length.is_multiple_of(compression.max(1));
+        whole(self.size) && whole(self.stride) && self.stride <= self.size
+    }
+
+    fn divided(self, by: usize) -> Self {
+        Self::new(self.size / by.max(1), self.stride / by.max(1))
+    }
 }
 
 impl Tiling {
-    /// Tiles that `enable_tiling()` chooses for a model of this sample size.
-    pub fn for_sample(height: usize, width: usize) -> Self {
+    /// Square tiles of whole clips, by their side and distance.
+    pub const fn square(size: usize, stride: usize) -> Self {
         Self {
-            sample_min_height: height / 2,
-            sample_min_width: width / 2,
-            overlap_factor_height: 1.0 / 6.0,
-            overlap_factor_width: 1.0 / 5.0,
+            frames: None,
+            height: Tiles::new(size, stride),
+            width: Tiles::new(size, stride),
+            unnamed: false,
         }
     }
 
-    /// Checks that tiles of pixels and of latents line up, as for published checkpoints. Otherwise rows are repeated or
+    /// Tiles of half of a model's sample size, with overlaps of 1/6 of the rows and 1/5 of the columns.
+    pub fn half_of_sample(height: usize, width: usize) -> Self {
+        Self {
+            frames: None,
+            height: Tiles::half(height, 1.0 / 6.0),
+            width: Tiles::half(width, 1.0 / 5.0),
+            unnamed: true,
+        }
+    }
+
+    /// Adds tiles along the frames.
+    pub const fn with_frames(self, size: usize, stride: usize, decoded: End) -> Self {
+        let tiles = Tiles::new(size, stride);
+        Self {
+            frames: Some(FrameTiles { tiles, decoded }),
+            ..self
+        }
+    }
+
+    /// Checks that tiles of the clip and of latents line up, as for published checkpoints. Otherwise rows are repeated or
     /// missing, and the last tile may be too small to encode.
-    pub fn lines_up(&self, compression: usize) -> bool {
-        let Grid { height, width } = self.encoding(compression);
-        [height, width]
-            .iter()
-            .all(|axis| axis.stride > 0 && axis.stride == axis.keep * compression)
+    pub fn lines_up(&self, [time, space]: [usize; 2]) -> bool {
+        let frames = self.frames.is_none_or(|frames| frames.tiles.lines_up(time));
+        frames && self.height.lines_up(space) && self.width.lines_up(space)
+    }
+
+    /// Returns true if frames of this size are cut.
+    pub fn splits(&self, height: usize, width: usize) -> bool {
+        height > self.height.size || width > self.width.size
+    }
+
+    /// Returns the size of the largest tile of frames of this size.
+    pub fn largest(&self, height: usize, width: usize) -> [usize; 2] {
+        [self.height.size.min(height), self.width.size.min(width)]
+    }
+
+    /// Returns a name that says all about the tiles.
+    pub fn name(&self) -> String {
+        let Self { height, width, .. } = self;
+        let frames = self.frames.map(|frames| {
+            let FrameTiles { tiles, decoded } = frames;
+            format!("{}x, every {}x {decoded:?}, ", tiles.size, tiles.stride)
+        });
+        let frames = frames.unwrap_or_default();
+        format!(
+            "{frames}{}x{}, every {}x{}",
+            height.size, width.size, height.stride, width.stride
+        )
     }
 
     /// Grid for encoding: tiles of pixels in, tiles of latents out.
-    pub fn encoding(&self, compression: usize) -> Grid {
-        self.grid(|side| [side, side / compression])
+    pub fn encoding(&self, compression: [usize; 2]) -> Grid {
+        self.grid(compression, End::First, |tiles, by| [tiles, tiles.divided(by)])
     }
 
     /// Grid for decoding: tiles of latents in, tiles of pixels out.
-    pub fn decoding(&self, compression: usize) -> Grid {
-        self.grid(|side| [side / compression, side])
+    pub fn decoding(&self, compression: [usize; 2]) -> Grid {
+        let dropped = self.frames.map_or(End::First, |frames| frames.decoded);
+        self.grid(compression, dropped, |tiles, by| [tiles.divided(by), tiles])
     }
 
-    /// Grid whose tiles have the input and output size `sizes(side)` for a tile's side in pixels.
-    fn grid(&self, sizes: impl Fn(usize) -> [usize; 2]) -> Grid {
-        let axis = |side, overlap: f64| {
-            let [input, output] = sizes(side);
-            let blend = (output as f64 * overlap) as usize;
-            Axis {
-                size: input,
-                stride: (input as f64 * (1.0 - overlap)) as usize,
-                blend,
-                keep: output.saturating_sub(blend),
-            }
+    /// Grid whose tiles have these lengths in the input and in the output.
+    fn grid(&self, [time, space]: [usize; 2], dropped: End, lengths: impl Fn(Tiles, usize) -> [Tiles; 2]) -> Grid {
+        let axis = |tiles, by| {
+            let [input, output] = lengths(tiles, by);
+            Axis { input, output }
         };
         Grid {
-            height: axis(self.sample_min_height, self.overlap_factor_height),
-            width: axis(self.sample_min_width, self.overlap_factor_width),
+            frames: self.frames.map(|frames| (axis(frames.tiles, time), dropped)),
+            height: axis(self.height, space),
+            width: axis(self.width, space),
         }
     }
 }
 
-/// Layout of the tiles.
+/// Layout of the tiles of an input, and of what they become.
 #[derive(Debug, Clone, Copy)]
 pub struct Grid {
+    frames: Option<(Axis, End)>,
     height: Axis,
     width: Axis,
 }
 
 #[derive(Debug, Clone, Copy)]
 struct Axis {
-    /// Size of an input tile, and distance between tiles.
-    size: usize,
-    stride: usize,
-    /// Blended part of an output tile, and the part that is kept.
-    blend: usize,
-    keep: usize,
+    input: Tiles,
+    output: Tiles,
+}
+
+impl Axis {
+    /// Returns the part of an output tile that is blended.
+    fn blend(&self) -> usize {
+        self.output.size.saturating_sub(self.output.stride)
+    }
 }
 
 impl Grid {
-    /// Checks whether a frame is too large for one tile.
-    pub fn splits(&self, height: usize, width: usize) -> bool {
-        height > self.height.size || width > self.width.size
+    /// Checks whether a clip is too large for one tile.
+    pub fn splits(&self, frames: usize, height: usize, width: usize) -> bool {
+        let in_time = self.frames.is_some_and(|(axis, _)| frames > axis.input.size);
+        in_time || height > self.height.input.size || width > self.width.input.size
     }
 
-    /// Processes x (B, C, F, H, W) tile by tile.
-    pub fn code(&self, x: &Tensor, mut code: impl FnMut(&Tensor) -> Result<Tensor>) -> Result<Tensor> {
+    /// Processes x (B, C, F, H, W) tile by tile, emitting frames as they are ready.
+    pub fn code<E: From<Error>>(
+        &self,
+        x: &Tensor,
+        mut code: impl FnMut(&Tensor) -> Result<Tensor>,
+        mut emit: impl FnMut(Tensor) -> Emitted<E>,
+    ) -> Emitted<E> {
+        self.check()?;
+        let frames = x.dim(2)?;
+        let Some((axis, dropped)) = self.frames.filter(|(axis, _)| frames > axis.input.size) else {
+            return emit(self.code_frames(x, &mut code)?);
+        };
+        let mut before: Option<Tensor> = None;
+        for start in (0..frames).step_by(axis.input.stride) {
+            let length = (axis.input.size + 1).min(frames - start);
+            if start > 0 && length == 1 {
+                break; // it would be dropped
+            }
+            let mut tile = self.code_frames(&x.narrow(2, start, length)?, &mut code)?;
+            let (all, mut keep) = (tile.dim(2)?, axis.output.stride + 1);
+            if let Some(before) = &before {
+                tile = tile.narrow(2, usize::from(dropped == End::First), all - 1)?;
+                tile = blend(before, &tile, 2, axis.blend())?;
+                keep -= 1;
+            }
+            emit(tile.narrow(2, 0, keep.min(tile.dim(2)?))?)?;
+            before = Some(tile);
+        }
+        Ok(())
+    }
+
+    fn check(&self) -> Result<()> {
+        let frames = self.frames.map(|(axis, _)| axis);
+        let axes = [Some(self.height), Some(self.width), frames].into_iter().flatten();
+        for Axis { input, output } in axes {
+            if input.stride == 0 || output.stride == 0 || input.stride > input.size {
+                bail!("tiles are too small or overlap too much: {self:?}");
+            }
+        }
+        Ok(())
+    }
+
+    /// Processes frames x (B, C, F, H, W) together, tile by tile where they are larger than one.
+    fn code_frames(&self, x: &Tensor, code: &mut impl FnMut(&Tensor) -> Result<Tensor>) -> Result<Tensor> {
         let (height, width) = (x.dim(3)?, x.dim(4)?);
-        if self.height.stride == 0 || self.width.stride == 0 || self.height.keep == 0 || self.width.keep == 0 {
-            bail!("tiles are too small or overlap too much: {self:?}");
+        let (rows, columns) = (self.height.input, self.width.input);
+        if height <= rows.size && width <= columns.size {
+            return code(x);
         }
         let mut above: Vec<Tensor> = Vec::new();
-        let mut rows = Vec::new();
-        for top in (0..height).step_by(self.height.stride) {
+        let mut done = Vec::new();
+        for top in (0..height).step_by(rows.stride) {
             let mut blended: Vec<Tensor> = Vec::new();
             let mut kept = Vec::new();
-            for (column, left) in (0..width).step_by(self.width.stride).enumerate() {
-                let tile = x.narrow(3, top, self.height.size.min(height - top))?.narrow(
-                    4,
-                    left,
-                    self.width.size.min(width - left),
-                )?;
+            for (column, left) in (0..width).step_by(columns.stride).enumerate() {
+                let tile =
+                    x.narrow(3, top, rows.size.min(height - top))?
+                        .narrow(4, left, columns.size.min(width - left))?;
                 let mut tile = code(&tile)?;
                 if let Some(above) = above.get(column) {
-                    tile = blend(above, &tile, 3, self.height.blend)?;
+                    tile = blend(above, &tile, 3, self.height.blend())?;
                 }
                 if let Some(before) = blended.last() {
-                    tile = blend(before, &tile, 4, self.width.blend)?;
+                    tile = blend(before, &tile, 4, self.width.blend())?;
                 }
-                let keep = (self.height.keep.min(tile.dim(3)?), self.width.keep.min(tile.dim(4)?));
+                let (rows, columns) = (self.height.output.stride, self.width.output.stride);
+                let keep = (rows.min(tile.dim(3)?), columns.min(tile.dim(4)?));
                 kept.push(tile.narrow(3, 0, keep.0)?.narrow(4, 0, keep.1)?);
                 blended.push(tile);
             }
-            rows.push(Tensor::cat(&kept, 4)?);
+            done.push(Tensor::cat(&kept, 4)?);
             above = blended;
         }
-        Tensor::cat(&rows, 3)
+        Tensor::cat(&done, 3)
     }
 }
 

@@ -12,7 +12,7 @@ use super::dense_modules::DenseModules;
 use super::input_spec::InputSpec;
 use crate::diffusers_config::Config;
 use crate::nn::flops::Flops;
-use crate::nn::shards::Shards;
+use crate::nn::lent::LentBlocks;
 use crate::nn::{Load, WeightFolder, Weights};
 
 /// A family's own part of its transformer.
@@ -69,8 +69,8 @@ pub struct Transformer<N: Network> {
     config: N::Config,
     dtype: DType,
     network: N,
-    /// Sharded matrices of the blocks, if any.
-    shards: Option<Arc<Shards>>,
+    /// Lent matrices of the blocks, if any.
+    lent: Option<Arc<LentBlocks>>,
 }
 
 impl<N: Network> Transformer<N> {
@@ -96,27 +96,18 @@ impl<N: Network> Transformer<N> {
         let network = N::new(&config, &weights).with_context(|| folder.display().to_string())?;
         let ignored = network.ignored_keys();
         weights.finish(&ignored.iter().map(String::as_str).collect::<Vec<_>>())?;
-        let shards = weights.shards();
-        if let Some(shards) = &shards {
+        let lent = weights.lent();
+        if let Some(bytes) = lent.as_ref().map(|lent| lent.own_bytes()).filter(|bytes| *bytes > 0) {
             log::info!(
-                "the matrices of {} blocks are sharded over {} ranks: {} on each, and two whole blocks of {}",
-                network.blocks().len(),
-                shards.ranks(),
-                BinaryBytes(shards.bytes() as u64),
-                BinaryBytes(shards.largest() as u64)
+                "matrices in few bits are not sharded: every rank has all {} of them",
+                BinaryBytes(bytes as u64)
             );
-            if weights.unsharded() > 0 {
-                log::info!(
-                    "matrices in few bits are not sharded: every rank has all {} of them",
-                    BinaryBytes(weights.unsharded() as u64)
-                );
-            }
         }
         Ok(Self {
             config,
             dtype: weights.dtype(),
             network,
-            shards,
+            lent,
         })
     }
 
@@ -148,7 +139,7 @@ impl<N: Network> Denoiser for Transformer<N> {
     }
 
     fn block(&self, index: usize, state: &State) -> Result<State> {
-        let _here = self.shards.as_ref().map(|shards| shards.fetch(index)).transpose()?;
+        let _here = self.lent.as_ref().map(|lent| lent.fetch(index)).transpose()?;
         match self.network.blocks().get(index) {
             Some(block) => block.forward(state),
             None => Err(Error::Msg(format!("no block {index} of {}", self.num_blocks()))),
@@ -157,5 +148,9 @@ impl<N: Network> Denoiser for Transformer<N> {
 
     fn head(&self, state: &State) -> Result<Tensor> {
         self.network.head(&self.config, state)
+    }
+
+    fn release(&self) -> Result<()> {
+        self.lent.as_ref().map_or(Ok(()), |lent| lent.release())
     }
 }

@@ -11,6 +11,9 @@ use candle_core::{DType, Device, Result, Tensor, bail};
 use crate::nn::Weights;
 use crate::nn::shuffle::{into_patches, out_of_patches};
 
+/// Result of something that emits frames to a callback with errors `E`.
+pub type Emitted<E> = std::result::Result<(), E>;
+
 /// Halves to load.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Parts {
@@ -89,6 +92,8 @@ pub struct Placement {
     pub device: Device,
     /// Type of the computation.
     pub computed_in: DType,
+    /// True if convolutions have kernels of their own.
+    pub direct: bool,
 }
 
 impl Placement {
@@ -99,6 +104,7 @@ impl Placement {
             dtype,
             device: weights.device().clone(),
             computed_in: if weights.takes_cpu_kernels() { DType::F32 } else { dtype },
+            direct: weights.takes_cpu_kernels(),
         }
     }
 

@@ -67,3 +67,25 @@ impl AdaLayerNorm {
         self.norm.modulated(x, &modulation, &[tokens])
     }
 }
+
+/// Shifts, scales and gates from the timestep: `linear(silu(time))`, cut into K.
+#[derive(Debug, Clone)]
+pub struct TimeProjection<const K: usize> {
+    linear: Linear,
+}
+
+impl<const K: usize> TimeProjection<K> {
+    /// Reads `linear`, from `time_dim` to K times `dim`.
+    pub fn new(time_dim: usize, dim: usize, weights: Weights) -> Result<Self> {
+        Ok(Self {
+            linear: linear(time_dim, K * dim, weights.pp("linear"))?,
+        })
+    }
+
+    /// Forward pass (B, P, T) -> K times (B, P, D)
+    pub fn forward(&self, time: &Tensor) -> Result<[Tensor; K]> {
+        let all = self.linear.forward(&silu(time)?)?; // (B, P, K D)
+        let parts = all.chunk(K, 2)?;
+        Ok(parts.try_into().expect("the tensor falls into K"))
+    }
+}

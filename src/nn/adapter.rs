@@ -84,6 +84,11 @@ pub trait Adapt: Send + Sync {
         Ok(())
     }
 
+    /// Returns true if it must see the matrix of a layer as it was before it is stored: see [`quantized`](Self::quantized).
+    fn needs_dense(&self, _layer: &LayerId) -> Result<bool> {
+        Ok(false)
+    }
+
     /// Returns the change to the parameter `name` of this shape as it is read, in f32 on the CPU; None for no change.
     fn delta(&self, _name: &str, _shape: &Shape) -> Result<Option<Tensor>> {
         Ok(None)

@@ -2,7 +2,7 @@
 //! Matrices may be stored in few bits ([`super::storage`]), in safetensors each in several tensors.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context, bail, ensure};
@@ -16,6 +16,7 @@ use super::storage::detect::{self, StoredForm, StoredForms};
 use super::tensor_file::TensorFile;
 use super::weight_files::{WeightFiles, WeightFolder};
 use crate::diffusers_config as config;
+use crate::ops::bytes::Origin;
 use crate::ops::stored::StoredMatrix;
 use crate::process::memory::{self, Limit, TooLittle};
 
@@ -155,6 +156,11 @@ impl Checkpoint {
         self.tensors.contains_key(name) || self.is_stored(name)
     }
 
+    /// Returns the paths of its files.
+    pub(super) fn paths(&self) -> Vec<PathBuf> {
+        self.files.iter().map(|file| file.path().to_path_buf()).collect()
+    }
+
     /// Returns the names of all tensors.
     pub(super) fn names(&self) -> impl Iterator<Item = &String> {
         self.tensors.keys()
@@ -165,6 +171,13 @@ impl Checkpoint {
         if let Some((file, in_file)) = self.place(name) {
             file.unload(in_file);
         }
+    }
+
+    /// Returns where the numbers of a dense tensor lie in a file, if they are in this format there.
+    pub(super) fn origin_as(&self, name: &str, dtype: DType) -> Option<Origin> {
+        let (file, in_file) = self.place(name)?;
+        let same = !self.is_stored(name) && file.dtype(in_file) == Some(dtype);
+        same.then(|| file.origin(in_file)).flatten()
     }
 
     /// Returns the forms of the matrices in few bits, by path.
@@ -181,6 +194,16 @@ impl Checkpoint {
     pub(super) fn is_stored(&self, name: &str) -> bool {
         let blocks = |(file, in_file): (&TensorFile, &str)| file.blocks(in_file).is_some();
         self.stored.matrices.contains_key(name) || self.place(name).is_some_and(blocks)
+    }
+
+    /// Returns the bytes of a matrix in few bits; None for one that is dense.
+    pub(super) fn stored_bytes(&self, name: &str) -> Option<u64> {
+        if let Some(form) = self.stored.matrices.get(name) {
+            let parts = form.parts.iter().filter_map(|part| self.place(part));
+            return Some(parts.map(|(file, in_file)| file.bytes(in_file)).sum());
+        }
+        let (file, in_file) = self.place(name)?;
+        file.blocks(in_file).map(|_| file.bytes(in_file))
     }
 
     /// Marks the parameter `name` as requested; false if there is none of this shape.
@@ -318,6 +341,11 @@ impl Parts for Checkpoint {
             Some((file, in_file)) => file.view(in_file),
             None => Err(Error::Msg(format!("the tensor {name} is missing"))),
         }
+    }
+
+    fn origin(&self, name: &str) -> Option<Origin> {
+        let (file, in_file) = self.place(name)?;
+        file.origin(in_file)
     }
 }
 

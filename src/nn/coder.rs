@@ -1,8 +1,9 @@
 //! Encoder or decoder of a video autoencoder: layers that a clip passes one after the other, whole or in pieces.
 //!
 //! Causal convolutions find the frames before a piece in the [`FeatureCache`], so that pieces give the same result as
-//! the whole clip, with the memory of one piece. A state `S` holds what layers know besides the clip: the latents that a
-//! decoder's norms are conditioned on, or a timestep.
+//! the whole clip, with the memory of one piece. Centred convolutions see frames after a piece, too, so that their output
+//! lags behind; after the last piece what is left comes in pieces as well. A state `S` holds what layers know besides the
+//! clip: the latents that a decoder's norms are conditioned on, or a timestep.
 //!
 //! Shapes: B samples, F frames, H rows, W columns, C channels.
 
@@ -10,7 +11,8 @@ use std::ops::Range;
 
 use candle_core::{Result, Tensor};
 
-use super::conv3d::{Conv3d, FeatureCache, Modulation, TemporalPadding};
+use super::coder_memory::{PieceSize, Tally};
+use super::conv3d::{Conv3d, FeatureCache, Modulation, Resample, TemporalPadding};
 use super::weights::Weights;
 
 /// A layer of a coder.
@@ -18,6 +20,18 @@ pub trait Layer<S> {
     /// Forward pass of a piece of a clip (B, F, H, W, C) -> (B, F', H', W', C'). Takes ownership of x, to build the
     /// result in its memory.
     fn forward(&self, x: Tensor, memory: &mut FeatureCache, state: &mut S) -> Result<Tensor>;
+
+    /// Returns the number of frames that the output lags behind the input, if convolutions are centred; the default is
+    /// that of a layer without convolutions over time.
+    fn lag(&self) -> usize {
+        0
+    }
+
+    /// Counts the memory of a forward pass, and returns the size of its result; the default is that of a layer that
+    /// takes next to nothing.
+    fn measure(&self, x: PieceSize, _tally: &mut Tally) -> PieceSize {
+        x
+    }
 }
 
 /// A norm before a convolution, which applies it to its input together with a SiLU.
@@ -26,7 +40,7 @@ pub trait Modulate<S> {
     fn modulation(&self, x: &Tensor, state: &S) -> Result<Modulation>;
 
     /// Changes the convolution's result (B, F, H, W, C'); the default is no change.
-    fn finish(&self, y: Tensor, _state: &mut S) -> Result<Tensor> {
+    fn finish(&self, y: Tensor, _memory: &mut FeatureCache, _state: &mut S) -> Result<Tensor> {
         Ok(y)
     }
 }
@@ -34,6 +48,16 @@ pub trait Modulate<S> {
 impl<S> Layer<S> for Conv3d {
     fn forward(&self, x: Tensor, memory: &mut FeatureCache, _state: &mut S) -> Result<Tensor> {
         memory.convolve(self, &x, None)
+    }
+
+    fn lag(&self) -> usize {
+        self.reach() / 2
+    }
+
+    fn measure(&self, x: PieceSize, tally: &mut Tally) -> PieceSize {
+        let y = tally.convolve(self, x, Resample::None);
+        tally.free(x);
+        y
     }
 }
 
@@ -57,7 +81,15 @@ impl<S, N: Modulate<S>> Layer<S> for NormConv<N> {
     fn forward(&self, x: Tensor, memory: &mut FeatureCache, state: &mut S) -> Result<Tensor> {
         let y = memory.convolve(&self.conv, &x, Some(&self.norm.modulation(&x, state)?))?;
         drop(x);
-        self.norm.finish(y, state)
+        self.norm.finish(y, memory, state)
+    }
+
+    fn lag(&self) -> usize {
+        Layer::<S>::lag(&self.conv)
+    }
+
+    fn measure(&self, x: PieceSize, tally: &mut Tally) -> PieceSize {
+        Layer::<S>::measure(&self.conv, x, tally)
     }
 }
 
@@ -70,6 +102,8 @@ pub enum Pieces {
     FirstAlone(usize),
     /// This many at a time; the first piece takes the remainder, too.
     FirstLonger(usize),
+    /// This many at a time; the last piece takes the remainder.
+    Even(usize),
 }
 
 impl Pieces {
@@ -79,10 +113,21 @@ impl Pieces {
             Self::Whole => (frames, frames.max(1)),
             Self::FirstAlone(size) => (1, size),
             Self::FirstLonger(size) => (size + frames % size, size),
+            Self::Even(size) => (size, size),
         };
         let first = first.min(frames);
         let others = (first..frames).step_by(size);
         std::iter::once(0..first).chain(others.map(move |start| start..frames.min(start + size)))
+    }
+
+    /// Returns the frames of the largest piece of clips of a multiple of a piece and one frame, as most are. All clips
+    /// that come in pieces have the same, so that a picture is processed as the clip that it begins.
+    pub fn usual(self, frames: usize) -> usize {
+        match self {
+            Self::Whole => frames,
+            Self::FirstAlone(size) | Self::Even(size) => size,
+            Self::FirstLonger(size) => size + 1,
+        }
     }
 }
 
@@ -128,18 +173,134 @@ impl<S> Coder<S> {
         Ok(())
     }
 
-    /// Returns an empty cache for the pieces of a clip.
-    pub fn memory(&self) -> FeatureCache {
-        match self.pieces {
+    /// Returns the number of layers so far.
+    pub fn len(&self) -> usize {
+        self.layers.len()
+    }
+
+    /// Returns true if there are no layers.
+    pub fn is_empty(&self) -> bool {
+        self.layers.is_empty()
+    }
+
+    /// Begins a clip.
+    pub fn begin(&self) -> Begun {
+        let memory = match self.pieces {
             Pieces::Whole => FeatureCache::whole(self.past),
             _ => FeatureCache::new(self.past),
+        };
+        Begun {
+            inputs: self.layers.iter().map(|_| LayerInput::Waiting(None)).collect(),
+            memory,
         }
     }
 
-    /// Forward pass of the next piece of a clip (B, F, H, W, C) -> (B, F', H', W', C').
-    pub fn forward(&self, piece: Tensor, memory: &mut FeatureCache, state: &mut S) -> Result<Tensor> {
-        memory.rewind();
-        let mut layers = self.layers.iter();
-        layers.try_fold(piece, |x, layer| layer.forward(x, memory, state))
+    /// Returns the most numbers that are held while pieces of these frames, rows and columns pass, with kernels of the CPU
+    /// or without.
+    pub fn most_numbers(&self, [frames, height, width]: [usize; 3], channels: usize, direct: bool) -> u64 {
+        let from = self.patches[0];
+        let piece = PieceSize {
+            size: [frames, height / from, width / from],
+            channels: channels * from * from,
+        };
+        let lags = matches!((self.past, self.pieces), (TemporalPadding::Centred, kept) if kept != Pieces::Whole);
+        let mut tally = Tally::new(piece, direct, lags);
+        let last = self.layers.iter().fold(piece, |x, layer| {
+            let y = layer.measure(x, &mut tally);
+            match lags {
+                true => y.with_frames(y.size[0].min(piece.size[0].max(1))),
+                false => y,
+            }
+        });
+        tally.hold(last); // turned to channels first
+        match self.pieces {
+            Pieces::Whole => tally.peak(),
+            _ => tally.peak().saturating_add(tally.kept()),
+        }
+    }
+
+    /// Passes the next piece of a clip (B, F, H, W, C), and emits what comes of it, (B, F', H', W', C') each; nothing
+    /// where the output lags behind and has not begun. With `last`, the rest comes.
+    pub fn forward<E: From<candle_core::Error>>(
+        &self,
+        piece: Tensor,
+        last: bool,
+        begun: &mut Begun,
+        state: &mut S,
+        emit: &mut dyn FnMut(Tensor) -> std::result::Result<(), E>,
+    ) -> std::result::Result<(), E> {
+        begun.memory.rewind();
+        let frames = piece.dim(1)?;
+        self.pass(0, (piece, last), begun, state, &mut (frames, emit))
+    }
+
+    /// Passes frames through the layers from one on. Where convolutions lag, a layer's output goes on in parts of no more
+    /// frames than a piece has, one after the other: so the last piece takes no more memory than any other.
+    fn pass<E: From<candle_core::Error>>(
+        &self,
+        from: usize,
+        (mut x, last): (Tensor, bool),
+        begun: &mut Begun,
+        state: &mut S,
+        to: &mut (usize, Emit<E>),
+    ) -> std::result::Result<(), E> {
+        for (place, layer) in self.layers.iter().enumerate().skip(from) {
+            if begun.memory.lags() {
+                match begun.gathered(place, x, layer.lag(), last)? {
+                    Some(all) => x = all,
+                    None => return Ok(()),
+                }
+            }
+            begun.memory.set_last(last);
+            x = layer.forward(x, &mut begun.memory, state)?;
+            let (frames, most) = (x.dim(1)?, to.0);
+            if begun.memory.lags() && frames > most {
+                let next = begun.memory.place();
+                for first in (0..frames).step_by(most) {
+                    let part = x.narrow(1, first, most.min(frames - first))?.contiguous()?;
+                    begun.memory.go_back(next);
+                    self.pass(place + 1, (part, last && first + most >= frames), begun, state, to)?;
+                }
+                return Ok(());
+            }
+        }
+        (to.1)(x)
+    }
+}
+
+/// Callback for the frames that come, with errors `E`.
+type Emit<'a, E> = &'a mut dyn FnMut(Tensor) -> std::result::Result<(), E>;
+
+/// What a coder keeps of a clip between its pieces.
+pub struct Begun {
+    memory: FeatureCache,
+    inputs: Vec<LayerInput>,
+}
+
+/// Input of a layer whose output lags behind.
+enum LayerInput {
+    /// Frames that are too few for the first output.
+    Waiting(Option<Tensor>),
+    /// Every frame passes at once.
+    Flowing,
+}
+
+impl Begun {
+    /// Returns the frames for a layer that lags by `lag`, when there are enough for an output or no more will come.
+    fn gathered(&mut self, layer: usize, x: Tensor, lag: usize, last: bool) -> Result<Option<Tensor>> {
+        let input = &mut self.inputs[layer];
+        let LayerInput::Waiting(waiting) = input else {
+            return Ok(Some(x));
+        };
+        let all = match waiting.take() {
+            Some(waiting) => Tensor::cat(&[waiting, x], 1)?,
+            None => x,
+        };
+        if !last && all.dim(1)? <= lag {
+            *waiting = Some(all.force_contiguous()?);
+            return Ok(None);
+        }
+        *input = LayerInput::Flowing;
+        Ok(Some(all))
     }
 }

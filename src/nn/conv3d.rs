@@ -27,6 +27,7 @@ use std::ops::Deref;
 use candle_core::{CpuStorage, DType, Device, InplaceOp1, Layout, Result, Storage, Tensor, bail};
 
 pub use crate::ops::simd::Isa;
+pub use by_candle::STACK;
 pub use direct::Geometry;
 pub use feature_cache::FeatureCache;
 pub use input::{Input, Modulation, Resample, TemporalPadding};
@@ -163,6 +164,39 @@ impl Conv3d {
         self
     }
 
+    /// Returns the number of frames that the kernel sees beside the current one.
+    pub fn reach(&self) -> usize {
+        self.geometry.kernel[0] - 1
+    }
+
+    /// Returns the channels of the output.
+    pub fn outputs(&self) -> usize {
+        self.outputs
+    }
+
+    /// Returns the frames, rows and columns of the output.
+    pub fn output_size(&self, [frames, height, width]: [usize; 3], resample: Resample) -> [usize; 3] {
+        let (frames, height, width) = match resample {
+            Resample::None => (frames, height, width),
+            Resample::HalveFrames => (frames.div_ceil(2), height, width),
+            Resample::DoubleSize => (frames, 2 * height, 2 * width),
+            Resample::DoubleSizeAndFrames => (doubled(frames), 2 * height, 2 * width),
+        };
+        let (height, width) = self.geometry.output(height, width);
+        [frames.div_ceil(self.frame_stride), height, width]
+    }
+
+    /// Returns the number of input frames that are held at a time while an output of this size is computed on the CPU.
+    pub fn buffered_frames(&self, [frames, height, width]: [usize; 3]) -> usize {
+        let together = direct::together(frames, height * width);
+        together.saturating_sub(1) * self.frame_stride + self.geometry.kernel[0]
+    }
+
+    /// Returns the stride over frames.
+    pub fn frame_stride(&self) -> usize {
+        self.frame_stride
+    }
+
     fn check(weight: &Tensor, bias: &Tensor, geometry: Geometry) -> Result<(usize, usize)> {
         let (outputs, channels, kt, kh, kw) = weight.dims5()?;
         if [kt, kh, kw] != geometry.kernel || bias.dims() != [outputs] || geometry.stride == 0 {
@@ -250,14 +284,7 @@ impl Conv3d {
 
     fn output_dims(&self, input: &Input) -> Result<[usize; 5]> {
         let (batch, frames, height, width, _) = input.x.dims5()?;
-        let (frames, height, width) = match input.resample {
-            Resample::None => (frames, height, width),
-            Resample::HalveFrames => (frames.div_ceil(2), height, width),
-            Resample::DoubleSize => (frames, 2 * height, 2 * width),
-            Resample::DoubleSizeAndFrames => (doubled(frames), 2 * height, 2 * width),
-        };
-        let frames = frames.div_ceil(self.frame_stride);
-        let (height, width) = self.geometry.output(height, width);
+        let [frames, height, width] = self.output_size([frames, height, width], input.resample);
         Ok([batch, frames, height, width, self.outputs])
     }
 }

@@ -1,12 +1,16 @@
 //! Linear, GELU, linear: feed-forward layers, and projections of a text encoder's output (`FeedForward` and
 //! `PixArtAlphaTextProjection` in diffusers).
+//!
+//! What lies between the two, four times as wide as the tokens, exists for a block of rows at a time on the CPU, and is not
+//! kept for the backward pass, unless everything is ([`by_rows`]).
 
 use candle_core::{Result, Tensor};
 
 use super::flops::Flops;
-use super::linear::{Linear, linear};
+use super::linear::{Linear, OpenLinear, linear};
 use super::weights::Weights;
 use crate::ops::activation::{gelu_erf, gelu_tanh};
+use crate::ops::tape::{Output, RowWise, by_rows};
 
 /// Names of the two linear layers in a feed-forward layer.
 pub const NET: [&str; 2] = ["net.0.proj", "net.2"];
@@ -52,11 +56,55 @@ impl FeedForward {
 
     /// Forward pass (..., in) -> (..., out)
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let inner = self.proj.forward(x)?;
+        self.forward_for(x, Output::Read)
+    }
+
+    /// Same as [`FeedForward::forward`], as the last layer of a block, whose output goes through `gate` to the residual alone:
+    /// its numbers are needed in the backward pass only if the gate is trained.
+    pub fn forward_last(&self, x: &Tensor, gate: &Tensor) -> Result<Tensor> {
+        let output = match gate.track_op() {
+            true => Output::Read,
+            false => Output::of_block(),
+        };
+        self.forward_for(x, output)
+    }
+
+    fn forward_for(&self, x: &Tensor, output: Output) -> Result<Tensor> {
+        let layers = Layers {
+            proj: self.proj.open()?,
+            out: self.out.open()?,
+            gelu: self.gelu,
+        };
+        match layers.proj.is_row_wise() && layers.out.is_row_wise() {
+            true => by_rows(x, &layers, output),
+            false => layers.run(x, 0, Output::Read),
+        }
+    }
+}
+
+/// The layers with their matrices at hand.
+#[derive(Debug, Clone)]
+struct Layers {
+    proj: OpenLinear,
+    out: OpenLinear,
+    gelu: Gelu,
+}
+
+impl RowWise for Layers {
+    fn width(&self) -> Result<usize> {
+        self.out.out_features()
+    }
+
+    fn variables(&self) -> Vec<Tensor> {
+        self.proj.variables().chain(self.out.variables()).cloned().collect()
+    }
+
+    fn run(&self, x: &Tensor, first: usize, output: Output) -> Result<Tensor> {
+        let inner = self.proj.forward(x, first, Output::Read)?;
         let inner = match self.gelu {
             Gelu::Erf => gelu_erf(&inner)?,
             Gelu::Tanh => gelu_tanh(&inner)?,
         };
-        self.out.forward(&inner)
+        self.out.forward(&inner, first, output)
     }
 }

@@ -21,6 +21,7 @@ use candle_core::{DType, Device, Tensor};
 
 use super::storage::Stored;
 use super::storage::ggml::{self, Blocks, GgmlType};
+use crate::ops::bytes::{Bytes, Origin};
 use crate::ops::stored::StoredMatrix;
 
 mod reader;
@@ -357,12 +358,16 @@ impl GgufFile {
         Ok(entry)
     }
 
-    fn blocks(&self, name: &str, entry: &Entry) -> anyhow::Result<Vec<u8>> {
+    fn blocks(&self, name: &str, entry: &Entry) -> anyhow::Result<Bytes> {
         let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
         let mut bytes = vec![0; entry.bytes];
         file.seek(SeekFrom::Start(entry.start))
             .and_then(|_| file.read_exact(&mut bytes))
             .with_context(|| format!("{}: reading the tensor {name}", self.path.display()))?;
-        Ok(bytes)
+        let origin = Origin {
+            path: self.path.as_path().into(),
+            offset: entry.start,
+        };
+        Ok(Bytes::from(bytes).with_origin(Some(origin)))
     }
 }

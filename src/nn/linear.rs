@@ -16,13 +16,14 @@
 //! # Ok::<(), candle_core::Error>(())
 //! ```
 
-use candle_core::{Result, Tensor};
+use candle_core::{D, Error, Result, Tensor};
 
 use super::adapter::LoraLayer;
-use super::dropout::Dropout;
-use super::shards::Matrix;
+use super::lent::Matrix;
 use super::weights::Weights;
+use crate::ops::dropout::Mask;
 use crate::ops::linear::{self, Frozen};
+use crate::ops::tape::Output;
 
 /// A frozen linear layer, with the adapters for its path.
 #[derive(Debug, Clone)]
@@ -82,15 +83,57 @@ impl Linear {
 
     /// Forward pass (..., in) -> (..., out)
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let frozen = Frozen {
-            weight: self.weight.whole()?,
-            bias: self.bias.clone(),
-        };
-        if let [LoraLayer { a, b, scale, dropout }] = &self.adapters[..] {
-            let (scale, dropped) = (*scale, dropout.as_ref().and_then(Dropout::mask));
-            return frozen.forward_dropping(x, linear::LowRank { a, b, scale }, dropped);
+        self.open()?.forward(x, 0, Output::Read)
+    }
+
+    /// Returns the layer with its matrix at hand and the current masks of dropout, for a forward pass and its backward pass.
+    pub fn open(&self) -> Result<OpenLinear> {
+        let masks = self.adapters.iter().map(|adapter| adapter.dropout.as_ref()?.mask());
+        Ok(OpenLinear {
+            frozen: Frozen {
+                weight: self.weight.whole()?,
+                bias: self.bias.clone(),
+            },
+            masks: masks.collect(),
+            adapters: self.adapters.clone(),
+        })
+    }
+}
+
+/// A layer whose matrix is at hand: one that is sharded, as long as this lives.
+#[derive(Debug, Clone)]
+pub struct OpenLinear {
+    frozen: Frozen,
+    adapters: Vec<LoraLayer>,
+    /// Mask of each adapter's input, if dropout is active.
+    masks: Vec<Option<Mask>>,
+}
+
+impl OpenLinear {
+    /// Returns the number of outputs.
+    pub fn out_features(&self) -> Result<usize> {
+        Ok(self.frozen.weight.shape()?.0)
+    }
+
+    /// Returns the adapters' matrices that are trained.
+    pub fn variables(&self) -> impl Iterator<Item = &Tensor> {
+        let matrices = self.adapters.iter().flat_map(|adapter| [&adapter.a, &adapter.b]);
+        matrices.filter(|matrix| matrix.track_op())
+    }
+
+    /// True if some rows at a time give the same bits. Several adapters are sums in candle's operations, over all rows.
+    pub fn is_row_wise(&self) -> bool {
+        self.adapters.len() <= 1
+    }
+
+    /// Forward pass (..., in) -> (..., out) of rows of which the first is row `first` of the whole input.
+    pub fn forward(&self, x: &Tensor, first: usize, output: Output) -> Result<Tensor> {
+        if let ([LoraLayer { a, b, scale, .. }], [mask]) = (&self.adapters[..], &self.masks[..]) {
+            let mask = mask.map(|mask| Ok::<_, Error>(mask.after(first * x.dim(D::Minus1)?)));
+            let adapter = linear::LowRank { a, b, scale: *scale };
+            return self.frozen.forward_dropping_for(x, adapter, mask.transpose()?, output);
         }
-        let mut y = frozen.forward(x)?;
+        let mut y = self.frozen.forward_for(x, output)?;
         for adapter in &self.adapters {
             y = (y + adapter.forward(x)?)?;
         }

@@ -2,13 +2,16 @@
 //! them. Each is chosen without the others.
 
 use std::fmt;
+use std::path::Path;
 use std::sync::Arc;
 
 use candle_core::{DType, Device};
 
 use super::adapter::Adapt;
+use super::quantized_cache::QuantizedCache;
 use super::residency::Residency;
 use super::storage::quantize::Quantization;
+use super::vae_memory::VaeMemory;
 
 /// Settings for loading weights.
 #[derive(Clone)]
@@ -23,6 +26,10 @@ pub struct Load {
     pub residency: Residency,
     /// Forms that matrices are stored in as they are read.
     pub quantization: PartQuantization,
+    /// Cache of matrices in such forms.
+    pub quantized_cache: Option<Arc<QuantizedCache>>,
+    /// Savings of memory in the autoencoder.
+    pub vae: VaeMemory,
     /// Adapters of linear layers.
     pub adapters: Option<Arc<dyn Adapt>>,
 }
@@ -34,6 +41,8 @@ pub enum Content {
     Numbers,
     /// Names and shapes alone: the resulting model cannot run, but shows whether it can be built.
     Headers,
+    /// Names and shapes: the model runs and takes the memory of its activations, but its results mean nothing.
+    Outlines,
 }
 
 /// Forms that the matrices of linear layers are stored in as they are read, part by part; None: as they are.
@@ -54,6 +63,8 @@ impl Load {
             content: Content::Numbers,
             residency: Residency::Whole,
             quantization: PartQuantization::default(),
+            quantized_cache: None,
+            vae: VaeMemory::WHOLE,
             adapters: None,
         }
     }
@@ -63,6 +74,14 @@ impl Load {
         Self {
             content: Content::Headers,
             ..Self::new(dtype, device)
+        }
+    }
+
+    /// Same, of names and shapes alone.
+    pub fn of_headers(&self) -> Self {
+        Self {
+            content: Content::Headers,
+            ..self.clone()
         }
     }
 
@@ -82,6 +101,20 @@ impl Load {
         }
     }
 
+    /// Sets the folder of the cache of matrices that are stored as they are read, if any are.
+    pub fn with_quantized_cache(&self, folder: Option<&Path>) -> Self {
+        let folder = folder.filter(|_| self.quantization != PartQuantization::default());
+        Self {
+            quantized_cache: folder.map(|folder| Arc::new(QuantizedCache::new(folder))),
+            ..self.clone()
+        }
+    }
+
+    /// Sets the savings of memory in the autoencoder.
+    pub fn with_vae(&self, vae: VaeMemory) -> Self {
+        Self { vae, ..self.clone() }
+    }
+
     /// Sets the place of the blocks' frozen matrices.
     pub fn with_residency(&self, residency: Residency) -> Self {
         Self {
@@ -96,8 +129,8 @@ impl fmt::Debug for Load {
         let adapters = self.adapters.as_ref().map(|_| "adapters");
         write!(
             f,
-            "Load({:?}, {:?}, {:?}, {:?}, {:?}, {adapters:?})",
-            self.dtype, self.device, self.content, self.residency, self.quantization
+            "Load({:?}, {:?}, {:?}, {:?}, {:?}, {:?}, {adapters:?})",
+            self.dtype, self.device, self.content, self.residency, self.quantization, self.vae
         )
     }
 }

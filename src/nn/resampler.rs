@@ -10,6 +10,7 @@
 use candle_core::{Result, Tensor};
 
 use super::coder::Layer;
+use super::coder_memory::{PieceSize, Tally};
 use super::conv3d::{Conv3d, FeatureCache, Geometry, Input, Resample};
 use super::weights::Weights;
 
@@ -48,5 +49,11 @@ impl<S> Layer<S> for Resampler {
             ..(&x).into()
         };
         Ok(self.conv.forward(input)?.0)
+    }
+
+    fn measure(&self, x: PieceSize, tally: &mut Tally) -> PieceSize {
+        let y = tally.convolve(&self.conv, x, self.resample);
+        tally.free(x);
+        y
     }
 }

@@ -1,10 +1,15 @@
-//! Where the frozen matrices of a transformer's blocks are between two uses. Layers do not know: a block's matrices are
-//! fetched before it runs ([`Shards::fetch`]).
+//! Where the frozen matrices of a model's blocks are between two uses. Layers do not know: a block's matrices are fetched
+//! before it runs ([`LentBlocks::fetch`]).
 
 use std::fmt;
 use std::sync::Arc;
 
+use candle_core::Device;
+
+use super::lent::LentBlocks;
+pub use super::resident_share::ResidentShare;
 use super::shards::Shards;
+use super::stream::Streamed;
 use crate::distributed::AllGather;
 
 /// Place of the blocks' frozen matrices.
@@ -15,21 +20,43 @@ pub enum Residency {
     Whole,
     /// A part on each rank ([`Shards`]).
     Sharded(Arc<dyn AllGather>),
+    /// In files, from where each is read before it runs, but for those that stay in memory.
+    Streamed(ResidentShare),
 }
 
 impl Residency {
-    /// Returns the storage for the blocks of one model; None if each layer has its own matrices.
-    pub fn shards(&self) -> Option<Arc<Shards>> {
+    /// Returns the blocks of one model on `device`; None if each layer has its own matrices.
+    pub fn lent_blocks(&self, device: &Device) -> Option<Arc<LentBlocks>> {
+        Some(Arc::new(match self {
+            Self::Whole => return None,
+            Self::Sharded(ranks) => LentBlocks::new(Shards::new(ranks.clone())),
+            Self::Streamed(resident) => LentBlocks::new(Streamed::new(device, *resident)),
+        }))
+    }
+
+    /// Returns the share of blocks that is in memory at least.
+    pub fn resident_share(&self) -> f64 {
         match self {
-            Self::Whole => None,
-            Self::Sharded(ranks) => Some(Arc::new(Shards::new(ranks.clone()))),
+            Self::Whole => 1.0,
+            Self::Sharded(ranks) => 1.0 / ranks.world_size() as f64,
+            Self::Streamed(ResidentShare::Auto) => 0.0,
+            Self::Streamed(ResidentShare::Share(share)) => *share,
+        }
+    }
+
+    /// True if a block that is kept for the way back takes memory that others need.
+    pub fn lends_in_turn(&self) -> bool {
+        match self {
+            Self::Whole => false,
+            Self::Sharded(ranks) => ranks.world_size() > 1,
+            Self::Streamed(resident) => *resident != ResidentShare::Share(1.0),
         }
     }
 
     /// Returns the number of ranks that share them.
     pub fn ranks(&self) -> usize {
         match self {
-            Self::Whole => 1,
+            Self::Whole | Self::Streamed(_) => 1,
             Self::Sharded(ranks) => ranks.world_size(),
         }
     }
@@ -40,6 +67,7 @@ impl fmt::Debug for Residency {
         match self {
             Self::Whole => f.write_str("Whole"),
             Self::Sharded(ranks) => write!(f, "Sharded({} of {})", ranks.rank(), ranks.world_size()),
+            Self::Streamed(resident) => write!(f, "Streamed({resident:?})"),
         }
     }
 }

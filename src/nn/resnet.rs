@@ -6,7 +6,8 @@
 use candle_core::{Result, Tensor};
 
 use super::coder::{Layer, Modulate, NormConv};
-use super::conv3d::{Conv3d, FeatureCache};
+use super::coder_memory::{PieceSize, Tally};
+use super::conv3d::{Conv3d, FeatureCache, Resample};
 use super::norm::Norm;
 use super::weights::Weights;
 
@@ -56,10 +57,29 @@ impl<S, N: Modulate<S>> Layer<S> for Resnet<N> {
             (Some(conv), Some(norm)) => conv.forward((&norm.forward(&x)?).into())?.0,
         };
         drop(x);
-        let h = norm.finish(h, state)?;
+        let h = norm.finish(h, memory, state)?;
         let NormConv { norm, conv } = &self.second;
         let y = memory.convolve_onto(onto, conv, &h, Some(&norm.modulation(&h, state)?))?; // (B, F, H, W, O)
         drop(h);
-        norm.finish(y, state)
+        norm.finish(y, memory, state)
+    }
+
+    fn lag(&self) -> usize {
+        Layer::<S>::lag(&self.first) + Layer::<S>::lag(&self.second)
+    }
+
+    fn measure(&self, x: PieceSize, tally: &mut Tally) -> PieceSize {
+        let h = tally.convolve(&self.first.conv, x, Resample::None);
+        if self.conv_shortcut.is_some() {
+            if self.shortcut_norm.is_some() {
+                tally.hold(x);
+                tally.free(x);
+            }
+            tally.hold(h);
+            tally.free(x);
+        }
+        tally.convolve_onto(&self.second.conv, h);
+        tally.free(h);
+        h
     }
 }

@@ -67,6 +67,15 @@ impl Rotary {
         self
     }
 
+    /// Appends `count` tokens that are not rotated, in tables (S, K / 2).
+    pub fn before(mut self, count: usize) -> Result<Self> {
+        let pairs = self.0.cos.dim(1)?;
+        let still = self.0.cos.zeros_like()?.narrow(0, 0, 1)?.broadcast_as((count, pairs))?;
+        self.0.cos = Tensor::cat(&[self.0.cos, (&still + 1.0)?], 0)?;
+        self.0.sin = Tensor::cat(&[self.0.sin, still], 0)?;
+        Ok(self)
+    }
+
     /// Returns the cosines, as wide as the angles, f32, without tokens that are not rotated.
     pub fn cos(&self) -> &Tensor {
         &self.0.cos

@@ -1,78 +1,34 @@
 //! Sharded frozen matrices of blocks: each rank keeps 1/N of every block, and has a whole block only while it runs.
 //!
 //! The matrices of a block, concatenated and padded with zeros to a multiple of N, are one vector, of which rank r
-//! keeps the r-th part. While a block runs, the next one is being gathered: the following one in the forward pass, the
-//! previous one in the backward pass. That is the third stage of ZeRO (arXiv:1910.02054) for weights that no step
-//! changes. Biases and norms, which are small, stay on every rank.
+//! keeps the r-th part. That is the third stage of ZeRO (arXiv:1910.02054) for weights that no step changes. Matrices in
+//! few bits stay on every rank.
 //!
 //! All ranks must run the same blocks in the same order.
 
-use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex};
 
 use candle_core::{DType, Error, Result, Shape, Tensor};
+use indicatif::BinaryBytes;
 
+use super::lent::{BlockKeeper, KeptBlock, PendingBlock, lock};
 use crate::distributed::{AllGather, Pending};
+use crate::ops::bytes::Origin;
 use crate::ops::stored::Weight;
-
-/// A frozen matrix.
-#[derive(Debug, Clone)]
-pub enum Matrix {
-    /// The whole matrix, in this process.
-    Own(Weight),
-    /// A part of the matrix, gathered when its block runs.
-    Shared(Arc<ShardedMatrix>),
-}
-
-/// A matrix that is whole only while its block runs.
-#[derive(Debug)]
-pub struct ShardedMatrix {
-    shape: Shape,
-    whole: Mutex<Option<Tensor>>,
-}
-
-impl Matrix {
-    /// Returns the rows and columns.
-    pub fn dims2(&self) -> Result<(usize, usize)> {
-        match self {
-            Self::Own(whole) => whole.shape(),
-            Self::Shared(lent) => lent.shape.dims2(),
-        }
-    }
-
-    /// # Errors
-    /// Fails for a sharded matrix while its block does not run.
-    pub fn whole(&self) -> Result<Weight> {
-        match self {
-            Self::Own(whole) => Ok(whole.clone()),
-            Self::Shared(lent) => {
-                let whole = lock(&lent.whole).clone().map(Weight::Dense);
-                whole.ok_or_else(|| Error::Msg("a sharded matrix was read while its block does not run".into()))
-            }
-        }
-    }
-}
 
 /// Sharded matrices of all blocks of a model.
 pub struct Shards {
     ranks: Arc<dyn AllGather>,
     /// Matrices of the block that is being read.
-    reading: Mutex<Vec<(Arc<ShardedMatrix>, Tensor)>>,
-    blocks: Mutex<Vec<Arc<Block>>>,
-    under_way: Mutex<InFlight>,
+    reading: Mutex<Vec<Tensor>>,
+    blocks: Mutex<Vec<Arc<ShardedBlock>>>,
 }
 
-struct Block {
+struct ShardedBlock {
+    ranks: Arc<dyn AllGather>,
     /// This rank's part: (n)
     part: Tensor,
-    matrices: Vec<Arc<ShardedMatrix>>,
-}
-
-/// The running block, and the one being gathered.
-#[derive(Default)]
-struct InFlight {
-    last: Option<usize>,
-    next: Option<(usize, Box<dyn Pending>)>,
+    shapes: Vec<Shape>,
 }
 
 impl Shards {
@@ -82,136 +38,125 @@ impl Shards {
             ranks,
             reading: Mutex::default(),
             blocks: Mutex::default(),
-            under_way: Mutex::default(),
         }
     }
+}
 
-    /// Returns the number of ranks.
-    pub fn ranks(&self) -> usize {
-        self.ranks.world_size()
+impl BlockKeeper for Shards {
+    fn reads_to_host(&self) -> bool {
+        false
     }
 
-    /// Adds a matrix of the block that is being read. One of another type than the first stays whole.
-    pub fn take(&self, whole: Tensor) -> Matrix {
+    /// One of another type than the first stays whole.
+    fn take(&self, matrix: Weight, _: Option<Origin>) -> Result<Option<Weight>> {
+        let whole = match matrix {
+            Weight::Dense(whole) => whole,
+            stored => return Ok(Some(stored)),
+        };
         let mut reading = lock(&self.reading);
         let fits = match reading.first() {
-            Some((_, first)) => first.dtype() == whole.dtype(),
+            Some(first) => first.dtype() == whole.dtype(),
             None => matches!(whole.dtype(), DType::F32 | DType::BF16 | DType::F16),
         };
         if !fits {
-            return Matrix::Own(whole.into());
+            return Ok(Some(whole.into()));
         }
-        let lent = Arc::new(ShardedMatrix {
-            shape: whole.shape().clone(),
-            whole: Mutex::default(),
-        });
-        reading.push((lent.clone(), whole));
-        Matrix::Shared(lent)
+        reading.push(whole);
+        Ok(None)
     }
 
-    /// Ends the reading of a block: this rank keeps its part.
-    pub fn share_out(&self) -> Result<()> {
-        let reading = std::mem::take(&mut *lock(&self.reading));
-        let (matrices, wholes): (Vec<_>, Vec<_>) = reading.into_iter().unzip();
-        let mut rows = Vec::new();
-        for whole in wholes {
-            rows.push(whole.flatten_all()?);
-        }
+    /// This rank keeps its part.
+    fn end_block(&self) -> Result<Arc<dyn KeptBlock>> {
+        let wholes = std::mem::take(&mut *lock(&self.reading));
+        let shapes = wholes.iter().map(|whole| whole.shape().clone()).collect();
+        let mut rows = wholes.iter().map(Tensor::flatten_all).collect::<Result<Vec<_>>>()?;
+        drop(wholes);
         let Some(first) = rows.first() else {
-            return Ok(());
+            return Ok(Arc::new(Nothing));
         };
-        let count: usize = rows.iter().map(Tensor::elem_count).sum();
-        let each = count.div_ceil(self.ranks());
+        let (count, world_size) = (
+            rows.iter().map(Tensor::elem_count).sum::<usize>(),
+            self.ranks.world_size(),
+        );
+        let each = count.div_ceil(world_size);
         let (dtype, device) = (first.dtype(), first.device().clone());
-        rows.push(Tensor::zeros(each * self.ranks() - count, dtype, &device)?);
+        rows.push(Tensor::zeros(each * world_size - count, dtype, &device)?);
         let row = Tensor::cat(&rows, 0)?; // (N n)
-        // A copy, because a view would keep all of it.
-        let part = row.narrow(0, self.ranks.rank() * each, each)?.copy()?; // (n)
-        lock(&self.blocks).push(Arc::new(Block { part, matrices }));
-        Ok(())
+        let block = Arc::new(ShardedBlock {
+            ranks: self.ranks.clone(),
+            // A copy, because a view would keep all of it.
+            part: row.narrow(0, self.ranks.rank() * each, each)?.copy()?, // (n)
+            shapes,
+        });
+        lock(&self.blocks).push(block.clone());
+        Ok(block)
     }
 
-    /// Returns the bytes that this rank keeps of all blocks.
-    pub fn bytes(&self) -> usize {
-        lock(&self.blocks).iter().map(|block| block.bytes()).sum()
-    }
-
-    /// Returns the bytes of the largest block, whole.
-    pub fn largest(&self) -> usize {
-        let largest = lock(&self.blocks).iter().map(|block| block.bytes()).max();
-        largest.unwrap_or(0) * self.ranks()
-    }
-
-    /// Gathers block `index` until the returned guard is dropped, and begins to gather the next one.
-    ///
-    /// # Errors
-    /// Fails if ranks did not arrive.
-    pub fn fetch(&self, index: usize) -> Result<BlockGuard> {
+    fn start(&self) -> Result<String> {
         let blocks = lock(&self.blocks);
-        let Some(block) = blocks.get(index) else {
-            return Err(Error::Msg(format!("no block {index} of {} is sharded", blocks.len())));
-        };
-        let mut under_way = lock(&self.under_way);
-        let row = match under_way.next.take() {
-            Some((next, gathering)) if next == index => gathering.end(),
-            other => {
-                if let Some((_, another)) = other {
-                    another.end().map_err(wrapped)?;
-                }
-                self.ranks.begin(&block.part).and_then(|gathering| gathering.end())
-            }
-        };
-        let row = row.map_err(wrapped)?.to_device(block.part.device())?; // (N n)
-        let brought = BlockGuard(block.clone());
-        block.lend(&row)?;
-        let backwards = index > 0 && under_way.last.is_some_and(|last| last > index);
-        let next = if backwards { index - 1 } else { index + 1 };
-        if let Some(block) = blocks.get(next) {
-            under_way.next = Some((next, self.ranks.begin(&block.part).map_err(wrapped)?));
-        }
-        under_way.last = Some(index);
-        Ok(brought)
+        let bytes = blocks.iter().map(|block| block.bytes());
+        let largest = bytes.clone().max().unwrap_or(0) * self.ranks.world_size();
+        Ok(format!(
+            "the matrices of {} blocks are sharded over {} ranks: {} on each, and two whole blocks of {}",
+            blocks.len(),
+            self.ranks.world_size(),
+            BinaryBytes(bytes.sum::<usize>() as u64),
+            BinaryBytes(largest as u64)
+        ))
     }
 }
 
-impl fmt::Debug for Shards {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Shards({} of {})", self.ranks.rank(), self.ranks.world_size())
-    }
-}
-
-impl Block {
+impl ShardedBlock {
     /// Bytes of the part that is kept.
     fn bytes(&self) -> usize {
         self.part.elem_count() * self.part.dtype().size_in_bytes()
     }
+}
 
-    fn lend(&self, row: &Tensor) -> Result<()> {
-        let mut start = 0;
-        for lent in &self.matrices {
-            let count = lent.shape.elem_count();
-            *lock(&lent.whole) = Some(row.narrow(0, start, count)?.reshape(&lent.shape)?);
-            start += count;
-        }
-        Ok(())
+impl KeptBlock for ShardedBlock {
+    fn begin(self: Arc<Self>) -> Result<Box<dyn PendingBlock>> {
+        Ok(Box::new(PendingShards {
+            pending: self.ranks.begin(&self.part).map_err(wrapped)?,
+            part: self.part.clone(),
+            shapes: self.shapes.clone(),
+        }))
     }
 }
 
-/// Guard of a gathered block. A matrix saved for the backward pass is kept until that is done.
-pub struct BlockGuard(Arc<Block>);
+struct PendingShards {
+    pending: Box<dyn Pending>,
+    part: Tensor,
+    shapes: Vec<Shape>,
+}
 
-impl Drop for BlockGuard {
-    fn drop(&mut self) {
-        for lent in &self.0.matrices {
-            *lock(&lent.whole) = None;
-        }
+impl PendingBlock for PendingShards {
+    fn end(self: Box<Self>) -> Result<Vec<Weight>> {
+        let row = self.pending.end().map_err(wrapped)?.to_device(self.part.device())?; // (N n)
+        let mut start = 0;
+        let matrix = |shape: &Shape| {
+            let count = shape.elem_count();
+            start += count;
+            Ok(row.narrow(0, start - count, count)?.reshape(shape)?.into())
+        };
+        self.shapes.iter().map(matrix).collect()
+    }
+}
+
+/// A block without matrices.
+struct Nothing;
+
+impl KeptBlock for Nothing {
+    fn begin(self: Arc<Self>) -> Result<Box<dyn PendingBlock>> {
+        Ok(Box::new(Self))
+    }
+}
+
+impl PendingBlock for Nothing {
+    fn end(self: Box<Self>) -> Result<Vec<Weight>> {
+        Ok(Vec::new())
     }
 }
 
 fn wrapped(error: anyhow::Error) -> Error {
     Error::Msg(format!("{error:#}"))
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }

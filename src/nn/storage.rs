@@ -36,7 +36,8 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Result, Tensor, bail};
 use rayon::prelude::*;
 
-use crate::ops::stored::StoredMatrix;
+use crate::ops::bytes::Bytes;
+use crate::ops::stored::{MovableMatrix, StoredMatrix, Weight};
 
 pub use part::Parts;
 
@@ -46,7 +47,7 @@ use launch::KernelForm;
 const CHUNK: usize = 1 << 14;
 
 /// A format of stored numbers. The numbers of a matrix (out, in) count row by row.
-pub trait Decode: Send + Sync {
+pub trait Decode: Clone + Send + Sync + 'static {
     /// Name of the format, for messages.
     fn name(&self) -> String;
 
@@ -58,6 +59,9 @@ pub trait Decode: Send + Sync {
 
     /// Returns the format as a kernel reads it.
     fn kernel_form(&self) -> KernelForm;
+
+    /// Returns all that grows with the matrix, to be read or put elsewhere.
+    fn parts(&mut self) -> Vec<&mut Bytes>;
 }
 
 /// A matrix (out, in) in a format.
@@ -81,10 +85,7 @@ impl<F: Decode> Stored<F> {
     ///
     /// # Errors
     /// Fails if there is no room.
-    pub fn placed(self) -> Result<Arc<dyn StoredMatrix>>
-    where
-        F: 'static,
-    {
+    pub fn placed(self) -> Result<Arc<dyn StoredMatrix>> {
         #[cfg(feature = "cuda")]
         if self.device.is_cuda() {
             return Ok(Arc::new(cuda::OnGpu::new(&self)?));
@@ -126,6 +127,38 @@ impl<F: Decode> StoredMatrix for Stored<F> {
         Tensor::from_vec(numbers, (rows, features), &Device::Cpu)?
             .to_dtype(dtype)?
             .to_device(&self.device)
+    }
+
+    fn movable(&self) -> Option<&dyn MovableMatrix> {
+        Some(self)
+    }
+}
+
+impl<F: Decode> MovableMatrix for Stored<F> {
+    fn parts(&self) -> Vec<Bytes> {
+        self.format
+            .clone()
+            .parts()
+            .into_iter()
+            .map(|part| part.clone())
+            .collect()
+    }
+
+    fn over(&self, parts: Vec<Bytes>, device: &Device) -> Result<Weight> {
+        let mut format = self.format.clone();
+        let mut places = format.parts();
+        if places.len() != parts.len() {
+            bail!(
+                "{} parts for the {} of {}",
+                parts.len(),
+                places.len(),
+                self.format.name()
+            );
+        }
+        for (place, part) in places.iter_mut().zip(parts) {
+            **place = part;
+        }
+        Ok(Weight::Stored(Self::new(format, self.shape, device).placed()?))
     }
 }
 

@@ -13,13 +13,23 @@ use super::gguf::{self, GgufFile};
 use super::storage::detect;
 use super::weight_files::unreadable;
 use crate::finite::{self, NotFinite};
+use crate::ops::bytes::Origin;
 
 /// An open file of tensors.
 pub enum TensorFile {
-    /// Mapped safetensors.
-    Safetensors(PathBuf, MmapedSafetensors),
+    /// Mapped safetensors, and where their first tensor begins.
+    Safetensors(PathBuf, MmapedSafetensors, DataStart),
     /// GGUF.
     Gguf(GgufFile),
+}
+
+/// Beginning of the first tensor of a mapped file.
+#[derive(Debug, Clone, Copy)]
+pub struct DataStart {
+    /// In memory.
+    address: usize,
+    /// In the file.
+    offset: u64,
 }
 
 impl TensorFile {
@@ -41,13 +51,18 @@ impl TensorFile {
     pub(super) fn open_safetensors(path: &Path) -> anyhow::Result<Self> {
         // SAFETY: the map is only read; as everywhere with mmap, a file must not shrink meanwhile.
         let file = unsafe { MmapedSafetensors::new(path) }.with_context(|| unreadable(path))?;
-        Ok(Self::Safetensors(path.into(), file))
+        let addresses = file.tensors().into_iter().map(|(_, view)| view.data().as_ptr().addr());
+        let start = DataStart {
+            address: addresses.min().unwrap_or_default(),
+            offset: 8 + header_length(&mut File::open(path)?).with_context(|| unreadable(path))?,
+        };
+        Ok(Self::Safetensors(path.into(), file, start))
     }
 
     /// Path of the file.
     pub fn path(&self) -> &Path {
         match self {
-            Self::Safetensors(path, _) => path,
+            Self::Safetensors(path, ..) => path,
             Self::Gguf(file) => file.path(),
         }
     }
@@ -55,7 +70,7 @@ impl TensorFile {
     /// Returns the names of all tensors.
     pub fn names(&self) -> Vec<String> {
         match self {
-            Self::Safetensors(_, file) => file.tensors().into_iter().map(|(name, _)| name).collect(),
+            Self::Safetensors(_, file, _) => file.tensors().into_iter().map(|(name, _)| name).collect(),
             Self::Gguf(file) => file.header().tensors.keys().cloned().collect(),
         }
     }
@@ -63,7 +78,7 @@ impl TensorFile {
     /// Returns the shape of a tensor.
     pub(super) fn shape(&self, name: &str) -> Option<Vec<usize>> {
         match self {
-            Self::Safetensors(_, file) => Some(file.get(name).ok()?.shape().to_vec()),
+            Self::Safetensors(_, file, _) => Some(file.get(name).ok()?.shape().to_vec()),
             Self::Gguf(file) => Some(file.header().tensors.get(name)?.shape.clone()),
         }
     }
@@ -71,7 +86,7 @@ impl TensorFile {
     /// Returns true for a tensor of this shape.
     pub(super) fn has(&self, name: &str, shape: &[usize]) -> bool {
         match self {
-            Self::Safetensors(_, file) => file.get(name).is_ok_and(|view| view.shape() == shape),
+            Self::Safetensors(_, file, _) => file.get(name).is_ok_and(|view| view.shape() == shape),
             Self::Gguf(file) => file.header().tensors.get(name).is_some_and(|entry| entry.is(shape)),
         }
     }
@@ -79,7 +94,7 @@ impl TensorFile {
     /// Returns the bytes of a tensor in the file.
     pub(super) fn bytes(&self, name: &str) -> u64 {
         match self {
-            Self::Safetensors(_, file) => file.get(name).map_or(0, |view| view.data().len() as u64),
+            Self::Safetensors(_, file, _) => file.get(name).map_or(0, |view| view.data().len() as u64),
             Self::Gguf(file) => file.header().tensors.get(name).map_or(0, |entry| entry.bytes as u64),
         }
     }
@@ -87,8 +102,29 @@ impl TensorFile {
     /// Returns a tensor of safetensors as it lies there.
     pub(super) fn view(&self, name: &str) -> Result<TensorView<'_>> {
         match self {
-            Self::Safetensors(_, file) => file.get(name),
+            Self::Safetensors(_, file, _) => file.get(name),
             Self::Gguf(_) => Err(Error::Msg(format!("the tensor {name} is GGUF's"))),
+        }
+    }
+
+    /// Returns where a tensor's bytes lie in the file.
+    pub(super) fn origin(&self, name: &str) -> Option<Origin> {
+        let offset = match self {
+            Self::Safetensors(_, file, start) => {
+                let address = file.get(name).ok()?.data().as_ptr().addr();
+                start.offset + address.checked_sub(start.address)? as u64
+            }
+            Self::Gguf(file) => file.header().tensors.get(name)?.start,
+        };
+        let path = self.path().into();
+        Some(Origin { path, offset })
+    }
+
+    /// Returns the number format of a dense tensor of safetensors.
+    pub(super) fn dtype(&self, name: &str) -> Option<DType> {
+        match self {
+            Self::Safetensors(_, file, _) => DType::try_from(file.get(name).ok()?.dtype()).ok(),
+            Self::Gguf(_) => None,
         }
     }
 
@@ -103,7 +139,7 @@ impl TensorFile {
     /// Reads a tensor, which [`has`](Self::has) this shape.
     pub(super) fn read(&self, name: &str, shape: &[usize], dtype: DType, device: &Device) -> Result<Tensor> {
         match self {
-            Self::Safetensors(_, file) => {
+            Self::Safetensors(_, file, _) => {
                 let tensor = file.load(name, device)?.to_dtype(dtype)?;
                 self.unload(name);
                 Ok(tensor)
@@ -126,7 +162,7 @@ impl TensorFile {
     /// Reads the header of safetensors; GGUF has none of this kind.
     pub(super) fn headers(&self) -> anyhow::Result<detect::Headers> {
         let mut headers = detect::Headers::default();
-        if let Self::Safetensors(path, _) = self {
+        if let Self::Safetensors(path, ..) = self {
             headers.add(&header(path).with_context(|| unreadable(path))?);
         }
         Ok(headers)
@@ -135,7 +171,7 @@ impl TensorFile {
     /// Returns the first number of a tensor that is not finite.
     pub(super) fn not_finite(&self, name: &str) -> Option<NotFinite> {
         match self {
-            Self::Safetensors(_, file) => {
+            Self::Safetensors(_, file, _) => {
                 let view = file.get(name).ok()?;
                 // None: in an unsupported format.
                 finite::first_in(view.data(), DType::try_from(view.dtype()).ok()?)
@@ -162,11 +198,17 @@ pub fn is_gguf(path: &Path) -> bool {
 /// Reads the header of a file that is mapped, and so well formed.
 fn header(path: &Path) -> anyhow::Result<Metadata> {
     let mut file = File::open(path)?;
+    let length = header_length(&mut file)?;
+    let mut header = Vec::new();
+    file.take(length).read_to_end(&mut header)?;
+    Ok(serde_json::from_slice(&header)?)
+}
+
+/// Reads the length of a header, which comes before it.
+fn header_length(file: &mut File) -> anyhow::Result<u64> {
     let mut length = [0; 8];
     file.read_exact(&mut length)?;
-    let mut header = Vec::new();
-    file.take(u64::from_le_bytes(length)).read_to_end(&mut header)?;
-    Ok(serde_json::from_slice(&header)?)
+    Ok(u64::from_le_bytes(length))
 }
 
 /// Releases mapped bytes that were read.

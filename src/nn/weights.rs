@@ -22,27 +22,31 @@
 //! # Ok::<(), anyhow::Error>(())
 //! ```
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::bail;
-use candle_core::{DType, Device, Error, Result, Shape, Tensor};
-use indicatif::BinaryBytes;
+use candle_core::{DType, Device, Result, Shape, Tensor};
 
 mod headers;
+mod memory;
+mod quantized;
 
 use headers::Headers;
+use quantized::Quantized;
+
+pub use memory::WeightBytes;
 
 use super::adapter::{Adapt, LayerId, LoraLayer, WeightForm};
-use super::checkpoint::{Checkpoint, Size};
+use super::checkpoint::Checkpoint;
+use super::lent::{LentBlocks, Matrix};
 use super::load::{Content, Load};
+use super::outline::Outline;
+use super::quantized_cache::QuantizedCache;
 use super::random_weights;
 use super::residency::Residency;
-use super::shards::{Matrix, Shards};
-use super::storage::quantize::{self, Quantization};
 use super::weight_files::WeightFolder;
-use crate::ops::stored::{StoredMatrix, Weight};
-use crate::process::memory::{self, TooLittle};
+use crate::ops::stored::{Outlined, StoredMatrix, Weight};
 
 /// Name of a layer's weight.
 const WEIGHT: &str = "weight";
@@ -60,12 +64,15 @@ pub struct Weights {
     adapters: Option<Arc<dyn Adapt>>,
     residency: Residency,
     quantization: Option<Quantized>,
-    /// Storage of the blocks' matrices, if it is not the layers' own.
-    shards: Option<Arc<Shards>>,
-    /// True inside of a sharded block.
+    quantized_cache: Option<Arc<QuantizedCache>>,
+    /// Blocks whose matrices are not their layers' own, if that is so.
+    lent: Option<Arc<LentBlocks>>,
+    /// True inside of such a block.
     in_block: bool,
     /// True if the CPU computes like other devices.
     composed: bool,
+    /// True if matrices have no numbers.
+    outlines: bool,
     read: Arc<ReadSoFar>,
 }
 
@@ -73,10 +80,19 @@ pub struct Weights {
 #[derive(Default)]
 struct ReadSoFar {
     numbers: AtomicUsize,
-    /// Bytes in memory, with those of parts that other ranks keep.
+    /// Bytes, with those of blocks that are elsewhere.
     bytes: AtomicUsize,
-    /// Bytes of stored matrices in sharded blocks, which every rank has whole.
-    unsharded: AtomicUsize,
+    /// Blocks that are not lent, in order.
+    blocks: Mutex<Vec<BlockBytes>>,
+}
+
+/// Size of a block.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BlockBytes {
+    /// Path of the block in the checkpoint.
+    pub path: String,
+    /// Bytes of what its layers have read.
+    pub bytes: usize,
 }
 
 impl ReadSoFar {
@@ -84,19 +100,9 @@ impl ReadSoFar {
         self.numbers.fetch_add(numbers, Ordering::Relaxed);
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
     }
-}
 
-/// Form that the matrices of linear layers are stored in as they are read.
-#[derive(Clone)]
-struct Quantized {
-    form: Quantization,
-    /// Parts of the paths of layers that stay dense, or their beginnings behind `^`.
-    dense: Arc<[&'static str]>,
-}
-
-impl Quantized {
-    fn takes(&self, path: &str) -> bool {
-        !quantize::stays_dense(&self.dense, path)
+    fn blocks(&self) -> MutexGuard<'_, Vec<BlockBytes>> {
+        self.blocks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -127,11 +133,11 @@ impl Weights {
         let checkpoint = Checkpoint::open(folder)?;
         Ok(match load.content {
             Content::Numbers => Self::of(WeightSource::Checkpoint(Arc::new(checkpoint)), load),
-            Content::Headers => {
+            Content::Headers | Content::Outlines => {
                 let headers = Headers::of(checkpoint, load.device.is_cpu());
                 Self {
                     device: Device::Cpu,
-                    shards: None,
+                    lent: None,
                     ..Self::of(WeightSource::Headers(Arc::new(headers)), load)
                 }
             }
@@ -152,9 +158,11 @@ impl Weights {
             adapters: load.adapters.clone(),
             residency: load.residency.clone(),
             quantization: None,
-            shards: load.residency.shards(),
+            quantized_cache: load.quantized_cache.clone(),
+            lent: load.residency.lent_blocks(&load.device),
             in_block: false,
             composed: false,
+            outlines: load.content == Content::Outlines,
             read: Arc::default(),
         }
     }
@@ -171,14 +179,6 @@ impl Weights {
         self.device.is_cpu() && !self.composed
     }
 
-    /// Stores the matrices of linear layers in `form` as they are read, but those that the checkpoint has in few bits
-    /// already, and those whose path contains one of `dense`, or begins with what is behind a `^` there.
-    pub fn quantized(mut self, form: Option<Quantization>, dense: &[&'static str]) -> Self {
-        let dense = dense.into();
-        self.quantization = form.map(|form| Quantized { form, dense });
-        self
-    }
-
     /// Returns the position `name` below this one.
     pub fn pp(&self, name: impl std::fmt::Display) -> Self {
         Self {
@@ -187,23 +187,29 @@ impl Weights {
         }
     }
 
-    /// Reads block `index` below this position by `build`; for sharded blocks this rank keeps its part.
+    /// Reads block `index` below this position by `build`. Where blocks are lent, their matrices go to their keeper.
     pub fn block<B>(&self, index: usize, build: impl FnOnce(Self) -> Result<B>) -> Result<B> {
-        let Some(shards) = &self.shards else {
-            return build(self.pp(index));
+        let Some(lent) = &self.lent else {
+            let before = self.bytes();
+            let position = self.pp(index);
+            let path = position.prefix.clone();
+            let block = build(position)?;
+            let bytes = self.bytes() - before;
+            self.read.blocks().push(BlockBytes { path, bytes });
+            return Ok(block);
         };
         let inside = Self {
             in_block: true,
             ..self.pp(index)
         };
         let block = build(inside)?;
-        shards.share_out()?;
+        lent.end_block()?;
         Ok(block)
     }
 
-    /// Returns the sharded blocks.
-    pub fn shards(&self) -> Option<Arc<Shards>> {
-        self.shards.clone()
+    /// Returns the blocks whose matrices are lent, if they are.
+    pub fn lent(&self) -> Option<Arc<LentBlocks>> {
+        self.lent.clone()
     }
 
     /// Returns the same position, read as `dtype`.
@@ -229,7 +235,12 @@ impl Weights {
     /// Returns true if tensors hold the checkpoint's numbers. With headers alone, a layer must not rearrange its
     /// tensors: that would fill memory with copies of one number.
     pub fn has_numbers(&self) -> bool {
-        !matches!(self.source, WeightSource::Headers(_))
+        self.outlines || !matches!(self.source, WeightSource::Headers(_))
+    }
+
+    /// Returns true if the model runs for its memory alone.
+    pub fn are_outlines(&self) -> bool {
+        self.outlines
     }
 
     fn checkpoint(&self) -> Option<&Checkpoint> {
@@ -246,66 +257,32 @@ impl Weights {
         self.checkpoint().is_none_or(|checkpoint| checkpoint.contains(&path))
     }
 
-    /// Checks that main memory is large enough for all tensors except those whose names begin with one of `ignored`, or
-    /// for this rank's part of those that are dense. On another device they only pass through.
-    ///
-    /// # Errors
-    /// [`TooLittle`]: the needed and the free bytes, and the number format that would fit.
-    pub fn ensure_memory(&self, ignored: &[&str]) -> std::result::Result<(), TooLittle> {
-        let in_memory = match &self.source {
-            WeightSource::Headers(headers) => headers.in_memory,
-            _ => self.device.is_cpu(),
-        };
-        let (Some(checkpoint), true) = (self.checkpoint(), in_memory) else {
-            return Ok(());
-        };
-        let ranks = self.residency.ranks() as u64;
-        let bytes = |dtype: DType| {
-            let tensors = checkpoint.sizes();
-            let wanted = tensors.filter(|(name, _)| !ignored.iter().any(|prefix| name.starts_with(prefix)));
-            let (mut whole, mut shared) = (0u64, 0u64);
-            for (name, size) in wanted {
-                match size {
-                    Size::Stored(bytes) => whole = whole.saturating_add(bytes),
-                    Size::Dense(shape) => match self.quantized_bytes(name, &shape) {
-                        Some(bytes) => whole = whole.saturating_add(bytes),
-                        None => shared = shared.saturating_add(dense_bytes(&shape, dtype)),
-                    },
+    /// Reads the tensor `name`, which must have this shape.
+    pub fn get(&self, shape: impl Into<Shape>, name: &str) -> Result<Tensor> {
+        self.get_counted(&self.device, shape.into(), name)
+    }
+
+    fn get_counted(&self, device: &Device, shape: Shape, name: &str) -> Result<Tensor> {
+        let numbers = shape.elem_count();
+        self.read.add(numbers, numbers * self.dtype.size_in_bytes());
+        match self.outlines {
+            true => {
+                self.request(&shape, name)?;
+                match shape.rank() {
+                    0 | 1 => Tensor::ones(shape, self.dtype, &Device::Cpu), // scales must not be 0
+                    _ => Tensor::zeros(shape, self.dtype, &Device::Cpu),
                 }
             }
-            whole.saturating_add(shared / ranks)
-        };
-        let needed = bytes(self.dtype);
-        match memory::most() {
-            Some(free) if free.bytes < needed => Err(TooLittle {
-                what: format!("{} as {}", checkpoint.folder.source().display(), self.dtype.as_str()),
-                needed,
-                free,
-                instead: (bytes(DType::BF16) < free.bytes.min(needed)).then(|| {
-                    format!(
-                        "model.dtype: bf16 takes {}, which fits",
-                        BinaryBytes(bytes(DType::BF16))
-                    )
-                }),
-            }),
-            _ => Ok(()),
+            false => self.get_on(device, shape, name),
         }
     }
 
-    /// Returns the bytes of a dense tensor in the form that it will be stored in; None if it stays dense.
-    fn quantized_bytes(&self, name: &str, shape: &[usize]) -> Option<u64> {
-        let (quantized, &[rows, columns]) = (self.quantization.as_ref()?, shape) else {
-            return None;
-        };
-        quantized.takes(name).then(|| quantized.form.bytes((rows, columns)))
-    }
-
-    /// Reads the tensor `name`, which must have this shape.
-    pub fn get(&self, shape: impl Into<Shape>, name: &str) -> Result<Tensor> {
-        let shape = shape.into();
-        let numbers = shape.elem_count();
-        self.read.add(numbers, numbers * self.dtype.size_in_bytes());
-        self.get_on(&self.device, shape, name)
+    /// Looks for the tensor `name` of this shape, without its numbers.
+    fn request(&self, shape: &Shape, name: &str) -> Result<()> {
+        match &self.source {
+            WeightSource::Headers(headers) => headers.stand_in(&self.path(name), shape, self.dtype).map(drop),
+            WeightSource::Checkpoint(_) | WeightSource::Random => Ok(()),
+        }
     }
 
     fn get_on(&self, device: &Device, shape: Shape, name: &str) -> Result<Tensor> {
@@ -325,70 +302,66 @@ impl Weights {
         }
     }
 
-    /// Reads the bias of a linear layer (out): rounded to fp8 where plain fp8 is the form of its matrix, as diffusers'
-    /// layerwise casting does.
-    pub fn bias(&self, out_features: usize) -> Result<Tensor> {
-        let bias = self.get(out_features, "bias")?;
-        match self.quantization_of("weight") {
-            Some(Quantization::Fp8) if self.has_numbers() => {
-                let rounded = Quantization::Fp8.store(&bias.unsqueeze(0)?, &self.device)?;
-                rounded.rows(0..1, self.dtype)?.squeeze(0)
-            }
-            _ => Ok(bias),
-        }
-    }
-
-    /// Returns the form that the matrix `name` is to be stored in; None for one that has a form already.
-    fn quantization_of(&self, name: &str) -> Option<Quantization> {
-        let path = self.path(name);
-        let stored = self.checkpoint().is_some_and(|checkpoint| checkpoint.is_stored(&path));
-        let quantized = self.quantization.as_ref();
-        let quantized = quantized.filter(|quantized| !stored && quantized.takes(&path));
-        quantized.map(|quantized| quantized.form)
-    }
-
     /// Reads the matrix `name`, which must have this shape: in its stored form, if it has one and nothing is added to it,
-    /// or in the form of [`quantized`](Self::quantized). Such a matrix is not sharded.
+    /// or in the form of [`quantized`](Self::quantized).
     pub fn matrix(&self, shape: (usize, usize), name: &str) -> Result<Matrix> {
         let path = self.path(name);
+        if self.outlines {
+            self.request(&shape.into(), name)?;
+            return Ok(Matrix::Own(Weight::Stored(self.outline(shape, name))));
+        }
+        let lent = self.lent.as_ref().filter(|_| self.in_block);
+        let device = match lent {
+            Some(lent) if lent.reads_to_host() => &Device::Cpu,
+            _ => &self.device,
+        };
+        let place = |matrix: Weight, origin| match lent {
+            Some(lent) => lent.take(matrix, origin),
+            None => Ok(Matrix::Own(matrix)),
+        };
         if let WeightSource::Checkpoint(checkpoint) = &self.source
             && checkpoint.is_stored(&path)
             && !self.has_delta(&path, &shape.into())?
-            && let Some(stored) = checkpoint.stored(&path, shape, &self.device)?
+            && let Some(stored) = checkpoint.stored(&path, shape, device)?
         {
-            return Ok(self.own(stored));
+            return place(self.counted(stored), None);
         }
         if let Some(form) = self.quantization_of(name)
             && self.has_numbers()
         {
-            let dense = self.get_on(&Device::Cpu, shape.into(), name)?;
-            let stored = form.store(&dense, &self.device);
-            let stored =
-                stored.map_err(|error| Error::Msg(format!("storing the matrix {path} as {}: {error}", form.name())))?;
-            if let Some(adapters) = &self.adapters {
-                adapters.quantized(&self.layer(&[shape.0, shape.1]), &dense, &*stored)?;
-            }
-            return Ok(self.own(stored));
+            return place(self.counted(self.quantized_matrix(form, shape, name, device)?), None);
         }
-        let whole = self.get(shape, name)?;
-        Ok(match &self.shards {
-            Some(shards) if self.in_block => shards.take(whole),
-            _ => Matrix::Own(whole.into()),
+        let whole = self.get_counted(device, shape.into(), name)?;
+        let origin = match (lent, self.has_delta(&path, &shape.into())?) {
+            (Some(_), false) => self.checkpoint().and_then(|file| file.origin_as(&path, self.dtype)),
+            _ => None,
+        };
+        place(whole.into(), origin)
+    }
+
+    /// Returns a matrix without numbers that takes as many bytes as this one.
+    fn outline(&self, shape: (usize, usize), name: &str) -> Arc<Outline> {
+        let path = self.path(name);
+        let stored = self.checkpoint().and_then(|checkpoint| checkpoint.stored_bytes(&path));
+        let quantized = self.quantization_of(name).map(|form| form.bytes(shape));
+        let few_bits = stored.or(quantized).map(|bytes| bytes as usize);
+        let bytes = few_bits.unwrap_or(shape.0 * shape.1 * self.dtype.size_in_bytes());
+        self.read.add(shape.0 * shape.1, bytes);
+        Arc::new(Outline {
+            shape,
+            bytes,
+            form: match (few_bits, self.dtype) {
+                (Some(_), _) => Outlined::FewBits,
+                (None, DType::F32) => Outlined::Wide,
+                (None, _) => Outlined::Narrow,
+            },
         })
     }
 
-    fn own(&self, stored: Arc<dyn StoredMatrix>) -> Matrix {
+    fn counted(&self, stored: Arc<dyn StoredMatrix>) -> Weight {
         let (rows, columns) = stored.shape();
         self.read.add(rows * columns, stored.bytes());
-        if self.shards.is_some() && self.in_block {
-            self.read.unsharded.fetch_add(stored.bytes(), Ordering::Relaxed);
-        }
-        Matrix::Own(Weight::Stored(stored))
-    }
-
-    /// Returns the bytes of stored matrices in sharded blocks, which every rank has whole.
-    pub fn unsharded(&self) -> usize {
-        self.read.unsharded.load(Ordering::Relaxed)
+        Weight::Stored(stored)
     }
 
     fn has_delta(&self, path: &str, shape: &Shape) -> Result<bool> {
@@ -401,9 +374,14 @@ impl Weights {
         self.read.numbers.load(Ordering::Relaxed)
     }
 
-    /// Returns the bytes in memory of what layers have read, at any position; those of sharded blocks in whole.
+    /// Returns the bytes of what layers have read, at any position; those of blocks that are elsewhere in whole.
     pub fn bytes(&self) -> usize {
         self.read.bytes.load(Ordering::Relaxed)
+    }
+
+    /// Returns the size of each block that has been read, in order; none of sharded blocks.
+    pub fn blocks(&self) -> Vec<BlockBytes> {
+        self.read.blocks().clone()
     }
 
     /// Returns the adapters of the layer at this position, whose weight has this shape.
@@ -435,6 +413,9 @@ impl Weights {
     ///
     /// `ignored` are prefixes that are known to have no part in the computation.
     pub fn finish(&self, ignored: &[&str]) -> anyhow::Result<()> {
+        if let Some(quantized) = &self.quantization {
+            quantized.report();
+        }
         let misfits = match &self.source {
             WeightSource::Headers(headers) => headers.misfits(),
             _ => None,
@@ -478,9 +459,4 @@ impl Weights {
             format!("{}.{name}", self.prefix)
         }
     }
-}
-
-fn dense_bytes(shape: &[usize], dtype: DType) -> u64 {
-    let size = dtype.size_in_bytes() as u64;
-    shape.iter().fold(size, |all, side| all.saturating_mul(*side as u64))
 }

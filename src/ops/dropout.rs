@@ -38,6 +38,12 @@ impl Mask {
         }
     }
 
+    /// Returns the mask of the numbers after the first `count` ones.
+    pub fn after(self, count: usize) -> Self {
+        let start = self.start.wrapping_add(GAMMA.wrapping_mul(count as u64));
+        Self { start, ..self }
+    }
+
     /// True if number i is kept.
     pub fn keeps(&self, i: u64) -> bool {
         mix(self.start.wrapping_add(GAMMA.wrapping_mul(i))) >> 32 >= self.below

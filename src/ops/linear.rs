@@ -23,9 +23,9 @@ use candle_core::{CpuStorage, CustomOp1, CustomOp3, Layout, Result, Shape, Tenso
 use super::device::has_kernels;
 use super::dropout::Mask;
 use super::f32_view::{f32_view, numbers_of, stored};
-use super::gemm::{Matrix, gemm};
+use super::gemm::{Matrix, gemm, gemm_over_rows};
 use super::stored::Weight;
-use super::tape::{Reads, SavedState, apply1, apply3};
+use super::tape::{Output, Reads, SavedState, apply1_for, apply3_for};
 
 /// A frozen weight (O, I) and bias (O). Whatever the matrix is stored as, at most a strip of it is decoded at a time,
 /// in the forward pass and again in the backward pass.
@@ -69,6 +69,14 @@ impl Frozen {
     /// # Errors
     /// Fails on mismatched shapes or types.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        self.forward_for(x, Output::Read)
+    }
+
+    /// Same as [`Frozen::forward`]; an output that is not read is not computed on the CPU.
+    ///
+    /// # Errors
+    /// Same as [`Frozen::forward`].
+    pub fn forward_for(&self, x: &Tensor, output: Output) -> Result<Tensor> {
         let sizes = self.sizes(x)?;
         if !has_kernels(x) {
             return self.reference(x, &sizes);
@@ -84,7 +92,8 @@ impl Frozen {
             inputs: [false],
             output: false,
         };
-        apply1(&x.contiguous()?, layer, reads)
+        let shape = sizes.out_shape(x.shape());
+        apply1_for(&x.contiguous()?, layer, reads, output.of(shape))
     }
 
     /// Forward pass with an adapter, x (..., I) -> (..., O), with sums in f32. Gradients go to those of x, A and B that
@@ -101,6 +110,20 @@ impl Frozen {
     /// # Errors
     /// Same as [`Frozen::forward_with`].
     pub fn forward_dropping(&self, x: &Tensor, adapter: LowRank, dropped: Option<Mask>) -> Result<Tensor> {
+        self.forward_dropping_for(x, adapter, dropped, Output::Read)
+    }
+
+    /// Same as [`Frozen::forward_dropping`]; an output that is not read is not computed on the CPU.
+    ///
+    /// # Errors
+    /// Same as [`Frozen::forward_with`].
+    pub fn forward_dropping_for(
+        &self,
+        x: &Tensor,
+        adapter: LowRank,
+        dropped: Option<Mask>,
+        output: Output,
+    ) -> Result<Tensor> {
         let LowRank { a, b, scale } = adapter;
         let mut sizes = self.sizes(x)?;
         sizes.rank = a.dims2()?.0;
@@ -133,7 +156,8 @@ impl Frozen {
             inputs: [true; 3],
             output: false,
         };
-        apply3([&x.contiguous()?, &a.contiguous()?, &b.contiguous()?], op, reads)
+        let inputs = [&x.contiguous()?, &a.contiguous()?, &b.contiguous()?];
+        apply3_for(inputs, op, reads, output.of(sizes.out_shape(x.shape())))
     }
 
     /// Reference in candle's operations, for other devices.
@@ -302,16 +326,13 @@ impl CustomOp3 for Adapted {
     ) -> Result<(CpuStorage, Shape)> {
         let Sizes {
             rows,
-            features,
             out_features,
             rank,
+            ..
         } = self.layer.sizes;
         let (wide, a, b) = (f32_view(x, x_layout)?, f32_view(a, a_layout)?, f32_view(b, b_layout)?);
         let mut y = self.layer.run(&wide)?;
-        let mut low = vec![0.0; rows * rank];
-        let (masked, factor) = (self.masked(&wide), self.factor());
-        let (x_rows, a) = (Matrix::new(&masked, rows, features), Matrix::new(&a, rank, features));
-        gemm(&mut low, rank, 0.0, factor, x_rows, a.t());
+        let low = self.low(&wide, &a);
         let (low_rows, b) = (Matrix::new(&low, rows, rank), Matrix::new(&b, out_features, rank));
         gemm(&mut y, out_features, 1.0, self.scale, low_rows, b.t());
         self.low.get_or_init(|| SavedState::Host(Arc::new(low)));
@@ -351,6 +372,17 @@ impl CustomOp3 for Adapted {
 }
 
 impl Adapted {
+    /// Returns d A^T.
+    fn low(&self, x: &[f32], a: &[f32]) -> Vec<f32> {
+        let Sizes {
+            rows, features, rank, ..
+        } = self.layer.sizes;
+        let (mut low, masked) = (vec![0.0; rows * rank], self.masked(x));
+        let (x, a) = (Matrix::new(&masked, rows, features), Matrix::new(a, rank, features));
+        gemm(&mut low, rank, 0.0, self.factor(), x, a.t());
+        low
+    }
+
     /// Returns m x, or x without dropout.
     fn masked<'a>(&self, x: &'a [f32]) -> Cow<'a, [f32]> {
         match &self.dropped {
@@ -376,22 +408,14 @@ impl Adapted {
             out_features,
             rank,
         } = self.layer.sizes;
-        let Some(SavedState::Host(low)) = self.low.get() else {
-            bail!("a linear layer: backward pass without its forward pass");
-        };
         let mut gradients = Gradients::default();
         let dy_rows = Matrix::new(dy, rows, out_features);
         if wants_b {
-            let mut db = vec![0.0; out_features * rank];
-            gemm(
-                &mut db,
-                rank,
-                0.0,
-                self.scale,
-                dy_rows.t(),
-                Matrix::new(low, rows, rank),
-            );
-            gradients.b = Some(db);
+            // The forward pass did not run if its output was not read.
+            let SavedState::Host(low) = self.low.get_or_init(|| SavedState::Host(Arc::new(self.low(x, a)))) else {
+                bail!("a linear layer: its forward pass ran on another device than its backward pass");
+            };
+            gradients.b = Some(gemm_over_rows(self.scale, dy_rows, Matrix::new(low, rows, rank)));
         }
         if !wants_x && !wants_a {
             return Ok(gradients);
@@ -407,11 +431,9 @@ impl Adapted {
         );
         let down = Matrix::new(&down, rows, rank);
         if wants_a {
-            let mut da = vec![0.0; rank * features];
             let masked = self.masked(x);
             let d = Matrix::new(&masked, rows, features);
-            gemm(&mut da, features, 0.0, self.factor(), down.t(), d);
-            gradients.a = Some(da);
+            gradients.a = Some(gemm_over_rows(self.factor(), down, d));
         }
         if wants_x {
             let a = Matrix::new(a, rank, features);

@@ -11,6 +11,7 @@
 pub mod activation;
 pub mod add;
 pub mod attention;
+pub mod bytes;
 pub mod clock;
 #[cfg(feature = "cuda")]
 pub mod cuda;

@@ -8,12 +8,16 @@
 //! links it to its inputs. Work between two ops in candle itself is differentiated by candle; a view of another
 //! tensor's numbers in another shape costs nothing. So models are written as if there were no tape.
 //!
+//! A tape is recorded for one of three purposes ([`Purpose`]), by which ops that can be run again keep less
+//! ([`by_rows`]), or compute no output that nobody reads ([`Output`]).
+//!
 //! A segment may run twice: first for its result alone ([`no_grad`], [`save_costly`]), and again when its gradient is
 //! needed. The costliest results may be kept as [`SavedOutputs`] in between, so that the second run only reads them.
 //!
 //! Ops find the tape through a thread-local, without passing it through every layer; it lives as long as `record`.
 
 mod apply;
+mod by_rows;
 mod gradients;
 mod saved;
 
@@ -23,7 +27,8 @@ use std::collections::HashMap;
 use candle_core::{Result, Storage, Tensor, TensorId, bail};
 
 use super::vjp::Cotangent;
-pub use apply::{Reads, apply1, apply2, apply3, apply3_costly};
+pub use apply::{Output, Reads, apply1, apply1_for, apply2, apply3, apply3_costly, apply3_for};
+pub use by_rows::{RowWise, by_rows};
 use gradients::GradientKey;
 pub use gradients::Gradients;
 pub use saved::{Saveable, SavedOutputs, SavedState};
@@ -43,7 +48,18 @@ enum Mode {
     /// The results of the costliest ops.
     Save(SavedOutputs),
     /// Entries of a tape; results come from the saved outputs while there are any.
-    Tape(Vec<Line>, SavedOutputs),
+    Tape(Vec<Line>, SavedOutputs, Purpose),
+}
+
+/// Purpose of a tape.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// Keeps everything: the backward pass runs nothing again.
+    Speed,
+    /// Keeps less of ops that can be run again in parts.
+    Memory,
+    /// Records a second run, whose outputs are known: besides their gradients, only their shapes are used.
+    Gradients,
 }
 
 /// The ops that ran while recording.
@@ -67,16 +83,29 @@ type Back = dyn FnOnce(&Tensor) -> Result<Vec<Option<Tensor>>>;
 /// # Errors
 /// Those of `compute`.
 pub fn record<T>(compute: impl FnOnce() -> Result<T>) -> Result<(T, Tape)> {
-    record_from(SavedOutputs::default(), compute)
+    record_with(SavedOutputs::default(), Purpose::Speed, compute)
 }
 
-/// Records the second run, with the saved outputs of the first.
+/// Same as [`record`], and keeps less of ops that can be run again in parts.
+///
+/// # Errors
+/// Those of `compute`.
+pub fn record_sparing<T>(compute: impl FnOnce() -> Result<T>) -> Result<(T, Tape)> {
+    record_with(SavedOutputs::default(), Purpose::Memory, compute)
+}
+
+/// Records the second run, with the saved outputs of the first. The value's tensors have their shapes and take
+/// gradients, but not all have their numbers.
 ///
 /// # Errors
 /// Those of `compute`; saved outputs of a different computation.
 pub fn record_from<T>(saved: SavedOutputs, compute: impl FnOnce() -> Result<T>) -> Result<(T, Tape)> {
-    match within(Mode::Tape(Vec::new(), saved), compute)? {
-        (value, Mode::Tape(lines, saved)) if saved.is_empty() => Ok((value, Tape(lines))),
+    record_with(saved, Purpose::Gradients, compute)
+}
+
+fn record_with<T>(saved: SavedOutputs, purpose: Purpose, compute: impl FnOnce() -> Result<T>) -> Result<(T, Tape)> {
+    match within(Mode::Tape(Vec::new(), saved, purpose), compute)? {
+        (value, Mode::Tape(lines, saved, _)) if saved.is_empty() => Ok((value, Tape(lines))),
         _ => bail!("the recomputation ran other ops than the first run"),
     }
 }
@@ -113,6 +142,14 @@ fn within<T>(mode: Mode, compute: impl FnOnce() -> Result<T>) -> Result<(T, Mode
     let _around = Around(MODE.replace(mode));
     let value = compute()?;
     Ok((value, MODE.take()))
+}
+
+/// Returns the purpose of the tape that is recorded, if any.
+fn purpose() -> Option<Purpose> {
+    MODE.with_borrow(|mode| match mode {
+        Mode::Tape(_, _, purpose) => Some(*purpose),
+        Mode::Candle | Mode::Nothing | Mode::Save(_) => None,
+    })
 }
 
 impl Tape {

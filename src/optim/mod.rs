@@ -2,7 +2,7 @@
 
 pub mod adamw;
 pub mod clip;
-mod config;
+pub mod config;
 #[cfg(feature = "cuda")]
 mod cuda;
 pub mod dynamic_map;

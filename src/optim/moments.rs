@@ -29,6 +29,15 @@ impl MomentForm {
             _ => Self::Dense,
         }
     }
+
+    /// Returns the bytes of both moments of a variable of so many numbers in f32.
+    pub fn bytes(self, count: usize) -> u64 {
+        let of_one = match self {
+            Self::Dense => count * size_of::<f32>(),
+            Self::Blockwise => count + count.div_ceil(BLOCK) * size_of::<f32>(),
+        };
+        2 * of_one as u64
+    }
 }
 
 /// Moments in a checkpoint.

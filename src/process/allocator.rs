@@ -4,6 +4,7 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::io::Write;
 
+use super::allocations;
 /// Same as `commands::Exit::Training`, which is in a higher layer.
 use super::exit::Exit;
 
@@ -15,20 +16,27 @@ pub struct ReportingAllocator;
 unsafe impl GlobalAlloc for ReportingAllocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         // SAFETY: the caller's guarantees are the system's.
-        there(unsafe { System.alloc(layout) }, layout.size())
+        let memory = there(unsafe { System.alloc(layout) }, layout.size());
+        allocations::taken(memory as usize, layout);
+        memory
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         // SAFETY: as above.
-        there(unsafe { System.alloc_zeroed(layout) }, layout.size())
+        let memory = there(unsafe { System.alloc_zeroed(layout) }, layout.size());
+        allocations::taken(memory as usize, layout);
+        memory
     }
 
     unsafe fn realloc(&self, old: *mut u8, layout: Layout, size: usize) -> *mut u8 {
         // SAFETY: as above.
-        there(unsafe { System.realloc(old, layout, size) }, size)
+        let memory = there(unsafe { System.realloc(old, layout, size) }, size);
+        allocations::resized(old as usize, layout, memory as usize, size);
+        memory
     }
 
     unsafe fn dealloc(&self, old: *mut u8, layout: Layout) {
+        allocations::released(old as usize, layout);
         // SAFETY: as above.
         unsafe { System.dealloc(old, layout) }
     }

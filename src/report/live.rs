@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use indicatif::BinaryBytes;
+
 use super::about::{About, Clip};
 use super::thumbnails::{self, Maker, Thumbnail};
 use super::{Environment, Run};
@@ -14,6 +16,10 @@ const BETWEEN: Duration = Duration::from_secs(30);
 
 /// A page may take one part in so many of the run's time.
 const SHARE: u32 = 100;
+
+/// Names of the peak of memory on the page.
+const PLANNED: &str = "memory planned";
+const MEASURED: &str = "memory measured";
 
 /// The page of a run on its way.
 pub struct LivePage {
@@ -40,6 +46,21 @@ impl LivePage {
             dir,
             next: Instant::now(),
             thumbnails: Some(thumbnails),
+        }
+    }
+
+    /// Notes the peak of the run's memory, as planned and as measured, beside each other.
+    pub fn note_memory(&mut self, planned: u64, measured: u64) {
+        let Some(mut about) = About::read(&self.dir) else {
+            return;
+        };
+        let bytes = |bytes: u64| BinaryBytes(bytes).to_string();
+        for (what, value) in [(PLANNED, bytes(planned)), (MEASURED, bytes(measured))] {
+            about.environment.0.retain(|(name, _)| name != what);
+            about.environment.0.push((what.into(), value));
+        }
+        if let Err(error) = about.write(&self.dir) {
+            log::warn!("the page will lack the memory: {error:#}");
         }
     }
 

@@ -3,13 +3,15 @@
 //! W^T is stored. The CPU's product packs its right matrix: it copies rows in one piece, but would gather the columns
 //! of W number by number, a third of the product's time.
 //!
+//! Where matrices are lent block by block, W is transposed for each use: the same product, on the same numbers.
+//!
 //! On the CPU sums are in f32 whatever the weights' storage: a matrix is converted to f32 only while it is used. One in
 //! few bits is decoded strip by strip.
 
 use candle_core::{DType, Device, Result, Tensor};
 
 use crate::nn::Weights;
-use crate::nn::shards::Matrix;
+use crate::nn::lent::Matrix;
 use crate::ops::linear::Frozen;
 use crate::ops::stored::Weight;
 
@@ -24,8 +26,8 @@ pub struct Projection {
 #[derive(Debug, Clone)]
 enum ProjectionMatrix {
     Transposed(Tensor), // (in, out)
-    /// (out, in) in few bits, and the type of products with it.
-    Stored(Frozen, DType),
+    /// (out, in) in few bits or lent, and the type of products with it.
+    Stored(Matrix, DType),
 }
 
 /// Returns the type in which products of weights stored as `dtype` are computed.
@@ -40,7 +42,7 @@ impl Projection {
             Matrix::Own(Weight::Dense(weight)) => weight,
             other => {
                 let dtype = compute_dtype(weights.dtype(), weights.device());
-                let matrix = ProjectionMatrix::Stored(Frozen::new(other.whole()?, None), dtype);
+                let matrix = ProjectionMatrix::Stored(other, dtype);
                 return Ok(Self { matrix });
             }
         };
@@ -56,8 +58,11 @@ impl Projection {
     /// Forward pass (..., in) -> (..., out), in the dtype of the computation.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let weight = match &self.matrix {
-            ProjectionMatrix::Transposed(weight) => weight,
-            ProjectionMatrix::Stored(frozen, dtype) => return frozen.forward(&x.to_dtype(*dtype)?),
+            ProjectionMatrix::Transposed(weight) => weight.clone(),
+            ProjectionMatrix::Stored(matrix, dtype) => match matrix.whole()? {
+                stored if stored.is_in_few_bits() => return Frozen::new(stored, None).forward(&x.to_dtype(*dtype)?),
+                dense => transpose(&dense.dense(*dtype)?)?,
+            },
         };
         let (in_features, out_features) = weight.dims2()?;
         let dtype = compute_dtype(weight.dtype(), weight.device());

@@ -14,9 +14,12 @@ mod elementwise;
 mod feed_forward;
 mod position;
 
+use std::sync::Arc;
+
 use candle_core::{DType, Result, Tensor};
 
 use crate::nn::Weights;
+use crate::nn::lent::LentBlocks;
 
 use attention::SelfAttention;
 use elementwise::{Norm, add};
@@ -56,6 +59,8 @@ pub struct T5Encoder {
     relative_attention_bias: Vec<RelativeAttentionBias>,
     block: Vec<Block>,
     final_layer_norm: Norm,
+    /// Lent matrices of the blocks, if any.
+    lent: Option<Arc<LentBlocks>>,
 }
 
 /// One block of the stack.
@@ -79,7 +84,7 @@ impl T5Encoder {
         let shared = weights.pp("shared");
         let table = if shared.contains("weight") { shared } else { tied };
         let blocks = encoder.pp("block");
-        let block = (0..config.num_layers).map(|i| Block::new(config, &blocks.pp(i)));
+        let block = (0..config.num_layers).map(|i| blocks.block(i, |weights| Block::new(config, &weights)));
         let biases = match config.model_type {
             ModelType::T5 => 1,
             ModelType::Umt5 => config.num_layers,
@@ -90,6 +95,7 @@ impl T5Encoder {
             relative_attention_bias: (0..biases).map(bias).collect::<Result<_>>()?,
             block: block.collect::<Result<_>>()?,
             final_layer_norm: norm(config, encoder.pp("final_layer_norm"))?,
+            lent: weights.lent(),
         };
         weights.finish(&NOT_OURS)?;
         Ok(this)
@@ -112,6 +118,7 @@ impl T5Encoder {
                 biases.clear(); // before the next are made: they are large
                 biases = self.biases(position, batch, length, mask)?; // B of (H, L, L)
             }
+            let _here = self.lent.as_ref().map(|lent| lent.fetch(i)).transpose()?;
             x = block.forward(x, &biases)?; // (B, L, D)
         }
         self.final_layer_norm.forward(&x)?.to_dtype(self.shared.dtype())

@@ -1,6 +1,6 @@
 //! Captions to token ids: the `tokenizer/` folder of a diffusers checkpoint.
 //!
-//! A `tokenizer.json` is handled by the `tokenizers` crate. With a `spiece.model` alone, as in the T5 folders of
+//! A `tokenizer.json` is handled by the `tokenizers` crate, and CLIP's `vocab.json` and `merges.txt` ([`byte_pairs`]). With a `spiece.model` alone, as in the T5 folders of
 //! CogVideoX, LTX-Video and Mochi, [`SentencePiece`] and [`SpecialTokens`] do the same as transformers' T5Tokenizer.
 
 use std::path::{Path, PathBuf};
@@ -10,6 +10,7 @@ use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use tokenizers::{PostProcessor, TruncationDirection};
 
+use super::byte_pairs;
 use super::sentencepiece::SentencePiece;
 use super::special::{Part, SideFiles, SpecialTokens};
 use crate::magic;
@@ -50,14 +51,20 @@ pub struct Encoding {
 }
 
 impl TextTokenizer {
-    /// Reads the folder's `tokenizer.json`, or else its `spiece.model` and side files.
+    /// Reads the folder's `tokenizer.json`, or else its `spiece.model` or `vocab.json` and `merges.txt`, and side files.
     ///
     /// # Errors
-    /// Fails without either, for a damaged file, and for a token that the vocabulary lacks.
+    /// Fails without any, for a damaged file, and for a token that the vocabulary lacks.
     pub fn open(folder: &Path) -> anyhow::Result<Self> {
         let (json, spiece) = (folder.join("tokenizer.json"), folder.join("spiece.model"));
         if json.is_file() {
-            return Self::open_json(folder, &json);
+            let read = || {
+                let size = std::fs::metadata(&json)?.len();
+                ensure!(size <= MAX_JSON_BYTES, "{size} bytes are too many for a tokenizer");
+                magic::refuse(&json)?;
+                Ok(std::fs::read_to_string(&json)?)
+            };
+            return Self::from_json(folder, &json, read);
         }
         if spiece.is_file() {
             let model = SentencePiece::open(&spiece)?;
@@ -66,18 +73,21 @@ impl TextTokenizer {
             let engine = Engine::Pieces(model, special);
             return Ok(Self { engine, pad });
         }
+        if byte_pairs::FILES.iter().all(|name| folder.join(name).is_file()) {
+            let read = || byte_pairs::tokenizer_json(folder, &SideFiles::read(folder)?);
+            return Self::from_json(folder, &folder.join(byte_pairs::FILES[0]), read);
+        }
         bail!(
-            "{}: no tokenizer.json and no spiece.model there; download the model's tokenizer folder again",
+            "{}: no tokenizer.json and no spiece.model there, nor vocab.json with merges.txt; download the model's tokenizer \
+             folder again",
             folder.display()
         )
     }
 
-    fn open_json(folder: &Path, path: &Path) -> anyhow::Result<Self> {
+    /// Tokenizer of the JSON that `read` returns, of the file `path`.
+    fn from_json(folder: &Path, path: &Path, read: impl FnOnce() -> anyhow::Result<String>) -> anyhow::Result<Self> {
         let read = || {
-            let size = std::fs::metadata(path)?.len();
-            ensure!(size <= MAX_JSON_BYTES, "{size} bytes are too many for a tokenizer");
-            magic::refuse(path)?;
-            let text = std::fs::read_to_string(path)?;
+            let text = read()?;
             check_charsmap(&text)?;
             guarded(|| tokenizers::Tokenizer::from_bytes(&text).map_err(|error| anyhow!(error)))
         };
@@ -85,7 +95,12 @@ impl TextTokenizer {
         let padding = tokenizer.get_padding().map(|padding| padding.pad_id);
         let files = SideFiles::read(folder)?;
         let named = files.role("pad_token").and_then(|name| tokenizer.token_to_id(name));
-        let pad = named.or(padding).or_else(|| tokenizer.token_to_id("<pad>"));
+        let usual = || {
+            ["<pad>", "<|endoftext|>"]
+                .iter()
+                .find_map(|name| tokenizer.token_to_id(name))
+        };
+        let pad = named.or(padding).or_else(usual);
         let pad = pad.with_context(|| {
             format!(
                 "{}: no padding token: neither special_tokens_map.json nor tokenizer_config.json names one that \

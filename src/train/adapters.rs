@@ -11,6 +11,8 @@ use crate::optim::ema::Ema;
 pub struct TrainedAdapters<'a> {
     /// Rank, alpha and layers.
     pub config: &'a lora::Config,
+    /// Form in few bits of the base model, if it has one.
+    pub base_form: Option<String>,
     /// Variables, a pair for each layer.
     pub pairs: Vec<LoraPair>,
     /// Moving average of the variables, with `optimizer.ema`.

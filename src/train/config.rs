@@ -1,10 +1,13 @@
 //! Length of a run, and the sizes of its batches.
 
+use std::path::Path;
+
 use candle_core::Device;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::memory;
+use super::offload::OffloadTo;
 use super::segments::{ActivationPolicy, SavedActivations};
 
 use crate::problems::Problems;
@@ -41,8 +44,21 @@ pub struct Config {
     pub on_nonfinite: OnNonfinite,
     /// With `on_nonfinite: skip`: number of such steps in a row that ends the run all the same.
     pub max_consecutive_nonfinite: usize,
+    /// What becomes of a run that takes more memory than is free, by its plan (`vtrain plan`), before anything is loaded.
+    pub on_too_little_memory: OnTooLittleMemory,
     /// Factor over the median of the last hundred losses from which a loss is logged, with its clips. null: never.
     pub loss_spike: Option<f64>,
+}
+
+/// Treatment of a run that is planned to take more memory than is free.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum OnTooLittleMemory {
+    /// It does not start, if no error of the plan can explain it.
+    #[default]
+    Stop,
+    /// It starts all the same.
+    Warn,
 }
 
 /// Treatment of a step whose loss or gradients are not finite.
@@ -70,6 +86,7 @@ impl Default for Config {
             first_frame_conditioning_p: 0.0,
             on_nonfinite: OnNonfinite::Skip,
             max_consecutive_nonfinite: 3,
+            on_too_little_memory: OnTooLittleMemory::Stop,
             loss_spike: Some(10.0),
         }
     }
@@ -88,11 +105,15 @@ impl Config {
         }
     }
 
-    /// Returns what is kept between the passes on this device, given its free memory.
-    pub fn saved_activations(&self, device: &Device) -> SavedActivations {
-        match self.gradient_checkpointing {
-            true => self.activation_policy.saved_activations(memory::free(device)),
-            false => SavedActivations::All,
+    /// Returns what is kept between the passes on this device, given its free memory. On the CPU, what is offloaded goes to a
+    /// file in the run's folder.
+    pub fn saved_activations(&self, device: &Device, output_dir: &Path) -> SavedActivations {
+        match (self.gradient_checkpointing, self.activation_policy) {
+            (false, _) => SavedActivations::All,
+            (true, ActivationPolicy::Offloaded) if device.is_cpu() => {
+                SavedActivations::Offloaded(OffloadTo::FileIn(output_dir.into()))
+            }
+            (true, policy) => policy.saved_activations(memory::free(device)),
         }
     }
 

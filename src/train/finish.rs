@@ -33,8 +33,7 @@ impl FinalFiles<'_> {
     pub fn write(&self, steps: u64, adapters: &TrainedAdapters, validator: &Validator) -> anyhow::Result<()> {
         let folder = self.dir.path();
         let path = folder.join(ADAPTER);
-        let base_form = self.card.base_form.as_deref();
-        let bytes = diffusers::to_bytes(adapters.config, &adapters.result(), base_form)?;
+        let bytes = diffusers::to_bytes(adapters.config, &adapters.result(), adapters.base_form.as_deref())?;
         disk::write_whole(&path, &bytes)?;
         if let Some((name, bytes)) = self.comfyui(steps, adapters, validator)? {
             disk::write_whole(&folder.join(name), &bytes)?;

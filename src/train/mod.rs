@@ -15,6 +15,7 @@ pub mod micro_batch;
 pub mod model_card;
 pub mod nonfinite;
 pub mod observer;
+pub mod offload;
 pub mod on_step;
 pub mod progress;
 pub mod resume;

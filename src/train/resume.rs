@@ -118,7 +118,7 @@ pub fn snapshot(state: &State, adapters: &TrainedAdapters, optimizer: &AdamW) ->
         finite::check(name, tensor).context("the optimiser is not finite; no checkpoint is written")?;
     }
     Ok(Snapshot {
-        adapter: diffusers::to_bytes(adapters.config, &adapters.newest(), None)?,
+        adapter: diffusers::to_bytes(adapters.config, &adapters.newest(), adapters.base_form.as_deref())?,
         optimizer_name: optimizer.name(),
         optimizer: tensors,
         state: state.clone(),

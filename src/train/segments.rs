@@ -4,27 +4,32 @@
 //! backward pass visits them in reverse, runs each again with a tape, and passes it the gradient of its output
 //! (arXiv:1604.06174). A [`SavedActivations`] decides what else is kept in between: the outputs of attention, which
 //! take the longest to recompute, and everything that the backward pass of some blocks reads, so that these are not run
-//! again at all. The last block never is: its backward pass starts right after its forward pass.
+//! again at all. The last block never is: its backward pass starts right after its forward pass. The inputs themselves may
+//! be parked elsewhere ([`super::offload`]).
 //!
 //! No gradient is computed before the first adapter: if the embedding has none, its outputs are not variables.
 
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use candle_core::{Result, Tensor, Var};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::offload::{OffloadTo, ParkedState, Parking};
 use crate::models::denoiser::{Denoiser, Input, State};
-use crate::ops::tape::{Gradients, SavedOutputs, Tape, no_grad, record, record_from, save_costly};
+use crate::ops::tape::{Gradients, SavedOutputs, Tape, no_grad, record, record_from, record_sparing, save_costly};
 use crate::ops::vjp::Cotangent;
 
 /// Activations kept between the passes besides each segment's input. They never change a single bit of the gradients.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SavedActivations {
     /// Everything: fastest, and the most memory.
     All,
     /// Activations that fit into these bytes.
     Within(ActivationBudget),
+    /// Nothing; and the segments' inputs are parked there.
+    Offloaded(OffloadTo),
 }
 
 /// Bytes for activations kept between the passes.
@@ -42,6 +47,7 @@ impl SavedActivations {
         match self {
             Self::All => Self::All,
             Self::Within(room) => Self::Within(ActivationBudget { blocks: 0, ..room }),
+            Self::Offloaded(to) => Self::Offloaded(to),
         }
     }
 }
@@ -59,13 +65,18 @@ pub enum ActivationPolicy {
     /// The input of each block, and the outputs of attention.
     #[serde(rename = "inputs+attention")]
     InputsAndAttention,
-    /// The input of each block: the least memory.
+    /// The input of each block.
     #[serde(rename = "inputs")]
     Inputs,
+    /// Only the text and what else blocks share; the input of each block is parked, on the CPU in a temporary file in
+    /// `output_dir`, on a GPU in main memory: the least memory, whatever the number of blocks.
+    #[serde(rename = "offloaded")]
+    Offloaded,
 }
 
 impl ActivationPolicy {
-    /// Returns the activations to keep with `free` bytes of memory; None if that is unknown.
+    /// Returns the activations to keep with `free` bytes of memory; None if that is unknown. What is offloaded goes to main
+    /// memory.
     pub fn saved_activations(self, free: Option<u64>) -> SavedActivations {
         let share = |part: u64| free.map_or(usize::MAX, |free| usize::try_from(free / part).unwrap_or(usize::MAX));
         let (attention, blocks) = match self {
@@ -73,6 +84,7 @@ impl ActivationPolicy {
             Self::Auto => (share(8), if free.is_some() { share(128) } else { 0 }),
             Self::InputsAndAttention => (usize::MAX, 0),
             Self::Inputs => (0, 0),
+            Self::Offloaded => return SavedActivations::Offloaded(OffloadTo::HostMemory),
         };
         SavedActivations::Within(ActivationBudget { attention, blocks })
     }
@@ -90,6 +102,8 @@ pub struct LossAndGrads {
     pub gradients: Vec<Option<Tensor>>,
     /// Time until the loss was computed; on a GPU, until it was queued.
     pub forward: Duration,
+    /// Bytes that were kept on the device for the backward pass when it began: inputs of segments, tapes, saved outputs.
+    pub kept_bytes: usize,
 }
 
 /// Runs the denoiser on `input`, applies `loss` to its prediction, and differentiates by `vars`.
@@ -102,7 +116,14 @@ pub fn forward_backward(
 ) -> Result<LossAndGrads> {
     match saved {
         SavedActivations::All => at_once(denoiser, input, loss, vars),
-        SavedActivations::Within(room) => by_segments(denoiser, input, loss, vars, room),
+        SavedActivations::Within(room) => by_segments(denoiser, input, loss, vars, Keeping { room, parking: None }),
+        SavedActivations::Offloaded(to) => {
+            let keeping = Keeping {
+                room: ActivationBudget::default(),
+                parking: Some(Parking::open(&to)?),
+            };
+            by_segments(denoiser, input, loss, vars, keeping)
+        }
     }
 }
 
@@ -110,12 +131,21 @@ fn at_once(denoiser: &dyn Denoiser, input: &Input, loss: &Loss, vars: &[Var]) ->
     let started = Instant::now();
     let (loss, tape) = record(|| loss(&denoiser.forward(input)?))?;
     let forward = started.elapsed();
+    let kept_bytes = tape.bytes();
     let mut found = tape.backward(&[one(&loss)?])?;
     Ok(LossAndGrads {
         gradients: vars.iter().map(|var| found.remove(var)).collect(),
         loss: loss.detach(),
         forward,
+        kept_bytes,
     })
+}
+
+/// What is kept of the segments, and where.
+struct Keeping {
+    room: ActivationBudget,
+    /// None: their inputs stay on the device.
+    parking: Option<Parking>,
 }
 
 fn by_segments(
@@ -123,7 +153,7 @@ fn by_segments(
     input: &Input,
     loss: &Loss,
     vars: &[Var],
-    mut room: ActivationBudget,
+    mut keeping: Keeping,
 ) -> Result<LossAndGrads> {
     let started = Instant::now();
     let mut cut = Boundary::before(no_grad(|| denoiser.embed(input))?)?;
@@ -131,10 +161,15 @@ fn by_segments(
     let mut passed = Vec::new();
     for index in 0..denoiser.num_blocks() {
         let last = index + 1 == denoiser.num_blocks();
-        let (state, kept) = room.run(last, || denoiser.block(index, &cut.state))?;
-        passed.push((cut, kept));
+        let (state, kept) = keeping.room.run(last, || denoiser.block(index, &cut.state))?;
+        let input = match &mut keeping.parking {
+            Some(parking) if !last => SavedInput::Parked(parking.park(&cut.state, &state)?),
+            _ => SavedInput::Here(cut),
+        };
+        passed.push((input, kept));
         cut = Boundary::before(state)?;
     }
+    let kept_bytes = kept_bytes(&passed);
     let (loss, tape) = record(|| loss(&denoiser.head(&cut.state)?))?;
     let forward = started.elapsed();
 
@@ -142,9 +177,13 @@ fn by_segments(
     let mut gradients = vec![None; vars.len()];
     let mut due = cut.collect(tape.backward(&[one(&loss)?])?, vars, &mut gradients);
     drop(cut);
-    for (index, (before, kept)) in passed.into_iter().enumerate().rev() {
+    while let Some((before, kept)) = passed.pop() {
         if due.iter().all(Option::is_none) {
             break; // nothing before this is trained
+        }
+        let (index, before) = (passed.len(), before.boundary()?);
+        if let Some((SavedInput::Parked(earlier), _)) = passed.last_mut() {
+            earlier.read_ahead();
         }
         let (after, tape) = kept.again(|| denoiser.block(index, &before.state))?;
         due = before.collect(tape.backward(&given(&after, due))?, vars, &mut gradients);
@@ -157,7 +196,48 @@ fn by_segments(
         loss: loss.detach(),
         gradients,
         forward,
+        kept_bytes,
     })
+}
+
+/// Input of a block between the passes.
+enum SavedInput {
+    /// On the device.
+    Here(Boundary),
+    /// Parked elsewhere.
+    Parked(ParkedState),
+}
+
+impl SavedInput {
+    fn boundary(self) -> Result<Boundary> {
+        match self {
+            Self::Here(boundary) => Ok(boundary),
+            Self::Parked(parked) => Boundary::before(parked.state()?),
+        }
+    }
+}
+
+/// Returns the bytes kept of blocks, inputs that several share once.
+fn kept_bytes(passed: &[(SavedInput, SavedBlock)]) -> usize {
+    let mut inputs = HashMap::new();
+    for (input, _) in passed {
+        let tensors = match input {
+            SavedInput::Here(boundary) => boundary.state.tensors(),
+            SavedInput::Parked(parked) => parked.kept().cloned().collect(),
+        };
+        for tensor in tensors {
+            let (storage, _) = tensor.storage_and_layout();
+            inputs.insert(
+                &raw const *storage,
+                tensor.elem_count() * tensor.dtype().size_in_bytes(),
+            );
+        }
+    }
+    let others = passed.iter().map(|(_, kept)| match kept {
+        SavedBlock::Whole(_, tape) => tape.bytes(),
+        SavedBlock::Part(saved) => saved.bytes(),
+    });
+    inputs.values().sum::<usize>() + others.sum::<usize>()
 }
 
 /// Saved activations of a block.
@@ -172,7 +252,7 @@ impl ActivationBudget {
     /// Runs a block and keeps as much as fits; everything of the last one.
     fn run(&mut self, last: bool, block: impl FnOnce() -> Result<State>) -> Result<(State, SavedBlock)> {
         if last || self.blocks > 0 {
-            let (state, tape) = record(block)?;
+            let (state, tape) = record_sparing(block)?;
             let bytes = tape.bytes();
             let fits = last || bytes <= self.blocks;
             self.blocks = if fits { self.blocks.saturating_sub(bytes) } else { 0 };

@@ -134,7 +134,7 @@ impl Trainer<'_> {
             &micro_batch.input,
             &loss,
             &self.vars,
-            self.saved_activations,
+            self.saved_activations.clone(),
         )
     }
 }

@@ -10,6 +10,7 @@ use candle_core::{DType, Device, Tensor};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::memory::with_free_memory;
 use crate::data::cache::Encoded;
 use crate::models::Family;
 use crate::models::denoiser::{Denoiser, TextEmbeds};
@@ -234,7 +235,7 @@ impl Validator<'_> {
         let embeddings = embeddings.collect::<anyhow::Result<Vec<_>>>()?;
         let text = TextEmbeds::stack(&embeddings, &self.family.spec().text())?; // (1 or 2, L, D)
         let text = text.to_device(&self.load.device)?.to_dtype(self.load.dtype)?;
-        Prepared::new(self.family, &self.load, request, text)?.denoise(denoiser, progress)
+        Prepared::new(self.family, &with_free_memory(&self.load), request, text)?.denoise(denoiser, progress)
     }
 
     /// Decodes the latents for prompt `index`, and writes its video.
@@ -244,7 +245,7 @@ impl Validator<'_> {
         let fps = prompt.fps.unwrap_or(self.family.spec().family.frame_rate);
         let writer = Writer::create(&path, (prompt.height, prompt.width), fps)?;
         let (mut count, mut middle) = (0, Vec::new());
-        sample::write(self.family, &self.load, sampled, writer, |frame| {
+        sample::write(self.family, &with_free_memory(&self.load), sampled, writer, |frame| {
             if count == prompt.num_frames / 2 {
                 middle = frame.to_vec();
             }

@@ -88,7 +88,11 @@ impl Validation<'_> {
     }
 
     fn render_alone(&self, index: usize, round: &Round) -> anyhow::Result<ValidationVideo> {
+        if self.validator.prompts[index].image.is_some() {
+            round.denoiser.release()?; // makes room for the encoder
+        }
         let sampled = self.denoise(index, round, &|| Ok(round.observer.asks_to_stop()))?;
+        round.denoiser.release()?; // makes room for the decoder
         self.validator.write(index, round.step, &sampled)
     }
 

@@ -4,7 +4,7 @@
 //! Patches, each embedded by a matrix, after a learnt class token; learnt positions; then blocks x +=
 //! attention(norm(x)); x += mlp(norm(x)). The last block and the final norm are neither run nor loaded.
 //!
-//! Shapes: B pictures, S = image_size, G = floor(S / patch_size), N = G^2 + 1 tokens, D = hidden_size, H heads of K.
+//! Shapes: B pictures, S = image_size, G = floor(S / patch_size), N = G^2 + 1 tokens, D = hidden_size.
 
 use std::path::Path;
 
@@ -14,10 +14,11 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use crate::diffusers_config::{self as config, SIZE};
-use crate::nn::{Linear, Norm, Weights, linear};
-use crate::ops::activation::{gelu_erf, silu};
-use crate::ops::attention::attention;
+use crate::nn::clip_layer::{ClipLayer, ClipLayerSpec};
+use crate::nn::{Norm, Weights};
 use crate::ops::linear::Frozen;
+
+pub use crate::nn::clip_layer::Activation;
 
 /// Keys of CLIP's vision configs that have no effect on the computation.
 const WITHOUT_EFFECT: [&str; 18] = [
@@ -69,16 +70,6 @@ pub struct Config {
 #[serde(rename_all = "snake_case")]
 enum ModelType {
     ClipVisionModel,
-}
-
-/// `hidden_act`
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Activation {
-    /// GELU with the error function.
-    Gelu,
-    /// x / (1 + e^(-1.702 x))
-    QuickGelu,
 }
 
 impl Default for Config {
@@ -155,6 +146,16 @@ impl Config {
         Ok(())
     }
 
+    fn layer(&self) -> ClipLayerSpec {
+        ClipLayerSpec {
+            hidden_size: self.hidden_size,
+            intermediate_size: self.intermediate_size,
+            num_attention_heads: self.num_attention_heads,
+            hidden_act: self.hidden_act,
+            layer_norm_eps: self.layer_norm_eps,
+        }
+    }
+
     /// Returns the patches along a side.
     fn grid(&self) -> usize {
         self.image_size / self.patch_size
@@ -174,20 +175,7 @@ pub struct ClipVision {
     class_embedding: Tensor,    // (1, 1, D)
     position_embedding: Tensor, // (1, N, D)
     pre_layrnorm: Norm,
-    layers: Vec<Layer>,
-}
-
-/// One block.
-#[derive(Debug)]
-struct Layer {
-    layer_norm1: Norm,
-    q_proj: Linear,
-    k_proj: Linear,
-    v_proj: Linear,
-    out_proj: Linear,
-    layer_norm2: Norm,
-    fc1: Linear, // (D, F)
-    fc2: Linear, // (F, D)
+    layers: Vec<ClipLayer>,
 }
 
 impl ClipVision {
@@ -219,7 +207,7 @@ impl ClipVision {
             position_embedding: positions.unsqueeze(0)?,
             pre_layrnorm: Norm::layer(width, config.layer_norm_eps, root.pp("pre_layrnorm"))?,
             layers: (0..last)
-                .map(|i| Layer::new(config, &layers.pp(i)))
+                .map(|i| ClipLayer::new(config.layer(), &layers.pp(i)))
                 .collect::<Result<_>>()?,
             config: config.clone(),
         };
@@ -260,51 +248,8 @@ impl ClipVision {
         let x = Tensor::cat(&[class, patches], 1)?.broadcast_add(&self.position_embedding)?; // (B, N, D)
         let mut x = self.pre_layrnorm.forward(&x)?;
         for layer in &self.layers {
-            x = layer.forward(&self.config, x)?;
+            x = layer.forward(x, None)?;
         }
         Ok(x)
-    }
-}
-
-impl Layer {
-    fn new(config: &Config, weights: &Weights) -> Result<Self> {
-        let (width, inner) = (config.hidden_size, config.intermediate_size);
-        let attention = weights.pp("self_attn");
-        let projection = |name| linear(width, width, attention.pp(name));
-        let norm = |name| Norm::layer(width, config.layer_norm_eps, weights.pp(name));
-        Ok(Self {
-            layer_norm1: norm("layer_norm1")?,
-            q_proj: projection("q_proj")?,
-            k_proj: projection("k_proj")?,
-            v_proj: projection("v_proj")?,
-            out_proj: projection("out_proj")?,
-            layer_norm2: norm("layer_norm2")?,
-            fc1: linear(width, inner, weights.pp("mlp.fc1"))?,
-            fc2: linear(inner, width, weights.pp("mlp.fc2"))?,
-        })
-    }
-
-    /// Forward pass (B, N, D) -> (B, N, D)
-    fn forward(&self, config: &Config, x: Tensor) -> Result<Tensor> {
-        let (batch, tokens, width) = x.dims3()?;
-        let heads = (batch, tokens, config.num_attention_heads, ());
-        let y = self.layer_norm1.forward(&x)?;
-        let q = self.q_proj.forward(&y)?.reshape(heads)?; // (B, N, H, K)
-        let k = self.k_proj.forward(&y)?.reshape(heads)?;
-        let v = self.v_proj.forward(&y)?.reshape(heads)?;
-        let y = attention(&q, &k, &v, None)?.reshape((batch, tokens, width))?;
-        let x = (x + self.out_proj.forward(&y)?)?;
-        let y = self.fc1.forward(&self.layer_norm2.forward(&x)?)?; // (B, N, F)
-        x + self.fc2.forward(&config.hidden_act.forward(&y)?)?
-    }
-}
-
-impl Activation {
-    fn forward(self, x: &Tensor) -> Result<Tensor> {
-        const QUICK: f64 = 1.702;
-        match self {
-            Self::Gelu => gelu_erf(x),
-            Self::QuickGelu => silu(&(x * QUICK)?)? / QUICK,
-        }
     }
 }

@@ -10,7 +10,6 @@ use candle_core::{DType, Device, Tensor};
 use serde_json::{Value, json};
 use vtrain::lora::selection::Selection;
 use vtrain::lora::{Config, TargetModules};
-use vtrain::models::family::EncoderMemory;
 use vtrain::models::ltx_video::dit::Dit;
 use vtrain::models::{self, FamilyName};
 use vtrain::nn::Load;
@@ -213,7 +212,7 @@ fn headers_have_the_layers_that_numbers_have() {
             let family = models::open(&fixtures(model), FamilyName::Auto).unwrap();
             family.denoiser(&load.with_adapters(selection.clone())).unwrap();
             family.text_encoder(load).unwrap();
-            family.video_encoder(load, EncoderMemory::default()).unwrap();
+            family.video_encoder(load).unwrap();
             family.video_decoder(load).unwrap();
             selection.finish().unwrap();
             selection.selected()

@@ -221,7 +221,7 @@ fn what_is_kept_between_the_passes_changes_no_bit() {
         room(0, usize::MAX),
         room(usize::MAX, 1), // too little for a single block
     ] {
-        let found = run(keep);
+        let found = run(keep.clone());
         assert_eq!(numbers(&found.loss), numbers(&expected.loss));
         for (found, expected) in found.gradients.iter().zip(&expected.gradients) {
             let (found, expected) = (found.as_ref().unwrap(), expected.as_ref().unwrap());

@@ -13,10 +13,10 @@ use vtrain::lora::format::Format;
 use vtrain::lora::inspect::Report;
 use vtrain::lora::resize::resize;
 use vtrain::models::denoiser::TextEmbeds;
-use vtrain::models::family::EncoderMemory;
 use vtrain::models::family::ImageMode;
 use vtrain::models::{self, Family, FamilyName, registry};
 use vtrain::nn::Load;
+use vtrain::nn::vae_memory::{VaeMemory, VaeTiling};
 use vtrain::protobuf_wire::{self, Message};
 use vtrain::rng::Rng;
 use vtrain::sample::{Prepared, Request, Start};
@@ -232,9 +232,7 @@ fn use_part(folder: &Path, file: &Path) -> anyhow::Result<()> {
         "vae" => code(&*family)?,
         "image_encoder" | "image_processor" => {
             let image = Tensor::zeros((1, 3, HEIGHT, WIDTH), DType::F32, &Device::Cpu)?;
-            family
-                .video_encoder(&load(), EncoderMemory::default())?
-                .encode_image(&image, FRAMES)?;
+            family.video_encoder(&load())?.encode_image(&image, FRAMES)?;
         }
         "scheduler" => {
             let scheduler = family.scheduler()?;
@@ -278,9 +276,10 @@ fn request(family: &dyn Family) -> anyhow::Result<Request> {
     })
 }
 
-const TILES: EncoderMemory = EncoderMemory {
-    tiling: true,
+const TILES: VaeMemory = VaeMemory {
+    tiling: VaeTiling::Always(true),
     slicing: true,
+    free: None,
 };
 
 fn load() -> Load {
@@ -310,7 +309,7 @@ fn denoise(family: &dyn Family) -> anyhow::Result<()> {
 /// A clip to latents, and latents to a clip.
 fn code(family: &dyn Family) -> anyhow::Result<()> {
     let clip = Tensor::zeros((1, 3, FRAMES, HEIGHT, WIDTH), DType::F32, &Device::Cpu)?;
-    let posterior = family.video_encoder(&load(), TILES)?.encode(&clip)?;
+    let posterior = family.video_encoder(&load().with_vae(TILES))?.encode(&clip)?;
     family.latents(&posterior.mode())?;
     let canvas = family.latent_size(FRAMES, HEIGHT, WIDTH)?;
     let latents = Tensor::zeros(&canvas.shape, DType::F32, &Device::Cpu)?;

@@ -337,3 +337,16 @@ fn scripts_that_finetrainers_grew_from_are_read_or_refused_by_name() {
     ));
     assert!(said.contains("it runs train_cogvideox_lora.py"), "{said}");
 }
+
+#[test]
+fn tiles_of_the_autoencoder_are_those_of_the_script() {
+    let tiling = |config: Value| at(&config, "precompute.vae_tiling");
+    assert_eq!(tiling(config("--vae_tiling")), json!(true));
+    assert_eq!(tiling(config("--vae_spatial_tile_sample_min_size 128")), json!(true));
+    assert_eq!(tiling(config("")), json!("auto"));
+    let remarks = musubi_with("--vae_spatial_tile_sample_min_size 128", "").unwrap();
+    assert!(format!("{remarks:?}").contains("tiles have the size that diffusers gives the family"));
+    let of_finetrainers = |flags| tiling(loaded(&finetrainers_with(flags).unwrap()));
+    assert_eq!(of_finetrainers("--enable_tiling"), json!(true));
+    assert_eq!(of_finetrainers(""), json!(false));
+}

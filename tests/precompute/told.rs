@@ -4,7 +4,7 @@ use std::fs;
 
 use serde_json::json;
 use vtrain::commands::Exit;
-use vtrain::data::cache::{EncoderId, Key};
+use vtrain::data::cache::{EncodedTiles, EncoderId, Key};
 use vtrain::data::loader::ClipSelection;
 use vtrain::video::{Crop, Fit};
 
@@ -137,7 +137,7 @@ fn a_record_of_a_picture_that_turns_itself_has_another_name_than_before_and_all_
     let coder = EncoderId {
         fingerprint: blake3::hash(b"vae"),
         dtype: DType::F32,
-        tiling: true,
+        tiling: EncodedTiles::Some(true),
         image: false,
     };
     let key = |orientation| {

@@ -9,9 +9,10 @@ use vtrain::diffusion::posterior::Posterior;
 use vtrain::models::Family;
 use vtrain::models::denoiser::{Denoiser, TextEmbeds};
 use vtrain::models::family::{
-    EncoderMemory, ImageCondition, LatentSize, ModelSpec, TextEncoder, VideoDecoder, VideoEncoder,
+    ImageCondition, LatentSize, ModelSpec, Parts, TextEncoder, VaeCost, VideoDecoder, VideoEncoder,
 };
 use vtrain::nn::Load;
+use vtrain::nn::vae_memory::VaeTiling;
 use vtrain::rng::Rng;
 
 #[derive(Default)]
@@ -21,7 +22,7 @@ pub struct Counts {
     pub texts: Cell<usize>,
     pub clips: Cell<usize>,
     /// Requested tiling and slicing of the video encoder.
-    pub asked: Cell<Option<(bool, bool)>>,
+    pub asked: Cell<Option<(VaeTiling, bool)>>,
     /// Loaded parts that are not dropped yet.
     pub alive: Cell<usize>,
     /// `stop` is set after so many clips.
@@ -101,9 +102,13 @@ impl Family for Watched {
         Ok(Box::new(Part::new(inner, &self.counts, &self.counts.conditioners)))
     }
 
-    fn video_encoder(&self, load: &Load, memory: EncoderMemory) -> anyhow::Result<Box<dyn VideoEncoder>> {
-        self.counts.asked.set(Some((memory.tiling, memory.slicing)));
-        let inner = self.inner.video_encoder(load, memory)?;
+    fn vae_cost(&self, half: Parts, load: &Load, clip: [usize; 3]) -> anyhow::Result<VaeCost> {
+        self.inner.vae_cost(half, load, clip)
+    }
+
+    fn video_encoder(&self, load: &Load) -> anyhow::Result<Box<dyn VideoEncoder>> {
+        self.counts.asked.set(Some((load.vae.tiling, load.vae.slicing)));
+        let inner = self.inner.video_encoder(load)?;
         Ok(Box::new(Part::new(inner, &self.counts, &self.counts.encoders)))
     }
 

@@ -124,6 +124,24 @@ const FLAGS: &[(&str, &str)] = &[
     ("migrate musubi --var", MIGRATED),
     ("migrate musubi SCRIPT", MIGRATED),
     (
+        "plan --config",
+        "plan::a_plan_names_every_stage_and_what_training_is_made_of",
+    ),
+    (
+        "plan --configs-only",
+        "plan::the_longest_bucket_counts_and_a_calibration_gives_times",
+    ),
+    ("plan --device-memory", "plan::suggestions_fit_when_they_are_applied"),
+    (
+        "plan --json",
+        "plan::a_plan_names_every_stage_and_what_training_is_made_of",
+    ),
+    (
+        "plan --no-calibration",
+        "plan::the_longest_bucket_counts_and_a_calibration_gives_times",
+    ),
+    ("plan --set", "plan::suggestions_fit_when_they_are_applied"),
+    (
         "precompute --config",
         "precompute::the_command_says_what_it_does_and_lists_files_as_json",
     ),
@@ -186,6 +204,10 @@ const FLAGS: &[(&str, &str)] = &[
     ("sample --model", PROMPTS),
     ("sample --negative-prompt", PROMPTS),
     ("sample --num-frames", PROMPTS),
+    (
+        "sample --offload",
+        "offload::runs::a_sampled_clip_is_the_same_wherever_weights_wait",
+    ),
     ("sample --output", PROMPTS),
     ("sample --output-latents", SAMPLED),
     ("sample --prompt", PROMPTS),
@@ -195,7 +217,15 @@ const FLAGS: &[(&str, &str)] = &[
     ),
     ("sample --seed", PROMPTS),
     ("sample --quantization", STORED),
+    (
+        "sample --quantization-cache",
+        "storage::cache::sampling_says_what_it_writes_and_reads_and_none_keeps_nothing",
+    ),
     ("sample --text-encoder-quantization", STORED),
+    (
+        "sample --vae-tiling",
+        "vae_tiles::the_program_decodes_in_tiles_where_it_is_told_to",
+    ),
     (
         "sample --transformer",
         "storage::other_transformer::sampling_takes_another_transformer",

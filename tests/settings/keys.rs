@@ -49,6 +49,8 @@ const STORED: &str = "storage::on_the_fly::a_run_file_says_how_weights_are_store
 const PUSHED: &str = "training::pushed::a_finished_run_is_pushed_in_one_commit_and_again_without_uploading_again";
 const NONFINITE: &str = "training::numbers::a_loss_that_is_not_finite_is_left_out_or_ends_the_run_as_the_run_file_says";
 
+const REFUSED: &str = "plan::a_run_that_cannot_fit_is_refused_before_anything_is_loaded_unless_the_run_file_wants_it";
+
 const KEYS: &[Line] = &[
     ("output_dir", "other", &[], Free, "cli::the_verb_train_may_be_left_out"),
     ("seed", "7", &[], Settings, SEEDED),
@@ -111,11 +113,32 @@ const KEYS: &[Line] = &[
     ("model.quantization", "nf4", &[], Settings, STORED),
     ("model.text_encoder_quantization", "int8", &[], Fingerprint, STORED),
     (
+        "model.quantization_cache",
+        "none",
+        &["model.quantization=nf4"],
+        Free,
+        "storage::cache::a_run_file_says_where_the_cache_is_from_its_own_folder",
+    ),
+    (
         "model.sharding",
         "full",
         &[],
         Free,
         "dist::trajectories::a_base_that_is_shared_out_keeps_no_block_for_the_way_back",
+    ),
+    (
+        "model.offload",
+        "model",
+        &[],
+        Free,
+        "offload::runs::a_run_with_streamed_blocks_learns_the_same_and_may_go_on_with_others",
+    ),
+    (
+        "model.offload_resident",
+        "0.5",
+        &["model.offload=group"],
+        Free,
+        "offload::runs::a_run_with_streamed_blocks_learns_the_same_and_may_go_on_with_others",
     ),
     ("datasets[].path", "elsewhere", &[], Fingerprint, DATASETS),
     ("datasets[].layout", "pairs", &[], Fingerprint, DATASETS),
@@ -196,6 +219,7 @@ const KEYS: &[Line] = &[
     ("train.first_frame_conditioning_p", "0.5", &[], Settings, TRAINED_ON),
     ("train.on_nonfinite", "stop", &[], Free, NONFINITE),
     ("train.max_consecutive_nonfinite", "5", &[], Free, NONFINITE),
+    ("train.on_too_little_memory", "warn", &[], Free, REFUSED),
     (
         "train.loss_spike",
         "3",

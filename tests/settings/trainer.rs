@@ -16,6 +16,7 @@ use vtrain::lora::trainable::LoraPair;
 use vtrain::models::denoiser::TextEmbeds;
 use vtrain::optim::adamw::{self, AdamW};
 use vtrain::rng::Rng;
+use vtrain::train::offload::OffloadTo;
 use vtrain::train::segments::{ActivationBudget, SavedActivations};
 use vtrain::train::step::Trainer;
 
@@ -186,11 +187,13 @@ fn what_is_kept_between_the_passes_is_as_the_run_file_says() {
         attention: usize::MAX,
         blocks: 0,
     });
+    let offloaded = SavedActivations::Offloaded(OffloadTo::FileIn(run.out()));
     for (set, expected) in [
         ("train.gradient_checkpointing=false", SavedActivations::All),
         ("train.activation_policy=all", SavedActivations::All),
         ("train.activation_policy=inputs", nothing),
         ("train.activation_policy=inputs+attention", attention),
+        ("train.activation_policy=offloaded", offloaded),
     ] {
         with(&run, &[set], |trainer, _| {
             assert_eq!(trainer.saved_activations, expected, "{set}")

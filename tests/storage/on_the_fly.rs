@@ -213,7 +213,7 @@ fn a_run_file_says_how_weights_are_stored() {
     std::fs::write(
         &file,
         format!(
-            "output_dir: out\nmodel: {{path: {}, dtype: f32}}\ndatasets: [{{path: clips, buckets: [[9, 32, 48]]}}]\n",
+            "output_dir: out\nmodel: {{path: {}, dtype: f32, quantization_cache: none}}\ndatasets: [{{path: clips, buckets: [[9, 32, 48]]}}]\n",
             checkpoint.display()
         ),
     )
@@ -247,7 +247,7 @@ fn sampling_stores_weights_as_its_flags_say() {
         let file = folder.path().join(name).with_extension("safetensors");
         let done = Command::new(env!("CARGO_BIN_EXE_vtrain"))
             .args(
-                "sample -qq --device cpu --dtype f32 --prompt ball --num-frames 5 --height 32 --width 48 --steps 2"
+                "sample -qq --device cpu --dtype f32 --prompt ball --num-frames 5 --height 32 --width 48 --steps 2 --quantization-cache none"
                     .split(' '),
             )
             .arg("--model")

@@ -19,7 +19,7 @@ use vtrain::lora::{self, TargetModules};
 use vtrain::models::denoiser::{Input, Scalar, Scalars};
 use vtrain::models::{self, Family, FamilyName, registry, replace_transformer};
 use vtrain::nn::gguf::GgufFile;
-use vtrain::nn::shards::Matrix;
+use vtrain::nn::lent::Matrix;
 use vtrain::nn::{Load, WeightFolder, Weights};
 use vtrain::ops::stored::Weight;
 use vtrain::rng::Rng;
@@ -383,6 +383,17 @@ fn sampling_takes_another_transformer() {
     );
 }
 
+/// Type of most numbers in the matrices of a GGUF file, as run files name it.
+fn form(file: &Path) -> String {
+    let file = GgufFile::open(file).unwrap();
+    let mut numbers: HashMap<&str, usize> = HashMap::new();
+    for entry in file.header().tensors.values().filter(|entry| entry.is_stored_matrix()) {
+        *numbers.entry(entry.kind.name()).or_default() += entry.shape.iter().product::<usize>();
+    }
+    let most = numbers.into_iter().max_by_key(|(_, numbers)| *numbers).unwrap().0;
+    most.to_lowercase()
+}
+
 #[test]
 fn a_run_file_takes_another_transformer_from_its_own_folder() {
     let (checkpoint, folder) = (checkpoint("wan"), tempfile::tempdir().unwrap());
@@ -410,6 +421,12 @@ fn a_run_file_takes_another_transformer_from_its_own_folder() {
     assert!(card.contains("other.gguf") && card.contains("--transformer"), "{card}");
     let adapter = file::read(&folder.path().join("out/comfyui_lora.safetensors"), &registry::names()).unwrap();
     assert_eq!(adapter.about["vtrain.transformer"], "other.gguf");
+    let own = file::read(
+        &folder.path().join("out/pytorch_lora_weights.safetensors"),
+        &registry::names(),
+    )
+    .unwrap();
+    assert_eq!(own.about["vtrain.base_form"], form(&folder.path().join("other.gguf")));
     let model = checkpoint.path().file_name().unwrap().to_str().unwrap();
     assert_eq!(adapter.about["vtrain.base_model"], model);
     // The same file elsewhere is the same base; other weights are none.

@@ -195,7 +195,7 @@ fn a_model_in_few_bits_with_residuals_predicts_nearer_to_the_dense_one_and_learn
         let saved = ActivationPolicy::Inputs.saved_activations(None);
         let mut losses = Vec::new();
         for _ in 0..3 {
-            let passed = forward_backward(&model, &input(&answers), &loss, &vars, saved).unwrap();
+            let passed = forward_backward(&model, &input(&answers), &loss, &vars, saved.clone()).unwrap();
             losses.push(passed.loss.to_scalar::<f32>().unwrap());
             for (var, gradient) in vars.iter().zip(passed.gradients) {
                 let step = (gradient.unwrap() * 0.05).unwrap();

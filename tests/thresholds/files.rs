@@ -45,7 +45,8 @@ fn files_larger_than_any_of_their_kind_are_refused_by_their_size() {
         Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/wan/lora/pytorch_lora_weights.safetensors");
     fs::copy(shipped, &adapter).unwrap();
     let index = "diffusion_pytorch_model.safetensors.index.json";
-    let readers: [Reader; 8] = [
+    fs::write(folder.path().join("merges.txt"), "#version: 0.2\n").unwrap();
+    let readers: [Reader; 9] = [
         (
             "config.json",
             MIB,
@@ -87,6 +88,12 @@ fn files_larger_than_any_of_their_kind_are_refused_by_their_size() {
             64 * MIB,
             &|_| said(WeightFolder::new(folder.path(), None).files()),
             "too many for an index",
+        ),
+        (
+            "vocab.json",
+            64 * MIB,
+            &|_| said(TextTokenizer::open(folder.path())),
+            "too many for a vocabulary",
         ),
         (
             "tokenizer.json",

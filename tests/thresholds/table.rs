@@ -10,6 +10,10 @@ use fancy_regex::Regex;
 /// Sizes, by the test that has less and more than each.
 const THRESHOLDS: &[(&str, &[&str])] = &[
     (
+        "activations::feed_forward::never_more_than_two_blocks_of_rows_are_seen_at_a_time",
+        &["ops/gemm.rs ROWS"],
+    ),
+    (
         "gpu_check::row::attention_without_cudnn_fails_for_bf16_heads_of_up_to_128_whatever_its_error",
         &["ops/attention/way.rs WIDEST"],
     ),
@@ -56,6 +60,14 @@ const THRESHOLDS: &[(&str, &[&str])] = &[
     (
         "lora_formats::rows_behind_the_first_32_mib_of_a_weight_get_their_own_change",
         &["lora/merge.rs CHUNK"],
+    ),
+    (
+        "offload::blocks::as_many_blocks_stay_as_the_share_says_or_as_fit_half_of_the_free_memory",
+        &["nn/resident_share.rs PART_OF_FREE"],
+    ),
+    (
+        "offload::blocks::streamed_blocks_give_the_same_losses_gradients_and_predictions_in_every_family",
+        &["nn/stream.rs SLOTS", "ops/bytes.rs ALIGNMENT"],
     ),
     (
         "ops::attention::a_mask_is_read_at_the_place_of_each_tile_of_keys",
@@ -231,6 +243,7 @@ const THRESHOLDS: &[(&str, &[&str])] = &[
             "diffusers_config.rs MAX_BYTES",
             "nn/weight_files.rs MAX_INDEX_BYTES",
             "text/sentencepiece.rs MAX_MODEL_BYTES",
+            "text/byte_pairs.rs MAX_BYTES",
             "text/special.rs MAX_SIDE_FILE_BYTES",
             "text/tokenize.rs MAX_JSON_BYTES",
         ],
@@ -393,6 +406,10 @@ const THRESHOLDS: &[(&str, &[&str])] = &[
         &["hub/push.rs TOLD"],
     ),
     (
+        "vae_tiles::ltx_video_codes_long_clips_piece_by_piece_as_diffusers_does_whole",
+        &["models/ltx_video/vae/coder.rs LATENT_FRAMES"],
+    ),
+    (
         "video::empty::an_avi_with_empty_chunks_is_whole_and_keeps_its_times",
         &["video/avi.rs DEEPEST"],
     ),
@@ -412,6 +429,22 @@ const THRESHOLDS: &[(&str, &[&str])] = &[
 
 /// Constants that are whole numbers and no such sizes, by what they are.
 const OTHERS: &[(&str, &[&str])] = &[
+    (
+        "a part of a plan of memory",
+        &[
+            "commands/plan.rs DRIVER_BYTES",
+            "plan/denoising.rs COLUMNS",
+            "process/allocations.rs WIDEST_NUMBER",
+            "plan/excerpt.rs EMBEDDING",
+            "plan/excerpt.rs SHOWN",
+            "plan/mod.rs SLOTS",
+            "plan/mod.rs WIDE",
+            "plan/suggestions.rs FRAME_STEP",
+            "plan/suggestions.rs SIDE_STEP",
+            "plan/time.rs BLOCKS",
+            "plan/training.rs NUMBER",
+        ],
+    ),
     (
         "not reached yet: no test has a fault behind the first 256 MiB of a clip's pictures",
         &["data/survey.rs AT_ONCE"],
@@ -434,6 +467,7 @@ const OTHERS: &[(&str, &[&str])] = &[
         "a number of a format",
         &[
             "data/cache/key.rs FORMAT",
+            "nn/quantized_cache.rs FORMAT",
             "models/gguf.rs QUANTIZATION_VERSION",
             "nn/gguf.rs DEFAULT_ALIGNMENT",
             "nn/gguf/writer.rs TEXT",
@@ -460,7 +494,18 @@ const OTHERS: &[(&str, &[&str])] = &[
             "train/checkpoint/snapshot.rs WITHOUT_SAMPLES",
         ],
     ),
-    ("a span of time", &["data/cache/hash_cache.rs GRAIN"]),
+    (
+        "hunyuan_video_dit::every_kind_predicts_what_diffusers_predicts",
+        &[
+            "models/hunyuan_video/dit/mod.rs TIME_WIDTH",
+            "models/hunyuan_video/dit/refiner.rs MLP_RATIO",
+        ],
+    ),
+    (
+        "text::hunyuan_video::an_end_token_that_is_named_is_the_first_of_its_kind",
+        &["text/clip_text.rs LARGEST"],
+    ),
+    ("a span of time", &["disk/hash_cache.rs GRAIN"]),
     (
         "what a file takes besides its numbers, for an estimate",
         &[
@@ -491,6 +536,7 @@ const OTHERS: &[(&str, &[&str])] = &[
             "models/ltx_video/dit/mod.rs SINUSOID",
             "models/ltx_video/dit/positions.rs TEMPORAL_COMPRESSION",
             "models/ltx_video/dit/positions.rs SPATIAL_COMPRESSION",
+            "models/hunyuan_video/dit/mod.rs TEXT_TOKENS",
             "models/ltx_video/dit/mod.rs TEXT_TOKENS",
             "models/ltx_video/vae/resnet.rs TIME_PROJ",
             "models/synthetic.rs IMAGE_TOKENS",
@@ -588,8 +634,11 @@ const BARE: &[(&str, &[&str])] = &[
         &[
             "diffusion/schedulers/config/flow_match_euler.rs: max_image_seq_len",
             "models/cogvideox/",
+            "models/hunyuan_video/dit/config.rs: text_embed_dim",
             "models/ltx_video/",
             "models/wan/",
+            "text/llama/config.rs: hidden_size",
+            "text/llama/config.rs: vocab_size",
             "text/t5/config.rs: d_ff",
         ],
     ),

@@ -106,7 +106,7 @@ fn a_run_interrupted_and_killed_equals_one_that_was_left_alone_byte_for_byte() {
 }
 
 /// Six steps over weights in few bits, with moments in 8 bits of every matrix A.
-const IN_FEW_BITS: [&str; 16] = [
+const IN_FEW_BITS: [&str; 18] = [
     "--set",
     "train.steps=6",
     "--set",
@@ -121,6 +121,8 @@ const IN_FEW_BITS: [&str; 16] = [
     "lora.init=residual",
     "--set",
     "model.quantization=nf4",
+    "--set",
+    "model.quantization_cache=none",
     "--set",
     "optimizer.name=adamw8bit",
 ];
@@ -146,6 +148,15 @@ fn a_killed_run_in_few_bits_with_moments_in_8_bits_resumes_as_if_nothing_had_hap
         assert!(bytes(&fresh, &file) == bytes(&straight, &file), "{file} differs");
     }
 
+    // The form of the base is in every adapter that leaves the run.
+    for file in [FINAL.to_string(), format!("checkpoints/step-000006/{FINAL}")] {
+        let adapter = bytes(&straight, &file);
+        let (_, header) = safetensors::SafeTensors::read_metadata(&adapter).unwrap();
+        assert_eq!(header.metadata().as_ref().unwrap()["vtrain.base_form"], "nf4", "{file}");
+    }
+    let card = String::from_utf8(bytes(&straight, "README.md")).unwrap();
+    assert!(card.contains("nf4"), "{card}");
+
     // What is in the file, and who may go on with it.
     let moments = bytes(&straight, "checkpoints/step-000006/optimizer.safetensors");
     let (_, header) = safetensors::SafeTensors::read_metadata(&moments).unwrap();
@@ -155,7 +166,9 @@ fn a_killed_run_in_few_bits_with_moments_in_8_bits_resumes_as_if_nothing_had_hap
         .iter()
         .filter(|(_, tensor)| tensor.dtype() == safetensors::Dtype::U8);
     assert!(codes.count() >= 16, "{:?}", tensors.names());
-    let output = { straight.command(&IN_FEW_BITS[..14]) }.output().unwrap();
+    let output = { straight.command(&IN_FEW_BITS[..IN_FEW_BITS.len() - 2]) }
+        .output()
+        .unwrap();
     assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
     let said = "optimizer.name: \"adamw8bit\" in the checkpoint, \"adamw\" now";
     assert!(stderr(&output).contains(said), "{}", stderr(&output));

@@ -4,27 +4,26 @@
 
 use std::path::Path;
 
-use anyhow::ensure;
+use anyhow::{Context, ensure};
 use candle_core::{DType, Device, Result, Tensor};
 
 use super::row::{Row, difference, distance, poison};
-use crate::models::family::{
-    ConcatCondition, EncoderMemory, Family, ImageCondition, ImageMode, LatentSize, VideoEncoder,
-};
+use crate::models::family::{ConcatCondition, Family, ImageCondition, ImageMode, LatentSize, VideoEncoder};
 use crate::models::{self, FamilyName};
 use crate::nn::Load;
+use crate::nn::vae_memory::{VaeMemory, VaeTiling};
 use crate::ops::attention::way;
 use crate::rng::Rng;
 
 /// Frames, height and width; the first that a checkpoint supports is used.
 const SIZES: [[usize; 3]; 2] = [[9, 32, 48], [9, 64, 96]];
 
-/// Size at which a frame should be larger than a tile.
-const LARGE: [usize; 3] = [9, 96, 128];
+/// Frames, and tiles by which frames should be larger than a tile.
+const LARGE: usize = 9;
 
-const TILES: EncoderMemory = EncoderMemory {
-    tiling: true,
-    slicing: false,
+const TILES: VaeMemory = VaeMemory {
+    tiling: VaeTiling::Always(true),
+    ..VaeMemory::WHOLE
 };
 
 const PROMPT: &str = "A red ball rolls over a green floor";
@@ -46,21 +45,22 @@ pub fn vae(folder: &Path, name: &str, device: &Device, seed: u64) -> anyhow::Res
 /// Same in tiles, if the checkpoint's settings tile frames of this size.
 pub fn tiling(folder: &Path, name: &str, device: &Device, seed: u64) -> anyhow::Result<Vec<Row>> {
     let family = models::open(folder, FamilyName::Auto)?;
+    let tiling = family.spec().tiling.context("tiles do not line up with latents")?;
+    // Half a tile more than a tile.
+    let [height, width] = [tiling.height, tiling.width].map(|tiles| tiles.size + tiles.stride / 2 / 32 * 32);
+    let size = [LARGE, height.next_multiple_of(32), width.next_multiple_of(32)];
     let load = Load::new(DType::F32, &Device::Cpu);
-    let whole = encoded(
-        &*family.video_encoder(&load, EncoderMemory::default())?,
-        &Device::Cpu,
-        LARGE,
-        seed,
-    )?;
-    let tiles = encoded(&*family.video_encoder(&load, TILES)?, &Device::Cpu, LARGE, seed)?;
+    let whole = encoded(&*family.video_encoder(&load)?, &Device::Cpu, size, seed)?;
+    let tiles = encoded(&*family.video_encoder(&load.with_vae(TILES))?, &Device::Cpu, size, seed)?;
     ensure!(
         difference(&tiles, &whole)? > 0.0,
-        "frames of {LARGE:?} are not cut into tiles"
+        "frames of {size:?} are not cut into tiles"
     );
     compare(folder, name, device, |family, load| {
-        let latents = encoded(&*family.video_encoder(load, TILES)?, &load.device, LARGE, seed)?;
-        Ok(vec![("latents by tiles", latents)])
+        let load = load.with_vae(TILES);
+        let latents = encoded(&*family.video_encoder(&load)?, &load.device, size, seed)?;
+        let frames = decoded(family, &load, size, seed)?;
+        Ok(vec![("latents by tiles", latents), ("frames", frames)])
     })
 }
 
@@ -126,9 +126,17 @@ fn compare(
 
 /// Returns latents of a clip, and frames decoded from random latents.
 fn there_and_back(family: &dyn Family, load: &Load, seed: u64) -> anyhow::Result<NamedTensors> {
-    let (canvas, size) = canvas(family)?;
-    let encoder = family.video_encoder(load, EncoderMemory::default())?;
-    let latents = encoded(&*encoder, &load.device, size, seed)?;
+    let (_, size) = canvas(family)?;
+    let latents = encoded(&*family.video_encoder(load)?, &load.device, size, seed)?;
+    Ok(vec![
+        ("latents", latents),
+        ("frames", decoded(family, load, size, seed)?),
+    ])
+}
+
+/// Returns frames decoded from random latents.
+fn decoded(family: &dyn Family, load: &Load, [frames, height, width]: [usize; 3], seed: u64) -> anyhow::Result<Tensor> {
+    let canvas = family.latent_size(frames, height, width)?;
     let mut rng = Rng::new(seed);
     let drawn = rng.randn(canvas.shape.iter().product());
     let drawn = Tensor::from_vec(drawn, &canvas.shape[..], &load.device)?.to_dtype(family.spec().latent_dtype(load))?;
@@ -139,7 +147,7 @@ fn there_and_back(family: &dyn Family, load: &Load, seed: u64) -> anyhow::Result
             decoded.push(frames);
             Ok(())
         })?;
-    Ok(vec![("latents", latents), ("frames", Tensor::cat(&decoded, 2)?)])
+    Ok(Tensor::cat(&decoded, 2)?)
 }
 
 /// Returns the latent size of the first size that the checkpoint supports, and that size.

@@ -44,11 +44,12 @@ impl Extent {
         buckets: [[9, 32, 48], [9, 64, 96], [17, 96, 128]],
     };
 }
-const POLICIES: [ActivationPolicy; 4] = [
+const POLICIES: [ActivationPolicy; 5] = [
     ActivationPolicy::Auto,
     ActivationPolicy::All,
     ActivationPolicy::InputsAndAttention,
     ActivationPolicy::Inputs,
+    ActivationPolicy::Offloaded,
 ];
 
 /// Compares the prediction, and the largest error of the losses, with dropout in the adapters.

@@ -9,15 +9,16 @@ use indicatif::BinaryBytes;
 use rayon::prelude::*;
 
 use super::interrupted;
+use super::tiles::{self, TileNames};
 use crate::commands::{Exit, Failure, OrExit, progress, ranks};
 use crate::config::RunConfig;
-use crate::data::cache::{self, Cache, Encoded, EncoderId, Encoding, Key, RecordSchema, TextEncoderId};
+use crate::data::cache::{self, Cache, Encoded, EncodedTiles, EncoderId, Encoding, Key, RecordSchema, TextEncoderId};
 use crate::data::loader::ClipSelection;
 use crate::data::{Bucket, Report, Sample};
 use crate::distributed::Communicator;
 use crate::models::family::ImageMode;
 use crate::models::{self, Family};
-use crate::nn::WeightFolder;
+use crate::nn::{Load, WeightFolder};
 
 /// All clips and captions of a run, with their cache records.
 pub struct Plan<'a> {
@@ -44,10 +45,11 @@ pub struct ClipPlan<'a> {
 }
 
 impl<'a> Plan<'a> {
-    /// Hashes the clips as needed, and checks for their records. Loads nothing.
+    /// Hashes the clips as needed, and checks for their records. Loads nothing; `load` says how the VAE will be loaded.
     pub fn make(
         config: &RunConfig,
         family: &dyn Family,
+        load: &Load,
         report: &'a Report,
         more_prompts: &[&str],
         stop: &AtomicBool,
@@ -68,10 +70,12 @@ impl<'a> Plan<'a> {
         let coder = EncoderId {
             fingerprint: fingerprint(&cache, &family.spec().directory, family.spec().video_encoder_parts)?,
             dtype: config.model.dtype.into(),
-            tiling: config.precompute.vae_tiling,
+            tiling: EncodedTiles::Some(false),
             image: family.spec().image_mode == ImageMode::Always,
         };
-        let clips = clips(&cache, &report.samples, &forms, &coder, config.seed, stop)?;
+        let tiles = tiles::of_buckets(family, load, &cache, forms.keys())?;
+        let names = Names { coder, tiles };
+        let clips = clips(&cache, &report.samples, &forms, &names, config.seed, stop)?;
         let text_keys: Vec<_> = texts.iter().map(|(_, key)| (*key, &text_form)).collect();
         let clip_keys: Vec<_> = clips.iter().map(|clip| (clip.key, &clip.form)).collect();
         let (missing_texts, missing_clips) = (missing(&cache, &text_keys)?, missing(&cache, &clip_keys)?);
@@ -243,12 +247,42 @@ fn fingerprint(cache: &Cache, directory: &WeightFolder, parts: &[&str]) -> Resul
     cache.fingerprint(directory, parts).or_exit(Exit::Model)
 }
 
+/// What the names of clips' records depend on besides the clips.
+struct Names {
+    coder: EncoderId,
+    tiles: BTreeMap<Bucket, TileNames>,
+}
+
+impl Names {
+    /// Returns the key of a clip: of its record that is there already, or of the one to be made.
+    fn key(
+        &self,
+        cache: &Cache,
+        (bucket, form): (Bucket, &RecordSchema),
+        key: impl Fn(&EncoderId) -> Key,
+    ) -> Result<Key, Failure> {
+        let TileNames { made, accepted } = &self.tiles[&bucket];
+        let key = |tiling: &EncodedTiles| {
+            key(&EncoderId {
+                tiling: tiling.clone(),
+                ..self.coder.clone()
+            })
+        };
+        for key in accepted.iter().map(key) {
+            if cache.holds(&key, form).or_exit(Exit::Training)? {
+                return Ok(key);
+            }
+        }
+        Ok(key(made))
+    }
+}
+
 /// Returns every sample's selection and key, in order; unchanged files are not read again.
 fn clips<'a>(
     cache: &Cache,
     samples: &'a [Sample],
     forms: &BTreeMap<Bucket, RecordSchema>,
-    coder: &EncoderId,
+    names: &Names,
     seed: u64,
     stop: &AtomicBool,
 ) -> Result<Vec<ClipPlan<'a>>, Failure> {
@@ -261,12 +295,14 @@ fn clips<'a>(
         let content = cache.hash(video).with_context(|| video.display().to_string());
         let content = content.or_exit(Exit::Data)?;
         let cut = ClipSelection::draw(sample, &mut cache::rng(seed, content)).or_exit(Exit::Data)?;
+        let form = &forms[&sample.bucket];
+        let key = names.key(cache, (sample.bucket, form), |coder| Key::clip(content, &cut, coder))?;
         bar.inc(1);
         Ok(ClipPlan {
             sample,
-            key: Key::clip(content, &cut, coder),
+            key,
             cut,
-            form: forms[&sample.bucket].clone(),
+            form: form.clone(),
         })
     };
     let clips = samples.par_iter().map(plan).collect();

@@ -62,6 +62,7 @@ pub fn run<'a>(
     let ema = |decay| Ema::new(trainer.vars.clone(), decay);
     let mut adapters = TrainedAdapters {
         config: &config.lora,
+        base_form: base_form(config, family),
         pairs,
         ema: config.optimizer.ema.map(ema).transpose().or_exit(Exit::Training)?,
     };
@@ -98,7 +99,7 @@ pub fn run<'a>(
                 encoded,
                 prompts: &config.validation.prompts,
                 dir: dir.clone(),
-                load: config.model.load(device),
+                load: config.model.load(device).with_vae(config.precompute.vae_memory(None)),
             },
             every: config.validation.every,
             ranks,
@@ -132,7 +133,7 @@ pub fn trainer<'a>(
 ) -> anyhow::Result<(Trainer<'a>, Vec<LoraPair>)> {
     let init = Rng::new(config.seed.wrapping_add(INIT));
     let residency = config.model.residency(ranks);
-    let shards_blocks = residency.ranks() > 1;
+    let lends_in_turn = residency.lends_in_turn();
     let trainable = Arc::new(Trainable::new(&config.lora, &registry::names(), init, device)?);
     let load = config.model.load(device).with_residency(residency);
     let denoiser = family.denoiser(&load.with_adapters(trainable.clone()))?;
@@ -165,9 +166,9 @@ pub fn trainer<'a>(
         optimizer: AdamW::new(vars.clone(), &config.optimizer)?,
         vars,
         dropout: trainable.dropout(),
-        saved_activations: match shards_blocks {
-            true => train.saved_activations(device).without_blocks(),
-            false => train.saved_activations(device),
+        saved_activations: match lends_in_turn {
+            true => train.saved_activations(device, &config.output_dir).without_blocks(),
+            false => train.saved_activations(device, &config.output_dir),
         },
         accumulation: train.gradient_accumulation_steps as u64,
         max_grad_norm: train.max_grad_norm,
@@ -207,7 +208,11 @@ fn state(
 /// Returns the form in few bits that the transformer's matrices have in this run.
 fn base_form(config: &RunConfig, family: &dyn Family) -> Option<String> {
     let asked = config.model.quantization.map(|form| form.name().to_string());
-    asked.or_else(|| few_bits::form_of(&family.spec().directory.part("transformer")))
+    let transformer = family.spec().directory.part("transformer");
+    asked.or_else(|| match transformer.file() {
+        Some(file) => few_bits::form_of_file(&file.path),
+        None => few_bits::form_of(&transformer),
+    })
 }
 
 /// Facts of the model card that are known before the run.

@@ -1,5 +1,7 @@
 //! Progress of a run on the terminal and the page, and the signals that ask it to stop.
 
+use indicatif::BinaryBytes;
+
 use crate::commands::interrupt::Interrupt;
 use crate::commands::progress::{self, Line};
 use crate::report::live::LivePage;
@@ -16,11 +18,18 @@ pub struct Watch<'a> {
     line: Line,
     /// Rank 0 writes it.
     page: Option<LivePage>,
+    memory: Memory,
+}
+
+/// Peak of the run's memory.
+struct Memory {
+    planned: Option<u64>,
+    measured: Option<u64>,
 }
 
 impl<'a> Watch<'a> {
-    /// Begins to watch a run that is about to start.
-    pub fn start(run: &Run, interrupt: &'a Interrupt) -> Self {
+    /// Begins to watch a run that is about to start, and is planned to take so many bytes.
+    pub fn start(run: &Run, interrupt: &'a Interrupt, planned: Option<u64>) -> Self {
         let total_steps = run.schedule.total_steps;
         let page = || LivePage::start(&run.validation.validator, total_steps);
         Self {
@@ -29,12 +38,28 @@ impl<'a> Watch<'a> {
             progress: Progress::new(total_steps),
             line: Line::new(),
             page: run.ranks.is_first().then(page),
+            memory: Memory {
+                planned,
+                measured: None,
+            },
         }
     }
 
     /// Writes the last page, with all pictures where the run is complete.
     pub fn finish(self, complete: bool) {
-        if let Some(page) = self.page {
+        if let Some(mut page) = self.page {
+            if let Memory {
+                planned: Some(planned),
+                measured: Some(measured),
+            } = self.memory
+            {
+                log::info!(
+                    "memory: {} planned, {} measured at most",
+                    BinaryBytes(planned),
+                    BinaryBytes(measured)
+                );
+                page.note_memory(planned, measured);
+            }
             page.finish(complete);
         }
     }
@@ -46,6 +71,7 @@ impl Observer for Watch<'_> {
     }
 
     fn logged(&mut self, record: &Record) {
+        self.memory.measured = record.peak_memory_bytes.max(self.memory.measured);
         self.line
             .tell(self.progress.line(record), record.step == self.total_steps);
         if let Some(page) = &mut self.page {

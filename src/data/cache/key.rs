@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use blake3::Hash;
 use candle_core::DType;
+use serde::Serialize;
 use serde_json::json;
 
 use crate::data::loader::ClipSelection;
@@ -26,6 +27,16 @@ enum Kind {
     Caption,
 }
 
+/// Tiles that a clip is encoded in, as its key says them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(untagged)]
+pub enum EncodedTiles {
+    /// None (false); or those that the VAE's config gives (true), where no others have ever been.
+    Some(bool),
+    /// These.
+    Named(String),
+}
+
 /// Identity of the clip encoder: the settings that determine its output.
 #[derive(Debug, Clone)]
 pub struct EncoderId {
@@ -33,8 +44,8 @@ pub struct EncoderId {
     pub fingerprint: Hash,
     /// Number format that the VAE computes in.
     pub dtype: DType,
-    /// Tiled encoding, which changes the result slightly.
-    pub tiling: bool,
+    /// Tiles, which change the result slightly.
+    pub tiling: EncodedTiles,
     /// True if first-frame tensors are kept as well.
     pub image: bool,
 }

@@ -22,13 +22,12 @@ pub const REASONS: &[(&str, &str)] = &[
         "is about PyTorch's kernels; vtrain has its own",
     ),
     (
-        "blocks_to_swap img_in_txt_in_offloading use_pinned_memory_for_block_swap offload_inactive_dit \
-         gradient_checkpointing_cpu_offload",
+        "blocks_to_swap img_in_txt_in_offloading use_pinned_memory_for_block_swap offload_inactive_dit",
         "vtrain keeps the transformer where it trains; train.activation_policy decides what a step keeps",
     ),
     (
-        "vae_cache_cpu vae_chunk_size vae_spatial_tile_sample_min_size vae_tiling",
-        "clips are encoded before the training: see precompute",
+        "vae_cache_cpu vae_chunk_size",
+        "clips are coded a few frames at a time in any case",
     ),
     ("network_dropout", "drops other numbers than lora.dropout does"),
     (

@@ -7,9 +7,10 @@ use candle_core::Tensor;
 use super::dit::{self, Dit};
 use super::vae::{self, Parts, Vae};
 use crate::diffusion::posterior::Posterior;
+use crate::models::autoencoder::Codec as _;
 use crate::models::family::{
-    CheckpointDir, ConcatCondition, Denoiser, Emit, EncoderMemory, Family, Footprint, ImageCondition, ImageMode,
-    ImageRecord, LatentSize, Layout, ModelSpec, Scalar, Scalars, TextEncoder, VideoDecoder, VideoEncoder, check_all,
+    CheckpointDir, ConcatCondition, Denoiser, Emit, Family, Footprint, ImageCondition, ImageMode, ImageRecord,
+    LatentSize, Layout, ModelSpec, Scalar, Scalars, TextEncoder, VaeCost, VideoDecoder, VideoEncoder, check_all,
     check_num_frames, check_patchable, posterior_from,
 };
 use crate::models::t5_conditioner::{Padding, T5Conditioner};
@@ -47,6 +48,7 @@ impl CogVideoX {
             image_mode,
             image_record,
             f32_latents: false,
+            tiling: vae.usable_tiling(),
             ..ModelSpec::new(&super::SPEC, directory.folder, footprint)
         };
         Ok(Self { spec, transformer, vae })
@@ -67,16 +69,16 @@ impl Family for CogVideoX {
         T5Conditioner::load(&self.spec.directory, length, Padding::Counts, load)
     }
 
-    fn video_encoder(&self, load: &Load, memory: EncoderMemory) -> anyhow::Result<Box<dyn VideoEncoder>> {
-        let mut coder = self.vae(Parts::Encoder, load)?;
-        let tiles = coder.default_tiling();
-        coder.tiling = Some(tiles).filter(|tiles| memory.tiling && tiles.lines_up(self.vae.spatial_compression()));
-        coder.slicing = memory.slicing;
-        Ok(Box::new(coder))
+    fn video_encoder(&self, load: &Load) -> anyhow::Result<Box<dyn VideoEncoder>> {
+        Ok(Box::new(self.vae(Parts::Encoder, load)?))
     }
 
     fn video_decoder(&self, load: &Load) -> anyhow::Result<Box<dyn VideoDecoder>> {
         Ok(Box::new(self.vae(Parts::Decoder, load)?))
+    }
+
+    fn vae_cost(&self, half: Parts, load: &Load, clip: [usize; 3]) -> anyhow::Result<VaeCost> {
+        Ok(self.vae(half, &load.of_headers())?.cost(half, clip)?)
     }
 
     fn denoiser(&self, load: &Load) -> anyhow::Result<Box<dyn Denoiser>> {

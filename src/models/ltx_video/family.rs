@@ -13,9 +13,10 @@ use candle_core::Tensor;
 use super::dit::{self, Dit, SPATIAL_COMPRESSION, TEMPORAL_COMPRESSION};
 use super::vae::{self, Parts, Vae};
 use crate::diffusion::posterior::Posterior;
+use crate::models::autoencoder::Codec as _;
 use crate::models::family::{
-    CheckpointDir, Denoiser, Emit, EncoderMemory, Family, Footprint, ImageCondition, ImageMode, LatentSize, Layout,
-    ModelSpec, TextEncoder, VideoDecoder, VideoEncoder, check_all, check_num_frames, check_patchable, posterior_from,
+    CheckpointDir, Denoiser, Emit, Family, Footprint, ImageCondition, ImageMode, LatentSize, Layout, ModelSpec,
+    TextEncoder, VaeCost, VideoDecoder, VideoEncoder, check_all, check_num_frames, check_patchable, posterior_from,
 };
 use crate::models::t5_conditioner::{Padding, T5Conditioner};
 use crate::models::transformer::Network as _;
@@ -49,6 +50,7 @@ impl LtxVideo {
         };
         let mut spec = ModelSpec::new(&super::SPEC, directory.folder, footprint);
         spec.image_mode = ImageMode::Either;
+        spec.tiling = vae.usable_tiling();
         Ok(Self { spec, transformer })
     }
 
@@ -83,13 +85,16 @@ impl Family for LtxVideo {
         T5Conditioner::load(&self.spec.directory, dit::TEXT_TOKENS, Padding::Masked, load)
     }
 
-    /// Clips are encoded one by one, and whole: there is nothing to slice or tile.
-    fn video_encoder(&self, load: &Load, _memory: EncoderMemory) -> anyhow::Result<Box<dyn VideoEncoder>> {
+    fn video_encoder(&self, load: &Load) -> anyhow::Result<Box<dyn VideoEncoder>> {
         Ok(Box::new(self.vae(Parts::Encoder, load)?))
     }
 
     fn video_decoder(&self, load: &Load) -> anyhow::Result<Box<dyn VideoDecoder>> {
         Ok(Box::new(self.vae(Parts::Decoder, load)?))
+    }
+
+    fn vae_cost(&self, half: Parts, load: &Load, clip: [usize; 3]) -> anyhow::Result<VaeCost> {
+        Ok(self.vae(half, &load.of_headers())?.cost(half, clip)?)
     }
 
     fn denoiser(&self, load: &Load) -> anyhow::Result<Box<dyn Denoiser>> {
@@ -137,12 +142,12 @@ impl VideoDecoder for Vae {
         let (vae, dtype) = (self, self.dtype());
         let latents = vae.statistics.denormalize(latents)?.to_dtype(dtype)?; // (1, C, F, h, w)
         if !vae.config.timestep_conditioning {
-            return emit(vae.decode(&latents, None, rng)?);
+            return vae.decode_frames(&latents, None, rng, emit);
         }
         let noise = Tensor::from_vec(rng.randn(latents.elem_count()), latents.shape(), latents.device())?;
         let noise = (noise.to_dtype(dtype)? * DECODE_TIMESTEP)?;
         let latents = ((latents * (1.0 - DECODE_TIMESTEP))? + noise)?;
         let timestep = Tensor::new(&[DECODE_TIMESTEP as f32], latents.device())?.to_dtype(dtype)?;
-        emit(vae.decode(&latents, Some(&timestep), rng)?)
+        vae.decode_frames(&latents, Some(timestep), rng, emit)
     }
 }

@@ -14,9 +14,10 @@ use serde_json::Value;
 use super::dit::{self, Dit};
 use super::vae::{self, Parts, Vae};
 use crate::diffusion::posterior::Posterior;
+use crate::models::autoencoder::Codec as _;
 use crate::models::family::{
-    CheckpointDir, ConcatCondition, Denoiser, Emit, EncoderMemory, Family, Footprint, ImageCondition, ImageMode,
-    ImageRecord, LatentSize, Layout, ModelSpec, Scalars, TextEncoder, VideoDecoder, VideoEncoder, check_all,
+    CheckpointDir, ConcatCondition, Denoiser, Emit, Family, Footprint, ImageCondition, ImageMode, ImageRecord,
+    LatentSize, Layout, ModelSpec, Scalars, TextEncoder, VaeCost, VideoDecoder, VideoEncoder, check_all,
     check_num_frames, check_patchable,
 };
 use crate::models::t5_conditioner::{Padding, T5Conditioner};
@@ -65,6 +66,7 @@ impl Wan {
             text: dit::Network::input_spec(&transformer).text,
         };
         let mut spec = ModelSpec::new(&super::SPEC, directory.folder, footprint);
+        spec.tiling = vae.usable_tiling();
         if let Some(encoder) = &image_encoder {
             spec.video_encoder_parts = &["vae", "image_processor", "image_encoder"];
             spec.image_mode = ImageMode::Always;
@@ -162,8 +164,7 @@ impl Family for Wan {
         T5Conditioner::load(&self.spec.directory, dit::TEXT_TOKENS, Padding::Zeros, load)
     }
 
-    /// A clip is encoded a few frames at a time and alone, so that there is nothing to tile or to slice.
-    fn video_encoder(&self, load: &Load, _memory: EncoderMemory) -> anyhow::Result<Box<dyn VideoEncoder>> {
+    fn video_encoder(&self, load: &Load) -> anyhow::Result<Box<dyn VideoEncoder>> {
         let vision = self.image_encoder.as_ref().map(|config| self.vision(config, load));
         Ok(Box::new(Coder {
             vae: self.vae(Parts::Encoder, load)?,
@@ -176,6 +177,10 @@ impl Family for Wan {
             vae: self.vae(Parts::Decoder, load)?,
             vision: None,
         }))
+    }
+
+    fn vae_cost(&self, half: Parts, load: &Load, clip: [usize; 3]) -> anyhow::Result<VaeCost> {
+        Ok(self.vae(half, &load.of_headers())?.cost(half, clip)?)
     }
 
     fn denoiser(&self, load: &Load) -> anyhow::Result<Box<dyn Denoiser>> {

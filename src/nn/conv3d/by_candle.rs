@@ -12,7 +12,7 @@ use super::{Conv3d, Input, Resample, TemporalPadding};
 /// Channels of ones and zeros after the others, filling 16 bytes of bf16, which suits tensor cores.
 const ONES: usize = 8;
 /// Numbers in the input of one `conv2d`, unless a single frame has more.
-const STACK: usize = 1 << 27;
+pub const STACK: usize = 1 << 27;
 
 /// Converts a weight (O, C, kt, kh, kw) and a bias (O) to the weight of `conv2d`: (O, kt C + 8, kh, kw).
 pub(super) fn stacked(weight: &Tensor, bias: &Tensor) -> Result<Tensor> {

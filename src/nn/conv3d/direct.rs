@@ -11,6 +11,7 @@ use rayon::prelude::*;
 
 use super::simd::{Line, Row, Run, multiply_add};
 use crate::ops::simd::Isa;
+use crate::process::allocations;
 
 /// Input values of one pass over the pixels; with 64 channels of weights each they stay in the L2 cache.
 const PASS: usize = 512;
@@ -81,6 +82,11 @@ impl Geometry {
             along(width, self.pad_columns, self.kernel[2]),
         )
     }
+}
+
+/// Returns how many of `frames` frames of so many pixels are computed together.
+pub fn together(frames: usize, pixels: usize) -> usize {
+    STEP_PIXELS.div_ceil(pixels.max(1)).clamp(1, frames.max(1))
 }
 
 /// Input frames of a convolution, computed on demand.
@@ -154,9 +160,9 @@ impl Direct {
         let out_frame = out_height * out_width * self.outputs;
         let out_frames = frames.saturating_sub(reach).div_ceil(self.frame_stride);
         assert_eq!(out.len(), out_frames * out_frame);
-        let together = STEP_PIXELS
-            .div_ceil((out_height * out_width).max(1))
-            .clamp(1, out_frames.max(1));
+        let together = together(out_frames, out_height * out_width);
+        let computes = !allocations::is_recording();
+        let together = if computes { together } else { 1 }; // as for a large frame
         let mut ring = Ring::new(self, [height, width], self.span(together), input.blank());
         let mut filled = 0;
         for (step, out) in out.chunks_mut((together * out_frame).max(1)).enumerate() {
@@ -165,6 +171,9 @@ impl Direct {
             while filled < first * self.frame_stride + self.span(count) {
                 ring.fill(filled, input);
                 filled += 1;
+            }
+            if !computes {
+                continue;
             }
             let rows = self.block_rows(count * out_height, out_width);
             out.par_chunks_mut(rows * out_width * self.outputs)

@@ -49,7 +49,7 @@ pub fn write(
             _ => Some(relative_error(&dense, &stored)?),
         };
         summary.add(tensor.kind.name().into(), source.bytes(), stored.bytes() as u64, error);
-        writer.write(&tensor.name, stored.into_format().bytes)?;
+        writer.write(&tensor.name, stored.into_format().bytes.to_vec())?;
         step();
     }
     writer.finish()?;

@@ -22,6 +22,7 @@ use serde::Deserialize;
 use super::launch::{KernelForm, Size, bytes_of};
 use super::part::{self, Parts};
 use super::{Decode, Stored, by_blocks, numbers_to_store};
+use crate::ops::bytes::{Bytes, Numbers};
 
 /// Codes of 4 bits.
 const CODES: usize = 16;
@@ -104,10 +105,11 @@ impl FourBitCode {
 }
 
 /// Numbers in codes of 4 bits, in blocks with their largest magnitudes.
+#[derive(Clone)]
 pub struct FourBit {
     code: FourBitCode,
     /// Two codes a byte.
-    pub codes: Vec<u8>,
+    pub codes: Bytes,
     /// The number of each code.
     pub map: [f32; CODES],
     /// Largest magnitudes.
@@ -116,17 +118,18 @@ pub struct FourBit {
 }
 
 /// The largest magnitude of each block.
+#[derive(Clone)]
 pub enum Absmax {
     /// As they are.
-    Plain(Vec<f32>),
+    Plain(Numbers),
     /// In 8 bits: double quantisation.
     Nested {
         /// A code for each block.
-        codes: Vec<u8>,
+        codes: Bytes,
         /// The number of each code.
-        map: Vec<f32>,
+        map: Numbers,
         /// The largest magnitude of each nested block.
-        absmax: Vec<f32>,
+        absmax: Numbers,
         /// Blocks of a nested block.
         block: usize,
         /// Mean of the magnitudes, which is subtracted before they are stored.
@@ -200,12 +203,12 @@ impl Decode for FourBit {
                 absmax,
                 block,
                 offset,
-            } => (absmax, Some(codes.clone()), Some(bytes_of(map)), *block, *offset),
+            } => (absmax, Some(codes.to_vec()), Some(bytes_of(map)), *block, *offset),
         };
         KernelForm {
             kernel: "decode_four_bit".into(),
             parts: vec![
-                Some(self.codes.clone()),
+                Some(self.codes.to_vec()),
                 Some(bytes_of(&self.map)),
                 Some(bytes_of(absmax)),
                 nested,
@@ -217,6 +220,13 @@ impl Decode for FourBit {
                 Size::F32(offset),
             ],
             run: self.block,
+        }
+    }
+
+    fn parts(&mut self) -> Vec<&mut Bytes> {
+        match &mut self.absmax {
+            Absmax::Plain(absmax) => vec![&mut self.codes, &mut absmax.0],
+            Absmax::Nested { codes, map, absmax, .. } => vec![&mut self.codes, codes, &mut map.0, &mut absmax.0],
         }
     }
 }
@@ -263,7 +273,7 @@ pub fn read(
     let map = part::floats(parts, &of("quant_map"), CODES)?;
     let map = std::array::from_fn(|code| map[code]);
     let absmax = match state.nested_blocksize {
-        None => Absmax::Plain(part::floats(parts, &of("absmax"), blocks)?),
+        None => Absmax::Plain(part::floats(parts, &of("absmax"), blocks)?.into()),
         Some(size) => {
             let size = checked_block(&state_name, "nested_blocksize", size)?;
             let Some(offset) = state.nested_offset else {
@@ -271,8 +281,8 @@ pub fn read(
             };
             Absmax::Nested {
                 codes: part::codes(parts, &of("absmax"), Some(Dtype::U8), blocks)?,
-                map: part::floats(parts, &of("nested_quant_map"), BYTES)?,
-                absmax: part::floats(parts, &of("nested_absmax"), blocks.div_ceil(size))?,
+                map: part::floats(parts, &of("nested_quant_map"), BYTES)?.into(),
+                absmax: part::floats(parts, &of("nested_absmax"), blocks.div_ceil(size))?.into(),
                 block: size,
                 offset,
             }
@@ -315,9 +325,13 @@ pub fn quantize(dense: &Tensor, code: FourBitCode, nested: bool, device: &Device
     });
     let format = FourBit {
         code,
-        codes: codes.collect(),
+        codes: codes.collect::<Vec<u8>>().into(),
         map,
-        absmax: if nested { nest(&absmax) } else { Absmax::Plain(absmax) },
+        absmax: if nested {
+            nest(&absmax)
+        } else {
+            Absmax::Plain(absmax.into())
+        },
         block: BLOCK,
     };
     Ok(Stored::new(format, shape, device))
@@ -339,9 +353,9 @@ fn nest(absmax: &[f32]) -> Absmax {
     let map = dynamic_map();
     let (codes, nested) = nearest(&centred, NESTED_BLOCK, &map);
     Absmax::Nested {
-        codes,
-        map,
-        absmax: nested,
+        codes: codes.into(),
+        map: map.into(),
+        absmax: nested.into(),
         block: NESTED_BLOCK,
         offset,
     }

@@ -16,14 +16,16 @@ use super::launch::KernelForm;
 use super::part::{self, Parts};
 use super::scales::{self, Scales};
 use super::{Decode, Stored, numbers_to_store};
+use crate::ops::bytes::Bytes;
 
 /// The largest code.
 const LARGEST: f32 = 127.0;
 
 /// Numbers in 8 bits, with the largest magnitude of each row.
+#[derive(Clone)]
 pub struct Int8Rows {
     /// A code a byte, signed.
-    pub codes: Vec<u8>,
+    pub codes: Bytes,
     absmax: Scales,
 }
 
@@ -55,6 +57,10 @@ impl Decode for Int8Rows {
     fn kernel_form(&self) -> KernelForm {
         self.absmax
             .kernel_form(&self.codes, &scales::signed(), None, 1.0 / LARGEST)
+    }
+
+    fn parts(&mut self) -> Vec<&mut Bytes> {
+        vec![&mut self.codes, &mut self.absmax.numbers.0]
     }
 }
 
@@ -104,7 +110,7 @@ pub fn quantize(dense: &Tensor, device: &Device) -> Result<Stored<Int8Rows>> {
     }
     absmax.resize(shape.0, f16::ZERO.to_f32()); // rows without columns
     let format = Int8Rows {
-        codes,
+        codes: codes.into(),
         absmax: Scales::new(absmax, shape.1, (1, shape.1)),
     };
     Ok(Stored::new(format, shape, device))

@@ -17,6 +17,7 @@ use super::launch::KernelForm;
 use super::part::{self, Parts};
 use super::scales::{self, Scales};
 use super::{CHUNK, Decode, Stored, numbers_to_store};
+use crate::ops::bytes::Bytes;
 
 /// Codes of a byte.
 const BYTES: usize = 256;
@@ -74,17 +75,18 @@ impl Float8Kind {
 }
 
 /// Numbers in fp8, with scales.
+#[derive(Clone)]
 pub struct Float8 {
     kind: Float8Kind,
     /// A code a byte.
-    pub codes: Vec<u8>,
+    pub codes: Bytes,
     /// The number of each code.
     numbers: Vec<f32>,
     scales: Option<Scales>,
 }
 
 impl Float8 {
-    pub(super) fn new(kind: Float8Kind, codes: Vec<u8>, scales: Option<Scales>) -> Self {
+    pub(super) fn new(kind: Float8Kind, codes: Bytes, scales: Option<Scales>) -> Self {
         Self {
             kind,
             codes,
@@ -130,6 +132,11 @@ impl Decode for Float8 {
             None => scales::unscaled(&self.codes, &self.numbers),
             Some(scales) => scales.kernel_form(&self.codes, &self.numbers, None, 1.0),
         }
+    }
+
+    fn parts(&mut self) -> Vec<&mut Bytes> {
+        let scales = self.scales.as_mut().map(|scales| &mut scales.numbers.0);
+        [&mut self.codes].into_iter().chain(scales).collect()
     }
 }
 
@@ -179,7 +186,7 @@ pub fn read(
 /// Fails for NaN and infinities.
 pub fn quantize(dense: &Tensor, device: &Device) -> Result<Stored<Float8>> {
     let (numbers, shape) = numbers_to_store(dense)?;
-    let format = Float8::new(Float8Kind::E4M3, e4m3(numbers)?, None);
+    let format = Float8::new(Float8Kind::E4M3, e4m3(numbers)?.into(), None);
     Ok(Stored::new(format, shape, device))
 }
 

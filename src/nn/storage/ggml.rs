@@ -16,6 +16,7 @@ use rayon::prelude::*;
 
 use super::launch::KernelForm;
 use super::{CHUNK, Decode, Stored, numbers_to_store, part};
+use crate::ops::bytes::Bytes;
 
 /// Numbers of the largest block.
 const MOST_BLOCK: usize = k_quants::BLOCK;
@@ -210,10 +211,11 @@ fn f16_at(block: &[u8], at: usize) -> f32 {
 }
 
 /// Numbers in blocks of a type.
+#[derive(Clone)]
 pub struct Blocks {
     kind: GgmlType,
     /// Blocks, one after the other.
-    pub bytes: Vec<u8>,
+    pub bytes: Bytes,
 }
 
 impl Decode for Blocks {
@@ -236,13 +238,17 @@ impl Decode for Blocks {
     fn kernel_form(&self) -> KernelForm {
         KernelForm {
             kernel: format!("decode_{}", self.kind.name().to_lowercase()),
-            parts: vec![Some(self.bytes.clone())],
+            parts: vec![Some(self.bytes.to_vec())],
             sizes: Vec::new(),
             run: match self.kind.block() {
                 1 => MOST_BLOCK, // without scales
                 numbers => numbers,
             },
         }
+    }
+
+    fn parts(&mut self) -> Vec<&mut Bytes> {
+        vec![&mut self.bytes]
     }
 }
 
@@ -253,10 +259,11 @@ impl Decode for Blocks {
 pub fn matrix(
     name: &str,
     kind: GgmlType,
-    bytes: Vec<u8>,
+    bytes: impl Into<Bytes>,
     shape: (usize, usize),
     device: &Device,
 ) -> Result<Stored<Blocks>> {
+    let bytes = bytes.into();
     let count = part::elements(name, shape)?;
     if !shape.1.is_multiple_of(kind.block()) || kind.bytes(count) != Some(bytes.len()) {
         bail!(

@@ -179,17 +179,17 @@ impl FileForm {
         Ok(match self {
             Self::Fp8 => {
                 let stored = float8::quantize(dense, device)?;
-                written(stored, |format| vec![format.codes.clone()])
+                written(stored, |format| vec![format.codes.to_vec()])
             }
             Self::Fp8Scaled => {
                 let stored = torchao::quantize_float8(dense, device)?;
-                written(stored, |format| vec![format.codes.clone(), bytes(format.scales())])
+                written(stored, |format| vec![format.codes.to_vec(), bytes(format.scales())])
             }
             Self::Int8 => {
                 let stored = torchao::quantize_int8(dense, device)?;
                 written(stored, |format| {
                     let zeros = vec![0; format.scales().len()];
-                    vec![format.codes.clone(), bytes(format.scales()), zeros]
+                    vec![format.codes.to_vec(), bytes(format.scales()), zeros]
                 })
             }
             Self::FourBit(code, nested) => {
@@ -200,7 +200,7 @@ impl FileForm {
             Self::BitsandbytesInt8 => {
                 let stored = bitsandbytes_int8::quantize(dense, device)?;
                 written(stored, |format| {
-                    vec![format.codes.clone(), bytes(format.absmax()), vec![0]]
+                    vec![format.codes.to_vec(), bytes(format.absmax()), vec![0]]
                 })
             }
         })
@@ -276,7 +276,7 @@ fn written<F: super::Decode + 'static>(stored: Stored<F>, parts: impl FnOnce(&F)
 }
 
 fn four_bit_parts(format: &FourBit, code: FourBitCode, shape: [usize; 2], dtype: DType) -> Vec<Vec<u8>> {
-    let codes = format.codes.clone();
+    let codes = format.codes.to_vec();
     match &format.absmax {
         Absmax::Plain(absmax) => {
             let state = quant_state(code, shape, dtype, None);
@@ -292,7 +292,7 @@ fn four_bit_parts(format: &FourBit, code: FourBitCode, shape: [usize; 2], dtype:
             let state = quant_state(code, shape, dtype, Some(&python_number(f64::from(*offset))));
             vec![
                 codes,
-                nested.clone(),
+                nested.to_vec(),
                 bytes(&format.map),
                 bytes(absmax),
                 bytes(map),

@@ -5,6 +5,8 @@ use candle_core::{Result, bail};
 use half::{bf16, f16};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 
+use crate::ops::bytes::{Bytes, Origin};
+
 /// A checkpoint's tensors, by name.
 pub trait Parts {
     /// Returns the tensor `name`.
@@ -12,6 +14,11 @@ pub trait Parts {
     /// # Errors
     /// Fails if there is none.
     fn part(&self, name: &str) -> Result<TensorView<'_>>;
+
+    /// Returns where its bytes lie in a file, if that is known.
+    fn origin(&self, _name: &str) -> Option<Origin> {
+        None
+    }
 }
 
 impl Parts for MmapedSafetensors {
@@ -27,7 +34,7 @@ impl Parts for SafeTensors<'_> {
 }
 
 /// Copies the bytes of a matrix of codes, each of which has a byte.
-pub(super) fn matrix(parts: &dyn Parts, name: &str, dtype: Dtype, shape: (usize, usize)) -> Result<Vec<u8>> {
+pub(super) fn matrix(parts: &dyn Parts, name: &str, dtype: Dtype, shape: (usize, usize)) -> Result<Bytes> {
     let part = parts.part(name)?;
     if part.dtype() != dtype || part.shape() != [shape.0, shape.1] {
         bail!(
@@ -36,11 +43,11 @@ pub(super) fn matrix(parts: &dyn Parts, name: &str, dtype: Dtype, shape: (usize,
             part.shape()
         );
     }
-    Ok(part.data().to_vec())
+    Ok(Bytes::from(part.data().to_vec()).with_origin(parts.origin(name)))
 }
 
 /// Copies a tensor's bytes, of which there must be `count`; `dtype` is its type, if that matters.
-pub(super) fn codes(parts: &dyn Parts, name: &str, dtype: Option<Dtype>, count: usize) -> Result<Vec<u8>> {
+pub(super) fn codes(parts: &dyn Parts, name: &str, dtype: Option<Dtype>, count: usize) -> Result<Bytes> {
     let part = parts.part(name)?;
     if dtype.is_some_and(|dtype| dtype != part.dtype()) || part.data().len() != count {
         bail!(
@@ -49,7 +56,7 @@ pub(super) fn codes(parts: &dyn Parts, name: &str, dtype: Option<Dtype>, count: 
             part.shape()
         );
     }
-    Ok(part.data().to_vec())
+    Ok(Bytes::from(part.data().to_vec()).with_origin(parts.origin(name)))
 }
 
 /// Reads a tensor of numbers with a point, of which there must be `count`.

@@ -5,11 +5,12 @@ use candle_core::{Result, bail};
 use super::by_blocks;
 use super::launch::{KernelForm, Size, bytes_of};
 use super::part::{Parts, floats};
+use crate::ops::bytes::Numbers;
 
 /// A grid of scales over a matrix (out, in).
 #[derive(Debug, Clone)]
 pub(super) struct Scales {
-    pub(super) numbers: Vec<f32>,
+    pub(super) numbers: Numbers,
     /// Columns of the matrix.
     features: usize,
     /// Rows and columns that share a scale.
@@ -20,7 +21,7 @@ impl Scales {
     /// Scales for blocks of this many rows and columns, which divide the matrix.
     pub(super) fn new(numbers: Vec<f32>, features: usize, block: (usize, usize)) -> Self {
         Self {
-            numbers,
+            numbers: numbers.into(),
             features,
             block: (block.0.max(1), block.1.max(1)),
         }

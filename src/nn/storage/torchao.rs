@@ -19,17 +19,19 @@ use super::launch::KernelForm;
 use super::part::{self, Parts};
 use super::scales::{self, Scales};
 use super::{Decode, Stored, numbers_to_store};
+use crate::ops::bytes::Bytes;
 
 /// Half the distance of the smallest and the largest code in 8 bits.
 const HALF_RANGE: f32 = 127.5;
 
 /// Numbers in 8 bits, with scales.
+#[derive(Clone)]
 pub struct Int8 {
     /// A code a byte, signed.
-    pub codes: Vec<u8>,
+    pub codes: Bytes,
     scales: Scales,
     /// The code of 0, for each scale; none if it is 0 everywhere.
-    zero_points: Option<Vec<u8>>,
+    zero_points: Option<Bytes>,
 }
 
 impl Int8 {
@@ -45,7 +47,7 @@ impl Decode for Int8 {
     }
 
     fn bytes(&self) -> usize {
-        self.codes.len() + self.scales.bytes() + self.zero_points.as_ref().map_or(0, Vec::len)
+        self.codes.len() + self.scales.bytes() + self.zero_points.as_ref().map_or(0, |zeros| zeros.len())
     }
 
     fn decode(&self, first: usize, numbers: &mut [f32]) {
@@ -64,6 +66,11 @@ impl Decode for Int8 {
     fn kernel_form(&self) -> KernelForm {
         let zeros = self.zero_points.as_deref();
         self.scales.kernel_form(&self.codes, &scales::signed(), zeros, 1.0)
+    }
+
+    fn parts(&mut self) -> Vec<&mut Bytes> {
+        let parts = [&mut self.codes, &mut self.scales.numbers.0];
+        parts.into_iter().chain(&mut self.zero_points).collect()
     }
 }
 
@@ -126,7 +133,7 @@ pub fn quantize_int8(dense: &Tensor, device: &Device) -> Result<Stored<Int8>> {
         }
     });
     let format = Int8 {
-        codes,
+        codes: codes.into(),
         scales: Scales::new(scales, shape.1, (1, shape.1)),
         zero_points: None,
     };
@@ -148,7 +155,7 @@ pub fn quantize_float8(dense: &Tensor, device: &Device) -> Result<Stored<Float8>
     let rows = numbers.par_chunks_mut(shape.1.max(1)).zip(&scales);
     rows.for_each(|(row, scale)| row.iter_mut().for_each(|x| *x /= scale));
     let scales = Scales::new(scales, shape.1, (1, shape.1));
-    let format = Float8::new(Float8Kind::E4M3, float8::e4m3(numbers)?, Some(scales));
+    let format = Float8::new(Float8Kind::E4M3, float8::e4m3(numbers)?.into(), Some(scales));
     Ok(Stored::new(format, shape, device))
 }
 

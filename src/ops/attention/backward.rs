@@ -7,6 +7,7 @@ use super::super::simd::Isa;
 use super::super::simd_math::{LANES, exp2, sum, wide};
 use super::heads::{Head, Panels, rows_by_head};
 use super::{Mask, Sizes};
+use crate::process::allocations;
 
 /// Queries and keys of a tile: its weights and their gradients take 48 KB each.
 const QUERIES: usize = 96;
@@ -52,6 +53,10 @@ pub fn backward(sizes: &Sizes, mask: Option<&Mask>, given: SavedForward, wanted:
         k: place(wanted.k, sizes.keys),
         v: place(wanted.v, sizes.keys),
     };
+    let scratch = KEYS * (2 * sizes.width + 3 * sizes.padded() + 2 * QUERIES);
+    let of_head = (sizes.queries * (3 * sizes.padded() + 1) + scratch) * size_of::<f32>();
+    let of_rows = sizes.batch * sizes.heads * (sizes.queries + 2 * sizes.keys) * size_of::<&[f32]>();
+    allocations::elsewhere(of_rows, of_head, sizes.batch * sizes.heads);
     let q = rows_by_head(sizes, sizes.queries, all.q.as_deref_mut());
     let k = rows_by_head(sizes, sizes.keys, all.k.as_deref_mut());
     let v = rows_by_head(sizes, sizes.keys, all.v.as_deref_mut());

@@ -7,6 +7,7 @@ use super::super::simd::Isa;
 use super::super::simd_math::{LANES, exp2, sum, wide};
 use super::heads::{Head, Panels, rows_by_head};
 use super::{Mask, Sizes};
+use crate::process::allocations;
 
 /// Queries and keys of a tile: its scores take 48 KB.
 const QUERIES: usize = 96;
@@ -17,6 +18,10 @@ pub fn forward(sizes: &Sizes, mask: Option<&Mask>, q: &[f32], k: &[f32], v: &[f3
     let mut out = vec![0.0; sizes.batch * sizes.queries * sizes.row()];
     let mut log_sums = vec![0.0; sizes.batch * sizes.heads * sizes.queries];
     let isa = Isa::detect();
+    let scratch = QUERIES * (2 * sizes.padded() + KEYS);
+    let of_head = (sizes.keys * (sizes.width + sizes.padded()) + scratch) * size_of::<f32>();
+    let of_rows = sizes.batch * sizes.heads * sizes.queries * size_of::<&[f32]>();
+    allocations::elsewhere(of_rows, of_head, sizes.batch * sizes.heads);
     let heads = rows_by_head(sizes, sizes.queries, Some(&mut out)).into_par_iter();
     let heads = heads.zip(log_sums.par_chunks_mut(sizes.queries)).enumerate();
     heads.for_each(|(index, (mut out, log_sums))| {

@@ -101,7 +101,9 @@ impl Panels {
 
 /// Splits a matrix (B, tokens, H, K) into the rows of each head of each sample; no rows without a matrix.
 pub fn rows_by_head<'a>(sizes: &Sizes, tokens: usize, numbers: Option<&'a mut [f32]>) -> Vec<Vec<&'a mut [f32]>> {
-    let mut heads: Vec<Vec<&mut [f32]>> = (0..sizes.batch * sizes.heads).map(|_| Vec::new()).collect();
+    let count = if numbers.is_some() { tokens } else { 0 };
+    let heads = (0..sizes.batch * sizes.heads).map(|_| Vec::with_capacity(count));
+    let mut heads: Vec<Vec<&mut [f32]>> = heads.collect();
     let samples = numbers
         .into_iter()
         .flat_map(|numbers| numbers.chunks_exact_mut(tokens * sizes.row()));

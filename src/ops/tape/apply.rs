@@ -1,12 +1,14 @@
 //! Runs an op, and records it if there is a tape.
 
 use candle_core::op::BackpropOp;
-use candle_core::{CustomOp1, CustomOp2, CustomOp3, Result, Shape, Storage, Tensor, Var, bail};
+use candle_core::{CustomOp1, CustomOp2, CustomOp3, DType, Result, Shape, Storage, Tensor, Var, bail};
 
 use super::gradients::GradientKey;
 use super::saved::{Saveable, SavedOutput};
-use super::{Line, MODE, Mode};
+use super::{Line, MODE, Mode, Purpose, purpose};
+use crate::ops::f32_view::stored;
 use crate::ops::profile::{Level, Span, span};
+use crate::process::allocations::{self, Event};
 
 /// Inputs and output that an op's backward pass reads. Of the others it gets shape and type, but no numbers.
 #[derive(Debug, Clone, Copy)]
@@ -17,8 +19,40 @@ pub struct Reads<const N: usize> {
     pub output: bool,
 }
 
+/// Use of an op's output.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Output {
+    /// Its numbers are read.
+    Read,
+    /// Only its shape is used, and its gradient.
+    Unread,
+}
+
+impl Output {
+    /// Returns the use of the last output of a block: unread while the block is recorded for its gradients alone.
+    pub fn of_block() -> Self {
+        match purpose() {
+            Some(Purpose::Gradients) => Self::Unread,
+            _ => Self::Read,
+        }
+    }
+
+    /// Returns the shape of an output that need not be computed.
+    pub fn of(self, shape: Shape) -> Option<Shape> {
+        (self == Self::Unread).then_some(shape)
+    }
+}
+
 /// Runs an op of one input.
 pub fn apply1<C>(x: &Tensor, op: C, reads: Reads<1>) -> Result<Tensor>
+where
+    C: CustomOp1 + Send + Sync + 'static,
+{
+    apply1_for(x, op, reads, None)
+}
+
+/// Same as [`apply1`]; an output that is not read, of this shape, is zeros on the CPU if a tape is recorded.
+pub fn apply1_for<C>(x: &Tensor, op: C, reads: Reads<1>, unread: Option<Shape>) -> Result<Tensor>
 where
     C: CustomOp1 + Send + Sync + 'static,
 {
@@ -29,7 +63,10 @@ where
     if candle_records() {
         return x.apply_op1(op);
     }
-    let output = run1(x, &op)?;
+    let output = match unread.filter(|_| may_skip(x)) {
+        Some(shape) => zeros(shape, x.dtype())?,
+        None => run1(x, &op)?,
+    };
     note([x], output, reads, move |[x], output, gradient| {
         let _span = back(op.name(), gradient);
         Ok(vec![op.bwd(x, output, gradient)?])
@@ -57,7 +94,15 @@ where
 }
 
 /// Runs an op of three inputs.
-pub fn apply3<C>([x, y, z]: [&Tensor; 3], op: C, reads: Reads<3>) -> Result<Tensor>
+pub fn apply3<C>(inputs: [&Tensor; 3], op: C, reads: Reads<3>) -> Result<Tensor>
+where
+    C: CustomOp3 + Send + Sync + 'static,
+{
+    apply3_for(inputs, op, reads, None)
+}
+
+/// Same as [`apply3`]; an output that is not read, of this shape, is zeros on the CPU if a tape is recorded.
+pub fn apply3_for<C>([x, y, z]: [&Tensor; 3], op: C, reads: Reads<3>, unread: Option<Shape>) -> Result<Tensor>
 where
     C: CustomOp3 + Send + Sync + 'static,
 {
@@ -68,7 +113,10 @@ where
     if candle_records() {
         return x.apply_op3(y, z, op);
     }
-    let output = run3([x, y, z], &op)?;
+    let output = match unread.filter(|_| may_skip(x)) {
+        Some(shape) => zeros(shape, x.dtype())?,
+        None => run3([x, y, z], &op)?,
+    };
     note3([x, y, z], output, op, reads)
 }
 
@@ -100,13 +148,41 @@ where
 }
 
 /// Begins the profile interval of an op's forward pass.
-fn there(op: &str, x: &Tensor) -> Span {
-    span(Level::Op, x.device(), || op.to_string())
+fn there(op: &str, x: &Tensor) -> OpSpan {
+    OpSpan::begin(span(Level::Op, x.device(), || op.to_string()))
 }
 
 /// Begins the profile interval of an op's backward pass.
-fn back(op: &str, gradient: &Tensor) -> Span {
-    span(Level::Op, gradient.device(), || format!("{op} backward"))
+fn back(op: &str, gradient: &Tensor) -> OpSpan {
+    OpSpan::begin(span(Level::Op, gradient.device(), || format!("{op} backward")))
+}
+
+/// An op that runs, for the profile and for the record of allocations.
+struct OpSpan {
+    _span: Span,
+}
+
+impl OpSpan {
+    fn begin(span: Span) -> Self {
+        allocations::mention(Event::OpBegins);
+        Self { _span: span }
+    }
+}
+
+impl Drop for OpSpan {
+    fn drop(&mut self) {
+        allocations::mention(Event::OpEnds);
+    }
+}
+
+/// True if an output that is not read need not be computed.
+fn may_skip(x: &Tensor) -> bool {
+    x.device().is_cpu() && purpose().is_some()
+}
+
+/// Returns a new leaf of zeros on the CPU.
+fn zeros(shape: Shape, dtype: DType) -> Result<Tensor> {
+    Ok(leaf(Storage::Cpu(stored(vec![0.0; shape.elem_count()], dtype)?), shape))
 }
 
 fn candle_records() -> bool {
@@ -116,7 +192,7 @@ fn candle_records() -> bool {
 /// Takes the next saved result when a segment is run again.
 fn take_down() -> Option<SavedOutput> {
     MODE.with_borrow_mut(|mode| match mode {
-        Mode::Tape(_, saved) => saved.take(),
+        Mode::Tape(_, saved, _) => saved.take(),
         Mode::Candle | Mode::Nothing | Mode::Save(_) => None,
     })
 }
@@ -165,7 +241,7 @@ fn elsewhere<T>(op: &str) -> Result<T> {
 }
 
 /// Returns an op's result as a new leaf of candle's graph.
-fn leaf(storage: Storage, shape: Shape) -> Tensor {
+pub(super) fn leaf(storage: Storage, shape: Shape) -> Tensor {
     Tensor::from_storage(storage, shape, BackpropOp::none(), true)
 }
 
@@ -203,7 +279,7 @@ fn note<const N: usize>(
         back: Box::new(move |gradient| back(seen.each_ref(), &seen_output, gradient)),
     };
     MODE.with_borrow_mut(|mode| {
-        if let Mode::Tape(lines, _) = mode {
+        if let Mode::Tape(lines, ..) = mode {
             lines.push(line);
         }
     });

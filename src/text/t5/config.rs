@@ -109,6 +109,19 @@ impl Default for Config {
 }
 
 impl Config {
+    /// Returns the bytes that embedding a text of so many tokens takes besides the weights, about: in f32 a block's
+    /// feed-forward layer, its tokens, its scores, and the bias on scores.
+    pub fn activation_bytes(&self, tokens: u64) -> u64 {
+        const TENSORS: [u64; 3] = [3, 8, 3]; // of each kind at the same time
+        let widths = [self.d_ff as u64, self.d_model as u64, self.num_heads as u64 * tokens];
+        let numbers: u64 = TENSORS
+            .iter()
+            .zip(widths)
+            .map(|(count, width)| count * width * tokens)
+            .sum();
+        numbers * size_of::<f32>() as u64
+    }
+
     /// Defaults of transformers for an architecture.
     fn of(model_type: ModelType) -> Self {
         match model_type {

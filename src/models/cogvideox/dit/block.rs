@@ -60,7 +60,7 @@ impl transformer::Block for Block {
         let x = gated_residual(x, &update, &gate, parts)?;
 
         let (norm, gate) = self.norm2.forward(&x, &state.time, parts)?;
-        let update = self.ff.forward(&norm)?; // (B, S, D)
+        let update = self.ff.forward_last(&norm, &gate)?; // (B, S, D)
         let hidden = gated_residual(&x, &update, &gate, parts)?;
 
         Ok(State {

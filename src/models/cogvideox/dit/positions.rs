@@ -34,7 +34,13 @@ impl Added {
         let frames = (config.sample_frames - 1) / config.temporal_compression_ratio + 1;
         let patches = frames * (config.sample_height / config.patch_size) * (config.sample_width / config.patch_size);
         let shape = (1, config.max_text_seq_length + patches, config.inner_dim());
-        Ok(Some(Self::Learned(weights.get(shape, "pos_embedding")?)))
+        let learned = weights.get(shape, "pos_embedding")?;
+        // An outline runs on clips of another size.
+        Ok(Some(if weights.are_outlines() {
+            Self::Computed
+        } else {
+            Self::Learned(learned)
+        }))
     }
 
     /// Adds the positions to (B, L + N, D), where L is `tokens`, of a clip of `latent` frames, rows and columns.

@@ -9,6 +9,7 @@ use candle_core::{Result, Tensor};
 use super::config::Config;
 use super::norm::{Norm, Norms};
 use crate::models::autoencoder::{Codec, Sizes, Unconditional};
+use crate::models::tiling::Tiling;
 use crate::nn::Weights;
 use crate::nn::coder::{Coder, Layer, NormConv, Pieces};
 use crate::nn::conv3d::{Conv3d, FeatureCache, TemporalPadding};
@@ -120,7 +121,11 @@ impl Codec for Config {
             latent_channels: self.latent_channels,
             frames: 1,
             side: 1,
-            compression: self.spatial_compression(),
+            compression: [self.temporal_compression_ratio as usize, self.spatial_compression()],
         }
+    }
+
+    fn tiling(&self) -> Tiling {
+        Tiling::half_of_sample(self.sample_height, self.sample_width)
     }
 }

@@ -7,7 +7,6 @@ mod coder;
 mod config;
 mod norm;
 
-pub use crate::models::tiling::Tiling;
 pub use crate::models::vae::Parts;
 pub use config::Config;
 
@@ -15,10 +14,3 @@ use crate::models::autoencoder::Autoencoder;
 
 /// The autoencoder, or half of it.
 pub type Vae = Autoencoder<Config>;
-
-impl Vae {
-    /// Returns the tiles of diffusers' `enable_tiling()`.
-    pub fn default_tiling(&self) -> Tiling {
-        Tiling::for_sample(self.config.sample_height, self.config.sample_width)
-    }
-}

@@ -10,14 +10,18 @@
 use candle_core::{DType, Result, Tensor};
 
 use super::config::{Config, Down, DownsampleType, Up};
-use super::resample::{Downsampler, Upsampler, strided};
 use super::resnet::{EmbedTime, Kind, Norm, State};
 use crate::diffusion::posterior::Posterior;
 use crate::models::autoencoder::{Codec, Sizes};
 use crate::models::latent_norm::LatentNorm;
+use crate::models::tiling::Tiling;
 use crate::nn::Weights;
 use crate::nn::coder::{Coder, NormConv, Pieces};
 use crate::nn::conv3d::{Conv3d, TemporalPadding};
+use crate::nn::pixel_resampler::{PixelDownsampler, PixelUpsampler, strided};
+
+/// Latent frames of a piece.
+const LATENT_FRAMES: usize = 4;
 
 impl Codec for Config {
     type State = State;
@@ -34,7 +38,11 @@ impl Codec for Config {
         };
         let blocks = self.down_blocks();
         let (first, last) = (blocks[0].inputs, blocks[blocks.len() - 1].outputs);
-        let mut coder = Coder::new(past(self.encoder_causal), Pieces::Whole, [self.patch_size, 1]);
+        let pieces = match self.encoder_causal {
+            true => Pieces::FirstAlone(self.temporal_compression()),
+            false => Pieces::Whole,
+        };
+        let mut coder = Coder::new(past(self.encoder_causal), pieces, [self.patch_size, 1]);
         let patch = self.in_channels * self.patch_size.pow(2);
         coder.push(Conv3d::causal(patch, first, weights.pp("conv_in.conv"))?);
         for (i, block) in blocks.iter().enumerate() {
@@ -44,7 +52,7 @@ impl Codec for Config {
             match block.downsample {
                 None => {}
                 Some(DownsampleType::Conv) => coder.push(strided(inputs, down.pp("conv"))?),
-                Some(kind) => coder.push(Downsampler::load(kind.stride(), [inputs, outputs], down)?),
+                Some(kind) => coder.push(PixelDownsampler::load(kind.stride(), [inputs, outputs], down)?),
             }
             if block.conv_out {
                 coder.push(kind.resnet([inputs, outputs], weights.pp("conv_out"))?);
@@ -66,10 +74,15 @@ impl Codec for Config {
             eps: self.resnet_norm_eps,
             inject_noise,
             timestep_scale: scale.as_ref(),
+            scope: 0,
         };
         let blocks = self.up_blocks();
         let (first, last) = (blocks[0].inputs, blocks[blocks.len() - 1].outputs);
-        let mut coder = Coder::new(past(self.decoder_causal), Pieces::Whole, [1, self.patch_size]);
+        let mut coder = Coder::new(
+            past(self.decoder_causal),
+            Pieces::Even(LATENT_FRAMES),
+            [1, self.patch_size],
+        );
         coder.push(Conv3d::causal(self.latent_channels, first, weights.pp("conv_in.conv"))?);
         let (count, noisy) = (blocks.len(), &self.decoder_inject_noise);
         let (mid_layers, mid_block) = (self.decoder_layers_per_block[count], weights.pp("mid_block"));
@@ -81,13 +94,19 @@ impl Codec for Config {
                 coder.push(kind.resnet([inputs, outputs], weights.pp("conv_in"))?);
             }
             if block.upsample {
-                coder.push(Upsampler::load(block, weights.pp("upsamplers.0"))?);
+                let widths = [outputs * block.factor, outputs];
+                coder.push(PixelUpsampler::load(
+                    block.residual,
+                    widths,
+                    weights.pp("upsamplers.0"),
+                )?);
             }
             resnets(&mut coder, block.layers, outputs, kind, &weights)?;
         }
         let mut norm = Norm::default();
         if let Some(scale) = &scale {
-            coder.push(EmbedTime::load(scale, [2, last], weights)?);
+            norm.scope = coder.len();
+            coder.push(EmbedTime::load(scale, norm.scope, [2, last], weights)?);
             norm.scale_shift_table = Some(weights.to_dtype(DType::F32).get((2, last), "scale_shift_table")?);
         }
         let patch = self.out_channels * self.patch_size.pow(2);
@@ -105,8 +124,12 @@ impl Codec for Config {
             latent_channels: self.latent_channels,
             frames: self.temporal_compression(),
             side: self.spatial_compression(),
-            compression: self.spatial_compression(),
+            compression: [self.temporal_compression(), self.spatial_compression()],
         }
+    }
+
+    fn tiling(&self) -> Tiling {
+        Tiling::square(512, 448)
     }
 
     /// All channels of a pixel share one log-variance.
@@ -119,9 +142,11 @@ impl Codec for Config {
 
 /// Adds resnets that share an embedding of the timestep.
 fn resnets(coder: &mut Coder<State>, count: usize, channels: usize, kind: Kind, weights: &Weights) -> Result<()> {
+    let scope = coder.len();
     if let Some(scale) = kind.timestep_scale {
-        coder.push(EmbedTime::load(scale, [4, channels], weights)?);
+        coder.push(EmbedTime::load(scale, scope, [4, channels], weights)?);
     }
+    let kind = Kind { scope, ..kind };
     let resnet = |channels, weights| kind.resnet(channels, weights);
     coder.extend(count, [channels; 2], &weights.pp("resnets"), resnet)
 }

@@ -7,10 +7,9 @@
 
 mod coder;
 mod config;
-mod resample;
 mod resnet;
 
-use candle_core::{Result, Tensor, bail};
+use candle_core::{Error, Result, Tensor, bail};
 
 pub use crate::models::latent_norm::LatentNorm;
 pub use crate::models::vae::Parts;
@@ -18,7 +17,7 @@ pub use config::{Config, DownBlockType, DownsampleType};
 
 use resnet::State;
 
-use crate::models::autoencoder::{Autoencoder, collected};
+use crate::models::autoencoder::{Autoencoder, Emitted, collected};
 use crate::models::vae::per_sample;
 use crate::rng::Rng;
 
@@ -42,14 +41,26 @@ impl Vae {
         let start = rng.clone();
         per_sample(latents, |i, latents| {
             let timestep = timesteps.map(|timesteps| timesteps.narrow(0, i, 1)?.to_device(self.device()));
-            let mut state = State {
-                timestep: timestep.transpose()?,
-                rng: start.clone(),
-                ..State::default()
-            };
-            let frames = collected(|emit| self.decode_from(&mut state, latents, emit))?;
-            *rng = state.rng;
-            Ok(frames)
+            *rng = start.clone();
+            collected(|emit| self.decode_frames(latents, timestep.transpose()?, rng, emit))
         })
+    }
+
+    /// Same as [`decode`](Self::decode) of one sample, emitting frames as they come.
+    pub fn decode_frames<E: From<Error>>(
+        &self,
+        latents: &Tensor,
+        timestep: Option<Tensor>,
+        rng: &mut Rng,
+        emit: impl FnMut(Tensor) -> Emitted<E>,
+    ) -> Emitted<E> {
+        let mut state = State {
+            timestep,
+            rng: rng.clone(),
+            ..State::default()
+        };
+        self.decode_from(&mut state, latents, emit)?;
+        *rng = state.rng;
+        Ok(())
     }
 }

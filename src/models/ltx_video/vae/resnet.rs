@@ -5,6 +5,8 @@
 //!
 //! Shapes: F frames, H rows, W columns, C channels, n vectors of modulation; samples come one by one.
 
+use std::collections::BTreeMap;
+
 use candle_core::{DType, Result, Tensor, bail};
 
 use crate::nn::coder::{Layer, Modulate};
@@ -22,8 +24,8 @@ const TIME_PROJ: usize = 256;
 pub struct State {
     /// Noise level, (1) in 0..1.
     pub timestep: Option<Tensor>,
-    /// Embedded timestep for the next norms, (n, C) f32.
-    pub time: Option<Tensor>,
+    /// Embedded timesteps for norms, (n, C) f32, by the scope of the norms.
+    pub times: BTreeMap<usize, Tensor>,
     pub rng: Rng,
 }
 
@@ -32,7 +34,7 @@ impl Default for State {
     fn default() -> Self {
         Self {
             timestep: None,
-            time: None,
+            times: BTreeMap::new(),
             rng: Rng::new(0),
         }
     }
@@ -44,28 +46,29 @@ pub struct EmbedTime {
     timestep_scale_multiplier: Tensor, // ()
     time_embedder: TimeEmbedder,
     vectors: usize,
+    scope: usize,
 }
 
 impl EmbedTime {
-    /// Embedding as `vectors` of so many channels, the timestep multiplied by `scale`.
-    pub fn load(scale: &Tensor, [vectors, channels]: [usize; 2], weights: &Weights) -> Result<Self> {
+    /// Embedding as `vectors` of so many channels for the norms of a scope, the timestep multiplied by `scale`.
+    pub fn load(scale: &Tensor, scope: usize, [vectors, channels]: [usize; 2], weights: &Weights) -> Result<Self> {
         let weights = weights.to_dtype(DType::F32).pp("time_embedder.timestep_embedder");
         Ok(Self {
             timestep_scale_multiplier: scale.clone(),
             time_embedder: TimeEmbedder::new(TIME_PROJ, vectors * channels, weights)?,
             vectors,
+            scope,
         })
     }
 }
 
 impl Layer<State> for EmbedTime {
     fn forward(&self, x: Tensor, _memory: &mut FeatureCache, state: &mut State) -> Result<Tensor> {
-        let embed = |timestep: &Tensor| {
+        if let (Some(timestep), false) = (&state.timestep, state.times.contains_key(&self.scope)) {
             let scale = self.timestep_scale_multiplier.to_dtype(timestep.dtype())?;
             let time = self.time_embedder.forward(&timestep.broadcast_mul(&scale)?)?;
-            time.reshape((self.vectors, ())) // (n, C)
-        };
-        state.time = state.timestep.as_ref().map(embed).transpose()?;
+            state.times.insert(self.scope, time.reshape((self.vectors, ()))?); // (n, C)
+        }
         Ok(x)
     }
 }
@@ -78,13 +81,15 @@ pub struct Norm {
     pub scale_shift_table: Option<Tensor>,
     /// Place of the shift among them, before the scale.
     place: usize,
+    /// Scope of the embedded timestep: the place of its layer.
+    pub scope: usize,
     /// Factor of the noise, (C) f32.
     per_channel_scale: Option<Tensor>,
 }
 
 impl Modulate<State> for Norm {
     fn modulation(&self, x: &Tensor, state: &State) -> Result<Modulation> {
-        match (&self.scale_shift_table, &state.time) {
+        match (&self.scale_shift_table, state.times.get(&self.scope)) {
             (None, _) => {
                 let ones = Tensor::ones(x.dim(4)?, DType::F32, x.device())?;
                 Modulation::rms(x, RMS_EPS, &ones, None)
@@ -98,13 +103,13 @@ impl Modulate<State> for Norm {
         }
     }
 
-    fn finish(&self, y: Tensor, state: &mut State) -> Result<Tensor> {
+    fn finish(&self, y: Tensor, memory: &mut FeatureCache, state: &mut State) -> Result<Tensor> {
         let Some(scale) = &self.per_channel_scale else {
             return Ok(y);
         };
         let (_, _, height, width, _) = y.dims5()?;
-        let noise = state.rng.randn(height * width);
-        let noise = Tensor::from_vec(noise, (1, 1, height, width, 1), y.device())?;
+        let shape = (1, 1, height, width, 1);
+        let noise = memory.once(|| Tensor::from_vec(state.rng.randn(height * width), shape, y.device()))?;
         let noise = noise.broadcast_mul(&scale.reshape((1, 1, 1, 1, ()))?)?;
         y.broadcast_add(&noise.to_dtype(y.dtype())?) // (1, F, H, W, C)
     }
@@ -117,6 +122,8 @@ pub struct Kind<'a> {
     pub inject_noise: bool,
     /// Factor of timesteps, if there are some.
     pub timestep_scale: Option<&'a Tensor>,
+    /// Scope of its embedding.
+    pub scope: usize,
 }
 
 impl Kind<'_> {
@@ -130,6 +137,7 @@ impl Kind<'_> {
             Ok(Norm {
                 scale_shift_table: table.clone(),
                 place: 2 * (number - 1),
+                scope: self.scope,
                 per_channel_scale: self.inject_noise.then(scale).transpose()?,
             })
         };

@@ -8,24 +8,16 @@ use candle_core::{Result, Tensor};
 use super::attention::Attention;
 use super::config::{COLOURS, Config};
 use super::norm::Norm;
-use super::resample::{DoubleFrames, HalveFrames};
 use crate::models::autoencoder::{Codec, Sizes, Unconditional};
-use crate::nn::coder::{Coder, Layer, NormConv, Pieces};
-use crate::nn::conv3d::{Conv3d, FeatureCache, TemporalPadding};
+use crate::models::tiling::Tiling;
+use crate::nn::coder::{Coder, NormConv, Pieces};
+use crate::nn::conv3d::{Conv3d, TemporalPadding};
+use crate::nn::frame_resampler::{DoubleFrames, HalveFrames};
 use crate::nn::resampler::Resampler;
 use crate::nn::{Resnet, Weights};
 
 /// Frames of a piece, except the first, which has one.
 const SAMPLE_FRAMES: usize = 4;
-
-/// Limits values to -1..1.
-struct Clamp;
-
-impl Layer<()> for Clamp {
-    fn forward(&self, x: Tensor, _memory: &mut FeatureCache, _state: &mut ()) -> Result<Tensor> {
-        x.clamp(-1f32, 1f32)
-    }
-}
 
 impl Unconditional for Config {}
 
@@ -99,7 +91,6 @@ impl Codec for Config {
         }
         let norm_out = Norm::load(channels, 3, weights.pp("norm_out"))?;
         coder.push(NormConv::load(norm_out, [channels, COLOURS], weights.pp("conv_out"))?);
-        coder.push(Clamp);
         Ok(coder)
     }
 
@@ -113,8 +104,17 @@ impl Codec for Config {
             latent_channels: self.z_dim,
             frames: SAMPLE_FRAMES,
             side: 1,
-            compression: self.spatial_compression(),
+            compression: [self.temporal_compression(), self.spatial_compression()],
         }
+    }
+
+    fn tiling(&self) -> Tiling {
+        Tiling::square(256, 192)
+    }
+
+    /// Limits values to -1..1.
+    fn finish(&self, frames: Tensor) -> Result<Tensor> {
+        frames.clamp(-1f32, 1f32)
     }
 }
 

@@ -8,7 +8,6 @@ mod attention;
 mod coder;
 mod config;
 mod norm;
-mod resample;
 
 pub use crate::models::vae::Parts;
 pub use config::Config;

@@ -13,7 +13,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use blake3::{Hash, Hasher};
 use serde::{Deserialize, Serialize};
 
-use crate::disk;
+use super::write_whole;
 
 /// Coarsest resolution of file times, 2 seconds, in nanoseconds.
 const GRAIN: u64 = 2_000_000_000;
@@ -169,7 +169,7 @@ impl HashCache {
         let mut all = read(&self.path).unwrap_or_default();
         all.files.append(&mut ours.files.clone());
         all.parts.append(&mut ours.parts.clone());
-        disk::write_whole(&self.path, &serde_json::to_vec(&all)?)?;
+        write_whole(&self.path, &serde_json::to_vec(&all)?)?;
         ours.changed = false;
         Ok(())
     }

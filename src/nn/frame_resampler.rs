@@ -6,25 +6,28 @@
 //!
 //! Shapes: B samples, F frames, H rows, W columns, C channels.
 //!
-//! [`Resampler`]: crate::nn::resampler::Resampler
+//! [`Resampler`]: super::resampler::Resampler
 
 use candle_core::{Result, Tensor};
 
-use crate::nn::Weights;
-use crate::nn::coder::Layer;
-use crate::nn::conv3d::{Conv3d, FeatureCache, Geometry};
+use super::coder::Layer;
+use super::coder_memory::{PieceSize, Tally};
+use super::conv3d::{Conv3d, FeatureCache, Geometry, Resample};
+use super::weights::Weights;
 
+/// Makes one of every two frames, except a clip's first.
 pub struct HalveFrames(Conv3d);
 
 impl HalveFrames {
+    /// Reads the convolution over time.
     pub fn load(channels: usize, weights: Weights) -> Result<Self> {
         Ok(Self(Conv3d::load(channels, channels, Geometry::TIME, false, weights)?))
     }
 }
 
-impl Layer<()> for HalveFrames {
+impl<S> Layer<S> for HalveFrames {
     /// Forward pass (B, F, H, W, C) -> (B, F/2, H, W, C)
-    fn forward(&self, x: Tensor, memory: &mut FeatureCache, _state: &mut ()) -> Result<Tensor> {
+    fn forward(&self, x: Tensor, memory: &mut FeatureCache, _state: &mut S) -> Result<Tensor> {
         if memory.is_first() {
             // Of the two cached frames, the earlier one is unused.
             memory.skip(Some(Tensor::cat(&[&x, &x], 1)?))?;
@@ -38,20 +41,29 @@ impl Layer<()> for HalveFrames {
             .squeeze(2)?
             .contiguous()
     }
+
+    fn measure(&self, x: PieceSize, tally: &mut Tally) -> PieceSize {
+        let y = tally.convolve(&self.0, x, Resample::None);
+        tally.free(x);
+        tally.free(y);
+        tally.hold(y.with_frames(y.size[0].div_ceil(2)))
+    }
 }
 
+/// Makes two of every frame, except a clip's first.
 pub struct DoubleFrames(Conv3d);
 
 impl DoubleFrames {
+    /// Reads the convolution over time.
     pub fn load(channels: usize, weights: Weights) -> Result<Self> {
         let conv = Conv3d::load(channels, 2 * channels, Geometry::TIME, false, weights)?;
         Ok(Self(conv))
     }
 }
 
-impl Layer<()> for DoubleFrames {
+impl<S> Layer<S> for DoubleFrames {
     /// Forward pass (B, F, H, W, C) -> (B, 2 F, H, W, C)
-    fn forward(&self, x: Tensor, memory: &mut FeatureCache, _state: &mut ()) -> Result<Tensor> {
+    fn forward(&self, x: Tensor, memory: &mut FeatureCache, _state: &mut S) -> Result<Tensor> {
         if memory.is_first() {
             memory.skip(None)?;
             return Ok(x);
@@ -63,5 +75,13 @@ impl Layer<()> for DoubleFrames {
             .transpose(2, 3)?
             .contiguous()?
             .reshape((batch, 2 * frames, height, width, channels))
+    }
+
+    fn measure(&self, x: PieceSize, tally: &mut Tally) -> PieceSize {
+        let y = tally.convolve(&self.0, x, Resample::None);
+        tally.free(x);
+        let doubled = tally.hold(x.with_frames(2 * x.size[0]));
+        tally.free(y);
+        doubled
     }
 }

@@ -1,0 +1,151 @@
+//! Attention of a clip's tokens and a text's, as one sequence: each stream with projections of its own, or both with the
+//! same. Equals `HunyuanVideoAttnProcessor2_0` of diffusers.
+//!
+//! Shapes: B samples, N tokens of the clip, L of the text, S = N + L with the clip first, D the width, H heads of width K.
+
+use candle_core::{Result, Tensor};
+
+use super::flops::Flops;
+use super::linear::{Linear, linear};
+use super::norm::Norm;
+use super::rope::Rotary;
+use super::weights::Weights;
+use crate::ops::attention::attention;
+
+/// Queries, keys and values of a stream, with an RMS norm of each head's queries and keys.
+#[derive(Debug, Clone)]
+pub struct Qkv {
+    q: Linear,
+    k: Linear,
+    v: Linear,
+    norm_q: Norm,
+    norm_k: Norm,
+    num_heads: usize,
+}
+
+/// Settings of the layer.
+#[derive(Debug, Clone, Copy)]
+pub struct JointAttentionSpec {
+    /// D
+    pub width: usize,
+    /// H
+    pub num_heads: usize,
+    /// Epsilon of the norms.
+    pub eps: f64,
+}
+
+/// Positions and mask of both streams as one sequence.
+#[derive(Debug, Clone, Copy)]
+pub struct SequenceContext<'a> {
+    /// Rotation of all S tokens.
+    pub rotary: &'a Rotary,
+    /// Added to the scores, (B, 1, 1, S)
+    pub mask: Option<&'a Tensor>,
+}
+
+/// Attention of two streams with projections of their own.
+#[derive(Debug, Clone)]
+pub struct JointAttention {
+    video: Qkv,         // to_q, to_k, to_v, norm_q, norm_k
+    text: Qkv,          // add_q_proj, add_k_proj, add_v_proj, norm_added_q, norm_added_k
+    to_out: Linear,     // to_out.0
+    to_add_out: Linear, // (D, D)
+}
+
+impl Qkv {
+    /// Loads the layers of these names: three of queries, keys and values, two of norms.
+    ///
+    /// # Errors
+    /// Fails for weights that are missing or of another shape.
+    pub fn new(spec: JointAttentionSpec, names: [&str; 5], weights: &Weights) -> Result<Self> {
+        let JointAttentionSpec { width, num_heads, eps } = spec;
+        let [q, k, v, norm_q, norm_k] = names;
+        let projection = |name: &str| linear(width, width, weights.pp(name));
+        let norm = |name: &str| Norm::rms(width / num_heads.max(1), eps, weights.pp(name));
+        Ok(Self {
+            q: projection(q)?,
+            k: projection(k)?,
+            v: projection(v)?,
+            norm_q: norm(norm_q)?,
+            norm_k: norm(norm_k)?,
+            num_heads,
+        })
+    }
+
+    /// Loads the layers of one stream, or of both streams with the same.
+    ///
+    /// # Errors
+    /// Same as [`new`](Self::new).
+    pub fn shared(spec: JointAttentionSpec, weights: &Weights) -> Result<Self> {
+        Self::new(spec, ["to_q", "to_k", "to_v", "norm_q", "norm_k"], weights)
+    }
+
+    /// Self-attention of x (B, S, D), without a layer behind it -> (B, S, D)
+    pub fn attend(&self, x: &Tensor, context: SequenceContext) -> Result<Tensor> {
+        attended(self.forward(x)?, context)
+    }
+
+    /// Returns queries, keys and values of x (B, S, D): (B, S, H, K) each
+    fn forward(&self, x: &Tensor) -> Result<[Tensor; 3]> {
+        let (batch, tokens, width) = x.dims3()?;
+        let heads = |x: Tensor| x.reshape((batch, tokens, self.num_heads, width / self.num_heads));
+        Ok([
+            self.norm_q.forward(&heads(self.q.forward(x)?)?)?,
+            self.norm_k.forward(&heads(self.k.forward(x)?)?)?,
+            heads(self.v.forward(x)?)?,
+        ])
+    }
+
+    /// Returns the floating-point operations for `tokens` tokens, without attention.
+    pub fn flops(&self, tokens: usize) -> Result<f64> {
+        Ok(self.q.flops(tokens)? + self.k.flops(tokens)? + self.v.flops(tokens)?)
+    }
+}
+
+impl JointAttention {
+    /// Loads the layer.
+    ///
+    /// # Errors
+    /// Fails for weights that are missing or of another shape.
+    pub fn new(spec: JointAttentionSpec, weights: Weights) -> Result<Self> {
+        let width = spec.width;
+        let added = ["add_q_proj", "add_k_proj", "add_v_proj", "norm_added_q", "norm_added_k"];
+        Ok(Self {
+            video: Qkv::shared(spec, &weights)?,
+            text: Qkv::new(spec, added, &weights)?,
+            to_out: linear(width, width, weights.pp("to_out.0"))?,
+            to_add_out: linear(width, width, weights.pp("to_add_out"))?,
+        })
+    }
+
+    /// Forward pass of the clip (B, N, D) and the text (B, L, D) -> the same two
+    pub fn forward(&self, video: &Tensor, text: &Tensor, context: SequenceContext) -> Result<[Tensor; 2]> {
+        let (of_video, of_text) = (self.video.forward(video)?, self.text.forward(text)?);
+        let mut both = Vec::with_capacity(of_video.len());
+        for (video, text) in of_video.iter().zip(&of_text) {
+            both.push(Tensor::cat(&[video, text], 1)?); // (B, S, H, K)
+        }
+        let both: [Tensor; 3] = both.try_into().expect("queries, keys and values");
+        let y = attended(both, context)?; // (B, S, D)
+        let (count, length) = (video.dim(1)?, text.dim(1)?);
+        Ok([
+            self.to_out.forward(&y.narrow(1, 0, count)?)?,
+            self.to_add_out.forward(&y.narrow(1, count, length)?)?,
+        ])
+    }
+
+    /// Returns the floating-point operations for the tokens of both streams.
+    pub fn flops(&self, video: usize, text: usize) -> Result<Flops> {
+        let out = self.to_out.flops(video)? + self.to_add_out.flops(text)?;
+        Ok(Flops {
+            linear: self.video.flops(video)? + self.text.flops(text)? + out,
+            attention: 4.0 * ((video + text) as f64).powi(2) * self.to_out.out_features()? as f64,
+        })
+    }
+}
+
+/// Attention of queries, keys and values (B, S, H, K), rotated -> (B, S, D)
+fn attended([q, k, v]: [Tensor; 3], context: SequenceContext) -> Result<Tensor> {
+    let (q, k) = (context.rotary.apply(&q)?, context.rotary.apply(&k)?);
+    attention(&q, &k, &v, context.mask)?.flatten_from(2)
+}

@@ -1,0 +1,117 @@
+//! Bytes that the tensors of a checkpoint take in memory, before they are read.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use candle_core::DType;
+use indicatif::BinaryBytes;
+
+use super::{WeightSource, Weights};
+use crate::nn::checkpoint::{Checkpoint, Size};
+use crate::nn::residency::Residency;
+use crate::process::memory::{self, TooLittle};
+
+/// Bytes of a model's tensors in memory.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct WeightBytes {
+    /// Of those that are always there.
+    pub whole: u64,
+    /// Of those of blocks that may be lent.
+    pub lent: u64,
+    /// Of the largest block.
+    pub largest: u64,
+}
+
+impl Weights {
+    /// Checks that main memory is large enough for all tensors except those whose names begin with one of `ignored`, and
+    /// for as much of lent ones as is always here. On another device they only pass through.
+    ///
+    /// # Errors
+    /// [`TooLittle`]: the needed and the free bytes, and the number format that would fit.
+    pub fn ensure_memory(&self, ignored: &[&str]) -> std::result::Result<(), TooLittle> {
+        let in_memory = match &self.source {
+            WeightSource::Headers(headers) => headers.in_memory && !self.outlines,
+            _ => self.device.is_cpu(),
+        };
+        if self.checkpoint().is_none() || !in_memory {
+            return Ok(());
+        }
+        let bytes = |dtype: DType| {
+            let WeightBytes { whole, lent, .. } = self.bytes_as(dtype, ignored);
+            whole.saturating_add((lent as f64 * self.residency.resident_share()) as u64)
+        };
+        let needed = bytes(self.dtype);
+        match memory::most() {
+            Some(free) if free.bytes < needed => Err(TooLittle {
+                what: format!("{} as {}", self.source_path().display(), self.dtype.as_str()),
+                needed,
+                free,
+                instead: (bytes(DType::BF16) < free.bytes.min(needed)).then(|| {
+                    format!(
+                        "model.dtype: bf16 takes {}, which fits",
+                        BinaryBytes(bytes(DType::BF16))
+                    )
+                }),
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    fn source_path(&self) -> PathBuf {
+        let folder = self
+            .checkpoint()
+            .map(|checkpoint| checkpoint.folder.source().to_path_buf());
+        folder.unwrap_or_default()
+    }
+
+    /// Returns the bytes in memory of all tensors, in their forms, except those whose names begin with one of `ignored`;
+    /// none without a checkpoint.
+    pub fn needed_bytes(&self, ignored: &[&str]) -> WeightBytes {
+        self.bytes_as(self.dtype, ignored)
+    }
+
+    fn bytes_as(&self, dtype: DType, ignored: &[&str]) -> WeightBytes {
+        let (mut sums, mut blocks) = (WeightBytes::default(), BTreeMap::new());
+        let sizes = self.checkpoint().map(Checkpoint::sizes).into_iter().flatten();
+        for (name, size) in sizes.filter(|(name, _)| !ignored.iter().any(|prefix| name.starts_with(prefix))) {
+            let (bytes, is_matrix, is_dense) = match size {
+                Size::Stored(bytes) => (bytes, true, false),
+                Size::Dense(shape) => match self.quantized_bytes(name, &shape) {
+                    Some(bytes) => (bytes, true, false),
+                    None => (dense_bytes(&shape, dtype), shape.len() == 2, true),
+                },
+            };
+            let block = block_of(name).filter(|_| is_matrix);
+            let is_lent = match self.residency {
+                Residency::Sharded(_) => is_dense,
+                Residency::Streamed(_) | Residency::Whole => block.is_some(),
+            };
+            let sum = if is_lent { &mut sums.lent } else { &mut sums.whole };
+            *sum = sum.saturating_add(bytes);
+            if let Some(block) = block {
+                let sum: &mut u64 = blocks.entry(block).or_default();
+                *sum = sum.saturating_add(bytes);
+            }
+        }
+        sums.largest = blocks.into_values().max().unwrap_or(0);
+        sums
+    }
+}
+
+/// Returns the path of the numbered block that a tensor belongs to.
+fn block_of(name: &str) -> Option<&str> {
+    let mut end = 0;
+    for part in name.split('.') {
+        end += part.len();
+        if part.parse::<usize>().is_ok() {
+            return Some(&name[..end]);
+        }
+        end += 1;
+    }
+    None
+}
+
+fn dense_bytes(shape: &[usize], dtype: DType) -> u64 {
+    let size = dtype.size_in_bytes() as u64;
+    shape.iter().fold(size, |all, side| all.saturating_mul(*side as u64))
+}

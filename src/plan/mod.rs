@@ -1,0 +1,341 @@
+//! Memory, disk space and time of a run, before anything is loaded.
+//!
+//! Every stage is planned from the configs and the headers of its files. The transformer and the autoencoder run as outlines
+//! of themselves on inputs of a few tokens, so that a plan follows the code ([`denoising`], [`coding`]); what stays in
+//! memory besides is added up ([`training`]). The stages come one after the other, and each frees its model.
+
+mod blank;
+pub mod coding;
+pub mod denoising;
+mod excerpt;
+pub mod refusal;
+pub mod suggestions;
+pub mod time;
+pub mod timeline;
+pub mod training;
+
+use anyhow::{Context, bail};
+use candle_core::{DType, Device};
+use serde::Serialize;
+
+use crate::config::RunConfig;
+use crate::data::{Bucket, Report};
+use crate::models::t5_conditioner::EMBEDDINGS;
+use crate::models::{self, Family, Offload, registry};
+use crate::nn::load::Content;
+use crate::nn::weights::WeightBytes;
+use crate::nn::{Load, WeightFolder, Weights};
+use crate::text::t5;
+use coding::Half;
+use denoising::{Clips, Pass, Transformer};
+use timeline::Place;
+use training::{Memory, Training};
+
+/// Slots that blocks are streamed through.
+const SLOTS: u64 = 2;
+
+/// Bytes of a number in f32.
+const WIDE: u64 = 4;
+
+/// Plan of a run.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Plan {
+    /// `cpu` or `cuda`.
+    pub device: &'static str,
+    /// Training, of the clips that take the most.
+    pub training: Training,
+    /// Embedding of the captions.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub text: Option<Memory>,
+    /// Encoding of the clips.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub encode: Option<Memory>,
+    /// Videos while training; None without prompts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub validation: Option<Memory>,
+    /// Encodings, checkpoints and the adapter.
+    pub disk_bytes: u64,
+}
+
+/// Stages of a run by the names of their keys in the plan.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Stage {
+    /// Embedding of the captions.
+    Text,
+    /// Encoding of the clips.
+    Encode,
+    /// Training.
+    Training,
+    /// Videos while training.
+    Validation,
+}
+
+impl Stage {
+    /// Name for people.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Text => "text encoding",
+            Self::Encode => "clip encoding",
+            Self::Training => "training",
+            Self::Validation => "validation",
+        }
+    }
+}
+
+impl Plan {
+    /// Returns the stages that the run has.
+    pub fn stages(&self) -> Vec<(Stage, Memory)> {
+        let stages = [
+            (Stage::Text, self.text),
+            (Stage::Encode, self.encode),
+            (Stage::Training, Some(self.training.memory)),
+            (Stage::Validation, self.validation),
+        ];
+        stages
+            .into_iter()
+            .filter_map(|(stage, memory)| Some((stage, memory?)))
+            .collect()
+    }
+
+    /// Returns the stage with the highest peak on the device.
+    pub fn largest(&self) -> (Stage, Memory) {
+        let largest = self.stages().into_iter().max_by_key(|(_, memory)| memory.peak_bytes);
+        largest.unwrap_or((Stage::Training, self.training.memory))
+    }
+}
+
+/// Checkpoint and data of a run, as far as a plan needs them.
+pub struct Subject<'a> {
+    /// The checkpoint's folder.
+    pub folder: WeightFolder,
+    /// The checkpoint; None if there is a transformer's config alone.
+    pub family: Option<&'a dyn Family>,
+    /// Clips and buckets in use: (bucket, clips); all of the run file without a survey.
+    pub buckets: Vec<(Bucket, usize)>,
+    /// Number of captions.
+    pub captions: usize,
+    /// Place of the computation.
+    pub place: Place,
+    /// Bytes for the run on the device; None if unknown.
+    pub free: Option<u64>,
+}
+
+impl<'a> Subject<'a> {
+    /// Takes the buckets that clips fall into, or all of the run file.
+    pub fn new(
+        config: &RunConfig,
+        folder: WeightFolder,
+        family: Option<&'a dyn Family>,
+        report: Option<&Report>,
+        (place, free): (Place, Option<u64>),
+    ) -> Self {
+        let found = report.map(|report| report.totals().buckets).unwrap_or_default();
+        let configured = config
+            .datasets
+            .iter()
+            .flat_map(|set| set.buckets.iter().map(|bucket| (*bucket, 0)));
+        Self {
+            folder,
+            family,
+            captions: report.map_or(0, |report| report.samples.len()),
+            buckets: if found.is_empty() { configured.collect() } else { found },
+            place,
+            free,
+        }
+    }
+
+    /// Returns the bucket with the most pixels.
+    pub fn longest(&self) -> Option<Bucket> {
+        let volume = |bucket: &Bucket| bucket.frames.saturating_mul(bucket.height).saturating_mul(bucket.width);
+        self.buckets.iter().map(|(bucket, _)| *bucket).max_by_key(volume)
+    }
+
+    /// Plans a run with these settings.
+    ///
+    /// # Errors
+    /// Files that cannot be read, or do not fit each other.
+    pub fn plan(&self, config: &RunConfig) -> anyhow::Result<Plan> {
+        let longest = self.longest().context("datasets: there are no buckets")?;
+        let training = self
+            .transformer(config)
+            .and_then(|transformer| self.training(config, &transformer));
+        let text = self.family.map(|family| self.text(config, family)).transpose();
+        let encode = self
+            .family
+            .map(|family| self.coding(config, family, longest, Half::Encoder))
+            .transpose();
+        let (training, text, encode) = match (training, text, encode) {
+            (Ok(training), Ok(text), Ok(encode)) => (training, text, encode),
+            (training, text, encode) => {
+                let failed = [training.err(), text.err(), encode.err()];
+                let all: Vec<String> = failed.into_iter().flatten().map(|error| format!("{error:#}")).collect();
+                bail!(all.join("\n"));
+            }
+        };
+        let validation = self.family.map(|family| self.validation(config, family, &training));
+        let validation = validation.transpose()?.flatten();
+        Ok(Plan {
+            device: match self.place {
+                Place::Host { .. } => "cpu",
+                Place::Gpu => "cuda",
+            },
+            disk_bytes: self.disk_bytes(config, &training),
+            training,
+            text,
+            encode,
+            validation,
+        })
+    }
+
+    /// Returns the transformer, with the adapters that learn.
+    pub fn transformer<'c>(&'c self, config: &'c RunConfig) -> anyhow::Result<Transformer<'c>> {
+        let spec = registry::of_transformer(&self.folder.part("transformer"))?;
+        Ok(Transformer {
+            folder: &self.folder,
+            has_files: self.family.is_some(),
+            family: spec,
+            footprint: self.family.map_or(spec.footprint, |family| family.spec().footprint),
+            dtype: config.model.dtype.into(),
+            quantization: config.model.quantization,
+            lora: Some(&config.lora),
+            place: self.place,
+        })
+    }
+
+    fn training(&self, config: &RunConfig, transformer: &Transformer) -> anyhow::Result<Training> {
+        let mut most: Option<Training> = None;
+        // The most pixels mean the most tokens, but for frames that fill a patch: the three largest are compared.
+        let mut buckets: Vec<Bucket> = self.buckets.iter().map(|(bucket, _)| *bucket).collect();
+        buckets.sort_by_key(|bucket| std::cmp::Reverse(bucket.frames * bucket.height * bucket.width));
+        buckets.dedup();
+        for bucket in buckets.into_iter().take(3) {
+            let clips = Clips {
+                bucket,
+                count: config.train.batch_size,
+            };
+            let training = training::training(config, transformer, clips, self.free)?;
+            let peak = |training: &Training| training.memory.peak_bytes;
+            if most.as_ref().is_none_or(|most| peak(most) < peak(&training)) {
+                most = Some(training);
+            }
+        }
+        most.context("datasets: there are no buckets")
+    }
+
+    fn text(&self, config: &RunConfig, family: &dyn Family) -> anyhow::Result<Memory> {
+        let folder = family.spec().part("text_encoder")?;
+        let quantization = config.model.text_encoder_quantization;
+        let weights = headers(&folder, config.model.dtype.into())?.quantized(quantization, EMBEDDINGS);
+        let weights = weights.needed_bytes(&[]);
+        let tokens = family.spec().text().tokens as u64;
+        let activations =
+            t5::Config::load(&folder.join("config.json")).map_or(0, |config| config.activation_bytes(tokens));
+        Ok(self.memory(config, weights, activations))
+    }
+
+    fn coding(&self, config: &RunConfig, family: &dyn Family, bucket: Bucket, half: Half) -> anyhow::Result<Memory> {
+        let load = config.model.load(&Device::Cpu);
+        let (dtype, share) = match self.place {
+            Place::Host { .. } => (DType::F32, 1),
+            Place::Gpu => (
+                config.model.dtype.into(),
+                WIDE / DType::from(config.model.dtype).size_in_bytes() as u64,
+            ),
+        };
+        let unused = match half {
+            Half::Encoder => models::vae::Parts::Encoder.unused(),
+            Half::Decoder => models::vae::Parts::Decoder.unused(),
+        };
+        let weights = headers(&family.spec().part("vae")?, dtype)?.needed_bytes(unused);
+        let tensors = coding::coding(family, &load, bucket, half, self.place)? / share;
+        let peak_bytes = weights.whole + weights.lent + tensors;
+        Ok(Memory {
+            peak_bytes,
+            host_bytes: self.on_host(peak_bytes),
+        })
+    }
+
+    /// Returns the memory of the prompts' videos: of denoising, and of decoding beside the transformer.
+    fn validation(
+        &self,
+        config: &RunConfig,
+        family: &dyn Family,
+        training: &Training,
+    ) -> anyhow::Result<Option<Memory>> {
+        let stays = training.weight_bytes + training.adapter_bytes + training.optimizer_bytes;
+        let mut most: Option<Memory> = None;
+        for prompt in &config.validation.prompts {
+            let bucket = Bucket {
+                frames: prompt.num_frames,
+                height: prompt.height,
+                width: prompt.width,
+            };
+            let clips = Clips { bucket, count: 1 };
+            let transformer = self.transformer(config)?;
+            let forward = transformer.memory(clips, Pass::Forward)?;
+            let guided = if prompt.guidance_scale > 1.0 { 2 } else { 1 };
+            let denoising = forward.level.peak as u64 + guided * forward.input_bytes;
+            let decoding = self.coding(config, family, bucket, Half::Decoder)?.peak_bytes;
+            let gone = match config.model.offload {
+                Offload::None => 0,
+                Offload::Model | Offload::Group => training.block_bytes,
+            };
+            let peak_bytes = (stays + denoising).max(stays.saturating_sub(gone) + decoding);
+            let memory = Memory {
+                peak_bytes,
+                host_bytes: self.on_host(peak_bytes),
+            };
+            if most.is_none_or(|most| most.peak_bytes < memory.peak_bytes) {
+                most = Some(memory);
+            }
+        }
+        Ok(most)
+    }
+
+    /// Returns the memory of a part of which blocks may be streamed.
+    fn memory(&self, config: &RunConfig, weights: WeightBytes, activations: u64) -> Memory {
+        let all = weights.whole + weights.lent;
+        let (device, host) = match config.model.offload {
+            Offload::Group => (weights.whole + (SLOTS * weights.largest).min(weights.lent), all),
+            Offload::None | Offload::Model => (all, 0),
+        };
+        let peak_bytes = device + activations;
+        Memory {
+            peak_bytes,
+            host_bytes: match self.place {
+                Place::Host { .. } => peak_bytes,
+                Place::Gpu => host,
+            },
+        }
+    }
+
+    /// Returns the bytes in main memory of something that takes so many on the device.
+    fn on_host(&self, bytes: u64) -> u64 {
+        match self.place {
+            Place::Host { .. } => bytes,
+            Place::Gpu => 0,
+        }
+    }
+
+    /// Returns the bytes of the encodings, of checkpoints and of the adapter.
+    fn disk_bytes(&self, config: &RunConfig, training: &Training) -> u64 {
+        let footprint = config.model.footprint();
+        let encodings = footprint.map_or(0, |footprint| {
+            let clips = self.buckets.iter().map(|(bucket, count)| {
+                footprint.latent_bytes(bucket.frames, bucket.height, bucket.width) * *count as u64
+            });
+            let bytes = DType::from(config.model.dtype).size_in_bytes();
+            clips.sum::<u64>() + footprint.caption_bytes(bytes) * (self.captions as u64 + 1)
+        });
+        let kept = config.checkpoint.limit as u64 + 1; // the newest is there before the oldest goes
+        encodings + kept * (training.adapter_bytes + training.optimizer_bytes) + training.adapter_bytes
+    }
+}
+
+/// Opens the headers of a part.
+fn headers(folder: &WeightFolder, dtype: DType) -> anyhow::Result<Weights> {
+    let mut load = Load::headers(dtype, &Device::Cpu);
+    load.content = Content::Outlines;
+    Weights::read(folder, &load)
+}

@@ -1,0 +1,183 @@
+//! Memory of training: weights, adapters with the optimiser's state, and the activations of a micro-batch, of which the
+//! largest counts.
+
+use serde::Serialize;
+
+use super::denoising::{Clips, Denoising, Pass, Retained, Transformer};
+use super::timeline::Place;
+use crate::config::RunConfig;
+use crate::models::Offload;
+use crate::nn::residency::ResidentShare;
+use crate::optim::moments::MomentForm;
+use crate::train::segments::{ActivationBudget, ActivationPolicy, SavedActivations};
+
+/// Bytes of a number of an adapter, of its gradient, and of a moment that is kept as it is.
+const NUMBER: u64 = 4;
+
+/// Memory of a stage of a run.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct Memory {
+    /// Peak on the device that computes.
+    pub peak_bytes: u64,
+    /// Peak in main memory; the same on the CPU.
+    pub host_bytes: u64,
+}
+
+/// Memory of training, and of what it is made.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Training {
+    /// All of it.
+    #[serde(flatten)]
+    pub memory: Memory,
+    /// Frozen weights on the device.
+    pub weight_bytes: u64,
+    /// Those of blocks among them.
+    pub block_bytes: u64,
+    /// Adapters.
+    pub adapter_bytes: u64,
+    /// State of the optimiser, the adapters' average and the sum of gradients.
+    pub optimizer_bytes: u64,
+    /// Micro-batch, activations and gradients.
+    pub activation_bytes: u64,
+    /// Clips of the micro-batch that takes the most.
+    pub clips: Clips,
+}
+
+impl Training {
+    /// Adds up a training step that keeps so many bytes of activations besides those of the step itself, and parks others
+    /// elsewhere.
+    fn new(config: &RunConfig, clips: Clips, step: &Denoising, kept: u64, place: Place) -> Self {
+        let numbers: u64 = step.adapters.iter().map(|count| *count as u64).sum();
+        let adapter_bytes = NUMBER * numbers;
+        let averaged = u64::from(config.optimizer.ema.is_some());
+        let summed = u64::from(config.train.gradient_accumulation_steps > 1);
+        let moments: u64 = step.adapters.iter().map(|count| moment_bytes(config, *count)).sum();
+        let weights = Resident::new(config, step);
+        let optimizer_bytes = moments + (averaged + summed) * adapter_bytes;
+        let activation_bytes = step.input_bytes + (step.level.peak as u64 + kept).saturating_sub(parked(config, step));
+        let peak_bytes = weights.all + adapter_bytes + optimizer_bytes + activation_bytes;
+        Self {
+            memory: Memory {
+                peak_bytes,
+                host_bytes: match place {
+                    Place::Host { .. } => peak_bytes,
+                    Place::Gpu => weights.elsewhere,
+                },
+            },
+            weight_bytes: weights.all,
+            block_bytes: weights.blocks,
+            adapter_bytes,
+            optimizer_bytes,
+            activation_bytes,
+            clips,
+        }
+    }
+}
+
+/// Weights on the device.
+struct Resident {
+    all: u64,
+    /// Of blocks.
+    blocks: u64,
+    /// Those that wait in main memory.
+    elsewhere: u64,
+}
+
+impl Resident {
+    fn new(config: &RunConfig, step: &Denoising) -> Self {
+        let sizes = step.blocks.iter().map(|block| block.bytes as u64);
+        let (inside, largest) = (sizes.clone().sum::<u64>(), sizes.max().unwrap_or(0));
+        let outside = step.weight_bytes.saturating_sub(inside);
+        let (blocks, elsewhere) = match (config.model.offload, config.model.offload_resident) {
+            (Offload::None | Offload::Model, _) => (inside, 0),
+            (Offload::Group, share) => {
+                let share = match share {
+                    ResidentShare::Auto => 0.0, // at least; more of them where there is room
+                    ResidentShare::Share(share) => share,
+                };
+                let staying = (inside as f64 * share) as u64;
+                (
+                    staying + (super::SLOTS * largest).min(inside - staying),
+                    inside - staying,
+                )
+            }
+        };
+        Self {
+            all: outside + blocks,
+            blocks,
+            elsewhere,
+        }
+    }
+}
+
+/// Returns the bytes of the inputs of blocks that are in a file or in main memory between the passes: all but two.
+fn parked(config: &RunConfig, step: &Denoising) -> u64 {
+    let parks = config.train.gradient_checkpointing && config.train.activation_policy == ActivationPolicy::Offloaded;
+    let blocks = step.blocks.len().saturating_sub(2);
+    if parks {
+        (step.block_keeps * blocks as f64) as u64
+    } else {
+        0
+    }
+}
+
+/// Returns the bytes of the moments of a variable of so many numbers.
+fn moment_bytes(config: &RunConfig, count: usize) -> u64 {
+    MomentForm::of(config.optimizer.name, count).bytes(count)
+}
+
+/// Activations that a run keeps.
+pub fn kept(config: &RunConfig) -> Option<Retained> {
+    match (config.train.gradient_checkpointing, config.train.activation_policy) {
+        (false, _) | (_, ActivationPolicy::All) => Some(Retained::All),
+        (_, ActivationPolicy::InputsAndAttention) => Some(Retained::Attention),
+        (_, ActivationPolicy::Inputs | ActivationPolicy::Offloaded) => Some(Retained::Inputs),
+        (_, ActivationPolicy::Auto) => None,
+    }
+}
+
+/// Returns the memory of a training step on these clips, where `free` bytes are for the run; None if that is unknown.
+///
+/// # Errors
+/// Those of the transformer's files.
+pub fn training(
+    config: &RunConfig,
+    transformer: &Transformer,
+    clips: Clips,
+    free: Option<u64>,
+) -> anyhow::Result<Training> {
+    let pass = |kept| transformer.memory(clips, Pass::Training(kept));
+    let step = pass(kept(config).unwrap_or(Retained::Inputs))?;
+    let more = match kept(config) {
+        Some(_) => 0,
+        None => more_than_inputs(config, &step, &pass(Retained::Attention)?, &pass(Retained::All)?, free),
+    };
+    Ok(Training::new(config, clips, &step, more, transformer.place))
+}
+
+/// Returns the bytes that `auto` keeps besides the inputs of blocks: all of the first blocks, and attention's outputs of
+/// those that follow, as far as there is room.
+fn more_than_inputs(
+    config: &RunConfig,
+    inputs: &Denoising,
+    attention: &Denoising,
+    all: &Denoising,
+    free: Option<u64>,
+) -> u64 {
+    let SavedActivations::Within(room) = config.train.activation_policy.saved_activations(free) else {
+        return 0;
+    };
+    let room = match config.model.offload {
+        Offload::None => room,
+        Offload::Model | Offload::Group => ActivationBudget { blocks: 0, ..room },
+    };
+    let of_block = |pass: &Denoising| (pass.block_keeps - inputs.block_keeps).max(0.0) as u64;
+    let (whole, attention) = (all.block_keeps.max(0.0) as u64, of_block(attention));
+    let fit = |room: usize, each: u64, most: u64| match each {
+        0 => 0,
+        each => (room as u64 / each).min(most),
+    };
+    let count = (inputs.blocks.len() as u64).saturating_sub(1); // the last one is kept in any case
+    let first = fit(room.blocks, whole, count);
+    first * whole + fit(room.attention, attention, count - first) * attention
+}
