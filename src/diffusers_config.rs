@@ -87,6 +87,17 @@ fn is(found: &Value, json: &str) -> bool {
     }
 }
 
+/// Parses the settings of one of transformers' classes, without the keys that have no effect on what is computed here; an
+/// unknown key might, so `T` rejects it.
+///
+/// # Errors
+/// Names the key.
+pub fn of_transformers<T: DeserializeOwned>(text: &str, without_effect: &[&str]) -> anyhow::Result<T> {
+    let mut keys = keys(text)?;
+    keys.retain(|key, _| !without_effect.contains(&key.as_str()));
+    Ok(serde_path_to_error::deserialize(Value::Object(keys))?)
+}
+
 /// Returns the keys of any config.
 pub fn keys(text: &str) -> anyhow::Result<Map<String, Value>> {
     serde_json::from_str(text).context("not a JSON object")

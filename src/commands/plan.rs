@@ -81,7 +81,7 @@ struct Printed {
     plan: Plan,
     /// Bytes that the run may take on the device; None if unknown.
     free_bytes: Option<u64>,
-    /// Whether it fits; None if that is unknown.
+    /// True if it fits; None if that is unknown.
     fits: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
     time: Option<Time>,

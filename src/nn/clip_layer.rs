@@ -3,12 +3,14 @@
 //!
 //! Shapes: B samples, N tokens, D the width, F the inner width, H heads of K.
 
+use anyhow::ensure;
 use candle_core::{Result, Tensor};
 use serde::Deserialize;
 
 use super::linear::{Linear, linear};
 use super::norm::Norm;
 use super::weights::Weights;
+use crate::diffusers_config::SIZE;
 use crate::ops::activation::{gelu_erf, silu};
 use crate::ops::attention::attention;
 
@@ -25,6 +27,34 @@ pub struct ClipLayerSpec {
     pub hidden_act: Activation,
     /// Epsilon of the norms.
     pub layer_norm_eps: f64,
+}
+
+impl ClipLayerSpec {
+    /// Checks that a block can have these sizes.
+    ///
+    /// # Errors
+    /// Names the key.
+    pub fn check(&self) -> anyhow::Result<()> {
+        for (key, size) in [
+            ("hidden_size", self.hidden_size),
+            ("intermediate_size", self.intermediate_size),
+            ("num_attention_heads", self.num_attention_heads),
+        ] {
+            ensure!(SIZE.contains(&size), "{key}: {size} is not a valid size");
+        }
+        ensure!(
+            self.hidden_size.is_multiple_of(self.num_attention_heads),
+            "num_attention_heads: {} do not divide the hidden_size {}",
+            self.num_attention_heads,
+            self.hidden_size
+        );
+        ensure!(
+            self.layer_norm_eps.is_finite() && self.layer_norm_eps >= 0.0,
+            "layer_norm_eps: {}",
+            self.layer_norm_eps
+        );
+        Ok(())
+    }
 }
 
 /// `hidden_act`

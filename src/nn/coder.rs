@@ -271,7 +271,7 @@ impl<S> Coder<S> {
 /// Callback for the frames that come, with errors `E`.
 type Emit<'a, E> = &'a mut dyn FnMut(Tensor) -> std::result::Result<(), E>;
 
-/// What a coder keeps of a clip between its pieces.
+/// Memory of a coder between the pieces of a clip.
 pub struct Begun {
     memory: FeatureCache,
     inputs: Vec<LayerInput>,

@@ -1,7 +1,7 @@
 //! Linear, GELU, linear: feed-forward layers, and projections of a text encoder's output (`FeedForward` and
 //! `PixArtAlphaTextProjection` in diffusers).
 //!
-//! What lies between the two, four times as wide as the tokens, exists for a block of rows at a time on the CPU, and is not
+//! The product between the two, four times as wide as the tokens, exists for a block of rows at a time on the CPU, and is not
 //! kept for the backward pass, unless everything is ([`by_rows`]).
 
 use candle_core::{Result, Tensor};

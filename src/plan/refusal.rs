@@ -17,7 +17,7 @@ pub const MARGIN: f64 = 0.15;
 /// Error for a run whose training cannot fit.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TooLarge {
-    /// What it takes.
+    /// Memory that it takes.
     pub training: Training,
     /// Bytes that are free.
     pub free: u64,

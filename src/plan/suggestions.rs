@@ -21,7 +21,7 @@ pub struct Suggestion {
     pub set: Vec<String>,
     /// Highest peak of the run with them.
     pub peak_bytes: u64,
-    /// What they cost.
+    /// Cost of them.
     pub cost: String,
 }
 

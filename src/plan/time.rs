@@ -47,9 +47,9 @@ const ATTENTION: [usize; 3] = [1536, 4, 64];
 /// Time of training.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Time {
-    /// Of an optimiser step.
+    /// Seconds of an optimiser step.
     pub step_seconds: f64,
-    /// Of all steps.
+    /// Seconds of all steps.
     pub total_seconds: f64,
     /// Number of steps.
     pub steps: u64,

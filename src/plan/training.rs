@@ -77,7 +77,7 @@ impl Training {
 /// Weights on the device.
 struct Resident {
     all: u64,
-    /// Of blocks.
+    /// Bytes of blocks.
     blocks: u64,
     /// Those that wait in main memory.
     elsewhere: u64,

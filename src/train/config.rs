@@ -44,7 +44,7 @@ pub struct Config {
     pub on_nonfinite: OnNonfinite,
     /// With `on_nonfinite: skip`: number of such steps in a row that ends the run all the same.
     pub max_consecutive_nonfinite: usize,
-    /// What becomes of a run that takes more memory than is free, by its plan (`vtrain plan`), before anything is loaded.
+    /// Fate of a run that takes more memory than is free, by its plan (`vtrain plan`), before anything is loaded.
     pub on_too_little_memory: OnTooLittleMemory,
     /// Factor over the median of the last hundred losses from which a loss is logged, with its clips. null: never.
     pub loss_spike: Option<f64>,

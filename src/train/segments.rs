@@ -141,7 +141,7 @@ fn at_once(denoiser: &dyn Denoiser, input: &Input, loss: &Loss, vars: &[Var]) ->
     })
 }
 
-/// What is kept of the segments, and where.
+/// Activations that are kept of the segments, and their place.
 struct Keeping {
     room: ActivationBudget,
     /// None: their inputs stay on the device.

@@ -11,7 +11,6 @@ use std::path::Path;
 use anyhow::{Context, ensure};
 use candle_core::{Result, Tensor};
 use serde::Deserialize;
-use serde_json::{Map, Value};
 
 use crate::diffusers_config::{self as config, SIZE};
 use crate::nn::clip_layer::{ClipLayer, ClipLayerSpec};
@@ -102,9 +101,7 @@ impl Config {
 
     /// Parses the text of a `config.json`.
     pub fn parse(text: &str) -> anyhow::Result<Self> {
-        let mut keys: Map<String, Value> = serde_json::from_str(text).context("not a JSON object")?;
-        keys.retain(|key, _| !WITHOUT_EFFECT.contains(&key.as_str()));
-        let config: Self = serde_path_to_error::deserialize(Value::Object(keys))?;
+        let config: Self = config::of_transformers(text, &WITHOUT_EFFECT)?;
         config.check()?;
         Ok(config)
     }
@@ -112,10 +109,7 @@ impl Config {
     /// Checks that an encoder can have these sizes.
     pub fn check(&self) -> anyhow::Result<()> {
         for (key, size) in [
-            ("hidden_size", self.hidden_size),
-            ("intermediate_size", self.intermediate_size),
             ("num_hidden_layers", self.num_hidden_layers),
-            ("num_attention_heads", self.num_attention_heads),
             ("image_size", self.image_size),
             ("patch_size", self.patch_size),
         ] {
@@ -127,23 +121,12 @@ impl Config {
             self.num_channels
         );
         ensure!(
-            self.hidden_size.is_multiple_of(self.num_attention_heads),
-            "num_attention_heads: {} do not divide the hidden_size {}",
-            self.num_attention_heads,
-            self.hidden_size
-        );
-        ensure!(
             self.patch_size <= self.image_size,
             "patch_size: {} is larger than the image_size {}",
             self.patch_size,
             self.image_size
         );
-        ensure!(
-            self.layer_norm_eps.is_finite() && self.layer_norm_eps >= 0.0,
-            "layer_norm_eps: {}",
-            self.layer_norm_eps
-        );
-        Ok(())
+        self.layer().check()
     }
 
     fn layer(&self) -> ClipLayerSpec {

@@ -247,7 +247,7 @@ fn fingerprint(cache: &Cache, directory: &WeightFolder, parts: &[&str]) -> Resul
     cache.fingerprint(directory, parts).or_exit(Exit::Model)
 }
 
-/// What the names of clips' records depend on besides the clips.
+/// Facts that the names of clips' records depend on besides the clips.
 struct Names {
     coder: EncoderId,
     tiles: BTreeMap<Bucket, TileNames>,

@@ -8,7 +8,7 @@ use candle_core::{Result, Tensor, bail};
 
 use super::{Conv3d, Input, Modulation, Resample, TemporalPadding};
 
-/// What the layers of a coder keep from piece to piece. They run in the same order for every piece, so they are
+/// Frames that the layers of a coder keep from piece to piece. They run in the same order for every piece, so they are
 /// identified by that order.
 pub struct FeatureCache {
     before: TemporalPadding<'static>,
@@ -19,7 +19,7 @@ pub struct FeatureCache {
     last: bool,
 }
 
-/// What one use of the cache keeps.
+/// Frames that one use of the cache keeps.
 #[derive(Default)]
 struct Slot {
     kept: Option<Tensor>,

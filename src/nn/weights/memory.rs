@@ -14,11 +14,11 @@ use crate::process::memory::{self, TooLittle};
 /// Bytes of a model's tensors in memory.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct WeightBytes {
-    /// Of those that are always there.
+    /// Bytes of those that are always there.
     pub whole: u64,
-    /// Of those of blocks that may be lent.
+    /// Bytes of those of blocks that may be lent.
     pub lent: u64,
-    /// Of the largest block.
+    /// Bytes of the largest block.
     pub largest: u64,
 }
 

@@ -4,7 +4,6 @@ use std::path::Path;
 
 use anyhow::{Context, ensure};
 use serde::Deserialize;
-use serde_json::{Map, Value};
 
 use crate::diffusers_config::{self as config, SIZE};
 
@@ -132,9 +131,7 @@ impl Config {
     /// # Errors
     /// Same as [`load`](Self::load).
     pub fn parse(text: &str) -> anyhow::Result<Self> {
-        let mut keys: Map<String, Value> = serde_json::from_str(text).context("not a JSON object")?;
-        keys.retain(|key, _| !WITHOUT_EFFECT.contains(&key.as_str()));
-        let config: Self = serde_path_to_error::deserialize(Value::Object(keys))?;
+        let config: Self = config::of_transformers(text, &WITHOUT_EFFECT)?;
         config.check()?;
         Ok(config)
     }
