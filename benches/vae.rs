@@ -68,6 +68,7 @@ fn convolutions() -> anyhow::Result<()> {
         stride: 1,
         pad_rows: [1, 1],
         pad_columns: [1, 1],
+        ..Geometry::CAUSAL
     };
     let x = Tensor::randn(0f32, 1f32, (1, 8, 64, 96, 128), &device)?;
     let weight = Tensor::randn(0f32, 1f32, (128, 128, 3, 3, 3), &device)?;

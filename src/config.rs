@@ -18,6 +18,7 @@ use crate::problems::Problems;
 use crate::run_dir::RunDir;
 use crate::train::segments::ActivationPolicy;
 
+mod chosen;
 mod device;
 mod hyperparameters;
 mod unknown;

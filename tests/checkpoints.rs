@@ -10,6 +10,7 @@ use vtrain::data::cache::SampleListing;
 use vtrain::optim::adamw::Name;
 use vtrain::run_dir::RunDir;
 use vtrain::train::checkpoint::{Checkpoints, Config, Loaded, Snapshot, State};
+use vtrain::train::chosen::ChosenSettings;
 use vtrain::train::{config_diff, data_diff};
 
 use crate::disk::{again, folder_of_child, kill_after, names};
@@ -63,6 +64,7 @@ fn sized(step: u64, n: usize) -> Snapshot {
                 ("data".to_string(), "4567".to_string()),
             ]),
             samples: vec![listed("a.mp4", "0a", "1a"), listed("b.mp4", "0b", "1b")],
+            chosen: ChosenSettings::default(),
         },
     }
 }

@@ -7,6 +7,7 @@ use std::process::Command;
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
+use vtrain::diffusion::guidance::Guidance;
 use vtrain::lora::adapters::Adapters;
 use vtrain::lora::file;
 use vtrain::models::{self, FamilyName};
@@ -34,7 +35,8 @@ fn request(num_frames: usize) -> Request {
         height: 32,
         width: 48,
         steps: 4,
-        guidance_scale: 6.0,
+        guidance: Guidance::classifier_free(6.0),
+        sigmas: None,
         dynamic_guidance: false,
         seed: 42,
         fps: 8.0,
@@ -132,7 +134,7 @@ fn text_to_video_equals_diffusers() {
     };
     compare("t2v-2b-dynamic", "cogvideox-2b", &dynamic, None);
     let alone = Request {
-        guidance_scale: 1.0,
+        guidance: Guidance::classifier_free(1.0),
         ..request(1)
     };
     compare("t2v-2b-unguided", "cogvideox-2b", &alone, None);
@@ -179,7 +181,7 @@ fn half_precision_stays_close() {
     // torch draws other numbers in bf16, so the run starts from the recorded ones.
     let family_request = Request {
         steps: 1,
-        guidance_scale: 1.0,
+        guidance: Guidance::classifier_free(1.0),
         ..request(5)
     };
     let latents = Some(expected["initial_latents"].clone());

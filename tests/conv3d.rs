@@ -1,7 +1,9 @@
 //! The 3D convolution against its definition, for every instruction set of this machine.
 
 use candle_core::{DType, Device, Tensor};
-use vtrain::nn::conv3d::{Conv3d, Geometry, Input, Isa, Modulation, Resample, TemporalPadding, group_moments};
+use vtrain::nn::conv3d::{
+    Border, Conv3d, Geometry, Input, Isa, Modulation, Resample, TemporalPadding, group_moments, moments_by_candle,
+};
 
 use super::cogvideox_vae::assert_near;
 
@@ -36,9 +38,10 @@ fn cases() -> Vec<Case> {
             stride,
             pad_rows,
             pad_columns,
+            border: Border::Zeros,
         },
     };
-    vec![
+    let mut cases = vec![
         case([1, 1, 1, 1, 1], 1, [1, 1, 1], 1, [0, 0], [0, 0]),
         case([2, 3, 5, 7, 3], 5, [3, 3, 3], 1, [1, 1], [1, 1]),
         case([1, 4, 6, 13, 17], 70, [3, 3, 3], 1, [1, 1], [1, 1]),
@@ -52,7 +55,14 @@ fn cases() -> Vec<Case> {
         // Frames in steps of about 2048 pixels: some frames at a time, and one.
         case([1, 9, 25, 40, 2], 4, [3, 3, 3], 1, [1, 1], [1, 1]),
         case([1, 5, 46, 45, 2], 3, [2, 3, 3], 1, [1, 1], [1, 1]),
-    ]
+        case([2, 3, 5, 7, 3], 5, [3, 3, 3], 1, [1, 1], [1, 1]),
+        case([1, 4, 6, 13, 17], 70, [3, 3, 3], 2, [1, 1], [1, 1]),
+        case([1, 2, 1, 2, 4], 9, [1, 3, 5], 1, [0, 2], [2, 3]),
+    ];
+    for case in cases.iter_mut().rev().take(3) {
+        case.geometry.border = Border::Edge;
+    }
+    cases
 }
 
 /// The causal convolution by its definition.
@@ -64,7 +74,10 @@ fn by_definition(case: &Case, x: &Tensor, weight: &Tensor, bias: &Tensor) -> Ten
     let weight: Vec<f32> = weight.flatten_all().unwrap().to_vec1().unwrap();
     let bias: Vec<f32> = bias.to_vec1().unwrap();
     let mut y = Vec::new();
-    let inside = |at: usize, pad: usize, size: usize| at.checked_sub(pad).filter(|&at| at < size);
+    let inside = |at: usize, pad: usize, size: usize| match case.geometry.border {
+        Border::Zeros => at.checked_sub(pad).filter(|&at| at < size),
+        Border::Edge => Some(at.saturating_sub(pad).min(size - 1)),
+    };
     for (b, f, h) in
         (0..batch * frames * out_height).map(|i| (i / out_height / frames, i / out_height % frames, i % out_height))
     {
@@ -243,6 +256,7 @@ fn modulation_and_resampling_on_the_way_in_are_what_they_are_in_tensors() {
             (Resample::HalveFrames, [1, 3, 3], false),
             (Resample::DoubleSize, [1, 3, 3], false),
             (Resample::DoubleSizeAndFrames, [1, 3, 3], false),
+            (Resample::DoubleSizeAndLaterFrames, [3, 3, 3], false),
         ] {
             let case = Case {
                 input: [2, frames, 4, 6, 5],
@@ -252,6 +266,7 @@ fn modulation_and_resampling_on_the_way_in_are_what_they_are_in_tensors() {
                     stride: 1,
                     pad_rows: [1, 1],
                     pad_columns: [1, 1],
+                    border: Border::Zeros,
                 },
             };
             let x = noise(&case.input, 1);
@@ -266,10 +281,92 @@ fn modulation_and_resampling_on_the_way_in_are_what_they_are_in_tensors() {
             let (a, a_past) = direct.forward(input).unwrap();
             let (b, b_past) = by_candle.forward(input).unwrap();
             assert_near(&a, &b, 1e-6);
-            if let (Some(a), Some(b)) = (a_past, b_past) {
-                assert_near(&a, &b, 1e-6);
+            if let (Some(a), Some(b)) = (&a_past, &b_past) {
+                assert_near(a, b, 1e-6);
+            }
+            // A frame at a time, and two.
+            for together in [1, 2 * 7 * 8 * 12] {
+                let (c, c_past) = by_candle.clone().with_most_together(together).forward(input).unwrap();
+                assert_near(&c, &b, 1e-6);
+                if let (Some(b), Some(c)) = (&b_past, &c_past) {
+                    assert_near(c, b, 0.0);
+                }
             }
         }
+    }
+}
+
+/// Doubled by hand: the first frame stays one, and sees itself before it.
+#[test]
+fn a_clip_is_doubled_but_for_its_first_frame_before_a_causal_convolution() {
+    let case = Case {
+        input: [2, 3, 2, 3, 4],
+        ..cases().remove(cases().len() - 3)
+    };
+    let x = noise(&case.input, 1);
+    let chosen = |x: &Tensor, dim, places: &[u32]| x.index_select(&Tensor::new(places, &Device::Cpu).unwrap(), dim);
+    let rows = chosen(&chosen(&x, 1, &[0, 1, 1, 2, 2]).unwrap(), 2, &[0, 0, 1, 1]).unwrap();
+    let doubled = chosen(&rows, 3, &[0, 0, 1, 1, 2, 2]).unwrap();
+    let large = Case {
+        input: [2, 5, 4, 6, 4],
+        ..case
+    };
+    let (weight, bias) = parameters(&large);
+    let expected = by_definition(&large, &doubled, &weight, &bias);
+    let input = Input {
+        resample: Resample::DoubleSizeAndLaterFrames,
+        ..(&x).into()
+    };
+    let conv = Conv3d::direct(&weight, &bias, large.geometry, Isa::detect()).unwrap();
+    assert_near(&conv.forward(input).unwrap().0, &expected, 1e-6);
+    let past = Tensor::zeros((2, 2, 4, 6, 4), DType::F32, &Device::Cpu).unwrap();
+    let later = Input {
+        past: TemporalPadding::Frames(&past),
+        ..input
+    };
+    let said = conv.forward(later).unwrap_err().to_string();
+    assert!(said.contains("cannot read"), "a later piece has no first frame: {said}");
+}
+
+#[test]
+fn some_frames_at_a_time_are_convolved_as_all_at_once_and_added_in_place() {
+    for case in &cases() {
+        let x = noise(&case.input, 1);
+        let (weight, bias) = parameters(case);
+        let conv = Conv3d::by_candle(&weight, &bias, case.geometry).unwrap();
+        let reach = case.geometry.kernel[0] - 1;
+        let [batch, _, height, width, channels] = case.input;
+        let before = noise(&[batch, reach.max(1), height, width, channels], 2);
+        let centred = reach.is_multiple_of(2).then_some(TemporalPadding::Centred);
+        let given = (reach > 0).then_some(TemporalPadding::Frames(&before));
+        let paddings = [TemporalPadding::First, TemporalPadding::Zeros]
+            .into_iter()
+            .chain(centred)
+            .chain(given);
+        for (past, stride) in paddings.flat_map(|past| [(past, 1), (past, 2)]) {
+            let conv = conv.clone().with_frame_stride(stride);
+            let input = Input { past, ..(&x).into() };
+            let (whole, whole_past) = conv.forward(input).unwrap();
+            let onto = noise(whole.dims(), 4);
+            let sum = (&onto + &whole).unwrap();
+            let (y, past) = conv.with_most_together(1).forward_onto(onto, input).unwrap();
+            assert_near(&y, &sum, 1e-6);
+            assert_eq!(past.is_some(), whole_past.is_some());
+            if let (Some(past), Some(whole)) = (past, whole_past) {
+                assert_near(&past, &whole, 0.0);
+            }
+        }
+    }
+}
+
+#[test]
+fn moments_of_all_frames_are_those_of_some_at_a_time() {
+    let x = (noise(&[2, 5, 3, 4, 6], 7) * noise(&[2, 5, 1, 1, 1], 8).broadcast_as((2, 5, 3, 4, 6)).unwrap()).unwrap();
+    let (mean, variance) = group_moments(&x, 3).unwrap();
+    for together in [0, 1, 2, 4, 5, 9] {
+        let (some_mean, some_variance) = moments_by_candle(&x, 3, together).unwrap();
+        assert_near(&some_mean, &mean, 1e-5);
+        assert_near(&some_variance, &variance, 1e-5);
     }
 }
 

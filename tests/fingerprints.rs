@@ -12,7 +12,9 @@ use candle_core::{DType, Device, Tensor};
 use serde_json::Value;
 use tempfile::TempDir;
 use vtrain::data::Bucket;
-use vtrain::data::cache::{Cache, Encoded, EncodedTiles, EncoderId, Encoding, Key, RecordSchema, TextEncoderId, rng};
+use vtrain::data::cache::{
+    Cache, Encoded, EncodedTiles, EncoderId, Encoding, Key, RecordSchema, TextEncoderId, TextId, rng,
+};
 use vtrain::data::loader::ClipSelection;
 use vtrain::lora::diffusers::{self, Named};
 use vtrain::lora::{self, TargetModules};
@@ -141,15 +143,15 @@ fn each_ingredient_of_a_captions_record_makes_another_name() {
         tokens: _,
     } = &base;
     let keys = [
-        ("nothing", Key::caption("a ball", &base)),
-        ("the text", Key::caption("a ball ", &base)),
-        ("no text", Key::caption("", &base)),
+        ("nothing", Key::caption("a ball", None, &base)),
+        ("the text", Key::caption("a ball ", None, &base)),
+        ("no text", Key::caption("", None, &base)),
         (
             "the encoder",
-            Key::caption("a ball", &coder(b"another", DType::F32, 226)),
+            Key::caption("a ball", None, &coder(b"another", DType::F32, 226)),
         ),
-        ("dtype", Key::caption("a ball", &coder(b"t5", DType::BF16, 226))),
-        ("tokens", Key::caption("a ball", &coder(b"t5", DType::F32, 128))),
+        ("dtype", Key::caption("a ball", None, &coder(b"t5", DType::BF16, 226))),
+        ("tokens", Key::caption("a ball", None, &coder(b"t5", DType::F32, 128))),
     ];
     all_differ("a caption's record", keys);
 }
@@ -176,7 +178,7 @@ fn a_random_cut_is_drawn_from_the_seed_and_the_content() {
 /// Two clips and their captions in a cache that need not hold them.
 struct Data {
     samples: Vec<Encoding>,
-    texts: HashMap<String, Key>,
+    texts: HashMap<TextId, Key>,
 }
 
 impl Data {
@@ -193,10 +195,10 @@ impl Data {
             bucket: Bucket::from([1, 8, 8]),
             repeats: 1,
             fps: 8.0,
-            key: Key::caption(&format!("stands for the clip {name}"), &captions),
+            key: Key::caption(&format!("stands for the clip {name}"), None, &captions),
             form: RecordSchema::clip([1, 1, 1, 1], Vec::new()),
         });
-        let texts = ["a", "b", "c"].map(|text| (text.to_string(), Key::caption(text, &captions)));
+        let texts = ["a", "b", "c"].map(|text| (text.into(), Key::caption(text, None, &captions)));
         Self {
             samples: samples.to_vec(),
             texts: texts.into_iter().collect(),
@@ -208,6 +210,7 @@ impl Data {
             cache: Cache::open(folder),
             samples: self.samples,
             texts: self.texts,
+            sees_pictures: false,
             text_form: RecordSchema::caption(Vec::new(), DType::F32),
         };
         encoded.fingerprint()
@@ -219,10 +222,10 @@ fn each_ingredient_of_the_data_makes_another_fingerprint_of_a_run() {
     let folder = TempDir::new().unwrap();
     let changes: [Change<Data>; 8] = [
         ("nothing", |_| {}),
-        ("a clip", |data| data.samples[1].key = data.texts["c"]),
+        ("a clip", |data| data.samples[1].key = data.texts[&"c".into()]),
         ("a caption", |data| data.samples[1].caption = "c".into()),
         ("the encoder of captions", |data| {
-            let other = data.texts["c"];
+            let other = data.texts[&"c".into()];
             data.texts.insert("b".into(), other);
             data.samples[0].caption = "b".into();
         }),
@@ -397,7 +400,7 @@ fn each_part_of_a_record_that_is_another_is_damage() {
     };
     let form = |name: &'static str, shape: &[usize], dtype| RecordSchema::caption(vec![(name, shape.to_vec())], dtype);
     let kept = form("embeds", &[2, 3], DType::F32);
-    let key = Key::caption("a ball", &coder);
+    let key = Key::caption("a ball", None, &coder);
     let tensor = Tensor::arange(0f32, 6.0, &Device::Cpu)
         .unwrap()
         .reshape((2, 3))

@@ -8,10 +8,11 @@ use std::sync::{Arc, Mutex};
 use candle_core::{DType, Device, Result, Tensor, Var};
 use tempfile::TempDir;
 use vtrain::data::cache::{
-    Cache, Encoded, EncodedTiles, EncoderId, Encoding, Key, Latents, RecordSchema, TextEncoderId,
+    Cache, Encoded, EncodedTiles, EncoderId, Encoding, Key, Latents, RecordSchema, TextEncoderId, TextId,
 };
 use vtrain::data::loader::ClipSelection;
 use vtrain::data::{Bucket, Order};
+use vtrain::diffusion::guidance::{Guidance, GuidanceMode};
 use vtrain::diffusion::objective::Objective;
 use vtrain::diffusion::posterior::Posterior;
 use vtrain::diffusion::timesteps::{Config, Shift};
@@ -66,6 +67,8 @@ impl Made {
                 _ => ImageRecord::None,
             },
             f32_latents: true,
+            sees_pictures: false,
+            guidance: GuidanceMode::ClassifierFree,
         };
         Self {
             spec,
@@ -79,7 +82,7 @@ impl Made {
 struct Prompts;
 
 impl TextEncoder for Prompts {
-    fn embed(&self, prompt: &str) -> anyhow::Result<TextEmbeds> {
+    fn embed(&self, prompt: &str, _picture: Option<&Tensor>) -> anyhow::Result<TextEmbeds> {
         Ok(TextEmbeds {
             hidden: Tensor::full(prompt.len() as f32, (1, TOKENS, WIDTH), &Device::Cpu)?,
             mask: Some(Tensor::new(&[[1f32, 1.0, 0.0]], &Device::Cpu)?),
@@ -224,9 +227,9 @@ fn encode(family: &Made, folder: &Path) -> Encoded {
         tokens,
     };
     let text_form = RecordSchema::caption(family.spec().text().tensors(), dtype);
-    let texts = ["", "red", "a blue ball"].map(|text| (text.to_string(), Key::caption(text, &coder)));
+    let texts = ["", "red", "a blue ball"].map(|text| (TextId::from(text), Key::caption(text, None, &coder)));
     for (text, key) in &texts {
-        let embedded = (family as &dyn Family).embed(&load(), &[text]).unwrap();
+        let embedded = (family as &dyn Family).embed(&load(), &[(&text.text, None)]).unwrap();
         let tensors = embedded.tensors().into_iter().map(|tensor| tensor.squeeze(0).unwrap());
         cache.write(key, &text_form, &tensors.collect::<Vec<_>>(), &[]).unwrap();
     }
@@ -267,6 +270,7 @@ fn encode(family: &Made, folder: &Path) -> Encoded {
         cache,
         samples,
         texts: texts.into_iter().collect(),
+        sees_pictures: false,
         text_form,
     }
 }
@@ -291,6 +295,7 @@ fn source<'a>(family: &'a Made, encoded: &'a Encoded, first_frame: f64, latents:
         latents,
         caption_dropout: 0.0,
         first_frame_conditioning_p: first_frame,
+        guidance_embedding: 1.0,
         seed: SEED,
         device: Device::Cpu,
     }
@@ -419,7 +424,8 @@ fn sampling_holds_the_first_frame_and_steps_the_others() {
         height: 16,
         width: 8,
         steps: 3,
-        guidance_scale: 3.0,
+        guidance: Guidance::classifier_free(3.0),
+        sigmas: None,
         dynamic_guidance: false,
         seed: SEED,
         fps: 25.0,
@@ -480,7 +486,8 @@ fn guidance_is_the_same_in_one_batch_and_one_prompt_after_the_other() {
             height: 8192,
             width,
             steps: 1,
-            guidance_scale: 3.0,
+            guidance: Guidance::classifier_free(3.0),
+            sigmas: None,
             dynamic_guidance: false,
             seed: SEED,
             fps: 25.0,
@@ -511,7 +518,8 @@ fn latents_of_another_order_are_refused_in_the_order_of_the_family() {
         height: 16,
         width: 8,
         steps: 1,
-        guidance_scale: 1.0,
+        guidance: Guidance::classifier_free(1.0),
+        sigmas: None,
         dynamic_guidance: false,
         seed: SEED,
         fps: 25.0,

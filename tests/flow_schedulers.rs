@@ -26,7 +26,11 @@ impl Case {
     fn start<'s>(&self, scheduler: &'s Scheduler) -> Run<'s> {
         match self.strength {
             None => scheduler.start(self.steps, self.seq_len).unwrap(),
-            Some(strength) => scheduler.start_from(self.steps, strength, self.seq_len).unwrap(),
+            Some(strength) => scheduler
+                .start(self.steps, self.seq_len)
+                .unwrap()
+                .skip_by(strength)
+                .unwrap(),
         }
     }
 }

@@ -38,16 +38,22 @@ fn random(rng: &mut Rng, rows: usize, columns: usize) -> Tensor {
     Tensor::from_vec(rng.randn(rows * columns), (rows, columns), &Device::Cpu).unwrap()
 }
 
-/// The attention of two blocks of a family, in diffusers' names: 28 wide as the small models of Wan and LTX-Video.
+/// Layers of two blocks of a family, in diffusers' names: 28 wide as the small models of Wan and LTX-Video.
 fn layers(family: FamilyName) -> Vec<String> {
-    let blocks = match family {
-        FamilyName::Wan => "blocks",
-        _ => "transformer_blocks",
+    let (blocks, layers) = match family {
+        FamilyName::Wan => ("blocks", ["attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0"]),
+        // Those that are no rows of another one.
+        FamilyName::HunyuanVideo => (
+            "transformer_blocks",
+            ["attn.to_out.0", "attn.to_add_out", "ff.net.2", "ff_context.net.0.proj"],
+        ),
+        _ => (
+            "transformer_blocks",
+            ["attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0"],
+        ),
     };
-    let layer = |block: usize, layer: &str| format!("{blocks}.{block}.attn1.{layer}");
-    (0..2)
-        .flat_map(|block| ["to_q", "to_k", "to_v", "to_out.0"].map(|name| layer(block, name)))
-        .collect()
+    let layer = |block: usize, layer: &str| format!("{blocks}.{block}.{layer}");
+    (0..2).flat_map(|block| layers.map(|name| layer(block, name))).collect()
 }
 
 /// Adapters of rank 2 on those layers; `spell` makes the names of A and B of a layer.
@@ -80,7 +86,12 @@ const ENDS: [[&str; 2]; 8] = [
 
 #[test]
 fn every_spelling_of_a_layer_means_the_same_layer() {
-    for family in [FamilyName::Wan, FamilyName::LtxVideo, FamilyName::CogVideoX] {
+    for family in [
+        FamilyName::Wan,
+        FamilyName::LtxVideo,
+        FamilyName::CogVideoX,
+        FamilyName::HunyuanVideo,
+    ] {
         let known = names(family);
         let plain = file::from_bytes(
             &bytes(&spelled(family, |layer| ENDS[0].map(|end| format!("{layer}{end}")))),
@@ -116,8 +127,14 @@ fn every_spelling_of_a_layer_means_the_same_layer() {
         ];
         let original = |layer: &str| known.original(layer).unwrap();
         let own = |layer: &str| layer.to_string();
+        let comfyui = |layer: &str| known.in_comfyui(&original(layer));
         let mut spellings = 0;
-        for end in ENDS {
+        // ComfyUI's names are the makers' elsewhere. Ends of names know no families.
+        let (ways, ends) = match known.comfyui {
+            [] => (2, &ENDS[..]),
+            _ => (3, &ENDS[..2]),
+        };
+        for end in ends {
             let mut check = |prefix: &str, name: &dyn Fn(&str) -> String| {
                 let made = spelled(family, |layer| end.map(|end| format!("{prefix}{}{end}", name(layer))));
                 let read = file::from_bytes(&bytes(&made), None, &registry::names()).unwrap();
@@ -131,6 +148,9 @@ fn every_spelling_of_a_layer_means_the_same_layer() {
             for prefix in dotted {
                 check(prefix, &own);
                 check(prefix, &original);
+                if ways > 2 {
+                    check(prefix, &comfyui);
+                }
             }
             for prefix in flat {
                 // Wan's own names behind this are those of LTX-Video.
@@ -138,9 +158,12 @@ fn every_spelling_of_a_layer_means_the_same_layer() {
                     check(prefix, &|layer: &str| own(layer).replace('.', "_"));
                 }
                 check(prefix, &|layer: &str| original(layer).replace('.', "_"));
+                if ways > 2 {
+                    check(prefix, &|layer: &str| comfyui(layer).replace('.', "_"));
+                }
             }
         }
-        assert!(spellings >= ENDS.len() * (2 * (dotted.len() + flat.len()) - 1));
+        assert!(spellings >= ends.len() * (ways * (dotted.len() + flat.len()) - 1));
     }
 }
 
@@ -386,12 +409,13 @@ fn every_parameter_of_a_transformer_has_its_names() {
                     let known = layer.unwrap_or(&name);
                     let original = room.names.original(known);
                     let original = original.unwrap_or_else(|| panic!("{}: {name} is not known", path.display()));
-                    assert_eq!(room.names.find(&original).as_deref(), Some(known), "{name}");
-                    assert_eq!(
-                        room.names.find(&original.replace('.', "_")).as_deref(),
-                        Some(known),
-                        "{name}"
-                    );
+                    // Several layers may be one there.
+                    for original in [original.clone(), original.replace('.', "_")] {
+                        let found = room.names.find(&original);
+                        assert!(found.iter().any(|found| found.name == known), "{name}: {found:?}");
+                        let fused = room.names.fused_part(known).map_or(1, |part| part.fused.parts.len());
+                        assert_eq!(found.len(), fused, "{name}");
+                    }
                     assert_eq!(room.names.is_table(known), layer.is_none(), "{name}");
                     checked += 1;
                 }

@@ -8,6 +8,7 @@ use std::process::Command;
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
+use vtrain::diffusion::guidance::Guidance;
 use vtrain::lora::adapters::Adapters;
 use vtrain::lora::file;
 use vtrain::models::family::{ImageCondition, ImageMode, Layout};
@@ -51,7 +52,8 @@ fn request(num_frames: usize) -> Request {
         height: 64,
         width: 96,
         steps: 4,
-        guidance_scale: 3.0,
+        guidance: Guidance::classifier_free(3.0),
+        sigmas: None,
         dynamic_guidance: false,
         seed: 42,
         fps: 25.0,
@@ -120,7 +122,7 @@ fn text_to_video_equals_diffusers_in_all_releases() {
 #[test]
 fn so_it_does_without_guidance_and_at_another_frame_rate() {
     let alone = Request {
-        guidance_scale: 1.0,
+        guidance: Guidance::classifier_free(1.0),
         fps: 12.0,
         ..request(9)
     };
@@ -176,7 +178,7 @@ fn half_precision_stays_close() {
 #[test]
 fn padding_is_embedded_and_masked() {
     let family = open("ltx-0.9.0");
-    let text = family.embed(&load(), &[NEGATIVE, PROMPT]).unwrap();
+    let text = family.embed(&load(), &[(NEGATIVE, None), (PROMPT, None)]).unwrap();
     let theirs = expected("t2v-ltx-0.9.0")["mask"].to_dtype(DType::F32).unwrap();
     let values = |mask: &Tensor| mask.to_vec2::<f32>().unwrap();
     assert_eq!(values(text.mask.as_ref().unwrap()), values(&theirs));

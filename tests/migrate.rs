@@ -10,6 +10,7 @@ use std::process::{Command, Output};
 
 use serde_json::{Value, json};
 use vtrain::config::RunConfig;
+use vtrain::lora::TargetModules;
 use vtrain::migrate::{Migrated, Source, finetrainers, musubi};
 
 fn root() -> PathBuf {
@@ -245,16 +246,92 @@ fn control_flags_compilation_loops_and_downloads_are_told_of() {
 }
 
 #[test]
-fn a_family_that_vtrain_does_not_have_is_told() {
+fn a_run_of_finetrainers_on_hunyuan_video_becomes_one() {
     let migrated = migrated("hunyuan/train.sh");
+    expect(
+        &loaded(&migrated),
+        &[
+            ("model.family", json!("hunyuan_video")),
+            ("model.path", json!("hunyuanvideo-community/HunyuanVideo")),
+            ("lora.rank", json!(16)),
+            (
+                "lora.target_modules",
+                json!("(transformer_blocks|single_transformer_blocks).*(to_q|to_k|to_v|to_out.0)"),
+            ),
+            ("train.guidance_embedding", json!(1.0)),
+        ],
+    );
+    nothing_is_dropped("hunyuan/train.sh", &migrated);
+}
+
+#[test]
+fn a_family_that_vtrain_does_not_have_is_told() {
+    let name = "hunyuan/train.sh";
+    let other = text(name).replace("--model_name hunyuan_video", "--model_name cogview4");
+    let migrated = finetrainers::migrate(&source(name, other)).unwrap();
     loaded(&migrated);
     let line = migrated
         .yaml
         .lines()
-        .find(|line| line.contains("--model_name hunyuan_video"))
+        .find(|line| line.contains("--model_name cogview4"))
         .unwrap();
     assert!(line.starts_with('#'), "{line}");
-    nothing_is_dropped("hunyuan/train.sh", &migrated);
+    nothing_is_dropped(name, &migrated);
+}
+
+#[test]
+fn musubi_tuners_script_for_hunyuan_video_becomes_a_run() {
+    let name = "musubi/hunyuan.sh";
+    let migrated = musubi::migrate(&source(name, text(name)), None).unwrap();
+    let config = loaded(&migrated);
+    expect(
+        &config,
+        &[
+            ("model.family", json!("hunyuan_video")),
+            ("model.path", json!("hunyuanvideo-community/HunyuanVideo")),
+            ("train.guidance_embedding", json!(1.5)),
+            ("train.steps", json!(800)),
+            ("diffusion.timesteps", json!("logit_normal")),
+            ("diffusion.shift", json!(7.0)),
+            ("lora.rank", json!(32)),
+            ("lora.alpha", json!(16)),
+            ("validation.prompts.0.guidance_scale", json!(6.0)),
+            ("validation.prompts.1.guidance_scale", json!(7.5)),
+            ("validation.prompts.1.true_cfg_scale", json!(2.0)),
+            ("validation.prompts.1.negative_prompt", json!("blurry")),
+        ],
+    );
+    nothing_is_dropped(name, &migrated);
+    for told in [
+        "model.transformer",
+        "model.quantization",
+        "model.offload: group",
+        "1000 times",
+    ] {
+        assert!(migrated.yaml.contains(told), "{told}:\n{}", migrated.yaml);
+    }
+    // The linear layers of the two kinds of blocks, but for modulation; not the text's refiner.
+    let pattern = at(&config, "lora.target_modules");
+    let pattern = TargetModules::Regex(pattern.as_str().unwrap().into());
+    let matches = pattern.matcher().unwrap();
+    for (layer, taken) in [
+        ("transformer_blocks.0.attn.to_q", true),
+        ("transformer_blocks.19.attn.add_v_proj", true),
+        ("transformer_blocks.3.attn.to_add_out", true),
+        ("transformer_blocks.3.ff.net.0.proj", true),
+        ("transformer_blocks.3.ff_context.net.2", true),
+        ("single_transformer_blocks.39.attn.to_k", true),
+        ("single_transformer_blocks.3.proj_mlp", true),
+        ("single_transformer_blocks.3.proj_out", true),
+        ("transformer_blocks.3.norm1.linear", false),
+        ("transformer_blocks.3.norm1_context.linear", false),
+        ("single_transformer_blocks.3.norm.linear", false),
+        ("context_embedder.token_refiner.refiner_blocks.0.attn.to_q", false),
+        ("norm_out.linear", false),
+        ("proj_out", false),
+    ] {
+        assert_eq!(matches.matches(layer).unwrap(), taken, "{layer}");
+    }
 }
 
 #[test]

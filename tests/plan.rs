@@ -2,6 +2,8 @@
 //!
 //! What is measured runs in a process of its own, because it counts the allocations of all threads.
 
+mod auto;
+
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
@@ -46,10 +48,10 @@ struct Case {
     forward: bool,
 }
 
-/// Three families, four forms, three policies, batches and buckets, training and sampling: 42 cases.
+/// Four families, four forms, four policies, batches and buckets, training and sampling: 60 cases.
 fn cases() -> Vec<Case> {
     let mut all = Vec::new();
-    for family in ["cogvideox", "ltx_video", "wan"] {
+    for family in ["cogvideox", "ltx_video", "wan", "hunyuan_video"] {
         let side = if family == "ltx_video" { 32 } else { 16 };
         let bucket = |frames, rows: usize, columns: usize| Bucket::from([frames, rows * side, 2 * columns * side]);
         let mut push = |sets: &[&str], bucket, count, forward| {
@@ -71,6 +73,7 @@ fn cases() -> Vec<Case> {
             push(&[policy], bucket(9, 4, 6), 1, false);
             push(&[policy, "model.dtype=bf16"], bucket(9, 4, 4), 1, false);
         }
+        push(&["train.activation_policy=offloaded"], bucket(9, 4, 6), 1, false);
         push(&[inputs, "model.quantization=nf4"], bucket(17, 4, 4), 1, false);
         push(
             &[inputs, "model.quantization=int8", "model.dtype=bf16"],
@@ -103,7 +106,7 @@ fn cases() -> Vec<Case> {
     all
 }
 
-/// A folder with the config of a transformer of four heads of 16 features and five blocks, and a run file.
+/// A folder with the config of a transformer of four heads of 16 features and some blocks, and a run file.
 fn folder(case: &Case) -> (tempfile::TempDir, RunConfig) {
     let (source, changes) = match case.family {
         "cogvideox" => (
@@ -114,6 +117,13 @@ fn folder(case: &Case) -> (tempfile::TempDir, RunConfig) {
             "ltx_video/ltx-0.9.1",
             json!({"cross_attention_dim": 64, "caption_channels": 32}),
         ),
+        "hunyuan_video" => (
+            "hunyuan_video/checkpoints/t2v",
+            json!({
+                "in_channels": 16, "out_channels": 16, "text_embed_dim": 32, "pooled_projection_dim": 768,
+                "rope_axes_dim": [4, 6, 6], "num_single_layers": 3,
+            }),
+        ),
         _ => (
             "wan/wan-2.1-t2v",
             json!({"ffn_dim": 256, "text_dim": 32, "freq_dim": 32, "rope_max_seq_len": 64}),
@@ -122,7 +132,12 @@ fn folder(case: &Case) -> (tempfile::TempDir, RunConfig) {
     let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
     let path = fixtures.join(source).join("transformer/config.json");
     let mut config: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
-    let sizes = json!({"num_attention_heads": 4, "attention_head_dim": 16, "num_layers": 5});
+    // Enough for their inputs to count, where these are not in memory.
+    let blocks = match case.sets.iter().any(|set| set.ends_with("=offloaded")) {
+        true => 20,
+        false => 5,
+    };
+    let sizes = json!({"num_attention_heads": 4, "attention_head_dim": 16, "num_layers": blocks});
     for (key, value) in [sizes, changes].iter().flat_map(|all| all.as_object().unwrap()) {
         config[key] = value.clone();
     }
@@ -158,11 +173,13 @@ fn planned(case: &Case) -> u64 {
         family: registry::of_transformer(&weights.part("transformer")).unwrap(),
         footprint: footprint(case),
         dtype: run.model.dtype.into(),
-        quantization: run.model.quantization,
+        quantization: run.model.quantization.form(),
         lora: (!case.forward).then_some(&run.lora),
         place: Place::Host {
             threads: rayon::current_num_threads(),
         },
+        ranks: 1,
+        recorded: Default::default(),
     };
     let clips = Clips {
         bucket: case.bucket,
@@ -187,7 +204,7 @@ fn measured(case: &Case) -> u64 {
     if !case.forward {
         load = load.with_adapters(trainable.clone());
     }
-    let form: Option<Quantization> = run.model.quantization;
+    let form: Option<Quantization> = run.model.quantization.form();
     let request = SyntheticRequest {
         weights: Weights::random(&load).quantized(form, &family.dense_modules.of(form)),
         bucket: case.bucket,
@@ -274,10 +291,10 @@ fn compare_with_plans(cases: &[Case]) {
 }
 
 /// A run file of a checkpoint among the fixtures, with one clip of 17 frames of 64 x 96.
-struct Run(tempfile::TempDir);
+pub struct Run(pub tempfile::TempDir);
 
 impl Run {
-    fn new(more: &str) -> Self {
+    pub fn new(more: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/ltx_video/ltx-0.9.5");
         std::fs::create_dir(folder.path().join("data")).unwrap();
@@ -292,7 +309,7 @@ impl Run {
         Self(folder)
     }
 
-    fn vtrain(&self, verb: &str, options: &[&str]) -> (Option<i32>, String, String) {
+    pub fn vtrain(&self, verb: &str, options: &[&str]) -> (Option<i32>, String, String) {
         let output = Command::new(env!("CARGO_BIN_EXE_vtrain"))
             .arg(verb)
             .arg("--config")
@@ -304,7 +321,7 @@ impl Run {
         (output.status.code(), text(output.stdout), text(output.stderr))
     }
 
-    fn plan(&self, options: &[&str]) -> serde_json::Value {
+    pub fn plan(&self, options: &[&str]) -> serde_json::Value {
         let (code, out, error) = self.vtrain("plan", &[&["--json"], options].concat());
         assert_eq!(code, Some(0), "{error}");
         serde_json::from_str(&out).unwrap()
@@ -403,6 +420,67 @@ fn everything_that_is_missing_is_said_at_once() {
     );
     assert_eq!(code, Some(3), "{error}");
     assert!(error.contains("gone") && error.contains("nowhere"), "{error}");
+}
+
+#[test]
+fn a_part_that_is_missing_is_said_with_clips_that_are() {
+    let run = Run::new(PROMPT);
+    let model = tempfile::tempdir().unwrap();
+    crate::fuzz::copy(
+        &Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/ltx_video/ltx-0.9.5"),
+        model.path(),
+    );
+    for part in ["text_encoder", "vae", "transformer"] {
+        for entry in std::fs::read_dir(model.path().join(part)).unwrap() {
+            let path = entry.unwrap().path();
+            if path.to_string_lossy().contains(".safetensors") {
+                std::fs::remove_file(path).unwrap();
+            }
+        }
+    }
+    let set = format!("model.path={}", model.path().display());
+    for (clips, code) in [("data", 4), ("gone", 3)] {
+        let path = format!("datasets.0.path={clips}");
+        let (found, _, error) = run.vtrain("plan", &["--set", &path, "--set", &set]);
+        assert_eq!(found, Some(code), "{error}");
+        assert_eq!(error.contains("gone"), clips == "gone", "{error}");
+        for part in ["text_encoder", "vae", "transformer"] {
+            assert!(error.contains(&format!("{part}: ")), "{part}: {error}");
+        }
+    }
+}
+
+/// The autoencoder takes the most, because frames are larger than four of its tiles.
+#[test]
+fn tiles_are_suggested_where_clips_cannot_be_encoded_whole() {
+    let run = Run::new("precompute: {vae_tiling: false}");
+    let plan = |sets: &[&str], memory: &str| {
+        let bucket = ["datasets.0.buckets=[[17,512,2560]]", "device=auto"];
+        let sets = [&bucket[..], sets].concat();
+        let sets: Vec<&str> = sets.iter().flat_map(|set| ["--set", set]).collect();
+        run.plan(&[&["--no-calibration", "--device-memory", memory], &sets[..]].concat())
+    };
+    let tiles = "precompute.vae_tiling=true";
+    let peak = |plan: &serde_json::Value| plan["encode"]["peak_bytes"].as_u64().unwrap();
+    let [whole, tiled] = [plan(&[], "80GB"), plan(&[tiles], "80GB")];
+    assert!(
+        peak(&tiled) < peak(&whole) && tiled["training"] == whole["training"],
+        "{tiled} {whole}"
+    );
+    let memory = format!("{}B", (640 << 20) + (peak(&whole) + peak(&tiled)) / 2); // 640 MiB are the driver's
+    let suggestions = plan(&[], &memory)["suggestions"].clone();
+    let found = suggestions
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|found| found["set"] == json!([tiles]));
+    assert_eq!(found.unwrap()["peak_bytes"], json!(peak(&tiled)), "{suggestions}");
+    assert_eq!(plan(&[tiles], &memory)["fits"], json!(true));
+    assert_eq!(
+        peak(&plan(&["precompute.vae_tiling=auto"], &memory)),
+        peak(&tiled),
+        "auto cuts then"
+    );
 }
 
 #[test]

@@ -181,12 +181,12 @@ fn records_hold_what_the_vae_and_the_text_encoder_say() {
         assert_eq!((embeds.len(), embeds[0].dims()), (1, &[226, 24][..]));
         assert_eq!(
             values(&embeds[0]),
-            values(&family.embed(&f32_load(), &[caption]).unwrap().hidden)
+            values(&family.embed(&f32_load(), &[(caption, None)]).unwrap().hidden)
         );
     }
-    let empty = family.embed(&f32_load(), &[""]).unwrap();
+    let empty = family.embed(&f32_load(), &[("", None)]).unwrap();
     assert_eq!(values(&encoded.empty_caption().unwrap()[0]), values(&empty.hidden));
-    assert!(encoded.text("never said").is_err());
+    assert!(encoded.text(&"never said".into()).is_err());
 }
 
 #[test]
@@ -449,7 +449,7 @@ fn prompts_of_validation_are_encoded_as_well() {
     let prompts = "validation.prompts=[{prompt: A blue ball, negative_prompt: blurry}, {prompt: ball_rolls}]";
     let (encoded, counts) = run.encode(&[prompts]);
     assert_eq!(counts.texts.get(), 4); // the caption, the empty one, and two more
-    assert_eq!(encoded.text("blurry").unwrap()[0].dims(), [226, 24]);
+    assert_eq!(encoded.text(&"blurry".into()).unwrap()[0].dims(), [226, 24]);
 }
 
 #[test]

@@ -282,7 +282,7 @@ fn strength_leaves_out_the_first_steps() {
         assert!(spacing::skipped(num_steps, strength).is_err(), "{strength}");
     }
     let scheduler = make(DDIM, &[]);
-    let run = scheduler.start_from(4, 0.6, None).unwrap();
+    let run = scheduler.start(4, None).unwrap().skip_by(0.6).unwrap();
     assert_eq!((run.timesteps(), run.num_steps()), (&[499.0, 249.0][..], 2));
 }
 

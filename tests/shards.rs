@@ -8,8 +8,12 @@ use vtrain::distributed::{AllGather, Pending, RankInfo};
 use vtrain::nn::Load;
 use vtrain::nn::Weights;
 use vtrain::nn::lent::{LentBlocks, Matrix};
-use vtrain::nn::residency::Residency;
+use vtrain::nn::residency::{Residency, ResidentShare};
 use vtrain::nn::shards::Shards;
+use vtrain::nn::storage::quantize::Quantization;
+use vtrain::nn::stream::Streamed;
+use vtrain::ops::bytes::ALIGNMENT;
+use vtrain::ops::stored::Weight;
 
 /// The first of so many ranks. Alone it has all there is; what it asked for is kept by its first number.
 struct First {
@@ -90,6 +94,49 @@ fn a_block_is_whole_while_it_runs_in_whatever_order_blocks_are_asked_for() {
         assert!(blocks[index].iter().all(|(matrix, _)| matrix.whole().is_err()));
     }
     assert!(lent.fetch(4).is_err());
+}
+
+/// Blocks of a matrix in few bits and two dense ones; of two ranks, the first has half of the dense ones.
+#[test]
+fn streamed_parts_and_matrices_in_few_bits_come_back_in_the_order_of_their_layers() {
+    let streamed = || Streamed::new(&Device::Cpu, ResidentShare::Share(0.0));
+    let int8 = Quantization::from_name("int8").unwrap();
+    let dense = |block: usize, rows: usize| {
+        let numbers: Vec<f32> = (0..rows * 3).map(|i| (100 * block + 10 * rows + i) as f32).collect();
+        Tensor::from_slice(&numbers, (rows, 3), &Device::Cpu).unwrap()
+    };
+    let lent = LentBlocks::new(Shards::streamed(first(1), streamed()));
+    let block = |index: usize| {
+        let stored = Weight::Stored(int8.store(&dense(index, 5), &Device::Cpu).unwrap());
+        let wholes = [stored, dense(index, 2).into(), dense(index, 4).into()];
+        let expected = wholes
+            .clone()
+            .map(|whole| whole.dense(DType::F32).unwrap().to_vec2::<f32>().unwrap());
+        let matrices = wholes.map(|whole| lent.take(whole, None).unwrap());
+        lent.end_block().unwrap();
+        (matrices, expected)
+    };
+    let blocks: Vec<_> = (0..4).map(block).collect();
+    for index in [0, 1, 2, 3, 3, 2, 1, 0, 2] {
+        let guard = lent.fetch(index).unwrap();
+        let (matrices, expected) = &blocks[index];
+        for (matrix, expected) in matrices.iter().zip(expected) {
+            let whole = matrix.whole().unwrap().dense(DType::F32).unwrap();
+            assert_eq!(&whole.to_vec2::<f32>().unwrap(), expected, "{index}");
+        }
+        drop(guard);
+    }
+    // Two blocks of three parts at a time: the dense numbers, codes, scales.
+    assert_eq!(lent.live().unwrap().most(), 2 * 3 * ALIGNMENT);
+    // Half of it, on the first of two ranks.
+    let half = LentBlocks::new(Shards::streamed(first(2), streamed()));
+    half.take(dense(1, 400), None).unwrap();
+    half.end_block().unwrap();
+    assert!(half.fetch(0).is_err(), "the other half never comes");
+    assert_eq!(
+        half.live().unwrap().most(),
+        (400 * 3 * 4 / 2usize).next_multiple_of(ALIGNMENT)
+    );
 }
 
 #[test]

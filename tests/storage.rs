@@ -5,6 +5,7 @@ mod bitsandbytes; // 4 and 8 bits
 mod cache; // what was stored while loading, for the next start
 mod detect; // which tensors are stored, and as what
 mod float8; // plain, scaled, torchao's
+mod fused; // files whose matrices are several of the model's
 mod ggml; // blocks of GGUF files
 mod gguf; // headers, whole and broken
 mod merged; // adapters in transformers in few bits

@@ -30,11 +30,14 @@ mod fuzz; // mutated input of every kind
 mod gpu_check; // the visit to a machine with a GPU, rehearsed without one
 mod hub; // checkpoints of the Hugging Face Hub
 mod hunyuan_video_dit; // its transformer, of all three kinds, against diffusers
+mod hunyuan_video_sample; // same
+mod hunyuan_video_vae; // its autoencoder: whole clips, tiles, memory, against diffusers
 #[cfg(target_os = "linux")]
 mod kernels; // kernels of the GPU, run on the CPU
 mod lora; // which layers learn, first values, dropout, files, against PEFT and torch
 mod lora_deltas; // distilled adapters: differences of whole parameters, merged and sampled
 mod lora_formats; // adapter files of several programs, in and out, shrunk and merged
+mod lora_fused; // adapters of layers that are rows of one elsewhere
 mod lora_names; // adapters under anybody's names, from files and folders
 mod ltx_video_dit; // the transformer against diffusers, forwards and backwards
 mod ltx_video_sample; // whole pipelines from a seed, against diffusers

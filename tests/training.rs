@@ -22,6 +22,8 @@ use std::process::{Command, Output};
 use candle_core::{DType, Device, Tensor};
 use serde_json::Value;
 
+use crate::hunyuan_video_sample;
+
 pub const FINAL: &str = "pytorch_lora_weights.safetensors";
 
 pub fn root() -> PathBuf {
@@ -58,8 +60,23 @@ impl Run {
         let text = text
             .replace("FIXTURES", root().join("tests/fixtures").to_str().unwrap())
             .replace("DATA", data.to_str().unwrap());
+        let text = run.with_composed(&text);
         fs::write(run.folder.path().join("run.yaml"), text).unwrap();
         run
+    }
+
+    /// Puts the checkpoint together that a run file names by `HUNYUAN/KIND`, if it does; returns the text with its place.
+    fn with_composed(&self, text: &str) -> String {
+        let Some((before, (kind, behind))) = text
+            .split_once("HUNYUAN/")
+            .and_then(|(before, rest)| Some((before, rest.split_once(',')?)))
+        else {
+            return text.into();
+        };
+        let model = self.folder.path().join("model");
+        fs::create_dir(&model).unwrap();
+        hunyuan_video_sample::compose(kind, &model);
+        format!("{before}{},{behind}", model.display())
     }
 
     pub fn file(&self) -> PathBuf {

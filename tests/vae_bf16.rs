@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 use candle_core::{DType, Device, Tensor};
 use tempfile::TempDir;
 use vtrain::diffusers_config::Config as _;
-use vtrain::models::{cogvideox, ltx_video, wan};
-use vtrain::nn::Weights;
+use vtrain::models::{cogvideox, hunyuan_video, ltx_video, wan};
+use vtrain::nn::{Load, Weights};
 use vtrain::rng::Rng;
 
 use super::cogvideox_vae::relative_error;
@@ -81,15 +81,17 @@ fn check(checkpoint: &str, [clip, latents]: [&[usize]; 2], code: Code, most: [f6
     let folder = shifted(checkpoint);
     let (clip, latents) = (randn(1, clip).tanh().unwrap(), randn(2, latents));
     let clip = wide(&clip.to_dtype(DType::BF16).unwrap());
-    let open = |dtype| Weights::open(folder.path(), dtype, &Device::Cpu).unwrap();
+    let read = |load: &Load| Weights::read(&folder.path().into(), load).unwrap();
+    let open = |dtype| read(&Load::new(dtype, &Device::Cpu));
+    let composed = |dtype| read(&Load::new(dtype, &Device::Cpu).with_reference_ops());
     let expected = code(folder.path(), open(DType::F32), &clip, &latents);
     // The convolutions for other devices are those of the CPU.
-    let composed = code(folder.path(), open(DType::F32).with_reference_ops(), &clip, &latents);
-    for (found, expected) in composed.iter().zip(&expected) {
+    let by_candle = code(folder.path(), composed(DType::F32), &clip, &latents);
+    for (found, expected) in by_candle.iter().zip(&expected) {
         let error = relative_error(found, expected);
         assert!(error <= 1e-4, "{checkpoint} in f32: {error:.1e}");
     }
-    let narrow = code(folder.path(), open(DType::BF16).with_reference_ops(), &clip, &latents);
+    let narrow = code(folder.path(), composed(DType::BF16), &clip, &latents);
     for (((what, found), expected), most) in ["encode", "decode"].iter().zip(&narrow).zip(&expected).zip(most) {
         assert_eq!(found.dtype(), DType::BF16);
         let error = relative_error(found, expected);
@@ -145,4 +147,14 @@ fn wan_in_bf16_comes_near_f32() {
         code,
         [7.4e-3, 9.4e-3],
     );
+}
+
+#[test]
+fn hunyuan_video_in_bf16_comes_near_f32() {
+    let code: Code = |folder, weights, clip, latents| {
+        let vae = hunyuan_video::vae::Vae::read(folder, hunyuan_video::vae::Parts::Both, weights).unwrap();
+        [vae.encode(clip).unwrap().mean, vae.decode(latents).unwrap()]
+    };
+    let shapes: [&[usize]; 2] = [&[1, 3, 9, 32, 48], &[1, 5, 3, 4, 6]];
+    check("hunyuan_video/hunyuan-t2v", shapes, code, [3.1e-2, 8.3e-2]);
 }

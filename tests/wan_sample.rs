@@ -8,6 +8,7 @@ use std::process::Command;
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
+use vtrain::diffusion::guidance::Guidance;
 use vtrain::lora::adapters::Adapters;
 use vtrain::lora::file;
 use vtrain::models::family::{ImageCondition, ImageMode, Layout};
@@ -56,7 +57,8 @@ fn request(num_frames: usize) -> Request {
         height: 32,
         width: 48,
         steps: 4,
-        guidance_scale: 5.0,
+        guidance: Guidance::classifier_free(5.0),
+        sigmas: None,
         dynamic_guidance: false,
         seed: 42,
         fps: 16.0,
@@ -112,7 +114,7 @@ fn compare(run: &str, checkpoint: &Path, request: Request, adapters: Option<Arc<
 fn text_to_video_equals_diffusers_by_unipc() {
     compare("t2v", &t2v(), request(9), None);
     let alone = Request {
-        guidance_scale: 1.0,
+        guidance: Guidance::classifier_free(1.0),
         ..request(5)
     };
     compare("t2v-unguided", &t2v(), alone, None);

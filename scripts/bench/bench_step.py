@@ -113,7 +113,37 @@ class Wan:
         )
 
 
-FAMILIES = {"cogvideox": CogVideoX, "ltx_video": LtxVideo, "wan": Wan}
+class HunyuanVideo:
+    """Text and video attend to each other, in two streams and then in one, by half as many heads of twice the width, as
+    published. All of the text is valid."""
+
+    transformer = "HunyuanVideoTransformer3DModel"
+
+    def __init__(self, args):
+        frames, height, width = args.bucket
+        self.shape, self.text_width = (1, 16, (frames - 1) // 4 + 1, height // 8, width // 8), args.text_width
+        dual = max(1, args.layers // 3)
+        self.config = dict(
+            num_attention_heads=args.heads // 2,
+            attention_head_dim=2 * HEAD,
+            num_layers=dual,
+            num_single_layers=args.layers - dual,
+            text_embed_dim=args.text_width,
+            rope_axes_dim=(16, 56, 56),
+        )
+
+    def call(self, torch):
+        return dict(
+            hidden_states=torch.randn(self.shape),
+            timestep=torch.tensor([500.0]),
+            encoder_hidden_states=torch.randn(1, 256, self.text_width),
+            encoder_attention_mask=torch.ones(1, 256),
+            pooled_projections=torch.randn(1, 768),
+            guidance=torch.tensor([1000.0]),
+        )
+
+
+FAMILIES = {"cogvideox": CogVideoX, "ltx_video": LtxVideo, "wan": Wan, "hunyuan_video": HunyuanVideo}
 
 
 def peer(args):

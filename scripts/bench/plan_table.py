@@ -22,6 +22,7 @@ CASES = [
     ("LTX-Video 2B, 49x512x768", "ltx-video-2b", {}, [49, 512, 768]),
     ("Wan 2.1 1.3B, 81x480x832", "wan-2.1-1.3b", {}, [81, 480, 832]),
     ("Wan 2.1 14B, 81x480x832", "wan-2.1-1.3b", WAN_14B, [81, 480, 832]),
+    ("HunyuanVideo, 49x512x768", "hunyuan-video", {}, [49, 512, 768]),
 ]
 INPUTS = ["train.activation_policy=inputs"]
 NF4 = [*INPUTS, "model.quantization=nf4"]
@@ -62,8 +63,7 @@ def main():
             published = {**json.loads((MODELS / f"{config}.json").read_text()), **changes}
             (folder / "model/transformer/config.json").write_text(json.dumps(published))
             (folder / "run.yaml").write_text(
-                f"model: {{path: ./model}}\ndatasets: [{{path: ., buckets: [{bucket}]}}]\n"
-                f"lora: {{rank: {rank}, alpha: {rank}}}\n"
+                f"model: {{path: ./model}}\ndatasets: [{{path: ., buckets: [{bucket}]}}]\nlora: {{rank: {rank}, alpha: {rank}}}\n"
             )
             peaks = [peak(vtrain, folder, sets) for _, sets in LADDER]
         cells = [f"{bytes_needed / 2**30:.1f} GiB: {card(bytes_needed)}" for bytes_needed in peaks]

@@ -20,7 +20,7 @@ use crate::lora::trainable::Trainable;
 use crate::models::synthetic::SyntheticBatch;
 use crate::models::{self, registry};
 use crate::nn::Weights;
-use crate::nn::storage::quantize::{self, Quantization};
+use crate::nn::storage::quantize::{Quantization, QuantizationSetting};
 use crate::ops::attention::way::{self, Backend};
 use crate::ops::clock::Timestamp;
 use crate::ops::profile::{Level, span};
@@ -86,8 +86,7 @@ struct Measured {
     bucket: Bucket,
     batch_size: usize,
     dtype: models::Dtype,
-    #[serde(with = "quantize::or_none")]
-    quantization: Option<Quantization>,
+    quantization: QuantizationSetting,
     /// `train.activation_policy`, if checkpointing is on.
     activation_policy: ActivationPolicy,
     /// Implementations that attention ran on.
@@ -348,7 +347,7 @@ impl Measured {
             .peak_memory_bytes
             .map_or("unknown".into(), |bytes| format!("{} MiB", bytes >> 20));
         let attention: Vec<String> = self.attention.iter().map(Backend::to_string).collect();
-        let form = self.quantization.map_or("dense", Quantization::name);
+        let form = self.quantization.form().map_or("dense", Quantization::name);
         let mut text = format!(
             "bucket     {} x {}, {} tokens each, {:?}, {} threads\n\
              numbers    {} in the transformer ({form}: {} MiB), {} in adapters\n\

@@ -12,9 +12,10 @@ use std::sync::Arc;
 use anyhow::anyhow;
 use candle_core::Device;
 
-use super::{Exit, Failure};
+use super::{Exit, Failure, exit_of};
 use crate::config::RunConfig;
 use crate::data::cache::Cache;
+use crate::diffusion::guidance::GuidanceMode;
 use crate::diffusion::objective::Objective;
 use crate::disk::writable;
 use crate::distributed::Communicator;
@@ -27,7 +28,6 @@ use crate::nn::Load;
 use crate::nn::load::Content;
 use crate::nn::residency::Residency;
 use crate::problems::Problems;
-use crate::process::memory::TooLittle;
 use crate::rng::Rng;
 use crate::sample::{self, Request, Start, UnsupportedRequest};
 
@@ -64,10 +64,7 @@ impl Failures {
         let Err(error) = done else {
             return;
         };
-        let exit = match error.chain().any(|cause| cause.is::<TooLittle>()) {
-            true => Exit::Training,
-            false => exit,
-        };
+        let exit = exit_of(&error).unwrap_or(exit);
         let why = format!("{error:#}");
         // Two parts of a checkpoint may be read from one folder.
         if self.0.iter().all(|(_, known)| *known != why) {
@@ -318,6 +315,13 @@ fn objective(config: &RunConfig, family: &dyn Family, failures: &mut Failures) {
         canvases.try_for_each(|canvas| objective.draw(1, canvas.seq_len, &mut Rng::new(0)).map(drop))
     });
     failures.failed(Exit::Usage, drawn);
+    let told = config.train.guidance_embedding;
+    if told != crate::train::config::Config::default().guidance_embedding
+        && family.spec().guidance != GuidanceMode::Embedded
+    {
+        let why = "this checkpoint embeds no guidance scale; remove it";
+        failures.key("train.guidance_embedding", format!("{told}: {why}"));
+    }
     let share = config.train.first_frame_conditioning_p;
     let why = match family.spec().image_mode {
         ImageMode::Never => "this checkpoint cannot start from an image; remove it",

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use crate::disk::space::NotEnoughSpace;
 use crate::process::memory::TooLittle;
 
 mod adapter;
@@ -25,6 +26,7 @@ pub mod quantize;
 pub mod ranks;
 pub mod report;
 pub mod sample;
+mod settled;
 pub mod train;
 
 pub use crate::process::exit::Exit;
@@ -67,14 +69,16 @@ impl<T, E: Into<anyhow::Error>> OrExit<T> for Result<T, E> {
     fn or_exit(self, exit: Exit) -> Result<T, Failure> {
         self.map_err(|error| {
             let error = error.into();
-            // Too little memory is not a fault of the files that were being read.
-            let exit = match error.chain().any(|cause| cause.is::<TooLittle>()) {
-                true => Exit::Training,
-                false => exit,
-            };
+            let exit = exit_of(&error).unwrap_or(exit);
             Failure { exit, error }
         })
     }
+}
+
+/// Exit code of an error that is no fault of what was being read: too little memory, or too little space.
+fn exit_of(error: &anyhow::Error) -> Option<Exit> {
+    let short = |cause: &(dyn std::error::Error + 'static)| cause.is::<TooLittle>() || cause.is::<NotEnoughSpace>();
+    error.chain().any(short).then_some(Exit::Training)
 }
 
 /// Writes a command's result to standard output. A closed pipe (`| head`) ends quietly.

@@ -14,10 +14,12 @@ use crate::data::Report;
 use crate::hub;
 use crate::models::{self, Family};
 use crate::nn::WeightFolder;
+use crate::plan::choice;
 use crate::plan::suggestions::{self, Suggestion};
 use crate::plan::time::{self, Time};
 use crate::plan::timeline::Place;
 use crate::plan::{Plan, Subject};
+use crate::train::chosen::ChosenSettings;
 use crate::train::memory;
 
 /// Memory of a GPU that the driver and its libraries take.
@@ -85,7 +87,19 @@ struct Printed {
     fits: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
     time: Option<Time>,
+    /// What `auto` keys stand for, where something had to change.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    auto: Option<Auto>,
     suggestions: Vec<Suggestion>,
+}
+
+/// Settings in place of `auto`.
+#[derive(Debug, Serialize)]
+struct Auto {
+    /// Keys and values, as `--set` takes them.
+    set: Vec<String>,
+    /// Costs of them.
+    cost: String,
 }
 
 /// Runs `vtrain plan`: prints the table, or JSON.
@@ -104,8 +118,12 @@ pub fn run(args: Args) -> Result<(), Failure> {
         Some(Size(bytes)) => Some(bytes.saturating_sub(DRIVER_BYTES)),
         None => memory::free(&device),
     };
-    let (report, family, folder) = opened(&args, &config)?;
+    let (report, family, folder) = opened(&args, &config, (place, free))?;
     let subject = Subject::new(&config, folder, family.as_deref(), report.as_ref(), (place, free));
+    let stages = |config: &RunConfig| Ok(subject.plan(config)?.stages());
+    let room = free.unwrap_or(u64::MAX);
+    let choice = choice::choose(&config, &ChosenSettings::default(), room, stages).or_exit(Exit::Model)?;
+    let config = choice.config;
     let plan = subject.plan(&config).or_exit(Exit::Model)?;
     let fits = free.map(|free| plan.largest().1.peak_bytes <= free);
     let room = free.filter(|_| fits == Some(false));
@@ -118,6 +136,10 @@ pub fn run(args: Args) -> Result<(), Failure> {
         time: time.transpose().or_exit(Exit::Model)?,
         free_bytes: free,
         fits,
+        auto: (!choice.set.is_empty()).then_some(Auto {
+            set: choice.set,
+            cost: choice.cost,
+        }),
         plan,
     };
     match args.json {
@@ -143,8 +165,9 @@ fn place(args: &Args, config: &RunConfig, device: &Device) -> Place {
 /// Survey of the clips, the checkpoint, and its folder; the folder alone if nothing else is wanted.
 type Opened = (Option<Report>, Option<Box<dyn Family>>, WeightFolder);
 
-/// Surveys the clips and opens the checkpoint, without its weights.
-fn opened(args: &Args, config: &RunConfig) -> Result<Opened, Failure> {
+/// Surveys the clips and opens the checkpoint, without its weights. If the clips cannot be used, the stages are planned all the
+/// same, for what is wrong with them.
+fn opened(args: &Args, config: &RunConfig, machine: (Place, Option<u64>)) -> Result<Opened, Failure> {
     if args.configs_only {
         return Ok((None, None, folder(config).or_exit(Exit::Model)?));
     }
@@ -159,12 +182,23 @@ fn opened(args: &Args, config: &RunConfig) -> Result<Opened, Failure> {
     });
     match (judged, family) {
         (Ok(()), Ok((folder, family))) => Ok((Some(report), Some(family), folder)),
-        (Err(data), Err(model)) => Err(Failure {
-            exit: data.exit,
-            error: anyhow!("{data}\n{model:#}"),
-        }),
-        (Err(data), Ok(_)) => Err(data),
+        (Err(data), Err(model)) => Err(both(data, &model)),
+        (Err(data), Ok((folder, family))) => {
+            let planned = Subject::new(config, folder, Some(&*family), None, machine).plan(config);
+            Err(match planned {
+                Ok(_) => data,
+                Err(model) => both(data, &model),
+            })
+        }
         (Ok(()), Err(model)) => Err(model).or_exit(Exit::Model),
+    }
+}
+
+/// Failure of clips and of a model, with the exit code of the first.
+fn both(data: Failure, model: &anyhow::Error) -> Failure {
+    Failure {
+        exit: data.exit,
+        error: anyhow!("{data}\n{model:#}"),
     }
 }
 
@@ -202,6 +236,9 @@ impl Printed {
             training.clips.bucket,
         );
         text += &format!("disk             {}\n", bytes(self.plan.disk_bytes));
+        if let Some(Auto { set, cost }) = &self.auto {
+            text += &format!("auto             {} ({cost})\n", set.join(" "));
+        }
         if let Some(Time {
             step_seconds,
             total_seconds,

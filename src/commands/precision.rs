@@ -2,6 +2,8 @@
 
 use candle_core::DType;
 
+use crate::models::Dtype;
+
 /// Number format of weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Precision {
@@ -11,11 +13,17 @@ pub enum Precision {
     Bf16,
 }
 
-impl From<Precision> for DType {
+impl From<Precision> for Dtype {
     fn from(precision: Precision) -> Self {
         match precision {
             Precision::F32 => Self::F32,
-            Precision::Bf16 => Self::BF16,
+            Precision::Bf16 => Self::Bf16,
         }
+    }
+}
+
+impl From<Precision> for DType {
+    fn from(precision: Precision) -> Self {
+        Dtype::from(precision).into()
     }
 }

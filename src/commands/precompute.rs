@@ -14,9 +14,9 @@ use candle_core::Tensor;
 use serde_json::json;
 
 use super::check::{self, Download, Until};
-use super::{Exit, Failure, OrExit, check_dataset, progress, ranks};
+use super::{Exit, Failure, OrExit, check_dataset, progress, ranks, settled};
 use crate::config::RunConfig;
-use crate::data::cache::{Cache, Encoded, Key};
+use crate::data::cache::{Cache, Encoded, Key, Picture, TextId};
 use crate::data::dataset::OnInvalidClip;
 use crate::data::{Report, pixels};
 use crate::distributed::Communicator;
@@ -25,6 +25,8 @@ use crate::hub;
 use crate::models::family::{TextEncoder, VideoEncoder};
 use crate::models::{self, Family};
 use crate::nn::{Load, checkpoint};
+use crate::sample;
+use crate::train::chosen::ChosenSettings;
 use crate::train::{learnable, memory};
 use crate::video::Frames;
 
@@ -67,7 +69,9 @@ pub fn run(args: Args) -> Result<(), Failure> {
     ranks::run_distributed(config, |config, ranks| {
         let (report, family) = checked(config, Until::Encoded, Download::Allowed, ranks)?;
         let family = here(family)?;
-        let encoded = precompute(config, &*family, &report, &[], &AtomicBool::new(false), ranks)?;
+        let recorded = ChosenSettings::default();
+        let settled = settled::settle(config, Until::Encoded, Some(&*family), &report, &recorded, ranks)?;
+        let encoded = precompute(&settled.config, &*family, &report, &[], &AtomicBool::new(false), ranks)?;
         if args.json && ranks.is_first() {
             print_json(&encoded)?;
         }
@@ -176,15 +180,24 @@ fn encode_texts(
     if plan.missing_texts.is_empty() {
         return Ok(());
     }
-    let missing: Vec<&(String, Key)> = plan.missing_texts().collect();
+    let missing: Vec<&(TextId, Key)> = plan.missing_texts().collect();
     let mut conditioner: Option<Box<dyn TextEncoder>> = None;
     let mut count = progress::Count::start("captions", missing.len());
     let encode = |place: usize| -> Result<rounds::Encoded, Failure> {
         go_on(stop)?;
-        let (text, key) = missing[place];
+        let (id, key) = missing[place];
         if plan.cache.has_come(key, &plan.text_form) {
             return Ok(rounds::Encoded::Done);
         }
+        let TextId { text, picture } = id;
+        let picture = match picture
+            .as_ref()
+            .map(|picture| seen(config, plan, picture))
+            .transpose()?
+        {
+            Some(None) => return Ok(rounds::Encoded::Done), // its clip is reported when it is encoded itself
+            picture => picture.flatten(),
+        };
         let conditioner = match &mut conditioner {
             Some(conditioner) => conditioner,
             none => {
@@ -193,7 +206,7 @@ fn encode_texts(
             }
         };
         let embed = || -> anyhow::Result<Vec<Tensor>> {
-            let embedded = conditioner.embed(text)?;
+            let embedded = conditioner.embed(text, picture.as_ref())?;
             let tensors = all_of(embedded.tensors())?;
             plan.text_form.check(&tensors)?;
             Ok(tensors)
@@ -213,7 +226,7 @@ fn encode_texts(
     let mut shortened = Vec::new();
     let done = rounds::go_round(ranks, missing.len(), encode, |place, encoded| {
         if let rounds::Encoded::Shortened(lost) = encoded {
-            shortened.push((missing[place].0.as_str(), lost));
+            shortened.push((missing[place].0.text.as_str(), lost));
         }
         count.step();
     });
@@ -223,6 +236,29 @@ fn encode_texts(
     done?;
     count.finish();
     Ok(())
+}
+
+/// Returns the picture (1, 3, H, W) of -1..1 that a text goes with; None for that of a clip that cannot be decoded, if its
+/// data set allows that.
+fn seen(config: &RunConfig, plan: &Plan, picture: &Picture) -> Result<Option<Tensor>, Failure> {
+    let clip = match picture {
+        Picture::File(path, [height, width]) => {
+            let frame = sample::read(path, 1, (*height, *width)).or_exit(Exit::Data)?;
+            return frame.squeeze(2).map(Some).or_exit(Exit::Data);
+        }
+        Picture::FirstFrame(key) => plan
+            .clip(key)
+            .context("a caption without its clip")
+            .or_exit(Exit::Data)?,
+    };
+    match clip.cut.first_frame().decode(clip.sample) {
+        Ok(frame) => {
+            let frame = pixels::tensor(frame).and_then(|frame| frame.squeeze(2));
+            frame.map(Some).or_exit(Exit::Data)
+        }
+        Err(_) if config.datasets[clip.sample.dataset].on_invalid_clip == OnInvalidClip::Skip => Ok(None),
+        Err(error) => Err(error).or_exit(Exit::Data),
+    }
 }
 
 /// Decodes ahead and encodes, clip by clip. Returns the keys of clips that could not be decoded, if their data sets
@@ -302,12 +338,7 @@ fn encode_clips(
 /// that one has, on the CPU an equal part for each.
 fn vae_load(config: &RunConfig, ranks: &dyn Communicator) -> Result<Load, Failure> {
     let device = config.open_device().or_exit(Exit::Usage)?;
-    let own = serde_json::to_vec(&memory::free(&device)).or_exit(Exit::Training)?;
-    let all = ranks.all_gather(&own).or_exit(Exit::Training)?;
-    let all: Result<Vec<Option<u64>>, _> = all.iter().map(|bytes| serde_json::from_slice(bytes)).collect();
-    let least = all.or_exit(Exit::Training)?.into_iter().flatten().min();
-    let sharing = if device.is_cpu() { ranks.world_size() as u64 } else { 1 };
-    let free = least.map(|bytes| bytes / sharing.max(1));
+    let free = memory::least_free(&device, ranks).or_exit(Exit::Training)?;
     Ok(config.model.load(&device).with_vae(config.precompute.vae_memory(free)))
 }
 
@@ -386,12 +417,12 @@ fn print_json(encoded: &Encoded) -> Result<(), Failure> {
             "bucket": sample.bucket,
             "fps": sample.fps,
             "latents": encoded.clip_path(sample),
-            "embeds": encoded.text_path(&sample.caption),
+            "embeds": encoded.text_path(&encoded.caption_id(sample)),
         })
     });
     let whole = json!({
         "samples": samples.collect::<Vec<_>>(),
-        "empty_caption": encoded.text_path(""),
+        "empty_caption": encoded.text_path(&"".into()),
     });
     let mut text = serde_json::to_string_pretty(&whole).or_exit(Exit::Training)?;
     text.push('\n');

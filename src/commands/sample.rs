@@ -9,11 +9,15 @@ use clap::builder::PossibleValuesParser;
 
 use super::adapter::Lora;
 use super::precision::Precision;
+use super::settled::place;
 use super::{Exit, Failure, OrExit, check, progress};
-use crate::config::Device;
+use crate::config::{Device, RunConfig};
+use crate::data::Bucket;
+use crate::diffusion::guidance::Guidance;
 use crate::disk;
 use crate::hub;
 use crate::lora::adapters::Adapters;
+use crate::models::family::ModelSpec;
 use crate::models::{self, Family, FamilyName, Offload};
 use crate::nn::load::PartQuantization;
 use crate::nn::quantized_cache::CacheFolder;
@@ -21,8 +25,11 @@ use crate::nn::residency::ResidentShare;
 use crate::nn::storage::quantize::{self, Quantization};
 use crate::nn::vae_memory::{VaeMemory, VaeTiling};
 use crate::nn::{Load, WeightFolder};
+use crate::plan::{Subject, choice};
 use crate::sample::{self, Request, Sampled, Start};
-use crate::train::memory::with_free_memory;
+use crate::train::chosen::ChosenSettings;
+use crate::train::memory::{self, with_free_memory};
+use crate::train::segments::ActivationPolicy;
 use crate::video::Writer;
 
 /// Generate a clip from a prompt, an image or another clip
@@ -68,9 +75,16 @@ pub struct Args {
     /// Denoising steps
     #[arg(long, default_value_t = 50)]
     steps: usize,
-    /// Guidance scale; 1 and below: no guidance, half the time
+    /// Sigmas of the steps in place of --steps even ones, from noise (1) down, before the scheduler's shift; for models
+    /// that were distilled to few steps
+    #[arg(long, value_name = "SIGMA,...", value_delimiter = ',', conflicts_with = "steps")]
+    sigmas: Vec<f64>,
+    /// Guidance scale; 1 and below: no guidance, half the time. Models that embed a guidance scale are told this one
     #[arg(long, default_value_t = 6.0)]
     guidance_scale: f64,
+    /// Scale of classifier-free guidance for models that embed --guidance-scale; 1 and below: none
+    #[arg(long, default_value_t = 1.0)]
+    true_cfg_scale: f64,
     /// Let guidance grow during the run (use_dynamic_cfg)
     #[arg(long)]
     dynamic_guidance: bool,
@@ -96,10 +110,10 @@ pub struct Args {
     /// Folder that keeps what was stored while loading: auto, none, or a path
     #[arg(long, value_name = "DIR", default_value = "auto")]
     quantization_cache: CacheFolder,
-    /// Frozen weights that leave memory while they are not needed: less memory, the same clip
+    /// Frozen weights that leave memory while they are not needed: less memory, the same clip; auto: where it must be
     #[arg(long, value_enum, default_value_t = Offload::None)]
     offload: Offload,
-    /// Decode large frames in overlapping tiles, and encode those to start from so: auto (where whole ones do not fit
+    /// Decode large clips in overlapping tiles, and encode images to start from so: auto (where whole ones do not fit
     /// in memory), true or false
     #[arg(long, value_name = "auto|true|false", default_value = "auto")]
     vae_tiling: VaeTiling,
@@ -133,7 +147,7 @@ pub fn run(args: Args) -> Result<(), Failure> {
         None => checkpoint,
     };
     let family = models::open(checkpoint, FamilyName::Auto).or_exit(Exit::Model)?;
-    let request = request(&args, start, family.spec().family.frame_rate).or_exit(Exit::Usage)?;
+    let request = request(&args, start, family.spec()).or_exit(Exit::Usage)?;
     let writer = Writer::create(&args.output, size, request.fps).or_exit(Exit::Usage)?;
     let adapters = adapters(&args.lora, &device).or_exit(Exit::Model)?;
     let quantization = PartQuantization {
@@ -143,7 +157,7 @@ pub fn run(args: Args) -> Result<(), Failure> {
     let load = Load::new(dtype, &device)
         .with_quantization(quantization)
         .with_quantized_cache(args.quantization_cache.path().as_deref())
-        .with_residency(args.offload.residency(ResidentShare::Auto))
+        .with_residency(offload(&args, &*family, &device).residency(ResidentShare::Auto))
         .with_vae(VaeMemory {
             tiling: args.vae_tiling,
             ..VaeMemory::WHOLE
@@ -157,6 +171,37 @@ pub fn run(args: Args) -> Result<(), Failure> {
     let frames = sample::write(&*family, &with_free_memory(&load), &sampled, writer, |_| {}).or_exit(Exit::Training)?;
     log::info!("{frames} frames in {}", args.output.display());
     Ok(())
+}
+
+/// Returns what leaves memory; under `auto` blocks do where the clip is planned not to fit in memory otherwise.
+fn offload(args: &Args, family: &dyn Family, device: &candle_core::Device) -> Offload {
+    let Some(room) = memory::free(device).filter(|_| args.offload == Offload::Auto) else {
+        return args.offload;
+    };
+    let mut config = RunConfig::default();
+    config.precompute.vae_tiling = args.vae_tiling;
+    config.model = models::Config {
+        dtype: args.dtype.into(),
+        quantization: Quantization::from_name(&args.quantization).into(),
+        text_encoder_quantization: Quantization::from_name(&args.text_encoder_quantization).into(),
+        offload: args.offload,
+        ..models::Config::default()
+    };
+    config.train.activation_policy = ActivationPolicy::Inputs; // no matter
+    let folder = family.spec().directory.clone();
+    let subject = Subject::new(&config, folder, Some(family), None, (place(device), Some(room)));
+    let bucket = Bucket::from([args.num_frames, args.height, args.width]);
+    let stages = |config: &RunConfig| subject.sampling(config, family, bucket, args.guidance_scale > 1.0);
+    match choice::choose(&config, &ChosenSettings::default(), room, stages) {
+        Ok(choice) => {
+            log::info!("{}", choice.reason("the clip", room));
+            choice.config.model.offload
+        }
+        Err(error) => {
+            log::warn!("auto: nothing is offloaded, since there is no plan of the memory: {error:#}");
+            Offload::None
+        }
+    }
 }
 
 fn denoise(family: &dyn Family, load: &Load, request: Request) -> anyhow::Result<Sampled> {
@@ -174,6 +219,7 @@ fn denoise(family: &dyn Family, load: &Load, request: Request) -> anyhow::Result
 fn start(args: &Args) -> anyhow::Result<Start> {
     ensure!(args.steps > 0, "--steps must be at least 1");
     ensure!(args.guidance_scale.is_finite(), "--guidance-scale must be a number");
+    ensure!(args.true_cfg_scale.is_finite(), "--true-cfg-scale must be a number");
     ensure!(
         (0.0..=1.0).contains(&args.strength),
         "--strength must be between 0 and 1, got {}",
@@ -187,7 +233,7 @@ fn start(args: &Args) -> anyhow::Result<Start> {
     })
 }
 
-fn request(args: &Args, start: Start, frame_rate: f64) -> anyhow::Result<Request> {
+fn request(args: &Args, start: Start, spec: &ModelSpec) -> anyhow::Result<Request> {
     Ok(Request {
         prompt: args.prompt.clone(),
         negative_prompt: args.negative_prompt.clone(),
@@ -195,10 +241,15 @@ fn request(args: &Args, start: Start, frame_rate: f64) -> anyhow::Result<Request
         height: args.height,
         width: args.width,
         steps: args.steps,
-        guidance_scale: args.guidance_scale,
+        sigmas: (!args.sigmas.is_empty()).then(|| args.sigmas.clone()),
+        guidance: Guidance {
+            mode: spec.guidance,
+            scale: args.guidance_scale,
+            true_cfg_scale: args.true_cfg_scale,
+        },
         dynamic_guidance: args.dynamic_guidance,
         seed: args.seed,
-        fps: args.fps.unwrap_or(frame_rate),
+        fps: args.fps.unwrap_or(spec.family.frame_rate),
         start,
         latents: args.latents.as_deref().map(read_latents).transpose()?,
     })

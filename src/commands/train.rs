@@ -3,12 +3,14 @@
 //! Everything that can be wrong is found before anything heavy is loaded; text encoder, VAE and transformer are loaded one
 //! after the other, each freed before the next; then the session goes step by step.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use anyhow::anyhow;
 
 use super::check::{Download, Until};
 use super::interrupt::Interrupt;
+use super::settled::{self, Settled};
 use super::{Exit, Failure, OrExit, precompute, ranks};
 use crate::config::RunConfig;
 use crate::data::Report;
@@ -60,10 +62,12 @@ pub fn run(args: Args) -> Result<(), Failure> {
 /// Looks for all that would stop a run, and writes what it would run with.
 fn check(args: &Args, config: &RunConfig, ranks: &dyn Communicator) -> Result<(), Failure> {
     let (report, family) = precompute::checked(config, Until::Trained, Download::No, ranks)?;
-    planned(config, family.as_deref(), &report, ranks)?;
     let lock = || Lock::take(&config.output_dir).or_exit(Exit::Training);
     let _lock = ranks.is_first().then(lock).transpose()?;
-    checkpoint(args, config, ranks)?;
+    let checkpoint = checkpoint(args, config, ranks)?;
+    let settled = settled(config, family.as_deref(), &report, checkpoint.as_ref(), ranks)?;
+    planned(&settled, family.as_deref(), &report, ranks)?;
+    let config = &settled.config;
     match ranks.is_first() {
         true => write_config(config).or_exit(Exit::Training),
         false => Ok(()),
@@ -77,8 +81,10 @@ fn train(args: &Args, config: &RunConfig, ranks: &dyn Communicator) -> Result<()
     let _lock = ranks.is_first().then(lock).transpose()?;
     let interrupt = Interrupt::catch().or_exit(Exit::Training)?;
     let checkpoint = checkpoint(args, config, ranks)?;
+    let settled = settled(config, Some(&*family), &report, checkpoint.as_ref(), ranks)?;
+    let Settled { config, chosen, .. } = &settled;
     let device = config.open_device().or_exit(Exit::Usage)?;
-    let planned = planned(config, Some(&*family), &report, ranks)?;
+    let planned = planned(&settled, Some(&*family), &report, ranks)?;
     let encoded = precompute::precompute(config, &*family, &report, &[], interrupt.flag(), ranks)?;
     process::release(); // the encoders' memory; the transformer comes next
     if ranks.is_first() {
@@ -89,7 +95,7 @@ fn train(args: &Args, config: &RunConfig, ranks: &dyn Communicator) -> Result<()
         write_config(config).or_exit(Exit::Training)?;
     }
 
-    let mut run = build::run(config, &*family, &encoded, &device, checkpoint, ranks)?;
+    let mut run = build::run((config, *chosen), &*family, &encoded, &device, checkpoint, ranks)?;
     let mut watch = Watch::start(&run, &interrupt, planned.peak_bytes);
     let ended = run.run(&mut watch);
     watch.finish(matches!(ended, Ok(Ended::Complete)));
@@ -105,20 +111,40 @@ fn train(args: &Args, config: &RunConfig, ranks: &dyn Communicator) -> Result<()
 
 /// The plan of the run's memory, made by every rank for itself; none of a model that is not downloaded yet.
 fn planned(
-    config: &RunConfig,
+    settled: &Settled,
     family: Option<&dyn Family>,
     report: &Report,
     ranks: &dyn Communicator,
 ) -> Result<Planned, Failure> {
+    let config = &settled.config;
     let device = config.open_device().or_exit(Exit::Usage)?;
-    let plan = family.map(|family| planned::plan(config, family, report, &device));
+    let machine = (&device, ranks.world_size());
+    let plan = family.map(|family| planned::plan(config, family, report, machine, &settled.passes));
     ranks::each(ranks, plan.unwrap_or(Ok(Planned { peak_bytes: None })))
 }
 
 /// The checkpoint that `--resume` asks for, if there is one.
 fn checkpoint(args: &Args, config: &RunConfig, ranks: &dyn Communicator) -> Result<Option<Loaded>, Failure> {
-    let (dir, hyperparameters) = (config.run_dir(), config.hyperparameters(ranks.world_size()));
-    resume::find(&args.resume, &dir, &config.checkpoint, &hyperparameters, ranks).or_exit(Exit::Usage)
+    resume::find(&args.resume, &config.run_dir(), &config.checkpoint, ranks).or_exit(Exit::Usage)
+}
+
+/// The settings of a run in which nothing is left to the plan, which are those of its checkpoint.
+fn settled(
+    config: &RunConfig,
+    family: Option<&dyn Family>,
+    report: &Report,
+    checkpoint: Option<&Loaded>,
+    ranks: &dyn Communicator,
+) -> Result<Settled, Failure> {
+    let recorded = checkpoint.map_or_else(Default::default, |checkpoint| checkpoint.snapshot.state.chosen);
+    let settled = settled::settle(config, Until::Trained, family, report, &recorded, ranks)?;
+    if let Some(checkpoint) = checkpoint {
+        let hyperparameters = settled.config.hyperparameters(ranks.world_size());
+        checkpoint
+            .fits(&hyperparameters, &BTreeMap::new(), &[])
+            .or_exit(Exit::Usage)?;
+    }
+    Ok(settled)
 }
 
 fn write_config(config: &RunConfig) -> anyhow::Result<()> {

@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 
 use super::RunConfig;
 use crate::optim::lr;
+use crate::train;
 
 impl RunConfig {
     /// The settings that change what is learned. Where files lie, what is kept and what is shown do not; nor does it matter
@@ -17,10 +18,10 @@ impl RunConfig {
             _ => json!({"steps": train.steps, "epochs": train.epochs}),
         };
         let mut model = json!({"dtype": self.model.dtype});
-        if let Some(form) = self.model.quantization {
+        if let Some(form) = self.model.quantization.form() {
             model["quantization"] = json!(form); // absent in checkpoints of dense runs
         }
-        json!({
+        let mut all = json!({
             "seed": self.seed,
             "model": model,
             "precompute": {"latents": self.precompute.latents},
@@ -42,6 +43,10 @@ impl RunConfig {
             "diffusion": self.diffusion,
             "optimizer": self.optimizer,
             "lr_scheduler": self.lr_scheduler,
-        })
+        });
+        if train.guidance_embedding != train::config::Config::default().guidance_embedding {
+            all["train"]["guidance_embedding"] = json!(train.guidance_embedding); // absent in checkpoints of older runs
+        }
+        all
     }
 }

@@ -29,10 +29,12 @@ use crate::run_dir::RunDir;
 mod encoded;
 mod key;
 mod record;
+mod text_id;
 
 pub use encoded::{Clip, Encoded, Encoding, SampleListing};
 pub use key::{EncodedTiles, EncoderId, Key, TextEncoderId, rng};
 pub use record::RecordSchema;
+pub use text_id::{Picture, TextId};
 
 use record::RecordError;
 
@@ -44,8 +46,8 @@ pub struct Config {
     pub dir: Option<PathBuf>,
     /// `sample` draws a new latent each epoch, `mode` takes the mean.
     pub latents: Latents,
-    /// Encode large frames in overlapping tiles, and decode those of validation videos so: less memory, nearly the same
-    /// latents. `auto`: where whole frames do not fit in memory.
+    /// Encode large clips in overlapping tiles, and decode those of validation videos so: less memory, nearly the same
+    /// latents. `auto`: where whole clips do not fit in memory.
     pub vae_tiling: VaeTiling,
     /// Encode the clips of a batch one by one: less memory, the same latents.
     pub vae_slicing: bool,

@@ -62,6 +62,14 @@ impl std::error::Error for LoadError {
 }
 
 impl ClipSelection {
+    /// Returns the same cut of the first frame alone.
+    pub fn first_frame(&self) -> ClipSelection {
+        ClipSelection {
+            frames: self.frames.iter().take(1).copied().collect(),
+            ..self.clone()
+        }
+    }
+
     /// Draws from `rng` in this order: the start of the frames, with `frames: random`; x and y of the crop, with `crop:
     /// random`. Otherwise nothing is drawn.
     pub fn draw(sample: &Sample, rng: &mut Rng) -> Result<ClipSelection, LoadError> {

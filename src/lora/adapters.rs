@@ -12,6 +12,9 @@ use candle_core::{DType, Device, Error, Result, Shape, Tensor};
 
 use crate::nn::adapter::{Adapt, LayerId, LoraLayer};
 
+/// Relative difference of two products that are the same but for rounding.
+const ROUNDING: f32 = 1e-4;
+
 /// Adapter of one layer, as stored in a file.
 #[derive(Debug, Clone)]
 pub struct Adapter {
@@ -49,6 +52,16 @@ impl Adapter {
         let (a, b) = self.matrices()?;
         let b = (b.to_dtype(DType::F32)? * self.scale())?;
         b.matmul(&a.to_dtype(DType::F32)?)
+    }
+
+    /// Returns true if it adds what the other one adds, but for rounding.
+    pub(super) fn is_same_change(&self, other: &Self) -> Result<bool> {
+        let (ours, theirs) = (self.product()?, other.product()?);
+        if ours.dims() != theirs.dims() {
+            return Ok(false);
+        }
+        let largest = |tensor: Tensor| tensor.abs()?.flatten_all()?.max(0)?.to_scalar::<f32>();
+        Ok(largest((&ours - &theirs)?)? <= ROUNDING * largest(theirs)?)
     }
 
     /// Returns why it does not fit a weight of this shape.

@@ -6,6 +6,10 @@
 //! which is nearly always, B is multiplied by it, which is exact, and no `alpha` is written; the header records it, and
 //! reading undoes it. By other scales B is multiplied only if `alpha` cannot be used, in f32, which rounds adapters in
 //! f32 once.
+//!
+//! Adapters of layers that are fused in the original checkpoint are joined ([`fused`]). Some layers have no name that both
+//! programs read ([`Names::is_apart`]): they are there twice, as `.lora.down` and `.lora.up` under ComfyUI's name, and
+//! under diffusers' own.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -16,7 +20,7 @@ use super::adapters::{Adapter, Deltas};
 use super::bytes::{self, Metadata, Tensors};
 use super::format::COMFYUI_PREFIX as PREFIX;
 use super::names::Names;
-use super::{metadata, settings};
+use super::{fused, metadata, settings};
 
 /// Header key of the adapters' settings before they were written in this format, as `settings::PeftSettings`.
 pub const SETTINGS: &str = "vtrain.lora_adapter_metadata";
@@ -34,57 +38,73 @@ pub const WIDENED: &str = "f32";
 pub fn write(
     adapters: &BTreeMap<String, Adapter>,
     deltas: &Deltas,
-    names: &Names,
+    names: &'static Names,
     about: &Metadata,
 ) -> anyhow::Result<Vec<u8>> {
+    let mut about = with_settings(adapters, about);
     let exactly: Option<Vec<Tensor>> = adapters.values().map(fold_exactly).collect::<Result<_>>()?; // all or none
     let (folded, how) = match exactly {
         None if !names.alpha_in_diffusers => (Some(adapters.values().map(fold).collect::<Result<_>>()?), WIDENED),
         exactly => (exactly, "true"),
     };
-    let mut about = with_settings(adapters, about);
     if folded.is_some() {
         about.insert(FOLDED.into(), how.into());
     }
+    let adapters: BTreeMap<String, Adapter> = match &folded {
+        None => adapters.clone(),
+        Some(folded) => {
+            let layers = adapters.iter().zip(folded);
+            layers
+                .map(|((layer, adapter), b)| (layer.clone(), unscaled(adapter, b)))
+                .collect()
+        }
+    };
+    let joined = fused::join(&adapters, deltas, names)?;
     let mut tensors = Tensors::new();
-    for (index, (layer, adapter)) in adapters.iter().enumerate() {
-        let name = format!("{PREFIX}{}", original(names, layer)?);
-        tensors.push((format!("{name}.lora_A.weight"), Cow::Borrowed(&adapter.a)));
-        let b = match &folded {
-            Some(folded) => &folded[index],
-            None => {
-                tensors.push((format!("{name}.alpha"), Cow::Owned(alpha(adapter)?)));
-                &adapter.b
-            }
-        };
-        tensors.push((format!("{name}.lora_B.weight"), Cow::Borrowed(b)));
+    for (name, adapter) in &joined.layers {
+        if names.is_apart(name) {
+            tensors.extend(unread_by_diffusers(&names.in_comfyui(name), adapter)?);
+            continue;
+        }
+        if folded.is_none() {
+            tensors.push((format!("{PREFIX}{name}.alpha"), Cow::Owned(alpha(adapter)?)));
+        }
+        tensors.extend(matrices(name, adapter));
     }
-    for (parameter, delta) in deltas {
-        let (name, end) = difference(names, parameter)?;
+    let is_apart = |layer: &str| names.original(layer).is_some_and(|name| names.is_apart(&name));
+    for (layer, adapter) in adapters.iter().filter(|(layer, _)| is_apart(layer)) {
+        tensors.extend(matrices(layer, adapter));
+    }
+    for ((name, end), delta) in &joined.deltas {
         tensors.push((format!("{PREFIX}{name}.{end}"), Cow::Borrowed(delta)));
     }
     bytes::safetensors(&about, tensors)
 }
 
-/// Returns the name of a parameter's difference: the original name, and its suffix.
-pub(super) fn difference(names: &Names, parameter: &str) -> anyhow::Result<(String, &'static str)> {
-    let (layer, end) = match parameter.rsplit_once('.') {
-        Some((layer, "weight")) => (layer, "diff"),
-        Some((layer, "bias")) => (layer, "diff_b"),
-        _ => (parameter, "diff"),
-    };
-    Ok((original(names, layer)?, end))
+/// Returns an adapter with this B, which has the scale in it.
+fn unscaled(adapter: &Adapter, b: &Tensor) -> Adapter {
+    Adapter {
+        a: adapter.a.clone(),
+        b: b.clone(),
+        alpha: adapter.rank() as f64,
+        use_rslora: false,
+    }
 }
 
-/// Returns a layer's original name.
-pub(super) fn original(names: &Names, layer: &str) -> anyhow::Result<String> {
-    let original = names.original(layer);
-    original.ok_or_else(|| {
-        anyhow::anyhow!(
-            "{layer}: no layer of {} is called so; it has no name in this format",
-            names.title
-        )
-    })
+fn matrices<'a>(name: &str, adapter: &'a Adapter) -> [(String, Cow<'a, Tensor>); 2] {
+    [("lora_A", &adapter.a), ("lora_B", &adapter.b)]
+        .map(|(half, tensor)| (format!("{PREFIX}{name}.{half}.weight"), Cow::Borrowed(tensor)))
+}
+
+/// Returns the tensors of a layer that ComfyUI reads and diffusers passes over without a word, because no `lora_` is in
+/// their names. diffusers halves some of them all the same, so a rank of 1 is made 2 by zeros.
+fn unread_by_diffusers(name: &str, adapter: &Adapter) -> Result<[(String, Cow<'static, Tensor>); 2]> {
+    let (mut a, mut b) = adapter.matrices()?;
+    if adapter.rank() == 1 {
+        (a, b) = (a.pad_with_zeros(0, 0, 1)?, b.pad_with_zeros(1, 0, 1)?);
+    }
+    Ok([("down", a), ("up", b)]
+        .map(|(half, tensor)| (format!("{PREFIX}{name}.lora.{half}.weight"), Cow::Owned(tensor))))
 }
 
 /// Returns `about` with the settings added.

@@ -11,10 +11,10 @@ use anyhow::{Context, bail, ensure};
 use super::adapters::{Adapter, AdapterFile, Deltas};
 use super::bytes::Metadata;
 use super::format::{self, Format, LayerName};
-use super::names::{self, Names};
+use super::names::{self, Located, Names};
 use super::parts::{self, Parts};
 use super::scales::{AlphaSource, CONFIG};
-use super::{comfyui, diffusers, kohya};
+use super::{comfyui, diffusers, kohya, split};
 use crate::hub::layout;
 use crate::magic;
 
@@ -144,22 +144,32 @@ pub fn from_bytes(bytes: &[u8], config: Option<&str>, families: &[&'static Names
     }
     let format = the_only(&formats, &strange)?;
     let mut scales = AlphaSource::take(&mut about, format, config)?;
-    let (families, found) = translate(format, found, families, &mut strange);
+    let (families, found) = translate(format, found, families, &scales, &mut strange);
     let format = match format {
         Format::Diffusers if found.original => Format::Original,
         format => format,
     };
     let (mut layers, mut deltas) = (BTreeMap::new(), Deltas::new());
-    for (layer, (there, parts)) in found.layers {
+    for (layer, there, parts) in found.layers {
         let called = LayerName {
             layer: &layer,
             in_file: &there,
             table: families.first().is_some_and(|family| family.is_table(&layer)),
         };
         match parts.take(called, &mut scales) {
+            Ok((adapter, more))
+                if differ(&layer, adapter.as_ref(), &layers)? || more.keys().any(|name| deltas.contains_key(name)) =>
+            {
+                strange.push(UnsupportedTensor {
+                    name: there,
+                    why: format!("is {layer}, which is there twice"),
+                });
+            }
             Ok((adapter, more)) => {
                 deltas.extend(more);
-                layers.extend(adapter.map(|adapter| (layer, adapter)));
+                if let Some(adapter) = adapter {
+                    layers.entry(layer).or_insert(adapter);
+                }
             }
             Err(why) => strange.push(UnsupportedTensor {
                 name: layer,
@@ -248,9 +258,19 @@ impl ParsedAdapter {
     }
 }
 
-/// Layers by their names in diffusers, each with its name in the file.
+/// Checks for an adapter of a layer that has another already. vtrain's files for ComfyUI have some layers' under two
+/// names, since no name is read by all programs.
+fn differ(layer: &str, adapter: Option<&Adapter>, layers: &BTreeMap<String, Adapter>) -> anyhow::Result<bool> {
+    match (adapter, layers.get(layer)) {
+        (Some(adapter), Some(other)) => Ok(!adapter.is_same_change(other)?),
+        _ => Ok(false),
+    }
+}
+
+/// Layers of a file.
 struct Translated {
-    layers: BTreeMap<String, (String, Parts)>,
+    /// Names in diffusers and in the file, and what the file has; those under names of diffusers first.
+    layers: Vec<(String, String, Parts)>,
     /// True if some names are those of the family's original checkpoint.
     original: bool,
 }
@@ -260,38 +280,43 @@ fn translate(
     format: Format,
     found: BTreeMap<String, Parts>,
     families: &[&'static Names],
+    scales: &AlphaSource,
     strange: &mut Vec<UnsupportedTensor>,
 ) -> (Vec<&'static Names>, Translated) {
     let candidates = names::detect(families, found.keys().map(String::as_str));
     let mut translated = Translated {
-        layers: BTreeMap::new(),
+        layers: Vec::new(),
         original: false,
     };
     let trusted = families.is_empty() && matches!(format, Format::Diffusers | Format::Peft);
-    for (there, parts) in found {
+    let is_own = |name: &str| candidates.first().is_some_and(|family| family.has(name));
+    let (own, others): (Vec<_>, Vec<_>) = found.into_iter().partition(|(name, _)| is_own(name));
+    for (there, parts) in own.into_iter().chain(others) {
         let ours = match candidates.first() {
-            _ if trusted => Some(there.clone()),
+            _ if trusted => vec![Located::whole(&there)],
             Some(family) => family.find(&there),
-            None => None,
+            None => Vec::new(),
         };
-        match ours {
-            Some(ours) if translated.layers.contains_key(&ours) => strange.push(UnsupportedTensor {
-                name: there,
-                why: format!("is {ours}, which is there twice"),
-            }),
-            Some(ours) => {
-                translated.original |= candidates.first().is_some_and(|family| !family.has(&there));
-                translated.layers.insert(ours, (there, parts));
+        if ours.is_empty() {
+            let why = match candidates.first() {
+                Some(family) => format!("is not a layer of {}", family.title),
+                None if families.is_empty() => {
+                    "is named as diffusers does not; vtrain lora convert --to diffusers makes a file that is".into()
+                }
+                None => "is not a layer of a supported family".into(),
+            };
+            strange.push(UnsupportedTensor { name: there, why });
+            continue;
+        }
+        translated.original |= !trusted && !is_own(&there);
+        match split::split(parts, &ours, |layer| scales.rank(layer)) {
+            Ok(split) => {
+                let named = split.into_iter().map(|(layer, parts)| (layer, there.clone(), parts));
+                translated.layers.extend(named);
             }
-            None => strange.push(UnsupportedTensor {
+            Err(why) => strange.push(UnsupportedTensor {
                 name: there,
-                why: match candidates.first() {
-                    Some(family) => format!("is not a layer of {}", family.title),
-                    None if families.is_empty() => {
-                        "is named as diffusers does not; vtrain lora convert --to diffusers makes a file that is".into()
-                    }
-                    None => "is not a layer of a supported family".into(),
-                },
+                why: format!("{why:#}"),
             }),
         }
     }

@@ -1,25 +1,30 @@
 //! Tensors of one layer in an adapter file, before they are joined to an adapter.
 
+use std::ops::Range;
+
 use anyhow::{bail, ensure};
 use candle_core::safetensors::Load;
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Device, Result, Tensor};
 use safetensors::tensor::{Dtype, TensorView};
 
 use super::adapters::{Adapter, Deltas};
 use super::format::{LayerName, Part};
 use super::scales::AlphaSource;
 use crate::finite;
+use crate::nn::fused_rows;
 
 /// Parts of one layer found in a file.
 #[derive(Debug, Default)]
 pub struct Parts {
-    a: Option<Tensor>,
-    b: Option<Tensor>,
-    b_bias: Option<Tensor>,
+    pub(super) a: Option<Tensor>,
+    pub(super) b: Option<Tensor>,
+    pub(super) b_bias: Option<Tensor>,
     alpha: Option<Tensor>,
-    weight: Option<Tensor>,
-    bias: Option<Tensor>,
+    pub(super) weight: Option<Tensor>,
+    pub(super) bias: Option<Tensor>,
     twice: bool,
+    /// Rank that alpha is for, if A has fewer rows than it had in the file.
+    rank_in_file: Option<usize>,
 }
 
 impl Parts {
@@ -33,6 +38,41 @@ impl Parts {
             Part::Bias => &mut self.bias,
         };
         self.twice |= place.replace(tensor).is_some();
+    }
+
+    /// Returns the layer's outputs, and its inputs if a matrix is there.
+    pub fn sides(&self) -> Option<(usize, Option<usize>)> {
+        let side = |tensor: &Option<Tensor>, at: usize| tensor.as_ref()?.dims().get(at).copied();
+        let outputs = [&self.b, &self.weight, &self.bias, &self.b_bias];
+        let outputs = outputs.into_iter().find_map(|tensor| side(tensor, 0))?;
+        Some((outputs, side(&self.a, 1).or_else(|| side(&self.weight, 1))))
+    }
+
+    /// Returns what belongs to these rows of the layer, with these columns of B alone, if any are given.
+    ///
+    /// # Errors
+    /// Fails for rows or columns that there are not.
+    pub fn cut(&self, rows: &[Range<usize>], columns: Option<&Range<usize>>) -> Result<Self> {
+        let rows = |tensor: &Option<Tensor>| tensor.as_ref().map(|tensor| fused_rows::take(tensor, rows)).transpose();
+        let columns_of = |tensor: Option<Tensor>, side: usize| match (tensor, columns) {
+            (_, Some(columns)) if columns.is_empty() => Ok(None),
+            (Some(tensor), Some(columns)) => tensor
+                .narrow(side, columns.start, columns.len())?
+                .contiguous()
+                .map(Some),
+            (tensor, _) => Ok(tensor),
+        };
+        let rank = self.a.as_ref().map(|a| a.dim(0)).transpose()?;
+        Ok(Self {
+            a: columns_of(self.a.clone(), 0)?,
+            b: columns_of(rows(&self.b)?, 1)?,
+            b_bias: rows(&self.b_bias)?,
+            alpha: self.alpha.clone(),
+            weight: rows(&self.weight)?,
+            bias: rows(&self.bias)?,
+            twice: self.twice,
+            rank_in_file: rank,
+        })
     }
 
     /// Returns the layer's adapter, if it has one, and the differences of its parameters.
@@ -56,7 +96,13 @@ impl Parts {
             deltas.insert(name, delta);
         }
         let adapter = match (self.a, self.b) {
-            (Some(a), Some(b)) => Some(low_rank(a, b, self.alpha, called, scales)?),
+            (Some(a), Some(b)) => {
+                let alpha = AlphaInFile {
+                    tensor: self.alpha,
+                    rank: self.rank_in_file,
+                };
+                Some(low_rank(a, b, alpha, called, scales)?)
+            }
             // An alpha scales products, not differences.
             (None, None) if !deltas.is_empty() && self.b_bias.is_none() => None,
             _ => bail!("has only one of lora_A and lora_B"),
@@ -75,7 +121,7 @@ impl Parts {
 ///
 /// # Errors
 /// Fails for an unknown number format.
-pub fn load(view: &TensorView) -> candle_core::Result<Tensor> {
+pub fn load(view: &TensorView) -> Result<Tensor> {
     let bytes = view.data();
     let numbers: Vec<f64> = match view.dtype() {
         Dtype::I8 => bytes.iter().map(|byte| f64::from(byte.cast_signed())).collect(),
@@ -100,7 +146,7 @@ pub fn load(view: &TensorView) -> candle_core::Result<Tensor> {
 fn low_rank(
     a: Tensor,
     b: Tensor,
-    alpha: Option<Tensor>,
+    alpha: AlphaInFile,
     called: LayerName,
     scales: &mut AlphaSource,
 ) -> anyhow::Result<Adapter> {
@@ -123,8 +169,15 @@ fn low_rank(
         "has a lora_B of shape {:?}, a convolution that sees more than one point",
         b.dims()
     );
-    let alpha = alpha.map(|alpha| one_number(&alpha)).transpose()?;
-    scales.apply(called, a, b, alpha)
+    let number = alpha.tensor.map(|alpha| one_number(&alpha)).transpose()?;
+    scales.apply(called, a, b, (number, alpha.rank.unwrap_or(rank)))
+}
+
+/// Alpha as the file has it.
+struct AlphaInFile {
+    tensor: Option<Tensor>,
+    /// Rank of the adapter there, if it is not that of A.
+    rank: Option<usize>,
 }
 
 /// Checks for finite numbers.
@@ -137,7 +190,7 @@ fn check(what: &str, tensor: &Tensor) -> anyhow::Result<()> {
 }
 
 /// Scales in the tensor's own number format if that is exact, else in f32.
-fn scaled(tensor: &Tensor, scale: f64) -> candle_core::Result<Tensor> {
+fn scaled(tensor: &Tensor, scale: f64) -> Result<Tensor> {
     match scale {
         1.0 => Ok(tensor.clone()),
         scale => (tensor.to_dtype(DType::F64)? * scale)?.to_dtype(DType::F32),

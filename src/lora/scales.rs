@@ -54,11 +54,22 @@ impl AlphaSource {
         })
     }
 
-    /// Returns a layer's adapter; `alpha` is the layer's own tensor.
+    /// Returns the rank that a layer's adapter had before vtrain wrote the file, if it says so.
+    pub fn rank(&self, layer: &str) -> Option<usize> {
+        self.before.as_ref()?.rank(layer)
+    }
+
+    /// Returns a layer's adapter; `alpha` is the layer's own tensor, and the rank that it is for.
     ///
     /// # Errors
     /// Fails if a computation fails.
-    pub fn apply(&mut self, called: LayerName, a: Tensor, b: Tensor, alpha: Option<f64>) -> anyhow::Result<Adapter> {
+    pub fn apply(
+        &mut self,
+        called: LayerName,
+        a: Tensor,
+        b: Tensor,
+        (alpha, rank_in_file): (Option<f64>, usize),
+    ) -> anyhow::Result<Adapter> {
         let rank = a.dim(0)?;
         if let Some(before) = &self.before
             && let Some(was) = before.alpha(&[called.layer])
@@ -66,7 +77,7 @@ impl AlphaSource {
             let factor = scale(was, rank, before.use_rslora);
             let b_before = match alpha {
                 // The tensor is f32; the settings are its exact source.
-                Some(alpha) if (alpha / rank as f64 - factor).abs() <= 1e-6 * factor.abs() => Some(b.clone()),
+                Some(alpha) if (alpha / rank_in_file as f64 - factor).abs() <= 1e-6 * factor.abs() => Some(b.clone()),
                 None if factor != 0.0 => match self.folded.as_deref() {
                     Some(comfyui::WIDENED) => Some(comfyui::unfold(&b, factor)?.to_dtype(a.dtype())?),
                     Some(_) => Some(comfyui::unfold(&b, factor)?),
@@ -85,11 +96,18 @@ impl AlphaSource {
         }
         let written = alpha.or_else(|| self.settings.alpha(&[called.in_file, called.layer]));
         self.guessed |= written.is_none() && self.format == Format::Peft;
+        let use_rslora = alpha.is_none() && self.settings.use_rslora;
+        let alpha = match written {
+            Some(alpha) if rank == rank_in_file => alpha,
+            Some(alpha) => alpha * scale(1.0, rank_in_file, use_rslora) / scale(1.0, rank, use_rslora),
+            None if use_rslora => rank_in_file as f64 * scale(1.0, rank_in_file, true) / scale(1.0, rank, true),
+            None => rank as f64,
+        };
         Ok(Adapter {
             a,
             b,
-            use_rslora: alpha.is_none() && self.settings.use_rslora,
-            alpha: written.unwrap_or(rank as f64),
+            alpha,
+            use_rslora,
         })
     }
 }

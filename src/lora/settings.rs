@@ -3,6 +3,8 @@
 //! In the header's `lora_adapter_metadata` keys begin with the model's part (`transformer.lora_alpha`); `lora_config`,
 //! which some trainers write, and `adapter_config.json` have them without it.
 
+use std::collections::BTreeMap;
+
 use anyhow::{Context, ensure};
 use fancy_regex::Regex;
 use serde_json::Value;
@@ -18,6 +20,8 @@ pub struct PeftSettings {
     lora_alpha: Option<f64>,
     alpha_pattern: Vec<(Pattern, f64)>,
     pub use_rslora: bool,
+    /// Ranks of the layers that are listed by their whole names.
+    ranks: BTreeMap<String, usize>,
 }
 
 /// Layers that a number applies to.
@@ -58,7 +62,13 @@ impl PeftSettings {
             lora_alpha,
             alpha_pattern,
             use_rslora: get("use_rslora").and_then(Value::as_bool).unwrap_or(false),
+            ranks: ranks(get("r"), get("rank_pattern"), get("target_modules")),
         })
+    }
+
+    /// Returns a layer's rank, if its whole name is listed.
+    pub fn rank(&self, layer: &str) -> Option<usize> {
+        self.ranks.get(layer).copied()
     }
 
     /// Returns a layer's alpha, if given; the layer may have several names.
@@ -67,6 +77,18 @@ impl PeftSettings {
         let own = self.alpha_pattern.iter().find(|(pattern, _)| matches(pattern));
         own.map(|(_, alpha)| *alpha).or(self.lora_alpha)
     }
+}
+
+/// Returns the ranks of the layers that are listed by their names.
+fn ranks(common: Option<&Value>, own: Option<&Value>, layers: Option<&Value>) -> BTreeMap<String, usize> {
+    let number = |value: &Value| value.as_u64().and_then(|rank| usize::try_from(rank).ok());
+    let layers = layers.and_then(Value::as_array).into_iter().flatten();
+    let ranks = layers.filter_map(|layer| {
+        let layer = layer.as_str()?;
+        let rank = own.and_then(|own| own.get(layer)).or(common)?;
+        Some((layer.to_string(), number(rank)?))
+    });
+    ranks.collect()
 }
 
 impl Pattern {

@@ -9,6 +9,7 @@ use super::document::Document;
 use super::draft::{Draft, Zero};
 use super::flags::{Launch, Reader, file_name};
 use super::{Migrated, Source, command, finish, leave};
+use crate::models::FamilyName;
 
 mod config_file;
 mod dataset;
@@ -16,7 +17,7 @@ mod diffusion;
 mod reasons;
 mod samples;
 
-/// Converts a script that runs `wan_train_network.py` to a run file; `dataset_config` replaces the script's data set
+/// Converts a script that runs `wan_train_network.py` or `hv_train_network.py` to a run file; `dataset_config` replaces the script's data set
 /// file.
 ///
 /// # Errors
@@ -34,7 +35,7 @@ pub fn migrate(source: &Source, dataset_config: Option<&str>) -> Result<Migrated
             default: DEFAULT,
         },
         image_to_video: false,
-        fps: WAN_FPS,
+        family: FamilyName::Wan,
     };
     migration.model(&launch)?;
     migration.dataset(dataset_config);
@@ -64,8 +65,8 @@ fn is_training(name: &str) -> bool {
 struct Migration<'a> {
     draft: Draft<'a>,
     image_to_video: bool,
-    /// Frame rate of the model's clips.
-    fps: f64,
+    /// Family that the script trains.
+    family: FamilyName,
 }
 
 impl<'a> Deref for Migration<'a> {
@@ -85,6 +86,9 @@ impl DerefMut for Migration<'_> {
 /// Frame rates of the models' training clips.
 const WAN_FPS: f64 = 16.0;
 const HUNYUAN_FPS: f64 = 24.0;
+
+/// Linear layers of HunyuanVideo's blocks, but for modulation: those of `networks.lora`.
+const HUNYUAN_LAYERS: &str = r"(single_)?transformer_blocks\.\d+\.(attn\..*|ff\..*|ff_context\..*|proj_mlp|proj_out)";
 
 const DEFAULT: &str = "musubi-tuner's default";
 
@@ -122,12 +126,10 @@ impl Migration<'_> {
             .unwrap_or(name);
         match module {
             "hv_train_network" => {
-                self.fps = HUNYUAN_FPS;
+                self.family = FamilyName::HunyuanVideo;
+                self.set("model", "family", "hunyuan_video", name);
                 self.set("model", "path", "hunyuanvideo-community/HunyuanVideo", name);
-                self.document.remark(
-                    name,
-                    "trains HunyuanVideo: where vtrain has no such family, the run stops at the model",
-                );
+                self.guidance();
             }
             "wan_train_network" => self.wan(),
             _ => {
@@ -139,6 +141,24 @@ impl Migration<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Frame rate of the model's clips.
+    fn fps(&self) -> f64 {
+        match self.family {
+            FamilyName::HunyuanVideo => HUNYUAN_FPS,
+            _ => WAN_FPS,
+        }
+    }
+
+    /// Converts the guidance scale that HunyuanVideo is told in training.
+    fn guidance(&mut self) {
+        let said = self.flags.said("guidance_scale");
+        self.number::<f64>("guidance_scale", "train", "guidance_embedding", Some(1.0));
+        self.document.remark(
+            said,
+            "musubi-tuner embeds this number as it is; vtrain 1000 times it, as the model learned and as samplers do",
+        );
     }
 
     fn wan(&mut self) {
@@ -169,16 +189,29 @@ impl Migration<'_> {
     fn lora(&mut self) {
         self.number::<u64>("network_dim", "lora", "rank", Some(4));
         self.number::<f64>("network_alpha", "lora", "alpha", Some(1.0));
-        let mut names = vec!["to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2"];
-        if self.image_to_video {
-            names.extend(["add_k_proj", "add_v_proj"]);
-        }
         let module = self.flags.take("network_module");
-        if let Some(flag) = module.as_ref().filter(|flag| flag.values != ["networks.lora_wan"]) {
+        let from = if module.is_some() { "--network_module" } else { DEFAULT };
+        let own = match self.family {
+            FamilyName::HunyuanVideo => {
+                self.set("lora", "target_modules", HUNYUAN_LAYERS, from);
+                self.document.remark(
+                    from,
+                    "musubi-tuner has query, key and value in one matrix with one adapter, vtrain has an adapter for each",
+                );
+                "networks.lora"
+            }
+            _ => {
+                let mut names = vec!["to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2"];
+                if self.image_to_video {
+                    names.extend(["add_k_proj", "add_v_proj"]);
+                }
+                self.set("lora", "target_modules", names, from);
+                "networks.lora_wan"
+            }
+        };
+        if let Some(flag) = module.as_ref().filter(|flag| flag.values != [own]) {
             self.remark(flag, "vtrain trains LoRA in PEFT's form");
         }
-        let from = if module.is_some() { "--network_module" } else { DEFAULT };
-        self.set("lora", "target_modules", names, from);
         if let Some(path) = self.flags.text("network_weights") {
             let path = self.source.path(&path);
             self.set("lora", "init", path, "--network_weights");

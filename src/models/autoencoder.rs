@@ -9,12 +9,13 @@ use anyhow::Context;
 use candle_core::{DType, Device, Error, Result, Tensor};
 use indicatif::BinaryBytes;
 
-use super::tiling::Tiling;
+use super::tiling::{Grid, Tiling};
 pub use super::vae::Emitted;
 use super::vae::{Parts, Placement, check_clip, check_latents, loaded, per_sample};
 use crate::diffusers_config as config;
 use crate::diffusion::posterior::Posterior;
-use crate::nn::coder::Coder;
+use crate::nn::coder::{Coder, Pieces};
+use crate::nn::coder_memory::PieceSize;
 use crate::nn::load::Content;
 use crate::nn::vae_memory::{VaeMemory, VaeTiling};
 use crate::nn::{Load, WeightFolder, Weights};
@@ -28,6 +29,9 @@ pub trait Codec: config::Config {
 
     /// True if samples of a batch are always processed one by one.
     const ALONE: bool = false;
+
+    /// Copies that [`finish`](Self::finish) makes of frames.
+    const FINISHED: usize = 0;
 
     /// Loads the encoder of clips to mean and log-variance; `weights` are those of the whole autoencoder.
     fn encoder(&self, weights: &Weights) -> Result<Coder<Self::State>>;
@@ -60,16 +64,16 @@ pub trait Codec: config::Config {
     }
 }
 
-/// Memory of a half of an autoencoder, in bytes. Clips that are given and frames that are emitted are not counted.
+/// Memory of a half of an autoencoder, in bytes. Clips that are given are not counted, nor frames once they are emitted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct VaeCost {
     /// Weights.
     pub weights: u64,
-    /// Most that is held besides them for whole frames.
+    /// Most that is held besides them for a whole clip.
     pub whole: u64,
-    /// Same for tiles, with the clip that they are put together to; None if frames are no larger than a tile.
+    /// Same for tiles, with the clip that they are put together to; None if the clip is no larger than a tile.
     pub tiled: Option<u64>,
-    /// True if frames are cut into tiles.
+    /// True if the clip is cut into tiles.
     pub cuts: bool,
 }
 
@@ -105,7 +109,7 @@ pub struct Autoencoder<C: Codec> {
     pub config: C,
     /// Statistics of latents.
     pub statistics: C::Statistics,
-    /// Tiles for frames larger than a tile; if None every frame is processed whole.
+    /// Tiles for clips larger than a tile; if None every clip is processed whole.
     pub tiling: Option<Tiling>,
     /// Cases in which frames are cut into tiles, and whether samples of a batch are processed one at a time.
     pub memory: VaeMemory,
@@ -146,47 +150,74 @@ impl<C: Codec> Autoencoder<C> {
 
     /// Returns the memory that a loaded half takes for clips of these frames, rows and columns.
     pub fn cost(&self, half: Parts, [frames, height, width]: [usize; 3]) -> Result<VaeCost> {
+        let clip = [frames, height, width];
+        Ok(match half {
+            Parts::Decoder => {
+                let latents = self.output(Direction::Encode, clip).size;
+                self.cost_of(loaded(&self.decoder, "decoder")?, Direction::Decode, latents)
+            }
+            Parts::Encoder | Parts::Both => self.cost_of(loaded(&self.encoder, "encoder")?, Direction::Encode, clip),
+        })
+    }
+
+    /// Returns the memory that a coder takes for an input of these frames, rows and columns.
+    fn cost_of(&self, coder: &Coder<C::State>, direction: Direction, input: [usize; 3]) -> VaeCost {
+        let (direct, bytes) = (self.place.direct, self.place.computed_in.size_in_bytes() as u64);
         let Sizes {
             channels,
             latent_channels,
-            compression: [time, space],
             ..
         } = self.config.sizes();
-        let (time, space) = (time.max(1), space.max(1));
-        let latents = [frames.div_ceil(time), height / space, width / space];
-        match half {
-            Parts::Decoder => self.cost_of(loaded(&self.decoder, "decoder")?, latents, latent_channels, space),
-            Parts::Encoder | Parts::Both => {
-                self.cost_of(loaded(&self.encoder, "encoder")?, [frames, height, width], channels, 1)
-            }
-        }
-    }
-
-    /// Returns the memory that a coder takes for an input of these frames, rows, columns and channels, of which `space`
-    /// pixels are one position.
-    fn cost_of(
-        &self,
-        coder: &Coder<C::State>,
-        [frames, height, width]: [usize; 3],
-        channels: usize,
-        space: usize,
-    ) -> Result<VaeCost> {
-        let (direct, bytes) = (self.place.direct, self.place.computed_in.size_in_bytes() as u64);
-        let of = |[height, width]: [usize; 2]| {
-            let piece = [coder.pieces.usual(frames), height, width];
-            coder.most_numbers(piece, channels, direct).saturating_mul(bytes)
+        let (inputs, outputs, finished) = match direction {
+            Direction::Encode => (channels, 2 * latent_channels, 0),
+            Direction::Decode => (latent_channels, channels, C::FINISHED),
         };
-        let whole = of([height, width]);
-        let (rows, columns) = (height * space, width * space);
-        let splits = self.tiling.filter(|tiling| tiling.splits(rows, columns));
-        let tiled = splits.map(|tiling| of(tiling.largest(rows, columns).map(|side| side / space)));
+        // Channels come first, then frames are finished; those of tiles once they are put together.
+        let of = |[frames, height, width]: [usize; 3], finished| {
+            let piece = [coder.pieces.usual(frames), height, width];
+            let numbers = coder.most_numbers(piece, inputs, direct, 1 + finished);
+            numbers.saturating_mul(bytes)
+        };
+        let whole = of(input, finished);
+        let tiled = self.grid(direction, input).map(|grid| {
+            let output_bytes = outputs as u64 * self.place.dtype.size_in_bytes() as u64;
+            let held = grid.held_outputs(input, finished as u64, coder.pieces != Pieces::Whole);
+            let [working, joining] = [held.working, held.joining].map(|held| held.saturating_mul(output_bytes));
+            of(grid.largest(input), 0).saturating_add(working).max(joining)
+        });
         let needed = self.weights.saturating_add(whole);
-        Ok(VaeCost {
+        VaeCost {
             weights: self.weights,
             whole,
             tiled,
             cuts: tiled.is_some() && self.memory.cuts(needed),
-        })
+        }
+    }
+
+    /// Returns the size of the result for an input of these frames, rows and columns.
+    fn output(&self, direction: Direction, [frames, height, width]: [usize; 3]) -> PieceSize {
+        let sizes = self.config.sizes();
+        let [time, space] = sizes.compression.map(|by| by.max(1));
+        match direction {
+            Direction::Encode => PieceSize {
+                size: [frames.div_ceil(time), height / space, width / space],
+                channels: 2 * sizes.latent_channels,
+            },
+            Direction::Decode => PieceSize {
+                size: [frames.saturating_sub(1) * time + 1, height * space, width * space],
+                channels: sizes.channels,
+            },
+        }
+    }
+
+    /// Returns the tiles of an input of these frames, rows and columns, if it is larger than one.
+    fn grid(&self, direction: Direction, size: [usize; 3]) -> Option<Grid> {
+        let compression = self.config.sizes().compression;
+        let grid = match direction {
+            Direction::Encode => self.tiling?.encoding(compression),
+            Direction::Decode => self.tiling?.decoding(compression),
+        };
+        Some(grid).filter(|grid| grid.splits(size).contains(&true))
     }
 
     /// Same as [`load_half`](Self::load_half), from weights of the same folder.
@@ -276,35 +307,32 @@ impl<C: Codec> Autoencoder<C> {
         state: &mut C::State,
         emit: impl FnMut(Tensor) -> Emitted<E>,
     ) -> Emitted<E> {
-        let (_, channels, frames, height, width) = x.dims5()?;
-        let compression = self.config.sizes().compression;
-        let Some(tiling) = self.tiling else {
+        let (_, _, frames, height, width) = x.dims5()?;
+        let size = [frames, height, width];
+        let Some(grid) = self.grid(direction, size) else {
             return self.run(coder, x, state, emit);
         };
-        let (grid, space) = match direction {
-            Direction::Encode => (tiling.encoding(compression), 1),
-            Direction::Decode => (tiling.decoding(compression), compression[1]),
-        };
-        if !grid.splits(frames, height, width) {
+        let cost = self.cost_of(coder, direction, size);
+        if !cost.cuts {
             return self.run(coder, x, state, emit);
         }
-        let cost = self.cost_of(coder, [frames, height, width], channels, space)?;
-        if !self.memory.cuts(cost.weights.saturating_add(cost.whole)) {
-            return self.run(coder, x, state, emit);
-        }
-        self.tell(direction, &tiling, [height * space, width * space], &cost);
+        self.tell(direction, size, &cost);
         grid.code(x, |tile| collected(|emit| self.run(coder, tile, state, emit)), emit)
     }
 
     /// Logs once why frames are cut.
-    fn tell(&self, direction: Direction, tiling: &Tiling, [height, width]: [usize; 2], cost: &VaeCost) {
+    fn tell(&self, direction: Direction, size: [usize; 3], cost: &VaeCost) {
         if self.memory.tiling != VaeTiling::AUTO || self.told.swap(true, Ordering::Relaxed) {
             return;
         }
+        let [frames, height, width] = match direction {
+            Direction::Encode => size,
+            Direction::Decode => self.output(direction, size).size,
+        };
         log::info!(
-            "frames of {height}x{width} are {} in tiles of {}: whole they take {}, and {} are free",
+            "clips of {frames}x{height}x{width} are {} in tiles of {}: whole they take {}, and {} are free",
             direction.done(),
-            tiling.name(),
+            self.tiling.map_or_else(String::new, |tiling| tiling.name()),
             BinaryBytes(cost.weights.saturating_add(cost.whole)),
             BinaryBytes(self.memory.free.unwrap_or(0)),
         );

@@ -12,8 +12,9 @@ use crate::rng::Rng;
 
 /// A loaded text encoder.
 pub trait TextEncoder {
-    /// Embeds a prompt: (1, L, D), and its mask if the family has one.
-    fn embed(&self, prompt: &str) -> anyhow::Result<TextEmbeds>;
+    /// Embeds a prompt: (1, L, D), and its mask if the family has one. An encoder that sees a picture (1, 3, H, W) of -1..1
+    /// sees a black one if there is none; others take no notice of it.
+    fn embed(&self, prompt: &str, picture: Option<&Tensor>) -> anyhow::Result<TextEmbeds>;
 
     /// Returns the number of tokens at a prompt's end beyond the maximum length, which [`embed`](Self::embed) leaves
     /// out.

@@ -29,6 +29,7 @@ use super::FamilyName;
 use super::checkpoint_dir::part;
 use super::synthetic::{SyntheticBatch, SyntheticRequest};
 use super::t5_conditioner::T5Conditioner;
+use crate::diffusion::guidance::GuidanceMode;
 use crate::diffusion::schedulers::Scheduler;
 use crate::lora::names::Names;
 use crate::nn::{Load, WeightFolder};
@@ -101,6 +102,10 @@ pub struct ModelSpec {
     pub image_record: ImageRecord,
     /// True if latents are f32 between steps; else they have the type of the weights.
     pub f32_latents: bool,
+    /// True if the text encoder sees the image to start from.
+    pub sees_pictures: bool,
+    /// Use of a guidance scale.
+    pub guidance: GuidanceMode,
 }
 
 impl ModelSpec {
@@ -116,6 +121,8 @@ impl ModelSpec {
             image_mode: ImageMode::Never,
             image_record: ImageRecord::None,
             f32_latents: true,
+            sees_pictures: false,
+            guidance: GuidanceMode::ClassifierFree,
         }
     }
 
@@ -190,6 +197,11 @@ pub trait Family {
         rng: Option<&mut Rng>,
     ) -> anyhow::Result<ImageCondition>;
 
+    /// Converts drawn noise (1, ..., h, w) to the latents that sampling from an image starts with.
+    fn start_from_image(&self, noise: Tensor, _image: &ImageCondition) -> anyhow::Result<Tensor> {
+        Ok(noise)
+    }
+
     /// Loads the text encoder and its tokenizer.
     fn text_encoder(&self, load: &Load) -> anyhow::Result<Box<dyn TextEncoder>>;
 
@@ -224,17 +236,17 @@ impl dyn Family + '_ {
         Ok(scheduler)
     }
 
-    /// Embeds prompts, (B, L, D): loads, uses and frees the text encoder.
-    pub fn embed(&self, load: &Load, prompts: &[&str]) -> anyhow::Result<TextEmbeds> {
+    /// Embeds prompts, each with its picture, (B, L, D): loads, uses and frees the text encoder.
+    pub fn embed(&self, load: &Load, prompts: &[(&str, Option<&Tensor>)]) -> anyhow::Result<TextEmbeds> {
         let encoder = self.text_encoder(load)?;
-        for prompt in prompts {
+        for (prompt, _) in prompts {
             let lost = encoder.truncated_tokens(prompt)?;
             if lost > 0 {
                 let length = self.spec().text().tokens;
                 log::warn!("the prompt is truncated to {length} tokens; {lost} at its end are lost: {prompt:?}");
             }
         }
-        let texts = prompts.iter().map(|prompt| encoder.embed(prompt));
+        let texts = prompts.iter().map(|(prompt, picture)| encoder.embed(prompt, *picture));
         Ok(TextEmbeds::cat(&texts.collect::<anyhow::Result<Vec<_>>>()?)?)
     }
 

@@ -16,7 +16,7 @@ use crate::nn::storage::layout::FileForm;
 use crate::nn::storage::quantize::stays_dense;
 use crate::nn::tensor_file;
 use crate::nn::tensor_folder::{SourceTensor, TensorFolder};
-use crate::text::t5;
+use crate::text::{llama, t5};
 
 /// Key of config.json.
 const KEY: &str = "quantization_config";
@@ -59,7 +59,7 @@ pub fn form_of_file(path: &Path) -> Option<String> {
 pub enum StoredPart {
     /// The transformer of a family.
     Transformer(&'static FamilySpec),
-    /// A T5.
+    /// A T5 or LLaMA.
     TextEncoder,
 }
 
@@ -87,7 +87,7 @@ impl StoredPart {
         there
             && layer.is_some_and(|layer| match self {
                 Self::Transformer(spec) => spec.names.is_linear(layer),
-                Self::TextEncoder => t5::is_linear(layer),
+                Self::TextEncoder => t5::is_linear(layer) || llama::is_linear(layer),
             })
     }
 

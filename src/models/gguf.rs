@@ -53,7 +53,8 @@ fn file_type(kind: GgmlType) -> u64 {
 /// Returns what becomes of each tensor of a transformer.
 ///
 /// # Errors
-/// Names all tensors that have no original name, or hold no numbers with a point.
+/// Names all tensors that have no original name, or hold no numbers with a point; fails for families whose layers are
+/// joined in such files.
 pub fn outcomes<'a>(
     family: &'static FamilySpec,
     spec: GgufSpec,
@@ -61,6 +62,13 @@ pub fn outcomes<'a>(
     kind: GgmlType,
     dtype: Option<DType>,
 ) -> anyhow::Result<Vec<GgufOutcome<'a>>> {
+    if let Some(fused) = family.names.fused.first() {
+        bail!(
+            "GGUF files of {} have matrices that are several here, such as {}, and none are written; those of others are read",
+            family.title,
+            fused.original
+        );
+    }
     let (mut outcomes, mut problems) = (Vec::new(), Vec::new());
     for source in folder.tensors() {
         match (family.names.original_tensor(&source.name), source.dtype()) {

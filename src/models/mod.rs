@@ -11,7 +11,7 @@ use crate::distributed::Communicator;
 use crate::nn::load::PartQuantization;
 use crate::nn::quantized_cache::CacheFolder;
 use crate::nn::residency::{Residency, ResidentShare};
-use crate::nn::storage::quantize::{self, Quantization};
+use crate::nn::storage::quantize::QuantizationSetting;
 use crate::nn::{Load, WeightFolder};
 use crate::paths;
 use crate::problems::Problems;
@@ -34,6 +34,9 @@ pub mod hunyuan_video;
 pub mod input_spec;
 pub mod latent_norm;
 pub mod latent_size;
+pub mod llama_conditioner;
+pub mod llava;
+pub mod llava_conditioner;
 pub mod ltx_video;
 pub mod offload;
 mod other_transformer;
@@ -42,6 +45,7 @@ mod single_file;
 pub mod synthetic;
 pub mod t5_conditioner;
 pub mod text_embeds;
+pub mod text_memory;
 pub mod tiling;
 pub mod transformer;
 pub mod vae;
@@ -73,20 +77,17 @@ pub struct Config {
     /// Storage type of the frozen weights.
     pub dtype: Dtype,
     /// Form that the transformer's linear layers are stored in while it loads: fewer bits, less memory. Layers that the
-    /// checkpoint has in few bits stay as they are.
-    #[serde(with = "quantize::or_none")]
-    #[schemars(with = "quantize::Name")]
-    pub quantization: Option<Quantization>,
+    /// checkpoint has in few bits stay as they are. `auto`: int8 or nf4, where the run does not fit in memory otherwise.
+    pub quantization: QuantizationSetting,
     /// The same for the text encoder.
-    #[serde(with = "quantize::or_none")]
-    #[schemars(with = "quantize::Name")]
-    pub text_encoder_quantization: Option<Quantization>,
+    pub text_encoder_quantization: QuantizationSetting,
     /// Folder that keeps what was stored while loading, so that the next start reads it: `auto` (`vtrain/quantized` in the
     /// user's folder of caches), `none`, or a path.
     pub quantization_cache: CacheFolder,
     /// Sharing of the frozen weights among several processes that train together.
     pub sharding: Sharding,
-    /// Frozen weights that leave memory while they are not needed: less memory, and no other result.
+    /// Frozen weights that leave memory while they are not needed: less memory, and no other result. `auto`: those that must, for the
+    /// run to fit in memory.
     pub offload: Offload,
     /// With `offload: group`: the share of blocks that stay in memory all the same, 0 to 1. auto: as many as there is room
     /// for.
@@ -102,8 +103,8 @@ impl Default for Config {
             variant: None,
             transformer: None,
             dtype: Dtype::Bf16,
-            quantization: None,
-            text_encoder_quantization: None,
+            quantization: QuantizationSetting::None,
+            text_encoder_quantization: QuantizationSetting::None,
             quantization_cache: CacheFolder::Auto,
             sharding: Sharding::None,
             offload: Offload::None,
@@ -141,11 +142,6 @@ impl Config {
     }
 
     fn check_offload(&self, problems: &mut Problems) {
-        if self.offload != Offload::None && self.sharding == Sharding::Full {
-            let message =
-                "does not go with model.sharding: full, which keeps blocks elsewhere already; remove one of the two";
-            problems.push("offload", message);
-        }
         let ResidentShare::Share(share) = self.offload_resident else {
             return;
         };
@@ -153,7 +149,7 @@ impl Config {
             let message = format!("must be auto, or a share between 0 and 1, got {share}");
             problems.push("offload_resident", message);
         }
-        if self.offload != Offload::Group {
+        if !matches!(self.offload, Offload::Group | Offload::Auto) {
             problems.push("offload_resident", "needs offload: group; remove one of the two");
         }
     }
@@ -186,16 +182,18 @@ impl Config {
     /// Forms that its parts are stored in while they load.
     pub fn part_quantization(&self) -> PartQuantization {
         PartQuantization {
-            transformer: self.quantization,
-            text_encoder: self.text_encoder_quantization,
+            transformer: self.quantization.form(),
+            text_encoder: self.text_encoder_quantization.form(),
         }
     }
 
     /// Where the transformer's frozen blocks are, among these ranks.
     pub fn residency(&self, ranks: &dyn Communicator) -> Residency {
-        match (self.sharding, ranks.sharing()) {
-            (Sharding::Full, Some(ranks)) => Residency::Sharded(ranks),
-            _ => self.offload.residency_beside_others(self.offload_resident),
+        let own = self.offload.residency_beside_others(self.offload_resident);
+        match (self.sharding, ranks.sharing(), own) {
+            (Sharding::Full, Some(ranks), Residency::Streamed(share)) => Residency::StreamedShards(ranks, share),
+            (Sharding::Full, Some(ranks), _) => Residency::Sharded(ranks),
+            (_, _, own) => own,
         }
     }
 
@@ -283,4 +281,7 @@ pub enum FamilyName {
     /// Wan 2.1.
     #[serde(rename = "wan")]
     Wan,
+    /// HunyuanVideo.
+    #[serde(rename = "hunyuan_video")]
+    HunyuanVideo,
 }

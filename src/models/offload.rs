@@ -17,6 +17,8 @@ pub enum Offload {
     Model,
     /// Blocks of the transformer and of T5 are read from their files while the block before them runs.
     Group,
+    /// The first of these with which the run fits in memory by its plan. None until that is made.
+    Auto,
 }
 
 impl Offload {
@@ -24,7 +26,7 @@ impl Offload {
     /// in memory.
     pub fn residency(self, resident: ResidentShare) -> Residency {
         match self {
-            Self::None | Self::Model => Residency::Whole,
+            Self::None | Self::Auto | Self::Model => Residency::Whole,
             Self::Group => Residency::Streamed(resident),
         }
     }
@@ -33,7 +35,7 @@ impl Offload {
     pub fn residency_beside_others(self, resident: ResidentShare) -> Residency {
         match self {
             Self::Model => Residency::Streamed(ResidentShare::Share(1.0)),
-            Self::None | Self::Group => self.residency(resident),
+            Self::None | Self::Auto | Self::Group => self.residency(resident),
         }
     }
 }

@@ -12,14 +12,14 @@ use anyhow::{bail, ensure};
 use super::family::FamilySpec;
 use super::registry;
 use crate::lora::format;
-use crate::lora::names::Names;
+use crate::lora::names::{Located, Names};
 use crate::nn::WeightFolder;
 use crate::nn::gguf::{GgufFile, Value};
-use crate::nn::named_file::{NamedFile, Spelling};
+use crate::nn::named_file::{NamedFile, NamedTensor, Spelling};
 use crate::nn::tensor_file::TensorFile;
 
 /// Starts of all names of a transformer in files that may hold other models as well.
-const PREFIXES: [&str; 2] = ["model.diffusion_model.", "diffusion_model."];
+const PREFIXES: [&str; 3] = ["model.diffusion_model.", "diffusion_model.", "model.model."];
 
 /// Key of a GGUF file's architecture.
 const ARCHITECTURE: &str = "general.architecture";
@@ -120,11 +120,20 @@ fn named(spec: &FamilySpec, path: &Path, in_file: &[String]) -> anyhow::Result<N
     }
     let (mut names, mut original) = (BTreeMap::new(), false);
     for name in rest {
-        let ours = spec.names.tensor(name).unwrap_or_else(|| name.into());
-        original |= ours != name;
-        let twice = names.insert(ours.clone(), format!("{prefix}{name}"));
-        if let Some(other) = twice {
-            bail!("{shown}: {other} and {prefix}{name} are both {ours}");
+        let mut found = spec.names.tensors(name);
+        if found.is_empty() {
+            found.push(Located::whole(name));
+        }
+        for Located { name: ours, rows } in found {
+            original |= ours != name;
+            let tensor = NamedTensor {
+                name: format!("{prefix}{name}"),
+                rows,
+            };
+            let twice = names.insert(ours.clone(), tensor);
+            if let Some(other) = twice {
+                bail!("{shown}: {} and {prefix}{name} are both {ours}", other.name);
+            }
         }
     }
     let spelling: &'static dyn Spelling = spec.names;
@@ -138,7 +147,7 @@ fn named(spec: &FamilySpec, path: &Path, in_file: &[String]) -> anyhow::Result<N
 
 /// Checks that no other family has more of these names.
 fn ensure_family(spec: &FamilySpec, path: &Path, names: &[&str]) -> anyhow::Result<()> {
-    let known = |family: &Names| names.iter().filter(|name| family.tensor(name).is_some()).count();
+    let known = |family: &Names| names.iter().filter(|name| !family.tensors(name).is_empty()).count();
     let ours = known(spec.names);
     let (path, title) = (path.display(), spec.title);
     let other = registry::FAMILIES.iter().max_by_key(|other| known(other.names));

@@ -7,14 +7,14 @@ use serde_json::Value;
 
 use super::family::FamilySpec;
 use super::synthetic::{SyntheticBatch, SyntheticRequest};
-use super::{cogvideox, ltx_video, single_file, wan};
+use super::{cogvideox, hunyuan_video, ltx_video, single_file, wan};
 use crate::data::Bucket;
 use crate::diffusers_config as config;
 use crate::lora::names::Names;
 use crate::nn::{WeightFolder, Weights};
 
 /// All families, in the order of their implementation.
-pub static FAMILIES: &[&FamilySpec] = &[&cogvideox::SPEC, &ltx_video::SPEC, &wan::SPEC];
+pub static FAMILIES: &[&FamilySpec] = &[&cogvideox::SPEC, &ltx_video::SPEC, &wan::SPEC, &hunyuan_video::SPEC];
 
 /// Returns the layer names of every family.
 pub fn names() -> Vec<&'static Names> {

@@ -52,6 +52,7 @@ impl T5Conditioner {
         let config = t5::Config::load(&folder.join("config.json"))?;
         let weights = Weights::read(&folder, load)?.quantized(load.quantization.text_encoder, EMBEDDINGS);
         weights.ensure_memory(&[])?;
+        weights.ensure_space()?;
         Ok(Box::new(Self {
             tokenizer,
             encoder: t5::T5Encoder::new(&config, weights).with_context(|| folder.display().to_string())?,
@@ -76,7 +77,7 @@ impl TextEncoder for T5Conditioner {
         Ok(self.tokens(prompt)?.truncated)
     }
 
-    fn embed(&self, prompt: &str) -> anyhow::Result<TextEmbeds> {
+    fn embed(&self, prompt: &str, _picture: Option<&Tensor>) -> anyhow::Result<TextEmbeds> {
         let (length, encoding) = (self.length, self.tokens(prompt)?);
         if self.padding == Padding::Zeros {
             let count = encoding.mask.iter().filter(|is_token| **is_token != 0).count();

@@ -117,6 +117,23 @@ impl TextEmbeds {
         self.map(|tensor| tensor.narrow(0, start, len))
     }
 
+    /// Cuts off what is padding in every prompt; no mask is left if nothing of the rest is padding.
+    pub fn trimmed(&self) -> Result<Self> {
+        let Some(mask) = &self.mask else {
+            return Ok(self.clone());
+        };
+        let own: Vec<Vec<f32>> = mask.to_dtype(DType::F32)?.to_vec2()?;
+        let length = |row: &Vec<f32>| row.iter().rposition(|own| *own != 0.0).map_or(0, |last| last + 1);
+        let longest = own.iter().map(length).max().unwrap_or(0).max(1);
+        let full = own.iter().all(|row| row[..longest].iter().all(|own| *own != 0.0));
+        let mask = mask.narrow(1, 0, longest)?;
+        Ok(Self {
+            hidden: self.hidden.narrow(1, 0, longest)?,
+            mask: (!full).then_some(mask),
+            pooled: self.pooled.clone(),
+        })
+    }
+
     /// Returns the number of prompts.
     pub fn count(&self) -> Result<usize> {
         self.hidden.dim(0)

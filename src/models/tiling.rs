@@ -109,14 +109,10 @@ impl Tiling {
         frames && self.height.lines_up(space) && self.width.lines_up(space)
     }
 
-    /// Returns true if frames of this size are cut.
-    pub fn splits(&self, height: usize, width: usize) -> bool {
-        height > self.height.size || width > self.width.size
-    }
-
-    /// Returns the size of the largest tile of frames of this size.
-    pub fn largest(&self, height: usize, width: usize) -> [usize; 2] {
-        [self.height.size.min(height), self.width.size.min(width)]
+    /// Returns true if a clip of these frames, rows and columns is cut.
+    pub fn splits(&self, [frames, height, width]: [usize; 3]) -> bool {
+        let in_time = self.frames.is_some_and(|axis| frames > axis.tiles.size);
+        in_time || height > self.height.size || width > self.width.size
     }
 
     /// Returns a name that says all about the tiles.
@@ -135,23 +131,32 @@ impl Tiling {
 
     /// Grid for encoding: tiles of pixels in, tiles of latents out.
     pub fn encoding(&self, compression: [usize; 2]) -> Grid {
-        self.grid(compression, End::First, |tiles, by| [tiles, tiles.divided(by)])
+        let time = Time::Shorter(compression[0]);
+        self.grid(compression, time, End::First, |tiles, by| [tiles, tiles.divided(by)])
     }
 
     /// Grid for decoding: tiles of latents in, tiles of pixels out.
     pub fn decoding(&self, compression: [usize; 2]) -> Grid {
         let dropped = self.frames.map_or(End::First, |frames| frames.decoded);
-        self.grid(compression, dropped, |tiles, by| [tiles.divided(by), tiles])
+        let time = Time::Longer(compression[0]);
+        self.grid(compression, time, dropped, |tiles, by| [tiles.divided(by), tiles])
     }
 
     /// Grid whose tiles have these lengths in the input and in the output.
-    fn grid(&self, [time, space]: [usize; 2], dropped: End, lengths: impl Fn(Tiles, usize) -> [Tiles; 2]) -> Grid {
+    fn grid(
+        &self,
+        [time, space]: [usize; 2],
+        output: Time,
+        dropped: End,
+        lengths: impl Fn(Tiles, usize) -> [Tiles; 2],
+    ) -> Grid {
         let axis = |tiles, by| {
             let [input, output] = lengths(tiles, by);
             Axis { input, output }
         };
         Grid {
             frames: self.frames.map(|frames| (axis(frames.tiles, time), dropped)),
+            time: output,
             height: axis(self.height, space),
             width: axis(self.width, space),
         }
@@ -162,8 +167,37 @@ impl Tiling {
 #[derive(Debug, Clone, Copy)]
 pub struct Grid {
     frames: Option<(Axis, End)>,
+    time: Time,
     height: Axis,
     width: Axis,
+}
+
+/// Positions of the output of tiles that are held at most.
+#[derive(Debug, Clone, Copy)]
+pub struct HeldOutputs {
+    /// Beside a tile that is being processed: its own frames that are done, tiles before it in its row and in the row above,
+    /// rows that are done.
+    pub working: u64,
+    /// While they are joined.
+    pub joining: u64,
+}
+
+/// Frames of an output by those of its input.
+#[derive(Debug, Clone, Copy)]
+enum Time {
+    /// So many frames become one, and a clip has one more.
+    Shorter(usize),
+    /// One frame becomes so many.
+    Longer(usize),
+}
+
+impl Time {
+    fn of(self, frames: usize) -> usize {
+        match self {
+            Self::Shorter(by) => frames.div_ceil(by.max(1)),
+            Self::Longer(by) => frames.saturating_sub(1) * by + 1,
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -180,10 +214,63 @@ impl Axis {
 }
 
 impl Grid {
-    /// Checks whether a clip is too large for one tile.
-    pub fn splits(&self, frames: usize, height: usize, width: usize) -> bool {
+    /// Checks whether an input of these frames, rows and columns is too large for one tile: along the frames, and within
+    /// them.
+    pub fn splits(&self, [frames, height, width]: [usize; 3]) -> [bool; 2] {
         let in_time = self.frames.is_some_and(|(axis, _)| frames > axis.input.size);
-        in_time || height > self.height.input.size || width > self.width.input.size
+        [
+            in_time,
+            height > self.height.input.size || width > self.width.input.size,
+        ]
+    }
+
+    /// Returns the frames, rows and columns of the largest tile of an input of this size.
+    pub fn largest(&self, [frames, height, width]: [usize; 3]) -> [usize; 3] {
+        let together = self.frames.map_or(frames, |(axis, _)| match frames > axis.input.size {
+            true => frames.min(axis.input.size + 1),
+            false => frames,
+        });
+        [
+            together,
+            self.height.input.size.min(height),
+            self.width.input.size.min(width),
+        ]
+    }
+
+    /// Returns the positions of the output that are held at most, for an input of this size; `finished` copies are made of
+    /// the whole. A tile that comes in pieces is held while the rest of it is made.
+    pub fn held_outputs(&self, [frames, height, width]: [usize; 3], finished: u64, in_pieces: bool) -> HeldOutputs {
+        let [together, rows, columns] = self.largest([frames, height, width]);
+        let positions = |input: [usize; 3]| {
+            let space = |length: usize, axis: Axis| length * axis.output.size / axis.input.size.max(1);
+            let [frames, height, width] = input;
+            [
+                self.time.of(frames),
+                space(height, self.height),
+                space(width, self.width),
+            ]
+            .into_iter()
+            .fold(1u64, |all, side| all.saturating_mul(side as u64))
+        };
+        let count = |length: usize, axis: Axis| length.div_ceil(axis.input.stride.max(1)) as u64;
+        // Tiles of full size before the last one of full size.
+        let full = |length: usize, Axis { input, .. }: Axis| length.saturating_sub(input.size) / input.stride.max(1);
+        let (down, right) = (full(height, self.height), full(width, self.width) as u64);
+        let done = positions([together, down * self.height.input.stride, width]);
+        let tile = positions([together, rows, columns]);
+        let row = tile.saturating_mul(count(width, self.width));
+        let all = positions([together, height, width]);
+        // Tiles along the frames are held until the next ones are blended with them.
+        let before = if together < frames { all } else { 0 };
+        let joined = if rows < height || columns < width {
+            2 * all + row
+        } else {
+            all
+        };
+        HeldOutputs {
+            working: done + if down > 0 { row } else { 0 } + (right + u64::from(in_pieces)) * tile + before,
+            joining: joined.max((1 + finished) * all) + 2 * before,
+        }
     }
 
     /// Processes x (B, C, F, H, W) tile by tile, emitting frames as they are ready.

@@ -84,6 +84,7 @@ impl<N: Network> Transformer<N> {
         let form = load.quantization.transformer;
         let weights = Weights::read(folder, load)?.quantized(form, &N::DENSE_MODULES.of(form));
         weights.ensure_memory(&[])?;
+        weights.ensure_space()?;
         Self::build(folder.source(), config, weights)
     }
 

@@ -10,7 +10,9 @@ use candle_core::{DType, Device, Error, Result, Shape, Tensor};
 use safetensors::tensor::TensorView;
 use serde_json::Value;
 
-use super::named_file::NamedFile;
+use super::file_tensor::{Cut, FileTensor};
+use super::fused_rows::Rows;
+use super::named_file::{NamedFile, NamedTensor};
 use super::storage::Parts;
 use super::storage::detect::{self, StoredForm, StoredForms};
 use super::tensor_file::TensorFile;
@@ -39,6 +41,8 @@ struct Place {
     file: usize,
     /// Name in the file.
     name: String,
+    /// Part of the tensor there.
+    cut: Cut,
 }
 
 /// The size of a tensor.
@@ -57,15 +61,17 @@ impl Checkpoint {
             .filter_map(|path| Some(std::fs::metadata(path).ok()?.len()));
         ensure_addresses(folder, sizes.sum())?;
         let (mut files, mut tensors) = (Vec::new(), BTreeMap::new());
-        for path in paths {
+        for path in &paths {
             let file = match folder.file() {
-                Some(_) => TensorFile::open(&path)?,
-                None => TensorFile::open_safetensors(&path)?,
+                Some(_) => TensorFile::open(path)?,
+                None => TensorFile::open_safetensors(path)?,
             };
             for (name, in_file) in named(folder.file(), &file)? {
+                let cut = Cut::of(&file, &in_file.name, in_file.rows);
                 let place = Place {
                     file: files.len(),
-                    name: in_file,
+                    cut: cut.with_context(|| path.display().to_string())?,
+                    name: in_file.name,
                 };
                 tensors.insert(name, place);
             }
@@ -105,8 +111,9 @@ impl Checkpoint {
             described.push(tensors);
         }
         for (name, place) in &self.tensors {
-            if let Some(info) = described[place.file].remove(&place.name) {
-                headers.tensors.insert(name.clone(), info);
+            let shape = self.place(name).and_then(|tensor| tensor.shape());
+            if let (Some((dtype, _)), Some(shape)) = (described[place.file].get(&place.name), shape) {
+                headers.tensors.insert(name.clone(), (*dtype, shape));
             }
         }
         let path = self.folder.join("config.json");
@@ -117,16 +124,17 @@ impl Checkpoint {
         Ok((stored, headers.metadata))
     }
 
-    /// Returns the file and the name there of a tensor.
-    fn place(&self, name: &str) -> Option<(&TensorFile, &str)> {
-        let place = self.tensors.get(name)?;
-        Some((&self.files[place.file], &place.name))
+    /// Returns a tensor in its file.
+    fn place(&self, name: &str) -> Option<FileTensor<'_>> {
+        let Place { file, name, cut } = self.tensors.get(name)?;
+        let file = &self.files[*file];
+        Some(FileTensor { file, name, cut })
     }
 
     /// Returns the path of the file with a tensor.
     pub(super) fn path_of(&self, name: &str) -> &Path {
         self.place(name)
-            .map_or_else(|| self.folder.source(), |(file, _)| file.path())
+            .map_or_else(|| self.folder.source(), |tensor| tensor.file.path())
     }
 
     /// Returns the name of a tensor for messages, with the one that it has in the file.
@@ -142,10 +150,10 @@ impl Checkpoint {
     pub(super) fn sizes(&self) -> impl Iterator<Item = (&str, Size)> {
         let stored: BTreeSet<&String> = self.stored.matrices.values().flat_map(|form| &form.parts).collect();
         self.tensors.keys().filter_map(move |name| {
-            let (file, in_file) = self.place(name)?;
-            let size = match stored.contains(name) || file.blocks(in_file).is_some() {
-                true => Size::Stored(file.bytes(in_file)),
-                false => Size::Dense(file.shape(in_file)?),
+            let tensor = self.place(name)?;
+            let size = match stored.contains(name) || tensor.is_blocks() {
+                true => Size::Stored(tensor.bytes()),
+                false => Size::Dense(tensor.shape()?),
             };
             Some((name.as_str(), size))
         })
@@ -168,16 +176,16 @@ impl Checkpoint {
 
     /// Releases the mapped bytes of a tensor that was read.
     pub(super) fn unload(&self, name: &str) {
-        if let Some((file, in_file)) = self.place(name) {
-            file.unload(in_file);
+        if let Some(tensor) = self.place(name) {
+            tensor.unload();
         }
     }
 
     /// Returns where the numbers of a dense tensor lie in a file, if they are in this format there.
     pub(super) fn origin_as(&self, name: &str, dtype: DType) -> Option<Origin> {
-        let (file, in_file) = self.place(name)?;
-        let same = !self.is_stored(name) && file.dtype(in_file) == Some(dtype);
-        same.then(|| file.origin(in_file)).flatten()
+        let tensor = self.place(name)?;
+        let same = !self.is_stored(name) && tensor.dtype() == Some(dtype);
+        same.then(|| tensor.origin()).flatten()
     }
 
     /// Returns the forms of the matrices in few bits, by path.
@@ -192,18 +200,17 @@ impl Checkpoint {
 
     /// Returns true for a matrix in few bits.
     pub(super) fn is_stored(&self, name: &str) -> bool {
-        let blocks = |(file, in_file): (&TensorFile, &str)| file.blocks(in_file).is_some();
-        self.stored.matrices.contains_key(name) || self.place(name).is_some_and(blocks)
+        self.stored.matrices.contains_key(name) || self.place(name).is_some_and(|tensor| tensor.is_blocks())
     }
 
     /// Returns the bytes of a matrix in few bits; None for one that is dense.
     pub(super) fn stored_bytes(&self, name: &str) -> Option<u64> {
         if let Some(form) = self.stored.matrices.get(name) {
             let parts = form.parts.iter().filter_map(|part| self.place(part));
-            return Some(parts.map(|(file, in_file)| file.bytes(in_file)).sum());
+            return Some(parts.map(|part| part.bytes()).sum());
         }
-        let (file, in_file) = self.place(name)?;
-        file.blocks(in_file).map(|_| file.bytes(in_file))
+        let tensor = self.place(name)?;
+        tensor.is_blocks().then(|| tensor.bytes())
     }
 
     /// Marks the parameter `name` as requested; false if there is none of this shape.
@@ -250,7 +257,8 @@ impl Checkpoint {
         }
         let read = match (self.form(name), self.place(name)) {
             (Some(form), _) => self.read_parts(form, name, shape, device),
-            (None, place) => self.read_blocks(place, shape, device),
+            (None, Some(tensor)) => tensor.matrix(shape, device),
+            (None, None) => Ok(None),
         };
         let named = |error| {
             Error::Msg(format!(
@@ -269,37 +277,27 @@ impl Checkpoint {
         device: &Device,
     ) -> Result<Option<Arc<dyn StoredMatrix>>> {
         let read = form.read(self, name, shape, device);
-        for (file, in_file) in form.parts.iter().filter_map(|part| self.place(part)) {
-            file.unload(in_file);
+        for part in form.parts.iter().filter_map(|part| self.place(part)) {
+            part.unload();
         }
-        read.map(Some)
-    }
-
-    fn read_blocks(
-        &self,
-        place: Option<(&TensorFile, &str)>,
-        shape: (usize, usize),
-        device: &Device,
-    ) -> Result<Option<Arc<dyn StoredMatrix>>> {
-        let Some((file, in_file)) = place.and_then(|(file, in_file)| Some((file.blocks(in_file)?, in_file))) else {
-            return Ok(None);
+        let reordered = |matrix| match self.place(name) {
+            Some(tensor) => tensor.reordered(matrix),
+            None => matrix,
         };
-        let matrix = file.matrix(in_file, shape, device);
-        let matrix = matrix.map_err(|error| Error::Msg(format!("{error:#}")))?;
-        matrix.placed().map(Some)
+        read.map(|matrix| Some(reordered(matrix)))
     }
 
-    /// Returns the file with a tensor of this name and shape, and marks it as requested.
-    fn find(&self, name: &str, shape: &Shape) -> Option<(&TensorFile, &str)> {
-        let (file, in_file) = self.place(name)?;
+    /// Returns the tensor of this name and shape in its file, and marks it as requested.
+    fn find(&self, name: &str, shape: &Shape) -> Option<FileTensor<'_>> {
+        let tensor = self.place(name)?;
         self.unread().remove(name);
-        file.has(in_file, shape.dims()).then_some((file, in_file))
+        tensor.has(shape.dims()).then_some(tensor)
     }
 
     /// Explains why there is no tensor of this name and shape.
     pub(super) fn complaint(&self, name: &str, shape: &Shape) -> String {
         let form = self.stored.matrices.get(name).map(|form| form.shape(self, name));
-        let dense = || self.place(name).and_then(|(file, in_file)| file.shape(in_file)).map(Ok);
+        let dense = || self.place(name).and_then(|tensor| tensor.shape()).map(Ok);
         let (path, shown) = (self.path_of(name).display(), self.shown(name));
         match form.or_else(dense) {
             Some(Ok(found)) => {
@@ -327,39 +325,41 @@ impl Checkpoint {
         {
             return stored.rows(0..rows, dtype);
         }
-        let Some((file, in_file)) = self.find(name, shape) else {
+        let Some(tensor) = self.find(name, shape) else {
             return Err(Error::Msg(self.complaint(name, shape)));
         };
-        let named = |error| Error::Msg(format!("{}: reading the tensor {name}: {error}", file.path().display()));
-        file.read(in_file, shape.dims(), dtype, device).map_err(named)
+        let path = tensor.file.path().display();
+        let named = |error| Error::Msg(format!("{path}: reading the tensor {name}: {error}"));
+        tensor.read(shape.dims(), dtype, device).map_err(named)
     }
 }
 
 impl Parts for Checkpoint {
     fn part(&self, name: &str) -> Result<TensorView<'_>> {
         match self.place(name) {
-            Some((file, in_file)) => file.view(in_file),
+            Some(tensor) => tensor.view(),
             None => Err(Error::Msg(format!("the tensor {name} is missing"))),
         }
     }
 
     fn origin(&self, name: &str) -> Option<Origin> {
-        let (file, in_file) = self.place(name)?;
-        file.origin(in_file)
+        self.place(name)?.origin()
     }
 }
 
 /// Returns the names of a file's tensors: the model's, and the file's.
-fn named(names: Option<&NamedFile>, file: &TensorFile) -> anyhow::Result<Vec<(String, String)>> {
+fn named(names: Option<&NamedFile>, file: &TensorFile) -> anyhow::Result<Vec<(String, NamedTensor)>> {
     let there = file.names();
     let Some(names) = names else {
-        return Ok(there.into_iter().map(|name| (name.clone(), name)).collect());
+        let whole = |name: String| NamedTensor { name, rows: Rows::All };
+        return Ok(there.into_iter().map(|name| (name.clone(), whole(name))).collect());
     };
     let there: BTreeSet<String> = there.into_iter().collect();
-    if let Some(gone) = names.names.values().find(|name| !there.contains(*name)) {
+    if let Some(gone) = names.names.values().find(|tensor| !there.contains(&tensor.name)) {
         bail!(
-            "{}: the tensor {gone} was there when the file was opened, and is no more; do not change it meanwhile",
-            file.path().display()
+            "{}: the tensor {} was there when the file was opened, and is no more; do not change it meanwhile",
+            file.path().display(),
+            gone.name
         );
     }
     let pairs = names.names.iter();
@@ -387,9 +387,7 @@ fn ensure_addresses(folder: &WeightFolder, needed: u64) -> std::result::Result<(
 pub fn not_finite(folder: impl Into<WeightFolder>) -> anyhow::Result<Option<String>> {
     let checkpoint = Checkpoint::open(&folder.into())?;
     for name in checkpoint.tensors.keys() {
-        let found = checkpoint
-            .place(name)
-            .and_then(|(file, in_file)| file.not_finite(in_file));
+        let found = checkpoint.place(name).and_then(|tensor| tensor.not_finite());
         if let Some(first) = found {
             let (path, shown) = (checkpoint.path_of(name).display(), checkpoint.shown(name));
             return Ok(Some(format!("{path}: the tensor {shown} holds {first}")));

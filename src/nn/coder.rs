@@ -196,8 +196,14 @@ impl<S> Coder<S> {
     }
 
     /// Returns the most numbers that are held while pieces of these frames, rows and columns pass, with kernels of the CPU
-    /// or without.
-    pub fn most_numbers(&self, [frames, height, width]: [usize; 3], channels: usize, direct: bool) -> u64 {
+    /// or without; what comes is copied `emitted` times.
+    pub fn most_numbers(
+        &self,
+        [frames, height, width]: [usize; 3],
+        channels: usize,
+        direct: bool,
+        emitted: usize,
+    ) -> u64 {
         let from = self.patches[0];
         let piece = PieceSize {
             size: [frames, height / from, width / from],
@@ -212,7 +218,9 @@ impl<S> Coder<S> {
                 false => y,
             }
         });
-        tally.hold(last); // turned to channels first
+        for _ in 0..emitted {
+            tally.hold(last);
+        }
         match self.pieces {
             Pieces::Whole => tally.peak(),
             _ => tally.peak().saturating_add(tally.kept()),

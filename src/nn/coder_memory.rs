@@ -89,7 +89,7 @@ impl Tally {
             channels: conv.outputs(),
         };
         self.hold(y);
-        self.work(conv, x, y);
+        self.work(conv, x, y, resample);
         y
     }
 
@@ -99,33 +99,38 @@ impl Tally {
             size: conv.output_size(x.size, Resample::None),
             channels: conv.outputs(),
         };
-        if self.direct && !self.lags {
-            return self.work(conv, x, y);
+        if !self.lags {
+            return self.work(conv, x, y, Resample::None);
         }
         self.hold(y);
-        self.work(conv, x, y);
+        self.work(conv, x, y, Resample::None);
         self.hold(y); // the sum
         self.free(y);
         self.free(y);
-        if self.lags {
-            self.keep(y.with_frames(conv.reach()));
-        }
+        self.keep(y.with_frames(conv.reach()));
     }
 
     /// Counts what a convolution needs while it runs.
-    fn work(&mut self, conv: &Conv3d, x: PieceSize, y: PieceSize) {
-        let past = x.with_frames(conv.reach());
-        let frame = x.with_frames(1).numbers();
-        let seen = past.numbers().saturating_add(x.numbers());
+    fn work(&mut self, conv: &Conv3d, x: PieceSize, y: PieceSize, resample: Resample) {
+        let seen = PieceSize {
+            size: resample.seen(x.size),
+            ..x
+        };
+        let past = seen.with_frames(conv.reach());
         let work = match self.direct {
-            true => frame.saturating_mul(conv.buffered_frames(y.size) as u64),
+            true => {
+                let frame = seen.with_frames(1).numbers();
+                frame.saturating_mul(conv.buffered_frames(y.size) as u64)
+            }
             false => {
-                // The normalised input, the one with its past, two padded copies, the stack, two copies of the result.
-                let stack = seen.saturating_mul(conv.reach() as u64 + 1).min(STACK as u64);
-                let copies = seen.saturating_mul(4);
-                copies
-                    .saturating_add(stack)
-                    .saturating_add(y.numbers().saturating_mul(2))
+                // The normalised input, the one with its past, two padded copies, the stack, two copies of the result and
+                // its sum with what it is added to.
+                let frames = conv.frames_together(seen.size).min(y.size[0]);
+                let copied = seen.with_frames(frames * conv.frame_stride() + conv.reach()).numbers();
+                let stack = copied.saturating_mul(conv.reach() as u64 + 1).min(STACK as u64);
+                let results = y.with_frames(frames).numbers();
+                let copies = copied.saturating_mul(4).saturating_add(stack);
+                copies.saturating_add(results.saturating_mul(3))
             }
         };
         let past = past.numbers();

@@ -28,10 +28,10 @@ use candle_core::{CpuStorage, DType, Device, InplaceOp1, Layout, Result, Storage
 
 pub use crate::ops::simd::Isa;
 pub use by_candle::STACK;
-pub use direct::Geometry;
+pub use direct::{Border, Geometry};
 pub use feature_cache::FeatureCache;
 pub use input::{Input, Modulation, Resample, TemporalPadding};
-pub use moments::group_moments;
+pub use moments::{group_moments, moments_by_candle};
 
 use direct::Direct;
 use frames::FrameSource;
@@ -48,6 +48,8 @@ pub struct Conv3d {
     frame_stride: usize,
     channels: usize,
     outputs: usize,
+    /// Numbers in the input, or output, of the frames that are computed together without kernels of our own.
+    most_together: usize,
 }
 
 #[derive(Debug, Clone)]
@@ -105,6 +107,7 @@ impl Conv3d {
             frame_stride: 1,
             channels,
             outputs,
+            most_together: STACK,
         })
     }
 
@@ -140,6 +143,7 @@ impl Conv3d {
             frame_stride: 1,
             channels,
             outputs,
+            most_together: STACK,
         })
     }
 
@@ -152,7 +156,24 @@ impl Conv3d {
             frame_stride: 1,
             channels,
             outputs,
+            most_together: STACK,
         })
+    }
+
+    /// Sets the values of the padding around a frame.
+    pub fn with_border(mut self, border: Border) -> Self {
+        self.geometry.border = border;
+        if let Kernel::Direct(direct) = &mut self.kernel {
+            direct.set_border(border);
+        }
+        self
+    }
+
+    /// Limits the numbers of the frames that are computed together without kernels of our own, in the input or in the
+    /// output; the result is the same.
+    pub fn with_most_together(mut self, numbers: usize) -> Self {
+        self.most_together = numbers;
+        self
     }
 
     /// Restricts the output to frames 0, `stride`, 2 `stride`, ... of each input.
@@ -176,11 +197,10 @@ impl Conv3d {
 
     /// Returns the frames, rows and columns of the output.
     pub fn output_size(&self, [frames, height, width]: [usize; 3], resample: Resample) -> [usize; 3] {
-        let (frames, height, width) = match resample {
-            Resample::None => (frames, height, width),
-            Resample::HalveFrames => (frames.div_ceil(2), height, width),
-            Resample::DoubleSize => (frames, 2 * height, 2 * width),
-            Resample::DoubleSizeAndFrames => (doubled(frames), 2 * height, 2 * width),
+        let [seen, height, width] = resample.seen([frames, height, width]);
+        let frames = match resample {
+            Resample::DoubleSizeAndFrames => doubled(frames),
+            _ => seen,
         };
         let (height, width) = self.geometry.output(height, width);
         [frames.div_ceil(self.frame_stride), height, width]
@@ -219,7 +239,7 @@ impl Conv3d {
                 let past = run(direct, &input, &mut out, false)?;
                 (Tensor::from_vec(out, dims.as_slice(), &Device::Cpu)?, past)
             }
-            Kernel::Candle(weight) => self.forward_by_candle(&input, weight)?,
+            Kernel::Candle(weight) => self.forward_by_candle(&input, weight, None)?,
         };
         Ok((out, past))
     }
@@ -227,12 +247,12 @@ impl Conv3d {
     /// Computes `onto + forward(input)`, in the memory of `onto` if possible. `onto` must not be shared.
     pub fn forward_onto(&self, onto: Tensor, input: Input) -> Result<(Tensor, Option<Tensor>)> {
         self.check_input(&input)?;
+        let dims = self.output_dims(&input)?;
+        if onto.dims() != dims || input.resample == Resample::DoubleSizeAndFrames {
+            bail!("a result of {dims:?} cannot be added to {:?}", onto.dims());
+        }
         match &self.kernel {
             Kernel::Direct(direct) => {
-                let dims = self.output_dims(&input)?;
-                if onto.dims() != dims || input.resample == Resample::DoubleSizeAndFrames {
-                    bail!("a result of {dims:?} cannot be added to {:?}", onto.dims());
-                }
                 let add = AddInPlace {
                     direct,
                     input: &input,
@@ -242,20 +262,20 @@ impl Conv3d {
                 let past = add.past.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner());
                 Ok((onto, past))
             }
-            Kernel::Candle(weight) => {
-                let (out, past) = self.forward_by_candle(&input, weight)?;
-                Ok(((onto + out)?, past))
-            }
+            Kernel::Candle(weight) => self.forward_by_candle(&input, weight, Some(onto.contiguous()?)),
         }
     }
 
     fn check_input(&self, input: &Input) -> Result<()> {
         let (batch, frames, height, width, channels) = input.x.dims5()?;
-        let [seen_frames, height, width] = FrameSource::resampled([frames, height, width], input.resample);
+        let [seen_frames, height, width] = input.resample.seen([frames, height, width]);
         let (out_height, out_width) = self.geometry.output(height, width);
         let reach = self.geometry.kernel[0] - 1;
         let right_past = match input.past {
-            TemporalPadding::Frames(past) => past.dims() == [batch, reach, height, width, channels],
+            TemporalPadding::Frames(past) => {
+                past.dims() == [batch, reach, height, width, channels]
+                    && input.resample != Resample::DoubleSizeAndLaterFrames
+            }
             TemporalPadding::Centred => reach.is_multiple_of(2) && input.resample == Resample::None,
             TemporalPadding::First | TemporalPadding::Zeros => true,
         };
@@ -354,7 +374,7 @@ fn run(direct: &Direct, input: &Input, out: &mut [f32], add: bool) -> Result<Opt
             frames::repeat_in_place(out, frames);
         }
     }
-    let [_, height, width] = FrameSource::resampled([frames, height, width], input.resample);
+    let [_, height, width] = input.resample.seen([frames, height, width]);
     (reach > 0 && !matches!(input.past, TemporalPadding::Centred))
         .then(|| Tensor::from_vec(new_past, (batch, reach, height, width, channels), &Device::Cpu))
         .transpose()

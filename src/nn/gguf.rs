@@ -13,6 +13,7 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufReader, Read, Seek, SeekFrom};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
@@ -86,6 +87,11 @@ impl Entry {
     /// (6, D) in a file that was quantised by llama.cpp.
     pub fn is(&self, shape: &[usize]) -> bool {
         behind_ones(&self.shape) == behind_ones(shape)
+    }
+
+    /// Returns its length along the first side; 1 for a single number.
+    fn rows(&self) -> usize {
+        self.shape.first().copied().unwrap_or(1)
     }
 
     /// Returns true for a matrix in few bits.
@@ -322,14 +328,23 @@ impl GgufFile {
     /// # Errors
     /// Fails if it is missing or of another shape.
     pub fn matrix(&self, name: &str, shape: (usize, usize), device: &Device) -> anyhow::Result<Stored<Blocks>> {
-        let entry = self.entry(name, &[shape.0, shape.1])?;
-        Ok(ggml::matrix(
-            name,
-            entry.kind,
-            self.blocks(name, entry)?,
-            shape,
-            device,
-        )?)
+        self.entry(name, &[shape.0, shape.1])?;
+        self.matrix_rows(name, 0..shape.0, shape.1, device)
+    }
+
+    /// Reads rows of the matrix `name` as they are stored; a row has so many `features`.
+    ///
+    /// # Errors
+    /// Fails if it is missing, has other rows, or not these.
+    pub fn matrix_rows(
+        &self,
+        name: &str,
+        rows: Range<usize>,
+        features: usize,
+        device: &Device,
+    ) -> anyhow::Result<Stored<Blocks>> {
+        let (kind, shape) = (self.described(name)?.kind, (rows.len(), features));
+        Ok(ggml::matrix(name, kind, self.blocks(name, rows)?, shape, device)?)
     }
 
     /// Reads the tensor `name`, dense.
@@ -338,11 +353,38 @@ impl GgufFile {
     /// Fails if it is missing or of another shape.
     pub fn tensor(&self, name: &str, shape: &[usize], dtype: DType, device: &Device) -> anyhow::Result<Tensor> {
         let entry = self.entry(name, shape)?;
+        self.dense(name, 0..entry.rows(), shape, dtype, device)
+    }
+
+    /// Reads rows of the tensor `name`, dense.
+    ///
+    /// # Errors
+    /// Fails if it is missing, or does not have these rows.
+    pub fn tensor_rows(&self, name: &str, rows: Range<usize>, dtype: DType, device: &Device) -> anyhow::Result<Tensor> {
+        let sides = self.described(name)?.shape.iter().skip(1).copied();
+        let shape: Vec<usize> = [rows.len()].into_iter().chain(sides).collect();
+        self.dense(name, rows, &shape, dtype, device)
+    }
+
+    /// Reads rows of a tensor, which have this shape.
+    fn dense(
+        &self,
+        name: &str,
+        rows: Range<usize>,
+        shape: &[usize],
+        dtype: DType,
+        device: &Device,
+    ) -> anyhow::Result<Tensor> {
         let features = shape.last().copied().unwrap_or(1);
-        let rows = shape.iter().rev().skip(1).product();
-        let blocks = self.blocks(name, entry)?;
-        let matrix = ggml::matrix(name, entry.kind, blocks, (rows, features), device)?;
-        Ok(matrix.rows(0..rows, dtype)?.reshape(shape)?)
+        let count = shape.iter().rev().skip(1).product();
+        let (kind, blocks) = (self.described(name)?.kind, self.blocks(name, rows)?);
+        let matrix = ggml::matrix(name, kind, blocks, (count, features), device)?;
+        Ok(matrix.rows(0..count, dtype)?.reshape(shape)?)
+    }
+
+    fn described(&self, name: &str) -> anyhow::Result<&Entry> {
+        let entry = self.header.tensors.get(name);
+        entry.with_context(|| format!("{}: the tensor {name} is missing", self.path.display()))
     }
 
     fn entry(&self, name: &str, shape: &[usize]) -> anyhow::Result<&Entry> {
@@ -358,15 +400,25 @@ impl GgufFile {
         Ok(entry)
     }
 
-    fn blocks(&self, name: &str, entry: &Entry) -> anyhow::Result<Bytes> {
+    /// Reads the blocks of rows of a tensor.
+    fn blocks(&self, name: &str, rows: Range<usize>) -> anyhow::Result<Bytes> {
+        let entry = self.described(name)?;
+        let all = entry.rows();
+        ensure!(
+            rows.start <= rows.end && rows.end <= all,
+            "{}: rows {rows:?} of the tensor {name}, which has {all}",
+            self.path.display()
+        );
+        let row = entry.bytes / all.max(1);
+        let start = entry.start + (rows.start * row) as u64;
         let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut bytes = vec![0; entry.bytes];
-        file.seek(SeekFrom::Start(entry.start))
+        let mut bytes = vec![0; rows.len() * row];
+        file.seek(SeekFrom::Start(start))
             .and_then(|_| file.read_exact(&mut bytes))
             .with_context(|| format!("{}: reading the tensor {name}", self.path.display()))?;
         let origin = Origin {
             path: self.path.as_path().into(),
-            offset: entry.start,
+            offset: start,
         };
         Ok(Bytes::from(bytes).with_origin(Some(origin)))
     }

@@ -43,6 +43,14 @@ pub struct SequenceContext<'a> {
     pub mask: Option<&'a Tensor>,
 }
 
+/// Returns what is added to the scores of keys, given the mask of the text's tokens (B, L), 1 and 0, behind so many of the
+/// clip: minus infinity for padding, (B, 1, 1, S).
+pub fn padding_bias(mask: &Tensor, clip_tokens: usize) -> Result<Tensor> {
+    let away = Tensor::full(f32::NEG_INFINITY, mask.shape(), mask.device())?;
+    let bias = mask.ne(0f32)?.where_cond(&mask.zeros_like()?, &away)?; // (B, L)
+    bias.pad_with_zeros(1, clip_tokens, 0)?.unsqueeze(1)?.unsqueeze(1)
+}
+
 /// Attention of two streams with projections of their own.
 #[derive(Debug, Clone)]
 pub struct JointAttention {

@@ -32,6 +32,8 @@ pub struct Load {
     pub vae: VaeMemory,
     /// Adapters of linear layers.
     pub adapters: Option<Arc<dyn Adapt>>,
+    /// True if autoencoders on the CPU compute as on other devices ([`with_reference_ops`](Self::with_reference_ops)).
+    pub reference_ops: bool,
 }
 
 /// Extent to which a checkpoint is read.
@@ -66,6 +68,7 @@ impl Load {
             quantized_cache: None,
             vae: VaeMemory::WHOLE,
             adapters: None,
+            reference_ops: false,
         }
     }
 
@@ -113,6 +116,15 @@ impl Load {
     /// Sets the savings of memory in the autoencoder.
     pub fn with_vae(&self, vae: VaeMemory) -> Self {
         Self { vae, ..self.clone() }
+    }
+
+    /// Makes autoencoders on the CPU compute as on other devices: in the weights' own type, with convolutions composed
+    /// of candle's. Far slower; it shows what a GPU's types do, and the memory of a GPU, on a machine without one.
+    pub fn with_reference_ops(&self) -> Self {
+        Self {
+            reference_ops: true,
+            ..self.clone()
+        }
     }
 
     /// Sets the place of the blocks' frozen matrices.

@@ -51,3 +51,14 @@ pub fn unpatchify(tokens: &Tensor, grid: [usize; 3], size: [usize; 3]) -> Result
         .permute([0, 7, 1, 4, 2, 5, 3, 6])? // (B, C, t, p_t, h, p_h, w, p_w)
         .reshape((batch, channels, t * p_t, h * p_h, w * p_w))
 }
+
+/// Joins (B, N, C p_t p_h p_w) -> (B, C, F, H, W) for a `grid` of tokens
+pub fn unpatchify_channels_first(tokens: &Tensor, grid: [usize; 3], size: [usize; 3]) -> Result<Tensor> {
+    let (batch, _, numbers) = tokens.dims3()?;
+    let ([p_t, p_h, p_w], [t, h, w]) = (size, grid);
+    let channels = numbers / (p_t * p_h * p_w);
+    tokens
+        .reshape(vec![batch, t, h, w, channels, p_t, p_h, p_w])?
+        .permute([0, 4, 1, 5, 2, 6, 3, 7])? // (B, C, t, p_t, h, p_h, w, p_w)
+        .reshape((batch, channels, t * p_t, h * p_h, w * p_w))
+}

@@ -20,9 +20,9 @@ const STRIDED: Geometry = Geometry {
     ..Geometry::CAUSAL
 };
 
-/// Reads a convolution that keeps every second frame, row and column.
-pub fn strided(channels: usize, weights: Weights) -> Result<Conv3d> {
-    Ok(Conv3d::load(channels, channels, STRIDED, false, weights)?.with_frame_stride(2))
+/// Reads a convolution that keeps every second row and column, and every frame that this stride meets.
+pub fn strided(channels: usize, frame_stride: usize, weights: Weights) -> Result<Conv3d> {
+    Ok(Conv3d::load(channels, channels, STRIDED, false, weights)?.with_frame_stride(frame_stride))
 }
 
 /// Moves frames, rows and columns into channels.

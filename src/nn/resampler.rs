@@ -1,9 +1,12 @@
-//! Half and twice the size, frame by frame: `CogVideoXDownsample3D`, `CogVideoXUpsample3D`, `WanResample` without its
+//! Half and twice the size, mostly frame by frame: `CogVideoXDownsample3D`, `CogVideoXUpsample3D`, `WanResample` without its
 //! convolution over time.
 //!
 //! Down: a 3x3 convolution with stride 2 and zeros below and on the right; before it, where time is compressed, the
 //! mean of every two frames (an odd first one is kept). Up: every pixel (and frame, except an odd first one) twice, then
 //! a 3x3 convolution.
+//!
+//! Causal (`HunyuanVideoUpsampleCausal3D`): every pixel twice, and every frame but the first where time is compressed, then
+//! a causal 3x3x3 convolution, of clips that come whole.
 //!
 //! Shapes: B samples, F frames, H rows, W columns, C channels, O output channels.
 
@@ -11,7 +14,7 @@ use candle_core::{Result, Tensor};
 
 use super::coder::Layer;
 use super::coder_memory::{PieceSize, Tally};
-use super::conv3d::{Conv3d, FeatureCache, Geometry, Input, Resample};
+use super::conv3d::{Border, Conv3d, FeatureCache, Geometry, Input, Resample};
 use super::weights::Weights;
 
 /// A convolution with the change of size before it.
@@ -35,6 +38,18 @@ impl Resampler {
             conv: Conv3d::load(channels, outputs, Geometry::FLAT, true, weights)?,
             resample: match frames {
                 true => Resample::DoubleSizeAndFrames,
+                false => Resample::DoubleSize,
+            },
+        })
+    }
+
+    /// Loads a causal convolution at twice the size, of clips that come whole; `frames` doubles all frames but the first,
+    /// too, by repetition.
+    pub fn up_causal(channels: usize, frames: bool, border: Border, weights: Weights) -> Result<Self> {
+        Ok(Self {
+            conv: Conv3d::causal(channels, channels, weights)?.with_border(border),
+            resample: match frames {
+                true => Resample::DoubleSizeAndLaterFrames,
                 false => Resample::DoubleSize,
             },
         })

@@ -22,6 +22,8 @@ pub enum Residency {
     Sharded(Arc<dyn AllGather>),
     /// In files, from where each is read before it runs, but for those that stay in memory.
     Streamed(ResidentShare),
+    /// A part in a file on each rank.
+    StreamedShards(Arc<dyn AllGather>, ResidentShare),
 }
 
 impl Residency {
@@ -31,6 +33,10 @@ impl Residency {
             Self::Whole => return None,
             Self::Sharded(ranks) => LentBlocks::new(Shards::new(ranks.clone())),
             Self::Streamed(resident) => LentBlocks::new(Streamed::new(device, *resident)),
+            Self::StreamedShards(ranks, resident) => {
+                let streamed = Streamed::new(device, *resident);
+                LentBlocks::new(Shards::streamed(ranks.clone(), streamed))
+            }
         }))
     }
 
@@ -39,8 +45,9 @@ impl Residency {
         match self {
             Self::Whole => 1.0,
             Self::Sharded(ranks) => 1.0 / ranks.world_size() as f64,
-            Self::Streamed(ResidentShare::Auto) => 0.0,
+            Self::Streamed(ResidentShare::Auto) | Self::StreamedShards(_, ResidentShare::Auto) => 0.0,
             Self::Streamed(ResidentShare::Share(share)) => *share,
+            Self::StreamedShards(ranks, ResidentShare::Share(share)) => share / ranks.world_size() as f64,
         }
     }
 
@@ -48,7 +55,8 @@ impl Residency {
     pub fn lends_in_turn(&self) -> bool {
         match self {
             Self::Whole => false,
-            Self::Sharded(ranks) => ranks.world_size() > 1,
+            Self::Sharded(ranks) | Self::StreamedShards(ranks, ResidentShare::Share(1.0)) => ranks.world_size() > 1,
+            Self::StreamedShards(..) => true,
             Self::Streamed(resident) => *resident != ResidentShare::Share(1.0),
         }
     }
@@ -57,7 +65,7 @@ impl Residency {
     pub fn ranks(&self) -> usize {
         match self {
             Self::Whole | Self::Streamed(_) => 1,
-            Self::Sharded(ranks) => ranks.world_size(),
+            Self::Sharded(ranks) | Self::StreamedShards(ranks, _) => ranks.world_size(),
         }
     }
 }
@@ -68,6 +76,14 @@ impl fmt::Debug for Residency {
             Self::Whole => f.write_str("Whole"),
             Self::Sharded(ranks) => write!(f, "Sharded({} of {})", ranks.rank(), ranks.world_size()),
             Self::Streamed(resident) => write!(f, "Streamed({resident:?})"),
+            Self::StreamedShards(ranks, resident) => {
+                write!(
+                    f,
+                    "StreamedShards({} of {}, {resident:?})",
+                    ranks.rank(),
+                    ranks.world_size()
+                )
+            }
         }
     }
 }

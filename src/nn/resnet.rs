@@ -1,5 +1,6 @@
 //! Resnet of video autoencoders: x + conv2(silu(norm2(conv1(silu(norm1(x)))))), x through a 1x1x1 convolution if the
-//! number of channels changes (`CogVideoXResnetBlock3D`, `WanResidualBlock`, `LTXVideoResnetBlock3d`).
+//! number of channels changes (`CogVideoXResnetBlock3D`, `WanResidualBlock`, `LTXVideoResnetBlock3d`,
+//! `HunyuanVideoResnetBlockCausal3D`).
 //!
 //! Shapes: B samples, F frames, H rows, W columns, C channels, O output channels.
 
@@ -7,7 +8,7 @@ use candle_core::{Result, Tensor};
 
 use super::coder::{Layer, Modulate, NormConv};
 use super::coder_memory::{PieceSize, Tally};
-use super::conv3d::{Conv3d, FeatureCache, Resample};
+use super::conv3d::{Border, Conv3d, FeatureCache, Resample};
 use super::norm::Norm;
 use super::weights::Weights;
 
@@ -43,6 +44,19 @@ impl<N> Resnet<N> {
             conv_shortcut: (channels != outputs).then(shortcut).transpose()?,
             shortcut_norm: None,
         })
+    }
+
+    /// Sets the values of the padding around a frame.
+    pub fn with_border(self, border: Border) -> Self {
+        let with_border = |NormConv { norm, conv }| NormConv {
+            norm,
+            conv: conv.with_border(border),
+        };
+        Self {
+            first: with_border(self.first),
+            second: with_border(self.second),
+            ..self
+        }
     }
 }
 

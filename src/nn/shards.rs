@@ -4,31 +4,65 @@
 //! keeps the r-th part. That is the third stage of ZeRO (arXiv:1910.02054) for weights that no step changes. Matrices in
 //! few bits stay on every rank.
 //!
+//! A rank's parts may be streamed ([`super::stream`]): then they lie in a file, and each is read before its block is put
+//! together. Matrices in few bits are streamed beside them.
+//!
 //! All ranks must run the same blocks in the same order.
 
 use std::sync::{Arc, Mutex};
 
-use candle_core::{DType, Error, Result, Shape, Tensor};
+use candle_core::{DType, Device, Error, Result, Shape, Tensor};
 use indicatif::BinaryBytes;
 
 use super::lent::{BlockKeeper, KeptBlock, PendingBlock, lock};
+use super::stream::Streamed;
 use crate::distributed::{AllGather, Pending};
-use crate::ops::bytes::Origin;
+use crate::ops::bytes::{LiveBytes, Origin};
 use crate::ops::stored::Weight;
 
 /// Sharded matrices of all blocks of a model.
 pub struct Shards {
     ranks: Arc<dyn AllGather>,
-    /// Matrices of the block that is being read.
-    reading: Mutex<Vec<Tensor>>,
+    /// Keeper of the parts, and of matrices in few bits, if they are streamed.
+    streamed: Option<Streamed>,
+    reading: Mutex<Reading>,
     blocks: Mutex<Vec<Arc<ShardedBlock>>>,
+}
+
+/// Matrices of the block that is being read.
+#[derive(Default)]
+struct Reading {
+    /// Those that are sharded.
+    wholes: Vec<Tensor>,
+    /// All of them, in order.
+    kinds: Vec<Kind>,
+}
+
+/// Way that a matrix is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// A part on each rank.
+    Sharded,
+    /// In a file, whole on each rank.
+    Streamed,
 }
 
 struct ShardedBlock {
     ranks: Arc<dyn AllGather>,
-    /// This rank's part: (n)
-    part: Tensor,
+    part: Part,
+    /// Numbers of the part, and their type.
+    count: usize,
+    dtype: DType,
     shapes: Vec<Shape>,
+    kinds: Vec<Kind>,
+    device: Device,
+}
+
+/// This rank's part of a block: (n)
+enum Part {
+    Here(Tensor),
+    /// The last matrix, (1, n), of what is streamed; alone where nothing of the block is sharded.
+    Filed(Arc<dyn KeptBlock>),
 }
 
 impl Shards {
@@ -36,57 +70,106 @@ impl Shards {
     pub fn new(ranks: Arc<dyn AllGather>) -> Self {
         Self {
             ranks,
+            streamed: None,
             reading: Mutex::default(),
             blocks: Mutex::default(),
         }
+    }
+
+    /// Shards that are streamed from files on each rank.
+    pub fn streamed(ranks: Arc<dyn AllGather>, streamed: Streamed) -> Self {
+        Self {
+            streamed: Some(streamed),
+            ..Self::new(ranks)
+        }
+    }
+
+    /// Takes a matrix that is not sharded: streams it, or returns it.
+    fn take_other(&self, matrix: Weight, origin: Option<Origin>) -> Result<Option<Weight>> {
+        let Some(streamed) = &self.streamed else {
+            return Ok(Some(matrix));
+        };
+        let own = streamed.take(matrix, origin)?;
+        if own.is_none() {
+            lock(&self.reading).kinds.push(Kind::Streamed);
+        }
+        Ok(own)
+    }
+
+    /// Returns this rank's part of matrices of one type, concatenated: (n)
+    fn part(&self, wholes: &[Tensor]) -> Result<Option<Tensor>> {
+        let mut rows = wholes.iter().map(Tensor::flatten_all).collect::<Result<Vec<_>>>()?;
+        let Some(first) = rows.first() else {
+            return Ok(None);
+        };
+        let count = rows.iter().map(Tensor::elem_count).sum::<usize>();
+        let each = count.div_ceil(self.ranks.world_size());
+        let (dtype, device) = (first.dtype(), first.device().clone());
+        rows.push(Tensor::zeros(each * self.ranks.world_size() - count, dtype, &device)?);
+        let row = Tensor::cat(&rows, 0)?; // (N n)
+        // A copy, because a view would keep all of it.
+        row.narrow(0, self.ranks.rank() * each, each)?.copy().map(Some) // (n)
     }
 }
 
 impl BlockKeeper for Shards {
     fn reads_to_host(&self) -> bool {
-        false
+        self.streamed.is_some()
     }
 
     /// One of another type than the first stays whole.
-    fn take(&self, matrix: Weight, _: Option<Origin>) -> Result<Option<Weight>> {
+    fn take(&self, matrix: Weight, origin: Option<Origin>) -> Result<Option<Weight>> {
         let whole = match matrix {
             Weight::Dense(whole) => whole,
-            stored => return Ok(Some(stored)),
+            stored => return self.take_other(stored, origin),
         };
-        let mut reading = lock(&self.reading);
-        let fits = match reading.first() {
+        let fits = match lock(&self.reading).wholes.first() {
             Some(first) => first.dtype() == whole.dtype(),
             None => matches!(whole.dtype(), DType::F32 | DType::BF16 | DType::F16),
         };
         if !fits {
-            return Ok(Some(whole.into()));
+            return self.take_other(whole.into(), origin);
         }
-        reading.push(whole);
+        let mut reading = lock(&self.reading);
+        reading.wholes.push(whole);
+        reading.kinds.push(Kind::Sharded);
         Ok(None)
     }
 
     /// This rank keeps its part.
     fn end_block(&self) -> Result<Arc<dyn KeptBlock>> {
-        let wholes = std::mem::take(&mut *lock(&self.reading));
+        let Reading { wholes, kinds } = std::mem::take(&mut *lock(&self.reading));
+        let part = self.part(&wholes)?;
         let shapes = wholes.iter().map(|whole| whole.shape().clone()).collect();
-        let mut rows = wholes.iter().map(Tensor::flatten_all).collect::<Result<Vec<_>>>()?;
         drop(wholes);
-        let Some(first) = rows.first() else {
-            return Ok(Arc::new(Nothing));
+        let (count, dtype) = part
+            .as_ref()
+            .map_or((0, DType::F32), |part| (part.elem_count(), part.dtype()));
+        let (part, device) = match (part, &self.streamed) {
+            (None, None) => return Ok(Arc::new(Nothing)),
+            (Some(part), None) => {
+                let device = part.device().clone();
+                (Part::Here(part), device)
+            }
+            (part, Some(streamed)) => {
+                let own = match part {
+                    Some(part) => streamed.take(part.unsqueeze(0)?.into(), None)?,
+                    None => None,
+                };
+                if own.is_some() {
+                    return Err(Error::Msg("a part of a block cannot be streamed".into()));
+                }
+                (Part::Filed(streamed.end_block()?), streamed.device().clone())
+            }
         };
-        let (count, world_size) = (
-            rows.iter().map(Tensor::elem_count).sum::<usize>(),
-            self.ranks.world_size(),
-        );
-        let each = count.div_ceil(world_size);
-        let (dtype, device) = (first.dtype(), first.device().clone());
-        rows.push(Tensor::zeros(each * world_size - count, dtype, &device)?);
-        let row = Tensor::cat(&rows, 0)?; // (N n)
         let block = Arc::new(ShardedBlock {
             ranks: self.ranks.clone(),
-            // A copy, because a view would keep all of it.
-            part: row.narrow(0, self.ranks.rank() * each, each)?.copy()?, // (n)
+            part,
+            count,
+            dtype,
             shapes,
+            kinds,
+            device,
         });
         lock(&self.blocks).push(block.clone());
         Ok(block)
@@ -96,49 +179,87 @@ impl BlockKeeper for Shards {
         let blocks = lock(&self.blocks);
         let bytes = blocks.iter().map(|block| block.bytes());
         let largest = bytes.clone().max().unwrap_or(0) * self.ranks.world_size();
-        Ok(format!(
+        let sharded = format!(
             "the matrices of {} blocks are sharded over {} ranks: {} on each, and two whole blocks of {}",
             blocks.len(),
             self.ranks.world_size(),
             BinaryBytes(bytes.sum::<usize>() as u64),
             BinaryBytes(largest as u64)
-        ))
+        );
+        match &self.streamed {
+            Some(streamed) => Ok(format!("{sharded}; of each rank's, {}", streamed.start()?)),
+            None => Ok(sharded),
+        }
+    }
+
+    fn release(&self) {
+        if let Some(streamed) = &self.streamed {
+            streamed.release();
+        }
+    }
+
+    fn live(&self) -> Option<Arc<LiveBytes>> {
+        self.streamed.as_ref().and_then(BlockKeeper::live)
     }
 }
 
 impl ShardedBlock {
     /// Bytes of the part that is kept.
     fn bytes(&self) -> usize {
-        self.part.elem_count() * self.part.dtype().size_in_bytes()
+        self.count * self.dtype.size_in_bytes()
+    }
+
+    /// Returns this rank's part, if there is one, and the matrices beside it; waits for what is in files.
+    fn own(&self) -> Result<(Option<Tensor>, Vec<Weight>)> {
+        let block = match &self.part {
+            Part::Here(part) => return Ok((Some(part.clone()), Vec::new())),
+            Part::Filed(block) => block.clone(),
+        };
+        let mut matrices = block.begin()?.end()?;
+        let part = match self.count {
+            0 => None,
+            _ => matrices.pop(),
+        };
+        let part = part.map(|part| part.dense(self.dtype)?.flatten_all());
+        Ok((part.transpose()?, matrices))
     }
 }
 
 impl KeptBlock for ShardedBlock {
     fn begin(self: Arc<Self>) -> Result<Box<dyn PendingBlock>> {
+        let (part, others) = self.own()?;
+        let pending = part.map(|part| self.ranks.begin(&part).map_err(wrapped));
         Ok(Box::new(PendingShards {
-            pending: self.ranks.begin(&self.part).map_err(wrapped)?,
-            part: self.part.clone(),
-            shapes: self.shapes.clone(),
+            pending: pending.transpose()?,
+            others,
+            block: self,
         }))
     }
 }
 
 struct PendingShards {
-    pending: Box<dyn Pending>,
-    part: Tensor,
-    shapes: Vec<Shape>,
+    pending: Option<Box<dyn Pending>>,
+    /// Matrices that are not sharded.
+    others: Vec<Weight>,
+    block: Arc<ShardedBlock>,
 }
 
 impl PendingBlock for PendingShards {
     fn end(self: Box<Self>) -> Result<Vec<Weight>> {
-        let row = self.pending.end().map_err(wrapped)?.to_device(self.part.device())?; // (N n)
-        let mut start = 0;
-        let matrix = |shape: &Shape| {
-            let count = shape.elem_count();
-            start += count;
-            Ok(row.narrow(0, start - count, count)?.reshape(shape)?.into())
+        let Self { pending, others, block } = *self;
+        let row = pending.map(|pending| pending.end().map_err(wrapped)?.to_device(&block.device));
+        let row = row.transpose()?; // (N n)
+        let (mut others, mut shapes, mut start) = (others.into_iter(), block.shapes.iter(), 0);
+        let matrix = |kind: &Kind| match (kind, &row) {
+            (Kind::Streamed, _) => others.next().map(Ok),
+            (Kind::Sharded, Some(row)) => shapes.next().map(|shape| {
+                let count = shape.elem_count();
+                start += count;
+                Ok(row.narrow(0, start - count, count)?.reshape(shape)?.into())
+            }),
+            (Kind::Sharded, None) => None,
         };
-        self.shapes.iter().map(matrix).collect()
+        block.kinds.iter().filter_map(matrix).collect()
     }
 }
 

@@ -103,6 +103,11 @@ impl Streamed {
             live: Arc::default(),
         }))
     }
+
+    /// Device that blocks run on.
+    pub fn device(&self) -> &Device {
+        &self.0.device
+    }
 }
 
 impl BlockKeeper for Streamed {
@@ -206,7 +211,7 @@ impl Files {
     }
 
     fn write(&mut self, bytes: &[u8]) -> Result<(Arc<File>, u64)> {
-        let folder = folder();
+        let folder = own_folder();
         let failed = |error: io::Error| {
             Error::Msg(format!(
                 "{}: a file for streamed weights could not be written: {error}; set TMPDIR to a folder with room for the \
@@ -229,7 +234,7 @@ impl Files {
 }
 
 /// Folder of own files: `TMPDIR`, else /var/tmp, which unlike /tmp is on a disk everywhere.
-fn folder() -> PathBuf {
+pub(super) fn own_folder() -> PathBuf {
     let usual = Path::new("/var/tmp");
     match std::env::var_os("TMPDIR").is_none() && usual.is_dir() {
         true => usual.into(),

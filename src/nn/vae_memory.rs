@@ -5,11 +5,11 @@ use std::str::FromStr;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// Use of overlapping tiles for large frames, which change the result slightly.
+/// Use of overlapping tiles for large clips, which change the result slightly.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(untagged, expecting = "expected auto, true or false")]
 pub enum VaeTiling {
-    /// Always, where a frame is larger than a tile, or never.
+    /// Always, where a clip is larger than a tile, or never.
     Always(bool),
     /// By a rule.
     Named(NamedTiling),
@@ -19,12 +19,12 @@ pub enum VaeTiling {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum NamedTiling {
-    /// Where whole frames do not fit in memory.
+    /// Where whole clips do not fit in memory.
     Auto,
 }
 
 impl VaeTiling {
-    /// Tiles where whole frames do not fit in memory.
+    /// Tiles where whole clips do not fit in memory.
     pub const AUTO: Self = Self::Named(NamedTiling::Auto);
 }
 
@@ -44,7 +44,7 @@ impl FromStr for VaeTiling {
 /// Savings of memory, and the memory there is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct VaeMemory {
-    /// Large frames in overlapping tiles.
+    /// Large clips in overlapping tiles.
     pub tiling: VaeTiling,
     /// The clips of a batch one by one.
     pub slicing: bool,

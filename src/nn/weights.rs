@@ -161,17 +161,10 @@ impl Weights {
             quantized_cache: load.quantized_cache.clone(),
             lent: load.residency.lent_blocks(&load.device),
             in_block: false,
-            composed: false,
+            composed: load.reference_ops || (load.content == Content::Headers && !load.device.is_cpu()),
             outlines: load.content == Content::Outlines,
             read: Arc::default(),
         }
-    }
-
-    /// Makes autoencoders on the CPU compute as on other devices: in the weights' own type, with convolutions composed
-    /// of candle's. Far slower; it shows the effect of a GPU's types on a machine without one.
-    pub fn with_reference_ops(mut self) -> Self {
-        self.composed = true;
-        self
     }
 
     /// Returns true if autoencoders compute in f32, by the kernels for the CPU.

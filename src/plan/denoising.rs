@@ -4,6 +4,8 @@
 //! of its blocks, and runs on a clip of a few patches and a text of a few tokens. Its own code thereby shows what it takes
 //! and releases, and [`Timeline`] tells what that is at the size asked for. Whatever stays between steps is counted.
 
+use std::cell::RefCell;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use anyhow::Context;
@@ -56,6 +58,26 @@ pub struct Transformer<'a> {
     pub lora: Option<&'a lora::Config>,
     /// Place where it runs.
     pub place: Place,
+    /// Ranks that share its blocks; 1 if each has all of them.
+    pub ranks: usize,
+    /// Passes that are known.
+    pub recorded: Recorded,
+}
+
+/// Passes of one transformer that were recorded once, for plans with several settings.
+#[derive(Debug, Clone, Default)]
+pub struct Recorded(Rc<RefCell<Vec<KnownPass>>>);
+
+type KnownPass = (Recording, Rc<Denoising>);
+
+/// All that a recorded pass depends on, of one transformer with the same adapters at the same place.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Recording {
+    clips: Clips,
+    pass: Pass,
+    dtype: DType,
+    quantization: Option<Quantization>,
+    adapted: bool,
 }
 
 /// Clips that it runs on at the same time.
@@ -138,7 +160,25 @@ impl Transformer<'_> {
     /// # Errors
     /// Fails for an unreadable config, headers that do not fit it, `lora.target_modules` that name no layer, and a bucket
     /// that does not divide into patches.
-    pub fn memory(&self, clips: Clips, pass: Pass) -> anyhow::Result<Denoising> {
+    pub fn memory(&self, clips: Clips, pass: Pass) -> anyhow::Result<Rc<Denoising>> {
+        let recording = Recording {
+            clips,
+            pass,
+            dtype: self.dtype,
+            quantization: self.quantization,
+            adapted: self.lora.is_some(),
+        };
+        let known = self.recorded.0.borrow();
+        if let Some((_, known)) = known.iter().find(|(known, _)| *known == recording) {
+            return Ok(known.clone());
+        }
+        drop(known);
+        let memory = Rc::new(self.record(clips, pass)?);
+        self.recorded.0.borrow_mut().push((recording, memory.clone()));
+        Ok(memory)
+    }
+
+    fn record(&self, clips: Clips, pass: Pass) -> anyhow::Result<Denoising> {
         let run = |rows: usize, text: usize| self.run(clips, pass, [rows, text]);
         let runs = [run(ROWS[0], TEXT[0])?, run(ROWS[1], TEXT[0])?, run(ROWS[0], TEXT[1])?];
         let wanted = runs[0].wanted;

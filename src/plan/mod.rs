@@ -1,11 +1,14 @@
 //! Memory, disk space and time of a run, before anything is loaded.
 //!
-//! Every stage is planned from the configs and the headers of its files. The transformer and the autoencoder run as outlines
-//! of themselves on inputs of a few tokens, so that a plan follows the code ([`denoising`], [`coding`]); what stays in
-//! memory besides is added up ([`training`]). The stages come one after the other, and each frees its model.
+//! Every stage is planned from the configs and the headers of its files. The transformer runs as an outline of itself on
+//! inputs of a few tokens, so that a plan follows the code ([`denoising`]); the autoencoder's layers are passed in thought
+//! (`coding`); what stays in memory besides is added up ([`training`]). The stages come one after the other, and each
+//! frees its model.
 
 mod blank;
-pub mod coding;
+pub mod changes;
+pub mod choice;
+mod coding;
 pub mod denoising;
 mod excerpt;
 pub mod refusal;
@@ -13,6 +16,7 @@ pub mod suggestions;
 pub mod time;
 pub mod timeline;
 pub mod training;
+mod videos;
 
 use anyhow::{Context, bail};
 use candle_core::{DType, Device};
@@ -20,22 +24,22 @@ use serde::Serialize;
 
 use crate::config::RunConfig;
 use crate::data::{Bucket, Report};
+use crate::models::family::Parts;
 use crate::models::t5_conditioner::EMBEDDINGS;
-use crate::models::{self, Family, Offload, registry};
+use crate::models::text_memory::TextMemory;
+use crate::models::{Family, Offload, Sharding, registry};
 use crate::nn::load::Content;
 use crate::nn::weights::WeightBytes;
 use crate::nn::{Load, WeightFolder, Weights};
-use crate::text::t5;
-use coding::Half;
-use denoising::{Clips, Pass, Transformer};
+use denoising::{Clips, Recorded, Transformer};
 use timeline::Place;
 use training::{Memory, Training};
 
+/// Folder of a checkpoint's second text encoder.
+const SECOND_ENCODER: &str = "text_encoder_2";
+
 /// Slots that blocks are streamed through.
 const SLOTS: u64 = 2;
-
-/// Bytes of a number in f32.
-const WIDE: u64 = 4;
 
 /// Plan of a run.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -69,6 +73,10 @@ pub enum Stage {
     Training,
     /// Videos while training.
     Validation,
+    /// Denoising of a video that is made by itself.
+    Denoising,
+    /// Decoding of it.
+    Decoding,
 }
 
 impl Stage {
@@ -79,6 +87,8 @@ impl Stage {
             Self::Encode => "clip encoding",
             Self::Training => "training",
             Self::Validation => "validation",
+            Self::Denoising => "denoising",
+            Self::Decoding => "decoding",
         }
     }
 }
@@ -119,6 +129,10 @@ pub struct Subject<'a> {
     pub place: Place,
     /// Bytes for the run on the device; None if unknown.
     pub free: Option<u64>,
+    /// Processes that train together.
+    pub ranks: usize,
+    /// Passes of the transformer that are known.
+    pub recorded: Recorded,
 }
 
 impl<'a> Subject<'a> {
@@ -142,7 +156,14 @@ impl<'a> Subject<'a> {
             buckets: if found.is_empty() { configured.collect() } else { found },
             place,
             free,
+            ranks: 1,
+            recorded: Recorded::default(),
         }
+    }
+
+    /// Sets the number of processes that train together.
+    pub fn with_ranks(self, ranks: usize) -> Self {
+        Self { ranks, ..self }
     }
 
     /// Returns the bucket with the most pixels.
@@ -154,37 +175,40 @@ impl<'a> Subject<'a> {
     /// Plans a run with these settings.
     ///
     /// # Errors
-    /// Files that cannot be read, or do not fit each other.
+    /// Files that cannot be read, or do not fit each other: those of every stage.
     pub fn plan(&self, config: &RunConfig) -> anyhow::Result<Plan> {
         let longest = self.longest().context("datasets: there are no buckets")?;
         let training = self
             .transformer(config)
             .and_then(|transformer| self.training(config, &transformer));
-        let text = self.family.map(|family| self.text(config, family)).transpose();
-        let encode = self
-            .family
-            .map(|family| self.coding(config, family, longest, Half::Encoder))
-            .transpose();
-        let (training, text, encode) = match (training, text, encode) {
-            (Ok(training), Ok(text), Ok(encode)) => (training, text, encode),
-            (training, text, encode) => {
-                let failed = [training.err(), text.err(), encode.err()];
-                let all: Vec<String> = failed.into_iter().flatten().map(|error| format!("{error:#}")).collect();
+        let of = |family| {
+            let text = self.text(config, family);
+            let encode = self.coding(config, family, longest, Parts::Encoder);
+            (text, encode, self.videos(config, family))
+        };
+        let (training, text, encode, videos) = match (training, self.family.map(of)) {
+            (Ok(training), None) => (training, None, None, Vec::new()),
+            (Ok(training), Some((Ok(text), Ok(encode), Ok(videos)))) => (training, Some(text), Some(encode), videos),
+            (training, stages) => {
+                let mut failed: Vec<anyhow::Error> = training.err().into_iter().collect();
+                if let Some((text, encode, videos)) = stages {
+                    failed.extend([text.err(), encode.err(), videos.err()].into_iter().flatten());
+                }
+                let mut all: Vec<String> = failed.into_iter().map(|error| format!("{error:#}")).collect();
+                all.dedup();
                 bail!(all.join("\n"));
             }
         };
-        let validation = self.family.map(|family| self.validation(config, family, &training));
-        let validation = validation.transpose()?.flatten();
         Ok(Plan {
             device: match self.place {
                 Place::Host { .. } => "cpu",
                 Place::Gpu => "cuda",
             },
             disk_bytes: self.disk_bytes(config, &training),
+            validation: self.validation(config, &training, &videos),
             training,
             text,
             encode,
-            validation,
         })
     }
 
@@ -197,9 +221,14 @@ impl<'a> Subject<'a> {
             family: spec,
             footprint: self.family.map_or(spec.footprint, |family| family.spec().footprint),
             dtype: config.model.dtype.into(),
-            quantization: config.model.quantization,
+            quantization: config.model.quantization.form(),
             lora: Some(&config.lora),
             place: self.place,
+            ranks: match config.model.sharding {
+                Sharding::None => 1,
+                Sharding::Full => self.ranks,
+            },
+            recorded: self.recorded.clone(),
         })
     }
 
@@ -223,74 +252,19 @@ impl<'a> Subject<'a> {
         most.context("datasets: there are no buckets")
     }
 
-    fn text(&self, config: &RunConfig, family: &dyn Family) -> anyhow::Result<Memory> {
+    pub(super) fn text(&self, config: &RunConfig, family: &dyn Family) -> anyhow::Result<Memory> {
         let folder = family.spec().part("text_encoder")?;
-        let quantization = config.model.text_encoder_quantization;
+        let quantization = config.model.text_encoder_quantization.form();
         let weights = headers(&folder, config.model.dtype.into())?.quantized(quantization, EMBEDDINGS);
-        let weights = weights.needed_bytes(&[]);
-        let tokens = family.spec().text().tokens as u64;
-        let activations =
-            t5::Config::load(&folder.join("config.json")).map_or(0, |config| config.activation_bytes(tokens));
-        Ok(self.memory(config, weights, activations))
-    }
-
-    fn coding(&self, config: &RunConfig, family: &dyn Family, bucket: Bucket, half: Half) -> anyhow::Result<Memory> {
-        let load = config.model.load(&Device::Cpu);
-        let (dtype, share) = match self.place {
-            Place::Host { .. } => (DType::F32, 1),
-            Place::Gpu => (
-                config.model.dtype.into(),
-                WIDE / DType::from(config.model.dtype).size_in_bytes() as u64,
-            ),
-        };
-        let unused = match half {
-            Half::Encoder => models::vae::Parts::Encoder.unused(),
-            Half::Decoder => models::vae::Parts::Decoder.unused(),
-        };
-        let weights = headers(&family.spec().part("vae")?, dtype)?.needed_bytes(unused);
-        let tensors = coding::coding(family, &load, bucket, half, self.place)? / share;
-        let peak_bytes = weights.whole + weights.lent + tensors;
-        Ok(Memory {
-            peak_bytes,
-            host_bytes: self.on_host(peak_bytes),
-        })
-    }
-
-    /// Returns the memory of the prompts' videos: of denoising, and of decoding beside the transformer.
-    fn validation(
-        &self,
-        config: &RunConfig,
-        family: &dyn Family,
-        training: &Training,
-    ) -> anyhow::Result<Option<Memory>> {
-        let stays = training.weight_bytes + training.adapter_bytes + training.optimizer_bytes;
-        let mut most: Option<Memory> = None;
-        for prompt in &config.validation.prompts {
-            let bucket = Bucket {
-                frames: prompt.num_frames,
-                height: prompt.height,
-                width: prompt.width,
-            };
-            let clips = Clips { bucket, count: 1 };
-            let transformer = self.transformer(config)?;
-            let forward = transformer.memory(clips, Pass::Forward)?;
-            let guided = if prompt.guidance_scale > 1.0 { 2 } else { 1 };
-            let denoising = forward.level.peak as u64 + guided * forward.input_bytes;
-            let decoding = self.coding(config, family, bucket, Half::Decoder)?.peak_bytes;
-            let gone = match config.model.offload {
-                Offload::None => 0,
-                Offload::Model | Offload::Group => training.block_bytes,
-            };
-            let peak_bytes = (stays + denoising).max(stays.saturating_sub(gone) + decoding);
-            let memory = Memory {
-                peak_bytes,
-                host_bytes: self.on_host(peak_bytes),
-            };
-            if most.is_none_or(|most| most.peak_bytes < memory.peak_bytes) {
-                most = Some(memory);
-            }
+        let memory = TextMemory::of(&folder, family.spec().text().tokens);
+        let unread: Vec<&str> = memory.unread.iter().map(String::as_str).collect();
+        let mut weights = weights.needed_bytes(&unread);
+        // A second encoder is small, and always there as a whole.
+        if family.spec().text_encoder_parts.contains(&SECOND_ENCODER) {
+            let second = headers(&family.spec().part(SECOND_ENCODER)?, config.model.dtype.into())?.needed_bytes(&[]);
+            weights.whole += second.whole + second.lent;
         }
-        Ok(most)
+        Ok(self.memory(config, weights, memory.activation_bytes))
     }
 
     /// Returns the memory of a part of which blocks may be streamed.
@@ -298,7 +272,7 @@ impl<'a> Subject<'a> {
         let all = weights.whole + weights.lent;
         let (device, host) = match config.model.offload {
             Offload::Group => (weights.whole + (SLOTS * weights.largest).min(weights.lent), all),
-            Offload::None | Offload::Model => (all, 0),
+            Offload::None | Offload::Auto | Offload::Model => (all, 0),
         };
         let peak_bytes = device + activations;
         Memory {

@@ -6,11 +6,12 @@ use std::fmt;
 use indicatif::BinaryBytes;
 use serde::Serialize;
 
+use super::changes::{self, Change, FORMS, Part};
 use super::{Plan, Subject};
 use crate::config::RunConfig;
 use crate::data::Bucket;
 use crate::models::{Dtype, Offload};
-use crate::nn::storage::quantize::Quantization;
+use crate::nn::vae_memory::VaeTiling;
 use crate::optim::config::Name;
 use crate::train::segments::ActivationPolicy;
 
@@ -38,13 +39,6 @@ impl fmt::Display for Suggestion {
     }
 }
 
-/// A change of a run's settings.
-struct Change {
-    sets: Vec<String>,
-    cost: &'static str,
-    apply: Box<dyn Fn(&mut RunConfig)>,
-}
-
 /// Frames that a temporal patch and an autoencoder always divide into, and one.
 const FRAME_STEP: usize = 8;
 
@@ -54,13 +48,13 @@ const SIDE_STEP: usize = 32;
 /// Returns settings under which a run's peak, of those that `peak` reads in its plan, fits into so many bytes: single changes, and if none is enough, as many of them as
 /// it takes, without those that are not needed.
 pub fn suggestions(subject: &Subject, config: &RunConfig, room: u64, peak: fn(&Plan) -> u64) -> Vec<Suggestion> {
-    let changes = changes(config);
+    let changes = open(config);
     let fits = |chosen: &[&Change]| -> Option<Suggestion> {
         let peak_bytes = peak(&planned(subject, config, chosen)?);
         (peak_bytes <= room).then(|| Suggestion {
-            set: chosen.iter().flat_map(|change| change.sets.clone()).collect(),
+            set: changes::sets(chosen),
             peak_bytes,
-            cost: chosen.iter().map(|change| change.cost).collect::<Vec<_>>().join("; "),
+            cost: changes::costs(chosen),
         })
     };
     let single: Vec<Suggestion> = changes.iter().filter_map(|change| fits(&[change])).collect();
@@ -97,16 +91,13 @@ fn without_idle(chosen: &mut Vec<&Change>, fits: impl Fn(&[&Change]) -> Option<S
 
 /// Returns the plan after some changes; None if such a run cannot be planned.
 fn planned(subject: &Subject, config: &RunConfig, chosen: &[&Change]) -> Option<Plan> {
-    let mut config = config.clone();
-    chosen.iter().for_each(|change| (change.apply)(&mut config));
+    let config = changes::applied(config, chosen);
     let buckets = config.datasets.iter().flat_map(|set| set.buckets.clone());
     let subject = Subject {
         folder: subject.folder.clone(),
+        recorded: subject.recorded.clone(),
         // Smaller buckets take the place of those in use.
-        buckets: match chosen
-            .iter()
-            .any(|change| change.sets.iter().any(|set| set.contains("buckets")))
-        {
+        buckets: match chosen.iter().any(|change| change.smaller_buckets) {
             true => buckets.map(|bucket| (bucket, 0)).collect(),
             false => subject.buckets.clone(),
         },
@@ -116,129 +107,54 @@ fn planned(subject: &Subject, config: &RunConfig, chosen: &[&Change]) -> Option<
 }
 
 /// Returns the changes that this run leaves open, best first.
-fn changes(config: &RunConfig) -> Vec<Change> {
+fn open(config: &RunConfig) -> Vec<Change> {
+    let (model, train) = (&config.model, &config.train);
     let mut all = Vec::new();
-    let mut push = |sets: &[String], cost, apply: Box<dyn Fn(&mut RunConfig)>| {
-        all.push(Change {
-            sets: sets.to_vec(),
-            cost,
-            apply,
-        });
-    };
-    if !config.train.gradient_checkpointing || config.train.activation_policy != ActivationPolicy::Inputs {
-        push(
-            &[
-                "train.gradient_checkpointing=true".into(),
-                "train.activation_policy=inputs".into(),
-            ],
-            "every block is computed once more on the way back, about a third more time",
-            Box::new(|config| {
-                config.train.gradient_checkpointing = true;
-                config.train.activation_policy = ActivationPolicy::Inputs;
-            }),
-        );
+    let keeps_inputs = [ActivationPolicy::Inputs, ActivationPolicy::Offloaded].contains(&train.activation_policy);
+    if !train.gradient_checkpointing || !keeps_inputs {
+        all.push(Change::inputs(config));
     }
-    if config.train.batch_size > 1 {
-        let steps = config.train.gradient_accumulation_steps * config.train.batch_size;
-        push(
-            &[
-                "train.batch_size=1".into(),
-                format!("train.gradient_accumulation_steps={steps}"),
-            ],
-            "the clips of a step come one after the other, in about the same time",
-            Box::new(move |config| {
-                config.train.batch_size = 1;
-                config.train.gradient_accumulation_steps = steps;
-            }),
-        );
+    if train.batch_size > 1 {
+        all.push(Change::single_clips(config));
     }
-    if config.model.dtype == Dtype::F32 {
-        push(
-            &["model.dtype=bf16".into()],
-            "weights and activations in half the digits",
-            Box::new(|config| config.model.dtype = Dtype::Bf16),
-        );
+    if config.precompute.vae_tiling == VaeTiling::Always(false) {
+        all.push(Change::tiles());
+    }
+    if model.dtype == Dtype::F32 {
+        all.push(Change::half_precision());
     }
     if config.optimizer.name != Name::Adamw8bit {
-        push(
-            &["optimizer.name=adamw8bit".into()],
-            "the optimiser's state in 8 bits",
-            Box::new(|config| config.optimizer.name = Name::Adamw8bit),
-        );
+        all.push(Change::small_moments());
     }
-    if config.model.offload == Offload::None {
-        push(
-            &["model.offload=group".into()],
-            "blocks are read again in every pass: little time where the disk or the bus keeps up",
-            Box::new(|config| config.model.offload = Offload::Group),
-        );
+    if !train.gradient_checkpointing || train.activation_policy != ActivationPolicy::Offloaded {
+        all.push(Change::offloaded_activations(config));
     }
-    for (name, cost) in [
-        ("int8", "frozen weights off by 0.7 %, and decoded in every pass"),
-        ("nf4", "frozen weights off by 9 %, and decoded in every pass"),
-    ] {
-        if config.model.quantization.is_none() {
-            push(
-                &[
-                    format!("model.quantization={name}"),
-                    format!("model.text_encoder_quantization={name}"),
-                ],
-                cost,
-                Box::new(move |config| {
-                    config.model.quantization = Quantization::from_name(name);
-                    config.model.text_encoder_quantization = Quantization::from_name(name);
-                }),
-            );
-        }
+    if model.offload == Offload::None {
+        all.push(Change::offload(Offload::Group));
+    }
+    if model.quantization.form().is_none() {
+        all.extend(FORMS.map(|form| Change::few_bits(form, &[Part::Transformer, Part::TextEncoder])));
     }
     for divisor in [2, 4] {
-        let halve = move |bucket: &Bucket| Bucket {
+        let halve = |bucket: &Bucket| Bucket {
             frames: (bucket.frames / divisor / FRAME_STEP * FRAME_STEP + 1).min(bucket.frames),
             ..*bucket
         };
-        push_buckets(config, &mut push, "fewer frames of each clip are learnt from", halve);
+        all.extend(Change::buckets(
+            config,
+            "fewer frames of each clip are learnt from",
+            halve,
+        ));
     }
-    push_buckets(
+    let half = |bucket: &Bucket| Bucket {
+        frames: bucket.frames,
+        height: (bucket.height / 2).next_multiple_of(SIDE_STEP),
+        width: (bucket.width / 2).next_multiple_of(SIDE_STEP),
+    };
+    all.extend(Change::buckets(
         config,
-        &mut push,
         "half the rows and columns: less detail is learnt",
-        |bucket| Bucket {
-            frames: bucket.frames,
-            height: (bucket.height / 2).next_multiple_of(SIDE_STEP),
-            width: (bucket.width / 2).next_multiple_of(SIDE_STEP),
-        },
-    );
+        half,
+    ));
     all
-}
-
-/// Adds smaller buckets, where they are any smaller.
-fn push_buckets(
-    config: &RunConfig,
-    push: &mut impl FnMut(&[String], &'static str, Box<dyn Fn(&mut RunConfig)>),
-    cost: &'static str,
-    smaller: impl Fn(&Bucket) -> Bucket + 'static,
-) {
-    let mut changed = config.clone();
-    let mut sets = Vec::new();
-    for (index, dataset) in changed.datasets.iter_mut().enumerate() {
-        let before = dataset.buckets.clone();
-        dataset.buckets.iter_mut().for_each(|bucket| *bucket = smaller(bucket));
-        dataset.buckets.dedup();
-        if dataset.buckets != before {
-            let buckets: Vec<String> = dataset.buckets.iter().map(ToString::to_string).collect();
-            sets.push(format!(
-                "datasets.{index}.buckets=[{}]",
-                buckets.join(",").replace(' ', "")
-            ));
-        }
-    }
-    if !sets.is_empty() {
-        let buckets: Vec<Vec<Bucket>> = changed.datasets.into_iter().map(|set| set.buckets).collect();
-        let apply = move |config: &mut RunConfig| {
-            for (dataset, buckets) in config.datasets.iter_mut().zip(&buckets) {
-                dataset.buckets.clone_from(buckets);
-            }
-        };
-        push(&sets, cost, Box::new(apply));
-    }
 }

@@ -46,15 +46,16 @@ pub struct Training {
 impl Training {
     /// Adds up a training step that keeps so many bytes of activations besides those of the step itself, and parks others
     /// elsewhere.
-    fn new(config: &RunConfig, clips: Clips, step: &Denoising, kept: u64, place: Place) -> Self {
+    fn new(config: &RunConfig, clips: Clips, step: &Denoising, kept: u64, (place, ranks): (Place, usize)) -> Self {
         let numbers: u64 = step.adapters.iter().map(|count| *count as u64).sum();
         let adapter_bytes = NUMBER * numbers;
         let averaged = u64::from(config.optimizer.ema.is_some());
         let summed = u64::from(config.train.gradient_accumulation_steps > 1);
         let moments: u64 = step.adapters.iter().map(|count| moment_bytes(config, *count)).sum();
-        let weights = Resident::new(config, step);
+        let weights = Resident::new(config, step, ranks);
         let optimizer_bytes = moments + (averaged + summed) * adapter_bytes;
-        let activation_bytes = step.input_bytes + (step.level.peak as u64 + kept).saturating_sub(parked(config, step));
+        let activation_bytes =
+            step.input_bytes + (step.level.peak as u64 + kept).saturating_sub(parked(config, step, adapter_bytes));
         let peak_bytes = weights.all + adapter_bytes + optimizer_bytes + activation_bytes;
         Self {
             memory: Memory {
@@ -75,21 +76,33 @@ impl Training {
 }
 
 /// Weights on the device.
-struct Resident {
-    all: u64,
+pub(super) struct Resident {
+    /// Bytes of all of them.
+    pub all: u64,
     /// Bytes of blocks.
     blocks: u64,
     /// Those that wait in main memory.
-    elsewhere: u64,
+    pub elsewhere: u64,
 }
 
 impl Resident {
-    fn new(config: &RunConfig, step: &Denoising) -> Self {
+    /// Weights of a transformer, given one of its passes, whose blocks are shared by so many ranks. Those in few bits are not.
+    pub fn new(config: &RunConfig, step: &Denoising, ranks: usize) -> Self {
+        let sharing = match config.model.quantization.form() {
+            None => ranks.max(1) as u64,
+            Some(_) => 1,
+        };
         let sizes = step.blocks.iter().map(|block| block.bytes as u64);
         let (inside, largest) = (sizes.clone().sum::<u64>(), sizes.max().unwrap_or(0));
         let outside = step.weight_bytes.saturating_sub(inside);
+        // The block that runs, and the next one.
+        let gathered = match sharing {
+            1 => 0,
+            _ => (super::SLOTS * largest).min(inside),
+        };
+        let (inside, largest) = (inside / sharing, largest / sharing);
         let (blocks, elsewhere) = match (config.model.offload, config.model.offload_resident) {
-            (Offload::None | Offload::Model, _) => (inside, 0),
+            (Offload::None | Offload::Auto | Offload::Model, _) => (inside, 0),
             (Offload::Group, share) => {
                 let share = match share {
                     ResidentShare::Auto => 0.0, // at least; more of them where there is room
@@ -102,6 +115,7 @@ impl Resident {
                 )
             }
         };
+        let blocks = blocks + gathered;
         Self {
             all: outside + blocks,
             blocks,
@@ -110,12 +124,13 @@ impl Resident {
     }
 }
 
-/// Returns the bytes of the inputs of blocks that are in a file or in main memory between the passes: all but two.
-fn parked(config: &RunConfig, step: &Denoising) -> u64 {
+/// Returns the bytes that inputs of blocks in a file or in main memory, all but two, take off the peak: that is where the way back
+/// begins, with all of them; without them, it is where that ends, with the `gradients` of all blocks in their place.
+fn parked(config: &RunConfig, step: &Denoising, gradients: u64) -> u64 {
     let parks = config.train.gradient_checkpointing && config.train.activation_policy == ActivationPolicy::Offloaded;
     let blocks = step.blocks.len().saturating_sub(2);
     if parks {
-        (step.block_keeps * blocks as f64) as u64
+        ((step.block_keeps * blocks as f64) as u64).saturating_sub(gradients)
     } else {
         0
     }
@@ -136,7 +151,8 @@ pub fn kept(config: &RunConfig) -> Option<Retained> {
     }
 }
 
-/// Returns the memory of a training step on these clips, where `free` bytes are for the run; None if that is unknown.
+/// Returns the memory of a training step on these clips, where `free` bytes are for the run before it loads anything;
+/// None if that is unknown.
 ///
 /// # Errors
 /// Those of the transformer's files.
@@ -150,9 +166,19 @@ pub fn training(
     let step = pass(kept(config).unwrap_or(Retained::Inputs))?;
     let more = match kept(config) {
         Some(_) => 0,
-        None => more_than_inputs(config, &step, &pass(Retained::Attention)?, &pass(Retained::All)?, free),
+        None => {
+            let left = free.map(|free| free.saturating_sub(Resident::new(config, &step, transformer.ranks).all));
+            let (attention, all) = (pass(Retained::Attention)?, pass(Retained::All)?);
+            more_than_inputs(config, &step, &attention, &all, left)
+        }
     };
-    Ok(Training::new(config, clips, &step, more, transformer.place))
+    Ok(Training::new(
+        config,
+        clips,
+        &step,
+        more,
+        (transformer.place, transformer.ranks),
+    ))
 }
 
 /// Returns the bytes that `auto` keeps besides the inputs of blocks: all of the first blocks, and attention's outputs of
@@ -168,7 +194,7 @@ fn more_than_inputs(
         return 0;
     };
     let room = match config.model.offload {
-        Offload::None => room,
+        Offload::None | Offload::Auto => room,
         Offload::Model | Offload::Group => ActivationBudget { blocks: 0, ..room },
     };
     let of_block = |pass: &Denoising| (pass.block_keeps - inputs.block_keeps).max(0.0) as u64;

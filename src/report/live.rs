@@ -21,6 +21,9 @@ const SHARE: u32 = 100;
 const PLANNED: &str = "memory planned";
 const MEASURED: &str = "memory measured";
 
+/// Name of the settings that were chosen by the plan.
+const CHOSEN: &str = "chosen for the memory";
+
 /// The page of a run on its way.
 pub struct LivePage {
     dir: RunDir,
@@ -50,14 +53,26 @@ impl LivePage {
     }
 
     /// Notes the peak of the run's memory, as planned and as measured, beside each other.
-    pub fn note_memory(&mut self, planned: u64, measured: u64) {
+    pub fn note_memory(&self, planned: u64, measured: u64) {
+        let bytes = |bytes: u64| BinaryBytes(bytes).to_string();
+        self.note(&[(PLANNED, bytes(planned)), (MEASURED, bytes(measured))]);
+    }
+
+    /// Notes settings that were chosen for the run to fit in memory, as `--set` takes them.
+    pub fn note_chosen(&self, sets: &[String]) {
+        if !sets.is_empty() {
+            self.note(&[(CHOSEN, sets.join(", "))]);
+        }
+    }
+
+    /// Notes facts beside those of the machine.
+    fn note(&self, facts: &[(&str, String)]) {
         let Some(mut about) = About::read(&self.dir) else {
             return;
         };
-        let bytes = |bytes: u64| BinaryBytes(bytes).to_string();
-        for (what, value) in [(PLANNED, bytes(planned)), (MEASURED, bytes(measured))] {
+        for (what, value) in facts {
             about.environment.0.retain(|(name, _)| name != what);
-            about.environment.0.push((what.into(), value));
+            about.environment.0.push((what.to_string(), value.clone()));
         }
         if let Err(error) = about.write(&self.dir) {
             log::warn!("the page will lack the memory: {error:#}");

@@ -79,6 +79,9 @@ impl Settings {
             size.map(|(height, width)| format!("{width}×{height}")),
             whole("steps").map(|steps| format!("{steps} steps")),
             number("guidance_scale").map(|scale| format!("guidance {scale}")),
+            number("true_cfg_scale")
+                .filter(|scale| *scale > 1.0)
+                .map(|scale| format!("true CFG {scale}")),
             whole("seed").map(|seed| format!("seed {seed}")),
         ];
         Some(Prompt {

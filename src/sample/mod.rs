@@ -1,6 +1,7 @@
 //! Sampling: from noise to latents under a prompt. The only sampler; validation uses it, too.
 //!
-//! With a guidance scale g above 1, the prediction is `v(negative) + g (v(prompt) - v(negative))` (arXiv:2207.12598).
+//! With classifier-free guidance of a scale g above 1, the prediction is `v(negative) + g (v(prompt) - v(negative))`
+//! (arXiv:2207.12598).
 //! Noise is drawn as the family's diffusers pipeline draws it from `torch.Generator("cpu").manual_seed(seed)`: an
 //! image's or a clip's posterior first, then the initial noise, then the scheduler's noise for each step.
 //!
@@ -9,7 +10,7 @@
 use anyhow::{bail, ensure};
 use candle_core::{DType, Device, Tensor};
 
-use crate::diffusion::guidance;
+use crate::diffusion::guidance::{self, Guidance};
 use crate::diffusion::schedulers::{Run, Scheduler};
 use crate::models::Family;
 use crate::models::denoiser::{Denoiser, Scalar, Scalars, TextEmbeds};
@@ -43,8 +44,10 @@ pub struct Request {
     pub width: usize,
     /// Denoising steps.
     pub steps: usize,
-    /// Weight of classifier-free guidance; no guidance at 1 and below.
-    pub guidance_scale: f64,
+    /// Sigmas of the steps, before the scheduler's shift, in place of as many even ones.
+    pub sigmas: Option<Vec<f64>>,
+    /// Scales of guidance.
+    pub guidance: Guidance,
     /// True for guidance that grows during the run (`use_dynamic_cfg`).
     pub dynamic_guidance: bool,
     /// Seed of all random numbers.
@@ -99,10 +102,25 @@ pub type Progress<'a> = &'a dyn Fn(usize, usize) -> anyhow::Result<()>;
 impl Request {
     /// Returns the prompts that guide this request, in the order of their embeddings in a batch.
     pub fn prompts(&self) -> Vec<&str> {
-        match self.guidance_scale > 1.0 {
+        match self.guidance.needs_negative() {
             true => vec![&self.negative_prompt, &self.prompt],
             false => vec![&self.prompt],
         }
+    }
+
+    /// Same, each with the picture that it goes with, if any: none for the negative one.
+    pub fn prompts_with_pictures(&self) -> Vec<(&str, Option<&Tensor>)> {
+        let mut prompts: Vec<_> = self.prompts().into_iter().map(|prompt| (prompt, None)).collect();
+        if let (Start::Image(picture), Some(positive)) = (&self.start, prompts.last_mut()) {
+            positive.1 = Some(picture);
+        }
+        prompts
+    }
+
+    /// Returns the numbers that some networks take, for a batch of this size.
+    fn scalars(&self, batch: usize) -> Scalars {
+        let of = |scalar, value| Scalars::of(scalar, vec![value; batch]);
+        of(Scalar::FrameRate, self.fps).and(&of(Scalar::Guidance, self.guidance.scale))
     }
 }
 
@@ -112,7 +130,7 @@ impl Request {
 /// Fails for a request that the checkpoint cannot fulfil, and for missing or broken files of the checkpoint.
 pub fn sample(family: &dyn Family, load: &Load, request: Request, progress: Progress) -> anyhow::Result<Sampled> {
     check(family, &request)?;
-    let text = family.embed(load, &request.prompts())?;
+    let text = family.embed(load, &request.prompts_with_pictures())?;
     let prepared = Prepared::new(family, load, request, text)?;
     let denoiser = family.denoiser(load)?;
     prepared.denoise(&*denoiser, progress)
@@ -140,12 +158,15 @@ impl Prepared {
             }
             (None, _) => draw(&mut rng, &size.shape, dtype, &load.device)?,
         };
+        if let Some(image) = &image {
+            latents = family.start_from_image(latents, image)?;
+        }
         if let Some(ImageCondition::First(first)) = &image {
             latents = with_first(&first.to_dtype(dtype)?, &latents, &size)?;
         }
         Ok(Self {
             conditions: Conditions {
-                scalars: Scalars::of(Scalar::FrameRate, vec![request.fps; text.count()?]),
+                scalars: request.scalars(text.count()?),
                 text,
                 image,
             },
@@ -176,9 +197,10 @@ impl Prepared {
         let steps = run.timesteps().len();
         progress(0, steps)?;
         while let Some(timestep) = run.timestep() {
+            let scale = self.request.guidance.cfg_scale();
             let scale = match self.request.dynamic_guidance {
-                true => guidance::dynamic_scale(self.request.guidance_scale, run.num_steps(), timestep),
-                false => self.request.guidance_scale,
+                true => guidance::dynamic_scale(scale, run.num_steps(), timestep),
+                false => scale,
             };
             let input = self.scheduler.scale_model_input(&latents, timestep);
             let output = self.predict((denoiser, &mut cache), &input, timestep, scale)?;
@@ -231,7 +253,7 @@ impl Prepared {
                 Ok(Conditions {
                     text: self.conditions.text.narrow(place, 1)?,
                     image: self.conditions.image.clone(),
-                    scalars: Scalars::of(Scalar::FrameRate, vec![self.request.fps]),
+                    scalars: self.request.scalars(1),
                 })
             };
             (run(&alone(0)?, Pass::Negative)?, run(&alone(1)?, Pass::Positive)?)
@@ -258,9 +280,13 @@ impl Prepared {
 
 /// Starts the scheduler's run over all steps, or over those that change a clip.
 fn start<'a>(scheduler: &'a Scheduler, request: &Request, size: &LatentSize) -> anyhow::Result<Run<'a>> {
+    let run = match &request.sigmas {
+        Some(sigmas) => scheduler.start_with(sigmas, size.seq_len)?,
+        None => scheduler.start(request.steps, size.seq_len)?,
+    };
     match &request.start {
-        Start::Clip(_, strength) => scheduler.start_from(request.steps, *strength, size.seq_len),
-        Start::Text | Start::Image(_) => scheduler.start(request.steps, size.seq_len),
+        Start::Clip(_, strength) => run.skip_by(*strength),
+        Start::Text | Start::Image(_) => Ok(run),
     }
 }
 
@@ -306,6 +332,8 @@ pub enum RequestSide {
     Steps,
     /// Initial latents that replace noise.
     Latents,
+    /// Scales of guidance.
+    Guidance,
 }
 
 /// Returns every part of a request that the checkpoint cannot fulfil. Loads nothing.
@@ -316,6 +344,7 @@ pub fn refused(family: &dyn Family, request: &Request) -> Vec<UnsupportedRequest
         let why = done.err().map(|error| format!("{error:#}"));
         refused.extend(why.map(|why| UnsupportedRequest { what, why }));
     };
+    note(RequestSide::Guidance, request.guidance.check());
     note(
         RequestSide::Start,
         check_start(family.spec().image_mode, request, size.as_ref().ok()),

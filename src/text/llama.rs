@@ -10,8 +10,11 @@
 
 mod config;
 
+use std::sync::Arc;
+
 use candle_core::{DType, Device, Result, Tensor};
 
+use crate::nn::lent::LentBlocks;
 use crate::nn::rope::{Axis, PairLayout, Rotary};
 use crate::nn::{Norm, Weights};
 use crate::ops::activation::silu;
@@ -44,6 +47,8 @@ pub struct Llama {
     config: Config,
     embed_tokens: Tensor, // (vocabulary, D)
     layers: Vec<Layer>,
+    /// Lent matrices of the blocks, if any.
+    lent: Option<Arc<LentBlocks>>,
 }
 
 /// One block.
@@ -74,6 +79,14 @@ impl Llama {
     /// Fails for a missing tensor, one of another shape than in the config, an unexpected one, and for as many skipped
     /// blocks as there are.
     pub fn new(config: &Config, skipped: usize, weights: Weights) -> anyhow::Result<Self> {
+        let (this, unused) = Self::read(config, skipped, &weights)?;
+        weights.finish(&unused.iter().map(String::as_str).collect::<Vec<_>>())?;
+        Ok(this)
+    }
+
+    /// Same as [`new`](Self::new), within a checkpoint that has other parts as well: returns the tensors that it leaves
+    /// unread, by the starts of their names.
+    pub fn read(config: &Config, skipped: usize, weights: &Weights) -> anyhow::Result<(Self, Vec<String>)> {
         let published = weights.pp("model");
         let root = match published.contains("embed_tokens.weight") {
             true => published,
@@ -90,18 +103,18 @@ impl Llama {
                 .pp("embed_tokens")
                 .get((config.vocab_size, config.hidden_size), "weight")?,
             layers: (0..count - skipped)
-                .map(|i| Layer::new(config, &layers.pp(i)))
+                .map(|i| layers.block(i, |weights| Layer::new(config, &weights)))
                 .collect::<Result<_>>()?,
+            lent: weights.lent(),
             config: config.clone(),
         };
         let below = |name: &str| match root.prefix() {
             "" => name.to_string(),
             prefix => format!("{prefix}.{name}"),
         };
-        let mut unused = vec![below("norm."), "lm_head.".to_string()];
-        unused.extend((count - skipped..count).map(|i| below(&format!("layers.{i}."))));
-        weights.finish(&unused.iter().map(String::as_str).collect::<Vec<_>>())?;
-        Ok(this)
+        let mut unused = config.unread(skipped, &below(""));
+        unused.push(weights.pp("lm_head").prefix().to_string() + ".");
+        Ok((this, unused))
     }
 
     /// Returns the embeddings of token ids: (1, L, D) f32.
@@ -132,7 +145,8 @@ impl Llama {
         if tokens > 0 {
             let rotary = self.rotary(tokens, device)?;
             let mask = causal_mask(tokens, device)?;
-            for layer in &self.layers {
+            for (i, layer) in self.layers.iter().enumerate() {
+                let _here = self.lent.as_ref().map(|lent| lent.fetch(i)).transpose()?;
                 x = layer.forward(&x, &rotary, &mask)?; // (1, L, D)
             }
         }

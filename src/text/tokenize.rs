@@ -118,6 +118,14 @@ impl TextTokenizer {
         Ok(Self { engine, pad })
     }
 
+    /// Returns the id of a token of a tokenizer.json, by its text.
+    pub fn id(&self, token: &str) -> Option<u32> {
+        match &self.engine {
+            Engine::Pieces(..) => None,
+            Engine::Json(json) => json.tokenizer.token_to_id(token),
+        }
+    }
+
     /// Returns all ids of a text with the end token (and any other tokens that the model adds), without padding.
     pub fn encode(&self, text: &str) -> anyhow::Result<Vec<u32>> {
         Ok(self.encode_within(text, usize::MAX)?.0)

@@ -40,6 +40,8 @@ pub struct Config {
     /// Share of clips whose first latent frame is given clean, so that the rest is learnt from it: image to video on
     /// checkpoints that start from text or from an image. Those that always start from an image do so without this.
     pub first_frame_conditioning_p: f64,
+    /// Guidance scale that models are told in training that embed one; 1 is that of the clips as they are.
+    pub guidance_embedding: f64,
     /// Treatment of a step whose loss or gradients are not finite.
     pub on_nonfinite: OnNonfinite,
     /// With `on_nonfinite: skip`: number of such steps in a row that ends the run all the same.
@@ -84,6 +86,7 @@ impl Default for Config {
             max_grad_norm: Some(1.0),
             caption_dropout: 0.0,
             first_frame_conditioning_p: 0.0,
+            guidance_embedding: 1.0,
             on_nonfinite: OnNonfinite::Skip,
             max_consecutive_nonfinite: 3,
             on_too_little_memory: OnTooLittleMemory::Stop,
@@ -145,6 +148,10 @@ impl Config {
         }
         if let Some(factor) = self.loss_spike.filter(|factor| !(*factor > 1.0 && factor.is_finite())) {
             problems.push("loss_spike", format!("must be above 1, or null, got {factor}"));
+        }
+        if !self.guidance_embedding.is_finite() {
+            let message = format!("must be a number, got {}", self.guidance_embedding);
+            problems.push("guidance_embedding", message);
         }
         let shares = [
             ("caption_dropout", self.caption_dropout),

@@ -22,7 +22,7 @@ use crate::data::{Batch, Order};
 use crate::diffusion::objective::{Noised, Objective, Timesteps};
 use crate::diffusion::posterior::Posterior;
 use crate::models::denoiser::{Input, Scalar, Scalars, TextEmbeds};
-use crate::models::family::{Conditions, Family, ImageCondition, ImageMode, LatentSize};
+use crate::models::family::{Conditions, Family, ImageCondition, ImageMode, LatentSize, Layout};
 use crate::rng::Rng;
 
 /// Source of micro-batches.
@@ -41,6 +41,8 @@ pub struct MicroBatches<'a> {
     pub caption_dropout: f64,
     /// Share of clips whose first latent frame is given clean.
     pub first_frame_conditioning_p: f64,
+    /// Guidance scale that models are told which embed one.
+    pub guidance_embedding: f64,
     /// Seed of the run.
     pub seed: u64,
     /// Device of the tensors.
@@ -101,20 +103,29 @@ impl MicroBatches<'_> {
         let canvas = self.family.latent_size(bucket.frames, bucket.height, bucket.width)?;
 
         let sample = self.posterior(&clips)?.draw(self.drawing(&mut rng))?; // (B, C, f, h, w)
-        let clean = self.family.latents(&sample)?; // (B, C, f, h, w), scaled
+        let mut clean = self.family.latents(&sample)?; // (B, C, f, h, w), scaled
         let timesteps = self.objective.draw(clips.len(), canvas.seq_len, &mut rng)?;
         let noise = self.normal(clean.dims(), &mut rng)?;
         let image = self.image(&clips, &canvas, &mut rng)?;
         let text = self.captions(&batch.samples, &mut rng)?;
-        let timesteps = timesteps.with_given(self.given(clips.len(), canvas.frames(), &mut rng));
+        let given = match &image {
+            Some(ImageCondition::First(first)) => {
+                clean = with_first(first, &clean, canvas.layout)?;
+                vec![canvas.frames() > 1; clips.len()]
+            }
+            _ => self.given(clips.len(), canvas.frames(), &mut rng),
+        };
+        let timesteps = timesteps.with_given(given);
 
         let Noised { noisy, target, weight } = self.objective.mix(&clean, &noise, &timesteps)?;
         let timestep = timesteps.tensor(canvas.frames(), &self.device)?;
         let frame_rates = batch.samples.iter().map(|sample| self.encoded.fps(*sample));
+        let frame_rates = Scalars::of(Scalar::FrameRate, frame_rates.collect::<anyhow::Result<_>>()?);
+        let guidance = Scalars::of(Scalar::Guidance, vec![self.guidance_embedding; clips.len()]);
         let conditions = Conditions {
             text,
             image,
-            scalars: Scalars::of(Scalar::FrameRate, frame_rates.collect::<anyhow::Result<_>>()?),
+            scalars: frame_rates.and(&guidance),
         };
         let layout = canvas.layout;
         Ok(MicroBatch {
@@ -177,6 +188,13 @@ impl MicroBatches<'_> {
         let numbers = rng.randn(shape.iter().product());
         Ok(Tensor::from_vec(numbers, shape, &self.device)?)
     }
+}
+
+/// Replaces the first latent frames of clips (B, C, f, h, w) by those of an image, which are in the network's order.
+fn with_first(first: &Tensor, clean: &Tensor, layout: Layout) -> candle_core::Result<Tensor> {
+    let first = layout.swap(first)?; // (B, C, 1, h, w)
+    let count = first.dim(2)?;
+    Tensor::cat(&[&first, &clean.narrow(2, count, clean.dim(2)? - count)?], 2)
 }
 
 /// Draws for each sample of a batch whether it belongs to this share; draws nothing if the share is 0.

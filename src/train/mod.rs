@@ -2,6 +2,7 @@
 
 pub mod adapters;
 pub mod checkpoint;
+pub mod chosen;
 pub mod collectives;
 pub mod config;
 pub mod config_diff;

@@ -7,7 +7,6 @@ use std::time::SystemTime;
 
 use anyhow::{Context, ensure};
 use candle_core::{Device, Tensor};
-use serde_json::Value;
 
 use super::adapters::TrainedAdapters;
 use super::checkpoint::{Checkpoints, Config, Loaded, Snapshot, State};
@@ -46,28 +45,23 @@ impl FromStr for Resume {
 /// what it saved itself, whatever it was asked to start from.
 ///
 /// # Errors
-/// A checkpoint that cannot be read, or that other hyperparameters wrote.
+/// A checkpoint that cannot be read.
 pub fn find(
     resume: &Resume,
     dir: &RunDir,
     config: &Config,
-    hyperparameters: &Value,
     ranks: &dyn Communicator,
 ) -> anyhow::Result<Option<Loaded>> {
     let own = match launch::restarted_since() {
         Some(since) if *resume != Resume::Auto => newest(dir, config, ranks, Some(since))?,
         _ => None,
     };
-    let found = match (own, resume) {
+    Ok(match (own, resume) {
         (Some(own), _) => Some(own),
         (None, Resume::Auto) => newest(dir, config, ranks, None)?,
         (None, Resume::From(path)) => Some(Loaded::read(path)?),
         (None, Resume::Never) => None,
-    };
-    if let Some(checkpoint) = &found {
-        checkpoint.fits(hyperparameters, &BTreeMap::new(), &[])?;
-    }
-    Ok(found)
+    })
 }
 
 /// The newest whole checkpoint that rank 0 finds, unless it was written before `since`.

@@ -55,7 +55,8 @@ impl SavedActivations {
 /// `train.activation_policy`
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 pub enum ActivationPolicy {
-    /// Attention's outputs within an eighth of the free memory, and whole blocks within a 128th.
+    /// Attention's outputs within an eighth of the free memory, and whole blocks within a 128th; `inputs`, or else `offloaded`,
+    /// where the run is planned not to fit so.
     #[default]
     #[serde(rename = "auto")]
     Auto,

@@ -11,9 +11,11 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::memory::with_free_memory;
-use crate::data::cache::Encoded;
+use crate::data::cache::{Encoded, Picture, TextId};
+use crate::diffusion::guidance::{Guidance, GuidanceMode};
 use crate::models::Family;
 use crate::models::denoiser::{Denoiser, TextEmbeds};
+use crate::models::family::ModelSpec;
 use crate::nn::Load;
 use crate::problems::Problems;
 use crate::run_dir::{self, RunDir};
@@ -55,8 +57,12 @@ pub struct Prompt {
     pub width: usize,
     /// Denoising steps.
     pub steps: usize,
-    /// Weight of classifier-free guidance; no guidance at 1 and below.
+    /// Sigmas of the steps in place of `steps` even ones, from noise (1) down, before the scheduler's shift.
+    pub sigmas: Option<Vec<f64>>,
+    /// Guidance scale: of classifier-free guidance, with none at 1 and below, or the one that models are told that embed it.
     pub guidance_scale: f64,
+    /// Scale of classifier-free guidance for models that embed `guidance_scale`; none at 1 and below.
+    pub true_cfg_scale: f64,
     /// Seed of the noise.
     pub seed: u64,
     /// Frames per second of the video. null: those of the model's clips.
@@ -74,7 +80,9 @@ impl Default for Prompt {
             height: 480,
             width: 720,
             steps: 50,
+            sigmas: None,
             guidance_scale: 6.0,
+            true_cfg_scale: 1.0,
             seed: 0,
             fps: None,
             image: None,
@@ -101,24 +109,44 @@ impl Prompt {
         if let Some(fps) = self.fps {
             problems.above_zero("fps", fps);
         }
-        if !self.guidance_scale.is_finite() {
-            problems.push(
-                "guidance_scale",
-                format!("must be a number, got {}", self.guidance_scale),
-            );
+        for (key, scale) in [
+            ("guidance_scale", self.guidance_scale),
+            ("true_cfg_scale", self.true_cfg_scale),
+        ] {
+            if !scale.is_finite() {
+                problems.push(key, format!("must be a number, got {scale}"));
+            }
         }
         if self.prompt.trim().is_empty() {
             problems.push("prompt", "must not be empty");
         }
     }
 
-    /// Request to the sampler, with its image read; `frame_rate` is the model's.
-    pub fn request(&self, frame_rate: f64) -> anyhow::Result<Request> {
+    /// The prompt, with its image for text encoders that see it.
+    pub fn text_id(&self, sees_pictures: bool) -> TextId {
+        let picture = self.image.clone().filter(|_| sees_pictures);
+        TextId {
+            text: self.prompt.clone(),
+            picture: picture.map(|path| Picture::File(path, [self.height, self.width])),
+        }
+    }
+
+    /// Scales of guidance, as such a checkpoint uses them.
+    pub fn guidance(&self, mode: GuidanceMode) -> Guidance {
+        Guidance {
+            mode,
+            scale: self.guidance_scale,
+            true_cfg_scale: self.true_cfg_scale,
+        }
+    }
+
+    /// Request to the sampler, with its image read.
+    pub fn request(&self, spec: &ModelSpec) -> anyhow::Result<Request> {
         let start = match &self.image {
             Some(path) => Start::Image(sample::read(path, 1, (self.height, self.width))?.squeeze(2)?),
             None => Start::Text,
         };
-        Ok(self.starting_from(start, frame_rate))
+        Ok(self.starting_from(start, spec.family.frame_rate, spec.guidance))
     }
 
     /// Checks what of it cannot be made: by the checkpoint, if known, or at all. By path below the prompt, empty for its
@@ -134,7 +162,8 @@ impl Prompt {
             Ok(start) => start.map_or(Start::Text, Start::Image),
             Err(error) => return problems.push("image", error),
         };
-        let request = self.starting_from(start, frame_rate.unwrap_or(1.0));
+        let mode = family.map_or(GuidanceMode::ClassifierFree, |family| family.spec().guidance);
+        let request = self.starting_from(start, frame_rate.unwrap_or(1.0), mode);
         let refused = family
             .map(|family| sample::refused(family, &request))
             .unwrap_or_default();
@@ -144,6 +173,7 @@ impl Prompt {
                 RequestSide::Size | RequestSide::Latents => "",
                 RequestSide::Start => "image",
                 RequestSide::Steps => "steps",
+                RequestSide::Guidance => "true_cfg_scale",
             };
             problems.push(key, why);
         }
@@ -173,7 +203,7 @@ impl Prompt {
         }
     }
 
-    fn starting_from(&self, start: Start, frame_rate: f64) -> Request {
+    fn starting_from(&self, start: Start, frame_rate: f64, mode: GuidanceMode) -> Request {
         Request {
             prompt: self.prompt.clone(),
             negative_prompt: self.negative_prompt.clone(),
@@ -181,7 +211,8 @@ impl Prompt {
             height: self.height,
             width: self.width,
             steps: self.steps,
-            guidance_scale: self.guidance_scale,
+            sigmas: self.sigmas.clone(),
+            guidance: self.guidance(mode),
             dynamic_guidance: false,
             seed: self.seed,
             fps: self.fps.unwrap_or(frame_rate),
@@ -230,8 +261,13 @@ impl Validator<'_> {
         progress: sample::Progress,
     ) -> anyhow::Result<Sampled> {
         let prompt = &self.prompts[index];
-        let request = prompt.request(self.family.spec().family.frame_rate)?;
-        let embeddings = request.prompts().into_iter().map(|prompt| self.encoded.text(prompt));
+        let request = prompt.request(self.family.spec())?;
+        let negative = request
+            .guidance
+            .needs_negative()
+            .then(|| prompt.negative_prompt.as_str().into());
+        let texts = negative.into_iter().chain([prompt.text_id(self.encoded.sees_pictures)]);
+        let embeddings = texts.map(|text| self.encoded.text(&text));
         let embeddings = embeddings.collect::<anyhow::Result<Vec<_>>>()?;
         let text = TextEmbeds::stack(&embeddings, &self.family.spec().text())?; // (1 or 2, L, D)
         let text = text.to_device(&self.load.device)?.to_dtype(self.load.dtype)?;

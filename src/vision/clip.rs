@@ -20,7 +20,7 @@ use crate::ops::linear::Frozen;
 pub use crate::nn::clip_layer::Activation;
 
 /// Keys of CLIP's vision configs that have no effect on the computation.
-const WITHOUT_EFFECT: [&str; 18] = [
+const WITHOUT_EFFECT: [&str; 19] = [
     "_name_or_path",
     "architectures",
     "attention_dropout",
@@ -39,6 +39,7 @@ const WITHOUT_EFFECT: [&str; 18] = [
     "return_dict",
     "torch_dtype",
     "transformers_version",
+    "vocab_size",
 ];
 
 /// Sizes that the computation depends on; the defaults are transformers'.
@@ -167,6 +168,14 @@ impl ClipVision {
     /// # Errors
     /// Fails for a missing tensor, one of another shape than in the config, or an unexpected one.
     pub fn new(config: &Config, weights: Weights) -> anyhow::Result<Self> {
+        let (this, unused) = Self::read(config, &weights)?;
+        weights.finish(&unused.iter().map(String::as_str).collect::<Vec<_>>())?;
+        Ok(this)
+    }
+
+    /// Same as [`new`](Self::new), within a checkpoint that has other parts as well: returns the tensors that it leaves
+    /// unread, by the starts of their names.
+    pub fn read(config: &Config, weights: &Weights) -> anyhow::Result<(Self, Vec<String>)> {
         config.check()?;
         let published = weights.pp("vision_model");
         let root = match published.contains("embeddings.class_embedding") {
@@ -198,14 +207,13 @@ impl ClipVision {
             "" => name.to_string(),
             prefix => format!("{prefix}.{name}"),
         };
-        let unused = [
+        let unused = vec![
             below(&format!("encoder.layers.{last}.")),
             below("post_layernorm."),
             below("embeddings.position_ids"),
             "visual_projection.".to_string(),
         ];
-        weights.finish(&unused.each_ref().map(String::as_str))?;
-        Ok(this)
+        Ok((this, unused))
     }
 
     /// Returns the input of the last block: pixels (B, 3, S, S), as preprocessed -> (B, N, D) of the weights' type.

@@ -213,6 +213,12 @@ impl Preprocessor {
             .to_device(device)?)
     }
 
+    /// Same as [`Self::pixels`], for a black picture.
+    pub fn black(&self, device: &Device) -> anyhow::Result<Tensor> {
+        let edge = self.size.shortest_edge;
+        self.pixels(&vec![0; edge * edge * 3], (edge, edge), device)
+    }
+
     /// Same as [`Self::pixels`], for a picture (1, 3, H, W) of -1..1, rounded to the original bytes.
     pub fn of_tensor(&self, picture: &Tensor) -> anyhow::Result<Tensor> {
         let (_, _, height, width) = picture.dims4()?;

@@ -150,7 +150,12 @@ fn a_file_that_may_not_grow_is_an_error_with_advice() {
 
 #[test]
 fn a_run_that_parks_inputs_writes_the_same_losses_and_adapters_for_every_family() {
-    for checkpoint in ["cogvideox/cogvideox-5b", "ltx_video/ltx-0.9.0", "wan/wan-2.1-t2v"] {
+    for checkpoint in [
+        "cogvideox/cogvideox-5b",
+        "ltx_video/ltx-0.9.0",
+        "wan/wan-2.1-t2v",
+        "hunyuan_video/checkpoints/t2v",
+    ] {
         let run = Run::new("");
         shapes(&run.folder.path().join("data"), 1);
         let model = root().join("tests/fixtures").join(checkpoint);

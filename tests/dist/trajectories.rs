@@ -86,6 +86,35 @@ fn a_base_that_is_shared_out_gives_the_same_adapter_and_the_same_videos() {
 }
 
 #[test]
+#[cfg_attr(not(feature = "mpi"), ignore = "needs mpi: built without the feature")]
+fn parts_of_the_base_that_each_rank_reads_from_a_file_give_the_same_adapter() {
+    let shared = ["--set", "model.sharding=full"];
+    let streamed = ["--set", "model.offload=group", "--set", "model.offload_resident=0"];
+    let nf4 = [
+        "--set",
+        "model.quantization=nf4",
+        "--set",
+        "model.quantization_cache=none",
+    ];
+    let run = |more: &[&str]| {
+        let run = Run::training(2, 3);
+        let said = stderr(&run.train(2, 2, more));
+        (run, said)
+    };
+    for form in [&[][..], &nf4] {
+        let (whole, _) = run(form);
+        let (parts, said) = run(&[form, &shared, &streamed].concat());
+        assert!(said.contains("sharded over 2 ranks"), "{said}");
+        assert!(
+            said.contains("; of each rank's, the matrices of 2 blocks are in files"),
+            "{said}"
+        );
+        assert!(said.contains(": 0 blocks of 0 B in all stay in memory"), "{said}");
+        assert_same(&format!("parts in files, {form:?}"), &parts, &whole);
+    }
+}
+
+#[test]
 fn a_base_that_is_shared_out_keeps_no_block_for_the_way_back() {
     let run = Run::training(1, 1);
     for more in ["train.activation_policy=all", "train.gradient_checkpointing=false"] {

@@ -127,3 +127,40 @@ fn room_is_counted_in_blocks_where_the_folder_is_or_will_be() {
         "out: not enough space: a checkpoint takes 3.00 GiB, and 1.00 MiB are free; free some space there"
     );
 }
+
+#[test]
+#[cfg_attr(
+    not(all(target_os = "linux", target_env = "gnu")),
+    ignore = "needs glibc: faults are injected on Linux with glibc only"
+)]
+fn too_little_room_for_streamed_blocks_is_told_before_any_of_them_is_stored() {
+    let run = Run::new();
+    let temporary = run.out().join("tmp");
+    fs::create_dir_all(&temporary).unwrap();
+    let with = |free: u64, sets: &[&str]| {
+        let mut command = run.command();
+        command.args([
+            "--dry-run",
+            "--set=model.offload=group",
+            "--set=model.quantization_cache=none",
+        ]);
+        command.args(sets).env("TMPDIR", &temporary);
+        let fault = Fault {
+            below: "tmp",
+            ..with_free(free, 0)
+        };
+        run.under(&fault, command).0
+    };
+    let nf4 = ["--set=model.quantization=nf4"];
+    let words = [
+        "out/tmp: not enough space: a file for the blocks of ",
+        "transformer, which are streamed",
+        "TMPDIR names another folder",
+        " KiB, and 1000 B are free",
+    ];
+    assert_failed(&with(1000, &nf4), &words);
+    // What the checkpoint's files have as it is computed with needs no other.
+    for output in [with(1000, &[]), with(1 << 30, &nf4)] {
+        assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    }
+}

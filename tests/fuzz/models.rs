@@ -227,7 +227,7 @@ fn use_part(folder: &Path, file: &Path) -> anyhow::Result<()> {
         return Ok(());
     }
     match parts(file).0.as_str() {
-        "text_encoder" | "tokenizer" => drop(family.embed(&load(), &["a red ball"])?),
+        "text_encoder" | "tokenizer" => drop(family.embed(&load(), &[("a red ball", None)])?),
         "transformer" => denoise(&*family)?,
         "vae" => code(&*family)?,
         "image_encoder" | "image_processor" => {
@@ -238,7 +238,7 @@ fn use_part(folder: &Path, file: &Path) -> anyhow::Result<()> {
             let scheduler = family.scheduler()?;
             for (steps, strength) in [(5, 1.0), (7, 0.8)] {
                 // Steps that these settings do not allow are the request's fault.
-                let Ok(mut run) = scheduler.start_from(steps, strength, Some(1234)) else {
+                let Ok(mut run) = scheduler.start(steps, Some(1234)).and_then(|run| run.skip_by(strength)) else {
                     continue;
                 };
                 let mut sample = Tensor::ones((1, 2), DType::F32, &Device::Cpu)?;
@@ -264,7 +264,8 @@ fn request(family: &dyn Family) -> anyhow::Result<Request> {
         height: HEIGHT,
         width: WIDTH,
         steps: 1,
-        guidance_scale: 1.0,
+        guidance: vtrain::diffusion::guidance::Guidance::classifier_free(1.0),
+        sigmas: None,
         dynamic_guidance: false,
         seed: 0,
         fps: family.spec().family.frame_rate,

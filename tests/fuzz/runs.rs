@@ -87,8 +87,15 @@ impl Trained {
     fn resume(&self) -> anyhow::Result<()> {
         let (config, dir) = (&self.config, self.config.run_dir());
         let newest = Resume::From(dir.path().join(CHECKPOINT));
-        let checkpoint = resume::find(&newest, &dir, &config.checkpoint, &config.hyperparameters(1), &Single)?;
-        let run = build::run(config, &*self.family, &self.encoded, &Device::Cpu, checkpoint, &Single);
+        let checkpoint = resume::find(&newest, &dir, &config.checkpoint, &Single)?;
+        let run = build::run(
+            (config, Default::default()),
+            &*self.family,
+            &self.encoded,
+            &Device::Cpu,
+            checkpoint,
+            &Single,
+        );
         run.map(drop).map_err(|failure| failure.error)
     }
 }
@@ -184,7 +191,10 @@ pub fn cache() -> Corpus {
     let clip = RecordSchema::clip([4, 3, 4, 6], vec![("image_latents", vec![4, 1, 4, 6])]);
     let caption = RecordSchema::caption(vec![("embeds", vec![6, 8]), ("mask", vec![6])], DType::F32);
     let of = |form: &RecordSchema| form.tensors.iter().map(|(_, shape)| tensor(shape)).collect::<Vec<_>>();
-    let records = [(Key::caption("a", &coder), clip), (Key::caption("b", &coder), caption)];
+    let records = [
+        (Key::caption("a", None, &coder), clip),
+        (Key::caption("b", None, &coder), caption),
+    ];
     let cache = Cache::open(folder.path());
     for (key, form) in &records {
         cache

@@ -122,6 +122,26 @@ fn streamed(load: &Load, share: f64) -> Load {
     load.with_residency(Residency::Streamed(ResidentShare::Share(share)))
 }
 
+/// HunyuanVideo's blocks are of two kinds, of different sizes.
+#[test]
+fn blocks_of_two_sizes_give_the_same_bits() {
+    let folder = WeightFolder::new(&fixture("hunyuan_video/checkpoints/t2v"), None);
+    for form in [None, Quantization::from_name("nf4")] {
+        let load = Load::new(DType::F32, &Device::Cpu).with_quantization(PartQuantization {
+            transformer: form,
+            text_encoder: None,
+        });
+        let whole = run(&folder, &load);
+        let streamed = [0.0, 0.5, 1.0].map(|share| run(&folder, &streamed(&load, share)));
+        for ran in &streamed {
+            assert!(ran.bits == whole.bits, "{form:?}");
+        }
+        // Two blocks of the larger kind, and all.
+        let [none, _, all] = streamed.map(|ran| ran.most.unwrap());
+        assert!(none < all, "{form:?}: {none} bytes of {all}");
+    }
+}
+
 /// Checks that nothing changes, whatever share of the blocks stays, and how much of them is in memory: `blocks` of the
 /// same size.
 fn assert_the_same(what: &str, folder: &WeightFolder, load: &Load, blocks: usize, shares: &[f64]) {

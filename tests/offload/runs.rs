@@ -65,7 +65,12 @@ fn a_run_with_streamed_blocks_learns_the_same_and_may_go_on_with_others() {
 
 #[test]
 fn clips_of_every_family_have_the_same_latents() {
-    for family in ["cogvideox/cogvideox-5b", "ltx_video/ltx-0.9.0", "wan/wan-2.1-t2v"] {
+    for family in [
+        "cogvideox/cogvideox-5b",
+        "ltx_video/ltx-0.9.0",
+        "wan/wan-2.1-t2v",
+        "hunyuan_video/checkpoints/t2v",
+    ] {
         let family = models::open(&fixture(family), FamilyName::Auto).unwrap();
         let latents = |residency: Residency| {
             let request = Request {
@@ -75,7 +80,8 @@ fn clips_of_every_family_have_the_same_latents() {
                 height: 32,
                 width: 64,
                 steps: 2,
-                guidance_scale: 3.0,
+                guidance: vtrain::diffusion::guidance::Guidance::classifier_free(3.0),
+                sigmas: None,
                 dynamic_guidance: false,
                 seed: 5,
                 fps: 10.0,

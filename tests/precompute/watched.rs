@@ -66,9 +66,9 @@ impl<T> Drop for Part<T> {
 }
 
 impl TextEncoder for Part<Box<dyn TextEncoder>> {
-    fn embed(&self, prompt: &str) -> anyhow::Result<TextEmbeds> {
+    fn embed(&self, prompt: &str, picture: Option<&Tensor>) -> anyhow::Result<TextEmbeds> {
         self.counts.texts.set(self.counts.texts.get() + 1);
-        self.inner.embed(prompt)
+        self.inner.embed(prompt, picture)
     }
 
     fn truncated_tokens(&self, prompt: &str) -> anyhow::Result<usize> {

@@ -195,6 +195,8 @@ const FLAGS: &[(&str, &str)] = &[
     ("sample --fps", PROMPTS),
     ("sample --guidance-scale", PROMPTS),
     ("sample --height", PROMPTS),
+    ("sample --sigmas", DISTILLED),
+    ("sample --true-cfg-scale", DISTILLED),
     (
         "sample --image",
         "settings::prompts::a_video_starts_from_the_image_that_its_prompt_names",
@@ -248,6 +250,8 @@ const FLAGS: &[(&str, &str)] = &[
 ];
 
 const PROMPTS: &str = "settings::prompts::videos_of_the_base_model_are_the_clips_that_sampling_makes_key_by_key";
+const DISTILLED: &str =
+    "settings::prompts::scales_and_sigmas_of_a_distilled_model_reach_its_videos_from_prompts_and_flags_alike";
 const MIGRATED: &str = "migrate::each_option_of_migrate_reaches_the_run_file";
 const STORED: &str = "storage::on_the_fly::sampling_stores_weights_as_its_flags_say";
 const SAMPLED: &str = "settings::prompts::flags_of_sample_that_no_prompt_has_reach_the_sampler";

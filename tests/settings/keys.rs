@@ -45,6 +45,8 @@ const TIMESTEPS: &str = "settings::trainer::timesteps_are_drawn_as_the_run_file_
 const OPTIMIZER: &str = "settings::trainer::the_optimiser_moves_the_adapters_as_the_run_file_says";
 const WHOLE_RUN: &str = "settings::runs::rates_checkpoints_and_logs_come_as_the_run_file_says";
 const PROMPTS: &str = "settings::prompts::videos_of_the_base_model_are_the_clips_that_sampling_makes_key_by_key";
+const DISTILLED: &str =
+    "settings::prompts::scales_and_sigmas_of_a_distilled_model_reach_its_videos_from_prompts_and_flags_alike";
 const STORED: &str = "storage::on_the_fly::a_run_file_says_how_weights_are_stored";
 const PUSHED: &str = "training::pushed::a_finished_run_is_pushed_in_one_commit_and_again_without_uploading_again";
 const NONFINITE: &str = "training::numbers::a_loss_that_is_not_finite_is_left_out_or_ends_the_run_as_the_run_file_says";
@@ -217,6 +219,13 @@ const KEYS: &[Line] = &[
     ("train.max_grad_norm", "0.5", &[], Settings, TRAINED_ON),
     ("train.caption_dropout", "0.5", &[], Settings, TRAINED_ON),
     ("train.first_frame_conditioning_p", "0.5", &[], Settings, TRAINED_ON),
+    (
+        "train.guidance_embedding",
+        "3.5",
+        &[],
+        Settings,
+        "training::trajectory::so_does_flow_matching_of_hunyuan_video_from_text",
+    ),
     ("train.on_nonfinite", "stop", &[], Free, NONFINITE),
     ("train.max_consecutive_nonfinite", "5", &[], Free, NONFINITE),
     ("train.on_too_little_memory", "warn", &[], Free, REFUSED),
@@ -280,6 +289,8 @@ const KEYS: &[Line] = &[
     ("validation.prompts[].width", "64", &[], Free, PROMPTS),
     ("validation.prompts[].steps", "3", &[], Free, PROMPTS),
     ("validation.prompts[].guidance_scale", "4", &[], Free, PROMPTS),
+    ("validation.prompts[].true_cfg_scale", "4", &[], Free, DISTILLED),
+    ("validation.prompts[].sigmas", "[1.0, 0.5]", &[], Free, DISTILLED),
     ("validation.prompts[].seed", "6", &[], Free, PROMPTS),
     ("validation.prompts[].fps", "20", &[], Free, PROMPTS),
     (

@@ -111,6 +111,51 @@ fn videos_of_the_base_model_are_the_clips_that_sampling_makes_key_by_key() {
     }
 }
 
+/// A model that embeds its guidance scale: what else guides it, and steps that are given.
+#[test]
+fn scales_and_sigmas_of_a_distilled_model_reach_its_videos_from_prompts_and_flags_alike() {
+    let model = root().join("tests/fixtures/hunyuan_video/checkpoints/t2v");
+    let cases: [(&str, &[&str]); 4] = [
+        ("guidance_scale: 6", &["--guidance-scale", "6"]),
+        ("guidance_scale: 1", &["--guidance-scale", "1"]),
+        (
+            "guidance_scale: 6, true_cfg_scale: 3",
+            &["--guidance-scale", "6", "--true-cfg-scale", "3"],
+        ),
+        (
+            "guidance_scale: 6, sigmas: [1.0, 0.4]",
+            &["--guidance-scale", "6", "--sigmas", "1.0,0.4"],
+        ),
+    ];
+    let common =
+        "prompt: a red ball, negative_prompt: blue, num_frames: 5, height: 32, width: 48, steps: 2, seed: 5, fps: 10";
+    let prompts: Vec<String> = cases.iter().map(|(keys, _)| format!("{{{common}, {keys}}}")).collect();
+    let run = run(&model, &prompts);
+    run.train(&[]);
+    let keys: Vec<(&str, &str)> = BASE
+        .iter()
+        .copied()
+        .filter(|(key, _)| *key != "guidance_scale" && *key != "steps")
+        .collect();
+    let mut seen: Vec<Vec<u8>> = Vec::new();
+    for (place, (_, flags)) in cases.iter().enumerate() {
+        let ours = video(&run, place, BASE[0].1);
+        let file = run.folder.path().join("sampled.mp4");
+        let steps: &[&str] = match flags.contains(&"--sigmas") {
+            true => &[],
+            false => &["--steps", "2"],
+        };
+        let more = [*flags, steps, &["--output", file.to_str().unwrap()]].concat();
+        sampled(&model, &keys, &more);
+        assert!(
+            ours == fs::read(&file).unwrap(),
+            "{flags:?}: sampling makes another clip"
+        );
+        assert!(!seen.contains(&ours), "{flags:?} change nothing");
+        seen.push(ours);
+    }
+}
+
 /// Two pictures, as files of a folder.
 fn pictures(folder: &Path) -> [PathBuf; 2] {
     [40, 200].map(|gray| {
@@ -170,7 +215,8 @@ fn flags_of_sample_that_no_prompt_has_reach_the_sampler() {
         height: 32,
         width: 48,
         steps: 2,
-        guidance_scale: 3.0,
+        guidance: vtrain::diffusion::guidance::Guidance::classifier_free(3.0),
+        sigmas: None,
         dynamic_guidance: false,
         seed: 5,
         fps: 10.0,

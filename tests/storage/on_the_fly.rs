@@ -165,7 +165,7 @@ fn a_text_encoder_in_few_bits_embeds_what_its_rounded_weights_embed() {
         });
         let family = models::open(folder, FamilyName::Auto).unwrap();
         family
-            .embed(&load, &["A red ball rolls over a green floor"])
+            .embed(&load, &[("A red ball rolls over a green floor", None)])
             .unwrap()
             .hidden
     };
@@ -225,7 +225,7 @@ fn a_run_file_says_how_weights_are_stored() {
         let family = models::open(&checkpoint, FamilyName::Auto).unwrap();
         let load = config.model.load(&Device::Cpu);
         let text = family
-            .embed(&load, &["A red ball rolls over a green floor"])
+            .embed(&load, &[("A red ball rolls over a green floor", None)])
             .unwrap()
             .hidden;
         (text, family.denoiser(&load).unwrap().forward(&input(&answers)).unwrap())

@@ -13,7 +13,7 @@ use tempfile::TempDir;
 use vtrain::config::RunConfig;
 use vtrain::data::cache::Cache;
 use vtrain::lora::file;
-use vtrain::lora::names::Names;
+use vtrain::lora::names::{Located, Names};
 use vtrain::lora::trainable::{LoraPair, Trainable};
 use vtrain::lora::{self, TargetModules};
 use vtrain::models::denoiser::{Input, Scalar, Scalars};
@@ -109,7 +109,7 @@ fn decoded(family: &str, to: &Path) {
             shape.insert(0, 1);
         }
         let tensor = file.tensor(name, &shape, DType::F32, &Device::Cpu).unwrap();
-        (names(family).tensor(ours).unwrap(), tensor)
+        (names(family).tensors(ours)[0].name.clone(), tensor)
     });
     fs::create_dir_all(to).unwrap();
     candle_core::safetensors::save(&tensors.collect(), to.join(WEIGHTS)).unwrap();
@@ -220,7 +220,7 @@ fn original(checkpoint: &str, prefix: &str) -> HashMap<String, Tensor> {
         let original = names
             .original_tensor(&name)
             .unwrap_or_else(|| panic!("{name} has no original name"));
-        assert_eq!(names.tensor(&original).as_deref(), Some(name.as_str()));
+        assert_eq!(names.tensors(&original), [Located::whole(&name)]);
         (format!("{prefix}{original}"), tensor)
     });
     renamed.collect()

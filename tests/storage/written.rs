@@ -213,7 +213,7 @@ fn a_whole_checkpoint_becomes_one_with_its_text_encoder() {
     assert_eq!(dtype("condition_embedder.time_embedder.linear_1.weight"), "F32");
     let family = models::open(&to, FamilyName::Auto).unwrap();
     family.denoiser(&f32_load()).unwrap();
-    let embed = |family: &dyn models::Family| family.embed(&f32_load(), &["a red ball"]).unwrap().hidden;
+    let embed = |family: &dyn models::Family| family.embed(&f32_load(), &[("a red ball", None)]).unwrap().hidden;
     let embedded = embed(&*family);
     // The same with the text encoder decoded.
     let (dense, part) = (checkpoint().join("text_encoder"), to.join("text_encoder"));

@@ -34,12 +34,12 @@ fn in_template(prompt: &str) -> String {
 
 fn folder(part: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("tests/fixtures/hunyuan_video")
+        .join("tests/fixtures/hunyuan_video/checkpoints/t2v")
         .join(part)
 }
 
 fn answers() -> HashMap<String, Tensor> {
-    candle_core::safetensors::load(folder("text.safetensors"), &Device::Cpu).unwrap()
+    candle_core::safetensors::load(folder("../../text.safetensors"), &Device::Cpu).unwrap()
 }
 
 fn ids(answers: &HashMap<String, Tensor>, key: &str) -> Vec<u32> {

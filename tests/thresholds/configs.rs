@@ -9,7 +9,7 @@ use vtrain::config::RunConfig;
 use vtrain::data::{self, Bucket};
 use vtrain::diffusers_config::Config;
 use vtrain::diffusion::schedulers::config::Config as Schedule;
-use vtrain::models::{cogvideox, ltx_video, wan};
+use vtrain::models::{cogvideox, hunyuan_video, ltx_video, wan};
 use vtrain::problems::Problems;
 use vtrain::text::sentencepiece::SentencePiece;
 use vtrain::text::special::{SideFiles, SpecialTokens};
@@ -70,6 +70,13 @@ fn sizes_of_models_end_where_no_checkpoint_has_more() {
     edge("layers_per_block must lie", 1 << 10, |n| {
         complaint::<ltx_video::vae::Config>(vae, "layers_per_block", json!([n]))
     });
+    let vae = "hunyuan_video/hunyuan-t2v/vae";
+    edge("block_out_channels must lie", 4096, |n| {
+        complaint::<hunyuan_video::vae::Config>(vae, "block_out_channels", json!([2, 2, 4, n]))
+    });
+    edge("layers_per_block must lie", 64, |n| {
+        complaint::<hunyuan_video::vae::Config>(vae, "layers_per_block", n)
+    });
     edge("num_train_timesteps", 1_000_000, |n| {
         let schedule = json!({"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": n});
         Schedule::parse(&schedule.to_string())
@@ -89,6 +96,10 @@ fn lists_of_models_end_where_no_checkpoint_has_more() {
     let vae = "wan/wan-2.1-t2v/vae";
     edge("dim_mult must be 1 to 8", 8, |n| {
         complaint::<wan::vae::Config>(vae, "dim_mult", list(json!(1), n))
+    });
+    let vae = "hunyuan_video/hunyuan-t2v/vae";
+    edge("block_out_channels must be 3 to 8", 8, |n| {
+        complaint::<hunyuan_video::vae::Config>(vae, "block_out_channels", list(json!(2), n))
     });
     let vae = "ltx_video/ltx-0.9.5/vae";
     edge("down_block_types must have", 16, |n| {

@@ -165,7 +165,7 @@ fn a_record_has_little_more_than_its_numbers() {
         tokens: 1,
     };
     let (key, form) = (
-        Key::caption("a ball", &coder),
+        Key::caption("a ball", None, &coder),
         RecordSchema::caption(vec![("embedding", vec![1, 2])], DType::F32),
     );
     let numbers = Tensor::ones((1, 2), DType::F32, &Device::Cpu).unwrap();

@@ -88,6 +88,19 @@ fn so_does_flow_matching_of_ltx_video_from_first_frames() {
     follow("ltx-i2v", 8, 48, &[]);
 }
 
+/// The guidance scale that the model embeds is not the usual one; both kinds of blocks learn, and the refiner.
+#[test]
+fn so_does_flow_matching_of_hunyuan_video_from_text() {
+    follow("hunyuan-t2v", 6, 54, &[]);
+}
+
+/// Latents drawn, timesteps of a normal distribution, micro-batches accumulated, captions that go with first frames.
+#[test]
+fn so_does_flow_matching_of_hunyuan_video_from_images() {
+    follow("hunyuan-i2v-concat", 6, 36, &[]);
+    follow("hunyuan-i2v-replace", 6, 36, &[]);
+}
+
 #[test]
 fn keeping_everything_gives_what_computing_again_gives() {
     let (again, kept) = (
@@ -111,6 +124,8 @@ fn gradients_of_the_first_step_are_those_of_pytorch() {
         ("wan-i2v", 8),
         ("ltx-t2v", 12),
         ("ltx-i2v", 8),
+        ("hunyuan-t2v", 6),
+        ("hunyuan-i2v-replace", 6),
     ] {
         let run = Run::case(case, clips);
         let config = RunConfig::load(&run.file(), &[]).unwrap();

@@ -67,7 +67,7 @@ pub fn tiling(folder: &Path, name: &str, device: &Device, seed: u64) -> anyhow::
 /// Compares the embedding of a prompt.
 pub fn text(folder: &Path, name: &str, device: &Device) -> anyhow::Result<Vec<Row>> {
     compare(folder, name, device, |family, load| {
-        Ok(vec![("prompt", family.embed(load, &[PROMPT])?.hidden)])
+        Ok(vec![("prompt", family.embed(load, &[(PROMPT, None)])?.hidden)])
     })
 }
 

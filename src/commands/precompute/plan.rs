@@ -12,7 +12,9 @@ use super::interrupted;
 use super::tiles::{self, TileNames};
 use crate::commands::{Exit, Failure, OrExit, progress, ranks};
 use crate::config::RunConfig;
-use crate::data::cache::{self, Cache, Encoded, EncodedTiles, EncoderId, Encoding, Key, RecordSchema, TextEncoderId};
+use crate::data::cache::{
+    self, Cache, Encoded, EncodedTiles, EncoderId, Encoding, Key, Picture, RecordSchema, TextEncoderId, TextId,
+};
 use crate::data::loader::ClipSelection;
 use crate::data::{Bucket, Report, Sample};
 use crate::distributed::Communicator;
@@ -28,9 +30,10 @@ pub struct Plan<'a> {
     /// Clips without a record, each key once.
     pub missing_clips: Vec<usize>,
     /// Distinct texts.
-    texts: Vec<(String, Key)>,
+    texts: Vec<(TextId, Key)>,
     pub missing_texts: Vec<usize>,
     pub text_form: RecordSchema,
+    sees_pictures: bool,
     /// Length of every embedded text, in tokens.
     pub tokens: usize,
 }
@@ -56,17 +59,13 @@ impl<'a> Plan<'a> {
     ) -> Result<Self, Failure> {
         let forms = forms(family, &report.samples)?;
         let cache = Cache::open(&config.precompute.folder(&config.run_dir()));
-        let coder = TextEncoderId {
+        let text_coder = TextEncoderId {
             fingerprint: fingerprint(&cache, &family.spec().directory, family.spec().text_encoder_parts)?,
             dtype: config.model.dtype.into(),
-            quantization: config.model.text_encoder_quantization,
+            quantization: config.model.text_encoder_quantization.form(),
             tokens: family.spec().text().tokens,
         };
-        let text_form = RecordSchema::caption(family.spec().text().tensors(), coder.dtype);
-        let texts: Vec<(String, Key)> = distinct_texts(config, report, more_prompts)
-            .into_iter()
-            .map(|text| (text.to_string(), Key::caption(text, &coder)))
-            .collect();
+        let text_form = RecordSchema::caption(family.spec().text().tensors(), text_coder.dtype);
         let coder = EncoderId {
             fingerprint: fingerprint(&cache, &family.spec().directory, family.spec().video_encoder_parts)?,
             dtype: config.model.dtype.into(),
@@ -76,6 +75,17 @@ impl<'a> Plan<'a> {
         let tiles = tiles::of_buckets(family, load, &cache, forms.keys())?;
         let names = Names { coder, tiles };
         let clips = clips(&cache, &report.samples, &forms, &names, config.seed, stop)?;
+        let sees_pictures = family.spec().sees_pictures;
+        let texts = match sees_pictures {
+            true => texts_with_pictures(config, &clips, more_prompts),
+            false => distinct_texts(config, report, more_prompts),
+        };
+        let key = |text: TextId| {
+            let picture = text.picture.as_ref().map(|picture| hash(&cache, picture)).transpose()?;
+            let key = Key::caption(&text.text, picture, &text_coder);
+            Ok((text, key))
+        };
+        let texts: Vec<(TextId, Key)> = texts.into_iter().map(key).collect::<Result<_, Failure>>()?;
         let text_keys: Vec<_> = texts.iter().map(|(_, key)| (*key, &text_form)).collect();
         let clip_keys: Vec<_> = clips.iter().map(|clip| (clip.key, &clip.form)).collect();
         let (missing_texts, missing_clips) = (missing(&cache, &text_keys)?, missing(&cache, &clip_keys)?);
@@ -87,6 +97,7 @@ impl<'a> Plan<'a> {
             texts,
             missing_texts,
             text_form,
+            sees_pictures,
             tokens: family.spec().text().tokens,
         })
     }
@@ -170,6 +181,11 @@ impl<'a> Plan<'a> {
         self.cache.ensure_room(forms).or_exit(Exit::Training)
     }
 
+    /// Returns the clip with this record.
+    pub fn clip(&self, key: &Key) -> Option<&ClipPlan<'a>> {
+        self.clips.iter().find(|clip| clip.key == *key)
+    }
+
     /// Returns the number of texts, including the empty one.
     pub fn texts(&self) -> usize {
         self.texts.len()
@@ -185,7 +201,7 @@ impl<'a> Plan<'a> {
         self.missing_clips.iter().map(|&place| &self.clips[place])
     }
 
-    pub fn missing_texts(&self) -> impl Iterator<Item = &(String, Key)> {
+    pub fn missing_texts(&self) -> impl Iterator<Item = &(TextId, Key)> {
         self.missing_texts.iter().map(|&place| &self.texts[place])
     }
 
@@ -208,6 +224,7 @@ impl<'a> Plan<'a> {
             samples,
             texts: self.texts.into_iter().collect::<HashMap<_, _>>(),
             text_form: self.text_form,
+            sees_pictures: self.sees_pictures,
         }
     }
 }
@@ -234,13 +251,39 @@ fn forms(family: &dyn Family, samples: &[Sample]) -> Result<BTreeMap<Bucket, Rec
 }
 
 /// Returns every text that a run needs, once, in the order of its first use.
-fn distinct_texts<'t>(config: &'t RunConfig, report: &'t Report, more_prompts: &[&'t str]) -> Vec<&'t str> {
+fn distinct_texts(config: &RunConfig, report: &Report, more_prompts: &[&str]) -> Vec<TextId> {
     let captions = report.samples.iter().map(|sample| sample.found.entry.caption.as_str());
     let prompts = config.validation.prompts.iter();
     let prompts = prompts.flat_map(|prompt| [prompt.prompt.as_str(), prompt.negative_prompt.as_str()]);
     let mut seen = HashSet::new();
     let all = captions.chain([""]).chain(prompts).chain(more_prompts.iter().copied());
-    all.filter(|text| seen.insert(*text)).collect()
+    all.filter(|text| seen.insert(*text)).map(TextId::from).collect()
+}
+
+/// Same for encoders that see pictures: each caption with its clip's first frame, and each validation prompt with its image.
+fn texts_with_pictures(config: &RunConfig, clips: &[ClipPlan], more_prompts: &[&str]) -> Vec<TextId> {
+    let captions = clips.iter().map(|clip| TextId {
+        text: clip.sample.found.entry.caption.clone(),
+        picture: Some(Picture::FirstFrame(clip.key)),
+    });
+    let prompts = config.validation.prompts.iter();
+    let prompts = prompts.flat_map(|prompt| [prompt.text_id(true), prompt.negative_prompt.as_str().into()]);
+    let mut seen = HashSet::new();
+    let more = more_prompts.iter().map(|prompt| TextId::from(*prompt));
+    let all = captions.chain([TextId::from("")]).chain(prompts).chain(more);
+    all.filter(|text| seen.insert(text.clone())).collect()
+}
+
+/// Returns the hash of a picture: of what makes the clip's record, or of the file and its size.
+fn hash(cache: &Cache, picture: &Picture) -> Result<blake3::Hash, Failure> {
+    match picture {
+        Picture::FirstFrame(key) => Ok(key.hash()),
+        Picture::File(path, [height, width]) => {
+            let content = cache.hash(path).with_context(|| path.display().to_string());
+            let content = content.or_exit(Exit::Data)?;
+            Ok(blake3::hash(format!("{content} {height}x{width}").as_bytes()))
+        }
+    }
 }
 
 fn fingerprint(cache: &Cache, directory: &WeightFolder, parts: &[&str]) -> Result<blake3::Hash, Failure> {

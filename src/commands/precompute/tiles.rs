@@ -36,7 +36,8 @@ pub fn of_buckets<'b>(
     let spec = family.spec();
     let there = cache.has_parts(&spec.directory, &["vae"]).unwrap_or(false);
     let names = |bucket: &Bucket| {
-        let tiling = spec.tiling.filter(|tiling| tiling.splits(bucket.height, bucket.width));
+        let clip = [bucket.frames, bucket.height, bucket.width];
+        let tiling = spec.tiling.filter(|tiling| tiling.splits(clip));
         let Some(tiling) = tiling else {
             return Ok((*bucket, TileNames::whole(true)));
         };
@@ -44,7 +45,6 @@ pub fn of_buckets<'b>(
             VaeTiling::Always(false) => TileNames::whole(!tiling.unnamed),
             VaeTiling::Always(true) => TileNames::cut(&tiling),
             VaeTiling::AUTO => {
-                let clip = [bucket.frames, bucket.height, bucket.width];
                 let cost = there.then(|| family.vae_cost(Parts::Encoder, load, clip)).transpose();
                 TileNames::auto(&tiling, cost.or_exit(Exit::Model)?.map(|cost| cost.cuts))
             }

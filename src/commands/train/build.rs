@@ -21,6 +21,7 @@ use crate::optim::ema::Ema;
 use crate::rng::Rng;
 use crate::train::adapters::TrainedAdapters;
 use crate::train::checkpoint::{self, Checkpoints, Loaded, State};
+use crate::train::chosen::ChosenSettings;
 use crate::train::finish::FinalFiles;
 use crate::train::metrics::{LogTail, Metrics};
 use crate::train::micro_batch::MicroBatches;
@@ -36,12 +37,13 @@ use crate::train::validation::Validation;
 /// of the first micro-batch.
 const INIT: u64 = 0x5eed_1a0a;
 
-/// Loads the transformer and puts the run where it starts: at its first step, or at a checkpoint.
+/// Loads the transformer and puts the run where it starts: at its first step, or at a checkpoint. `chosen` are those of its
+/// settings that the run file left to the plan.
 ///
 /// # Errors
 /// Ranks that do not have the same settings and data; model files; a log that cannot be opened; a checkpoint of another run.
 pub fn run<'a>(
-    config: &'a RunConfig,
+    (config, chosen): (&'a RunConfig, ChosenSettings),
     family: &'a dyn Family,
     encoded: &'a Encoded,
     device: &Device,
@@ -53,7 +55,10 @@ pub fn run<'a>(
         encoded.fingerprint().to_string()
     ]);
     ranks::check_consistent(ranks, "settings and data", blake3::hash(run.to_string().as_bytes()))?;
-    let mut state = state(config, family, encoded, ranks).or_exit(Exit::Model)?;
+    let mut state = State {
+        chosen,
+        ..state(config, family, encoded, ranks).or_exit(Exit::Model)?
+    };
     let started = match &checkpoint {
         None => trainer(config, family, encoded, device, ranks),
         Some(_) => trainer(&resumed(config), family, encoded, device, ranks),
@@ -158,6 +163,7 @@ pub fn trainer<'a>(
             latents: config.precompute.latents,
             caption_dropout: train.caption_dropout,
             first_frame_conditioning_p: train.first_frame_conditioning_p,
+            guidance_embedding: train.guidance_embedding,
             seed: config.seed,
             device: device.clone(),
         },
@@ -202,12 +208,13 @@ fn state(
         run: config.hyperparameters(ranks.world_size()),
         fingerprints: ranks.broadcast_json(&fingerprints)?,
         samples: encoded.list(),
+        chosen: ChosenSettings::default(),
     })
 }
 
 /// Returns the form in few bits that the transformer's matrices have in this run.
 fn base_form(config: &RunConfig, family: &dyn Family) -> Option<String> {
-    let asked = config.model.quantization.map(|form| form.name().to_string());
+    let asked = config.model.quantization.form().map(|form| form.name().to_string());
     let transformer = family.spec().directory.part("transformer");
     asked.or_else(|| match transformer.file() {
         Some(file) => few_bits::form_of_file(&file.path),

@@ -3,10 +3,12 @@
 use candle_core::Device;
 use indicatif::BinaryBytes;
 
+use crate::commands::settled::place;
 use crate::commands::{Exit, Failure};
 use crate::config::RunConfig;
 use crate::data::Report;
-use crate::models::{Family, Sharding};
+use crate::models::Family;
+use crate::plan::denoising::Recorded;
 use crate::plan::refusal::TooLarge;
 use crate::plan::suggestions::suggestions;
 use crate::plan::timeline::Place;
@@ -22,24 +24,26 @@ pub struct Planned {
     pub peak_bytes: Option<u64>,
 }
 
-/// Plans a run, and logs it.
+/// Plans a run of so many ranks, some of whose passes are known, and logs it.
 ///
 /// # Errors
 /// Fails for a run that cannot fit, unless `train.on_too_little_memory` is `warn`.
-pub fn plan(config: &RunConfig, family: &dyn Family, report: &Report, device: &Device) -> Result<Planned, Failure> {
+pub fn plan(
+    config: &RunConfig,
+    family: &dyn Family,
+    report: &Report,
+    (device, ranks): (&Device, usize),
+    passes: &Recorded,
+) -> Result<Planned, Failure> {
     let nothing = Ok(Planned { peak_bytes: None });
-    if config.model.sharding == Sharding::Full {
-        return nothing; // a rank's part depends on the others
-    }
-    let place = match device.is_cpu() {
-        true => Place::Host {
-            threads: rayon::current_num_threads(),
-        },
-        false => Place::Gpu,
-    };
+    let place = place(device);
     let free = memory::free(device);
     let folder = family.spec().directory.clone();
-    let subject = Subject::new(config, folder, Some(family), Some(report), (place, free));
+    let subject = Subject::new(config, folder, Some(family), Some(report), (place, free)).with_ranks(ranks);
+    let subject = Subject {
+        recorded: passes.clone(),
+        ..subject
+    };
     let plan = match subject.plan(config) {
         Ok(plan) => plan,
         Err(error) => {

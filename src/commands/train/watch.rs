@@ -31,7 +31,11 @@ impl<'a> Watch<'a> {
     /// Begins to watch a run that is about to start, and is planned to take so many bytes.
     pub fn start(run: &Run, interrupt: &'a Interrupt, planned: Option<u64>) -> Self {
         let total_steps = run.schedule.total_steps;
-        let page = || LivePage::start(&run.validation.validator, total_steps);
+        let page = || {
+            let page = LivePage::start(&run.validation.validator, total_steps);
+            page.note_chosen(&run.state.chosen.changed());
+            page
+        };
         Self {
             interrupt,
             total_steps,
@@ -47,7 +51,7 @@ impl<'a> Watch<'a> {
 
     /// Writes the last page, with all pictures where the run is complete.
     pub fn finish(self, complete: bool) {
-        if let Some(mut page) = self.page {
+        if let Some(page) = self.page {
             if let Memory {
                 planned: Some(planned),
                 measured: Some(measured),

@@ -8,7 +8,7 @@ use blake3::{Hash, Hasher};
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
-use super::{Cache, Key, RecordSchema};
+use super::{Cache, Key, Picture, RecordSchema, TextId};
 use crate::data::Bucket;
 use crate::diffusion::posterior::Posterior;
 
@@ -20,7 +20,9 @@ pub struct Encoded {
     /// Samples in the survey's order, without those left out.
     pub samples: Vec<Encoding>,
     /// Records of all captions and prompts, including the empty one.
-    pub texts: HashMap<String, Key>,
+    pub texts: HashMap<TextId, Key>,
+    /// True if captions were encoded with the first frames of their clips.
+    pub sees_pictures: bool,
     /// Schema of every caption's record.
     pub text_form: RecordSchema,
 }
@@ -88,26 +90,34 @@ impl Encoded {
 
     /// Reads the caption of a sample, as [`text`](Self::text).
     pub fn caption(&self, sample: usize) -> anyhow::Result<Vec<Tensor>> {
-        self.text(&self.sample(sample)?.caption)
+        self.text(&self.caption_id(self.sample(sample)?))
     }
 
     /// Reads the empty caption, as [`text`](Self::text).
     pub fn empty_caption(&self) -> anyhow::Result<Vec<Tensor>> {
-        self.text("")
+        self.text(&"".into())
+    }
+
+    /// Returns the text that a sample is trained with.
+    pub fn caption_id(&self, sample: &Encoding) -> TextId {
+        TextId {
+            text: sample.caption.clone(),
+            picture: self.sees_pictures.then_some(Picture::FirstFrame(sample.key)),
+        }
     }
 
     /// Reads an encoded caption or prompt, on the CPU: its embedding (L, D), and its mask (L) if there is one.
     ///
     /// # Errors
     /// Fails for a text that was not encoded, and for a record that was removed or damaged since the run started.
-    pub fn text(&self, text: &str) -> anyhow::Result<Vec<Tensor>> {
+    pub fn text(&self, text: &TextId) -> anyhow::Result<Vec<Tensor>> {
         let key = self.texts.get(text);
-        let key = key.with_context(|| format!("the prompt {text:?} was not encoded before"))?;
+        let key = key.with_context(|| format!("the prompt {:?} was not encoded before", text.text))?;
         self.cache.read(key, &self.text_form)
     }
 
     /// Returns the path of a text's record.
-    pub fn text_path(&self, text: &str) -> Option<PathBuf> {
+    pub fn text_path(&self, text: &TextId) -> Option<PathBuf> {
         Some(self.cache.path(self.texts.get(text)?))
     }
 
@@ -120,7 +130,7 @@ impl Encoded {
     pub fn fingerprint(&self) -> Hash {
         let mut hasher = Hasher::new();
         for sample in &self.samples {
-            let caption = self.texts.get(&sample.caption);
+            let caption = self.texts.get(&self.caption_id(sample));
             for key in [Some(&sample.key), caption].into_iter().flatten() {
                 hasher.update(key.hash().as_bytes());
             }
@@ -136,7 +146,7 @@ impl Encoded {
         let listed = |sample: &Encoding| SampleListing {
             video: sample.video.display().to_string(),
             clip: short(&sample.key),
-            caption: self.texts.get(&sample.caption).map(short).unwrap_or_default(),
+            caption: self.texts.get(&self.caption_id(sample)).map(short).unwrap_or_default(),
             repeats: sample.repeats,
         };
         self.samples.iter().map(listed).collect()

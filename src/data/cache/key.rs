@@ -86,8 +86,8 @@ impl Key {
         Self::of(Kind::Clip, &recipe)
     }
 
-    /// Key of a caption's record.
-    pub fn caption(text: &str, coder: &TextEncoderId) -> Self {
+    /// Key of a caption's record; `picture` is a hash of the picture that the encoder sees with it, if any.
+    pub fn caption(text: &str, picture: Option<Hash>, coder: &TextEncoderId) -> Self {
         let mut recipe = json!({
             "format": FORMAT,
             "caption": text,
@@ -98,6 +98,9 @@ impl Key {
         // Keys of encoders that stay as they are have not changed.
         if let Some(form) = coder.quantization {
             recipe["quantization"] = form.name().into();
+        }
+        if let Some(picture) = picture {
+            recipe["picture"] = picture.to_string().into();
         }
         Self::of(Kind::Caption, &recipe)
     }

@@ -145,13 +145,17 @@ impl Scheduler {
         })
     }
 
-    /// Starts at the end of a run of `num_steps`, from a sample with the noise of its first timestep: video-to-video.
+    /// Starts a run over these sigmas, one for each step.
     ///
     /// # Errors
-    /// Same as `start`; also for a strength outside of 0..=1 or too small for a single step.
-    pub fn start_from(&self, num_steps: usize, strength: f64, seq_len: Option<usize>) -> anyhow::Result<Run<'_>> {
-        let run = self.start(num_steps, seq_len)?;
-        Ok(run.skip(spacing::skipped(num_steps, strength)?))
+    /// Fails for sigmas that do not descend within 1 and 0, and for a scheduler that spaces its steps itself.
+    pub fn start_with(&self, given: &[f64], seq_len: Option<usize>) -> anyhow::Result<Run<'_>> {
+        match self {
+            Self::FlowMatchEuler(config) => Ok(Run::euler(config, sigmas::given(config, given, seq_len)?)),
+            Self::Ddim(_) | Self::Dpm(_) | Self::UniPc(_) => {
+                bail!("sigmas are for FlowMatchEulerDiscreteScheduler alone; leave them out")
+            }
+        }
     }
 
     /// Returns the network's input for `sample`: for these schedulers the sample itself.

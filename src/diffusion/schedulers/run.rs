@@ -8,7 +8,7 @@ use super::config::{flow_match_euler, unipc};
 use super::dpm::Before;
 use super::sigmas::Sigmas;
 use super::unipc::History;
-use super::{Process, Step, Stepped, ddim, dpm, euler};
+use super::{Process, Step, Stepped, ddim, dpm, euler, spacing};
 
 /// A run from noise to a sample.
 #[derive(Debug, Clone)]
@@ -57,10 +57,14 @@ impl<'s> Run<'s> {
         }
     }
 
-    /// Skips the first steps.
-    pub(super) fn skip(mut self, steps: usize) -> Self {
+    /// Skips the first steps, so that a change of this strength is left: for video to video.
+    ///
+    /// # Errors
+    /// Fails for a strength outside of 0..=1, and for one too small for a single step.
+    pub fn skip_by(mut self, strength: f64) -> anyhow::Result<Self> {
+        let steps = spacing::skipped(self.timesteps.len(), strength)?;
         (self.skipped, self.at) = (steps, steps);
-        self
+        Ok(self)
     }
 
     /// Returns all timesteps of this run, in order: integers except for `FlowMatchEulerDiscreteScheduler`.

@@ -41,7 +41,6 @@ fn double(x: f64) -> f64 {
 /// # Errors
 /// Fails for no steps or too many, a dynamic shift without a length, and settings under which sigmas do not descend.
 pub fn euler(config: &flow_match_euler::Config, num_steps: usize, seq_len: Option<usize>) -> anyhow::Result<Sigmas> {
-    let num_train = config.num_train_timesteps as f64;
     check_count(num_steps, config.num_train_timesteps)?;
     let (even, round): (Vec<f64>, Round) = match seq_len {
         Some(_) => {
@@ -50,9 +49,35 @@ pub fn euler(config: &flow_match_euler::Config, num_steps: usize, seq_len: Optio
         }
         None => (trained(config, num_steps), double),
     };
+    finished(config, &even, round, seq_len)
+}
+
+/// Same for sigmas that a request gives, from noise to sample; they are shifted like all others.
+///
+/// # Errors
+/// Fails for no sigmas, and for sigmas that do not descend within 1 and 0.
+pub fn given(config: &flow_match_euler::Config, sigmas: &[f64], seq_len: Option<usize>) -> anyhow::Result<Sigmas> {
+    ensure!(
+        !sigmas.is_empty()
+            && sigmas.iter().all(|sigma| *sigma > 0.0 && *sigma <= 1.0)
+            && sigmas.windows(2).all(|pair| pair[0] > pair[1]),
+        "sigmas must descend from 1 (noise) at most to above 0, such as 1, 0.6, 0.3; got {sigmas:?}"
+    );
+    let sigmas: Vec<f64> = sigmas.iter().copied().map(single).collect();
+    finished(config, &sigmas, single, seq_len)
+}
+
+/// Shifts sigmas, and adds the last one and the timesteps.
+fn finished(
+    config: &flow_match_euler::Config,
+    even: &[f64],
+    round: Round,
+    seq_len: Option<usize>,
+) -> anyhow::Result<Sigmas> {
+    let (num_train, num_steps) = (config.num_train_timesteps as f64, even.len());
     let mut sigmas = match (config.use_dynamic_shifting, seq_len) {
-        (false, _) => shifted(&even, config.shift, round),
-        (true, Some(length)) => time_shifted(&even, config.mu(length), config.time_shift_type, round),
+        (false, _) => shifted(even, config.shift, round),
+        (true, Some(length)) => time_shifted(even, config.mu(length), config.time_shift_type, round),
         (true, None) => {
             bail!("use_dynamic_shifting: needs the length of the sequence, which this pipeline does not pass")
         }

@@ -128,7 +128,7 @@ impl Migration<'_> {
             Some(value) if value.as_float().is_some() || value.as_integer().is_some() => {
                 set.set(
                     "fps",
-                    self.fps,
+                    self.fps(),
                     &format!("source_fps {value}, brought to the model's rate"),
                 );
             }

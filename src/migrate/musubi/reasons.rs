@@ -13,7 +13,8 @@ pub const REASONS: &[(&str, &str)] = &[
     (
         "fp8_base fp8_scaled fp8_t5 fp8_llm fp8_text_encoder dit_dtype vae_dtype text_encoder_dtype \
          mixed_precision full_bf16 full_fp16",
-        "frozen weights are kept in model.dtype, bf16 or f32, and adapters are trained in f32",
+        "frozen weights are kept in model.dtype, bf16 or f32, or in few bits by model.quantization (fp8 among others) and \
+         model.text_encoder_quantization; adapters are trained in f32",
     ),
     (
         "sdpa flash_attn flash3 sage_attn xformers split_attn compile compile_backend compile_mode \
@@ -23,7 +24,7 @@ pub const REASONS: &[(&str, &str)] = &[
     ),
     (
         "blocks_to_swap img_in_txt_in_offloading use_pinned_memory_for_block_swap offload_inactive_dit",
-        "vtrain keeps the transformer where it trains; train.activation_policy decides what a step keeps",
+        "model.offload: group streams blocks from main memory; train.activation_policy decides what a step keeps",
     ),
     (
         "vae_cache_cpu vae_chunk_size",
@@ -83,6 +84,7 @@ pub const REASONS: &[(&str, &str)] = &[
         "is about several processes; vtrain is one",
     ),
     ("guidance_scale", "is for models with guidance built in"),
+    ("dit_in_channels", "is what the checkpoint's config says"),
     ("one_frame force_v2_1_time_embedding", "vtrain has no such variant"),
     (
         "lr_decay_steps lr_scheduler_timescale lr_scheduler_min_lr_ratio",

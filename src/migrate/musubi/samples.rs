@@ -3,6 +3,7 @@
 use super::super::document::Block;
 use super::Migration;
 use super::dataset::whole;
+use crate::models::FamilyName;
 
 impl Migration<'_> {
     pub(super) fn samples(&mut self) {
@@ -37,7 +38,8 @@ impl Migration<'_> {
         prompt.set("height", 256, "");
         prompt.set("width", 256, "");
         prompt.set("steps", 20, "");
-        prompt.set("guidance_scale", 5.0, "");
+        let embedded = self.family == FamilyName::HunyuanVideo; // two scales: one embedded, one of two predictions
+        prompt.set("guidance_scale", if embedded { 6.0 } else { 5.0 }, "");
         for part in parts {
             let (name, value) = part.split_once(char::is_whitespace).unwrap_or((part, ""));
             let value = value.trim();
@@ -47,6 +49,8 @@ impl Migration<'_> {
                 "f" => "num_frames",
                 "d" => "seed",
                 "s" => "steps",
+                "l" if embedded => "true_cfg_scale",
+                "g" if embedded => "guidance_scale",
                 "l" => "guidance_scale",
                 "n" => {
                     prompt.set("negative_prompt", value, "");
@@ -64,11 +68,9 @@ impl Migration<'_> {
                     continue;
                 }
             };
-            let whole = value.parse::<u64>().ok().filter(|_| key != "guidance_scale");
-            let number = value
-                .parse::<f64>()
-                .ok()
-                .filter(|n| n.is_finite() && key == "guidance_scale");
+            let is_scale = key.ends_with("_scale");
+            let whole = value.parse::<u64>().ok().filter(|_| !is_scale);
+            let number = value.parse::<f64>().ok().filter(|n| n.is_finite() && is_scale);
             match (whole, number) {
                 (Some(value), _) if value > 0 || key == "seed" => {
                     let made = match key {

@@ -28,6 +28,7 @@ pub const NAMES: Names = Names {
         same("norm_out.linear"),
         same("proj_out"),
     ],
+    fused: &[],
     others: &[
         ("transformer_blocks.{}.attn1.norm_q", "blocks.{}.norm_q"),
         ("transformer_blocks.{}.attn1.norm_k", "blocks.{}.norm_k"),
@@ -37,4 +38,6 @@ pub const NAMES: Names = Names {
         same("norm_out.norm"),
     ],
     tables: &[same("patch_embed.pos_embedding")],
+    comfyui: &[],
+    apart: &[],
 };

@@ -34,6 +34,7 @@ pub const NAMES: Names = Names {
         same("caption_projection.linear_2"),
         same("proj_out"),
     ],
+    fused: &[],
     others: &[
         (
             "transformer_blocks.{}.attn1.norm_q",
@@ -56,4 +57,6 @@ pub const NAMES: Names = Names {
         same("transformer_blocks.{}.scale_shift_table"),
         same("scale_shift_table"),
     ],
+    comfyui: &[],
+    apart: &[],
 };

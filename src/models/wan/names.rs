@@ -31,6 +31,7 @@ pub const NAMES: Names = Names {
         ("condition_embedder.image_embedder.ff.net.2", "img_emb.proj.3"),
         ("proj_out", "head.head"),
     ],
+    fused: &[],
     others: &[
         same("patch_embedding"),
         ("blocks.{}.norm2", "blocks.{}.norm3"),
@@ -47,4 +48,6 @@ pub const NAMES: Names = Names {
         ("scale_shift_table", "head.modulation"),
         ("condition_embedder.image_embedder.pos_embed", "img_emb.emb_pos"),
     ],
+    comfyui: &[],
+    apart: &[],
 };

@@ -2,12 +2,13 @@
 //!
 //! The kernel's frames are stacked in the channels, with a channel of ones whose weight is the bias: so `conv2d`
 //! computes the whole sum, in f32 for any storage type, and rounds once. Such a stack is kt times as large as the clip,
-//! and is built for a few frames at a time.
+//! and is built for a few frames at a time. The operations before it pass a few frames at a time, too, so that a long clip
+//! takes little more than its input and its output.
 
 use candle_core::{DType, Result, Tensor, bail};
 
 use super::frames;
-use super::{Conv3d, Input, Resample, TemporalPadding};
+use super::{Border, Conv3d, Input, Resample, TemporalPadding};
 
 /// Channels of ones and zeros after the others, filling 16 bytes of bf16, which suits tensor cores.
 const ONES: usize = 8;
@@ -37,38 +38,77 @@ fn conv2d(x: &Tensor, weight: &Tensor, stride: usize) -> Result<Tensor> {
 }
 
 impl Conv3d {
-    pub(super) fn forward_by_candle(&self, input: &Input, weight: &Tensor) -> Result<(Tensor, Option<Tensor>)> {
-        let x = frames::prepared(input)?; // (B, F, H, W, C)
-        let reach = self.geometry.kernel[0] - 1;
-        let x = match (reach, input.past) {
-            (0, _) => x,
-            (_, TemporalPadding::Frames(past)) => Tensor::cat(&[past, &x], 1)?,
-            (_, TemporalPadding::Zeros) => x.pad_with_zeros(1, reach, 0)?,
-            (_, TemporalPadding::Centred) => x.pad_with_same(1, reach / 2, reach / 2)?,
-            (_, TemporalPadding::First) => Tensor::cat(&[&x.narrow(1, 0, 1)?.repeat((1, reach, 1, 1, 1))?, &x], 1)?,
+    /// Computes some frames at a time, and adds them to `onto` in its memory, if given.
+    pub(super) fn forward_by_candle(
+        &self,
+        input: &Input,
+        weight: &Tensor,
+        onto: Option<Tensor>,
+    ) -> Result<(Tensor, Option<Tensor>)> {
+        let (batch, frames, height, width, _) = input.x.dims5()?;
+        let seen = input.resample.seen([frames, height, width]);
+        let (rows, columns) = self.geometry.output(seen[1], seen[2]);
+        let (reach, stride, computed) = (self.reach(), self.frame_stride, seen[0].div_ceil(self.frame_stride));
+        let together = self.frames_together(seen);
+        let adds = onto.is_some();
+        let (mut out, mut past) = (onto, None);
+        for first in (0..computed).step_by(together) {
+            let count = together.min(computed - first);
+            let end = match first + count == computed {
+                true => seen[0] + reach,
+                false => (first + count - 1) * stride + reach + 1,
+            };
+            let x = frames::padded(input, first * stride..end, reach)?; // (B, n, H, W, C)
+            let y = self.of_frames(&x, weight)?; // (B, count, H', W', O)
+            if first + count == computed && reach > 0 && !matches!(input.past, TemporalPadding::Centred) {
+                past = Some(x.narrow(1, x.dim(1)? - reach, reach)?.contiguous()?);
+            }
+            drop(x);
+            let all = match out.take() {
+                Some(all) => all,
+                None if count == computed => {
+                    out = Some(y);
+                    break;
+                }
+                None => Tensor::zeros((batch, computed, rows, columns, self.outputs), y.dtype(), y.device())?,
+            };
+            let y = if adds { (all.narrow(1, first, count)? + y)? } else { y };
+            all.slice_set(&y, 1, first)?;
+            out = Some(all);
+        }
+        let Some(y) = out else {
+            bail!("a convolution of no frames");
         };
-        let (batch, frames, _, _, _) = x.dims5()?;
-        let past = (reach > 0 && !matches!(input.past, TemporalPadding::Centred))
-            .then(|| x.narrow(1, frames - reach, reach)?.contiguous())
-            .transpose()?;
-        let samples = (0..batch).map(|sample| self.of_sample(&x.get(sample)?, weight));
-        let y = Tensor::stack(&samples.collect::<Result<Vec<_>>>()?, 0)?; // (B, F', O, H', W')
-        let y = y.permute((0, 1, 3, 4, 2))?;
         let y = match input.resample {
             Resample::DoubleSizeAndFrames => frames::repeat_frames(&y)?,
-            _ => y.contiguous()?,
+            _ => y,
         };
         Ok((y, past))
+    }
+
+    /// Returns the number of frames of the result that are computed together without kernels of our own, where the input has
+    /// these frames, rows and columns after its change of size.
+    pub fn frames_together(&self, [frames, height, width]: [usize; 3]) -> usize {
+        let of_frame = height * width * self.channels.max(self.outputs);
+        (self.most_together / of_frame.max(1)).clamp(1, frames.max(1))
+    }
+
+    /// Convolves frames (B, F, H, W, C), including the past -> (B, F', H', W', O)
+    fn of_frames(&self, x: &Tensor, weight: &Tensor) -> Result<Tensor> {
+        let samples = (0..x.dim(0)?).map(|sample| self.of_sample(&x.get(sample)?, weight));
+        let y = Tensor::stack(&samples.collect::<Result<Vec<_>>>()?, 0)?; // (B, F', O, H', W')
+        y.permute((0, 1, 3, 4, 2))?.contiguous()
     }
 
     /// Convolves a sample (F, H, W, C), including the past -> (F', O, H', W')
     fn of_sample(&self, x: &Tensor, weight: &Tensor) -> Result<Tensor> {
         let [rows, columns] = [self.geometry.pad_rows, self.geometry.pad_columns];
-        let x = x
-            .permute((0, 3, 1, 2))?
-            .contiguous()?
-            .pad_with_zeros(2, rows[0], rows[1])?
-            .pad_with_zeros(3, columns[0], columns[1])?; // (F, C, H, W)
+        let pad = |x: &Tensor, dim, [before, after]: [usize; 2]| match self.geometry.border {
+            Border::Zeros => x.pad_with_zeros(dim, before, after),
+            Border::Edge => x.pad_with_same(dim, before, after),
+        };
+        let x = pad(&x.permute((0, 3, 1, 2))?.contiguous()?, 2, rows)?;
+        let x = pad(&x, 3, columns)?; // (F, C, H, W)
         let (frames, channels, height, width) = x.dims4()?;
         let (kt, stride) = (self.geometry.kernel[0], self.frame_stride);
         let computed = (frames + 1 - kt).div_ceil(stride);

@@ -7,6 +7,8 @@
 //!
 //! Letters: F frames, H rows, W columns, C input channels, O output channels.
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 
 use super::simd::{Line, Row, Run, multiply_add};
@@ -20,17 +22,28 @@ const BLOCK_PIXELS: usize = 192;
 /// Small frames are combined until there are about this many pixels to divide among threads.
 const STEP_PIXELS: usize = 2048;
 
-/// Kernel, stride and zero padding.
+/// Values of the padding around a frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Border {
+    /// Zeros.
+    Zeros,
+    /// Those of the nearest pixel.
+    Edge,
+}
+
+/// Kernel, stride and padding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Geometry {
     /// Frames, rows, columns.
     pub kernel: [usize; 3],
     /// Stride of rows and columns; frames have none.
     pub stride: usize,
-    /// Rows of zeros above and below, columns of zeros left and right.
+    /// Padding rows above and below.
     pub pad_rows: [usize; 2],
-    /// Zero columns before and after each row.
+    /// Padding columns on the left and on the right.
     pub pad_columns: [usize; 2],
+    /// Values of these rows and columns.
+    pub border: Border,
 }
 
 impl Geometry {
@@ -40,6 +53,7 @@ impl Geometry {
         stride: 1,
         pad_rows: [1, 1],
         pad_columns: [1, 1],
+        border: Border::Zeros,
     };
 
     /// 1x1x1.
@@ -48,6 +62,7 @@ impl Geometry {
         stride: 1,
         pad_rows: [0, 0],
         pad_columns: [0, 0],
+        border: Border::Zeros,
     };
 
     /// 3x3 of one frame that halves its rows and columns, with zeros below and on the right.
@@ -56,6 +71,7 @@ impl Geometry {
         stride: 2,
         pad_rows: [0, 1],
         pad_columns: [0, 1],
+        border: Border::Zeros,
     };
 
     /// 3x3 of one frame with a border of zeros.
@@ -145,6 +161,11 @@ impl Direct {
     /// Sets the stride over frames, at least 1.
     pub fn set_frame_stride(&mut self, stride: usize) {
         self.frame_stride = stride;
+    }
+
+    /// Sets the values of the padding.
+    pub fn set_border(&mut self, border: Border) {
+        self.geometry.border = border;
     }
 
     pub fn geometry(&self) -> Geometry {
@@ -252,7 +273,7 @@ impl Direct {
     }
 
     /// Computes the last panel, if it has more lanes than output channels are left.
-    fn multiply_add_edge(&self, row: &Row, out: &mut [f32], lanes: std::ops::Range<usize>, edge: &mut [f32]) {
+    fn multiply_add_edge(&self, row: &Row, out: &mut [f32], lanes: Range<usize>, edge: &mut [f32]) {
         for (edge, out) in edge.chunks_exact_mut(self.width).zip(out.chunks_exact(self.outputs)) {
             edge[..lanes.len()].copy_from_slice(&out[lanes.clone()]);
         }
@@ -314,12 +335,16 @@ struct Ring {
     channels: usize,
     row_len: usize,
     slot_len: usize,
+    border: Border,
 }
 
 impl Ring {
     fn new(conv: &Direct, [height, width]: [usize; 2], slots: usize, blank: usize) -> Self {
         let Geometry {
-            pad_rows, pad_columns, ..
+            pad_rows,
+            pad_columns,
+            border,
+            ..
         } = conv.geometry;
         let row_len = (pad_columns[0] + width + pad_columns[1]) * conv.channels;
         let slot_len = (pad_rows[0] + height + pad_rows[1]) * row_len;
@@ -334,6 +359,7 @@ impl Ring {
             channels: conv.channels,
             row_len,
             slot_len,
+            border,
         }
     }
 
@@ -343,12 +369,22 @@ impl Ring {
     }
 
     fn fill(&mut self, frame: usize, input: &dyn Frames) {
-        let begin = self.at(frame, self.top);
+        let begin = self.at(frame, 0);
+        let rows = self.top * self.row_len..(self.top + self.height) * self.row_len;
         let inside = self.left * self.channels..(self.left + self.width) * self.channels;
-        self.values[begin..begin + self.height * self.row_len]
+        let slot = &mut self.values[begin..begin + self.slot_len];
+        slot[rows.clone()]
             .par_chunks_mut(self.row_len)
             .enumerate()
-            .for_each(|(row, values)| input.row(frame, row, &mut values[inside.clone()]));
+            .for_each(|(row, values)| {
+                input.row(frame, row, &mut values[inside.clone()]);
+                if self.border == Border::Edge {
+                    repeat_ends(values, inside.clone(), self.channels);
+                }
+            });
+        if self.border == Border::Edge {
+            repeat_ends(slot, rows, self.row_len);
+        }
     }
 
     /// Returns the last `count` of `frames` frames, without their padding.
@@ -361,5 +397,15 @@ impl Ring {
             }
         }
         values
+    }
+}
+
+/// Fills what lies before and after `inside` with its first and its last `len` values.
+fn repeat_ends(values: &mut [f32], inside: Range<usize>, len: usize) {
+    for start in (0..inside.start).step_by(len) {
+        values.copy_within(inside.start..inside.start + len, start);
+    }
+    for start in (inside.end..values.len()).step_by(len) {
+        values.copy_within(inside.end - len..inside.end, start);
     }
 }

@@ -1,12 +1,14 @@
 //! Input of a convolution with its preceding operations: earlier frames, `silu(x * scale + shift)`, a new size.
 //!
-//! `FrameSource` computes rows one by one on the CPU; `prepared` computes the whole clip, for other devices.
+//! `FrameSource` computes rows one by one on the CPU; `padded` computes some frames, for other devices.
+
+use std::ops::Range;
 
 use candle_core::{Result, Tensor};
 
 use super::direct::Frames;
 use super::simd::{scale_shift_silu, square_sum};
-use super::{Input, Resample, doubled};
+use super::{Input, Resample, TemporalPadding, doubled};
 use crate::ops::modulate::{self, modulated_silu, table_frame};
 use crate::ops::simd::Isa;
 
@@ -32,15 +34,6 @@ pub struct FrameSource<'a> {
 }
 
 impl FrameSource<'_> {
-    /// Returns the size that the convolution sees.
-    pub fn resampled([frames, height, width]: [usize; 3], resample: Resample) -> [usize; 3] {
-        match resample {
-            Resample::None => [frames, height, width],
-            Resample::HalveFrames => [frames.div_ceil(2), height, width],
-            Resample::DoubleSize | Resample::DoubleSizeAndFrames => [frames, 2 * height, 2 * width],
-        }
-    }
-
     /// Returns one row of x as passed in.
     fn given(&self, frame: usize, row: usize) -> &[f32] {
         let len = self.size[2] * self.channels;
@@ -80,7 +73,7 @@ impl FrameSource<'_> {
 
 impl Frames for FrameSource<'_> {
     fn size(&self) -> [usize; 3] {
-        let [frames, height, width] = Self::resampled(self.size, self.resample);
+        let [frames, height, width] = self.resample.seen(self.size);
         [self.reach + frames, height, width]
     }
 
@@ -110,7 +103,11 @@ impl Frames for FrameSource<'_> {
                         .for_each(|(into, (a, b))| *into = (a + b) * 0.5);
                 }
             },
-            Resample::DoubleSize | Resample::DoubleSizeAndFrames => {
+            Resample::DoubleSize | Resample::DoubleSizeAndFrames | Resample::DoubleSizeAndLaterFrames => {
+                let frame = match self.resample {
+                    Resample::DoubleSizeAndLaterFrames => frame.div_ceil(2),
+                    _ => frame,
+                };
                 let pixels = self.given(frame, row / 2).chunks_exact(self.channels);
                 for (two, pixel) in into.chunks_exact_mut(2 * self.channels).zip(pixels) {
                     two[..self.channels].copy_from_slice(pixel);
@@ -159,31 +156,59 @@ pub fn repeat_frames(x: &Tensor) -> Result<Tensor> {
     select(x, 1, (0..doubled(frames)).map(|frame| repeated(frame, frames)))
 }
 
-/// Returns the input after all operations, without the past.
-pub fn prepared(input: &Input) -> Result<Tensor> {
-    let x = match input.modulation {
-        Some(modulation) => {
-            let modulation = modulate::Modulation {
-                scale: &modulation.scale,
-                shift: &modulation.shift,
-                rms_eps: modulation.rms_eps,
-            };
-            modulated_silu(input.x, modulation)?
-        }
-        None => input.x.clone(),
+/// Returns some frames of the input after all operations, where the first `reach` are those before the clip (or at its
+/// ends, if the padding is centred).
+pub fn padded(input: &Input, range: Range<usize>, reach: usize) -> Result<Tensor> {
+    let (_, frames, height, width, _) = input.x.dims5()?;
+    let [frames, ..] = input.resample.seen([frames, height, width]);
+    let before = match input.past {
+        TemporalPadding::Centred => reach / 2,
+        _ => reach,
     };
-    let (_, frames, height, width, _) = x.dims5()?;
+    let missing = before.saturating_sub(range.start);
+    let (start, end) = (range.start.saturating_sub(before), range.end.saturating_sub(before));
+    let x = prepared(input, start..end.min(frames))?;
+    match input.past {
+        _ if reach == 0 => Ok(x),
+        TemporalPadding::Frames(past) if missing > 0 => Tensor::cat(&[&past.narrow(1, range.start, missing)?, &x], 1),
+        TemporalPadding::Zeros => x.pad_with_zeros(1, missing, 0),
+        _ => x.pad_with_same(1, missing, end.saturating_sub(frames)),
+    }
+}
+
+/// Returns some frames of the input after all operations, without the past.
+fn prepared(input: &Input, range: Range<usize>) -> Result<Tensor> {
+    let frames = input.x.dim(1)?;
+    let given = |range: Range<usize>| input.x.narrow(1, range.start, range.len())?.contiguous();
+    let doubled_size = |x: Tensor| {
+        let (_, _, height, width, _) = x.dims5()?;
+        let rows = select(&x, 2, (0..2 * height).map(|row| row / 2))?;
+        select(&rows, 3, (0..2 * width).map(|column| column / 2))
+    };
     match input.resample {
-        Resample::None => Ok(x),
+        Resample::None => match input.modulation {
+            None => given(range),
+            Some(modulation) => {
+                let of_range = |table: &Tensor| match table.dim(1)? {
+                    1 => Ok(table.clone()),
+                    _ if range.len() == frames => Ok(table.clone()),
+                    count => select(table, 1, range.clone().map(|frame| table_frame(frame, frames, count))),
+                };
+                let modulation = modulate::Modulation {
+                    scale: &of_range(&modulation.scale)?,
+                    shift: &of_range(&modulation.shift)?,
+                    rms_eps: modulation.rms_eps,
+                };
+                modulated_silu(&given(range.clone())?, modulation)
+            }
+        },
         Resample::HalveFrames => {
-            let pairs: Vec<_> = (0..frames.div_ceil(2)).map(|frame| pair(frame, frames)).collect();
-            let first = select(&x, 1, pairs.iter().map(|(a, _)| *a))?;
-            let second = select(&x, 1, pairs.iter().map(|(a, b)| b.unwrap_or(*a)))?;
+            let pairs: Vec<_> = range.map(|frame| pair(frame, frames)).collect();
+            let first = select(input.x, 1, pairs.iter().map(|(a, _)| *a))?;
+            let second = select(input.x, 1, pairs.iter().map(|(a, b)| b.unwrap_or(*a)))?;
             (first + second)? * 0.5
         }
-        Resample::DoubleSize | Resample::DoubleSizeAndFrames => {
-            let rows = select(&x, 2, (0..2 * height).map(|row| row / 2))?;
-            select(&rows, 3, (0..2 * width).map(|column| column / 2))
-        }
+        Resample::DoubleSize | Resample::DoubleSizeAndFrames => doubled_size(given(range)?),
+        Resample::DoubleSizeAndLaterFrames => doubled_size(select(input.x, 1, range.map(|frame| frame.div_ceil(2)))?),
     }
 }

@@ -85,4 +85,18 @@ pub enum Resample {
     /// Every row, column and frame twice, except an odd first frame. Only before a kernel of one frame: the repeated
     /// frames are repeated results.
     DoubleSizeAndFrames,
+    /// Every row and column twice, and every frame but the first, of a clip that comes whole.
+    DoubleSizeAndLaterFrames,
+}
+
+impl Resample {
+    /// Returns the frames, rows and columns that the convolution sees.
+    pub fn seen(self, [frames, height, width]: [usize; 3]) -> [usize; 3] {
+        match self {
+            Self::None => [frames, height, width],
+            Self::HalveFrames => [frames.div_ceil(2), height, width],
+            Self::DoubleSize | Self::DoubleSizeAndFrames => [frames, 2 * height, 2 * width],
+            Self::DoubleSizeAndLaterFrames => [(2 * frames).saturating_sub(1), 2 * height, 2 * width],
+        }
+    }
 }

@@ -6,6 +6,7 @@
 use candle_core::{DType, Result, Tensor};
 use rayon::prelude::*;
 
+use super::by_candle::STACK;
 use super::simd::moments;
 use super::values;
 use crate::ops::simd::Isa;
@@ -20,7 +21,8 @@ pub fn group_moments(x: &Tensor, groups: usize) -> Result<(Tensor, Tensor)> {
         candle_core::bail!("{channels} channels do not fall into {groups} groups");
     }
     if !x.device().is_cpu() || x.dtype() != DType::F32 {
-        return by_candle(x, groups);
+        let of_frame = x.elem_count() / x.dim(1)?.max(1);
+        return moments_by_candle(x, groups, STACK / of_frame.max(1));
     }
     let values = values(x)?;
     let (mut means, mut variances) = (Vec::new(), Vec::new());
@@ -78,7 +80,31 @@ fn of_sample(x: &[f32], channels: usize, groups: usize) -> Vec<[f64; 2]> {
         .collect()
 }
 
-fn by_candle(x: &Tensor, groups: usize) -> Result<(Tensor, Tensor)> {
+/// Reference with candle's operations only, on any device, for some frames at a time: the moments of the whole are means
+/// of theirs, and of the squared distances of their means.
+pub fn moments_by_candle(x: &Tensor, groups: usize, together: usize) -> Result<(Tensor, Tensor)> {
+    let frames = x.dim(1)?;
+    let parts = (0..frames).step_by(together.max(1)).map(|first| {
+        let count = together.max(1).min(frames - first);
+        let (mean, variance) = of_frames(&x.narrow(1, first, count)?, groups)?;
+        Ok((count as f64 / frames as f64, mean, variance))
+    });
+    let parts = parts.collect::<Result<Vec<_>>>()?;
+    if let [(_, mean, variance)] = &parts[..] {
+        return Ok((mean.clone(), variance.clone()));
+    }
+    let zeros = Tensor::zeros((x.dim(0)?, groups), DType::F32, x.device())?;
+    let mean = parts
+        .iter()
+        .try_fold(zeros.clone(), |sum, (share, mean, _)| sum + (mean * *share)?)?;
+    let variance = parts.iter().try_fold(zeros, |sum, (share, part, variance)| {
+        sum + ((variance + (part - &mean)?.sqr()?)? * *share)?
+    })?;
+    Ok((mean, variance))
+}
+
+/// Returns the moments of some frames (B, F, H, W, C): both (B, G).
+fn of_frames(x: &Tensor, groups: usize) -> Result<(Tensor, Tensor)> {
     let (batch, frames, height, width, channels) = x.dims5()?;
     let positions = frames * height * width;
     let x = x

@@ -15,6 +15,9 @@ use crate::ops::stored::StoredMatrix;
 /// Name of no form at all.
 const NONE: &str = "none";
 
+/// Name of the form that the plan chooses.
+const AUTO: &str = "auto";
+
 /// Forms by their names in run files, after [`NONE`].
 const NAMES: [(&str, Quantization); 15] = [
     ("fp8", Quantization::Fp8),
@@ -114,44 +117,66 @@ impl Serialize for Quantization {
     }
 }
 
-/// A form, or none, as a key of a run file: `none` or a form's name.
-pub mod or_none {
-    use super::*;
+/// Form of a part's matrices as a key of a run file: `auto`, `none` or a form's name.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum QuantizationSetting {
+    /// Chosen by the plan: none, where the run fits so. No form until then.
+    Auto,
+    /// As the checkpoint has them.
+    #[default]
+    None,
+    /// This form.
+    Form(Quantization),
+}
 
-    /// Writes a key.
-    pub fn serialize<S: Serializer>(
-        form: &Option<Quantization>,
-        serializer: S,
-    ) -> std::result::Result<S::Ok, S::Error> {
-        serializer.serialize_str(form.map_or(NONE, Quantization::name))
+impl QuantizationSetting {
+    /// Returns the form; None if matrices stay as they are.
+    pub fn form(self) -> Option<Quantization> {
+        match self {
+            Self::Form(form) => Some(form),
+            Self::Auto | Self::None => None,
+        }
     }
 
-    /// Reads a key.
-    pub fn deserialize<'de, D: Deserializer<'de>>(
-        deserializer: D,
-    ) -> std::result::Result<Option<Quantization>, D::Error> {
-        Name::deserialize(deserializer).map(|Name(form)| form)
+    /// Name, as a run file has it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Auto => AUTO,
+            Self::None => NONE,
+            Self::Form(form) => form.name(),
+        }
     }
 }
 
-/// The type of such a key in the schema of run files.
-#[derive(Debug)]
-pub struct Name(Option<Quantization>);
+impl From<Option<Quantization>> for QuantizationSetting {
+    fn from(form: Option<Quantization>) -> Self {
+        form.map_or(Self::None, Self::Form)
+    }
+}
 
-impl<'de> Deserialize<'de> for Name {
+impl Serialize for QuantizationSetting {
+    fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.name())
+    }
+}
+
+impl<'de> Deserialize<'de> for QuantizationSetting {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
         let name = String::deserialize(deserializer)?;
-        parse(&name).map(Self).map_err(serde::de::Error::custom)
+        match name == AUTO {
+            true => Ok(Self::Auto),
+            false => parse(&name).map(Self::from).map_err(serde::de::Error::custom),
+        }
     }
 }
 
-impl JsonSchema for Name {
+impl JsonSchema for QuantizationSetting {
     fn schema_name() -> Cow<'static, str> {
         "Quantization".into()
     }
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        let names: Vec<&str> = names().collect();
+        let names: Vec<&str> = std::iter::once(AUTO).chain(names()).collect();
         json_schema!({"type": "string", "enum": names})
     }
 }

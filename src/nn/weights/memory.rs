@@ -7,8 +7,10 @@ use candle_core::DType;
 use indicatif::BinaryBytes;
 
 use super::{WeightSource, Weights};
+use crate::disk::space::{self, NotEnoughSpace};
 use crate::nn::checkpoint::{Checkpoint, Size};
 use crate::nn::residency::Residency;
+use crate::nn::stream;
 use crate::process::memory::{self, TooLittle};
 
 /// Bytes of a model's tensors in memory.
@@ -57,6 +59,53 @@ impl Weights {
         }
     }
 
+    /// Checks that the disk is large enough for streamed matrices that no file has as they are computed with. Those that adapters
+    /// are merged into are not counted.
+    ///
+    /// # Errors
+    /// [`NotEnoughSpace`]: the folder, the needed and the free bytes, and how to name another folder.
+    pub fn ensure_space(&self) -> std::result::Result<(), NotEnoughSpace> {
+        let is_streamed = matches!(self.residency, Residency::Streamed(_) | Residency::StreamedShards(..));
+        if !is_streamed || self.outlines {
+            return Ok(());
+        }
+        let needed = self.unfiled_bytes();
+        let what = || {
+            format!(
+                "a file for the blocks of {}, which are streamed (TMPDIR names another folder, --set model.offload=none needs none)",
+                self.source_path().display()
+            )
+        };
+        match needed {
+            0 => Ok(()),
+            _ => space::ensure(&stream::own_folder(), needed, what),
+        }
+    }
+
+    /// Returns the bytes of the matrices of blocks that neither the checkpoint nor the cache has as they are computed with.
+    fn unfiled_bytes(&self) -> u64 {
+        let checkpoint = self.checkpoint().into_iter();
+        let sizes = checkpoint.flat_map(|checkpoint| checkpoint.sizes().map(move |size| (checkpoint, size)));
+        let bytes = sizes.map(|(checkpoint, (name, size))| match size {
+            Size::Dense(shape) if shape.len() == 2 && block_of(name).is_some() => {
+                let quantized = self.quantized_bytes(name, &shape);
+                match quantized {
+                    Some(_) if self.quantized_cache.is_some() => 0,
+                    Some(bytes) => bytes,
+                    None => match &self.residency {
+                        Residency::StreamedShards(ranks, _) => {
+                            dense_bytes(&shape, self.dtype).div_ceil(ranks.world_size() as u64)
+                        }
+                        _ if checkpoint.origin_as(name, self.dtype).is_some() => 0,
+                        _ => dense_bytes(&shape, self.dtype),
+                    },
+                }
+            }
+            Size::Dense(_) | Size::Stored(_) => 0,
+        });
+        bytes.fold(0, u64::saturating_add)
+    }
+
     fn source_path(&self) -> PathBuf {
         let folder = self
             .checkpoint()
@@ -84,7 +133,7 @@ impl Weights {
             let block = block_of(name).filter(|_| is_matrix);
             let is_lent = match self.residency {
                 Residency::Sharded(_) => is_dense,
-                Residency::Streamed(_) | Residency::Whole => block.is_some(),
+                Residency::Streamed(_) | Residency::StreamedShards(..) | Residency::Whole => block.is_some(),
             };
             let sum = if is_lent { &mut sums.lent } else { &mut sums.whole };
             *sum = sum.saturating_add(bytes);

@@ -172,6 +172,27 @@ impl Config {
         Ok(())
     }
 
+    /// Returns the bytes that embedding a text of so many tokens takes besides the weights, about: in f32 a block's
+    /// feed-forward layer, and its tokens.
+    pub fn activation_bytes(&self, tokens: u64) -> u64 {
+        const TENSORS: [u64; 2] = [3, 8]; // of each kind at the same time
+        let widths = [self.intermediate_size as u64, self.hidden_size as u64];
+        let numbers: u64 = TENSORS
+            .iter()
+            .zip(widths)
+            .map(|(count, width)| count * width * tokens)
+            .sum();
+        numbers * size_of::<f32>() as u64
+    }
+
+    /// Returns the tensors below `root` that are not read if the last `skipped` blocks are not run, by the starts of their
+    /// names.
+    pub fn unread(&self, skipped: usize, root: &str) -> Vec<String> {
+        let blocks = self.num_hidden_layers.saturating_sub(skipped)..self.num_hidden_layers;
+        let blocks = blocks.map(|i| format!("{root}layers.{i}."));
+        [format!("{root}norm.")].into_iter().chain(blocks).collect()
+    }
+
     /// Returns the heads of keys and values.
     pub fn key_value_heads(&self) -> usize {
         self.num_key_value_heads.unwrap_or(self.num_attention_heads)

@@ -13,6 +13,7 @@ use serde_json::Value;
 use crate::data::cache::SampleListing;
 use crate::optim::adamw;
 use crate::run_dir::{self, ADAPTER};
+use crate::train::chosen::ChosenSettings;
 use crate::train::{config_diff, data_diff};
 
 const OPTIMIZER: &str = "optimizer.safetensors";
@@ -52,6 +53,9 @@ pub struct State {
     /// Samples that the data's fingerprint covers; empty in checkpoints of format 1.
     #[serde(default)]
     pub samples: Vec<SampleListing>,
+    /// Settings that the run file left to the run's plan.
+    #[serde(default, skip_serializing_if = "ChosenSettings::is_empty")]
+    pub chosen: ChosenSettings,
 }
 
 /// Contents of a checkpoint.

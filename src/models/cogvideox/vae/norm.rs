@@ -1,27 +1,21 @@
 //! Normalisation as a table of `x * scale + shift`, which the next convolution applies to its input.
 //!
-//! `GroupNorm` (encoder): scale = weight / sqrt(var + eps), shift = bias - mean * scale. `CogVideoXSpatialNorm3D`
-//! (decoder, arXiv:2209.09002): `norm(x) * y(z) + b(z)` where y and b are 1x1x1 convolutions of the latents z upsampled
-//! to x. Upsampling by repetition commutes with them, so they are computed at the latents' size, and only looked up at
-//! x's size.
+//! [`GroupNorm`] in the encoder. `CogVideoXSpatialNorm3D` in the decoder (arXiv:2209.09002): `norm(x) * y(z) + b(z)` where
+//! y and b are 1x1x1 convolutions of the latents z upsampled to x. Upsampling by repetition commutes with them, so they are
+//! computed at the latents' size, and only looked up at x's size.
 //!
-//! The tables are f32 for any input type: `shift` mostly subtracts the mean, and a narrower type would lose the
-//! remainder in rounding.
-//!
-//! Letters: B batch, F frames, H rows, W columns, C channels, G groups; f, h, w, L the latents'.
+//! Letters: B batch, F frames, H rows, W columns, C channels; f, h, w, L the latents'.
 
-use candle_core::{DType, Result, Tensor};
+use candle_core::{DType, Result, Tensor, bail};
 
 use crate::nn::coder::Modulate;
-use crate::nn::conv3d::{Conv3d, Modulation, group_moments};
+use crate::nn::conv3d::{Conv3d, Modulation};
+use crate::nn::group_norm::GroupNorm;
 use crate::nn::{Resnet, Weights};
 
 /// Group norm, modulated by the latents in the decoder.
 pub struct Norm {
-    weight: Tensor, // (C) f32
-    bias: Tensor,   // (C) f32
-    groups: usize,
-    eps: f64,
+    group: GroupNorm,
     spatial: Option<Spatial>,
 }
 
@@ -33,12 +27,8 @@ struct Spatial {
 impl Norm {
     /// Reads `weight` and `bias`.
     pub fn group(channels: usize, groups: usize, eps: f64, weights: Weights) -> Result<Self> {
-        let weights = weights.to_dtype(DType::F32);
         Ok(Self {
-            weight: weights.get(channels, "weight")?,
-            bias: weights.get(channels, "bias")?,
-            groups,
-            eps,
+            group: GroupNorm::load(channels, groups, eps, weights)?,
             spatial: None,
         })
     }
@@ -60,20 +50,10 @@ impl Norm {
 impl Modulate<Option<Tensor>> for Norm {
     /// Modulation of x (B, F, H, W, C), given the latents (B, f, h, w, L).
     fn modulation(&self, x: &Tensor, latents: &Option<Tensor>) -> Result<Modulation> {
-        let (batch, channels) = (x.dim(0)?, x.dim(4)?);
-        let (mean, variance) = group_moments(x, self.groups)?; // (B, G)
-        let per_channel = |values: &Tensor| {
-            values
-                .unsqueeze(2)?
-                .repeat((1, 1, channels / self.groups))?
-                .reshape((batch, 1, 1, 1, channels))
-        };
-        let parameter = |values: &Tensor| values.reshape((1, 1, 1, 1, channels));
-        let scale = per_channel(&(variance + self.eps)?.sqrt()?.recip()?)?.broadcast_mul(&parameter(&self.weight)?)?;
-        let shift = parameter(&self.bias)?.broadcast_sub(&(per_channel(&mean)? * &scale)?)?;
+        let [scale, shift] = self.group.tables(x)?;
         let (scale, shift) = match (&self.spatial, latents) {
             (None, _) => (scale, shift),
-            (Some(_), None) => candle_core::bail!("a spatial norm needs the latents"),
+            (Some(_), None) => bail!("a spatial norm needs the latents"),
             (Some(spatial), Some(latents)) => {
                 let latents = latents.to_dtype(DType::F32)?;
                 let y = spatial.conv_y.forward((&latents).into())?.0; // (B, f, h, w, C)

@@ -7,14 +7,14 @@
 
 use candle_core::{Result, Tensor};
 
+use super::EPS;
 use super::config::Config;
-use super::{EPS, mask};
 use crate::models::denoiser::State;
 use crate::models::transformer;
 use crate::nn::ada_norm::TimeProjection;
 use crate::nn::feed_forward::{FeedForward, Gelu, NET};
 use crate::nn::flops::Flops;
-use crate::nn::joint_attention::{JointAttention, JointAttentionSpec, Qkv, SequenceContext};
+use crate::nn::joint_attention::{JointAttention, JointAttentionSpec, Qkv, SequenceContext, padding_bias};
 use crate::nn::norm::{Modulation, NormKind};
 use crate::nn::{Linear, Norm, Weights, linear};
 use crate::ops::activation::gelu_tanh;
@@ -90,7 +90,7 @@ impl DualBlock {
             self.text.modulation.forward(&ordinary(&state.time)?)?; // (B, 1, D)
         let norm = self.video.normed(x, &shift, &scale, parts)?; // (B, N, D)
         let c_norm = self.text.normed(text, &c_shift, &c_scale, &whole)?; // (B, L, D)
-        let bias = mask(state)?;
+        let bias = bias(state)?;
         let [update, c_update] = self.attn.forward(&norm, &c_norm, context(state, bias.as_ref())?)?;
         let x = gated_residual(x, &update, &gate, parts)?; // (B, N, D)
         let text = gated_residual(text, &c_update, &c_gate, &whole)?; // (B, L, D)
@@ -119,7 +119,7 @@ impl SingleBlock {
         let x = Tensor::cat(&[&state.hidden, text], 1)?; // (B, S, D)
         let [shift, scale, gate] = self.modulation.forward(&state.time)?; // (B, P, D)
         let norm = self.norm.modulated(&x, &Modulation { shift, scale }, &parts)?; // (B, S, D)
-        let bias = mask(state)?;
+        let bias = bias(state)?;
         let attended = self.attn.attend(&norm, context(state, bias.as_ref())?)?; // (B, S, D)
         let mlp = gelu_tanh(&self.proj_mlp.forward(&norm)?)?; // (B, S, F)
         let update = self.proj_out.forward(&Tensor::cat(&[attended, mlp], 2)?)?; // (B, S, D)
@@ -183,6 +183,12 @@ impl transformer::Block for Block {
 /// Returns the embedding of the clip's own timestep, the last of (B, P, D): (B, 1, D)
 fn ordinary(time: &Tensor) -> Result<Tensor> {
     time.narrow(1, time.dim(1)? - 1, 1)
+}
+
+fn bias(state: &State) -> Result<Option<Tensor>> {
+    let count = state.hidden.dim(1)?;
+    let mask = state.fixed.text_mask.as_ref();
+    mask.map(|mask| padding_bias(mask, count)).transpose()
 }
 
 fn context<'a>(state: &'a State, mask: Option<&'a Tensor>) -> Result<SequenceContext<'a>> {

@@ -2,7 +2,13 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::EPS;
 use crate::diffusers_config::{self as config, Rules, SIZE};
+use crate::nn::condition_embed::ConditionEmbedSpec;
+use crate::nn::token_refiner::TokenRefinerSpec;
+
+/// Sines and cosines of a timestep.
+const TIME_WIDTH: usize = 256;
 
 /// Settings of `HunyuanVideoTransformer3DModel`, with its defaults.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -89,6 +95,28 @@ impl Config {
     /// Returns the latent frames, rows and columns of a patch.
     pub fn patch(&self) -> [usize; 3] {
         [self.patch_size_t, self.patch_size, self.patch_size]
+    }
+
+    /// Returns the sizes of the text's refiner.
+    pub fn refiner(&self) -> TokenRefinerSpec {
+        TokenRefinerSpec {
+            text_dim: self.text_embed_dim,
+            dim: self.inner_dim(),
+            num_heads: self.num_attention_heads,
+            num_layers: self.num_refiner_layers,
+            time_width: TIME_WIDTH,
+            eps: EPS,
+        }
+    }
+
+    /// Returns the sizes of the embedding of timestep, pooled text and guidance scale.
+    pub fn conditions(&self) -> ConditionEmbedSpec {
+        ConditionEmbedSpec {
+            time_width: TIME_WIDTH,
+            pooled_dim: self.pooled_projection_dim,
+            dim: self.inner_dim(),
+            guidance: self.guidance_embeds,
+        }
     }
 
     /// Returns true if the first frame is an image with a modulation of its own.

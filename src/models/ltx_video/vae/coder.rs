@@ -51,7 +51,7 @@ impl Codec for Config {
             let down = weights.pp("downsamplers.0");
             match block.downsample {
                 None => {}
-                Some(DownsampleType::Conv) => coder.push(strided(inputs, down.pp("conv"))?),
+                Some(DownsampleType::Conv) => coder.push(strided(inputs, 2, down.pp("conv"))?),
                 Some(kind) => coder.push(PixelDownsampler::load(kind.stride(), [inputs, outputs], down)?),
             }
             if block.conv_out {

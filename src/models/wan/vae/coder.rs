@@ -25,6 +25,8 @@ impl Codec for Config {
     type State = ();
     type Statistics = ();
 
+    const FINISHED: usize = 2; // limited from below, and from above
+
     /// Encoder of clips (.., 3) to mean and log-variance (.., 2 L).
     fn encoder(&self, weights: &Weights) -> Result<Coder<()>> {
         let (root, weights) = (weights, weights.pp("encoder"));

@@ -1,23 +1,38 @@
-//! Refinement of the text before the blocks: self-attention over the caption, gated by the timestep and the caption's mean.
-//! Equals `HunyuanVideoTokenRefiner`.
+//! Refinement of the text before a transformer's blocks: self-attention over the caption, gated by the timestep and the
+//! caption's mean. Equals `HunyuanVideoTokenRefiner` of diffusers.
 //!
 //! Shapes: B samples, L text tokens, E the text's width, D the model's, H heads of width K.
 
 use candle_core::{DType, Result, Tensor};
 
-use super::config::Config;
-use crate::nn::ada_norm::TimeProjection;
-use crate::nn::embed::{TimeEmbedder, TimestepEmbedding};
-use crate::nn::{Linear, Norm, Weights, linear};
+use super::ada_norm::TimeProjection;
+use super::embed::{TimeEmbedder, TimestepEmbedding};
+use super::{Linear, Norm, Weights, linear};
 use crate::ops::activation::silu;
 use crate::ops::attention::attention;
 use crate::ops::residual::gated_residual;
 
-use super::{EPS, TIME_WIDTH};
-
 /// Inner width of the feed-forward layers, in widths of the model, whatever the other blocks have.
 const MLP_RATIO: usize = 4;
 
+/// Sizes of a refiner.
+#[derive(Debug, Clone, Copy)]
+pub struct TokenRefinerSpec {
+    /// Width of the text, E.
+    pub text_dim: usize,
+    /// Width of the model, D.
+    pub dim: usize,
+    /// Heads of the attention, H.
+    pub num_heads: usize,
+    /// Number of blocks.
+    pub num_layers: usize,
+    /// Sines and cosines of a timestep.
+    pub time_width: usize,
+    /// Epsilon of the norms.
+    pub eps: f64,
+}
+
+/// The refiner.
 #[derive(Debug, Clone)]
 pub struct TokenRefiner {
     timestep_embedder: TimeEmbedder,  // time_text_embed.timestep_embedder
@@ -46,18 +61,19 @@ struct RefinerAttention {
 }
 
 impl TokenRefiner {
-    pub fn new(config: &Config, weights: Weights) -> Result<Self> {
-        let (dim, width) = (config.inner_dim(), config.text_embed_dim);
+    /// Reads `time_text_embed`, `proj_in` and `token_refiner.refiner_blocks`.
+    pub fn new(spec: TokenRefinerSpec, weights: Weights) -> Result<Self> {
+        let TokenRefinerSpec { text_dim, dim, .. } = spec;
         let (embed, blocks) = (
             weights.pp("time_text_embed"),
             weights.pp("token_refiner.refiner_blocks"),
         );
         Ok(Self {
-            timestep_embedder: TimeEmbedder::new(TIME_WIDTH, dim, embed.pp("timestep_embedder"))?,
-            text_embedder: TimestepEmbedding::new(width, dim, embed.pp("text_embedder"))?,
-            proj_in: linear(width, dim, weights.pp("proj_in"))?,
-            refiner_blocks: (0..config.num_refiner_layers)
-                .map(|i| RefinerBlock::new(config, blocks.pp(i)))
+            timestep_embedder: TimeEmbedder::new(spec.time_width, dim, embed.pp("timestep_embedder"))?,
+            text_embedder: TimestepEmbedding::new(text_dim, dim, embed.pp("text_embedder"))?,
+            proj_in: linear(text_dim, dim, weights.pp("proj_in"))?,
+            refiner_blocks: (0..spec.num_layers)
+                .map(|i| RefinerBlock::new(spec, blocks.pp(i)))
                 .collect::<Result<_>>()?,
         })
     }
@@ -85,12 +101,12 @@ impl TokenRefiner {
 }
 
 impl RefinerBlock {
-    fn new(config: &Config, weights: Weights) -> Result<Self> {
-        let dim = config.inner_dim();
+    fn new(spec: TokenRefinerSpec, weights: Weights) -> Result<Self> {
+        let TokenRefinerSpec { dim, eps, .. } = spec;
         Ok(Self {
-            norm1: Norm::layer(dim, EPS, weights.pp("norm1"))?,
-            attn: RefinerAttention::new(config, weights.pp("attn"))?,
-            norm2: Norm::layer(dim, EPS, weights.pp("norm2"))?,
+            norm1: Norm::layer(dim, eps, weights.pp("norm1"))?,
+            attn: RefinerAttention::new(spec, weights.pp("attn"))?,
+            norm2: Norm::layer(dim, eps, weights.pp("norm2"))?,
             proj: linear(dim, MLP_RATIO * dim, weights.pp("ff.net.0.proj"))?,
             out: linear(MLP_RATIO * dim, dim, weights.pp("ff.net.2"))?,
             norm_out: TimeProjection::new(dim, dim, weights.pp("norm_out"))?,
@@ -111,15 +127,15 @@ impl RefinerBlock {
 }
 
 impl RefinerAttention {
-    fn new(config: &Config, weights: Weights) -> Result<Self> {
-        let dim = config.inner_dim();
+    fn new(spec: TokenRefinerSpec, weights: Weights) -> Result<Self> {
+        let dim = spec.dim;
         let projection = |name: &str| linear(dim, dim, weights.pp(name));
         Ok(Self {
             to_q: projection("to_q")?,
             to_k: projection("to_k")?,
             to_v: projection("to_v")?,
             to_out: projection("to_out.0")?,
-            num_heads: config.num_attention_heads,
+            num_heads: spec.num_heads,
         })
     }
 

@@ -1,0 +1,109 @@
+//! Settings of a run of which none is left to its plan: what the run file says is `auto` is chosen so that the run fits in
+//! memory, or is as in the checkpoint that the run resumes from.
+
+use candle_core::Device;
+
+use super::check::Until;
+use super::{Exit, Failure, OrExit};
+use crate::config::RunConfig;
+use crate::data::Report;
+use crate::distributed::Communicator;
+use crate::models::Family;
+use crate::plan::choice;
+use crate::plan::denoising::Recorded;
+use crate::plan::timeline::Place;
+use crate::plan::{Stage, Subject};
+use crate::train::chosen::ChosenSettings;
+use crate::train::memory;
+
+/// A run's settings, and what was chosen of them.
+#[derive(Debug, Clone)]
+pub struct Settled {
+    /// The settings.
+    pub config: RunConfig,
+    /// What they have for keys that are `auto` in the run file.
+    pub chosen: ChosenSettings,
+    /// Passes of the transformer that were recorded for it.
+    pub passes: Recorded,
+}
+
+/// Chooses what `auto` stands for; rank 0 does so for all. What was `recorded` of a run that resumes stays. Without a
+/// model, which is not downloaded yet, nothing is chosen.
+///
+/// # Errors
+/// Ranks that cannot be reached.
+pub fn settle(
+    config: &RunConfig,
+    until: Until,
+    family: Option<&dyn Family>,
+    report: &Report,
+    recorded: &ChosenSettings,
+    ranks: &dyn Communicator,
+) -> Result<Settled, Failure> {
+    let activations =
+        until == Until::Trained && config.leaves_activations_to_plan() && recorded.activation_policy.is_none();
+    let is_open = activations || config.leaves_weights_to_plan(recorded);
+    let Some(family) = family.filter(|_| is_open) else {
+        let config = config.with_chosen(recorded);
+        tell_recorded(recorded, ranks);
+        return Ok(Settled {
+            chosen: *recorded,
+            config,
+            passes: Recorded::default(),
+        });
+    };
+    let device = config.open_device().or_exit(Exit::Usage)?;
+    let free = memory::least_free(&device, ranks).or_exit(Exit::Training)?;
+    let folder = family.spec().directory.clone();
+    let subject = Subject::new(config, folder, Some(family), Some(report), (place(&device), free));
+    let subject = subject.with_ranks(ranks.world_size());
+    let choose = || chosen(config, until, &subject, recorded);
+    let chosen = ranks.is_first().then(choose).unwrap_or_default();
+    let chosen = ranks.broadcast_json(&chosen).or_exit(Exit::Training)?;
+    Ok(Settled {
+        config: config.with_chosen(&chosen),
+        chosen,
+        passes: subject.recorded,
+    })
+}
+
+/// Returns the place where a run computes.
+pub fn place(device: &Device) -> Place {
+    match device.is_cpu() {
+        true => Place::Host {
+            threads: rayon::current_num_threads(),
+        },
+        false => Place::Gpu,
+    }
+}
+
+fn tell_recorded(recorded: &ChosenSettings, ranks: &dyn Communicator) {
+    let sets = recorded.changed();
+    if ranks.is_first() && !sets.is_empty() {
+        log::info!("auto: as the run began: {}", sets.join(", "));
+    }
+}
+
+fn chosen(config: &RunConfig, until: Until, subject: &Subject, recorded: &ChosenSettings) -> ChosenSettings {
+    let stages = |config: &RunConfig| {
+        let all = subject.plan(config)?.stages().into_iter();
+        let of_command = |stage: Stage| until == Until::Trained || matches!(stage, Stage::Text | Stage::Encode);
+        Ok(all.filter(|(stage, _)| of_command(*stage)).collect())
+    };
+    let room = subject.free.unwrap_or(u64::MAX);
+    match choice::choose(config, recorded, room, stages) {
+        Ok(choice) => {
+            // Activations that stay as they are by default are no news.
+            if config.leaves_weights_to_plan(recorded) || !choice.set.is_empty() {
+                log::info!("{}", choice.reason("the run", room));
+            }
+            config.chosen_in(&choice.config)
+        }
+        Err(error) => {
+            if config.leaves_weights_to_plan(recorded) {
+                log::warn!("auto: nothing changes, since there is no plan of the run's memory: {error:#}");
+            }
+            config.chosen_in(&choice::unchanged(&config.with_chosen(recorded)))
+        }
+    }
+}
