@@ -87,7 +87,7 @@ struct Printed {
     fits: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
     time: Option<Time>,
-    /// What `auto` keys stand for, where something had to change.
+    /// Values that `auto` keys stand for, where something had to change.
     #[serde(skip_serializing_if = "Option::is_none")]
     auto: Option<Auto>,
     suggestions: Vec<Suggestion>,

@@ -21,7 +21,7 @@ use crate::train::memory;
 pub struct Settled {
     /// The settings.
     pub config: RunConfig,
-    /// What they have for keys that are `auto` in the run file.
+    /// Their values of keys that are `auto` in the run file.
     pub chosen: ChosenSettings,
     /// Passes of the transformer that were recorded for it.
     pub passes: Recorded,

@@ -99,7 +99,7 @@ fn last_outputs(
     Ok(last.map(|(_, adapter)| adapter.b.dim(0)).transpose()?)
 }
 
-/// What there is on the parts of a fused layer.
+/// Parts of a fused layer, each with what is on it, if anything.
 struct Group<T> {
     fused: &'static Fused,
     parts: Vec<Option<T>>,
