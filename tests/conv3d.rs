@@ -219,6 +219,25 @@ fn a_centred_convolution_is_the_causal_one_a_frame_later() {
 }
 
 #[test]
+fn zeros_around_a_clip_are_frames_of_zeros_at_its_ends() {
+    for case in cases().iter().filter(|case| case.geometry.kernel[0] == 3) {
+        let x = noise(&case.input, 1);
+        let (weight, bias) = parameters(case);
+        for conv in [
+            Conv3d::direct(&weight, &bias, case.geometry, Isa::detect()).unwrap(),
+            Conv3d::by_candle(&weight, &bias, case.geometry).unwrap(),
+        ] {
+            let with_past = |x: &Tensor, past| conv.forward(Input { past, ..x.into() }).unwrap();
+            let longer = x.pad_with_zeros(1, 0, 1).unwrap();
+            let later = with_past(&longer, TemporalPadding::Zeros).0;
+            let (y, past) = with_past(&x, TemporalPadding::ZerosAround);
+            assert_near(&y, &later.narrow(1, 1, case.input[1]).unwrap(), 1e-6);
+            assert!(past.is_none(), "there is no going on from there");
+        }
+    }
+}
+
+#[test]
 fn a_stride_over_frames_leaves_out_what_lies_between() {
     for case in &cases() {
         let x = noise(&case.input, 1);
@@ -337,7 +356,8 @@ fn some_frames_at_a_time_are_convolved_as_all_at_once_and_added_in_place() {
         let reach = case.geometry.kernel[0] - 1;
         let [batch, _, height, width, channels] = case.input;
         let before = noise(&[batch, reach.max(1), height, width, channels], 2);
-        let centred = reach.is_multiple_of(2).then_some(TemporalPadding::Centred);
+        let centred = [TemporalPadding::Centred, TemporalPadding::ZerosAround];
+        let centred = centred.into_iter().filter(|_| reach.is_multiple_of(2));
         let given = (reach > 0).then_some(TemporalPadding::Frames(&before));
         let paddings = [TemporalPadding::First, TemporalPadding::Zeros]
             .into_iter()

@@ -15,6 +15,7 @@ use vtrain::data::{Bucket, Order};
 use vtrain::diffusion::guidance::{Guidance, GuidanceMode};
 use vtrain::diffusion::objective::Objective;
 use vtrain::diffusion::posterior::Posterior;
+use vtrain::diffusion::schedulers::StepSpacing;
 use vtrain::diffusion::timesteps::{Config, Shift};
 use vtrain::models::denoiser::{Denoiser, Input, Scalar, Scalars, State, TextEmbeds};
 use vtrain::models::family::{
@@ -69,6 +70,8 @@ impl Made {
             f32_latents: true,
             sees_pictures: false,
             guidance: GuidanceMode::ClassifierFree,
+            step_spacing: StepSpacing::OfScheduler,
+            empty_prompts_have_no_tokens: false,
         };
         Self {
             spec,

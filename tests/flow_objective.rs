@@ -50,7 +50,7 @@ fn relative_error(a: &Tensor, b: &Tensor) -> f32 {
 fn timesteps_mixtures_losses_and_gradients_are_those_of_torch() {
     let text = std::fs::read_to_string(fixtures().join("objective.json")).unwrap();
     let Cases { seed, cases } = serde_json::from_str(&text).unwrap();
-    assert_eq!(cases.len(), 12);
+    assert_eq!(cases.len(), 14);
     let device = Device::Cpu;
     let answers: HashMap<String, Tensor> =
         candle_core::safetensors::load(fixtures().join("objective.safetensors"), &device).unwrap();

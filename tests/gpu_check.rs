@@ -269,7 +269,7 @@ fn what_fails_or_hangs_costs_its_own_group_alone_and_is_looked_at_again() {
         "#!/bin/bash\necho \"========= looked at: ${@:3}\"\necho noise\nexec \"${@:3}\"\n",
     );
     let began = Instant::now();
-    let output = visit(folder.path(), Path::new("python3"), "60")
+    let output = visit(folder.path(), Path::new("python3"), "25")
         .env("COMPUTE_SANITIZER", &sanitizer)
         .output()
         .unwrap();

@@ -189,8 +189,9 @@ fn diffusers_loads_the_formats_that_it_knows_to_the_same_adapters() {
     let in_blocks = |layer: &str| layer.starts_with("blocks.");
     let any = |_: &str| true;
     type Case<'a> = (FamilyName, &'a str, f64, &'a dyn Fn(&str) -> bool, &'a [Format]);
-    let cases: [Case; 5] = [
+    let cases: [Case; 6] = [
         (FamilyName::CogVideoX, "cogvideox/cogvideox-5b", 3.0, &any, &[]),
+        (FamilyName::Mochi, "mochi/mochi-1", 3.0, &any, &[]),
         // Layers outside of blocks are called otherwise in ComfyUI, which diffusers does not know of.
         (
             FamilyName::LtxVideo,
@@ -251,6 +252,7 @@ fn made_up(family: FamilyName, dtype: DType, alpha: f64, use_rslora: bool) -> Pa
             Division::SquaresAndRest(_) if index < last => 5, // as many as inputs
             Division::SquaresAndRest(_) => 11,
             Division::HalvesSwapped => 8,
+            Division::WiderOrNarrower => [7, 4][index],
         };
         let name = |part: &str| format!("{}{part}", fused.stem);
         (0..fused.parts.len()).map(move |index| (name(fused.parts[index]), outputs(index)))
@@ -258,6 +260,10 @@ fn made_up(family: FamilyName, dtype: DType, alpha: f64, use_rslora: bool) -> Pa
     for (index, (layer, outputs)) in whole.chain(parts).enumerate() {
         let blocks = if names.fused.is_empty() { 12 } else { 2 };
         for block in 0..if layer.contains("{}") { blocks } else { 1 } {
+            let part = names.fused_part(&layer.replace("{}", "0"));
+            if part.is_some_and(|part| part.fused.division == Division::WiderOrNarrower && part.index != block) {
+                continue; // a block has one of them
+            }
             let rank = match names.fused_part(&layer.replace("{}", "0")) {
                 Some(_) => 4, // the same for all parts
                 None => 2 + 2 * (index % 2),
@@ -297,6 +303,7 @@ fn round_trips_change_no_bit() {
         FamilyName::LtxVideo,
         FamilyName::Wan,
         FamilyName::HunyuanVideo,
+        FamilyName::Mochi,
     ] {
         for (dtype, alpha, use_rslora) in [
             (DType::F32, 4.0, false),
@@ -798,4 +805,25 @@ fn the_verbs_say_what_they_did() {
         text.contains("trigger   a red ball") && text.contains("ss_network_module: networks.lora_wan"),
         "{text}"
     );
+}
+
+/// ComfyUI has no Allegro, whose blocks are named like LTX-Video's.
+#[test]
+fn a_file_for_a_program_without_a_family_is_of_another_one() {
+    let names = registry::names();
+    let layers = ["transformer_blocks.0.attn1.to_q", "transformer_blocks.0.attn2.to_k"];
+    let families = |prefix: &str, lora: &str| {
+        let tensors = layers.iter().flat_map(|layer| {
+            ["A", "B"].map(|half| {
+                let shape = if half == "A" { (2, 4) } else { (4, 2) };
+                let tensor = Tensor::ones(shape, DType::F32, &Device::Cpu).unwrap();
+                (format!("{prefix}{layer}.{lora}_{half}.weight"), tensor)
+            })
+        });
+        let bytes = safetensors::serialize(tensors.collect::<Vec<_>>(), None).unwrap();
+        let read = file::from_bytes(&bytes, None, &names).unwrap();
+        read.families.iter().map(|names| names.family).collect::<Vec<_>>()
+    };
+    assert_eq!(families("transformer.", "lora"), ["ltx_video", "allegro"]);
+    assert_eq!(families("diffusion_model.", "lora"), ["ltx_video"]);
 }

@@ -47,6 +47,10 @@ fn layers(family: FamilyName) -> Vec<String> {
             "transformer_blocks",
             ["attn.to_out.0", "attn.to_add_out", "ff.net.2", "ff_context.net.0.proj"],
         ),
+        FamilyName::Mochi => (
+            "transformer_blocks",
+            ["attn1.to_out.0", "attn1.to_add_out", "ff.net.2", "ff_context.net.2"],
+        ),
         _ => (
             "transformer_blocks",
             ["attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0"],
@@ -91,6 +95,7 @@ fn every_spelling_of_a_layer_means_the_same_layer() {
         FamilyName::LtxVideo,
         FamilyName::CogVideoX,
         FamilyName::HunyuanVideo,
+        FamilyName::Mochi,
     ] {
         let known = names(family);
         let plain = file::from_bytes(

@@ -2,4 +2,5 @@
 
 mod blocks;
 mod keys;
+mod ring;
 mod runs;

@@ -7,6 +7,7 @@ mod attention;
 mod chain; // gradients that go on from others
 mod dropout; // which numbers are kept
 mod elementwise; // what norms, activations, turns and residuals are held to
+mod join; // joint tensors and their parts
 mod linear;
 mod modulate; // what precedes an autoencoder's convolution
 mod norm; // layer and RMS norm by parts
@@ -14,6 +15,7 @@ mod profile; // where the time goes
 mod residual; // gated residuals by parts
 mod rotary; // pairs that turn
 mod stored; // matrices that are decoded where they are multiplied
+mod swiglu; // gated products
 mod tape; // the way back through a stretch
 mod tile;
 

@@ -48,14 +48,28 @@ struct Case {
     forward: bool,
 }
 
-/// Four families, four forms, four policies, batches and buckets, training and sampling: 60 cases.
+/// Six families, four forms, four policies, batches and buckets, training and sampling: 76 cases.
 fn cases() -> Vec<Case> {
     let mut all = Vec::new();
-    for family in ["cogvideox", "ltx_video", "wan", "hunyuan_video"] {
+    for family in ["cogvideox", "ltx_video", "wan", "hunyuan_video", "mochi", "allegro"] {
         let side = if family == "ltx_video" { 32 } else { 16 };
-        let bucket = |frames, rows: usize, columns: usize| Bucket::from([frames, rows * side, 2 * columns * side]);
+        let bucket = |frames: usize, rows: usize, columns: usize| {
+            // As many latent frames as where they are made of four.
+            let frames = if family == "mochi" {
+                (frames - 1) / 4 * 6 + 1
+            } else {
+                frames
+            };
+            Bucket::from([frames, rows * side, 2 * columns * side])
+        };
+        let mut place = 0;
         let mut push = |sets: &[&str], bucket, count, forward| {
             let sets = sets.iter().map(ToString::to_string).collect();
+            place += 1;
+            // Of Mochi and Allegro, whose blocks are like HunyuanVideo's and LTX-Video's, every second one.
+            if ["mochi", "allegro"].contains(&family) && place % 2 == 0 {
+                return;
+            }
             all.push(Case {
                 family,
                 sets,
@@ -71,13 +85,13 @@ fn cases() -> Vec<Case> {
             "train.activation_policy=all",
         ] {
             push(&[policy], bucket(9, 4, 6), 1, false);
-            push(&[policy, "model.dtype=bf16"], bucket(9, 4, 4), 1, false);
+            push(&[policy, "model.dtype=bf16"], bucket(9, 6, 6), 1, false);
         }
         push(&["train.activation_policy=offloaded"], bucket(9, 4, 6), 1, false);
-        push(&[inputs, "model.quantization=nf4"], bucket(17, 4, 4), 1, false);
+        push(&[inputs, "model.quantization=nf4"], bucket(17, 6, 6), 1, false);
         push(
             &[inputs, "model.quantization=int8", "model.dtype=bf16"],
-            bucket(17, 4, 4),
+            bucket(17, 6, 6),
             1,
             false,
         );
@@ -123,6 +137,15 @@ fn folder(case: &Case) -> (tempfile::TempDir, RunConfig) {
                 "in_channels": 16, "out_channels": 16, "text_embed_dim": 32, "pooled_projection_dim": 768,
                 "rope_axes_dim": [4, 6, 6], "num_single_layers": 3,
             }),
+        ),
+        "mochi" => (
+            "mochi/mochi-1",
+            json!({"in_channels": 12, "text_embed_dim": 32, "time_embed_dim": 32, "pooled_projection_dim": 32}),
+        ),
+        // Heads that divide into pairs on three axes.
+        "allegro" => (
+            "allegro/allegro-t2v",
+            json!({"attention_head_dim": 18, "cross_attention_dim": 72, "caption_channels": 32}),
         ),
         _ => (
             "wan/wan-2.1-t2v",
@@ -213,6 +236,7 @@ fn measured(case: &Case) -> u64 {
         frame_rate: family.frame_rate,
         patches: None,
         text_tokens: Some(TEXT),
+        fewer: None,
     };
     let batch = (family.synthetic)(&weights.part("transformer"), request).unwrap();
     if case.forward {
@@ -447,6 +471,21 @@ fn a_part_that_is_missing_is_said_with_clips_that_are() {
         for part in ["text_encoder", "vae", "transformer"] {
             assert!(error.contains(&format!("{part}: ")), "{part}: {error}");
         }
+    }
+}
+
+/// Clips of Mochi have 6k + 1 frames, those of Allegro 4k.
+#[test]
+fn suggested_clips_have_frames_that_their_family_takes() {
+    for (family, frames, expected) in [("mochi/mochi-1", 49, "[[25,"), ("allegro/allegro-t2v", 48, "[[8,")] {
+        let run = Run::new("");
+        let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
+        let model = format!("model.path={}", fixtures.join(family).display());
+        let bucket = format!("datasets.0.buckets=[[{frames},512,512]]");
+        let sets = ["--configs-only", "--no-calibration", "--set", &model, "--set", &bucket];
+        let plan = run.plan(&[&sets[..], &["--device-memory", "685MB"]].concat());
+        let said = plan["suggestions"].to_string();
+        assert!(said.contains(expected), "{family}: {said}");
     }
 }
 

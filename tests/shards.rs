@@ -67,7 +67,7 @@ fn blocks(lent: &LentBlocks) -> Vec<Vec<(Matrix, Vec<f32>)>> {
 
 #[test]
 fn a_block_is_whole_while_it_runs_in_whatever_order_blocks_are_asked_for() {
-    let lent = LentBlocks::new(Shards::new(first(1)));
+    let lent = LentBlocks::new(Box::new(Shards::new(first(1))));
     let blocks = blocks(&lent);
     for index in [0, 1, 2, 3, 3, 2, 1, 0, 0, 3, 1, 1, 0, 2] {
         let brought = lent.fetch(index).unwrap();
@@ -99,13 +99,13 @@ fn a_block_is_whole_while_it_runs_in_whatever_order_blocks_are_asked_for() {
 /// Blocks of a matrix in few bits and two dense ones; of two ranks, the first has half of the dense ones.
 #[test]
 fn streamed_parts_and_matrices_in_few_bits_come_back_in_the_order_of_their_layers() {
-    let streamed = || Streamed::new(&Device::Cpu, ResidentShare::Share(0.0));
+    let streamed = || Box::new(Streamed::new(&Device::Cpu, ResidentShare::Share(0.0)));
     let int8 = Quantization::from_name("int8").unwrap();
     let dense = |block: usize, rows: usize| {
         let numbers: Vec<f32> = (0..rows * 3).map(|i| (100 * block + 10 * rows + i) as f32).collect();
         Tensor::from_slice(&numbers, (rows, 3), &Device::Cpu).unwrap()
     };
-    let lent = LentBlocks::new(Shards::streamed(first(1), streamed()));
+    let lent = LentBlocks::new(Box::new(Shards::streamed(first(1), streamed(), &Device::Cpu)));
     let block = |index: usize| {
         let stored = Weight::Stored(int8.store(&dense(index, 5), &Device::Cpu).unwrap());
         let wholes = [stored, dense(index, 2).into(), dense(index, 4).into()];
@@ -129,7 +129,7 @@ fn streamed_parts_and_matrices_in_few_bits_come_back_in_the_order_of_their_layer
     // Two blocks of three parts at a time: the dense numbers, codes, scales.
     assert_eq!(lent.live().unwrap().most(), 2 * 3 * ALIGNMENT);
     // Half of it, on the first of two ranks.
-    let half = LentBlocks::new(Shards::streamed(first(2), streamed()));
+    let half = LentBlocks::new(Box::new(Shards::streamed(first(2), streamed(), &Device::Cpu)));
     half.take(dense(1, 400), None).unwrap();
     half.end_block().unwrap();
     assert!(half.fetch(0).is_err(), "the other half never comes");
@@ -142,7 +142,7 @@ fn streamed_parts_and_matrices_in_few_bits_come_back_in_the_order_of_their_layer
 #[test]
 fn each_block_is_asked_for_once_a_way_and_the_next_one_early() {
     let ranks = first(1);
-    let lent = LentBlocks::new(Shards::new(ranks.clone()));
+    let lent = LentBlocks::new(Box::new(Shards::new(ranks.clone())));
     let blocks = blocks(&lent);
     let names: Vec<f32> = blocks.iter().map(|block| block[0].1[0]).collect();
     let asked = |index: usize| {

@@ -1,6 +1,10 @@
 //! The one integration test binary: one link instead of ten.
 
 mod activations; // what a step keeps: parked elsewhere, or never whole
+mod allegro_dit; // the transformer against diffusers, forwards and backwards
+mod allegro_sample; // whole pipelines from a seed, against diffusers
+mod allegro_vae; // its autoencoder: tiles joined by ramps, memory, against diffusers
+mod ancestral_scheduler; // steps that stir, min-SNR and noise offset, against diffusers
 mod architecture; // who may import whom
 mod bench; // measuring a step
 mod blocks; // no graph of candle's within a block
@@ -38,12 +42,17 @@ mod lora; // which layers learn, first values, dropout, files, against PEFT and 
 mod lora_deltas; // distilled adapters: differences of whole parameters, merged and sampled
 mod lora_formats; // adapter files of several programs, in and out, shrunk and merged
 mod lora_fused; // adapters of layers that are rows of one elsewhere
+mod lora_genmo; // adapters of Mochi: genmo's own files, and ComfyUI's
 mod lora_names; // adapters under anybody's names, from files and folders
+mod lora_peft; // adapters whose pipeline loads none, by PEFT as the model card says
 mod ltx_video_dit; // the transformer against diffusers, forwards and backwards
 mod ltx_video_sample; // whole pipelines from a seed, against diffusers
 mod ltx_video_vae; // encode, decode, normalised latents
 mod magic; // pointers, pickles and single files in place of weights
 mod migrate; // other trainers' commands as run files
+mod mochi_dit;
+mod mochi_sample;
+mod mochi_vae; // its autoencoder: whole clips, pieces, tiles, memory, against diffusers
 mod needs; // tests that cannot run everywhere
 mod offload; // frozen weights that leave memory
 mod ops; // operations with backward passes of their own, against torch and their formulas

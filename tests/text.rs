@@ -1,5 +1,6 @@
 //! Captions as token ids and as embeddings, against sentencepiece and transformers.
 
+mod caption;
 mod embeddings;
 mod hunyuan_video;
 mod projection;

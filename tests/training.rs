@@ -22,7 +22,7 @@ use std::process::{Command, Output};
 use candle_core::{DType, Device, Tensor};
 use serde_json::Value;
 
-use crate::hunyuan_video_sample;
+use crate::{allegro_sample, hunyuan_video_sample, mochi_sample};
 
 pub const FINAL: &str = "pytorch_lora_weights.safetensors";
 
@@ -32,6 +32,17 @@ pub fn root() -> PathBuf {
 
 pub fn fixture(name: &str) -> PathBuf {
     root().join("tests/fixtures/training").join(name)
+}
+
+/// Returns a whole checkpoint: of the fixtures, or put together in `folder`, which may not be there yet, if it is not whole
+/// there.
+pub fn whole(checkpoint: &str, folder: &Path) -> PathBuf {
+    match checkpoint.split_once('/') {
+        Some(("allegro", kind)) => allegro_sample::compose(kind, folder),
+        Some(("mochi", name)) => mochi_sample::compose(name, folder),
+        _ => return root().join("tests/fixtures").join(checkpoint),
+    }
+    folder.into()
 }
 
 pub fn model() -> PathBuf {
@@ -65,18 +76,25 @@ impl Run {
         run
     }
 
-    /// Puts the checkpoint together that a run file names by `HUNYUAN/KIND`, if it does; returns the text with its place.
+    /// Puts the checkpoint together that a run file names by `HUNYUAN/KIND`, `MOCHI/NAME` or `ALLEGRO/KIND`, if it does; returns
+    /// the text with its place.
     fn with_composed(&self, text: &str) -> String {
-        let Some((before, (kind, behind))) = text
-            .split_once("HUNYUAN/")
-            .and_then(|(before, rest)| Some((before, rest.split_once(',')?)))
-        else {
-            return text.into();
-        };
-        let model = self.folder.path().join("model");
-        fs::create_dir(&model).unwrap();
-        hunyuan_video_sample::compose(kind, &model);
-        format!("{before}{},{behind}", model.display())
+        type Compose = fn(&str, &Path);
+        let families: [(&str, Compose); 3] = [
+            ("HUNYUAN/", hunyuan_video_sample::compose),
+            ("MOCHI/", mochi_sample::compose),
+            ("ALLEGRO/", allegro_sample::compose),
+        ];
+        for (family, compose) in families {
+            if let Some((before, rest)) = text.split_once(family) {
+                let (name, behind) = rest.split_once(',').unwrap();
+                let model = self.folder.path().join("model");
+                fs::create_dir(&model).unwrap();
+                compose(name, &model);
+                return format!("{before}{},{behind}", model.display());
+            }
+        }
+        text.into()
     }
 
     pub fn file(&self) -> PathBuf {

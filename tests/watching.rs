@@ -7,6 +7,7 @@ use std::process::Command;
 
 use protobuf::Message as _;
 use tensorboard_proto::event::Event;
+use vtrain::models::family::LoraLoading;
 use vtrain::process::memory;
 use vtrain::run_dir::RunDir;
 use vtrain::train::metrics::{Config, Metrics, Record};
@@ -505,13 +506,15 @@ fn the_line_of_progress_tells_loss_rate_pace_time_and_memory() {
     assert_eq!(line, "step 5/5  loss not finite  lr 3.00e-5  12.3 ms/step  2 skipped");
 }
 
-fn facts() -> Facts {
+pub fn facts() -> Facts {
     Facts {
         name: "disney".into(),
         base_model: "THUDM/CogVideoX1.5-5B".into(),
         base_form: Some("nf4".into()),
         transformer: None,
         pipeline: "CogVideoXPipeline".into(),
+        lora_loading: LoraLoading::Pipeline,
+        tiles_only: false,
         task: Task::TextToVideo,
         frame_rate: 25.0,
         num_clips: 69,
@@ -586,6 +589,31 @@ fn what_is_not_known_is_not_in_the_card() {
     assert!(card.contains("trained on one clip"));
     assert!(card.contains("image = load_image(\"first.png\")\n"));
     assert!(!card.contains("## Videos") && !card.contains("## Trigger words"));
+}
+
+/// `lora_peft` runs these lines.
+#[test]
+fn where_the_pipeline_loads_no_adapters_the_card_says_how_peft_does() {
+    let (by_pipeline, lora_loading) = (facts().card(), LoraLoading::Peft);
+    let tiles_only = true;
+    let by_peft = Facts {
+        lora_loading,
+        tiles_only,
+        ..facts()
+    };
+    let card = by_peft.card();
+    for part in [
+        "```python\nimport json\n\nimport torch\n",
+        "from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict\n",
+        "\npipe.vae.enable_tiling()\nwith safe_open(\"path/to/this/folder/pytorch_lora_weights.safetensors\", \"pt\") as file:\n    lora",
+        "\ninject_adapter_in_model(LoraConfig(**settings), pipe.transformer)\n",
+    ] {
+        assert!(
+            card.contains(part) && !by_pipeline.contains(part),
+            "{part}\nis not in\n{card}"
+        );
+    }
+    assert!(by_pipeline.contains("pipe.load_lora_weights(") && !card.contains("load_lora_weights"));
 }
 
 #[test]

@@ -143,14 +143,80 @@ class HunyuanVideo:
         )
 
 
-FAMILIES = {"cogvideox": CogVideoX, "ltx_video": LtxVideo, "wan": Wan, "hunyuan_video": HunyuanVideo}
+class Mochi:
+    """Text and video attend to each other, the text in a stream of half the width, as published. All of the text is valid."""
+
+    transformer = "MochiTransformer3DModel"
+
+    def __init__(self, args):
+        frames, height, width = args.bucket
+        self.shape, self.text_width = (1, 12, (frames - 1) // 6 + 1, height // 8, width // 8), args.text_width
+        self.config = dict(
+            num_attention_heads=args.heads // 2,
+            attention_head_dim=2 * HEAD,
+            num_layers=args.layers,
+            pooled_projection_dim=args.heads * HEAD // 2,
+            text_embed_dim=args.text_width,
+        )
+
+    def call(self, torch):
+        return dict(
+            hidden_states=torch.randn(self.shape),
+            encoder_hidden_states=torch.randn(1, 256, self.text_width),
+            timestep=torch.tensor([500.0]),
+            encoder_attention_mask=torch.ones(1, 256, dtype=torch.bool),
+        )
+
+
+class Allegro:
+    """Text by cross-attention, with a mask; heads of 96 features, as published, about as wide together as the others'."""
+
+    transformer = "AllegroTransformer3DModel"
+    head = 96
+
+    def __init__(self, args):
+        frames, height, width = args.bucket
+        self.shape, self.text_width = (1, 4, (frames - 1) // 4 + 1, height // 8, width // 8), args.text_width
+        heads = max(1, round(args.heads * HEAD / self.head))
+        self.config = dict(
+            num_attention_heads=heads,
+            attention_head_dim=self.head,
+            num_layers=args.layers,
+            cross_attention_dim=heads * self.head,
+            caption_channels=args.text_width,
+        )
+
+    def call(self, torch):
+        from diffusers.models.embeddings import get_3d_rotary_pos_embed_allegro
+
+        _, _, frames, height, width = self.shape
+        grid = (height // 2, width // 2)
+        *tables, t, h, w = get_3d_rotary_pos_embed_allegro(self.head, ((0, 0), grid), grid, frames, (2.2, 2.0, 2.0))
+        places = torch.cartesian_prod(t.long(), h.long(), w.long()).reshape(-1, 3).T.reshape(3, 1, -1)
+        return dict(
+            hidden_states=torch.randn(self.shape),
+            timestep=torch.tensor([500]),
+            encoder_hidden_states=torch.randn(1, 512, self.text_width),
+            encoder_attention_mask=torch.ones(1, 512),
+            image_rotary_emb=(tuple(tables), tuple(places)),
+        )
+
+
+FAMILIES = {
+    "cogvideox": CogVideoX,
+    "ltx_video": LtxVideo,
+    "wan": Wan,
+    "hunyuan_video": HunyuanVideo,
+    "mochi": Mochi,
+    "allegro": Allegro,
+}
 
 
 def peer(args):
     """Steps of the PyTorch loop; prints a JSON object."""
     import diffusers
     import torch
-    from peft import LoraConfig
+    from peft import LoraConfig, inject_adapter_in_model
 
     torch.manual_seed(0)
     torch.set_num_threads(args.threads)
@@ -160,7 +226,8 @@ def peer(args):
     target = torch.randn_like(call["hidden_states"])
     learning = []
     if not args.forward:
-        model.add_adapter(LoraConfig(r=args.rank, lora_alpha=args.rank, target_modules=["to_q", "to_k", "to_v", "to_out.0"]))
+        lora = LoraConfig(r=args.rank, lora_alpha=args.rank, target_modules=["to_q", "to_k", "to_v", "to_out.0"])
+        inject_adapter_in_model(lora, model)  # as `add_adapter`, which not every class has
         learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(learning, lr=1e-4)
         if not args.keep:

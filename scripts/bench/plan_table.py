@@ -23,6 +23,8 @@ CASES = [
     ("Wan 2.1 1.3B, 81x480x832", "wan-2.1-1.3b", {}, [81, 480, 832]),
     ("Wan 2.1 14B, 81x480x832", "wan-2.1-1.3b", WAN_14B, [81, 480, 832]),
     ("HunyuanVideo, 49x512x768", "hunyuan-video", {}, [49, 512, 768]),
+    ("Mochi 1, 37x480x848", "mochi-1", {}, [37, 480, 848]),
+    ("Allegro, 88x720x1280", "allegro", {}, [88, 720, 1280]),
 ]
 INPUTS = ["train.activation_policy=inputs"]
 NF4 = [*INPUTS, "model.quantization=nf4"]

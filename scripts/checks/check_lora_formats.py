@@ -2,11 +2,11 @@
 
     python scripts/checks/check_lora_formats.py FAMILY TRANSFORMER_DIR FILE FILE...
 
-FAMILY is cogvideox, hunyuan_video, ltx_video or wan. TRANSFORMER_DIR may lack weights: the adapters alone are loaded then. Every
-file goes the way of the family's pipeline (`lora_state_dict`, `load_lora_into_transformer`). Python's warnings are errors, and so
-is anything that diffusers or PEFT log from warnings on: unused keys, missing keys, settings that do not fit the weights. B A of
-every layer, scaled, must be that of the first file to 1e-6 of its norm, and so must be the bias of lora_B where there is one.
-Layers that the first file lacks must have a B of zeros.
+FAMILY is cogvideox, hunyuan_video, ltx_video, mochi or wan. TRANSFORMER_DIR may lack weights: the adapters alone are loaded
+then. Every file goes the way of the family's pipeline (`lora_state_dict`, `load_lora_into_transformer`). Python's warnings are
+errors, and so is anything that diffusers or PEFT log from warnings on: unused keys, missing keys, settings that do not fit the
+weights. B A of every layer, scaled, must be that of the first file to 1e-6 of its norm, and so must be the bias of lora_B
+where there is one. Layers that the first file lacks must have a B of zeros.
 """
 
 import sys
@@ -21,6 +21,7 @@ FAMILIES = {
     "cogvideox": (diffusers.CogVideoXPipeline, diffusers.CogVideoXTransformer3DModel),
     "hunyuan_video": (diffusers.HunyuanVideoPipeline, diffusers.HunyuanVideoTransformer3DModel),
     "ltx_video": (diffusers.LTXPipeline, diffusers.LTXVideoTransformer3DModel),
+    "mochi": (diffusers.MochiPipeline, diffusers.MochiTransformer3DModel),
     "wan": (diffusers.WanPipeline, diffusers.WanTransformer3DModel),
 }
 

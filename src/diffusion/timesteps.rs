@@ -7,8 +7,8 @@
 //! * `mode`: u = 1 - v - s (cos^2(pi v / 2) - 1 + v) with v = rand and the scale s.
 //!
 //! All are from arXiv:2403.03206, as in `compute_density_for_timestep_sampling` and `compute_loss_weighting_for_sd3` of
-//! diffusers. Families with a table of noise (DDPM) draw its timesteps uniformly: they read none of these settings, and
-//! settings that would be ignored are rejected.
+//! diffusers. Families with a table of noise (DDPM) draw its timesteps uniformly: they read none of these settings, but
+//! `min_snr_gamma` and `noise_offset`, which flow matching does not read. Settings that would be ignored are rejected.
 
 use std::f32::consts::PI;
 
@@ -35,6 +35,12 @@ pub struct Config {
     pub shift: Shift,
     /// Weight of each timestep's loss.
     pub weighting: Weighting,
+    /// Limit of the signal-to-noise ratio above which a timestep's loss weighs less (min-SNR, arXiv:2303.09556); 5 is usual.
+    /// null: equal weights. For models with a table of noise (CogVideoX, Allegro).
+    pub min_snr_gamma: Option<f64>,
+    /// Deviation of a number that is added to all noise of a channel, so that a clip's brightness is learnt from noise as well.
+    /// 0: none. For models with a table of noise.
+    pub noise_offset: f64,
 }
 
 impl Default for Config {
@@ -46,6 +52,8 @@ impl Default for Config {
             mode_scale: 1.29,
             shift: Shift::AUTO,
             weighting: Weighting::None,
+            min_snr_gamma: None,
+            noise_offset: 0.0,
         }
     }
 }
@@ -113,6 +121,13 @@ impl Config {
         if let Shift::Fixed(shift) = self.shift {
             problems.above_zero("shift", shift);
         }
+        if let Some(gamma) = self.min_snr_gamma.filter(|gamma| !(*gamma > 0.0 && gamma.is_finite())) {
+            problems.push("min_snr_gamma", format!("must be above 0, or null, got {gamma}"));
+        }
+        if !(self.noise_offset >= 0.0 && self.noise_offset.is_finite()) {
+            let message = format!("must be at least 0, got {}", self.noise_offset);
+            problems.push("noise_offset", message);
+        }
         for (key, by) in self.unread(self.timesteps) {
             problems.push(key, format!("is read with timesteps: {by} only; remove it"));
         }
@@ -153,6 +168,13 @@ impl Config {
             keys.push("weighting");
         }
         keys
+    }
+
+    /// Returns the set keys that flow matching ignores.
+    pub fn beyond_flow(&self) -> Vec<&'static str> {
+        let snr = self.min_snr_gamma.map(|_| "min_snr_gamma");
+        let offset = (self.noise_offset != 0.0).then_some("noise_offset");
+        [snr, offset].into_iter().flatten().collect()
     }
 }
 

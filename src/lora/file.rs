@@ -14,7 +14,7 @@ use super::format::{self, Format, LayerName};
 use super::names::{self, Located, Names};
 use super::parts::{self, Parts};
 use super::scales::{AlphaSource, CONFIG};
-use super::{comfyui, diffusers, kohya, split};
+use super::{comfyui, diffusers, genmo, kohya, split};
 use crate::hub::layout;
 use crate::magic;
 
@@ -146,6 +146,7 @@ pub fn from_bytes(bytes: &[u8], config: Option<&str>, families: &[&'static Names
     let mut scales = AlphaSource::take(&mut about, format, config)?;
     let (families, found) = translate(format, found, families, &scales, &mut strange);
     let format = match format {
+        Format::Diffusers if found.original && scales.are_of_genmo() => Format::Genmo,
         Format::Diffusers if found.original => Format::Original,
         format => format,
     };
@@ -254,6 +255,7 @@ impl ParsedAdapter {
             Format::Diffusers | Format::Peft => diffusers::write(&self.layers, &self.deltas, &self.about),
             Format::ComfyUi | Format::Original => comfyui::write(&self.layers, &self.deltas, family()?, &self.about),
             Format::Kohya => kohya::write(&self.layers, &self.deltas, family()?, &self.about),
+            Format::Genmo => genmo::write(&self.layers, &self.deltas, family()?, &self.about),
         }
     }
 }
@@ -283,7 +285,11 @@ fn translate(
     scales: &AlphaSource,
     strange: &mut Vec<UnsupportedTensor>,
 ) -> (Vec<&'static Names>, Translated) {
-    let candidates = names::detect(families, found.keys().map(String::as_str));
+    let mut candidates = names::detect(families, found.keys().map(String::as_str));
+    let elsewhere = matches!(format, Format::ComfyUi | Format::Kohya);
+    if elsewhere && candidates.iter().any(|family| !family.diffusers_alone) {
+        candidates.retain(|family| !family.diffusers_alone);
+    }
     let mut translated = Translated {
         layers: Vec::new(),
         original: false,

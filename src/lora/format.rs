@@ -21,6 +21,8 @@ pub enum Format {
     ComfyUi,
     /// `lora_unet_<original name, dots as underscores>.lora_down.weight`: kohya's trainers, musubi-tuner, LyCORIS.
     Kohya,
+    /// `<original name>.lora_A`, with ranks and alphas in the header: genmo's fine-tuner of Mochi 1.
+    Genmo,
 }
 
 /// Prefix of layers in files of diffusers.

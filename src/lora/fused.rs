@@ -5,6 +5,12 @@
 //! A = [A_1; A_2; ...] (R, in)    B = diag(B_1, B_2, ...) (out, R); rows without an adapter are zeros
 //! ```
 //!
+//! Parts that share one A, as those of a layer that was trained fused, keep it:
+//!
+//! ```text
+//! A = A_1 = A_2 = ...    B = [B_1; B_2; ...]
+//! ```
+//!
 //! Reading splits them again.
 
 use std::collections::BTreeMap;
@@ -128,6 +134,14 @@ impl<T> Group<T> {
                 let rest = own(count - 1).or(last).unwrap_or(times * inputs);
                 (1..count).map(|_| inputs).chain([rest]).collect()
             }
+            Division::WiderOrNarrower => {
+                ensure!(
+                    outputs.len() == 1,
+                    "a block has one of {} alone",
+                    self.fused.parts.join(" and ")
+                );
+                (0..count).map(|index| own(index).unwrap_or(0)).collect()
+            }
         };
         for (index, outputs) in outputs {
             ensure!(
@@ -156,6 +170,9 @@ impl Group<Adapter> {
             .map(|(at, _, b, _)| Ok((*at, b.dim(0)?)))
             .collect::<candle_core::Result<_>>()?;
         let heights = self.heights(&outputs, inputs, last)?;
+        if let Some(adapter) = self.of_shared_a(&heights)? {
+            return Ok(adapter);
+        }
         let same = matrices.iter().all(|(.., scale)| *scale == matrices[0].3);
         let a_dtype = common(matrices.iter().map(|(_, a, ..)| a.dtype()));
         let b_dtype = match same {
@@ -167,7 +184,7 @@ impl Group<Adapter> {
             .map(|(_, a, ..)| a.dim(0))
             .sum::<candle_core::Result<_>>()?;
         let (mut all_a, mut all_b, mut before) = (Vec::new(), Vec::new(), 0);
-        for (index, height) in heights.into_iter().enumerate() {
+        for (index, height) in heights.into_iter().enumerate().filter(|(_, height)| *height > 0) {
             let Some((_, a, b, scale)) = matrices.iter().find(|(at, ..)| *at == index) else {
                 all_b.push(Tensor::zeros((height, rank), b_dtype, &Device::Cpu)?);
                 continue;
@@ -188,6 +205,34 @@ impl Group<Adapter> {
             alpha: if same { matrices[0].3 } else { 1.0 } * rank as f64,
             use_rslora: false,
         })
+    }
+
+    /// Returns the adapter of the fused layer, if all parts are there with one A and one scale.
+    fn of_shared_a(&self, heights: &[usize]) -> anyhow::Result<Option<Adapter>> {
+        let found: Vec<(usize, &Adapter)> = self.found().collect();
+        let [(_, first), others @ ..] = &found[..] else {
+            return Ok(None);
+        };
+        if others.is_empty() || found.len() < self.parts.len() {
+            return Ok(None);
+        }
+        for (_, other) in others {
+            let alike =
+                (first.alpha, first.use_rslora, first.b.dtype()) == (other.alpha, other.use_rslora, other.b.dtype());
+            if !alike || !is_same(&first.a, &other.a)? {
+                return Ok(None);
+            }
+        }
+        let parts = found.iter().map(|(index, adapter)| {
+            let (_, b) = adapter.matrices()?;
+            Ok(fused_rows::take(&b, &self.ranges(*index, heights[*index])?)?)
+        });
+        Ok(Some(Adapter {
+            a: first.matrices()?.0,
+            b: Tensor::cat(&parts.collect::<anyhow::Result<Vec<_>>>()?, 0)?,
+            alpha: first.alpha,
+            use_rslora: first.use_rslora,
+        }))
     }
 
     /// Returns the order that a part's rows have in the fused layer.
@@ -214,7 +259,7 @@ impl Group<Tensor> {
         let heights = self.heights(&outputs, inputs, last)?;
         let dtype = common(self.found().map(|(_, delta)| delta.dtype()));
         let mut all = Vec::new();
-        for (index, height) in heights.into_iter().enumerate() {
+        for (index, height) in heights.into_iter().enumerate().filter(|(_, height)| *height > 0) {
             all.push(match &self.parts[index] {
                 Some(delta) => fused_rows::take(&delta.to_dtype(dtype)?, &order(self.fused.rows(index), height)?)?,
                 None => {
@@ -235,6 +280,15 @@ fn order(rows: Rows, height: usize) -> anyhow::Result<Vec<Range<usize>>> {
     };
     let ranges = own.ranges(height, None);
     ranges.with_context(|| format!("has {height} outputs, which have no halves"))
+}
+
+/// Checks for the same numbers in the same format.
+fn is_same(a: &Tensor, b: &Tensor) -> candle_core::Result<bool> {
+    if a.dtype() != b.dtype() || a.dims() != b.dims() {
+        return Ok(false);
+    }
+    let values = |tensor: &Tensor| tensor.to_dtype(DType::F64)?.flatten_all()?.to_vec1::<f64>();
+    Ok(values(a)? == values(b)?)
 }
 
 /// Returns the number format of all; f32 if they differ.

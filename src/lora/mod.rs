@@ -7,6 +7,7 @@ pub mod diffusers;
 pub mod file;
 pub mod format;
 pub mod fused;
+pub mod genmo;
 pub mod inspect;
 pub mod kohya;
 pub mod merge;

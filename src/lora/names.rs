@@ -21,6 +21,8 @@ pub struct Names {
     pub title: &'static str,
     /// True if diffusers takes an `alpha` in files for ComfyUI.
     pub alpha_in_diffusers: bool,
+    /// True if neither ComfyUI nor kohya's trainers have the model, so that their files are not of it.
+    pub diffusers_alone: bool,
     /// Linear layers.
     pub layers: Pairs,
     /// Linear layers that are rows of one in the original checkpoint.
@@ -58,6 +60,8 @@ pub enum Division {
     SquaresAndRest(usize),
     /// A single part, with the halves of its rows the other way round.
     HalvesSwapped,
+    /// Layers of which a block has one: the first part if it has more outputs than inputs, else the second.
+    WiderOrNarrower,
 }
 
 impl Fused {
@@ -84,6 +88,8 @@ impl Fused {
             Division::SquaresAndRest(_) if index + 1 < count => Rows::Square { index },
             Division::SquaresAndRest(_) => Rows::Rest { index },
             Division::HalvesSwapped => Rows::HalvesSwapped,
+            Division::WiderOrNarrower if index == 0 => Rows::IfWider,
+            Division::WiderOrNarrower => Rows::IfNarrower,
         }
     }
 }

@@ -7,7 +7,7 @@ use super::adapters::Adapter;
 use super::bytes::Metadata;
 use super::format::{Format, LayerName};
 use super::settings::{self, PeftSettings};
-use super::{comfyui, scale};
+use super::{comfyui, genmo, scale};
 
 /// PEFT's settings next to its adapter file.
 pub const CONFIG: &str = "adapter_config.json";
@@ -21,6 +21,8 @@ pub struct AlphaSource {
     before: Option<PeftSettings>,
     /// Kind of multiplication of B by the scale of `before`, if any.
     folded: Option<String>,
+    /// Alphas of genmo's fine-tuner.
+    genmo: Option<genmo::Alphas>,
     format: Format,
     /// True if some alpha is missing, although the format supports it.
     pub guessed: bool,
@@ -38,6 +40,11 @@ impl AlphaSource {
         let own = about.remove(settings::KEY).map(|text| (settings::KEY, text));
         let own = own.or_else(|| Some(("lora_config", about.remove("lora_config")?)));
         let own = own.or_else(|| Some((CONFIG, config.filter(|_| format == Format::Peft)?.to_string())));
+        let kwargs = about.get(genmo::KWARGS).map(|text| genmo::Alphas::parse(text));
+        let genmo = kwargs.transpose().context(genmo::KWARGS)?.flatten();
+        if genmo.is_some() {
+            about.remove(genmo::KWARGS);
+        }
         let settings = match own {
             Some((place, text)) => PeftSettings::parse(&text).with_context(|| place)?,
             None => PeftSettings::default(),
@@ -49,9 +56,15 @@ impl AlphaSource {
             settings,
             before,
             folded,
+            genmo,
             format,
             guessed: false,
         })
+    }
+
+    /// Returns true for a header of genmo's fine-tuner.
+    pub fn are_of_genmo(&self) -> bool {
+        self.genmo.is_some()
     }
 
     /// Returns the rank that a layer's adapter had before vtrain wrote the file, if it says so.
@@ -71,6 +84,8 @@ impl AlphaSource {
         (alpha, rank_in_file): (Option<f64>, usize),
     ) -> anyhow::Result<Adapter> {
         let rank = a.dim(0)?;
+        let of_header = || self.genmo.as_ref()?.alpha(called.in_file);
+        let alpha = alpha.or_else(of_header);
         if let Some(before) = &self.before
             && let Some(was) = before.alpha(&[called.layer])
         {

@@ -40,6 +40,8 @@ pub fn split(
         })
     });
     let ranges: Vec<Vec<Range<usize>>> = ranges.collect::<anyhow::Result<_>>()?;
+    let here = layers.iter().zip(ranges).filter(|(_, ranges)| !ranges.is_empty());
+    let (layers, ranges): (Vec<&Located>, Vec<Vec<Range<usize>>>) = here.unzip();
     let blocks = match (&parts.a, &parts.b) {
         (Some(a), Some(b)) if layers.len() > 1 && b.dims().get(1) == Some(&a.dim(0)?) => {
             let ranks = layers.iter().map(|layer| rank(&layer.name)).collect();

@@ -1,5 +1,5 @@
 //! Migration from finetrainers: `accelerate launch` or `torchrun`, `train.py` and its flags; and from its predecessors,
-//! diffusers' own CogVideoX scripts and cogvideox-factory.
+//! diffusers' own CogVideoX scripts and cogvideox-factory, with its script for Mochi 1.
 //!
 //! Flags and defaults: `finetrainers/args.py` of v0.0.1 and of today, `trainer/sft_trainer/config.py`; diffusers'
 //! `examples/cogvideo/train_cogvideox_lora.py` and `train_cogvideox_image_to_video_lora.py`; cogvideox-factory's
@@ -15,6 +15,7 @@ use super::{Migrated, Source, command, finish, leave};
 use crate::models::FamilyName;
 
 mod datasets;
+mod mochi;
 mod names;
 mod reasons;
 mod validation;
@@ -87,9 +88,10 @@ impl DerefMut for Migration<'_> {
 
 impl Migration<'_> {
     fn model(&mut self) {
-        if self.trainer.family().is_some() {
+        if let Some(family) = self.trainer.family() {
             let from = self.trainer.name();
-            self.set("model", "family", "cogvideox", from);
+            let family = serde_json::to_value(family).unwrap_or_default();
+            self.set("model", "family", family, from);
         }
         if let Some(name) = self.flags.text("model_name") {
             match serde_json::from_value::<FamilyName>(name.clone().into()) {
@@ -110,6 +112,9 @@ impl Migration<'_> {
         if let Some(revision) = self.flags.text("revision") {
             self.set("model", "revision", revision, "--revision");
         }
+        if self.trainer == Trainer::Mochi {
+            self.cast_dit();
+        }
         if let Some(flag) = self.flags.take("transformer_dtype") {
             match flag.values.first().map(String::as_str) {
                 Some("bf16") => self.set("model", "dtype", "bf16", "--transformer_dtype"),
@@ -124,7 +129,11 @@ impl Migration<'_> {
     }
 
     fn lora(&mut self) {
-        let rank = if self.trainer == Trainer::Diffusers { 128 } else { 64 };
+        let rank = match self.trainer {
+            Trainer::Diffusers => 128,
+            Trainer::Mochi => 16,
+            Trainer::Factory | Trainer::First | Trainer::Today => 64,
+        };
         self.number::<u64>("rank", "lora", "rank", Some(rank));
         self.number::<f64>("lora_alpha", "lora", "alpha", Some(rank as f64));
         let Some(flag) = self.flags.take("target_modules") else {
@@ -135,7 +144,7 @@ impl Migration<'_> {
                     let all = "(transformer_blocks|single_transformer_blocks).*(to_q|to_k|to_v|to_out.0)";
                     self.set("lora", "target_modules", all, from);
                 }
-                Trainer::Diffusers | Trainer::Factory => {
+                Trainer::Diffusers | Trainer::Factory | Trainer::Mochi => {
                     let names = ["to_k", "to_q", "to_v", "to_out.0"].map(serde_json::Value::from);
                     self.set("lora", "target_modules", names.to_vec(), from);
                 }
@@ -187,7 +196,15 @@ impl Migration<'_> {
             Some(1),
         );
         self.onoff("gradient_checkpointing", "train", "gradient_checkpointing");
-        self.clipping(Zero::Clips);
+        match self.trainer {
+            Trainer::Mochi => self.set(
+                "train",
+                "max_grad_norm",
+                serde_json::Value::Null,
+                "the script clips nothing",
+            ),
+            _ => self.clipping(Zero::Clips),
+        }
         self.number::<f64>("caption_dropout_p", "train", "caption_dropout", None);
         if let Some(flag) = self.flags.take("caption_dropout_technique") {
             let why = match flag.values.first().map(String::as_str) {
@@ -270,6 +287,9 @@ impl Migration<'_> {
     }
 
     fn optimizer(&mut self) {
+        if self.trainer == Trainer::Mochi {
+            return self.mochi_optimizer();
+        }
         let optimizer = self.flags.take("optimizer");
         match &optimizer {
             Some(flag) => self.optimizer_name(flag),
@@ -308,7 +328,8 @@ impl Migration<'_> {
     }
 
     fn checkpoint(&mut self) {
-        self.number::<u64>("checkpointing_steps", "checkpoint", "every", Some(500));
+        let every = (self.trainer != Trainer::Mochi).then_some(500);
+        self.number::<u64>("checkpointing_steps", "checkpoint", "every", every);
         if self.flags.has("checkpointing_limit") {
             self.number::<u64>("checkpointing_limit", "checkpoint", "limit", None);
         } else {

@@ -178,7 +178,7 @@ fn nothing_starts(source: &Source, commands: &[Vec<String>]) -> String {
     };
     format!(
         "{}: no command in it starts a training that is read: {found}. `vtrain migrate finetrainers` reads train.py of \
-         finetrainers, {} of diffusers and its like of cogvideox-factory; `vtrain migrate musubi` reads \
+         finetrainers and its text_to_video_lora.py for Mochi 1, {} of diffusers and its like of cogvideox-factory; `vtrain migrate musubi` reads \
          wan_train_network.py and hv_train_network.py",
         source.name,
         finetrainers::DIFFUSERS_SCRIPTS.join(" and ")

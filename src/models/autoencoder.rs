@@ -9,9 +9,9 @@ use anyhow::Context;
 use candle_core::{DType, Device, Error, Result, Tensor};
 use indicatif::BinaryBytes;
 
-use super::tiling::{Grid, Tiling};
+use super::tiling::{Cuts, Grid, Tiling};
 pub use super::vae::Emitted;
-use super::vae::{Parts, Placement, check_clip, check_latents, loaded, per_sample};
+use super::vae::{FirstFrame, Parts, Placement, check_clip, check_latents, loaded, per_sample};
 use crate::diffusers_config as config;
 use crate::diffusion::posterior::Posterior;
 use crate::nn::coder::{Coder, Pieces};
@@ -29,6 +29,9 @@ pub trait Codec: config::Config {
 
     /// True if samples of a batch are always processed one by one.
     const ALONE: bool = false;
+
+    /// First frame of a clip.
+    const FIRST_FRAME: FirstFrame = FirstFrame::Alone;
 
     /// Copies that [`finish`](Self::finish) makes of frames.
     const FINISHED: usize = 0;
@@ -51,6 +54,11 @@ pub trait Codec: config::Config {
     /// Returns those tiles, if they line up.
     fn usable_tiling(&self) -> Option<Tiling> {
         Some(self.tiling()).filter(|tiling| tiling.lines_up(self.sizes().compression))
+    }
+
+    /// Returns true if it is computed in f32 whatever the weights are in.
+    fn forces_f32(&self) -> bool {
+        false
     }
 
     /// Returns the posterior by the encoder's output (B, C', f, h, w).
@@ -92,7 +100,7 @@ pub struct Sizes {
     pub channels: usize,
     /// Channels of latents.
     pub latent_channels: usize,
-    /// A clip has a multiple of this number of frames, and one more.
+    /// A clip has a multiple of this number of frames, and one more where the first is alone.
     pub frames: usize,
     /// A clip's sides are multiples of this.
     pub side: usize,
@@ -134,18 +142,26 @@ impl<C: Codec> Autoencoder<C> {
         let folder: &WeightFolder = &folder.into();
         let mut autoencoder = Self::read(folder, half, Weights::read(folder, load)?)?;
         autoencoder.memory = load.vae;
-        if autoencoder.tiling.is_none()
-            && load.vae.tiling == VaeTiling::Always(true)
-            && load.content == Content::Numbers
-        {
-            let tiling = autoencoder.config.tiling();
-            log::warn!(
-                "{}: tiles of {} pixels do not line up with latents; frames are processed whole",
-                folder.display(),
-                tiling.name()
-            );
+        if load.content == Content::Numbers {
+            autoencoder.warn(folder);
         }
         Ok(autoencoder)
+    }
+
+    /// Warns where tiles are not as wanted.
+    fn warn(&self, folder: &WeightFolder) {
+        let (folder, tiles) = (folder.display(), self.config.tiling().name());
+        match (self.tiling, self.memory.tiling) {
+            (None, VaeTiling::Always(true)) => {
+                log::warn!("{folder}: tiles of {tiles} pixels do not line up with latents; frames are processed whole");
+            }
+            (Some(tiling), VaeTiling::Always(false)) if tiling.cuts == Cuts::Always => {
+                log::warn!(
+                    "{folder}: this autoencoder knows only tiles, of {tiles}: larger clips are cut all the same"
+                );
+            }
+            _ => {}
+        }
     }
 
     /// Returns the memory that a loaded half takes for clips of these frames, rows and columns.
@@ -190,8 +206,13 @@ impl<C: Codec> Autoencoder<C> {
             weights: self.weights,
             whole,
             tiled,
-            cuts: tiled.is_some() && self.memory.cuts(needed),
+            cuts: tiled.is_some() && (self.always_cuts() || self.memory.cuts(needed)),
         }
+    }
+
+    /// Returns true if clips larger than a tile are cut, however much memory there is.
+    fn always_cuts(&self) -> bool {
+        self.tiling.is_some_and(|tiling| tiling.cuts == Cuts::Always)
     }
 
     /// Returns the size of the result for an input of these frames, rows and columns.
@@ -204,7 +225,7 @@ impl<C: Codec> Autoencoder<C> {
                 channels: 2 * sizes.latent_channels,
             },
             Direction::Decode => PieceSize {
-                size: [frames.saturating_sub(1) * time + 1, height * space, width * space],
+                size: [C::FIRST_FRAME.clip(frames, time), height * space, width * space],
                 channels: sizes.channels,
             },
         }
@@ -224,6 +245,10 @@ impl<C: Codec> Autoencoder<C> {
     pub fn read(folder: impl Into<WeightFolder>, half: Parts, weights: Weights) -> anyhow::Result<Self> {
         let folder: &WeightFolder = &folder.into();
         let config = C::load(folder)?;
+        let weights = match config.forces_f32() {
+            true => weights.to_dtype(DType::F32),
+            false => weights,
+        };
         let place = Placement::new(&weights);
         let weights = weights.to_dtype(place.computed_in);
         weights.ensure_memory(half.unused())?;
@@ -264,7 +289,7 @@ impl<C: Codec> Autoencoder<C> {
         let Sizes {
             channels, frames, side, ..
         } = self.config.sizes();
-        check_clip(video, channels, [frames, side])?;
+        check_clip(video, channels, C::FIRST_FRAME, [frames, side])?;
         let moments = self.by_sample(video, |video| {
             collected(|emit| self.code(encoder, Direction::Encode, video, &mut C::State::default(), emit))
         })?;
@@ -322,7 +347,8 @@ impl<C: Codec> Autoencoder<C> {
 
     /// Logs once why frames are cut.
     fn tell(&self, direction: Direction, size: [usize; 3], cost: &VaeCost) {
-        if self.memory.tiling != VaeTiling::AUTO || self.told.swap(true, Ordering::Relaxed) {
+        let chosen = self.memory.tiling == VaeTiling::AUTO && !self.always_cuts();
+        if !chosen || self.told.swap(true, Ordering::Relaxed) {
             return;
         }
         let [frames, height, width] = match direction {

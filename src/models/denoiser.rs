@@ -14,6 +14,9 @@ pub use super::text_embeds::TextEmbeds;
 
 use crate::nn::rope::Rotary;
 
+/// Bias on the score of a masked text token.
+const MASKED: f64 = -10_000.0;
+
 /// A noisy clip and its conditions.
 #[derive(Debug, Clone)]
 pub struct Input {
@@ -117,6 +120,12 @@ impl StaticContext {
             rotary: Some(rotary),
             text_mask,
         }
+    }
+
+    /// Returns what the scores of cross-attention get for a masked text, 0 or -10000: (B, 1, 1, L).
+    pub fn text_bias(&self) -> Result<Option<Tensor>> {
+        let bias = |mask: &Tensor| mask.affine(-MASKED, MASKED)?.unsqueeze(1)?.unsqueeze(1);
+        self.text_mask.as_ref().map(bias).transpose()
     }
 }
 

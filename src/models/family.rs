@@ -20,20 +20,29 @@ pub use super::dense_modules::DenseModules;
 pub use super::encoders::{Emit, TextEncoder, VideoDecoder, VideoEncoder, posterior_from};
 pub use super::footprint::Footprint;
 pub use super::gguf_spec::GgufSpec;
-pub use super::latent_size::{LatentSize, Layout, check_all, check_num_frames, check_patchable};
+pub use super::latent_size::{LatentSize, Layout, check_all, check_num_frames, check_patchable, check_whole_frames};
 pub use super::text_embeds::{TensorSpecs, TextEmbeds, TextShape};
 pub use super::tiling::Tiling;
-pub use super::vae::Parts;
+pub use super::vae::{FirstFrame, Parts};
 
 use super::FamilyName;
 use super::checkpoint_dir::part;
 use super::synthetic::{SyntheticBatch, SyntheticRequest};
 use super::t5_conditioner::T5Conditioner;
 use crate::diffusion::guidance::GuidanceMode;
-use crate::diffusion::schedulers::Scheduler;
+use crate::diffusion::schedulers::{Scheduler, StepSpacing};
 use crate::lora::names::Names;
 use crate::nn::{Load, WeightFolder};
 use crate::rng::Rng;
+
+/// Way to load adapters into a pipeline of diffusers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LoraLoading {
+    /// `load_lora_weights`.
+    Pipeline,
+    /// The pipeline has no such method: PEFT puts them into the transformer.
+    Peft,
+}
 
 /// Facts about a family that need no checkpoint; each family declares them in its `mod.rs`.
 pub struct FamilySpec {
@@ -47,6 +56,8 @@ pub struct FamilySpec {
     pub pipeline: &'static str,
     /// Pipelines of diffusers that load a checkpoint, for text and for image input.
     pub pipelines: [&'static str; 2],
+    /// Way that they load adapters.
+    pub lora_loading: LoraLoading,
     /// `_class_name` in `transformer/config.json`.
     pub transformer: &'static str,
     /// Substring of the names of its published repositories, in lower case.
@@ -106,6 +117,10 @@ pub struct ModelSpec {
     pub sees_pictures: bool,
     /// Use of a guidance scale.
     pub guidance: GuidanceMode,
+    /// Spacing of sampling's steps by the pipeline.
+    pub step_spacing: StepSpacing,
+    /// True if an empty prompt has no tokens, not even that of its end.
+    pub empty_prompts_have_no_tokens: bool,
 }
 
 impl ModelSpec {
@@ -123,6 +138,8 @@ impl ModelSpec {
             f32_latents: true,
             sees_pictures: false,
             guidance: GuidanceMode::ClassifierFree,
+            step_spacing: StepSpacing::OfScheduler,
+            empty_prompts_have_no_tokens: false,
         }
     }
 

@@ -43,7 +43,8 @@ pub fn form_of(folder: &Path) -> Option<String> {
     }
 }
 
-/// Returns the form of most numbers in a GGUF file's matrices of blocks; None if it has none, and for other files.
+/// Returns the form of most numbers in a GGUF file's matrices of blocks, of several the last by name; None if it has none,
+/// and for other files.
 pub fn form_of_file(path: &Path) -> Option<String> {
     let file = tensor_file::is_gguf(path).then(|| GgufFile::open(path).ok())??;
     let mut numbers = BTreeMap::new();

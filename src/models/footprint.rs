@@ -1,14 +1,17 @@
 //! Size of a family's encodings, for planning disk space before anything is encoded.
 
 use super::text_embeds::TextShape;
+use super::vae::FirstFrame;
 
 /// Dimensions that decide how large the encodings of clips and captions are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Footprint {
     /// Channels of a latent.
     pub latent_channels: usize,
-    /// Frames per latent frame; the first latent frame holds a single frame (a causal VAE).
+    /// Frames per latent frame, but for a first one that is alone.
     pub temporal_compression: usize,
+    /// First frame of a clip.
+    pub first_frame: FirstFrame,
     /// Pixel rows, and columns, per latent row and column.
     pub spatial_compression: usize,
     /// Size of an encoded caption.
@@ -23,7 +26,7 @@ impl Footprint {
 
     /// Returns the bytes of one clip's posterior: mean and log-variance, f32.
     pub fn latent_bytes(&self, num_frames: usize, height: usize, width: usize) -> u64 {
-        let frames = num_frames.saturating_sub(1).div_ceil(self.temporal_compression.max(1)) + 1;
+        let frames = self.first_frame.latents(num_frames, self.temporal_compression);
         let scale = self.spatial_compression.max(1);
         let (rows, columns) = (height.div_ceil(scale), width.div_ceil(scale));
         product([2, self.latent_channels, frames, rows, columns, size_of::<f32>()])

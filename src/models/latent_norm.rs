@@ -1,9 +1,10 @@
-//! Normalisation of latents: a mean and a deviation for each channel, stored among the VAE's weights.
+//! Normalisation of latents: a mean and a deviation for each channel, stored among the VAE's weights or in its config.
 //!
-//! Equals `_normalize_latents` and `_denormalize_latents` of diffusers' LTX pipelines. L channels of latents.
+//! Equals `_normalize_latents` and `_denormalize_latents` of diffusers' LTX pipelines, and what its Mochi pipeline does
+//! before it decodes. L channels of latents.
 
 use anyhow::ensure;
-use candle_core::{DType, Result, Tensor};
+use candle_core::{DType, Device, Result, Tensor};
 
 use crate::diffusion::posterior::Posterior;
 use crate::nn::Weights;
@@ -32,6 +33,20 @@ impl LatentNorm {
         Ok(Self {
             latents_mean: mean.reshape(shape)?,
             latents_std: std.reshape(shape)?,
+            scaling_factor,
+        })
+    }
+
+    /// Normalisation by mean and standard deviation of every channel.
+    pub fn of([mean, std]: [&[f64]; 2], scaling_factor: f64) -> Result<Self> {
+        let table = |values: &[f64]| {
+            let values: Vec<f32> = values.iter().map(|value| *value as f32).collect();
+            let count = values.len();
+            Tensor::from_vec(values, (1, count, 1, 1, 1), &Device::Cpu)
+        };
+        Ok(Self {
+            latents_mean: table(mean)?,
+            latents_std: table(std)?,
             scaling_factor,
         })
     }

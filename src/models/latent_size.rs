@@ -95,6 +95,16 @@ pub fn check_num_frames(num_frames: usize, time: usize) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Checks that all frames divide into latent frames, `time` each; the error names the nearest number that does.
+pub fn check_whole_frames(num_frames: usize, time: usize) -> anyhow::Result<()> {
+    anyhow::ensure!(
+        num_frames > 0 && num_frames.is_multiple_of(time),
+        "{num_frames} frames must be a multiple of {time}; the nearest is {}",
+        ((num_frames + time / 2) / time * time).max(time)
+    );
+    Ok(())
+}
+
 /// Combines the errors of all failed checks.
 pub fn check_all<const N: usize>(checks: [anyhow::Result<()>; N]) -> anyhow::Result<()> {
     let wrong = checks.into_iter().filter_map(std::result::Result::err);

@@ -17,6 +17,7 @@ use crate::paths;
 use crate::problems::Problems;
 
 pub mod ada_ln_single;
+pub mod allegro;
 pub mod autoencoder;
 mod checkpoint;
 pub mod checkpoint_dir;
@@ -38,14 +39,17 @@ pub mod llama_conditioner;
 pub mod llava;
 pub mod llava_conditioner;
 pub mod ltx_video;
+pub mod mochi;
 pub mod offload;
 mod other_transformer;
+mod ramps;
 pub mod registry;
 mod single_file;
 pub mod synthetic;
 pub mod t5_conditioner;
 pub mod text_embeds;
 pub mod text_memory;
+mod tiles;
 pub mod tiling;
 pub mod transformer;
 pub mod vae;
@@ -284,4 +288,10 @@ pub enum FamilyName {
     /// HunyuanVideo.
     #[serde(rename = "hunyuan_video")]
     HunyuanVideo,
+    /// Mochi 1.
+    #[serde(rename = "mochi")]
+    Mochi,
+    /// Allegro.
+    #[serde(rename = "allegro")]
+    Allegro,
 }

@@ -7,14 +7,21 @@ use serde_json::Value;
 
 use super::family::FamilySpec;
 use super::synthetic::{SyntheticBatch, SyntheticRequest};
-use super::{cogvideox, hunyuan_video, ltx_video, single_file, wan};
+use super::{allegro, cogvideox, hunyuan_video, ltx_video, mochi, single_file, wan};
 use crate::data::Bucket;
 use crate::diffusers_config as config;
 use crate::lora::names::Names;
 use crate::nn::{WeightFolder, Weights};
 
 /// All families, in the order of their implementation.
-pub static FAMILIES: &[&FamilySpec] = &[&cogvideox::SPEC, &ltx_video::SPEC, &wan::SPEC, &hunyuan_video::SPEC];
+pub static FAMILIES: &[&FamilySpec] = &[
+    &cogvideox::SPEC,
+    &ltx_video::SPEC,
+    &wan::SPEC,
+    &hunyuan_video::SPEC,
+    &mochi::SPEC,
+    &allegro::SPEC,
+];
 
 /// Returns the layer names of every family.
 pub fn names() -> Vec<&'static Names> {
@@ -90,6 +97,7 @@ pub fn open_synthetic(
         frame_rate: spec.frame_rate,
         patches: None,
         text_tokens: None,
+        fewer: None,
     };
     (spec.synthetic)(&folder, request)
 }

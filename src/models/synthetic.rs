@@ -6,7 +6,7 @@
 use std::path::Path;
 
 use anyhow::ensure;
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device, Tensor};
 
 use super::denoiser::{Denoiser, Input, Scalar, Scalars};
 use super::footprint::Footprint;
@@ -46,6 +46,27 @@ pub struct SyntheticBatch {
     pub patches: [usize; 2],
     /// Work of one sample.
     pub work: Flops,
+    /// The same for fewer tokens, if they were asked for.
+    pub fewer: Option<SyntheticInput>,
+}
+
+/// Random input of a transformer.
+pub struct SyntheticInput {
+    /// Noise, text and conditions.
+    pub input: Input,
+    /// Random target in the prediction's shape.
+    pub target: Tensor,
+    /// Work of one sample.
+    pub work: Flops,
+}
+
+/// Numbers of tokens, in place of others.
+#[derive(Debug, Clone, Copy)]
+pub struct Tokens {
+    /// Rows and columns of patches.
+    pub patches: [usize; 2],
+    /// Tokens of a text.
+    pub text: usize,
 }
 
 /// Weights and sizes of a synthetic batch.
@@ -64,6 +85,8 @@ pub struct SyntheticRequest {
     pub patches: Option<[usize; 2]>,
     /// Tokens of a text; None: those of the model's pipeline.
     pub text_tokens: Option<usize>,
+    /// Tokens of a second input.
+    pub fewer: Option<Tokens>,
 }
 
 /// Builds the transformer whose `config.json` is in `folder`, and draws samples of standard normal numbers, in f32, on the
@@ -82,15 +105,44 @@ pub fn synthetic_batch<N: Network + 'static>(
     if let Some(patches) = request.patches {
         grid = [grid[0], patches[0] * rows, patches[1] * columns];
     }
-    let (device, batch) = (request.weights.device().clone(), request.batch);
-    let mut rng = Rng::new(0);
+    let (mut rng, device) = (Rng::new(0), request.weights.device().clone());
+    let text_tokens = request.text_tokens.unwrap_or(spec.text.tokens);
+    let (input, target) = draw_input(&spec, &request, (grid, text_tokens, &device), &mut rng)?;
+    let fewer = request.fewer.map(|Tokens { patches, text }| {
+        let grid = [grid[0], patches[0] * rows, patches[1] * columns];
+        draw_input(&spec, &request, (grid, text, &device), &mut rng)
+    });
+    let fewer = fewer.transpose()?;
+    let denoiser = Transformer::<N>::load_from(folder, request.weights)?;
+    let fewer = fewer.map(|(input, target)| {
+        let work = denoiser.flops(&input)?;
+        anyhow::Ok(SyntheticInput { input, target, work })
+    });
+    Ok(SyntheticBatch {
+        patches,
+        tokens: denoiser.embed(&input)?.hidden.dim(1)?,
+        work: denoiser.flops(&input)?,
+        fewer: fewer.transpose()?,
+        denoiser: Box::new(denoiser),
+        input,
+        target,
+    })
+}
+
+/// Draws an input, and a target, for a grid of latents, so many tokens of text, and a device.
+fn draw_input(
+    spec: &InputSpec,
+    request: &SyntheticRequest,
+    (grid, text_tokens, device): ([usize; 3], usize, &Device),
+    rng: &mut Rng,
+) -> anyhow::Result<(Input, Tensor)> {
+    let batch = request.batch;
     let mut draw = |shape: &[usize]| {
         let shape = [&[batch], shape].concat();
-        Tensor::from_vec(rng.randn(shape.iter().product()), shape, &device)
+        Tensor::from_vec(rng.randn(shape.iter().product()), shape, device)
     };
     let latents = draw(&latent_shape(spec.layout, spec.channels, grid))?;
-    let text_tokens = request.text_tokens.unwrap_or(spec.text.tokens);
-    let mask = Tensor::ones((batch, text_tokens), DType::F32, &device);
+    let mask = Tensor::ones((batch, text_tokens), DType::F32, device);
     let text = TextEmbeds {
         mask: spec.text.masked.then_some(mask).transpose()?,
         pooled: spec.text.pooled.map(|width| draw(&[width])).transpose()?,
@@ -110,18 +162,10 @@ pub fn synthetic_batch<N: Network + 'static>(
     let input = Input {
         image: image.map(|image| draw(&image)).transpose()?,
         scalars,
-        ..Input::new(latents, Tensor::from_vec(vec![TIMESTEP; batch], batch, &device)?, text)
+        ..Input::new(latents, Tensor::from_vec(vec![TIMESTEP; batch], batch, device)?, text)
     };
     let target = draw(&latent_shape(spec.layout, spec.out_channels, grid))?;
-    let denoiser = Transformer::<N>::load_from(folder, request.weights)?;
-    Ok(SyntheticBatch {
-        patches,
-        tokens: denoiser.embed(&input)?.hidden.dim(1)?,
-        work: denoiser.flops(&input)?,
-        denoiser: Box::new(denoiser),
-        input,
-        target,
-    })
+    Ok((input, target))
 }
 
 /// Returns the latent frames, rows and columns of a bucket; frames fill their patches.

@@ -9,7 +9,7 @@ use super::checkpoint_dir::part;
 use super::encoders::TextEncoder;
 use super::text_embeds::TextEmbeds;
 use crate::nn::{Load, WeightFolder, Weights};
-use crate::text::clean::prompt_clean;
+use crate::text::clean::{caption_clean, prompt_clean};
 use crate::text::{Encoding, TextTokenizer, t5};
 
 /// Tables that are looked up, not multiplied by.
@@ -24,6 +24,13 @@ pub enum Padding {
     Masked,
     /// Zeros. The prompt is cleaned first (`prompt_clean`).
     Zeros,
+    /// Zeros, and masked in the network. With `empty`, an empty prompt is padding alone, without its end token.
+    ZerosMasked {
+        /// `force_zeros_for_empty_prompt` of the pipeline.
+        empty: bool,
+    },
+    /// Masked in the encoder and in the network. The prompt is cleaned first as a caption (`caption_clean`).
+    MaskedThroughout,
 }
 
 /// A text encoder and its tokenizer.
@@ -67,7 +74,10 @@ impl T5Conditioner {
     fn tokens(&self, prompt: &str) -> anyhow::Result<Encoding> {
         match self.padding {
             Padding::Zeros => self.tokenizer.encode_padded(&prompt_clean(prompt), self.length),
-            Padding::Counts | Padding::Masked => self.tokenizer.encode_padded(prompt, self.length),
+            Padding::MaskedThroughout => self.tokenizer.encode_padded(&caption_clean(prompt), self.length),
+            Padding::Counts | Padding::Masked | Padding::ZerosMasked { .. } => {
+                self.tokenizer.encode_padded(prompt, self.length)
+            }
         }
     }
 }
@@ -78,17 +88,31 @@ impl TextEncoder for T5Conditioner {
     }
 
     fn embed(&self, prompt: &str, _picture: Option<&Tensor>) -> anyhow::Result<TextEmbeds> {
-        let (length, encoding) = (self.length, self.tokens(prompt)?);
-        if self.padding == Padding::Zeros {
-            let count = encoding.mask.iter().filter(|is_token| **is_token != 0).count();
-            return Ok(self.encoder.forward_padded(&encoding.ids[..count], length)?.into()); // (1, L, D)
+        let (length, mut encoding) = (self.length, self.tokens(prompt)?);
+        if self.padding == (Padding::ZerosMasked { empty: true }) && prompt.is_empty() {
+            encoding.mask.fill(0);
         }
+        let count = encoding.mask.iter().filter(|is_token| **is_token != 0).count();
         let row = (1, length);
-        let ids = Tensor::from_vec(encoding.ids, row, &self.device)?;
-        let mask = Tensor::from_vec(encoding.mask, row, &self.device)?.to_dtype(DType::F32)?;
+        let hidden = match self.padding {
+            Padding::Zeros | Padding::ZerosMasked { .. } | Padding::MaskedThroughout => {
+                self.encoder.forward_padded(&encoding.ids[..count], length)?
+            }
+            Padding::Counts | Padding::Masked => {
+                let ids = Tensor::from_vec(encoding.ids, row, &self.device)?;
+                self.encoder.forward(&ids, None)?
+            }
+        }; // (1, L, D)
+        let mask = match self.padding {
+            Padding::Counts | Padding::Zeros => None,
+            Padding::Masked | Padding::ZerosMasked { .. } | Padding::MaskedThroughout => {
+                let mask = Tensor::from_vec(encoding.mask, row, &self.device)?;
+                Some(mask.to_dtype(DType::F32)?)
+            }
+        };
         Ok(TextEmbeds {
-            hidden: self.encoder.forward(&ids, None)?, // (1, L, D)
-            mask: (self.padding == Padding::Masked).then_some(mask),
+            hidden,
+            mask,
             pooled: None,
         })
     }

@@ -4,20 +4,15 @@
 //! Tiles are described in pixels, or frames, of the clip: one is `size` long, the next begins `stride` later. Both are
 //! divided by the compression where latents are meant. In the output the first `size - stride` of a tile are blended from
 //! the previous one into it, and each tile contributes `stride`. Tiles along the frames have one frame more, since the
-//! first latent frame is a single frame; later tiles drop it.
+//! first latent frame is a single frame; later tiles drop it. [`Seams::Ramps`] differ.
 
 use candle_core::{Error, Result, Tensor, bail};
 
+use super::ramps::Ramped;
+use super::tiles::{Axis, HeldOutputs, blend};
 use super::vae::Emitted;
 
-/// Tiles along one axis, in pixels or frames.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Tiles {
-    /// Length of a tile; a clip that is no longer is not cut.
-    pub size: usize,
-    /// Distance between the beginnings of neighbouring tiles.
-    pub stride: usize,
-}
+pub use super::tiles::Tiles;
 
 /// End of a tile.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,6 +32,25 @@ pub struct FrameTiles {
     pub decoded: End,
 }
 
+/// Places of tiles, and the way they are joined.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Seams {
+    /// Tiles begin at every stride, and what is left of a clip ends the last one. Each is blended with those before it, which
+    /// are blended already.
+    InTurn,
+    /// All tiles have their whole size, along the frames too, and the last one ends with the clip.
+    Ramps,
+}
+
+/// Clips that are cut into tiles, of those that are larger than one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cuts {
+    /// Those that settings of memory say.
+    ByMemory,
+    /// All of them, since the autoencoder knows nothing else.
+    Always,
+}
+
 /// Tiles of a clip.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Tiling {
@@ -49,27 +63,10 @@ pub struct Tiling {
     /// True for the tiles of the family that was the first to have some: records of clips encoded in them say no more
     /// than that there were tiles.
     pub unnamed: bool,
-}
-
-impl Tiles {
-    const fn new(size: usize, stride: usize) -> Self {
-        Self { size, stride }
-    }
-
-    /// Tiles of half of `side`, of which this share overlaps.
-    fn half(side: usize, overlap: f64) -> Self {
-        let size = side / 2;
-        Self::new(size, (size as f64 * (1.0 - overlap)) as usize)
-    }
-
-    fn lines_up(self, compression: usize) -> bool {
-        let whole = |length: usize| length > 0 && length.is_multiple_of(compression.max(1));
-        whole(self.size) && whole(self.stride) && self.stride <= self.size
-    }
-
-    fn divided(self, by: usize) -> Self {
-        Self::new(self.size / by.max(1), self.stride / by.max(1))
-    }
+    /// Places of tiles, and the way they are joined.
+    pub seams: Seams,
+    /// Clips that are cut.
+    pub cuts: Cuts,
 }
 
 impl Tiling {
@@ -80,6 +77,21 @@ impl Tiling {
             height: Tiles::new(size, stride),
             width: Tiles::new(size, stride),
             unnamed: false,
+            seams: Seams::InTurn,
+            cuts: Cuts::ByMemory,
+        }
+    }
+
+    /// Tiles along frames, rows and columns, joined by ramps, of an autoencoder that knows nothing else.
+    pub const fn always_ramps([frames, height, width]: [Tiles; 3]) -> Self {
+        let decoded = End::First; // nothing is dropped
+        Self {
+            frames: Some(FrameTiles { tiles: frames, decoded }),
+            height,
+            width,
+            unnamed: false,
+            seams: Seams::Ramps,
+            cuts: Cuts::Always,
         }
     }
 
@@ -90,6 +102,7 @@ impl Tiling {
             height: Tiles::half(height, 1.0 / 6.0),
             width: Tiles::half(width, 1.0 / 5.0),
             unnamed: true,
+            ..Self::square(0, 0)
         }
     }
 
@@ -120,7 +133,10 @@ impl Tiling {
         let Self { height, width, .. } = self;
         let frames = self.frames.map(|frames| {
             let FrameTiles { tiles, decoded } = frames;
-            format!("{}x, every {}x {decoded:?}, ", tiles.size, tiles.stride)
+            match self.seams {
+                Seams::InTurn => format!("{}x, every {}x {decoded:?}, ", tiles.size, tiles.stride),
+                Seams::Ramps => format!("{}x, every {}x with ramps, ", tiles.size, tiles.stride),
+            }
         });
         let frames = frames.unwrap_or_default();
         format!(
@@ -159,6 +175,7 @@ impl Tiling {
             time: output,
             height: axis(self.height, space),
             width: axis(self.width, space),
+            seams: self.seams,
         }
     }
 }
@@ -170,16 +187,7 @@ pub struct Grid {
     time: Time,
     height: Axis,
     width: Axis,
-}
-
-/// Positions of the output of tiles that are held at most.
-#[derive(Debug, Clone, Copy)]
-pub struct HeldOutputs {
-    /// Beside a tile that is being processed: its own frames that are done, tiles before it in its row and in the row above,
-    /// rows that are done.
-    pub working: u64,
-    /// While they are joined.
-    pub joining: u64,
+    seams: Seams,
 }
 
 /// Frames of an output by those of its input.
@@ -187,7 +195,7 @@ pub struct HeldOutputs {
 enum Time {
     /// So many frames become one, and a clip has one more.
     Shorter(usize),
-    /// One frame becomes so many.
+    /// One frame becomes so many, but the first.
     Longer(usize),
 }
 
@@ -197,19 +205,6 @@ impl Time {
             Self::Shorter(by) => frames.div_ceil(by.max(1)),
             Self::Longer(by) => frames.saturating_sub(1) * by + 1,
         }
-    }
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Axis {
-    input: Tiles,
-    output: Tiles,
-}
-
-impl Axis {
-    /// Returns the part of an output tile that is blended.
-    fn blend(&self) -> usize {
-        self.output.size.saturating_sub(self.output.stride)
     }
 }
 
@@ -227,6 +222,7 @@ impl Grid {
     /// Returns the frames, rows and columns of the largest tile of an input of this size.
     pub fn largest(&self, [frames, height, width]: [usize; 3]) -> [usize; 3] {
         let together = self.frames.map_or(frames, |(axis, _)| match frames > axis.input.size {
+            true if self.seams == Seams::Ramps => axis.input.size,
             true => frames.min(axis.input.size + 1),
             false => frames,
         });
@@ -240,6 +236,9 @@ impl Grid {
     /// Returns the positions of the output that are held at most, for an input of this size; `finished` copies are made of
     /// the whole. A tile that comes in pieces is held while the rest of it is made.
     pub fn held_outputs(&self, [frames, height, width]: [usize; 3], finished: u64, in_pieces: bool) -> HeldOutputs {
+        if let Some(ramped) = self.ramped() {
+            return ramped.held_outputs([frames, height, width], finished);
+        }
         let [together, rows, columns] = self.largest([frames, height, width]);
         let positions = |input: [usize; 3]| {
             let space = |length: usize, axis: Axis| length * axis.output.size / axis.input.size.max(1);
@@ -281,6 +280,9 @@ impl Grid {
         mut emit: impl FnMut(Tensor) -> Emitted<E>,
     ) -> Emitted<E> {
         self.check()?;
+        if let Some(ramped) = self.ramped() {
+            return ramped.code(x, code, emit);
+        }
         let frames = x.dim(2)?;
         let Some((axis, dropped)) = self.frames.filter(|(axis, _)| frames > axis.input.size) else {
             return emit(self.code_frames(x, &mut code)?);
@@ -302,6 +304,13 @@ impl Grid {
             before = Some(tile);
         }
         Ok(())
+    }
+
+    /// Returns the axes of tiles that are joined by ramps.
+    fn ramped(&self) -> Option<Ramped> {
+        let (frames, _) = self.frames.filter(|_| self.seams == Seams::Ramps)?;
+        let axes = [frames, self.height, self.width];
+        Some(Ramped { axes })
     }
 
     fn check(&self) -> Result<()> {
@@ -348,24 +357,4 @@ impl Grid {
         }
         Tensor::cat(&done, 3)
     }
-}
-
-/// Returns `b`, its first `extent` entries along `dim` blended with the last of `a`.
-fn blend(a: &Tensor, b: &Tensor, dim: usize, extent: usize) -> Result<Tensor> {
-    let (a_size, b_size) = (a.dim(dim)?, b.dim(dim)?);
-    let extent = extent.min(a_size).min(b_size);
-    if extent == 0 {
-        return Ok(b.clone());
-    }
-    let mut shape = [1; 5];
-    shape[dim] = extent;
-    let weights = |of: &dyn Fn(f64) -> f64| {
-        let weights: Vec<f32> = (0..extent).map(|i| of(i as f64 / extent as f64) as f32).collect();
-        Tensor::from_vec(weights, &shape, b.device())?.to_dtype(b.dtype())
-    };
-    let from_a = a
-        .narrow(dim, a_size - extent, extent)?
-        .broadcast_mul(&weights(&|w| 1.0 - w)?)?;
-    let from_b = b.narrow(dim, 0, extent)?.broadcast_mul(&weights(&|w| w)?)?;
-    Tensor::cat(&[(from_a + from_b)?, b.narrow(dim, extent, b_size - extent)?], dim)
 }

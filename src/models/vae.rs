@@ -56,15 +56,47 @@ pub fn loaded<'a, T>(half: &'a Option<T>, name: &str) -> Result<&'a T> {
     }
 }
 
-/// Checks for a clip (B, `channels`, F, H, W) of `temporal` n + 1 frames, with sides that are multiples of `spatial`.
-pub fn check_clip(video: &Tensor, channels: usize, [temporal, spatial]: [usize; 2]) -> Result<()> {
+/// First frame of a clip.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FirstFrame {
+    /// It is a latent frame by itself: clips have a multiple of some frames, and one more.
+    Alone,
+    /// It is one of a latent frame's, as every other: clips have a multiple of some frames.
+    Grouped,
+}
+
+impl FirstFrame {
+    /// Returns the frames of a clip of some latent frames, of so many frames each.
+    pub fn clip(self, latent_frames: usize, each: usize) -> usize {
+        match self {
+            Self::Alone => latent_frames.saturating_sub(1) * each + 1,
+            Self::Grouped => latent_frames * each,
+        }
+    }
+
+    /// Returns the latent frames that a clip of so many frames fills, or begins.
+    pub fn latents(self, frames: usize, each: usize) -> usize {
+        match self {
+            Self::Alone => frames.saturating_sub(1).div_ceil(each.max(1)) + 1,
+            Self::Grouped => frames.div_ceil(each.max(1)),
+        }
+    }
+}
+
+/// Checks for a clip (B, `channels`, F, H, W) of `temporal` n frames, or n + 1 by the first, with sides that are multiples of
+/// `spatial`.
+pub fn check_clip(video: &Tensor, channels: usize, first: FirstFrame, [temporal, spatial]: [usize; 2]) -> Result<()> {
     let (batch, found, frames, height, width) = video.dims5()?;
     if found != channels || batch * height * width == 0 {
         bail!("clips (B, {channels}, F, H, W) were expected, not {:?}", video.dims());
     }
-    if frames == 0 || frames % temporal != 1 % temporal {
-        let (second, third) = (temporal + 1, 2 * temporal + 1);
-        bail!("the VAE encodes 1, {second}, {third}, ... frames ({temporal} n + 1), not {frames}");
+    let of = match first {
+        FirstFrame::Alone => format!("({temporal} n + 1)"),
+        FirstFrame::Grouped => format!("({temporal} n)"),
+    };
+    if frames == 0 || first.clip(frames.div_ceil(temporal), temporal) != frames {
+        let [first, second, third] = [1, 2, 3].map(|count| first.clip(count, temporal));
+        bail!("the VAE encodes {first}, {second}, {third}, ... frames {of}, not {frames}");
     }
     if !height.is_multiple_of(spatial) || !width.is_multiple_of(spatial) {
         bail!("the VAE encodes sides that are multiples of {spatial}, not {height}x{width}");

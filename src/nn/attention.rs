@@ -1,4 +1,4 @@
-//! Attention with norms of queries and keys: over all heads together or head by head (`Attention`, `LTXAttention` and
+//! Attention with norms of queries and keys: none, over all heads together or head by head (`Attention`, `LTXAttention` and
 //! `WanAttention` in diffusers). Joint attention of text and video is self-attention of both as one sequence.
 //!
 //! Shapes: B samples, S tokens, L tokens of the context, D the width, H heads of width K, D = H K.
@@ -15,6 +15,8 @@ use crate::ops;
 /// Norms of queries and keys.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum QkNorm {
+    /// None.
+    None,
     /// An RMS norm over all heads together: `rms_norm_across_heads`.
     RmsAcrossHeads,
     /// A layer norm of each head: `layer_norm`.
@@ -34,19 +36,19 @@ pub struct AttentionSpec {
     pub out_bias: bool,
     /// Kind of the norms of queries and keys.
     pub qk_norm: QkNorm,
-    /// Epsilon of these norms.
+    /// Epsilon of these norms, if any.
     pub eps: f64,
 }
 
-/// Multi-head attention with norms of queries and keys.
+/// Multi-head attention with norms of queries and keys, if any.
 #[derive(Debug, Clone)]
 pub struct Attention {
     to_q: Linear,
     to_k: Linear,
     to_v: Linear,
     to_out: Linear, // to_out.0
-    norm_q: Norm,
-    norm_k: Norm,
+    norm_q: Option<Norm>,
+    norm_k: Option<Norm>,
     qk_norm: QkNorm,
     num_heads: usize,
 }
@@ -66,8 +68,9 @@ impl Attention {
             ..
         } = *form;
         let norm = |name: &str| match qk_norm {
-            QkNorm::RmsAcrossHeads => Norm::rms(width, eps, weights.pp(name)),
-            QkNorm::LayerPerHead => Norm::layer(width / num_heads.max(1), eps, weights.pp(name)),
+            QkNorm::None => Ok(None),
+            QkNorm::RmsAcrossHeads => Norm::rms(width, eps, weights.pp(name)).map(Some),
+            QkNorm::LayerPerHead => Norm::layer(width / num_heads.max(1), eps, weights.pp(name)).map(Some),
         };
         let project = |name: &str, bias: bool| Linear::new(width, width, bias, weights.pp(name));
         Ok(Self {
@@ -86,7 +89,7 @@ impl Attention {
     pub fn forward(&self, x: &Tensor, rotary: Option<&Rotary>) -> Result<Tensor> {
         let rotated = |y: Tensor| rotary.map_or(Ok(y.clone()), |rotary| rotary.apply(&y));
         let q = rotated(self.queries(x)?)?; // (B, S, H, K)
-        let k = rotated(self.normed(&self.norm_k, &self.to_k.forward(x)?)?)?; // (B, S, H, K)
+        let k = rotated(self.normed(self.norm_k.as_ref(), &self.to_k.forward(x)?)?)?; // (B, S, H, K)
         let v = self.heads(&self.to_v.forward(x)?)?; // (B, S, H, K)
         self.out(&ops::attention(&q, &k, &v, None)?)
     }
@@ -99,12 +102,12 @@ impl Attention {
 
     /// Returns the queries (B, S, D) -> (B, S, H, K)
     pub fn queries(&self, x: &Tensor) -> Result<Tensor> {
-        self.normed(&self.norm_q, &self.to_q.forward(x)?)
+        self.normed(self.norm_q.as_ref(), &self.to_q.forward(x)?)
     }
 
     /// Attention of queries (B, S, H, K) to a context (B, L, D), without the last layer -> (B, S, H, K)
     pub fn attend(&self, q: &Tensor, context: &Tensor, mask: Option<&Tensor>) -> Result<Tensor> {
-        let k = self.normed(&self.norm_k, &self.to_k.forward(context)?)?; // (B, L, H, K)
+        let k = self.normed(self.norm_k.as_ref(), &self.to_k.forward(context)?)?; // (B, L, H, K)
         let v = self.heads(&self.to_v.forward(context)?)?; // (B, L, H, K)
         ops::attention(q, &k, &v, mask)
     }
@@ -115,10 +118,11 @@ impl Attention {
     }
 
     /// Norms queries or keys, and splits their heads: (B, S, D) -> (B, S, H, K)
-    fn normed(&self, norm: &Norm, x: &Tensor) -> Result<Tensor> {
-        match self.qk_norm {
-            QkNorm::RmsAcrossHeads => self.heads(&norm.forward(x)?),
-            QkNorm::LayerPerHead => norm.forward(&self.heads(x)?),
+    fn normed(&self, norm: Option<&Norm>, x: &Tensor) -> Result<Tensor> {
+        match (norm, self.qk_norm) {
+            (None, _) | (_, QkNorm::None) => self.heads(x),
+            (Some(norm), QkNorm::RmsAcrossHeads) => self.heads(&norm.forward(x)?),
+            (Some(norm), QkNorm::LayerPerHead) => norm.forward(&self.heads(x)?),
         }
     }
 

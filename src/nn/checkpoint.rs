@@ -68,9 +68,13 @@ impl Checkpoint {
             };
             for (name, in_file) in named(folder.file(), &file)? {
                 let cut = Cut::of(&file, &in_file.name, in_file.rows);
+                let cut = cut.with_context(|| path.display().to_string())?;
+                if cut == Cut::Rows(Vec::new()) {
+                    continue; // another layer has this name there
+                }
                 let place = Place {
                     file: files.len(),
-                    cut: cut.with_context(|| path.display().to_string())?,
+                    cut,
                     name: in_file.name,
                 };
                 tensors.insert(name, place);

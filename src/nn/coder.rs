@@ -9,7 +9,7 @@
 
 use std::ops::Range;
 
-use candle_core::{Result, Tensor};
+use candle_core::{DType, Result, Tensor, bail};
 
 use super::coder_memory::{PieceSize, Tally};
 use super::conv3d::{Conv3d, FeatureCache, Modulation, Resample, TemporalPadding};
@@ -42,6 +42,33 @@ pub trait Modulate<S> {
     /// Changes the convolution's result (B, F, H, W, C'); the default is no change.
     fn finish(&self, y: Tensor, _memory: &mut FeatureCache, _state: &mut S) -> Result<Tensor> {
         Ok(y)
+    }
+}
+
+/// No norm: the convolution's input passes the SiLU alone.
+pub struct NoNorm;
+
+impl<S> Modulate<S> for NoNorm {
+    fn modulation(&self, x: &Tensor, _state: &S) -> Result<Modulation> {
+        let scale = Tensor::ones((x.dim(0)?, 1, 1, 1, x.dim(4)?), DType::F32, x.device())?;
+        Ok(Modulation {
+            shift: scale.zeros_like()?,
+            scale,
+            rms_eps: None,
+        })
+    }
+}
+
+/// Drops a clip's first frames, of which the first piece has more than so many.
+pub struct DropFirst(pub usize);
+
+impl<S> Layer<S> for DropFirst {
+    fn forward(&self, x: Tensor, memory: &mut FeatureCache, _state: &mut S) -> Result<Tensor> {
+        match (memory.is_first(), x.dim(1)?.checked_sub(self.0)) {
+            (false, _) => Ok(x),
+            (true, Some(rest)) => x.narrow(1, self.0, rest),
+            (true, None) => bail!("the first {} frames cannot be dropped from {:?}", self.0, x.dims()),
+        }
     }
 }
 

@@ -59,10 +59,24 @@ enum Kernel {
     Candle(Tensor),
 }
 
+/// Form of a convolution in a checkpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stored {
+    /// `torch.nn.Conv3d`.
+    Volume,
+    /// `torch.nn.Conv2d`.
+    Flat,
+    /// `torch.nn.Linear`.
+    Linear,
+    /// The same without a bias.
+    LinearNoBias,
+}
+
 impl Conv3d {
     /// Reads `weight` (O, C, kt, kh, kw), or (O, C, kh, kw) if the checkpoint has a 2D convolution, and `bias` (O).
     pub fn load(channels: usize, outputs: usize, geometry: Geometry, flat: bool, weights: Weights) -> Result<Self> {
-        Self::read([channels, outputs], geometry, flat, Ok, weights)
+        let stored = if flat { Stored::Flat } else { Stored::Volume };
+        Self::read([channels, outputs], geometry, stored, Ok, weights)
     }
 
     /// Reads a 3x3x3 convolution with a border of zeros, (O n, C, 3, 3, 3), for [`out_of_channels`] of the result: n
@@ -71,13 +85,39 @@ impl Conv3d {
     /// [`out_of_channels`]: super::shuffle::out_of_channels
     pub fn into_pixels(channels: usize, outputs: usize, pixels: usize, weights: Weights) -> Result<Self> {
         let sizes = [channels, outputs * pixels];
-        Self::read(sizes, Geometry::CAUSAL, false, |x| by_pixel(&x, pixels), weights)
+        Self::read(
+            sizes,
+            Geometry::CAUSAL,
+            Stored::Volume,
+            |x| by_pixel(&x, pixels),
+            weights,
+        )
+    }
+
+    /// Reads a linear layer of the channels of every pixel, (O, C), as a 1x1x1 convolution.
+    pub fn linear(channels: usize, outputs: usize, weights: Weights) -> Result<Self> {
+        let sizes = [channels, outputs];
+        Self::read(sizes, Geometry::POINTWISE, Stored::Linear, Ok, weights)
+    }
+
+    /// Same as [`linear`](Self::linear), without a bias.
+    pub fn linear_no_bias(channels: usize, outputs: usize, weights: Weights) -> Result<Self> {
+        let sizes = [channels, outputs];
+        Self::read(sizes, Geometry::POINTWISE, Stored::LinearNoBias, Ok, weights)
+    }
+
+    /// Reads a linear layer (O n, C) for [`out_of_channels`] of the result: n pixels of O channels.
+    ///
+    /// [`out_of_channels`]: super::shuffle::out_of_channels
+    pub fn linear_into_pixels(channels: usize, outputs: usize, pixels: usize, weights: Weights) -> Result<Self> {
+        let (sizes, order) = ([channels, outputs * pixels], |x| by_pixel(&x, pixels));
+        Self::read(sizes, Geometry::POINTWISE, Stored::Linear, order, weights)
     }
 
     fn read(
         [channels, outputs]: [usize; 2],
         geometry: Geometry,
-        flat: bool,
+        stored: Stored,
         order: impl Fn(Tensor) -> Result<Tensor>,
         weights: Weights,
     ) -> Result<Self> {
@@ -87,11 +127,16 @@ impl Conv3d {
             false => weights,
         };
         let [kt, kh, kw] = geometry.kernel;
-        let weight = match flat {
-            true => weights.get((outputs, channels, kh, kw), "weight")?.unsqueeze(2)?,
-            false => weights.get((outputs, channels, kt, kh, kw), "weight")?,
+        let whole = (outputs, channels, kt, kh, kw);
+        let weight = match stored {
+            Stored::Volume => weights.get(whole, "weight")?,
+            Stored::Flat => weights.get((outputs, channels, kh, kw), "weight")?.unsqueeze(2)?,
+            Stored::Linear | Stored::LinearNoBias => weights.get((outputs, channels), "weight")?.reshape(whole)?,
         };
-        let bias = weights.get(outputs, "bias")?;
+        let bias = match stored {
+            Stored::LinearNoBias => Tensor::zeros(outputs, weight.dtype(), weight.device())?,
+            Stored::Volume | Stored::Flat | Stored::Linear => weights.get(outputs, "bias")?,
+        };
         match weights.has_numbers() {
             true => Self::new(&order(weight)?, &order(bias)?, geometry, &weights),
             false => Self::outline(&weight, &bias, geometry),
@@ -122,6 +167,31 @@ impl Conv3d {
     /// Reads a 3x3x3 convolution with a border of zeros, (O, C, 3, 3, 3).
     pub fn causal(channels: usize, outputs: usize, weights: Weights) -> Result<Self> {
         Self::load(channels, outputs, Geometry::CAUSAL, false, weights)
+    }
+
+    /// Reads a convolution of three frames of a pixel, (C, C, 3, 1, 1), to whose result its input is added: the weight of the
+    /// frame in the middle is larger by the identity.
+    pub fn onto_itself(channels: usize, weights: Weights) -> Result<Self> {
+        let add_identity = |x: Tensor| match x.rank() {
+            5 => {
+                let identity = Tensor::eye(channels, x.dtype(), x.device())?;
+                &x + identity
+                    .reshape((channels, channels, 1, 1, 1))?
+                    .pad_with_zeros(2, 1, 1)?
+            }
+            _ => Ok(x), // the bias
+        };
+        Self::read([channels; 2], Geometry::TIME, Stored::Volume, add_identity, weights)
+    }
+
+    /// Reads a 2D convolution, 3x3 with a border of zeros, (O, C, 3, 3).
+    pub fn flat([channels, outputs]: [usize; 2], weights: Weights) -> Result<Self> {
+        Self::load(channels, outputs, Geometry::FLAT, true, weights)
+    }
+
+    /// Reads a 2D convolution of single pixels, (O, C, 1, 1).
+    pub fn flat_pointwise([channels, outputs]: [usize; 2], weights: Weights) -> Result<Self> {
+        Self::load(channels, outputs, Geometry::POINTWISE, true, weights)
     }
 
     /// Reads a 1x1x1 convolution, (O, C, 1, 1, 1).
@@ -276,7 +346,9 @@ impl Conv3d {
                 past.dims() == [batch, reach, height, width, channels]
                     && input.resample != Resample::DoubleSizeAndLaterFrames
             }
-            TemporalPadding::Centred => reach.is_multiple_of(2) && input.resample == Resample::None,
+            TemporalPadding::Centred | TemporalPadding::ZerosAround => {
+                reach.is_multiple_of(2) && input.resample == Resample::None
+            }
             TemporalPadding::First | TemporalPadding::Zeros => true,
         };
         let right_tables = |modulation: &Modulation| {
@@ -325,7 +397,7 @@ fn run(direct: &Direct, input: &Input, out: &mut [f32], add: bool) -> Result<Opt
     let x = values(input.x)?;
     let past = match input.past {
         TemporalPadding::Frames(past) => Some(values(past)?),
-        TemporalPadding::First | TemporalPadding::Centred | TemporalPadding::Zeros => None,
+        _ => None,
     };
     let tables = input
         .modulation
@@ -340,15 +412,11 @@ fn run(direct: &Direct, input: &Input, out: &mut [f32], add: bool) -> Result<Opt
             channels,
             past: past.as_ref().map(|past| past.sample(sample)).transpose()?,
             reach,
-            ahead: if matches!(input.past, TemporalPadding::Centred) {
-                reach / 2
-            } else {
-                0
-            },
-            blank: if matches!(input.past, TemporalPadding::Zeros) {
-                reach
-            } else {
-                0
+            ahead: if input.past.is_centred() { reach / 2 } else { 0 },
+            blank: match input.past {
+                TemporalPadding::Zeros => [reach, 0],
+                TemporalPadding::ZerosAround => [reach / 2; 2],
+                _ => [0; 2],
             },
             tables: tables
                 .as_ref()
@@ -375,7 +443,7 @@ fn run(direct: &Direct, input: &Input, out: &mut [f32], add: bool) -> Result<Opt
         }
     }
     let [_, height, width] = input.resample.seen([frames, height, width]);
-    (reach > 0 && !matches!(input.past, TemporalPadding::Centred))
+    (reach > 0 && !input.past.is_centred())
         .then(|| Tensor::from_vec(new_past, (batch, reach, height, width, channels), &Device::Cpu))
         .transpose()
 }

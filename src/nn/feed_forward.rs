@@ -1,5 +1,6 @@
 //! Linear, GELU, linear: feed-forward layers, and projections of a text encoder's output (`FeedForward` and
-//! `PixArtAlphaTextProjection` in diffusers).
+//! `PixArtAlphaTextProjection` in diffusers). Or a gated product between the two (SwiGLU, arXiv:2002.05202): the first makes a
+//! and g, and the second takes a silu(g).
 //!
 //! The product between the two, four times as wide as the tokens, exists for a block of rows at a time on the CPU, and is not
 //! kept for the backward pass, unless everything is ([`by_rows`]).
@@ -7,9 +8,10 @@
 use candle_core::{Result, Tensor};
 
 use super::flops::Flops;
-use super::linear::{Linear, OpenLinear, linear};
+use super::linear::{Linear, OpenLinear, linear, linear_no_bias};
 use super::weights::Weights;
 use crate::ops::activation::{gelu_erf, gelu_tanh};
+use crate::ops::swiglu::swiglu;
 use crate::ops::tape::{Output, RowWise, by_rows};
 
 /// Names of the two linear layers in a feed-forward layer.
@@ -27,12 +29,19 @@ pub enum Gelu {
     Tanh,
 }
 
+/// Layer between the two linear ones.
+#[derive(Debug, Clone, Copy)]
+enum Inner {
+    Gelu(Gelu),
+    SwiGlu,
+}
+
 /// Feed-forward layer of a transformer block: linear, activation, linear.
 #[derive(Debug, Clone)]
 pub struct FeedForward {
     proj: Linear,
     out: Linear,
-    gelu: Gelu,
+    inner: Inner,
 }
 
 impl FeedForward {
@@ -42,7 +51,16 @@ impl FeedForward {
         Ok(Self {
             proj: linear(width, inner, weights.pp(names[0]))?,
             out: linear(inner, out, weights.pp(names[1]))?,
-            gelu,
+            inner: Inner::Gelu(gelu),
+        })
+    }
+
+    /// Same with a gated product, and without biases; the first layer has twice `inner` outputs.
+    pub fn swiglu([width, inner, out]: [usize; 3], names: [&str; 2], weights: Weights) -> Result<Self> {
+        Ok(Self {
+            proj: linear_no_bias(width, 2 * inner, weights.pp(names[0]))?,
+            out: linear_no_bias(inner, out, weights.pp(names[1]))?,
+            inner: Inner::SwiGlu,
         })
     }
 
@@ -73,7 +91,7 @@ impl FeedForward {
         let layers = Layers {
             proj: self.proj.open()?,
             out: self.out.open()?,
-            gelu: self.gelu,
+            inner: self.inner,
         };
         match layers.proj.is_row_wise() && layers.out.is_row_wise() {
             true => by_rows(x, &layers, output),
@@ -87,7 +105,7 @@ impl FeedForward {
 struct Layers {
     proj: OpenLinear,
     out: OpenLinear,
-    gelu: Gelu,
+    inner: Inner,
 }
 
 impl RowWise for Layers {
@@ -101,9 +119,10 @@ impl RowWise for Layers {
 
     fn run(&self, x: &Tensor, first: usize, output: Output) -> Result<Tensor> {
         let inner = self.proj.forward(x, first, Output::Read)?;
-        let inner = match self.gelu {
-            Gelu::Erf => gelu_erf(&inner)?,
-            Gelu::Tanh => gelu_tanh(&inner)?,
+        let inner = match self.inner {
+            Inner::Gelu(Gelu::Erf) => gelu_erf(&inner)?,
+            Inner::Gelu(Gelu::Tanh) => gelu_tanh(&inner)?,
+            Inner::SwiGlu => swiglu(&inner)?,
         };
         self.out.forward(&inner, first, output)
     }

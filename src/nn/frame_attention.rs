@@ -27,6 +27,7 @@ pub struct FrameAttention {
     to_k: Linear,
     to_v: Linear,
     to_out: Linear, // to_out.0
+    alone: bool,
 }
 
 impl FrameAttention {
@@ -39,23 +40,32 @@ impl FrameAttention {
             to_k: project("to_k")?,
             to_v: project("to_v")?,
             to_out: project("to_out.0")?,
+            alone: false,
         })
+    }
+
+    /// Restricts the attention, and the norm, of a pixel to its own frame: frames are a batch of pictures.
+    pub fn of_frames_alone(self) -> Self {
+        Self { alone: true, ..self }
     }
 }
 
 impl<S> Layer<S> for FrameAttention {
     /// Forward pass (B, F, H, W, C) -> (B, F, H, W, C)
     fn forward(&self, x: Tensor, _memory: &mut FeatureCache, _state: &mut S) -> Result<Tensor> {
-        let (batch, frames, height, width, channels) = x.dims5()?;
-        let y = self.group_norm.forward(&x)?;
+        let shape = x.dims5()?;
+        let (batch, frames, height, width, channels) = match (self.alone, shape) {
+            (false, shape) => shape,
+            (true, (batch, frames, height, width, channels)) => (batch * frames, 1, height, width, channels),
+        };
+        let y = self
+            .group_norm
+            .forward(&x.reshape((batch, frames, height, width, channels))?)?;
         let y = y.reshape((batch, frames * height * width, channels))?; // (B, S, C)
         let [q, k, v] = [&self.to_q, &self.to_k, &self.to_v].map(|layer| layer.forward(&y)?.unsqueeze(2));
         drop(y);
         let seen = causal_by_frames([&q?, &k?, &v?], height * width, SCORES)?; // (B, S, 1, C)
-        x + self
-            .to_out
-            .forward(&seen.squeeze(2)?)?
-            .reshape((batch, frames, height, width, channels))?
+        x + self.to_out.forward(&seen.squeeze(2)?)?.reshape(shape)?
     }
 
     fn measure(&self, x: PieceSize, tally: &mut Tally) -> PieceSize {

@@ -35,11 +35,15 @@ pub enum Rows {
         /// Number of such parts before this one.
         index: usize,
     },
+    /// All of a matrix with more rows than inputs, and none of another.
+    IfWider,
+    /// All of a matrix with no more rows than inputs, and none of another.
+    IfNarrower,
 }
 
 impl Rows {
-    /// Returns the rows of a fused layer with so many outputs and inputs, in the order of the layer; None if it cannot be
-    /// divided so. `inputs` may be unknown where the rows do not depend on it.
+    /// Returns the rows of a fused layer with so many outputs and inputs, in the order of the layer, none if it is not this
+    /// layer; None if it cannot be divided so. `inputs` may be unknown where the rows do not depend on it.
     pub fn ranges(self, outputs: usize, inputs: Option<usize>) -> Option<Vec<Range<usize>>> {
         let one =
             |range: Range<usize>| (range.end <= outputs && !range.is_empty()).then(|| iter::once(range).collect());
@@ -56,6 +60,10 @@ impl Rows {
             }
             Self::Square { index } => one(index * inputs?..(index + 1) * inputs?),
             Self::Rest { index } => one(index * inputs?..outputs),
+            Self::IfWider | Self::IfNarrower => {
+                let is_this = (outputs > inputs?) == (self == Self::IfWider);
+                Some(is_this.then_some(0..outputs).into_iter().collect())
+            }
         }
     }
 }

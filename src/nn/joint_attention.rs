@@ -1,7 +1,11 @@
 //! Attention of a clip's tokens and a text's, as one sequence: each stream with projections of its own, or both with the
-//! same. Equals `HunyuanVideoAttnProcessor2_0` of diffusers.
+//! same. Equals `HunyuanVideoAttnProcessor2_0` and `MochiAttnProcessor2_0` of diffusers.
 //!
-//! Shapes: B samples, N tokens of the clip, L of the text, S = N + L with the clip first, D the width, H heads of width K.
+//! Padding of a text may be left out sample by sample, or be a key that no token attends to: what the text's own tokens and
+//! the clip's become is the same.
+//!
+//! Shapes: B samples, N tokens of the clip, L of the text, S = N + L with the clip first, D the width, T the text's, H heads of
+//! width K.
 
 use candle_core::{Result, Tensor};
 
@@ -11,6 +15,7 @@ use super::norm::Norm;
 use super::rope::Rotary;
 use super::weights::Weights;
 use crate::ops::attention::attention;
+use crate::ops::join::{join, part};
 
 /// Queries, keys and values of a stream, with an RMS norm of each head's queries and keys.
 #[derive(Debug, Clone)]
@@ -28,10 +33,30 @@ pub struct Qkv {
 pub struct JointAttentionSpec {
     /// D
     pub width: usize,
+    /// T
+    pub text_width: usize,
     /// H
     pub num_heads: usize,
     /// Epsilon of the norms.
     pub eps: f64,
+    /// True for biases of queries, keys and values.
+    pub bias: bool,
+    /// True if the text is changed as well.
+    pub updates_text: bool,
+}
+
+impl JointAttentionSpec {
+    /// Settings of streams of one width, both changed, with biases.
+    pub fn new(width: usize, num_heads: usize, eps: f64) -> Self {
+        Self {
+            width,
+            text_width: width,
+            num_heads,
+            eps,
+            bias: true,
+            updates_text: true,
+        }
+    }
 }
 
 /// Positions and mask of both streams as one sequence.
@@ -54,21 +79,27 @@ pub fn padding_bias(mask: &Tensor, clip_tokens: usize) -> Result<Tensor> {
 /// Attention of two streams with projections of their own.
 #[derive(Debug, Clone)]
 pub struct JointAttention {
-    video: Qkv,         // to_q, to_k, to_v, norm_q, norm_k
-    text: Qkv,          // add_q_proj, add_k_proj, add_v_proj, norm_added_q, norm_added_k
-    to_out: Linear,     // to_out.0
-    to_add_out: Linear, // (D, D)
+    video: Qkv,                 // to_q, to_k, to_v, norm_q, norm_k
+    text: Qkv,                  // add_q_proj, add_k_proj, add_v_proj, norm_added_q, norm_added_k
+    to_out: Linear,             // to_out.0
+    to_add_out: Option<Linear>, // (T, D)
 }
 
 impl Qkv {
-    /// Loads the layers of these names: three of queries, keys and values, two of norms.
+    /// Loads the layers of tokens of width `from` by these names: three of queries, keys and values, two of norms.
     ///
     /// # Errors
     /// Fails for weights that are missing or of another shape.
-    pub fn new(spec: JointAttentionSpec, names: [&str; 5], weights: &Weights) -> Result<Self> {
-        let JointAttentionSpec { width, num_heads, eps } = spec;
+    pub fn new(spec: JointAttentionSpec, from: usize, names: [&str; 5], weights: &Weights) -> Result<Self> {
+        let JointAttentionSpec {
+            width,
+            num_heads,
+            eps,
+            bias,
+            ..
+        } = spec;
         let [q, k, v, norm_q, norm_k] = names;
-        let projection = |name: &str| linear(width, width, weights.pp(name));
+        let projection = |name: &str| Linear::new(from, width, bias, weights.pp(name));
         let norm = |name: &str| Norm::rms(width / num_heads.max(1), eps, weights.pp(name));
         Ok(Self {
             q: projection(q)?,
@@ -85,7 +116,7 @@ impl Qkv {
     /// # Errors
     /// Same as [`new`](Self::new).
     pub fn shared(spec: JointAttentionSpec, weights: &Weights) -> Result<Self> {
-        Self::new(spec, ["to_q", "to_k", "to_v", "norm_q", "norm_k"], weights)
+        Self::new(spec, spec.width, ["to_q", "to_k", "to_v", "norm_q", "norm_k"], weights)
     }
 
     /// Self-attention of x (B, S, D), without a layer behind it -> (B, S, D)
@@ -95,8 +126,8 @@ impl Qkv {
 
     /// Returns queries, keys and values of x (B, S, D): (B, S, H, K) each
     fn forward(&self, x: &Tensor) -> Result<[Tensor; 3]> {
-        let (batch, tokens, width) = x.dims3()?;
-        let heads = |x: Tensor| x.reshape((batch, tokens, self.num_heads, width / self.num_heads));
+        let (batch, tokens, _) = x.dims3()?;
+        let heads = |x: Tensor| x.reshape((batch, tokens, self.num_heads, ()));
         Ok([
             self.norm_q.forward(&heads(self.q.forward(x)?)?)?,
             self.norm_k.forward(&heads(self.k.forward(x)?)?)?,
@@ -120,31 +151,36 @@ impl JointAttention {
         let added = ["add_q_proj", "add_k_proj", "add_v_proj", "norm_added_q", "norm_added_k"];
         Ok(Self {
             video: Qkv::shared(spec, &weights)?,
-            text: Qkv::new(spec, added, &weights)?,
+            text: Qkv::new(spec, spec.text_width, added, &weights)?,
             to_out: linear(width, width, weights.pp("to_out.0"))?,
-            to_add_out: linear(width, width, weights.pp("to_add_out"))?,
+            to_add_out: spec
+                .updates_text
+                .then(|| linear(width, spec.text_width, weights.pp("to_add_out")))
+                .transpose()?,
         })
     }
 
-    /// Forward pass of the clip (B, N, D) and the text (B, L, D) -> the same two
-    pub fn forward(&self, video: &Tensor, text: &Tensor, context: SequenceContext) -> Result<[Tensor; 2]> {
+    /// Forward pass of the clip (B, N, D) and the text (B, L, T) -> the same two, or without a text that is not changed
+    pub fn forward(&self, video: &Tensor, text: &Tensor, context: SequenceContext) -> Result<(Tensor, Option<Tensor>)> {
         let (of_video, of_text) = (self.video.forward(video)?, self.text.forward(text)?);
         let mut both = Vec::with_capacity(of_video.len());
         for (video, text) in of_video.iter().zip(&of_text) {
-            both.push(Tensor::cat(&[video, text], 1)?); // (B, S, H, K)
+            both.push(join(video, text, 1)?); // (B, S, H, K)
         }
         let both: [Tensor; 3] = both.try_into().expect("queries, keys and values");
         let y = attended(both, context)?; // (B, S, D)
         let (count, length) = (video.dim(1)?, text.dim(1)?);
-        Ok([
-            self.to_out.forward(&y.narrow(1, 0, count)?)?,
-            self.to_add_out.forward(&y.narrow(1, count, length)?)?,
-        ])
+        let text = self
+            .to_add_out
+            .as_ref()
+            .map(|to_add_out| to_add_out.forward(&part(&y, 1, count, length)?));
+        Ok((self.to_out.forward(&part(&y, 1, 0, count)?)?, text.transpose()?))
     }
 
     /// Returns the floating-point operations for the tokens of both streams.
     pub fn flops(&self, video: usize, text: usize) -> Result<Flops> {
-        let out = self.to_out.flops(video)? + self.to_add_out.flops(text)?;
+        let of_text = self.to_add_out.as_ref().map(|to_add_out| to_add_out.flops(text));
+        let out = self.to_out.flops(video)? + of_text.transpose()?.unwrap_or(0.0);
         Ok(Flops {
             linear: self.video.flops(video)? + self.text.flops(text)? + out,
             attention: 4.0 * ((video + text) as f64).powi(2) * self.to_out.out_features()? as f64,

@@ -117,9 +117,9 @@ struct InFlight {
 
 impl LentBlocks {
     /// Blocks with this keeper.
-    pub fn new(keeper: impl BlockKeeper + 'static) -> Self {
+    pub fn new(keeper: Box<dyn BlockKeeper>) -> Self {
         Self {
-            keeper: Box::new(keeper),
+            keeper,
             reading: Mutex::default(),
             blocks: Mutex::default(),
             under_way: Mutex::default(),

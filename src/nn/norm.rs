@@ -85,6 +85,13 @@ impl Norm {
         self.over(parts).forward(x, &gain, &offset)
     }
 
+    /// Forward pass of x (B, S, D), times a gain (B or 1, P, D) -> (B, S, D), where S is the sum of the rows of each part.
+    pub fn scaled(&self, x: &Tensor, gain: &Tensor, parts: &[usize]) -> Result<Tensor> {
+        let gain = gain.to_dtype(DType::F32)?;
+        let offset = self.offset.broadcast_mul(&gain)?; // (B or 1, P, D)
+        self.over(parts).forward(x, &gain.broadcast_mul(&self.gain)?, &offset)
+    }
+
     fn over(&self, parts: &[usize]) -> norm::Norm {
         norm::Norm {
             kind: self.kind,

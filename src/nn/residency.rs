@@ -6,8 +6,10 @@ use std::sync::Arc;
 
 use candle_core::Device;
 
-use super::lent::LentBlocks;
+use super::lent::{BlockKeeper, LentBlocks};
 pub use super::resident_share::ResidentShare;
+#[cfg(feature = "cuda")]
+use super::ring::{Ring, cuda::Gpu};
 use super::shards::Shards;
 use super::stream::Streamed;
 use crate::distributed::AllGather;
@@ -20,24 +22,26 @@ pub enum Residency {
     Whole,
     /// A part on each rank ([`Shards`]).
     Sharded(Arc<dyn AllGather>),
-    /// In files, from where each is read before it runs, but for those that stay in memory.
+    /// In files ([`Streamed`]), or for a GPU in main memory ([`super::ring`]), from where each is brought before it runs, but
+    /// for those that stay.
     Streamed(ResidentShare),
-    /// A part in a file on each rank.
+    /// Same for a part on each rank.
     StreamedShards(Arc<dyn AllGather>, ResidentShare),
 }
 
 impl Residency {
     /// Returns the blocks of one model on `device`; None if each layer has its own matrices.
     pub fn lent_blocks(&self, device: &Device) -> Option<Arc<LentBlocks>> {
-        Some(Arc::new(match self {
+        let keeper: Box<dyn BlockKeeper> = match self {
             Self::Whole => return None,
-            Self::Sharded(ranks) => LentBlocks::new(Shards::new(ranks.clone())),
-            Self::Streamed(resident) => LentBlocks::new(Streamed::new(device, *resident)),
+            Self::Sharded(ranks) => Box::new(Shards::new(ranks.clone())),
+            Self::Streamed(resident) => streamed(device, *resident),
             Self::StreamedShards(ranks, resident) => {
-                let streamed = Streamed::new(device, *resident);
-                LentBlocks::new(Shards::streamed(ranks.clone(), streamed))
+                let streamed = streamed(device, *resident);
+                Box::new(Shards::streamed(ranks.clone(), streamed, device))
             }
-        }))
+        };
+        Some(Arc::new(LentBlocks::new(keeper)))
     }
 
     /// Returns the share of blocks that is in memory at least.
@@ -68,6 +72,15 @@ impl Residency {
             Self::Sharded(ranks) | Self::StreamedShards(ranks, _) => ranks.world_size(),
         }
     }
+}
+
+/// Returns the keeper of streamed blocks that run on `device`.
+fn streamed(device: &Device, resident: ResidentShare) -> Box<dyn BlockKeeper> {
+    #[cfg(feature = "cuda")]
+    if let Device::Cuda(gpu) = device {
+        return Box::new(Ring::new(Gpu::new(gpu), resident));
+    }
+    Box::new(Streamed::new(device, resident))
 }
 
 impl fmt::Debug for Residency {

@@ -1,6 +1,6 @@
 //! Resnet of video autoencoders: x + conv2(silu(norm2(conv1(silu(norm1(x)))))), x through a 1x1x1 convolution if the
 //! number of channels changes (`CogVideoXResnetBlock3D`, `WanResidualBlock`, `LTXVideoResnetBlock3d`,
-//! `HunyuanVideoResnetBlockCausal3D`).
+//! `HunyuanVideoResnetBlockCausal3D`), or of pictures (`ResnetBlock2D`).
 //!
 //! Shapes: B samples, F frames, H rows, W columns, C channels, O output channels.
 
@@ -30,18 +30,43 @@ impl<N> Resnet<N> {
         norm: impl Fn(usize, usize) -> Result<N>,
         weights: &Weights,
     ) -> Result<Self> {
-        let shortcut = || Conv3d::pointwise(channels, outputs, weights.pp(convs[2]));
+        let conv = |number: usize, [channels, outputs]: [usize; 2]| {
+            let weights = weights.pp(convs[number]);
+            match number {
+                2 => Conv3d::pointwise(channels, outputs, weights),
+                _ => Conv3d::causal(channels, outputs, weights),
+            }
+        };
+        Self::of([channels, outputs], conv, norm)
+    }
+
+    /// Loads a resnet of pictures.
+    pub fn flat(channels: [usize; 2], norm: impl Fn(usize, usize) -> Result<N>, weights: &Weights) -> Result<Self> {
+        let conv = |number: usize, channels| match number {
+            2 => Conv3d::flat_pointwise(channels, weights.pp("conv_shortcut")),
+            _ => Conv3d::flat(channels, weights.pp(format!("conv{}", number + 1))),
+        };
+        Self::of(channels, conv, norm)
+    }
+
+    /// Resnet of convolutions 0 and 1, and the shortcut's, 2.
+    fn of(
+        [channels, outputs]: [usize; 2],
+        conv: impl Fn(usize, [usize; 2]) -> Result<Conv3d>,
+        norm: impl Fn(usize, usize) -> Result<N>,
+    ) -> Result<Self> {
         let half = |number: usize, channels| {
-            NormConv::load(
-                norm(number, channels)?,
-                [channels, outputs],
-                weights.pp(convs[number - 1]),
-            )
+            Ok::<_, candle_core::Error>(NormConv {
+                norm: norm(number, channels)?,
+                conv: conv(number - 1, [channels, outputs])?,
+            })
         };
         Ok(Self {
             first: half(1, channels)?,
             second: half(2, outputs)?,
-            conv_shortcut: (channels != outputs).then(shortcut).transpose()?,
+            conv_shortcut: (channels != outputs)
+                .then(|| conv(2, [channels, outputs]))
+                .transpose()?,
             shortcut_norm: None,
         })
     }
@@ -84,12 +109,10 @@ impl<S, N: Modulate<S>> Layer<S> for Resnet<N> {
 
     fn measure(&self, x: PieceSize, tally: &mut Tally) -> PieceSize {
         let h = tally.convolve(&self.first.conv, x, Resample::None);
-        if self.conv_shortcut.is_some() {
-            if self.shortcut_norm.is_some() {
-                tally.hold(x);
-                tally.free(x);
-            }
-            tally.hold(h);
+        if let Some(conv) = &self.conv_shortcut {
+            let normed = self.shortcut_norm.as_ref().map(|_| tally.hold(x));
+            tally.convolve(conv, x, Resample::None);
+            normed.into_iter().for_each(|normed| tally.free(normed));
             tally.free(x);
         }
         tally.convolve_onto(&self.second.conv, h);

@@ -4,7 +4,7 @@
 //! keeps the r-th part. That is the third stage of ZeRO (arXiv:1910.02054) for weights that no step changes. Matrices in
 //! few bits stay on every rank.
 //!
-//! A rank's parts may be streamed ([`super::stream`]): then they lie in a file, and each is read before its block is put
+//! A rank's parts may be streamed ([`super::stream`], [`super::ring`]): then each is brought before its block is put
 //! together. Matrices in few bits are streamed beside them.
 //!
 //! All ranks must run the same blocks in the same order.
@@ -15,7 +15,6 @@ use candle_core::{DType, Device, Error, Result, Shape, Tensor};
 use indicatif::BinaryBytes;
 
 use super::lent::{BlockKeeper, KeptBlock, PendingBlock, lock};
-use super::stream::Streamed;
 use crate::distributed::{AllGather, Pending};
 use crate::ops::bytes::{LiveBytes, Origin};
 use crate::ops::stored::Weight;
@@ -23,8 +22,8 @@ use crate::ops::stored::Weight;
 /// Sharded matrices of all blocks of a model.
 pub struct Shards {
     ranks: Arc<dyn AllGather>,
-    /// Keeper of the parts, and of matrices in few bits, if they are streamed.
-    streamed: Option<Streamed>,
+    /// Keeper of the parts, and of matrices in few bits, if they are streamed, and the device that they run on.
+    streamed: Option<(Box<dyn BlockKeeper>, Device)>,
     reading: Mutex<Reading>,
     blocks: Mutex<Vec<Arc<ShardedBlock>>>,
 }
@@ -76,17 +75,17 @@ impl Shards {
         }
     }
 
-    /// Shards that are streamed from files on each rank.
-    pub fn streamed(ranks: Arc<dyn AllGather>, streamed: Streamed) -> Self {
+    /// Shards that are streamed on each rank, to run on `device`.
+    pub fn streamed(ranks: Arc<dyn AllGather>, streamed: Box<dyn BlockKeeper>, device: &Device) -> Self {
         Self {
-            streamed: Some(streamed),
+            streamed: Some((streamed, device.clone())),
             ..Self::new(ranks)
         }
     }
 
     /// Takes a matrix that is not sharded: streams it, or returns it.
     fn take_other(&self, matrix: Weight, origin: Option<Origin>) -> Result<Option<Weight>> {
-        let Some(streamed) = &self.streamed else {
+        let Some((streamed, _)) = &self.streamed else {
             return Ok(Some(matrix));
         };
         let own = streamed.take(matrix, origin)?;
@@ -151,7 +150,7 @@ impl BlockKeeper for Shards {
                 let device = part.device().clone();
                 (Part::Here(part), device)
             }
-            (part, Some(streamed)) => {
+            (part, Some((streamed, device))) => {
                 let own = match part {
                     Some(part) => streamed.take(part.unsqueeze(0)?.into(), None)?,
                     None => None,
@@ -159,7 +158,7 @@ impl BlockKeeper for Shards {
                 if own.is_some() {
                     return Err(Error::Msg("a part of a block cannot be streamed".into()));
                 }
-                (Part::Filed(streamed.end_block()?), streamed.device().clone())
+                (Part::Filed(streamed.end_block()?), device.clone())
             }
         };
         let block = Arc::new(ShardedBlock {
@@ -187,19 +186,19 @@ impl BlockKeeper for Shards {
             BinaryBytes(largest as u64)
         );
         match &self.streamed {
-            Some(streamed) => Ok(format!("{sharded}; of each rank's, {}", streamed.start()?)),
+            Some((streamed, _)) => Ok(format!("{sharded}; of each rank's, {}", streamed.start()?)),
             None => Ok(sharded),
         }
     }
 
     fn release(&self) {
-        if let Some(streamed) = &self.streamed {
+        if let Some((streamed, _)) = &self.streamed {
             streamed.release();
         }
     }
 
     fn live(&self) -> Option<Arc<LiveBytes>> {
-        self.streamed.as_ref().and_then(BlockKeeper::live)
+        self.streamed.as_ref().and_then(|(streamed, _)| streamed.live())
     }
 }
 

@@ -37,6 +37,8 @@ use candle_core::{DType, Device, Result, Tensor, bail};
 use rayon::prelude::*;
 
 use crate::ops::bytes::Bytes;
+#[cfg(feature = "cuda")]
+use crate::ops::stored::DeviceForm;
 use crate::ops::stored::{MovableMatrix, StoredMatrix, Weight};
 
 pub use part::Parts;
@@ -159,6 +161,12 @@ impl<F: Decode> MovableMatrix for Stored<F> {
             **place = part;
         }
         Ok(Weight::Stored(Self::new(format, self.shape, device).placed()?))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn device_form(&self, device: &Device) -> Option<(Arc<dyn DeviceForm>, Vec<Bytes>)> {
+        let (form, parts) = cuda::SlotForm::new(self, device);
+        Some((Arc::new(form), parts))
     }
 }
 

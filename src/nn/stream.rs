@@ -28,7 +28,7 @@ use crate::ops::bytes::{ALIGNMENT, Bytes, LiveBytes, Origin, Slot};
 use crate::ops::stored::{PlainMatrix, StoredMatrix, Weight};
 
 /// Slots that blocks are read into: one for the block that runs, one for the next.
-const SLOTS: usize = 2;
+pub(super) const SLOTS: usize = 2;
 
 /// Keeper of blocks in files.
 pub struct Streamed(Arc<Stream>);
@@ -60,11 +60,11 @@ struct FiledMatrix {
     parts: Vec<FilePart>,
 }
 
-struct FilePart {
-    file: Arc<File>,
-    offset: u64,
+pub(super) struct FilePart {
+    pub(super) file: Arc<File>,
+    pub(super) offset: u64,
     /// Place in a slot.
-    place: Range<usize>,
+    pub(super) place: Range<usize>,
 }
 
 struct StreamedBlock {
@@ -79,7 +79,7 @@ struct StreamedBlock {
 
 /// Open files, and the one for matrices that no file has as they are.
 #[derive(Default)]
-struct Files {
+pub(super) struct Files {
     open: HashMap<Arc<Path>, Arc<File>>,
     own: Option<OwnFile>,
 }
@@ -190,6 +190,13 @@ impl BlockKeeper for Streamed {
     }
 }
 
+impl FilePart {
+    /// Reads it to its place among these bytes.
+    pub(super) fn read(&self, slot: &mut [u8]) -> io::Result<()> {
+        self.file.read_exact_at(&mut slot[self.place.clone()], self.offset)
+    }
+}
+
 /// Returns `streamed` of `blocks` blocks, spread evenly.
 pub fn spread(streamed: usize, blocks: usize) -> Vec<usize> {
     (0..streamed).map(|i| (2 * i + 1) * blocks / (2 * streamed)).collect()
@@ -197,7 +204,7 @@ pub fn spread(streamed: usize, blocks: usize) -> Vec<usize> {
 
 impl Files {
     /// Returns the file in which these bytes are, and where; writes them to the own file if there is none.
-    fn place(&mut self, bytes: &Bytes) -> Result<(Arc<File>, u64)> {
+    pub(super) fn place(&mut self, bytes: &Bytes) -> Result<(Arc<File>, u64)> {
         let Some(Origin { path, offset }) = bytes.origin() else {
             return self.write(bytes);
         };
@@ -274,7 +281,7 @@ impl StreamedBlock {
     fn read(&self, slot: &mut Slot) -> io::Result<()> {
         let bytes = slot.bytes_mut();
         let mut parts = self.matrices.iter().flat_map(|matrix| &matrix.parts);
-        parts.try_for_each(|part| part.file.read_exact_at(&mut bytes[part.place.clone()], part.offset))
+        parts.try_for_each(|part| part.read(bytes))
     }
 
     /// Returns the matrices, of bytes in a slot.

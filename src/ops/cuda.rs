@@ -7,6 +7,8 @@
 
 pub mod matmul;
 pub mod memory;
+pub mod plain;
+pub mod slot;
 
 use candle_core::backend::BackendStorage;
 use candle_core::cuda_backend::{CudaStorageSlice, WrapErr};

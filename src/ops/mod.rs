@@ -20,6 +20,7 @@ mod device;
 pub mod dropout;
 mod f32_view;
 mod gemm;
+pub mod join;
 pub mod kernel;
 pub mod linear;
 pub mod microkernel;
@@ -32,6 +33,7 @@ pub mod rotary;
 pub mod simd;
 mod simd_math;
 pub mod stored;
+pub mod swiglu;
 pub mod tape;
 pub mod vjp;
 

@@ -6,7 +6,7 @@ struct Turn {
     int first;  // tokens that do not turn
     int size;   // features of a token
     int pairs;  // of a row of the tables
-    int halves; // which features make a pair
+    int apart;  // features between the two of a pair
     int rows;   // of the tables, of all samples; a shared table comes back to its start
     float sign;
 };
@@ -21,8 +21,8 @@ struct Turn {
             int64 row = i / of_token;                                                                                   \
             int at = i % of_token, pair = at % turn.pairs, head = at / turn.pairs;                                      \
             int64 start = row * turn.size + int64(head) * 2 * turn.pairs;                                               \
-            int64 one = turn.halves ? start + pair : start + 2 * pair;                                                  \
-            int64 other = turn.halves ? one + turn.pairs : one + 1;                                                     \
+            int64 one = start + pair / turn.apart * 2 * turn.apart + pair % turn.apart;                                 \
+            int64 other = one + turn.apart;                                                                             \
             int64 sample = row / turn.tokens;                                                                           \
             int token = row % turn.tokens;                                                                              \
             if (token < turn.first) {                                                                                   \

@@ -30,6 +30,19 @@ pub enum PairLayout {
     Neighbours,
     /// i and i + K/2.
     Halves,
+    /// The same within each of so many equal parts of a head, such as the features of an axis each.
+    HalvesOf(usize),
+}
+
+impl PairLayout {
+    /// Returns how far apart the two features of a pair are, in a head of this width; None for parts that are not pairs.
+    pub fn distance(self, width: usize) -> Option<usize> {
+        match self {
+            Self::Neighbours => Some(1),
+            Self::Halves => Some(width / 2),
+            Self::HalvesOf(parts) => (parts > 0 && width.is_multiple_of(2 * parts)).then(|| width / (2 * parts)),
+        }
+    }
 }
 
 /// Rotation angles of tokens.
@@ -61,7 +74,8 @@ impl Rotation {
                 _ => (0, 0, 0),
             };
             let by_head = self.pairs == PairLayout::Neighbours && 2 * pairs == heads * width;
-            let fits = samples == batch && self.first + rows == tokens && (2 * pairs == width || by_head);
+            let paired = self.pairs.distance(width).is_some();
+            let fits = samples == batch && self.first + rows == tokens && (2 * pairs == width && paired || by_head);
             if !fits || self.cos.dims() != self.sin.dims() || table.dtype() != DType::F32 {
                 candle_core::bail!(
                     "{:?} cannot be rotated by a table {:?} of {:?} after {} tokens",
@@ -102,18 +116,18 @@ impl Rotation {
         let x = x.contiguous()?.reshape((batch, tokens, heads, width))?;
         let turning = tokens - self.first;
         let still = x.narrow(1, 0, self.first)?;
-        let (dims, axis) = match self.pairs {
-            PairLayout::Neighbours => ([batch, turning, heads, width / 2, 2], 4),
-            PairLayout::Halves => ([batch, turning, heads, 2, width / 2], 3),
-        };
+        // The pairs of a run of features are its two halves, d features each.
+        let apart = self.pairs.distance(width).unwrap_or(1).max(1);
+        let dims = vec![batch, turning, heads, width / (2 * apart), 2, apart];
         let pairs = x.narrow(1, self.first, turning)?.to_dtype(DType::F32)?;
-        let pairs = pairs.contiguous()?.reshape(&dims[..])?;
-        let of_pair = |at: usize| pairs.narrow(axis, at, 1)?.squeeze(axis); // (B, S - first, H, K / 2)
+        let pairs = pairs.contiguous()?.reshape(dims)?;
+        let of_pair = |at: usize| pairs.narrow(4, at, 1)?.squeeze(4)?.flatten_from(3); // (B, S - first, H, K / 2)
         let (x0, x1) = (of_pair(0)?, of_pair(1)?);
         let (cos, sin) = (self.cos.unsqueeze(D::Minus2)?, self.sin.unsqueeze(D::Minus2)?); // (.., S - first, 1, K / 2)
         let y0 = (x0.broadcast_mul(&cos)? - x1.broadcast_mul(&sin)?)?;
         let y1 = (x1.broadcast_mul(&cos)? + x0.broadcast_mul(&sin)?)?;
-        let turned = Tensor::stack(&[y0, y1], axis)?
+        let runs = |y: Tensor| y.reshape((batch, turning, heads, width / (2 * apart), apart));
+        let turned = Tensor::stack(&[runs(y0)?, runs(y1)?], 4)?
             .reshape((batch, turning, heads, width))?
             .to_dtype(x.dtype())?;
         Tensor::cat(&[still, turned], 1)?.reshape(shape)
@@ -136,6 +150,7 @@ impl CustomOp1 for Op {
         let numbers = f32_view(x, layout)?;
         let Rotation { cos, sin, pairs, first } = &self.turn;
         let count = cos.dim(D::Minus1)?;
+        let apart = pairs.distance(width).unwrap_or(1).max(1);
         let mut y = vec![0.0; numbers.len()];
         numbers_of([cos, sin], |[cos, sin]| {
             let size = heads * width;
@@ -152,7 +167,9 @@ impl CustomOp1 for Op {
                     let row = row..row + count;
                     match pairs {
                         PairLayout::Neighbours => neighbours(x, &cos[row.clone()], &sin[row], self.sign, y),
-                        PairLayout::Halves => halves(x, &cos[row.clone()], &sin[row], self.sign, y),
+                        PairLayout::Halves | PairLayout::HalvesOf(_) => {
+                            halves(apart, x, &cos[row.clone()], &sin[row], self.sign, y);
+                        }
                     }
                 }
             });
@@ -188,10 +205,11 @@ wide! {
 }
 
 wide! {
-    /// Rotates the heads of one token.
-    fn halves(x: &[f32], cos: &[f32], sin: &[f32], sign: f32, y: &mut [f32]) {
-        for (x, y) in x.chunks_exact(2 * cos.len()).zip(y.chunks_exact_mut(2 * cos.len())) {
-            let ((x0, x1), (y0, y1)) = (x.split_at(cos.len()), y.split_at_mut(cos.len()));
+    /// Rotates the heads of one token, whose pairs are so far apart.
+    fn halves(apart: usize, x: &[f32], cos: &[f32], sin: &[f32], sign: f32, y: &mut [f32]) {
+        let tables = cos.chunks_exact(apart).zip(sin.chunks_exact(apart)).cycle(); // anew for each head
+        for ((x, y), (cos, sin)) in x.chunks_exact(2 * apart).zip(y.chunks_exact_mut(2 * apart)).zip(tables) {
+            let ((x0, x1), (y0, y1)) = (x.split_at(apart), y.split_at_mut(apart));
             for (((((x0, x1), y0), y1), cos), sin) in x0.iter().zip(x1).zip(y0).zip(y1).zip(cos).zip(sin) {
                 let sin = sin * sign;
                 *y0 = x0 * cos - x1 * sin;

@@ -11,6 +11,8 @@ use candle_core::{CpuStorage, DType, Device, Result, Storage, Tensor, bail};
 use half::bf16;
 
 use super::bytes::{Bytes, Origin, numbers_in};
+#[cfg(feature = "cuda")]
+use super::cuda::slot::DeviceSlot;
 use super::f32_view::{f32_view, numbers_of, to_f32};
 use super::gemm::Matrix;
 use crate::process::allocations::{self, Event};
@@ -72,6 +74,23 @@ pub trait MovableMatrix {
     /// # Errors
     /// Fails if there is no room on the device.
     fn over(&self, parts: Vec<Bytes>, device: &Device) -> Result<Weight>;
+
+    /// Returns it as kernels of a GPU read it: its form, and the parts that lie in the GPU's memory. None for one whose bytes
+    /// are its numbers.
+    #[cfg(feature = "cuda")]
+    fn device_form(&self, _device: &Device) -> Option<(Arc<dyn DeviceForm>, Vec<Bytes>)> {
+        None
+    }
+}
+
+/// A matrix without its bytes, as kernels of a GPU read it.
+#[cfg(feature = "cuda")]
+pub trait DeviceForm: Send + Sync {
+    /// Returns the matrix with its parts at these places of a slot.
+    ///
+    /// # Errors
+    /// Fails for another number of parts.
+    fn at(&self, slot: &Arc<DeviceSlot>, places: &[Range<usize>]) -> Result<Weight>;
 }
 
 /// A matrix (out, in) in f32 or bf16, of bytes that may lie anywhere in main memory.
@@ -94,6 +113,11 @@ impl PlainMatrix {
             dtype: dense.dtype(),
             shape: dense.dims2()?,
         })
+    }
+
+    /// Returns the type of its numbers.
+    pub fn dtype(&self) -> DType {
+        self.dtype
     }
 }
 

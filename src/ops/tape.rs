@@ -164,7 +164,7 @@ impl Tape {
     pub fn by_candle(&self) -> Vec<Vec<usize>> {
         let sources = self.0.iter().flat_map(|line| line.sources.iter().flatten());
         let stretches = sources.filter_map(|source| match source {
-            GradientKey::Leaf { .. } => None,
+            GradientKey::Leaf { .. } | GradientKey::Part { .. } => None,
             GradientKey::Stretch(end) => Some(end.dims().to_vec()),
         });
         stretches.collect()
@@ -183,7 +183,7 @@ impl Tape {
             due.hand_on(GradientKey::of(output), gradient.clone())?;
         }
         for line in self.0.into_iter().rev() {
-            let Some(gradient) = due.remove_id(line.output) else {
+            let Some(gradient) = due.remove_id(line.output)? else {
                 continue;
             };
             let gradients = (line.back)(&gradient.contiguous()?)?;

@@ -226,6 +226,7 @@ impl Transformer<'_> {
             frame_rate: self.family.frame_rate,
             patches: Some([rows, COLUMNS]),
             text_tokens: None,
+            fewer: None,
         };
         let batch = (self.family.synthetic)(&self.folder.part("transformer"), request)?;
         let wanted = batch.patches.iter().product::<usize>() as f64 / COLUMNS as f64;
@@ -247,6 +248,7 @@ impl Transformer<'_> {
             frame_rate: self.family.frame_rate,
             patches: Some([rows, COLUMNS]),
             text_tokens: Some(text),
+            fewer: None,
         };
         let batch = (self.family.synthetic)(&self.folder.part("transformer"), request)?;
         let layers = adapters.as_ref().map(|adapters| adapters.layers()).unwrap_or_default();

@@ -10,6 +10,7 @@ use super::changes::{self, Change, FORMS, Part};
 use super::{Plan, Subject};
 use crate::config::RunConfig;
 use crate::data::Bucket;
+use crate::models::family::{FirstFrame, Footprint};
 use crate::models::{Dtype, Offload};
 use crate::nn::vae_memory::VaeTiling;
 use crate::optim::config::Name;
@@ -39,8 +40,22 @@ impl fmt::Display for Suggestion {
     }
 }
 
-/// Frames that a temporal patch and an autoencoder always divide into, and one.
+/// Frames that a temporal patch and most autoencoders divide into, but for a first one that is alone.
 const FRAME_STEP: usize = 8;
+
+/// Returns about so many frames, which a family's clips may have.
+fn fewer(frames: usize, footprint: Option<Footprint>) -> usize {
+    let each = footprint.map_or(FRAME_STEP, |footprint| footprint.temporal_compression);
+    let first = footprint.map_or(FirstFrame::Alone, |footprint| footprint.first_frame);
+    let step = match FRAME_STEP.is_multiple_of(each.max(1)) {
+        true => FRAME_STEP,
+        false => each,
+    };
+    match first {
+        FirstFrame::Alone => frames / step * step + 1,
+        FirstFrame::Grouped => (frames / step * step).max(step),
+    }
+}
 
 /// Side that always divides into latents and patches.
 const SIDE_STEP: usize = 32;
@@ -135,9 +150,10 @@ fn open(config: &RunConfig) -> Vec<Change> {
     if model.quantization.form().is_none() {
         all.extend(FORMS.map(|form| Change::few_bits(form, &[Part::Transformer, Part::TextEncoder])));
     }
+    let footprint = config.model.footprint();
     for divisor in [2, 4] {
         let halve = |bucket: &Bucket| Bucket {
-            frames: (bucket.frames / divisor / FRAME_STEP * FRAME_STEP + 1).min(bucket.frames),
+            frames: fewer(bucket.frames / divisor, footprint).min(bucket.frames),
             ..*bucket
         };
         all.extend(Change::buckets(

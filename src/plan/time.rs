@@ -1,12 +1,15 @@
 //! Time of a training step, from a calibration of a few seconds.
 //!
-//! One block of the model, with random weights and its own adapters, trains on as many tokens as take about a second. The
-//! time of its products and of what comes between them grows with the tokens, that of attention with their square, at the
-//! throughput of attention that is measured apart:
+//! One block of each kind, with random weights and its own adapters, trains on few tokens, and on more. Part of its time is the
+//! same for both: its matrices are decoded, or turned to f32, once on the way there and once on the way back. The rest grows with
+//! the operations of its products; the time of attention, at a throughput that is measured apart, with its own.
 //!
 //! ```text
-//! step = passes ((linear / linear of the block) (time of the block - its attention) + attention of the step)
+//! time of the blocks - their attention = fixed + rate * linear        at both numbers of tokens
+//! step = passes (blocks / timed blocks * fixed + clips (embedding + rate * linear of the step + attention of the step))
 //! ```
+//!
+//! The embedding, most of which is that of the text, is timed by itself.
 
 use std::path::Path;
 use std::time::Instant;
@@ -22,11 +25,13 @@ use super::{Plan, Subject};
 use crate::config::RunConfig;
 use crate::diffusers_config;
 use crate::diffusion::objective;
+use crate::models::denoiser::Input;
 use crate::models::registry;
-use crate::models::synthetic::{SyntheticBatch, SyntheticRequest};
+use crate::models::synthetic::{SyntheticBatch, SyntheticRequest, Tokens};
 use crate::nn::flops::Flops;
 use crate::nn::{Load, Weights};
 use crate::ops::attention::attention;
+use crate::ops::tape::no_grad;
 use crate::train::segments::forward_backward;
 
 /// Keys of configs that count blocks.
@@ -35,11 +40,15 @@ const COUNTS: [&str; 2] = ["num_layers", "num_single_layers"];
 /// Blocks of the model that is timed.
 const BLOCKS: u64 = 1;
 
-/// Seconds that it may take until it is timed for the last time.
-const SECONDS: f64 = 1.0;
+/// Seconds that each may take until it is timed for the last time.
+const SECONDS: f64 = 0.6;
 
-/// Rows and columns of patches of the clip that is timed.
-const PATCHES: [usize; 2] = [6, 6];
+/// Rows and columns of patches of the clips that are timed.
+const FEW_PATCHES: [usize; 2] = [2, 2];
+const MORE_PATCHES: [usize; 2] = [12, 12];
+
+/// Part of the text that the first of them has.
+const LESS_TEXT: usize = 8;
 
 /// Tokens, heads and features of the attention that is timed.
 const ATTENTION: [usize; 3] = [1536, 4, 64];
@@ -62,13 +71,11 @@ pub struct Time {
 pub fn time(subject: &Subject, config: &RunConfig, plan: &Plan, device: &Device) -> anyhow::Result<Time> {
     let transformer = subject.transformer(config)?;
     let clips = plan.training.clips;
-    let folder = one_block(&transformer)?;
-    let small = Small::new(&transformer, config, folder.path(), device)?;
-    let seconds = small.seconds(device)?;
+    let (folder, blocks) = few_blocks(&transformer)?;
     let rate = attention_rate(device, transformer.dtype)?;
+    let [few, more] = Small::new(&transformer, config, folder.path(), device)?.timed(device, rate)?;
+    let (fixed, of_products) = line(few, more);
     let work = whole_work(&transformer, clips)?;
-    let own_attention = small.batch.work.attention * 3.5 / rate;
-    let of_products = (seconds - own_attention).max(seconds * 0.2) / (small.batch.work.linear * 2.0);
     let again = match super::training::kept(config) {
         Some(Retained::All) => Flops::default(),
         Some(Retained::Attention) | None => Flops { attention: 0.0, ..work },
@@ -76,7 +83,10 @@ pub fn time(subject: &Subject, config: &RunConfig, plan: &Plan, device: &Device)
     };
     let products = of_products * (work.linear * 2.0 + again.linear);
     let attention = (work.attention * 3.5 + again.attention) / rate;
-    let step_seconds = (products + attention) * (clips.count * config.train.gradient_accumulation_steps) as f64;
+    // There and back, and there again.
+    let fixed = fixed * blocks * if again.linear > 0.0 { 1.5 } else { 1.0 };
+    let passes = config.train.gradient_accumulation_steps as f64;
+    let step_seconds = passes * (fixed + clips.count as f64 * (more.embedding + products + attention));
     let clips_per_epoch: usize = subject.buckets.iter().map(|(_, count)| *count).sum();
     let steps = config
         .train
@@ -88,12 +98,36 @@ pub fn time(subject: &Subject, config: &RunConfig, plan: &Plan, device: &Device)
     })
 }
 
-/// Writes the transformer's config with a single block to a folder.
-fn one_block(transformer: &Transformer) -> anyhow::Result<tempfile::TempDir> {
+/// Time of a pass through blocks without attention, at so many operations of products.
+#[derive(Debug, Clone, Copy)]
+struct Timed {
+    /// Seconds of the embedding before them.
+    embedding: f64,
+    seconds: f64,
+    linear: f64,
+}
+
+/// Returns the fixed time, and the time of an operation, of which two timed passes consist.
+fn line(few: Timed, more: Timed) -> (f64, f64) {
+    let slope = (more.seconds - few.seconds) / (more.linear - few.linear).max(1.0);
+    // On a machine that is busy, more may have taken no longer than few.
+    let slope = slope.clamp(
+        more.seconds * 0.2 / more.linear.max(1.0),
+        more.seconds / more.linear.max(1.0),
+    );
+    ((more.seconds - slope * more.linear).max(0.0), slope)
+}
+
+/// Writes the transformer's config with a block of each kind to a folder; returns that, and how many times as many blocks the
+/// transformer has.
+fn few_blocks(transformer: &Transformer) -> anyhow::Result<(tempfile::TempDir, f64)> {
     let path = transformer.folder.part("transformer").join("config.json");
     let mut config: Value = serde_json::from_str(&diffusers_config::text(&path)?).context("not JSON")?;
+    let (mut all, mut timed) = (0, 0);
     for key in COUNTS {
         if let Some(count) = config.get_mut(key) {
+            all += count.as_u64().unwrap_or(BLOCKS);
+            timed += BLOCKS;
             *count = BLOCKS.into();
         }
     }
@@ -102,7 +136,7 @@ fn one_block(transformer: &Transformer) -> anyhow::Result<tempfile::TempDir> {
     }
     let folder = tempfile::tempdir().context("the folder for temporary files")?;
     std::fs::write(folder.path().join("config.json"), config.to_string())?;
-    Ok(folder)
+    Ok((folder, all as f64 / timed.max(1) as f64))
 }
 
 /// The model that is timed.
@@ -113,6 +147,7 @@ struct Small {
 
 impl Small {
     fn new(transformer: &Transformer, config: &RunConfig, folder: &Path, device: &Device) -> anyhow::Result<Self> {
+        let text = transformer.footprint.text.tokens;
         let adapters = std::sync::Arc::new(BlankAdapters::new(&config.lora, &registry::names(), device)?);
         let load = Load::new(transformer.dtype, device).with_adapters(adapters.clone());
         let dense = transformer.family.dense_modules.of(transformer.quantization);
@@ -122,8 +157,12 @@ impl Small {
             batch: 1,
             footprint: transformer.footprint,
             frame_rate: transformer.family.frame_rate,
-            patches: Some(PATCHES),
-            text_tokens: Some(transformer.footprint.text.tokens),
+            patches: Some(MORE_PATCHES),
+            text_tokens: Some(text),
+            fewer: Some(Tokens {
+                patches: FEW_PATCHES,
+                text: (text / LESS_TEXT).max(1),
+            }),
         };
         let batch = (transformer.family.synthetic)(folder, request)?;
         let layers = adapters.layers();
@@ -134,21 +173,48 @@ impl Small {
         Ok(Self { batch, vars })
     }
 
+    /// Returns the least times of passes there and back, of few tokens and of more; attention has this throughput.
+    fn timed(&self, device: &Device, attention_rate: f64) -> anyhow::Result<[Timed; 2]> {
+        let SyntheticBatch {
+            input, target, work, ..
+        } = &self.batch;
+        let fewer = self.batch.fewer.as_ref().context("fewer tokens were asked for")?;
+        let all = [(&fewer.input, &fewer.target, fewer.work), (input, target, *work)];
+        let timed = all.map(|(input, target, work)| {
+            let seconds = self.seconds(input, target, device)?;
+            let embedding = self.embedding_seconds(input, device)?;
+            let attention = work.attention * 3.5 / attention_rate;
+            anyhow::Ok(Timed {
+                embedding,
+                seconds: (seconds - embedding - attention).max(seconds * 0.2),
+                linear: work.linear * 2.0,
+            })
+        });
+        let [few, more] = timed;
+        Ok([few?, more?])
+    }
+
+    /// Returns the least time of embedding an input, of two times.
+    fn embedding_seconds(&self, input: &Input, device: &Device) -> anyhow::Result<f64> {
+        let mut least = f64::INFINITY;
+        for _ in 0..2 {
+            let started = Instant::now();
+            drop(no_grad(|| self.batch.denoiser.embed(input))?);
+            device.synchronize()?;
+            least = least.min(started.elapsed().as_secs_f64());
+        }
+        Ok(least)
+    }
+
     /// Returns the least time of a forward and a backward pass.
-    fn seconds(&self, device: &Device) -> anyhow::Result<f64> {
-        let loss = |prediction: &Tensor| objective::loss(prediction, &self.batch.target, None);
+    fn seconds(&self, input: &Input, target: &Tensor, device: &Device) -> anyhow::Result<f64> {
+        let loss = |prediction: &Tensor| objective::loss(prediction, target, None);
         let began = Instant::now();
         let mut least = f64::INFINITY;
         loop {
             let started = Instant::now();
             let kept = Retained::All.saved();
-            drop(forward_backward(
-                &*self.batch.denoiser,
-                &self.batch.input,
-                &loss,
-                &self.vars,
-                kept,
-            )?);
+            drop(forward_backward(&*self.batch.denoiser, input, &loss, &self.vars, kept)?);
             device.synchronize()?;
             least = least.min(started.elapsed().as_secs_f64());
             if began.elapsed().as_secs_f64() > SECONDS {

@@ -11,7 +11,7 @@ use anyhow::{bail, ensure};
 use candle_core::{DType, Device, Tensor};
 
 use crate::diffusion::guidance::{self, Guidance};
-use crate::diffusion::schedulers::{Run, Scheduler};
+use crate::diffusion::schedulers::{Run, Scheduler, StepSpacing};
 use crate::models::Family;
 use crate::models::denoiser::{Denoiser, Scalar, Scalars, TextEmbeds};
 use crate::models::family::{Conditions, ImageCondition, ImageMode, LatentSize, Layout};
@@ -86,6 +86,7 @@ pub struct Sampled {
 #[derive(Debug)]
 pub struct Prepared {
     scheduler: Scheduler,
+    spacing: StepSpacing,
     size: LatentSize,
     conditions: Conditions,
     /// Latents of the first step.
@@ -147,16 +148,17 @@ impl Prepared {
             Start::Image(image) => Some(family.image_condition(load, image, &size, &mut rng)?),
             Start::Text | Start::Clip(..) => None,
         };
-        let run = start(&scheduler, &request, &size)?;
+        let spacing = family.spec().step_spacing;
+        let run = start((&scheduler, spacing), &request, &size)?;
         let dtype = family.spec().latent_dtype(load);
         let mut latents = match (&request.latents, &request.start) {
-            (Some(latents), _) => latents.to_device(&load.device)?.to_dtype(dtype)?,
+            (Some(latents), _) => run.first_noise(&latents.to_device(&load.device)?.to_dtype(dtype)?)?,
             (None, Start::Clip(clip, _)) => {
                 let clean = family.encode(load, clip, &size, &mut rng)?.to_dtype(dtype)?;
                 let noise = draw(&mut rng, clean.dims(), dtype, &load.device)?;
                 run.add_noise(&clean, &noise)?
             }
-            (None, _) => draw(&mut rng, &size.shape, dtype, &load.device)?,
+            (None, _) => run.first_noise(&draw(&mut rng, &size.shape, dtype, &load.device)?)?,
         };
         if let Some(image) = &image {
             latents = family.start_from_image(latents, image)?;
@@ -171,6 +173,7 @@ impl Prepared {
                 image,
             },
             scheduler,
+            spacing,
             size,
             latents,
             dtype,
@@ -181,7 +184,7 @@ impl Prepared {
 
     /// Runs the denoiser, step by step. Given clean frames stay as they are; the scheduler sees only the others.
     pub fn denoise(mut self, denoiser: &dyn Denoiser, progress: Progress) -> anyhow::Result<Sampled> {
-        let mut run = start(&self.scheduler, &self.request, &self.size)?;
+        let mut run = start((&self.scheduler, self.spacing), &self.request, &self.size)?;
         let given = self
             .conditions
             .image
@@ -202,7 +205,7 @@ impl Prepared {
                 true => guidance::dynamic_scale(scale, run.num_steps(), timestep),
                 false => scale,
             };
-            let input = self.scheduler.scale_model_input(&latents, timestep);
+            let input = run.model_input(&latents)?;
             let output = self.predict((denoiser, &mut cache), &input, timestep, scale)?;
             let (output, sample) = (free(&output)?, free(&latents)?);
             let mut noise = None;
@@ -279,10 +282,14 @@ impl Prepared {
 }
 
 /// Starts the scheduler's run over all steps, or over those that change a clip.
-fn start<'a>(scheduler: &'a Scheduler, request: &Request, size: &LatentSize) -> anyhow::Result<Run<'a>> {
+fn start<'a>(
+    (scheduler, spacing): (&'a Scheduler, StepSpacing),
+    request: &Request,
+    size: &LatentSize,
+) -> anyhow::Result<Run<'a>> {
     let run = match &request.sigmas {
         Some(sigmas) => scheduler.start_with(sigmas, size.seq_len)?,
-        None => scheduler.start(request.steps, size.seq_len)?,
+        None => scheduler.start_spaced(spacing, request.steps, size.seq_len)?,
     };
     match &request.start {
         Start::Clip(_, strength) => run.skip_by(*strength),
@@ -353,7 +360,11 @@ pub fn refused(family: &dyn Family, request: &Request) -> Vec<UnsupportedRequest
         note(RequestSide::Latents, check_latents(request, size));
         // An unreadable scheduler is reported where it is needed.
         if let Ok(scheduler) = family.scheduler() {
-            note(RequestSide::Steps, start(&scheduler, request, size).map(drop));
+            let spacing = family.spec().step_spacing;
+            note(
+                RequestSide::Steps,
+                start((&scheduler, spacing), request, size).map(drop),
+            );
         }
     }
     note(RequestSide::Size, size.map(drop));

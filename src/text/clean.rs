@@ -1,13 +1,17 @@
-//! Clean-up of prompts before tokenisation: `prompt_clean` of diffusers' Wan pipelines.
+//! Clean-up of prompts before tokenisation: `prompt_clean` of diffusers' Wan pipelines; [`caption_clean`] goes further.
 //!
 //! That is `ftfy.fix_text` with its defaults, HTML entities decoded twice, and whitespace collapsed. All of ftfy is
 //! covered except the rarer mojibake; see `mojibake`.
 
+mod caption;
+mod html;
 mod mojibake;
 
 use std::borrow::Cow;
 
 use icu_normalizer::ComposingNormalizerBorrowed;
+
+pub use caption::caption_clean;
 
 use mojibake::WINDOWS_1252;
 

@@ -5,7 +5,8 @@
 //! this order:
 //! 1. the posterior noise, (B, C, f, h, w), if latents are sampled (`precompute.latents: sample`);
 //! 2. the timesteps, (B);
-//! 3. the noise, (B, C, f, h, w) in the VAE's own layout, including the frames that pad a patch;
+//! 3. the noise, (B, C, f, h, w) in the VAE's own layout, including the frames that pad a patch; behind it its offset, (B, C),
+//!    with `diffusion.noise_offset`;
 //! 4. the posterior noise of the image, (B, C, 1, h, w), for models that start from one, if latents are sampled;
 //! 5. `rand(B)`, with caption dropout: below its probability, the empty caption replaces the caption;
 //! 6. `rand(B)`, with `train.first_frame_conditioning_p`: below it, the clip's first latent frame is given clean.
@@ -106,6 +107,7 @@ impl MicroBatches<'_> {
         let mut clean = self.family.latents(&sample)?; // (B, C, f, h, w), scaled
         let timesteps = self.objective.draw(clips.len(), canvas.seq_len, &mut rng)?;
         let noise = self.normal(clean.dims(), &mut rng)?;
+        let noise = self.objective.offset(noise, &mut rng)?;
         let image = self.image(&clips, &canvas, &mut rng)?;
         let text = self.captions(&batch.samples, &mut rng)?;
         let given = match &image {

@@ -7,6 +7,7 @@
 use std::fmt::Write;
 
 use crate::hub::is_repository;
+use crate::models::family::LoraLoading;
 use crate::url;
 
 /// Facts for the card.
@@ -22,6 +23,10 @@ pub struct Facts {
     pub transformer: Option<OtherTransformer>,
     /// The class that loads the base model in diffusers.
     pub pipeline: String,
+    /// Way that it loads adapters.
+    pub lora_loading: LoraLoading,
+    /// True if its VAE works in tiles alone, which it must be told.
+    pub tiles_only: bool,
     /// Input of the base model.
     pub task: Task,
     /// Frames per second of the base model's clips.
@@ -196,6 +201,7 @@ impl Facts {
             Task::TextToVideo => "export_to_video",
             Task::ImageToVideo => "export_to_video, load_image",
         };
+        let [json, peft, adapt] = python(self.lora_loading);
         let (pipeline, base, text) = (&self.pipeline, quoted(&self.base_model), quoted(prompt));
         let (class, made, given, flag) = match &self.transformer {
             Some(other) => (
@@ -207,18 +213,48 @@ impl Facts {
             None => Default::default(),
         };
         format!(
-            "## With diffusers\n\n```python\n\
-             import torch\nfrom diffusers import {pipeline}{class}\nfrom diffusers.utils import {imports}\n\n\
+            "## With diffusers\n\n```python\n{json}\
+             import torch\nfrom diffusers import {pipeline}{class}\nfrom diffusers.utils import {imports}\n{peft}\n\
              {made}pipe = {pipeline}.from_pretrained({base}, {given}torch_dtype=torch.bfloat16).to(\"cuda\")\n\
-             pipe.load_lora_weights(\"path/to/this/folder\", weight_name=\"{adapter}\")\n\
-             {load}video = pipe({give}prompt={text}).frames[0]\nexport_to_video(video, \"video.mp4\", fps={fps})\n```\n\n\
+             {tiles}{adapt}{load}video = pipe({give}prompt={text}).frames[0]\nexport_to_video(video, \"video.mp4\", fps={fps})\n```\n\n\
              ## With vtrain\n\n```sh\n\
              vtrain sample --model {model}{flag} --lora {adapter}{option} --prompt {words} --output video.mp4\n```\n",
+            tiles = if self.tiles_only {
+                "pipe.vae.enable_tiling()\n"
+            } else {
+                ""
+            },
             fps = self.frame_rate,
             adapter = crate::run_dir::ADAPTER,
             model = shell(&self.base_model),
             words = shell(prompt),
         )
+    }
+}
+
+/// Returns Python that loads the adapters: imports before others and after them, and statements.
+fn python(loading: LoraLoading) -> [String; 3] {
+    let (folder, adapter) = ("path/to/this/folder", crate::run_dir::ADAPTER);
+    match loading {
+        LoraLoading::Pipeline => {
+            let load = format!("pipe.load_lora_weights(\"{folder}\", weight_name=\"{adapter}\")\n");
+            [String::new(), String::new(), load]
+        }
+        LoraLoading::Peft => [
+            "import json\n\n".into(),
+            "from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict\n\
+             from safetensors import safe_open\n"
+                .into(),
+            format!(
+                "with safe_open(\"{folder}/{adapter}\", \"pt\") as file:\n    \
+                 lora = {{key.removeprefix(\"transformer.\"): file.get_tensor(key) for key in file.keys()}}\n    \
+                 settings = json.loads(file.metadata()[\"lora_adapter_metadata\"])\n\
+                 settings = {{key.removeprefix(\"transformer.\"): value for key, value in settings.items()}}\n\
+                 inject_adapter_in_model(LoraConfig(**settings), pipe.transformer)\n\
+                 left = set_peft_model_state_dict(pipe.transformer, lora)\n\
+                 assert not left.unexpected_keys\n"
+            ),
+        ],
     }
 }
 

@@ -135,7 +135,7 @@ fn at_once(denoiser: &dyn Denoiser, input: &Input, loss: &Loss, vars: &[Var]) ->
     let kept_bytes = tape.bytes();
     let mut found = tape.backward(&[one(&loss)?])?;
     Ok(LossAndGrads {
-        gradients: vars.iter().map(|var| found.remove(var)).collect(),
+        gradients: vars.iter().map(|var| found.remove(var)).collect::<Result<_>>()?,
         loss: loss.detach(),
         forward,
         kept_bytes,
@@ -176,7 +176,7 @@ fn by_segments(
 
     // Backward pass, dropping each block's input once it is done.
     let mut gradients = vec![None; vars.len()];
-    let mut due = cut.collect(tape.backward(&[one(&loss)?])?, vars, &mut gradients);
+    let mut due = cut.collect(tape.backward(&[one(&loss)?])?, vars, &mut gradients)?;
     drop(cut);
     while let Some((before, kept)) = passed.pop() {
         if due.iter().all(Option::is_none) {
@@ -187,11 +187,11 @@ fn by_segments(
             earlier.read_ahead();
         }
         let (after, tape) = kept.again(|| denoiser.block(index, &before.state))?;
-        due = before.collect(tape.backward(&given(&after, due))?, vars, &mut gradients);
+        due = before.collect(tape.backward(&given(&after, due))?, vars, &mut gradients)?;
     }
     if stem_learns {
         let (after, tape) = record(|| denoiser.embed(input))?;
-        take(&mut tape.backward(&given(&after, due))?, vars, &mut gradients);
+        take(&mut tape.backward(&given(&after, due))?, vars, &mut gradients)?;
     }
     Ok(LossAndGrads {
         loss: loss.detach(),
@@ -310,20 +310,27 @@ impl Boundary {
     }
 
     /// Moves the adapters' gradients out of those found; returns those of the state's own tensors.
-    fn collect(&self, mut found: Gradients, vars: &[Var], gradients: &mut [Option<Tensor>]) -> Vec<Option<Tensor>> {
-        take(&mut found, vars, gradients);
+    fn collect(
+        &self,
+        mut found: Gradients,
+        vars: &[Var],
+        gradients: &mut [Option<Tensor>],
+    ) -> Result<Vec<Option<Tensor>>> {
+        take(&mut found, vars, gradients)?;
         let own = self.vars.iter();
-        own.map(|var| var.as_ref().and_then(|var| found.remove(var))).collect()
+        own.map(|var| var.as_ref().map_or(Ok(None), |var| found.remove(var)))
+            .collect()
     }
 }
 
 /// An adapter belongs to one layer, and so to one segment: its gradient there is complete.
-fn take(found: &mut Gradients, vars: &[Var], gradients: &mut [Option<Tensor>]) {
+fn take(found: &mut Gradients, vars: &[Var], gradients: &mut [Option<Tensor>]) -> Result<()> {
     for (var, gradient) in vars.iter().zip(gradients) {
-        if let Some(found) = found.remove(var) {
+        if let Some(found) = found.remove(var)? {
             *gradient = Some(found);
         }
     }
+    Ok(())
 }
 
 /// Pairs a segment's outputs with their gradients.

@@ -81,7 +81,8 @@ fn gradients(x: &Var, vars: &[Var], (output, tape): (Tensor, Tape)) -> Vec<Vec<u
     let gradient = randn(9, output.dims()).to_dtype(output.dtype()).unwrap();
     let mut found = tape.backward(&[Cotangent { output, gradient }]).unwrap();
     let all = [x].into_iter().chain(vars);
-    all.map(|var| bits(&found.remove(var).expect("a gradient"))).collect()
+    all.map(|var| bits(&found.remove(var).unwrap().expect("a gradient")))
+        .collect()
 }
 
 #[test]

@@ -11,7 +11,7 @@ use vtrain::rng::Rng;
 use vtrain::train::offload::OffloadTo;
 use vtrain::train::segments::{ActivationBudget, LossAndGrads, SavedActivations, forward_backward};
 
-use crate::training::{Run, root, shapes, stderr};
+use crate::training::{Run, root, shapes, stderr, whole};
 
 /// Tokens and width of the state: 64 KB.
 const STATE: [usize; 3] = [1, 64, 256];
@@ -150,18 +150,20 @@ fn a_file_that_may_not_grow_is_an_error_with_advice() {
 
 #[test]
 fn a_run_that_parks_inputs_writes_the_same_losses_and_adapters_for_every_family() {
-    for checkpoint in [
-        "cogvideox/cogvideox-5b",
-        "ltx_video/ltx-0.9.0",
-        "wan/wan-2.1-t2v",
-        "hunyuan_video/checkpoints/t2v",
+    for (checkpoint, frames) in [
+        ("cogvideox/cogvideox-5b", 9),
+        ("ltx_video/ltx-0.9.0", 9),
+        ("wan/wan-2.1-t2v", 9),
+        ("hunyuan_video/checkpoints/t2v", 9),
+        ("mochi/mochi-1", 7),
+        ("allegro/allegro-t2v", 8),
     ] {
         let run = Run::new("");
         shapes(&run.folder.path().join("data"), 1);
-        let model = root().join("tests/fixtures").join(checkpoint);
+        let model = whole(checkpoint, &run.folder.path().join("model"));
         let text = format!(
             "output_dir: out\ndevice: cpu\nmodel: {{path: {}, dtype: f32}}\nlora: {{rank: 4, alpha: 4, dropout: 0.1}}\n\
-             datasets: [{{path: data, buckets: [[9, 64, 96]]}}]\nprecompute: {{dir: cache}}\ntrain: {{steps: 2}}\n",
+             datasets: [{{path: data, buckets: [[{frames}, 64, 96]]}}]\nprecompute: {{dir: cache}}\ntrain: {{steps: 2}}\n",
             model.display()
         );
         fs::write(run.file(), text).unwrap();

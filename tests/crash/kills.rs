@@ -1,6 +1,6 @@
 //! A run that is killed again and again, at instants drawn from a fixed seed, ends like an uninterrupted one.
 //!
-//! `VTRAIN_KILLS=300 cargo test crash::kills -- --nocapture` for more than the 30 of every day.
+//! `VTRAIN_KILLS=300 cargo test crash::kills -- --nocapture` for more than the 12 of every day.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -179,7 +179,7 @@ fn assert_same(run: &Run, straight: &BTreeMap<String, Vec<u8>>, life: usize) {
 
 #[test]
 fn a_run_killed_at_random_instants_always_goes_on_and_ends_as_one_left_alone() {
-    let kills: usize = std::env::var("VTRAIN_KILLS").map_or(30, |n| n.parse().unwrap());
+    let kills: usize = std::env::var("VTRAIN_KILLS").map_or(12, |n| n.parse().unwrap());
     let straight = Run::new(OWN);
     let started = Instant::now();
     straight.finish();

@@ -8,7 +8,7 @@ use super::{Run, signal, wait_at_most, wait_for};
 /// Three steps of 60 micro-batches: long enough for a second signal within one.
 fn long_steps() -> Run {
     Run::new(
-        "train: {steps: 3, gradient_accumulation_steps: 60}\nlora: {rank: 2, alpha: 2}\n\
+        "train: {steps: 3, gradient_accumulation_steps: 30}\nlora: {rank: 2, alpha: 2}\n\
          checkpoint: {every: 1, limit: 3}\n",
     )
 }

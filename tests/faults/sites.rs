@@ -11,7 +11,7 @@ use super::{
 };
 
 /// Calls that are tried by default, of each sort of fault.
-const SAMPLE: usize = 40;
+const SAMPLE: usize = 24;
 
 /// Calls of a full disk that fail: what takes room.
 const TAKES_ROOM: &str = ",write,open,mkdir,link,";

@@ -22,10 +22,11 @@ struct Case {
     by_head: bool,
 }
 
-const CASES: [Case; 6] = [
+const CASES: [Case; 7] = [
     Case::new([1, 1, 1, 2], 0, false, false),
     Case::new([2, 5, 3, 6], 2, false, false),
     Case::new([2, 7, 2, 64], 3, true, false),
+    Case::new([2, 3, 2, 24], 1, true, false),
     Case::new([3, 4, 3, 10], 0, false, true),
     Case::new([2, 3, 2, 8], 1, true, true),
     Case::new([2, 2, 1, 4], 2, false, false), // nothing turns
@@ -57,6 +58,11 @@ impl Case {
         match pairs {
             PairLayout::Neighbours => (2 * pair, 2 * pair + 1),
             PairLayout::Halves => (pair, pair + self.width / 2),
+            PairLayout::HalvesOf(parts) => {
+                let half = self.width / parts / 2;
+                let first = pair / half * 2 * half + pair % half;
+                (first, first + half)
+            }
         }
     }
 
@@ -90,13 +96,14 @@ impl Case {
     }
 }
 
-/// Both pair layouts, forward and backward; with all blocks, and with one whose threads loop over more.
+/// All pair layouts, forward and backward; with all blocks, and with one whose threads loop over more.
 fn ways(case: Case) -> impl Iterator<Item = (Direction, Option<usize>)> {
-    let pairs = [PairLayout::Neighbours, PairLayout::Halves]
+    let pairs = [PairLayout::Neighbours, PairLayout::Halves, PairLayout::HalvesOf(3)]
         .into_iter()
-        .filter(move |pairs| {
-            let halves = *pairs == PairLayout::Halves;
-            !(halves && case.by_head)
+        .filter(move |pairs| match pairs {
+            PairLayout::Neighbours => true,
+            PairLayout::Halves => !case.by_head,
+            PairLayout::HalvesOf(parts) => !case.by_head && case.width.is_multiple_of(2 * parts),
         });
     pairs.flat_map(move |pairs| {
         [(1.0, None), (-1.0, Some(1))].map(|(sign, blocks)| {

@@ -234,6 +234,68 @@ fn a_file_of_flags_is_read_and_the_commands_own_go_before_it() {
 }
 
 #[test]
+fn the_script_for_mochi_becomes_a_run() {
+    let name = "mochi/train.sh";
+    let migrated = migrated(name);
+    nothing_is_dropped(name, &migrated);
+    expect(
+        &loaded(&migrated),
+        &[
+            ("model.family", json!("mochi")),
+            ("model.path", json!("genmo/mochi-1-preview")),
+            ("model.dtype", json!("bf16")),
+            ("seed", json!(42)),
+            ("output_dir", json!(root().join("out/mochi"))),
+            ("datasets.0.path", json!(root().join("clips/prepared"))),
+            ("datasets.0.buckets", json!([[37, 480, 848]])),
+            ("precompute.vae_tiling", json!(true)),
+            ("lora.rank", json!(16)),
+            ("lora.alpha", json!(16)),
+            ("lora.target_modules", json!(["to_k", "to_q", "to_v", "to_out.0"])),
+            ("train.steps", json!(1500)),
+            ("train.batch_size", json!(2)),
+            ("train.caption_dropout", json!(0.1)),
+            ("train.max_grad_norm", json!(null)),
+            ("diffusion.timesteps", json!("uniform")),
+            ("optimizer.name", json!("adamw")),
+            ("optimizer.lr", json!(1e-4)),
+            ("optimizer.beta2", json!(0.999)),
+            ("optimizer.weight_decay", json!(0.01)),
+            ("lr_scheduler.name", json!("cosine")),
+            ("lr_scheduler.warmup_steps", json!(40)),
+            ("validation.prompts.0.prompt", json!("a crab on a rock")),
+            ("validation.prompts.1.prompt", json!("a fox in snow")),
+            ("validation.prompts.1.num_frames", json!(19)),
+            ("validation.prompts.1.height", json!(320)),
+            ("validation.prompts.1.width", json!(848)),
+            ("validation.prompts.1.steps", json!(64)),
+            ("validation.prompts.1.guidance_scale", json!(6.0)),
+        ],
+    );
+    for said in [
+        "the script trains with AdamW whatever this says",
+        "vtrain encodes the clips and captions there itself",
+        "those of validation have 30 frames a second, here too",
+    ] {
+        assert!(migrated.yaml.contains(said), "{said} is not in\n{}", migrated.yaml);
+    }
+    // Without the flags, the script's own settings.
+    let script = "python text_to_video_lora.py --pretrained_model_name_or_path m --data_root d\n";
+    let bare = finetrainers::migrate(&source("bare.sh", script.into())).unwrap();
+    expect(
+        &loaded(&bare),
+        &[
+            ("model.dtype", json!("f32")),
+            ("output_dir", json!(root().join("mochi-lora"))),
+            ("train.epochs", json!(1)),
+            ("train.batch_size", json!(4)),
+            ("optimizer.lr", json!(2e-4)),
+            ("lr_scheduler.warmup_steps", json!(200)),
+        ],
+    );
+}
+
+#[test]
 fn diffusers_own_script_becomes_a_run() {
     let name = "diffusers/train.sh";
     let migrated = finetrainers::migrate(&source(name, text(name))).unwrap();

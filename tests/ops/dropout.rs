@@ -101,7 +101,7 @@ impl Layer {
             gradient: self.gradient.clone(),
         };
         let mut gradients = tape.backward(&[given]).unwrap();
-        let gradients = vars.iter().map(|var| gradients.remove(var).unwrap());
+        let gradients = vars.iter().map(|var| gradients.remove(var).unwrap().unwrap());
         [output.detach()].into_iter().chain(gradients).collect()
     }
 }

@@ -39,8 +39,17 @@ fn turns_are_those_of_torch() {
 
 #[test]
 fn turns_and_their_gradients_follow_the_formula() {
-    for pairs in [PairLayout::Neighbours, PairLayout::Halves] {
-        for (first, tokens, heads, width) in [(0, 3, 2, 6), (2, 4, 1, 2), (3, 3, 2, 4), (0, 1, 1, 34)] {
+    let sizes = [(0, 3, 2, 6), (2, 4, 1, 2), (3, 3, 2, 4), (0, 1, 1, 34)];
+    for (pairs, sizes) in [
+        (PairLayout::Neighbours, sizes),
+        (PairLayout::Halves, sizes),
+        (PairLayout::HalvesOf(1), sizes),
+        (
+            PairLayout::HalvesOf(3),
+            [(0, 3, 2, 6), (2, 4, 1, 12), (3, 3, 2, 18), (1, 2, 3, 96)],
+        ),
+    ] {
+        for (first, tokens, heads, width) in sizes {
             let turn = turn(pairs, first, tokens, width);
             let (cos, sin) = (numbers(&turn.cos), numbers(&turn.sin));
             let formula = |inputs: &[Vec<f64>]| {
@@ -52,13 +61,20 @@ fn turns_and_their_gradients_follow_the_formula() {
                         let (i, j) = match pairs {
                             PairLayout::Neighbours => (2 * pair, 2 * pair + 1),
                             PairLayout::Halves => (pair, pair + width / 2),
+                            PairLayout::HalvesOf(parts) => {
+                                let half = width / parts / 2;
+                                let first = pair / half * 2 * half + pair % half;
+                                (first, first + half)
+                            }
                         };
                         (y[i], y[j]) = (y[i] * cos[at] - y[j] * sin[at], y[j] * cos[at] + y[i] * sin[at]);
                     }
                 }
                 y
             };
-            equals_formula(&op(turn), &formula, &[randn(1, &[2, tokens, heads, width])]);
+            let x = [randn(1, &[2, tokens, heads, width])];
+            equals_formula(&|x| turn.reference(&x[0]), &formula, &x);
+            equals_formula(&op(turn.clone()), &formula, &x);
         }
     }
 }
@@ -68,6 +84,10 @@ fn a_turn_holds_in_any_form() {
     for pairs in [PairLayout::Neighbours, PairLayout::Halves] {
         holds_in_any_form(&op(turn(pairs, 5, 150, 34)), &[randn(1, &[2, 150, 3, 34])]);
     }
+    holds_in_any_form(
+        &op(turn(PairLayout::HalvesOf(3), 5, 150, 24)),
+        &[randn(1, &[2, 150, 3, 24])],
+    );
 }
 
 #[test]
@@ -98,6 +118,8 @@ fn nothing_does_not_turn_and_what_does_not_fit_is_refused() {
     for shape in [[1, 6, 3, 10], [1, 7, 3, 12], [1, 7, 3, 9]] {
         assert!(whole.forward(&randn(1, &shape)).is_err(), "{shape:?}");
     }
+    let thirds = turn(PairLayout::HalvesOf(3), 2, 7, 10);
+    assert!(thirds.forward(&randn(1, &[1, 7, 3, 10])).is_err(), "thirds of 10");
 }
 
 #[test]

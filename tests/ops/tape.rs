@@ -59,7 +59,10 @@ impl Block {
             gradient: randn(7, &[2, 5, 12]),
         };
         let mut gradients = tape.backward(&[given]).unwrap();
-        self.vars().iter().map(|var| gradients.remove(var).unwrap()).collect()
+        self.vars()
+            .iter()
+            .map(|var| gradients.remove(var).unwrap().unwrap())
+            .collect()
     }
 }
 

@@ -42,6 +42,7 @@ const ADAPTERS: &str = "settings::trainer::adapters_have_the_rank_the_scale_and_
 const KEPT: &str = "settings::trainer::what_is_kept_between_the_passes_is_as_the_run_file_says";
 const TRAINED_ON: &str = "settings::trainer::what_a_step_is_trained_on_is_as_the_run_file_says";
 const TIMESTEPS: &str = "settings::trainer::timesteps_are_drawn_as_the_run_file_says";
+const NOISE: &str = "training::trajectory::so_does_noise_that_allegro_predicts";
 const OPTIMIZER: &str = "settings::trainer::the_optimiser_moves_the_adapters_as_the_run_file_says";
 const WHOLE_RUN: &str = "settings::runs::rates_checkpoints_and_logs_come_as_the_run_file_says";
 const PROMPTS: &str = "settings::prompts::videos_of_the_base_model_are_the_clips_that_sampling_makes_key_by_key";
@@ -248,6 +249,8 @@ const KEYS: &[Line] = &[
     ),
     ("diffusion.shift", "3", &[], Settings, TIMESTEPS),
     ("diffusion.weighting", "cosmap", &[], Settings, TIMESTEPS),
+    ("diffusion.min_snr_gamma", "3", &[], Settings, NOISE),
+    ("diffusion.noise_offset", "0.1", &[], Settings, NOISE),
     ("optimizer.name", "adamw8bit", &[], Settings, OPTIMIZER),
     ("optimizer.lr", "0.01", &[], Settings, WHOLE_RUN),
     ("optimizer.beta1", "0.5", &[], Settings, OPTIMIZER),

@@ -383,17 +383,6 @@ fn sampling_takes_another_transformer() {
     );
 }
 
-/// Type of most numbers in the matrices of a GGUF file, as run files name it.
-fn form(file: &Path) -> String {
-    let file = GgufFile::open(file).unwrap();
-    let mut numbers: HashMap<&str, usize> = HashMap::new();
-    for entry in file.header().tensors.values().filter(|entry| entry.is_stored_matrix()) {
-        *numbers.entry(entry.kind.name()).or_default() += entry.shape.iter().product::<usize>();
-    }
-    let most = numbers.into_iter().max_by_key(|(_, numbers)| *numbers).unwrap().0;
-    most.to_lowercase()
-}
-
 #[test]
 fn a_run_file_takes_another_transformer_from_its_own_folder() {
     let (checkpoint, folder) = (checkpoint("wan"), tempfile::tempdir().unwrap());
@@ -426,7 +415,8 @@ fn a_run_file_takes_another_transformer_from_its_own_folder() {
         &registry::names(),
     )
     .unwrap();
-    assert_eq!(own.about["vtrain.base_form"], form(&folder.path().join("other.gguf")));
+    // As many numbers are in q4_0 as in q5_0, and more than in any other form.
+    assert_eq!(own.about["vtrain.base_form"], "q5_0");
     let model = checkpoint.path().file_name().unwrap().to_str().unwrap();
     assert_eq!(adapter.about["vtrain.base_model"], model);
     // The same file elsewhere is the same base; other weights are none.
@@ -663,8 +653,8 @@ fn the_shapes_of_stored_matrices_are_checked_by_headers_alone() {
     }
 }
 
-/// Ten thousand GGUF files with a few bytes of the header changed, or cut, in place of a transformer: read, or refused by
-/// their names, without a panic.
+/// Two thousand GGUF files, or `VTRAIN_FUZZ=10000`, with a few bytes of the header changed, or cut, in place of a transformer:
+/// read, or refused by their names, without a panic.
 #[test]
 fn no_gguf_file_does_harm_in_place_of_a_transformer() {
     let (checkpoint, folder) = (checkpoint("wan"), tempfile::tempdir().unwrap());
@@ -674,7 +664,8 @@ fn no_gguf_file_does_harm_in_place_of_a_transformer() {
     let path = folder.path().join("spoilt.gguf");
     let mut rng = Rng::new(11);
     let (mut refused, mut read) = (0, 0);
-    for case in 0..10_000 {
+    let cases: usize = std::env::var("VTRAIN_FUZZ").map_or(2_000, |n| n.parse().unwrap());
+    for case in 0..cases {
         let mut file = whole.clone();
         for _ in 0..=rng.randint(0, 3, 1)[0] {
             let at = rng.randint(0, header, 1)[0] as usize;
@@ -695,5 +686,8 @@ fn no_gguf_file_does_harm_in_place_of_a_transformer() {
         }
     }
     println!("{refused} refused, {read} read");
-    assert!(refused > 5_000 && read > 100, "{refused} refused, {read} read");
+    assert!(
+        refused > cases / 2 && read > cases / 100,
+        "{refused} refused, {read} read"
+    );
 }

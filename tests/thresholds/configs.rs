@@ -9,7 +9,7 @@ use vtrain::config::RunConfig;
 use vtrain::data::{self, Bucket};
 use vtrain::diffusers_config::Config;
 use vtrain::diffusion::schedulers::config::Config as Schedule;
-use vtrain::models::{cogvideox, hunyuan_video, ltx_video, wan};
+use vtrain::models::{allegro, cogvideox, hunyuan_video, ltx_video, mochi, wan};
 use vtrain::problems::Problems;
 use vtrain::text::sentencepiece::SentencePiece;
 use vtrain::text::special::{SideFiles, SpecialTokens};
@@ -77,6 +77,26 @@ fn sizes_of_models_end_where_no_checkpoint_has_more() {
     edge("layers_per_block must lie", 64, |n| {
         complaint::<hunyuan_video::vae::Config>(vae, "layers_per_block", n)
     });
+    let vae = "mochi/vae";
+    edge("latent_channels must lie", 4096, |n| {
+        complaint::<mochi::vae::Config>(vae, "latent_channels", n)
+    });
+    edge("layers_per_block must lie", 64, |n| {
+        complaint::<mochi::vae::Config>(vae, "layers_per_block", json!([n, 1, 1, 1, 1]))
+    });
+    edge("temporal_expansions must lie", 8, |n| {
+        complaint::<mochi::vae::Config>(vae, "temporal_expansions", json!([1, n, 1]))
+    });
+    let vae = "allegro/allegro-t2v/vae";
+    edge("latent_channels must lie", 4096, |n| {
+        complaint::<allegro::vae::Config>(vae, "latent_channels", n)
+    });
+    edge("layers_per_block must lie", 64, |n| {
+        complaint::<allegro::vae::Config>(vae, "layers_per_block", n)
+    });
+    edge("sample_size must lie", 1 << 14, |n| {
+        complaint::<allegro::vae::Config>(vae, "sample_size", n)
+    });
     edge("num_train_timesteps", 1_000_000, |n| {
         let schedule = json!({"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": n});
         Schedule::parse(&schedule.to_string())
@@ -100,6 +120,14 @@ fn lists_of_models_end_where_no_checkpoint_has_more() {
     let vae = "hunyuan_video/hunyuan-t2v/vae";
     edge("block_out_channels must be 3 to 8", 8, |n| {
         complaint::<hunyuan_video::vae::Config>(vae, "block_out_channels", list(json!(2), n))
+    });
+    let vae = "mochi/vae";
+    edge("encoder_block_out_channels must be 1 to 8", 8, |n| {
+        complaint::<mochi::vae::Config>(vae, "encoder_block_out_channels", list(json!(32), n))
+    });
+    let vae = "allegro/allegro-t2v/vae";
+    edge("block_out_channels must be 1 to 4", 4, |n| {
+        complaint::<allegro::vae::Config>(vae, "block_out_channels", list(json!(2), n))
     });
     let vae = "ltx_video/ltx-0.9.5/vae";
     edge("down_block_types must have", 16, |n| {

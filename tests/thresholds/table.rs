@@ -173,6 +173,8 @@ const THRESHOLDS: &[(&str, &[&str])] = &[
             "models/cogvideox/vae/config.rs MAX_BLOCKS",
             "models/hunyuan_video/vae/config.rs MAX_LEVELS",
             "models/ltx_video/vae/config.rs MAX_BLOCKS",
+            "models/allegro/vae/config.rs MAX_LEVELS",
+            "models/mochi/vae/config.rs MAX_LEVELS",
             "models/wan/vae/config.rs MAX_LEVELS",
         ],
     ),
@@ -203,6 +205,12 @@ const THRESHOLDS: &[(&str, &[&str])] = &[
             "models/cogvideox/dit/config.rs MAX_TEXT",
             "models/hunyuan_video/vae/config.rs MAX_BLOCKS",
             "models/hunyuan_video/vae/config.rs MAX_WIDTH",
+            "models/allegro/vae/config.rs MAX_BLOCKS",
+            "models/allegro/vae/config.rs MAX_SIDE",
+            "models/allegro/vae/config.rs MAX_WIDTH",
+            "models/mochi/vae/config.rs MAX_BLOCKS",
+            "models/mochi/vae/config.rs MAX_EXPANSION",
+            "models/mochi/vae/config.rs MAX_WIDTH",
             "models/ltx_video/vae/config.rs MAX_PATCH",
             "models/ltx_video/vae/config.rs LAYERS",
             "models/ltx_video/vae/config.rs CHANNELS",
@@ -456,6 +464,7 @@ const OTHERS: &[(&str, &[&str])] = &[
             "plan/suggestions.rs FRAME_STEP",
             "plan/suggestions.rs SIDE_STEP",
             "plan/time.rs BLOCKS",
+            "plan/time.rs LESS_TEXT",
             "plan/training.rs NUMBER",
         ],
     ),
@@ -509,6 +518,10 @@ const OTHERS: &[(&str, &[&str])] = &[
         ],
     ),
     (
+        "mochi_dit::configs_and_inputs_that_do_not_fit_are_refused_by_key",
+        &["models/mochi/dit/config.rs POOL_HEADS"],
+    ),
+    (
         "hunyuan_video_dit::every_kind_predicts_what_diffusers_predicts",
         &[
             "models/hunyuan_video/dit/config.rs TIME_WIDTH",
@@ -538,6 +551,37 @@ const OTHERS: &[(&str, &[&str])] = &[
             "models/hunyuan_video/vae/config.rs COLOURS",
             "models/hunyuan_video/vae/config.rs TEMPORAL_COMPRESSION",
         ],
+    ),
+    (
+        "migrate::meaning::the_script_for_mochi_becomes_a_run",
+        &[
+            "migrate/finetrainers/mochi.rs VIDEO_FRAMES",
+            "migrate/finetrainers/mochi.rs VIDEO_STEPS",
+        ],
+    ),
+    (
+        "allegro_vae::clips_and_latents_that_can_not_be_coded_are_refused",
+        &["models/allegro/vae/config.rs COLOURS"],
+    ),
+    ("ops::join::a_joint_tensor_holds_in_any_form", &["ops/join.rs PIECE"]),
+    (
+        "text::caption::captions_are_cleaned_as_in_diffusers_with_bs4_and_ftfy",
+        &["text/clean/caption.rs HYPHENS"],
+    ),
+    (
+        "mochi_vae::clips_and_latents_that_can_not_be_coded_are_refused",
+        &["models/mochi/vae/config.rs COLOURS"],
+    ),
+    (
+        "mochi_vae::clips_of_1_7_and_13_frames_are_coded_as_in_diffusers",
+        &[
+            "models/mochi/vae/config.rs GROUPS",
+            "models/mochi/vae/config.rs HEAD_WIDTH",
+        ],
+    ),
+    (
+        "mochi_vae::latent_frames_are_decoded_one_by_one_and_the_first_five_frames_are_dropped",
+        &["models/mochi/vae/coder.rs LATENT_FRAMES"],
     ),
     (
         "hunyuan_video_vae::the_published_config_is_read",
@@ -575,6 +619,9 @@ const OTHERS: &[(&str, &[&str])] = &[
     (
         "of the model",
         &[
+            "models/allegro/dit/config.rs AXES",
+            "models/allegro/dit/mod.rs SINUSOID",
+            "models/allegro/dit/mod.rs TEXT_TOKENS",
             "models/ltx_video/dit/mod.rs SINUSOID",
             "models/ltx_video/dit/positions.rs TEMPORAL_COMPRESSION",
             "models/ltx_video/dit/positions.rs SPATIAL_COMPRESSION",
@@ -584,6 +631,8 @@ const OTHERS: &[(&str, &[&str])] = &[
             "models/llava.rs IMAGE_TOKEN_INDEX",
             "models/ltx_video/dit/mod.rs TEXT_TOKENS",
             "models/ltx_video/vae/resnet.rs TIME_PROJ",
+            "models/mochi/dit/mod.rs TEXT_TOKENS",
+            "models/mochi/mod.rs TEXT_WIDTH",
             "models/synthetic.rs IMAGE_TOKENS",
             "models/wan/dit/mod.rs TEXT_TOKENS",
         ],
@@ -594,7 +643,11 @@ const OTHERS: &[(&str, &[&str])] = &[
     ),
     (
         "products on a GPU: too large to be reached here, so that tests give smaller numbers",
-        &["nn/conv3d/by_candle.rs STACK", "nn/frame_attention.rs SCORES"],
+        &[
+            "nn/conv3d/by_candle.rs STACK",
+            "nn/frame_attention.rs SCORES",
+            "nn/temporal_attention.rs TOGETHER",
+        ],
     ),
     (
         "on a GPU only: what its kernels take, and gpu_check has both sides",
@@ -678,9 +731,11 @@ const BARE: &[(&str, &[&str])] = &[
         "a default, or what published models have",
         &[
             "diffusion/schedulers/config/flow_match_euler.rs: max_image_seq_len",
+            "models/allegro/",
             "models/cogvideox/",
             "models/hunyuan_video/dit/config.rs: text_embed_dim",
             "models/ltx_video/",
+            "models/mochi/dit/config.rs: text_embed_dim",
             "models/wan/",
             "text/llama/config.rs: hidden_size",
             "text/llama/config.rs: vocab_size",

@@ -125,7 +125,7 @@ impl Case {
         }])?;
         let mut all = vec![("y".to_string(), output.detach())];
         for (input, tensor) in self.inputs.iter().zip(&given).filter(|(input, _)| input.learns) {
-            let Some(gradient) = found.remove(tensor) else {
+            let Some(gradient) = found.remove(tensor)? else {
                 candle_core::bail!("{}: no gradient of {}", self.name, input.name);
             };
             all.push((format!("d{}", input.name), gradient));
@@ -233,6 +233,7 @@ fn rotary() -> Vec<Case> {
         case("rotary, neighbours", PairLayout::Neighbours, &[40, 32], 0),
         case("rotary, after text", PairLayout::Neighbours, &[33, 32], 7),
         case("rotary, halves", PairLayout::Halves, &[2, 40, 32], 0),
+        case("rotary, halves of parts", PairLayout::HalvesOf(2), &[40, 32], 0),
         case("rotary, by head", PairLayout::Neighbours, &[40, 192], 0),
     ]
 }

@@ -59,8 +59,12 @@ impl<'a> Plan<'a> {
     ) -> Result<Self, Failure> {
         let forms = forms(family, &report.samples)?;
         let cache = Cache::open(&config.precompute.folder(&config.run_dir()));
+        let mut text_files = fingerprint(&cache, &family.spec().directory, family.spec().text_encoder_parts)?;
+        if family.spec().empty_prompts_have_no_tokens {
+            text_files = blake3::hash(&[text_files.as_bytes(), "no tokens".as_bytes()].concat());
+        }
         let text_coder = TextEncoderId {
-            fingerprint: fingerprint(&cache, &family.spec().directory, family.spec().text_encoder_parts)?,
+            fingerprint: text_files,
             dtype: config.model.dtype.into(),
             quantization: config.model.text_encoder_quantization.form(),
             tokens: family.spec().text().tokens,

@@ -10,6 +10,7 @@ use crate::data::Bucket;
 use crate::data::cache::{Cache, EncodedTiles};
 use crate::models::Family;
 use crate::models::family::{Parts, Tiling};
+use crate::models::tiling::Cuts;
 use crate::nn::Load;
 use crate::nn::vae_memory::VaeTiling;
 
@@ -42,6 +43,7 @@ pub fn of_buckets<'b>(
             return Ok((*bucket, TileNames::whole(true)));
         };
         let names = match load.vae.tiling {
+            _ if tiling.cuts == Cuts::Always => TileNames::cut(&tiling),
             VaeTiling::Always(false) => TileNames::whole(!tiling.unnamed),
             VaeTiling::Always(true) => TileNames::cut(&tiling),
             VaeTiling::AUTO => {

@@ -15,6 +15,7 @@ use crate::distributed::Communicator;
 use crate::lora::trainable::{LoraPair, ResidualErrors, Trainable};
 use crate::lora::{Init, TargetModules};
 use crate::models::family::ImageMode;
+use crate::models::tiling::Cuts;
 use crate::models::{Family, few_bits, registry};
 use crate::optim::adamw::AdamW;
 use crate::optim::ema::Ema;
@@ -241,6 +242,8 @@ fn model_card(config: &RunConfig, family: &dyn Family, encoded: &Encoded, ranks:
             class: family.spec().family.transformer.into(),
         }),
         pipeline: family.spec().pipeline(from_image).into(),
+        lora_loading: family.spec().family.lora_loading,
+        tiles_only: family.spec().tiling.is_some_and(|tiling| tiling.cuts == Cuts::Always),
         task: match from_image {
             true => Task::ImageToVideo,
             false => Task::TextToVideo,

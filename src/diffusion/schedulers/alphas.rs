@@ -4,7 +4,8 @@
 //! `rescale_betas_zero_snr`, sqrt(a) is shifted and scaled such that its last value is 0 and its first is unchanged
 //! (algorithm 1 of arXiv:2305.08891).
 //!
-//! torch computes this in f64 for `scaled_linear` betas and in f32 for all others; so do we, value by value.
+//! torch computes this in f64 for `scaled_linear` betas and in f32 for all others, and other schedulers' tables in f32; so
+//! do we, value by value.
 
 use candle_core::Result;
 
@@ -22,11 +23,18 @@ impl Alphas {
     /// Cumulative products of a schedule's `1 - beta`.
     pub fn new(config: &Config) -> Self {
         let double = config.trained_betas.is_none() && config.beta_schedule == BetaSchedule::ScaledLinear;
-        let round = if double {
-            |x: f64| x
-        } else {
-            |x: f64| f64::from(x as f32)
-        };
+        match double {
+            true => Self::rounded(config, |x| x),
+            false => Self::in_f32(config),
+        }
+    }
+
+    /// The same, computed in f32 whatever the schedule.
+    pub fn in_f32(config: &Config) -> Self {
+        Self::rounded(config, |x| f64::from(x as f32))
+    }
+
+    fn rounded(config: &Config, round: fn(f64) -> f64) -> Self {
         let shift = round(config.snr_shift_scale);
         let mut product = 1.0; // torch's cumprod keeps f64 inside, even for f32
         let mut cumprod: Vec<f64> = betas(config, round)
@@ -88,7 +96,7 @@ fn betas(config: &Config, round: fn(f64) -> f64) -> Vec<f64> {
         BetaSchedule::Linear => linspace(config.beta_start, config.beta_end, num, round),
         BetaSchedule::ScaledLinear => linspace(config.beta_start.sqrt(), config.beta_end.sqrt(), num, round)
             .into_iter()
-            .map(|root| root * root)
+            .map(|root| round(root * root))
             .collect(),
         BetaSchedule::SquaredcosCapV2 => {
             let bar = |t: f64| ((t + 0.008) / 1.008 * std::f64::consts::PI / 2.0).cos().powi(2);

@@ -1,7 +1,7 @@
 //! From noise to a sample in a few steps: the schedulers of diffusers, by `scheduler/scheduler_config.json`.
 //!
 //! `config` reads the file. With a table of noise: `alphas` tabulates it, `process` adds it, `spacing` picks timesteps,
-//! `ddim` and `dpm` take a step each. With flow matching: `sigmas` spaces the steps, `euler` and `unipc` take them.
+//! `ddim`, `dpm` and `euler_ancestral` take a step each. With flow matching: `sigmas` spaces the steps, `euler` and `unipc` take them.
 //! `run` iterates over the steps of any of them.
 //!
 //! ```
@@ -38,6 +38,7 @@ pub mod config;
 pub mod ddim;
 pub mod dpm;
 pub mod euler;
+pub mod euler_ancestral;
 pub mod process;
 pub mod run;
 pub mod sigmas;
@@ -47,6 +48,7 @@ pub mod unipc;
 pub use config::Config;
 pub use process::Process;
 pub use run::Run;
+pub use sigmas::StepSpacing;
 
 use run::Solver;
 
@@ -57,6 +59,8 @@ pub enum Scheduler {
     Ddim(Process),
     /// `CogVideoXDPMScheduler`
     Dpm(Process),
+    /// `EulerAncestralDiscreteScheduler`
+    EulerAncestral(Process),
     /// `FlowMatchEulerDiscreteScheduler`
     FlowMatchEuler(config::flow_match_euler::Config),
     /// `UniPCMultistepScheduler` for flow matching
@@ -100,6 +104,7 @@ impl Scheduler {
         Ok(match config {
             Config::Ddim(config) => Self::Ddim(Process::new(config)),
             Config::Dpm(config) => Self::Dpm(Process::new(config)),
+            Config::EulerAncestral(config) => Self::EulerAncestral(Process::in_f32(config.table())),
             Config::FlowMatchEuler(config) => Self::FlowMatchEuler(config),
             Config::UniPc(config) => Self::UniPc(config),
         })
@@ -111,18 +116,19 @@ impl Scheduler {
     /// Fails for a flow matching scheduler, which has none.
     pub fn process(&self) -> anyhow::Result<&Process> {
         match self {
-            Self::Ddim(process) | Self::Dpm(process) => Ok(process),
-            Self::FlowMatchEuler(_) | Self::UniPc(_) => bail!(
-                "scheduler_config.json: _class_name: a scheduler of flow matching, and this model needs \
-                 CogVideoXDDIMScheduler or CogVideoXDPMScheduler"
-            ),
+            Self::Ddim(process) | Self::Dpm(process) | Self::EulerAncestral(process) => Ok(process),
+            Self::FlowMatchEuler(_) | Self::UniPc(_) => {
+                bail!("scheduler_config.json: _class_name: a scheduler of flow matching, which has no table of noise")
+            }
         }
     }
 
     /// Returns the number of training timesteps; flow matching's timesteps are sigma times this.
     pub fn num_train_timesteps(&self) -> usize {
         match self {
-            Self::Ddim(process) | Self::Dpm(process) => process.config.num_train_timesteps,
+            Self::Ddim(process) | Self::Dpm(process) | Self::EulerAncestral(process) => {
+                process.config.num_train_timesteps
+            }
             Self::FlowMatchEuler(config) => config.num_train_timesteps,
             Self::UniPc(config) => config.num_train_timesteps,
         }
@@ -140,9 +146,31 @@ impl Scheduler {
         Ok(match self {
             Self::Ddim(process) => Run::tabled(Solver::Ddim(process), num_steps, spaced(process)?),
             Self::Dpm(process) => Run::tabled(Solver::Dpm(process, None), num_steps, spaced(process)?),
+            Self::EulerAncestral(process) => {
+                Run::euler_ancestral(process, euler_ancestral::sigmas(process, num_steps)?)
+            }
             Self::FlowMatchEuler(config) => Run::euler(config, sigmas::euler(config, num_steps, seq_len)?),
             Self::UniPc(config) => Run::unipc(config, sigmas::unipc(config, num_steps)?),
         })
+    }
+
+    /// Starts a run of `num_steps` from pure noise, spaced as a pipeline does.
+    ///
+    /// # Errors
+    /// Same as [`start`](Self::start); also for a spacing that the scheduler does not take.
+    pub fn start_spaced(
+        &self,
+        spacing: StepSpacing,
+        num_steps: usize,
+        seq_len: Option<usize>,
+    ) -> anyhow::Result<Run<'_>> {
+        match spacing {
+            StepSpacing::OfScheduler => self.start(num_steps, seq_len),
+            StepSpacing::LinearQuadratic => {
+                let sigmas = sigmas::linear_quadratic(num_steps, self.num_train_timesteps())?;
+                self.start_with(&sigmas, seq_len)
+            }
+        }
     }
 
     /// Starts a run over these sigmas, one for each step.
@@ -152,14 +180,9 @@ impl Scheduler {
     pub fn start_with(&self, given: &[f64], seq_len: Option<usize>) -> anyhow::Result<Run<'_>> {
         match self {
             Self::FlowMatchEuler(config) => Ok(Run::euler(config, sigmas::given(config, given, seq_len)?)),
-            Self::Ddim(_) | Self::Dpm(_) | Self::UniPc(_) => {
+            Self::Ddim(_) | Self::Dpm(_) | Self::EulerAncestral(_) | Self::UniPc(_) => {
                 bail!("sigmas are for FlowMatchEulerDiscreteScheduler alone; leave them out")
             }
         }
-    }
-
-    /// Returns the network's input for `sample`: for these schedulers the sample itself.
-    pub fn scale_model_input(&self, sample: &Tensor, _timestep: f64) -> Tensor {
-        sample.clone()
     }
 }

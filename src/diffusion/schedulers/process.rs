@@ -9,7 +9,7 @@ use candle_core::{DType, Error, Result, Tensor};
 use super::alphas::Alphas;
 use super::config::ddpm::{Config, Prediction};
 
-/// Noise by timestep, shared by both schedulers.
+/// Noise by timestep.
 #[derive(Debug, Clone)]
 pub struct Process {
     /// Settings of the scheduler.
@@ -22,6 +22,12 @@ impl Process {
     /// Process with a checkpoint's settings, which have been checked.
     pub fn new(config: Config) -> Self {
         let alphas = Alphas::new(&config);
+        Self { config, alphas }
+    }
+
+    /// The same, with a table that is computed in f32 whatever the schedule.
+    pub fn in_f32(config: Config) -> Self {
+        let alphas = Alphas::in_f32(&config);
         Self { config, alphas }
     }
 

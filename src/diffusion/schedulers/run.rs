@@ -8,7 +8,7 @@ use super::config::{flow_match_euler, unipc};
 use super::dpm::Before;
 use super::sigmas::Sigmas;
 use super::unipc::History;
-use super::{Process, Step, Stepped, ddim, dpm, euler, spacing};
+use super::{Process, Step, Stepped, ddim, dpm, euler, euler_ancestral, spacing};
 
 /// A run from noise to a sample.
 #[derive(Debug, Clone)]
@@ -25,6 +25,7 @@ pub struct Run<'s> {
 pub(super) enum Solver<'s> {
     Ddim(&'s Process),
     Dpm(&'s Process, Option<Before>),
+    EulerAncestral(&'s Process, Vec<f32>),
     Euler(&'s flow_match_euler::Config, Vec<f32>),
     UniPc(&'s unipc::Config, Vec<f32>, History),
 }
@@ -39,6 +40,15 @@ impl<'s> Run<'s> {
     pub(super) fn euler(config: &'s flow_match_euler::Config, sigmas: Sigmas) -> Self {
         let num_steps = sigmas.timesteps.len();
         Self::new(Solver::Euler(config, sigmas.sigmas), num_steps, sigmas.timesteps)
+    }
+
+    pub(super) fn euler_ancestral(process: &'s Process, sigmas: Sigmas) -> Self {
+        let num_steps = sigmas.timesteps.len();
+        Self::new(
+            Solver::EulerAncestral(process, sigmas.sigmas),
+            num_steps,
+            sigmas.timesteps,
+        )
     }
 
     pub(super) fn unipc(config: &'s unipc::Config, sigmas: Sigmas) -> Self {
@@ -67,16 +77,18 @@ impl<'s> Run<'s> {
         Ok(self)
     }
 
-    /// Returns all timesteps of this run, in order: integers except for `FlowMatchEulerDiscreteScheduler`.
+    /// Returns all timesteps of this run, in order: integers except for both schedulers of Euler's method.
     pub fn timesteps(&self) -> &[f64] {
         &self.timesteps[self.skipped..]
     }
 
-    /// Returns the sigmas of a flow matching run, with the final one; None for schedulers with a table of noise.
+    /// Returns the sigmas of the run, with the final one; None for schedulers that step from timestep to timestep.
     pub fn sigmas(&self) -> Option<&[f32]> {
         match &self.solver {
             Solver::Ddim(_) | Solver::Dpm(..) => None,
-            Solver::Euler(_, sigmas) | Solver::UniPc(_, sigmas, _) => Some(&sigmas[self.skipped..]),
+            Solver::EulerAncestral(_, sigmas) | Solver::Euler(_, sigmas) | Solver::UniPc(_, sigmas, _) => {
+                Some(&sigmas[self.skipped..])
+            }
         }
     }
 
@@ -95,6 +107,30 @@ impl<'s> Run<'s> {
         self.timesteps.get(self.at).copied()
     }
 
+    /// Scales standard normal numbers to the noise that the run starts from, in their type.
+    pub fn first_noise(&self, noise: &Tensor) -> Result<Tensor> {
+        match &self.solver {
+            Solver::EulerAncestral(process, sigmas) => {
+                noise * f64::from(euler_ancestral::initial_sigma(process, sigmas))
+            }
+            Solver::Ddim(_) | Solver::Dpm(..) | Solver::Euler(..) | Solver::UniPc(..) => Ok(noise.clone()),
+        }
+    }
+
+    /// Returns the network's input at the next step for `sample`, in its type: for most schedulers the sample itself.
+    ///
+    /// # Errors
+    /// Fails if the run is over.
+    pub fn model_input(&self, sample: &Tensor) -> Result<Tensor> {
+        match &self.solver {
+            Solver::EulerAncestral(_, sigmas) if self.remaining() > 0 => {
+                euler_ancestral::model_input(sigmas[self.at], sample)
+            }
+            Solver::EulerAncestral(..) => Err(self.over()),
+            Solver::Ddim(_) | Solver::Dpm(..) | Solver::Euler(..) | Solver::UniPc(..) => Ok(sample.clone()),
+        }
+    }
+
     /// Adds the noise of the next step to a clean sample, the start of video-to-video, in the type of `clean`.
     ///
     /// # Errors
@@ -104,6 +140,10 @@ impl<'s> Run<'s> {
         let share = match &self.solver {
             Solver::Ddim(process) | Solver::Dpm(process, _) => {
                 return process.add_noise(clean, noise, &vec![timestep as i64; clean.dim(0)?]);
+            }
+            Solver::EulerAncestral(_, sigmas) => {
+                let noise = (noise.to_dtype(DType::F32)? * f64::from(sigmas[self.at]))?;
+                return (clean.to_dtype(DType::F32)? + noise)?.to_dtype(clean.dtype());
             }
             Solver::Euler(config, sigmas) if config.invert_sigmas => 1.0 - sigmas[self.at],
             Solver::Euler(_, sigmas) | Solver::UniPc(_, sigmas, _) => sigmas[self.at],
@@ -124,6 +164,7 @@ impl<'s> Run<'s> {
             (Solver::Dpm(process, before), Some(timestep)) => {
                 dpm::noise_draws(process, timestep as i64, self.num_steps, before.as_ref())
             }
+            (Solver::EulerAncestral(..), Some(_)) => Ok(1),
             (Solver::Euler(config, _), Some(_)) => Ok(usize::from(config.stochastic_sampling)),
             _ => Ok(0),
         }
@@ -149,6 +190,9 @@ impl<'s> Run<'s> {
                 let original = stepped.original.clone();
                 *before = Some(Before { timestep, original });
                 stepped
+            }
+            Solver::EulerAncestral(process, sigmas) => {
+                euler_ancestral::step(process, [sigmas[self.at], sigmas[self.at + 1]], output, sample, noise)?
             }
             Solver::Euler(config, sigmas) => {
                 euler::step(config, [sigmas[self.at], sigmas[self.at + 1]], output, sample, noise)?

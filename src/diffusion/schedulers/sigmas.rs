@@ -13,6 +13,16 @@ use anyhow::{bail, ensure};
 use super::config::flow_match_euler::{self, TimeShift};
 use super::config::unipc::{self, FinalSigma};
 
+/// Spacing of a run's steps by a pipeline.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum StepSpacing {
+    /// The scheduler's own, by the number of steps and perhaps the length of the sequence: [`euler`](fn@euler), [`unipc`](fn@unipc).
+    #[default]
+    OfScheduler,
+    /// Short steps of one width near the noise, then ever longer ones: [`linear_quadratic`].
+    LinearQuadratic,
+}
+
 /// Sigmas and timesteps of a run.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Sigmas {
@@ -65,6 +75,30 @@ pub fn given(config: &flow_match_euler::Config, sigmas: &[f64], seq_len: Option<
     );
     let sigmas: Vec<f64> = sigmas.iter().copied().map(single).collect();
     finished(config, &sigmas, single, seq_len)
+}
+
+/// Returns the sigmas that `MochiPipeline` passes to its scheduler (`linear_quadratic_schedule` with a `threshold_noise` of
+/// THRESHOLD): in the first half of the steps the sample's share grows evenly to THRESHOLD, then as a parabola to 1 at the end
+/// of the last one.
+///
+/// # Errors
+/// Fails for no steps and more than `num_train`.
+pub fn linear_quadratic(num_steps: usize, num_train: usize) -> anyhow::Result<Vec<f64>> {
+    const THRESHOLD: f64 = 0.025;
+    check_count(num_steps, num_train)?;
+    if num_steps == 1 {
+        return Ok(vec![1.0]); // diffusers divides by its half, 0
+    }
+    let (steps, linear) = (num_steps as f64, (num_steps / 2) as f64);
+    let (quadratic, rest) = (steps - linear, linear - THRESHOLD * steps);
+    let square = rest / (linear * quadratic.powi(2));
+    let slope = THRESHOLD / linear - 2.0 * rest / quadratic.powi(2);
+    let first = square * linear.powi(2);
+    let share = |at: usize| match at < num_steps / 2 {
+        true => at as f64 * THRESHOLD / linear,
+        false => square * (at * at) as f64 + slope * at as f64 + first,
+    };
+    Ok((0..num_steps).map(|at| 1.0 - share(at)).collect())
 }
 
 /// Shifts sigmas, and adds the last one and the timesteps.
@@ -182,7 +216,7 @@ fn karras(first: f64, last: f64, num_steps: usize) -> Vec<f64> {
 }
 
 /// `numpy.linspace`
-fn linspace(start: f64, end: f64, num: usize) -> Vec<f64> {
+pub(super) fn linspace(start: f64, end: f64, num: usize) -> Vec<f64> {
     let step = (end - start) / (num - 1).max(1) as f64;
     let mut values: Vec<f64> = (0..num).map(|i| i as f64 * step + start).collect();
     if num > 1 {

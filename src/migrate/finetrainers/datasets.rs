@@ -81,7 +81,9 @@ impl Migration<'_> {
         if before {
             (buckets, from) = self.sides();
         }
-        if buckets.is_empty() {
+        if self.trainer == Trainer::Mochi {
+            self.prepared(&mut set);
+        } else if buckets.is_empty() {
             self.document.remark(
                 "--video_resolution_buckets (not given)",
                 "finetrainers tries a long list of sizes, vtrain one: write datasets[0].buckets",

@@ -7,12 +7,14 @@ use crate::models::FamilyName;
 pub const DIFFUSERS_SCRIPTS: [&str; 2] = ["train_cogvideox_lora.py", "train_cogvideox_image_to_video_lora.py"];
 /// cogvideox-factory's, for LoRA.
 const FACTORY_SCRIPTS: [&str; 2] = ["cogvideox_text_to_video_lora.py", "cogvideox_image_to_video_lora.py"];
+/// That of cogvideox-factory and finetrainers v0.0.1 for Mochi 1.
+const MOCHI_SCRIPT: &str = "text_to_video_lora.py";
 /// Scripts that train the transformer itself.
 const FULL_SCRIPTS: [&str; 2] = ["cogvideox_text_to_video_sft.py", "cogvideox_image_to_video_sft.py"];
 
 /// Recognises the names of scripts that are supported, or rejected by name.
 pub fn is_training(name: &str) -> bool {
-    matches!(name, "train.py" | "finetrainers")
+    matches!(name, "train.py" | "finetrainers" | MOCHI_SCRIPT)
         || [DIFFUSERS_SCRIPTS, FACTORY_SCRIPTS, FULL_SCRIPTS]
             .concat()
             .contains(&name)
@@ -25,6 +27,8 @@ pub enum Trainer {
     Diffusers,
     /// cogvideox-factory, which became finetrainers.
     Factory,
+    /// The script of both for Mochi 1.
+    Mochi,
     /// finetrainers v0.0.1.
     First,
     /// finetrainers.
@@ -50,6 +54,7 @@ impl Trainer {
         Ok(match name {
             _ if DIFFUSERS_SCRIPTS.contains(&name) => Self::Diffusers,
             _ if FACTORY_SCRIPTS.contains(&name) => Self::Factory,
+            MOCHI_SCRIPT => Self::Mochi,
             _ if flags.has("dataset_config") || flags.has("parallel_backend") => Self::Today,
             _ => Self::First,
         })
@@ -59,14 +64,14 @@ impl Trainer {
         match self {
             Self::Diffusers => "diffusers",
             Self::Factory => "cogvideox-factory",
-            Self::First | Self::Today => "finetrainers",
+            Self::Mochi | Self::First | Self::Today => "finetrainers",
         }
     }
 
     /// Returns the comment on a value without a flag.
     pub fn default_comment(self) -> &'static str {
         match self {
-            Self::Diffusers => "the script's default",
+            Self::Diffusers | Self::Mochi => "the script's default",
             Self::Factory => "cogvideox-factory's default",
             Self::First | Self::Today => "finetrainers' default",
         }
@@ -76,6 +81,7 @@ impl Trainer {
         match self {
             Self::Diffusers => "cogvideox-lora",
             Self::Factory => "cogvideox-sft",
+            Self::Mochi => "mochi-lora",
             Self::First => "finetrainer-training",
             Self::Today => "finetrainers-training",
         }
@@ -83,7 +89,11 @@ impl Trainer {
 
     /// Returns the only family of a script, if it has one.
     pub fn family(self) -> Option<FamilyName> {
-        matches!(self, Self::Diffusers | Self::Factory).then_some(FamilyName::CogVideoX)
+        match self {
+            Self::Diffusers | Self::Factory => Some(FamilyName::CogVideoX),
+            Self::Mochi => Some(FamilyName::Mochi),
+            Self::First | Self::Today => None,
+        }
     }
 }
 
@@ -92,6 +102,7 @@ pub const OTHER_NAMES: &[(&str, &str)] = &[
     ("data_root", "instance_data_root"),
     ("batch_size", "train_batch_size"),
     ("train_epochs", "num_train_epochs"),
+    ("caption_dropout_p", "caption_dropout"),
     ("train_steps", "max_train_steps"),
     ("checkpointing_limit", "checkpoints_total_limit"),
     ("lr", "learning_rate"),

@@ -89,7 +89,7 @@ pub const REASONS: &[(&str, &str)] = &[
         "vtrain takes the token from HF_TOKEN, and writes it nowhere",
     ),
     (
-        "allow_tf32 float32_matmul_precision compile_modules compile_scopes attn_provider_training \
+        "allow_tf32 compile_dit float32_matmul_precision compile_modules compile_scopes attn_provider_training \
          attn_provider_inference",
         "is about PyTorch's kernels; vtrain has its own",
     ),

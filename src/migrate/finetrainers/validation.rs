@@ -34,6 +34,8 @@ impl Migration<'_> {
         };
         if matches!(self.trainer, Trainer::Diffusers | Trainer::Factory) {
             self.guidance(&mut prompts);
+        } else if self.trainer == Trainer::Mochi {
+            self.mochi_videos(&mut prompts);
         } else if let Some(fps) = self.flags.number::<f64>("fps") {
             prompts.iter_mut().for_each(|prompt| prompt.set("fps", fps, "--fps"));
             if prompts.is_empty() {

@@ -9,9 +9,9 @@ use super::vae::{self, Parts, Vae};
 use crate::diffusion::posterior::Posterior;
 use crate::models::autoencoder::Codec as _;
 use crate::models::family::{
-    CheckpointDir, ConcatCondition, Denoiser, Emit, Family, Footprint, ImageCondition, ImageMode, ImageRecord,
-    LatentSize, Layout, ModelSpec, Scalar, Scalars, TextEncoder, VaeCost, VideoDecoder, VideoEncoder, check_all,
-    check_num_frames, check_patchable, posterior_from,
+    CheckpointDir, ConcatCondition, Denoiser, Emit, Family, FirstFrame, Footprint, ImageCondition, ImageMode,
+    ImageRecord, LatentSize, Layout, ModelSpec, Scalar, Scalars, TextEncoder, VaeCost, VideoDecoder, VideoEncoder,
+    check_all, check_num_frames, check_patchable, posterior_from,
 };
 use crate::models::t5_conditioner::{Padding, T5Conditioner};
 use crate::models::transformer::Network as _;
@@ -39,6 +39,7 @@ impl CogVideoX {
             false => (ImageMode::Never, ImageRecord::None),
         };
         let footprint = Footprint {
+            first_frame: FirstFrame::Alone,
             latent_channels: vae.latent_channels,
             temporal_compression: vae.temporal_compression_ratio as usize,
             spatial_compression: vae.spatial_compression(),

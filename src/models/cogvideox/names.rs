@@ -10,6 +10,7 @@ pub const NAMES: Names = Names {
     family: "cogvideox",
     title: "CogVideoX",
     alpha_in_diffusers: true,
+    diffusers_alone: false,
     layers: &[
         ("transformer_blocks.{}.attn1.to_q", "blocks.{}.q"),
         ("transformer_blocks.{}.attn1.to_k", "blocks.{}.k"),

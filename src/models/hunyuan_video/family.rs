@@ -14,8 +14,8 @@ use crate::diffusion::guidance::GuidanceMode;
 use crate::diffusion::posterior::Posterior;
 use crate::models::autoencoder::Codec as _;
 use crate::models::family::{
-    CheckpointDir, ConcatCondition, Denoiser, Emit, Family, Footprint, ImageCondition, ImageMode, ImageRecord,
-    LatentSize, Layout, ModelSpec, Scalars, TextEncoder, VaeCost, VideoDecoder, VideoEncoder, check_all,
+    CheckpointDir, ConcatCondition, Denoiser, Emit, Family, FirstFrame, Footprint, ImageCondition, ImageMode,
+    ImageRecord, LatentSize, Layout, ModelSpec, Scalars, TextEncoder, VaeCost, VideoDecoder, VideoEncoder, check_all,
     check_num_frames, check_patchable, posterior_from,
 };
 use crate::models::llama_conditioner::{ChatTemplate, LlamaConditioner};
@@ -87,6 +87,7 @@ impl HunyuanVideo {
             text.tokens = template(&transformer).tokens(llava);
         }
         let footprint = Footprint {
+            first_frame: FirstFrame::Alone,
             latent_channels: vae.latent_channels(),
             temporal_compression: vae.temporal_compression(),
             spatial_compression: vae.spatial_compression(),

@@ -2,7 +2,7 @@
 //! `HunyuanVideo-I2V`, `HunyuanVideo-I2V-33ch`.
 
 use crate::diffusion::schedulers::Scheduler;
-use crate::models::family::{FamilySpec, GgufSpec, TextShape};
+use crate::models::family::{FamilySpec, FirstFrame, GgufSpec, LoraLoading, TextShape};
 use crate::models::synthetic::synthetic_batch;
 use crate::models::transformer::Network as _;
 use crate::models::{FamilyName, Footprint};
@@ -37,10 +37,12 @@ pub static SPEC: FamilySpec = FamilySpec {
     names: &NAMES,
     pipeline: "HunyuanVideo",
     pipelines: ["HunyuanVideoPipeline", "HunyuanVideoImageToVideoPipeline"],
+    lora_loading: LoraLoading::Pipeline,
     transformer: "HunyuanVideoTransformer3DModel",
     repository: "hunyuanvideo",
     frame_rate: 24.0,
     footprint: Footprint {
+        first_frame: FirstFrame::Alone,
         latent_channels: 16,
         temporal_compression: 4,
         spatial_compression: 8,
@@ -49,8 +51,8 @@ pub static SPEC: FamilySpec = FamilySpec {
             ..TextShape::masked(dit::TEXT_TOKENS, TEXT_WIDTH)
         },
     },
-    takes_scheduler: |scheduler| matches!(scheduler, Scheduler::FlowMatchEuler(_)),
-    schedulers: "FlowMatchEulerDiscreteScheduler",
+    takes_scheduler: |scheduler| matches!(scheduler, Scheduler::FlowMatchEuler(config) if !config.invert_sigmas),
+    schedulers: "FlowMatchEulerDiscreteScheduler without invert_sigmas",
     open: |directory| Ok(Box::new(HunyuanVideo::open(directory)?)),
     synthetic: synthetic_batch::<dit::Network>,
     dense_modules: dit::Network::DENSE_MODULES,

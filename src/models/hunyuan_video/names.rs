@@ -15,6 +15,7 @@ pub static NAMES: Names = Names {
     family: "hunyuan_video",
     title: "HunyuanVideo",
     alpha_in_diffusers: false,
+    diffusers_alone: false,
     layers: &[
         ("time_text_embed.timestep_embedder.linear_1", "time_in.mlp.0"),
         ("time_text_embed.timestep_embedder.linear_2", "time_in.mlp.2"),

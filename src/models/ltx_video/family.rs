@@ -15,8 +15,9 @@ use super::vae::{self, Parts, Vae};
 use crate::diffusion::posterior::Posterior;
 use crate::models::autoencoder::Codec as _;
 use crate::models::family::{
-    CheckpointDir, Denoiser, Emit, Family, Footprint, ImageCondition, ImageMode, LatentSize, Layout, ModelSpec,
-    TextEncoder, VaeCost, VideoDecoder, VideoEncoder, check_all, check_num_frames, check_patchable, posterior_from,
+    CheckpointDir, Denoiser, Emit, Family, FirstFrame, Footprint, ImageCondition, ImageMode, LatentSize, Layout,
+    ModelSpec, TextEncoder, VaeCost, VideoDecoder, VideoEncoder, check_all, check_num_frames, check_patchable,
+    posterior_from,
 };
 use crate::models::t5_conditioner::{Padding, T5Conditioner};
 use crate::models::transformer::Network as _;
@@ -44,6 +45,7 @@ impl LtxVideo {
             (directory.config("transformer")?, directory.config("vae")?);
         check(&transformer, &vae).with_context(|| directory.folder.display().to_string())?;
         let footprint = Footprint {
+            first_frame: FirstFrame::Alone,
             latent_channels: transformer.in_channels,
             text: dit::Network::input_spec(&transformer).text,
             ..super::SPEC.footprint

@@ -9,6 +9,7 @@ pub const NAMES: Names = Names {
     family: "ltx_video",
     title: "LTX-Video",
     alpha_in_diffusers: false,
+    diffusers_alone: false,
     layers: &[
         same("transformer_blocks.{}.attn1.to_q"),
         same("transformer_blocks.{}.attn1.to_k"),

@@ -16,8 +16,8 @@ use super::vae::{self, Parts, Vae};
 use crate::diffusion::posterior::Posterior;
 use crate::models::autoencoder::Codec as _;
 use crate::models::family::{
-    CheckpointDir, ConcatCondition, Denoiser, Emit, Family, Footprint, ImageCondition, ImageMode, ImageRecord,
-    LatentSize, Layout, ModelSpec, Scalars, TextEncoder, VaeCost, VideoDecoder, VideoEncoder, check_all,
+    CheckpointDir, ConcatCondition, Denoiser, Emit, Family, FirstFrame, Footprint, ImageCondition, ImageMode,
+    ImageRecord, LatentSize, Layout, ModelSpec, Scalars, TextEncoder, VaeCost, VideoDecoder, VideoEncoder, check_all,
     check_num_frames, check_patchable,
 };
 use crate::models::t5_conditioner::{Padding, T5Conditioner};
@@ -60,6 +60,7 @@ impl Wan {
             .map(|_| directory.config_by("image_encoder", clip::Config::parse));
         let image_encoder = image_encoder.transpose()?;
         let footprint = Footprint {
+            first_frame: FirstFrame::Alone,
             latent_channels: vae.latent_channels(),
             temporal_compression: vae.temporal_compression(),
             spatial_compression: vae.spatial_compression(),

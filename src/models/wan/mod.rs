@@ -2,7 +2,7 @@
 //! `-T2V-14B-Diffusers`, `-I2V-14B-480P-Diffusers`, `-I2V-14B-720P-Diffusers`.
 
 use crate::diffusion::schedulers::Scheduler;
-use crate::models::family::{FamilySpec, GgufSpec, TextShape};
+use crate::models::family::{FamilySpec, FirstFrame, GgufSpec, LoraLoading, TextShape};
 use crate::models::synthetic::synthetic_batch;
 use crate::models::transformer::Network as _;
 use crate::models::{FamilyName, Footprint};
@@ -26,17 +26,23 @@ pub static SPEC: FamilySpec = FamilySpec {
     names: &NAMES,
     pipeline: "Wan",
     pipelines: ["WanPipeline", "WanImageToVideoPipeline"],
+    lora_loading: LoraLoading::Pipeline,
     transformer: "WanTransformer3DModel",
     repository: "wan2.1",
     frame_rate: 16.0,
     footprint: Footprint {
+        first_frame: FirstFrame::Alone,
         latent_channels: 16,
         temporal_compression: 4,
         spatial_compression: 8,
         text: TextShape::new(dit::TEXT_TOKENS, 4096),
     },
-    takes_scheduler: |scheduler| matches!(scheduler, Scheduler::FlowMatchEuler(_) | Scheduler::UniPc(_)),
-    schedulers: "a scheduler of flow matching, UniPCMultistepScheduler or FlowMatchEulerDiscreteScheduler",
+    takes_scheduler: |scheduler| match scheduler {
+        Scheduler::FlowMatchEuler(config) => !config.invert_sigmas,
+        Scheduler::UniPc(_) => true,
+        Scheduler::Ddim(_) | Scheduler::Dpm(_) | Scheduler::EulerAncestral(_) => false,
+    },
+    schedulers: "a scheduler of flow matching without invert_sigmas, UniPCMultistepScheduler or FlowMatchEulerDiscreteScheduler",
     open: |directory| Ok(Box::new(Wan::open(directory)?)),
     synthetic: synthetic_batch::<dit::Network>,
     dense_modules: dit::Network::DENSE_MODULES,

@@ -9,6 +9,7 @@ pub const NAMES: Names = Names {
     family: "wan",
     title: "Wan",
     alpha_in_diffusers: true,
+    diffusers_alone: false,
     layers: &[
         ("blocks.{}.attn1.to_q", "blocks.{}.self_attn.q"),
         ("blocks.{}.attn1.to_k", "blocks.{}.self_attn.k"),

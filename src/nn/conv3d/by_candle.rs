@@ -8,7 +8,7 @@
 use candle_core::{DType, Result, Tensor, bail};
 
 use super::frames;
-use super::{Border, Conv3d, Input, Resample, TemporalPadding};
+use super::{Border, Conv3d, Input, Resample};
 
 /// Channels of ones and zeros after the others, filling 16 bytes of bf16, which suits tensor cores.
 const ONES: usize = 8;
@@ -60,7 +60,7 @@ impl Conv3d {
             };
             let x = frames::padded(input, first * stride..end, reach)?; // (B, n, H, W, C)
             let y = self.of_frames(&x, weight)?; // (B, count, H', W', O)
-            if first + count == computed && reach > 0 && !matches!(input.past, TemporalPadding::Centred) {
+            if first + count == computed && reach > 0 && !input.past.is_centred() {
                 past = Some(x.narrow(1, x.dim(1)? - reach, reach)?.contiguous()?);
             }
             drop(x);

@@ -80,6 +80,12 @@ impl Geometry {
         ..Self::CAUSAL
     };
 
+    /// 3x3 of two frames with a border of zeros.
+    pub const PAIR: Self = Self {
+        kernel: [2, 3, 3],
+        ..Self::CAUSAL
+    };
+
     /// Three frames of one pixel.
     pub const TIME: Self = Self {
         kernel: [3, 1, 1],

@@ -24,8 +24,8 @@ pub struct FrameSource<'a> {
     pub reach: usize,
     /// Number of these that follow the last frame instead of preceding the first.
     pub ahead: usize,
-    /// Number of these that are zeros.
-    pub blank: usize,
+    /// Frames of zeros before the first and after the last.
+    pub blank: [usize; 2],
     pub tables: Option<(&'a [f32], &'a [f32])>, // (F', H', W', C)
     pub table_size: [usize; 3],
     pub rms_eps: Option<f64>,
@@ -78,11 +78,12 @@ impl Frames for FrameSource<'_> {
     }
 
     fn blank(&self) -> usize {
-        self.blank
+        self.blank[0]
     }
 
     fn row(&self, frame: usize, row: usize, into: &mut [f32]) {
-        if frame < self.blank {
+        let [before, after] = self.blank;
+        if frame < before || frame + after >= self.size()[0] {
             return into.fill(0.0);
         }
         if let (Some(past), true) = (self.past, frame < self.reach) {
@@ -161,10 +162,7 @@ pub fn repeat_frames(x: &Tensor) -> Result<Tensor> {
 pub fn padded(input: &Input, range: Range<usize>, reach: usize) -> Result<Tensor> {
     let (_, frames, height, width, _) = input.x.dims5()?;
     let [frames, ..] = input.resample.seen([frames, height, width]);
-    let before = match input.past {
-        TemporalPadding::Centred => reach / 2,
-        _ => reach,
-    };
+    let before = if input.past.is_centred() { reach / 2 } else { reach };
     let missing = before.saturating_sub(range.start);
     let (start, end) = (range.start.saturating_sub(before), range.end.saturating_sub(before));
     let x = prepared(input, start..end.min(frames))?;
@@ -172,6 +170,7 @@ pub fn padded(input: &Input, range: Range<usize>, reach: usize) -> Result<Tensor
         _ if reach == 0 => Ok(x),
         TemporalPadding::Frames(past) if missing > 0 => Tensor::cat(&[&past.narrow(1, range.start, missing)?, &x], 1),
         TemporalPadding::Zeros => x.pad_with_zeros(1, missing, 0),
+        TemporalPadding::ZerosAround => x.pad_with_zeros(1, missing, end.saturating_sub(frames)),
         _ => x.pad_with_same(1, missing, end.saturating_sub(frames)),
     }
 }

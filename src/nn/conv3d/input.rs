@@ -25,8 +25,17 @@ pub enum TemporalPadding<'a> {
     Centred,
     /// Zeros.
     Zeros,
+    /// Half as many zeros, and as many after the last frame, as `torch.nn.Conv3d` pads: the clip must be whole.
+    ZerosAround,
     /// Frames (B, kt - 1, H, W, C) of the clip's earlier part.
     Frames(&'a Tensor),
+}
+
+impl TemporalPadding<'_> {
+    /// Returns true if half of the frames follow the last one.
+    pub fn is_centred(&self) -> bool {
+        matches!(self, Self::Centred | Self::ZerosAround)
+    }
 }
 
 impl<'a> From<&'a Tensor> for Input<'a> {

@@ -41,7 +41,7 @@ struct Turn {
     first: i32,
     size: i32,
     pairs: i32,
-    halves: i32,
+    apart: i32,
     rows: i32,
     sign: f32,
 }
@@ -66,7 +66,7 @@ pub fn rotary(
         first: direction.first as i32,
         size: (sizes.heads * sizes.width) as i32,
         pairs: sizes.table_pairs as i32,
-        halves: i32::from(direction.pairs == PairLayout::Halves),
+        apart: direction.pairs.distance(sizes.width).unwrap_or(1).max(1) as i32,
         rows: sizes.table_rows.max(1) as i32, // tables without rows rotate nothing
         sign: direction.sign,
     };

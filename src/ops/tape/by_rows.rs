@@ -125,11 +125,11 @@ impl<F: RowWise> Rows<F> {
             let (output, tape) = record_with(SavedOutputs::default(), Purpose::Gradients, run)?;
             let gradient = gradient.narrow(0, rows.start, rows.len())?;
             let mut found = tape.backward(&[Cotangent { output, gradient }])?;
-            if let Some(gradient) = found.remove(&part).filter(|_| learns) {
+            if let Some(gradient) = found.remove(&part)?.filter(|_| learns) {
                 put(&mut dx, rows.start * width, &gradient)?;
             }
             for (variable, sum) in self.variables.iter().zip(&mut sums) {
-                *sum = match (sum.take(), found.remove(variable)) {
+                *sum = match (sum.take(), found.remove(variable)?) {
                     (Some(sum), Some(gradient)) => Some((sum + gradient)?),
                     (sum, gradient) => sum.or(gradient),
                 };

@@ -1,6 +1,6 @@
 //! Gradients during the backward pass: added where several meet.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use candle_core::{CpuStorage, DType, InplaceOp2, Layout, Result, Tensor, TensorId, bail};
 use rayon::prelude::*;
@@ -13,6 +13,8 @@ use crate::ops::vjp::{Cotangent, vjp};
 pub enum GradientKey {
     /// A variable, or another op's output; `dims` are its own, whatever shape the input has.
     Leaf { id: TensorId, dims: Vec<usize> },
+    /// A part of such a tensor.
+    Part { id: TensorId, dims: Vec<usize>, cut: Cut },
     /// The end of a segment of candle's own operations.
     Stretch(Tensor),
 }
@@ -22,10 +24,30 @@ pub enum GradientKey {
 pub struct Gradients(HashMap<TensorId, Sum>);
 
 /// A gradient accumulated so far.
-struct Sum {
-    gradient: Tensor,
-    /// True if the sum was allocated here, and may be added to in place.
-    own: bool,
+enum Sum {
+    Whole {
+        gradient: Tensor,
+        /// True if the sum was allocated here, and may be added to in place.
+        own: bool,
+    },
+    Parts(Parts),
+}
+
+/// Place of a part in a tensor, which it was cut from in this shape: from an index of an axis on.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Cut {
+    shape: Vec<usize>,
+    dim: usize,
+    start: usize,
+}
+
+/// Gradients of parts of a tensor that do not meet, by where they begin on an axis of its shape. What lies between them is 0.
+struct Parts {
+    /// The tensor's own.
+    dims: Vec<usize>,
+    shape: Vec<usize>,
+    dim: usize,
+    parts: BTreeMap<usize, Tensor>,
 }
 
 impl GradientKey {
@@ -41,6 +63,14 @@ impl GradientKey {
                 id: leaf.id(),
                 dims: leaf.dims().to_vec(),
             }),
+            (Some(leaf), None) => Some(match Cut::of(tensor, leaf) {
+                Some(cut) => Self::Part {
+                    id: leaf.id(),
+                    dims: leaf.dims().to_vec(),
+                    cut,
+                },
+                None => Self::Stretch(tensor.clone()),
+            }),
             _ => Some(Self::Stretch(tensor.clone())),
         }
     }
@@ -53,14 +83,47 @@ fn same_numbers(a: &Tensor, b: &Tensor) -> bool {
     std::ptr::eq(&raw const *a, &raw const *b) && place(a_layout).is_some() && place(a_layout) == place(b_layout)
 }
 
+impl Cut {
+    /// Returns where a part lies in a tensor whose numbers it shares; None if it is more than one cut along an axis.
+    fn of(part: &Tensor, whole: &Tensor) -> Option<Self> {
+        let ((storage, layout), (all, all_layout)) = (part.storage_and_layout(), whole.storage_and_layout());
+        let shared = std::ptr::eq(&raw const *storage, &raw const *all) && all_layout.is_contiguous();
+        let (dims, stride, count) = (layout.dims(), layout.stride(), all_layout.shape().elem_count());
+        if !shared || layout.shape().elem_count() == 0 || stride.last() != Some(&1) {
+            return None;
+        }
+        // The shape of which these are the strides.
+        let before = [&count].into_iter().chain(stride);
+        let divides = before
+            .clone()
+            .zip(stride)
+            .all(|(whole, part)| whole.is_multiple_of(*part));
+        let shape: Vec<usize> = match divides {
+            true => before.zip(stride).map(|(whole, part)| whole / part).collect(),
+            false => return None,
+        };
+        let mut differ = (0..dims.len()).filter(|dim| dims[*dim] != shape[*dim]);
+        let (Some(dim), None) = (differ.next(), differ.next()) else {
+            return None;
+        };
+        let offset = layout.start_offset() - all_layout.start_offset();
+        let start = offset / stride[dim];
+        let fits = offset.is_multiple_of(stride[dim]) && start + dims[dim] <= shape[dim];
+        fits.then_some(Self { shape, dim, start })
+    }
+}
+
 impl Gradients {
     /// Removes and returns the gradient of a variable, if it has one.
-    pub fn remove(&mut self, variable: &Tensor) -> Option<Tensor> {
+    ///
+    /// # Errors
+    /// Fails if parts of it cannot be put together.
+    pub fn remove(&mut self, variable: &Tensor) -> Result<Option<Tensor>> {
         self.remove_id(variable.id())
     }
 
-    pub(super) fn remove_id(&mut self, id: TensorId) -> Option<Tensor> {
-        self.0.remove(&id).map(|sum| sum.gradient)
+    pub(super) fn remove_id(&mut self, id: TensorId) -> Result<Option<Tensor>> {
+        self.0.remove(&id).map(Sum::whole).transpose()
     }
 
     /// Adds the gradient of an op's input to its destination.
@@ -68,6 +131,14 @@ impl Gradients {
         match source {
             None => Ok(()),
             Some(GradientKey::Leaf { id, dims }) => self.add(id, gradient.reshape(dims)?),
+            Some(GradientKey::Part { id, dims, cut }) => {
+                let sum = match self.0.remove(&id) {
+                    None => Sum::Parts(Parts::new(dims, cut, gradient)),
+                    Some(sum) => sum.with_part(dims, cut, gradient)?,
+                };
+                self.0.insert(id, sum);
+                Ok(())
+            }
             Some(GradientKey::Stretch(output)) => self.through(output, gradient),
         }
     }
@@ -89,7 +160,7 @@ impl Gradients {
 
     fn add(&mut self, id: TensorId, gradient: Tensor) -> Result<()> {
         let sum = match self.0.remove(&id) {
-            None => Sum { gradient, own: false },
+            None => Sum::Whole { gradient, own: false },
             Some(sum) => sum.plus(&gradient)?,
         };
         self.0.insert(id, sum);
@@ -98,18 +169,108 @@ impl Gradients {
 }
 
 impl Sum {
+    /// Returns all of it.
+    fn whole(self) -> Result<Tensor> {
+        match self {
+            Self::Whole { gradient, .. } => Ok(gradient),
+            Self::Parts(parts) => parts.whole(),
+        }
+    }
+
     fn plus(self, other: &Tensor) -> Result<Self> {
+        let (sum, own) = match self {
+            Self::Whole { gradient, own } => (gradient, own),
+            Self::Parts(parts) => (parts.whole()?, true),
+        };
         let _span = span(Level::Op, other.device(), || "sum of gradients".into());
-        let numbers = self.gradient.device().is_cpu() && self.gradient.dtype() == DType::F32;
-        let gradient = match (numbers, self.own) {
-            (false, _) => (&self.gradient + other)?,
-            (true, false) => added(&self.gradient, other)?,
+        let numbers = sum.device().is_cpu() && sum.dtype() == DType::F32;
+        let gradient = match (numbers, own) {
+            (false, _) => (&sum + other)?,
+            (true, false) => added(&sum, other)?,
             (true, true) => {
-                self.gradient.inplace_op2(&other.contiguous()?, &Add)?;
-                self.gradient
+                sum.inplace_op2(&other.contiguous()?, &Add)?;
+                sum
             }
         };
-        Ok(Self { gradient, own: true })
+        Ok(Self::Whole { gradient, own: true })
+    }
+
+    /// Adds the gradient of a part of a tensor of this shape.
+    fn with_part(self, dims: Vec<usize>, cut: Cut, gradient: Tensor) -> Result<Self> {
+        let mut parts = match self {
+            Self::Parts(parts) if parts.shape == cut.shape && parts.dim == cut.dim => parts,
+            sum => return sum.plus(&Parts::new(dims, cut, gradient).whole()?),
+        };
+        let sum = match parts.has(cut.start, &gradient) {
+            true => parts
+                .parts
+                .remove(&cut.start)
+                .map(|part| part + &gradient)
+                .transpose()?,
+            false if parts.is_free(cut.start, gradient.dim(cut.dim)?)? => None,
+            false => return Self::Parts(parts).plus(&Parts::new(dims, cut, gradient).whole()?),
+        };
+        parts.parts.insert(cut.start, sum.unwrap_or(gradient));
+        Ok(Self::Parts(parts))
+    }
+}
+
+impl Parts {
+    /// A part alone.
+    fn new(dims: Vec<usize>, Cut { shape, dim, start }: Cut, part: Tensor) -> Self {
+        let parts = BTreeMap::from([(start, part)]);
+        Self {
+            dims,
+            shape,
+            dim,
+            parts,
+        }
+    }
+
+    /// True if this very part is there.
+    fn has(&self, start: usize, part: &Tensor) -> bool {
+        self.parts.get(&start).is_some_and(|there| there.dims() == part.dims())
+    }
+
+    /// True if no part meets `count` indices from `start` on.
+    fn is_free(&self, start: usize, count: usize) -> Result<bool> {
+        for (first, part) in &self.parts {
+            if *first < start + count && start < first + part.dim(self.dim)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Returns them as one tensor, with zeros between them.
+    fn whole(self) -> Result<Tensor> {
+        let Self {
+            dims,
+            shape,
+            dim,
+            parts,
+        } = self;
+        let (mut all, mut at) = (Vec::new(), 0);
+        let one = parts.values().next().map(|part| (part.dtype(), part.device().clone()));
+        let Some((dtype, device)) = one else {
+            bail!("a gradient of no parts");
+        };
+        let gap = |count: usize| {
+            let mut gap = shape.clone();
+            gap[dim] = count;
+            Tensor::zeros(gap, dtype, &device)
+        };
+        for (start, part) in parts {
+            if start > at {
+                all.push(gap(start - at)?);
+            }
+            at = start + part.dim(dim)?;
+            all.push(part);
+        }
+        if at < shape[dim] {
+            all.push(gap(shape[dim] - at)?);
+        }
+        Tensor::cat(&all, dim)?.reshape(dims)
     }
 }
 

@@ -10,6 +10,7 @@ use serde::Serialize;
 use crate::diffusers_config::{self, Config as _, Rules};
 
 pub mod ddpm;
+pub mod euler_ancestral;
 pub mod flow_match_euler;
 pub mod unipc;
 
@@ -21,6 +22,25 @@ const TIMESTEPS: RangeInclusive<usize> = 1..=1_000_000;
 /// Reason for values that only other pipelines use.
 const UNSUPPORTED: &str = "others are not supported";
 
+/// Keys of the classes that a config of this one may have been made from, which it ignores.
+const KARRAS_KEYS: &[&str] = &[
+    "clip_sample",
+    "clip_sample_range",
+    "set_alpha_to_one",
+    "skip_prk_steps",
+    "sample_max_value",
+    "thresholding",
+    "dynamic_thresholding_ratio",
+    "interpolation_type",
+    "use_karras_sigmas",
+    "use_exponential_sigmas",
+    "use_beta_sigmas",
+    "sigma_min",
+    "sigma_max",
+    "timestep_type",
+    "final_sigmas_type",
+];
+
 const DDIM: &str = "CogVideoXDDIMScheduler";
 const DPM: &str = "CogVideoXDPMScheduler";
 
@@ -31,6 +51,8 @@ pub enum Config {
     Ddim(ddpm::Config),
     /// `CogVideoXDPMScheduler`, with the same settings: a run may replace either by the other.
     Dpm(ddpm::Config),
+    /// `EulerAncestralDiscreteScheduler`
+    EulerAncestral(euler_ancestral::Config),
     /// `FlowMatchEulerDiscreteScheduler`
     FlowMatchEuler(flow_match_euler::Config),
     /// `UniPCMultistepScheduler`
@@ -51,6 +73,7 @@ impl Config {
 
     /// Parses the text of a `scheduler_config.json`.
     pub fn parse(text: &str) -> anyhow::Result<Self> {
+        const ANCESTRAL: &str = euler_ancestral::Config::CLASS;
         const EULER: &str = flow_match_euler::Config::CLASS;
         const UNIPC: &str = unipc::Config::CLASS;
         let mut keys = diffusers_config::keys(text)?;
@@ -58,9 +81,10 @@ impl Config {
         Ok(match class.as_str() {
             Some(DDIM) => Self::Ddim(ddpm::Config::from_keys(keys)?),
             Some(DPM) => Self::Dpm(ddpm::Config::from_keys(keys)?),
+            Some(ANCESTRAL) => Self::EulerAncestral(euler_ancestral::Config::from_keys(keys)?),
             Some(EULER) => Self::FlowMatchEuler(flow_match_euler::Config::from_keys(keys)?),
             Some(UNIPC) => Self::UniPc(unipc::Config::from_keys(keys)?),
-            _ => bail!("_class_name must be {DDIM}, {DPM}, {EULER} or {UNIPC}, found {class}"),
+            _ => bail!("_class_name must be {DDIM}, {DPM}, {ANCESTRAL}, {EULER} or {UNIPC}, found {class}"),
         })
     }
 
@@ -68,6 +92,7 @@ impl Config {
     pub fn check(&self) -> anyhow::Result<()> {
         let wrong = match self {
             Self::Ddim(config) | Self::Dpm(config) => config.check(),
+            Self::EulerAncestral(config) => config.check(),
             Self::FlowMatchEuler(config) => config.check(),
             Self::UniPc(config) => config.check(),
         };
@@ -80,6 +105,7 @@ impl Config {
         match self {
             Self::Ddim(_) => DDIM,
             Self::Dpm(_) => DPM,
+            Self::EulerAncestral(_) => euler_ancestral::Config::CLASS,
             Self::FlowMatchEuler(_) => flow_match_euler::Config::CLASS,
             Self::UniPc(_) => unipc::Config::CLASS,
         }

@@ -25,6 +25,7 @@ use crate::models::transformer::{self, Transformer};
 use crate::nn::ada_norm::AdaLayerNorm;
 use crate::nn::embed::{Sinusoid, TimestepEmbedding};
 use crate::nn::{Linear, Norm, Weights, linear, patch_embed};
+use crate::ops::join::join;
 use block::{Block, layer_norm};
 use positions::Added;
 
@@ -169,7 +170,7 @@ impl PatchEmbed {
         let (_, frames, _, height, width) = latents.dims5()?;
         let text = self.text_proj.forward(text)?; // (B, L, D)
         let (video, grid) = self.proj.forward(&latents.transpose(1, 2)?)?; // (B, N, D)
-        let hidden = Tensor::cat(&[&text, &video], 1)?;
+        let hidden = join(&text, &video, 1)?;
         let hidden = match &self.pos_embedding {
             Some(added) => added.add(config, [frames, height, width], text.dim(1)?, &hidden)?,
             None => hidden,

@@ -18,6 +18,7 @@ use crate::nn::joint_attention::{JointAttention, JointAttentionSpec, Qkv, Sequen
 use crate::nn::norm::{Modulation, NormKind};
 use crate::nn::{Linear, Norm, Weights, linear};
 use crate::ops::activation::gelu_tanh;
+use crate::ops::join::{join, part};
 use crate::ops::residual::gated_residual;
 
 /// A block of either kind.
@@ -56,11 +57,7 @@ pub struct SingleBlock {
 }
 
 fn attention_spec(config: &Config) -> JointAttentionSpec {
-    JointAttentionSpec {
-        width: config.inner_dim(),
-        num_heads: config.num_attention_heads,
-        eps: EPS,
-    }
+    JointAttentionSpec::new(config.inner_dim(), config.num_attention_heads, EPS)
 }
 
 impl Stream {
@@ -91,7 +88,8 @@ impl DualBlock {
         let norm = self.video.normed(x, &shift, &scale, parts)?; // (B, N, D)
         let c_norm = self.text.normed(text, &c_shift, &c_scale, &whole)?; // (B, L, D)
         let bias = bias(state)?;
-        let [update, c_update] = self.attn.forward(&norm, &c_norm, context(state, bias.as_ref())?)?;
+        let (update, c_update) = self.attn.forward(&norm, &c_norm, context(state, bias.as_ref())?)?;
+        let c_update = c_update.expect("the layer was loaded to change the text");
         let x = gated_residual(x, &update, &gate, parts)?; // (B, N, D)
         let text = gated_residual(text, &c_update, &c_gate, &whole)?; // (B, L, D)
 
@@ -116,17 +114,17 @@ impl SingleBlock {
         let (count, length) = (state.hidden.dim(1)?, text.dim(1)?);
         let mut parts = state.fixed.parts.clone(); // the text has the last part's modulation
         *parts.last_mut().expect("a clip has at least one part") += length;
-        let x = Tensor::cat(&[&state.hidden, text], 1)?; // (B, S, D)
+        let x = join(&state.hidden, text, 1)?; // (B, S, D)
         let [shift, scale, gate] = self.modulation.forward(&state.time)?; // (B, P, D)
         let norm = self.norm.modulated(&x, &Modulation { shift, scale }, &parts)?; // (B, S, D)
         let bias = bias(state)?;
         let attended = self.attn.attend(&norm, context(state, bias.as_ref())?)?; // (B, S, D)
         let mlp = gelu_tanh(&self.proj_mlp.forward(&norm)?)?; // (B, S, F)
-        let update = self.proj_out.forward(&Tensor::cat(&[attended, mlp], 2)?)?; // (B, S, D)
+        let update = self.proj_out.forward(&join(&attended, &mlp, 2)?)?; // (B, S, D)
         let x = gated_residual(&x, &update, &gate, &parts)?; // (B, S, D)
         Ok(State {
-            hidden: x.narrow(1, 0, count)?,
-            context: Some(x.narrow(1, count, length)?),
+            hidden: part(&x, 1, 0, count)?,
+            context: Some(part(&x, 1, count, length)?),
             ..state.clone()
         })
     }

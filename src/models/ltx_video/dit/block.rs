@@ -3,7 +3,7 @@
 //!
 //! Shapes: B samples, N tokens, L text tokens, D the model's width.
 
-use candle_core::{Result, Tensor};
+use candle_core::Result;
 
 use super::config::Config;
 use crate::models::ada_ln_single::AdaLnSingleBlock;
@@ -17,9 +17,6 @@ use crate::nn::{Norm, ScaleShiftTable, Weights};
 
 /// Epsilon of the norms of queries and keys.
 const QK_NORM_EPS: f64 = 1e-5;
-
-/// Bias on the score of a masked text token.
-const MASKED: f64 = -10_000.0;
 
 #[derive(Debug, Clone)]
 pub struct Block {
@@ -56,8 +53,7 @@ impl Block {
 
 impl transformer::Block for Block {
     fn forward(&self, state: &State) -> Result<State> {
-        let added = |mask: &Tensor| mask.affine(-MASKED, MASKED)?.unsqueeze(1)?.unsqueeze(1);
-        let mask = state.fixed.text_mask.as_ref().map(added).transpose()?; // (B, 1, 1, L)
+        let mask = state.fixed.text_bias()?; // (B, 1, 1, L)
         self.modulated
             .forward(state, |x, text| self.attn2.across(x, text, mask.as_ref()))
     }

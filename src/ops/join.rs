@@ -1,0 +1,183 @@
+//! `y = [a, b]`: two tensors one behind the other along an axis, and parts of one. Gradients are taken apart and put together
+//! likewise; nothing is saved for the backward pass.
+
+use candle_core::backend::{BackendDevice, BackendStorage};
+use candle_core::cpu_backend::CpuDevice;
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor, bail};
+use rayon::prelude::*;
+
+use super::tape::{Reads, apply1, apply2};
+
+/// Numbers that a thread copies at once.
+const PIECE: usize = 1 << 14;
+
+/// Returns a (.., m, ..) and b (.., n, ..), which differ along axis `dim` alone, as one tensor (.., m + n, ..).
+///
+/// # Errors
+/// Fails for other shapes, and for two types.
+pub fn join(a: &Tensor, b: &Tensor, dim: usize) -> Result<Tensor> {
+    let others = |x: &Tensor| {
+        let mut dims = x.dims().to_vec();
+        (dim < dims.len()).then(|| dims.remove(dim))?;
+        Some(dims)
+    };
+    if others(a).is_none() || others(a) != others(b) || a.dtype() != b.dtype() {
+        let ([a, b], [a_type, b_type]) = ([a.dims(), b.dims()], [a.dtype(), b.dtype()]);
+        bail!("{a:?} in {a_type:?} and {b:?} in {b_type:?} cannot be joined along axis {dim}");
+    }
+    let reads = Reads {
+        inputs: [false; 2],
+        output: false,
+    };
+    apply2([&a.contiguous()?, &b.contiguous()?], Join { dim }, reads)
+}
+
+/// Returns `count` indices of x along axis `dim`, from `start` on: contiguous, and a view if x is so there.
+///
+/// # Errors
+/// Fails for indices beyond the last one.
+pub fn part(x: &Tensor, dim: usize, start: usize, count: usize) -> Result<Tensor> {
+    let part = x.narrow(dim, start, count)?;
+    let reads = Reads {
+        inputs: [false],
+        output: false,
+    };
+    match part.is_contiguous() {
+        true => Ok(part),
+        false => apply1(&part, Compact, reads),
+    }
+}
+
+/// Numbers in their order; the gradient is that of the output.
+struct Compact;
+
+impl CustomOp1 for Compact {
+    fn name(&self) -> &'static str {
+        "part"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let shape = layout.shape().clone();
+        // SAFETY: the copy writes all of it.
+        let mut y = unsafe { CpuDevice.alloc_uninit(&shape, x.dtype())? };
+        x.copy_strided_src(&mut y, 0, layout)?;
+        Ok((y, shape))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, x: &candle_core::CudaStorage, layout: &Layout) -> Result<(candle_core::CudaStorage, Shape)> {
+        let shape = layout.shape().clone();
+        // SAFETY: as above.
+        let mut y = unsafe { x.device().alloc_uninit(&shape, x.dtype())? };
+        x.copy_strided_src(&mut y, 0, layout)?;
+        Ok((y, shape))
+    }
+
+    fn bwd(&self, x: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
+        Ok(x.track_op().then(|| grad.clone()))
+    }
+}
+
+struct Join {
+    dim: usize,
+}
+
+impl Join {
+    /// Returns the number of runs, and the numbers that each has of a and of b.
+    fn runs(&self, a: &Layout, b: &Layout) -> (usize, [usize; 2]) {
+        let after = |layout: &Layout| layout.dims()[self.dim..].iter().product();
+        (a.dims()[..self.dim].iter().product(), [after(a), after(b)])
+    }
+
+    fn shape(&self, a: &Layout, b: &Layout) -> Shape {
+        let mut dims = a.dims().to_vec();
+        dims[self.dim] += b.dims()[self.dim];
+        dims.into()
+    }
+}
+
+impl CustomOp2 for Join {
+    fn name(&self) -> &'static str {
+        "join"
+    }
+
+    fn cpu_fwd(
+        &self,
+        a: &CpuStorage,
+        a_layout: &Layout,
+        b: &CpuStorage,
+        b_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let (Some((a_start, _)), Some((b_start, _))) = (a_layout.contiguous_offsets(), b_layout.contiguous_offsets())
+        else {
+            bail!("join needs contiguous tensors");
+        };
+        let (_, sizes) = self.runs(a_layout, b_layout);
+        let of = |all: usize, start: usize| start..start + all;
+        let (a_place, b_place) = (
+            of(a_layout.shape().elem_count(), a_start),
+            of(b_layout.shape().elem_count(), b_start),
+        );
+        let storage = match (a, b) {
+            (CpuStorage::F32(a), CpuStorage::F32(b)) => CpuStorage::F32(joined(&a[a_place], &b[b_place], sizes)),
+            (CpuStorage::BF16(a), CpuStorage::BF16(b)) => CpuStorage::BF16(joined(&a[a_place], &b[b_place], sizes)),
+            (CpuStorage::F16(a), CpuStorage::F16(b)) => CpuStorage::F16(joined(&a[a_place], &b[b_place], sizes)),
+            (CpuStorage::F64(a), CpuStorage::F64(b)) => CpuStorage::F64(joined(&a[a_place], &b[b_place], sizes)),
+            _ => bail!("numbers in {:?} are not joined", a.dtype()),
+        };
+        Ok((storage, self.shape(a_layout, b_layout)))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        a: &candle_core::CudaStorage,
+        a_layout: &Layout,
+        b: &candle_core::CudaStorage,
+        b_layout: &Layout,
+    ) -> Result<(candle_core::CudaStorage, Shape)> {
+        let shape = self.shape(a_layout, b_layout);
+        let (runs, [first, second]) = self.runs(a_layout, b_layout);
+        // SAFETY: the two copies write all of it.
+        let mut y = unsafe { a.device().alloc_uninit(&shape, a.dtype())? };
+        a.copy2d(&mut y, runs, first, first, first + second, a_layout.start_offset(), 0)?;
+        b.copy2d(
+            &mut y,
+            runs,
+            second,
+            second,
+            first + second,
+            b_layout.start_offset(),
+            first,
+        )?;
+        Ok((y, shape))
+    }
+
+    fn bwd(&self, a: &Tensor, b: &Tensor, _: &Tensor, grad: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let (first, second) = (a.dim(self.dim)?, b.dim(self.dim)?);
+        let of = |input: &Tensor, start: usize, count: usize| {
+            let gradient = || grad.narrow(self.dim, start, count)?.contiguous();
+            input.track_op().then(gradient).transpose()
+        };
+        Ok((of(a, 0, first)?, of(b, first, second)?))
+    }
+}
+
+/// Returns runs of so many numbers of a and of b in turn.
+fn joined<T: Copy + Default + Send + Sync>(a: &[T], b: &[T], [first, second]: [usize; 2]) -> Vec<T> {
+    let mut y = vec![T::default(); a.len() + b.len()];
+    if y.is_empty() {
+        return y;
+    }
+    for (run, y) in y.chunks_mut(first + second).enumerate() {
+        let (y_of_a, y_of_b) = y.split_at_mut(first);
+        for (to, from) in [
+            (y_of_a, &a[run * first..][..first]),
+            (y_of_b, &b[run * second..][..second]),
+        ] {
+            let pieces = to.par_chunks_mut(PIECE).zip(from.par_chunks(PIECE));
+            pieces.for_each(|(to, from)| to.copy_from_slice(from));
+        }
+    }
+    y
+}
