@@ -1,7 +1,7 @@
 //! Text of a fragment of HTML, as BeautifulSoup's `text` with Python's `html.parser`: without tags, comments and
 //! declarations, without what is in scripts, style sheets, templates and ruby, with entities decoded.
 //!
-//! Text that only looks like a tag stays: `<3`, `a < b`, a tag that does not end. Where an entity is broken off the parser gives up,
+//! Text that is no tag stays: `<3`, `a < b`, a tag that does not end. Where an entity is broken off the parser gives up,
 //! and the rest stays as it is.
 
 /// Elements whose content is no markup.
