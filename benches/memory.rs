@@ -17,7 +17,7 @@ use vtrain::models::{self, FamilyName};
 use vtrain::nn::Load;
 use vtrain::process::memory;
 use vtrain::rng::Rng;
-use vtrain::train::segments::{ActivationPolicy, forward_backward};
+use vtrain::train::segments::{ActivationPolicy, FreeMemory, forward_backward};
 
 /// Latent frames, rows and columns of a clip of 17 x 256 x 384; with 226 text tokens 2,146 in all.
 const LATENTS: [usize; 3] = [5, 32, 48];
@@ -86,7 +86,7 @@ fn child(folder: &Path, inputs: bool) -> anyhow::Result<()> {
     } else {
         ActivationPolicy::All
     }
-    .saved_activations(None);
+    .saved_activations(FreeMemory::Unknown);
     let loss = |prediction: &Tensor| objective::loss(prediction, &target, None);
     let passed = forward_backward(&*denoiser, &input, &loss, &vars, keep)?;
     assert!(passed.gradients.iter().all(Option::is_some));

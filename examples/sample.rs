@@ -71,12 +71,14 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         width,
         steps: args.steps,
         guidance: vtrain::diffusion::guidance::Guidance::classifier_free(6.0),
-        sigmas: None,
+        step_list: None,
+        scheduler: None,
         dynamic_guidance: false,
         seed: 42,
         fps: family.spec().family.frame_rate,
         start: Start::Text,
         latents: None,
+        cache: Default::default(),
     };
     let writer = Writer::create(&args.output, (height, width), request.fps)?;
     let sampled = sample::sample(&*family, &load, request, &|done, of| {

@@ -9,16 +9,18 @@
 #   --tree DIR        the checked out repository, for tiny checkpoints and clips; without one, what needs it is left out
 #                     (the current folder, or the one above this script, where it is one)
 #   --only PATTERN    the parts whose names match this regular expression, such as 'ops|wan'
-#   --budget SECONDS  for all of it; what there is no time for is left out, and said to be (540)
+#   --budget SECONDS  for all of it; what there is no time for is left out, and said to be (900)
 #   --log FILE        where everything that is printed goes as well ($GPU_CHECK_LOG, or gpu_check.log beside this script)
 #   --python PYTHON   with PyTorch, transformers and PEFT: the peer (python3)
 #   --device DEVICE   cuda; cpu is for trying this script out
 #   --size SIZE       full; tiny is for trying this script out
 #
-# In order: the machine; every op against the CPU; training steps of CogVideoX-5b, LTX-Video 2b and Wan 2.1 1.3B with made-up
-# weights, dense and in few bits, with PyTorch's beside them; tiny checkpoints against the CPU, part by part; sampling; a whole run; attention over
-# long clips; NCCL. Each is a process of its own with a time-out. One that fails is run again under compute-sanitizer, where
-# there is one ($COMPUTE_SANITIZER names another).
+# In order: the machine; every op against the CPU; tiny checkpoints of Mochi 1, Allegro and HunyuanVideo against the CPU, part by
+# part, their streamed blocks against blocks in memory, and sampling; training steps with made-up weights: of CogVideoX-5b with
+# streamed blocks, then of Allegro, Mochi 1, HunyuanVideo, CogVideoX-5b, LTX-Video 2b and Wan 2.1 1.3B, dense and in few bits, with
+# PyTorch's beside them; tiny checkpoints of the other families, and sampling; a whole run; attention over long clips; NCCL. Each
+# is a process of its own with a time-out. One that fails is run again under compute-sanitizer, where there is one
+# ($COMPUTE_SANITIZER names another).
 set -uo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 
@@ -30,7 +32,7 @@ if [[ ${1:-} == --pack ]]; then
     exec "$here/gpu_check/pack.sh" "$@"
 fi
 
-device=cuda tree='' only='' budget=540 log=${GPU_CHECK_LOG:-$here/gpu_check.log} python=python3 size=full
+device=cuda tree='' only='' budget=900 log=${GPU_CHECK_LOG:-$here/gpu_check.log} python=python3 size=full
 while [[ $# -gt 0 ]]; do
     [[ $# -ge 2 ]] || usage
     case $1 in
@@ -148,30 +150,35 @@ machine() {
     "$vtrain" --version
 }
 
-# A training step with made-up weights by every policy, over weights in few bits, and the peer's.
-bench() { # name, bucket, steps, policies, forms
-    local name=$1 bucket=$2 steps=$3 policies=$4 forms=$5 policy form more
-    local model=$work/$name
+# Makes the folder of a model with made-up weights, and its run file.
+made_up() { # name, bucket
+    model=$work/$1
     mkdir -p "$model/transformer"
-    "${rows[@]}" model "$helpers/models/$name.json" "$size" >"$model/transformer/config.json"
+    "${rows[@]}" model "$helpers/models/$1.json" "$size" >"$model/transformer/config.json"
     cat >"$model/run.yaml" <<END
 output_dir: $work/out
 device: $device
 model: {path: $model, dtype: bf16}
 lora: {rank: $rank, alpha: $rank}
-datasets: [{path: nowhere, buckets: [[${bucket//,/, }]]}]
+datasets: [{path: nowhere, buckets: [[${2//,/, }]]}]
 END
+    step=("$vtrain" bench --config "$model/run.yaml" --random-weights --json --bucket "$2")
+}
+
+# A training step with made-up weights by every policy, over weights in few bits, and the peer's.
+bench() { # name, bucket, steps, policies, forms
+    local name=$1 bucket=$2 steps=$3 policies=$4 forms=$5 policy form more
+    local model step
+    made_up "$name" "$bucket"
     for policy in $policies; do
         more=()
-        [[ $policy == "${policies%% *}" ]] && more=(--profile)
+        [[ $policy == "${policies%% *}" && ($size == full || $name == cogvideox-5b) ]] && more=(--profile)
         group "$name $bucket, keep: $policy" 30 150 "${rows[@]}" ours "$name $bucket" "$model/$policy.json" \
-            "$vtrain" bench --config "$model/run.yaml" --random-weights --json --steps "$steps" --bucket "$bucket" \
-            --set "train.activation_policy=$policy" "${more[@]}"
+            "${step[@]}" --steps "$steps" --set "train.activation_policy=$policy" "${more[@]}"
     done
     for form in $forms; do
         group "$name $bucket over $form" 30 150 "${rows[@]}" ours "$name $bucket over $form" "$model/$form.json" \
-            "$vtrain" bench --config "$model/run.yaml" --random-weights --json --steps "$steps" --bucket "$bucket" \
-            --set "model.quantization=$form"
+            "${step[@]}" --steps "$steps" --set "model.quantization=$form"
     done
     if [[ $peer == no ]]; then
         left_out "$name by PyTorch" "it is not all there"
@@ -180,6 +187,26 @@ END
     group "$name $bucket by PyTorch" 40 200 "${rows[@]}" peer "$name $bucket" "$model/peer.json" "$model/auto.json" \
         env PYTHONPATH="$site" "$python" "$helpers/peer_step.py" --model "$model" --bucket "$bucket" --rank "$rank" \
         --steps "$steps" --dtype bf16 --device "$device"
+}
+
+# Training steps whose blocks, or what is kept between the passes, wait in main memory; a card of 8 GB has 7.45 GiB.
+streamed() { # name, bucket, steps
+    local name=$1 bucket=$2 steps=$3 times=1.15 small=7.45
+    local model step offload=(--set model.offload=group --set)
+    [[ $size == full ]] || times=- small=-
+    made_up "$name" "$bucket"
+    step+=(--steps "$steps")
+    # Streamed blocks are not kept whole, so the step beside them keeps none either.
+    group "streamed $name $bucket: none" 30 120 "${rows[@]}" ours "$name $bucket" "$model/whole.json" "${step[@]}" \
+        --set train.activation_policy=inputs+attention
+    group "streamed $name $bucket: half" 30 120 "${rows[@]}" bounded "$name $bucket, half of the blocks streamed" \
+        "$model/half.json" "$model/whole.json" "$times" - "${step[@]}" "${offload[@]}" model.offload_resident=0.5 \
+        --set train.activation_policy=inputs+attention
+    group "streamed $name $bucket: all, in 8 GB" 30 150 "${rows[@]}" bounded "$name $bucket, all blocks streamed" \
+        "$model/least.json" "$model/whole.json" - "$small" "${step[@]}" "${offload[@]}" model.offload_resident=0 \
+        --set train.activation_policy=offloaded
+    group "streamed $name $bucket: activations" 30 120 "${rows[@]}" bounded "$name $bucket, activations offloaded" \
+        "$model/offloaded.json" "$model/whole.json" - - "${step[@]}" --set train.activation_policy=offloaded
 }
 
 # PyTorch and what it needs, with diffusers out of the archive where there is none.
@@ -197,17 +224,52 @@ find_peer() {
     fi
 }
 
+# Parts of a tiny checkpoint against the CPU.
+tiny() { # folder, groups
+    local folder=$1 name groups=() quick=()
+    shift
+    for name in "$@"; do groups+=(--group "$name"); done
+    [[ $size == tiny ]] && quick=(--quick)
+    checked "tiny ${folder##*/}" 15 90 "$vtrain" gpu-check --device "$device" "${groups[@]}" "${quick[@]}" \
+        --family "$folder"
+}
+
+sampling() { # what it is called, checkpoint, image
+    checked "$1 ${2##*/}" 15 60 bash "$helpers/sample.sh" "$vtrain" "$device" "${@:2}"
+}
+
+# Tiny checkpoints whose parts are put together here, and streamed blocks.
+composed_checkpoints() {
+    local fixtures=$tree/tests/fixtures made=$work/tiny name parts=(training dropout policies vae text)
+    # A rehearsal has little time.
+    [[ $size == full ]] || parts=(training vae)
+    "$helpers/compose.sh" "$fixtures" "$made" || { failed "tiny checkpoints cannot be put together"; return; }
+    for name in mochi-1 allegro-t2v hunyuan-t2v; do tiny "$made/$name" "${parts[@]}"; done
+    [[ $size == full ]] || parts=()
+    tiny "$made/hunyuan-i2v-concat" "${parts[@]}" image
+    [[ $size == tiny ]] || tiny "$made/hunyuan-i2v-replace" "${parts[@]}" image
+    local streamed=("$made/allegro-t2v")
+    [[ $size == full ]] && streamed+=("$made"/{mochi-1,hunyuan-t2v} "$fixtures/cogvideox/cogvideox-5b")
+    for name in "${streamed[@]}"; do
+        checked "streaming ${name##*/}" 15 90 "$vtrain" gpu-check --device "$device" --group streaming --quick --family "$name"
+    done
+    for name in mochi-1 allegro-t2v; do sampling sampling "$made/$name"; done
+    [[ $size == full ]] || return 0
+    sampling sampling "$made/hunyuan-t2v"
+    for name in hunyuan-i2v-concat hunyuan-i2v-replace; do
+        sampling "image to video" "$made/$name" "$fixtures/video/still.png"
+    done
+}
+
 # Tiny checkpoints: parts against the CPU, then sampling.
 tiny_checkpoints() {
-    local fixtures=$tree/tests/fixtures family image quick=()
-    [[ $size == tiny ]] && quick=(--quick)
+    local fixtures=$tree/tests/fixtures family image
     local families=(cogvideox/cogvideox-2b ltx_video/ltx-0.9.5 wan/wan-2.1-t2v cogvideox/cogvideox-5b-i2v wan/wan-2.1-i2v)
     [[ $size == full ]] && families+=(cogvideox/cogvideox-5b ltx_video/ltx-0.9.0)
     for family in "${families[@]}"; do
         image=()
-        [[ $family == *i2v ]] && image=(--group image)
-        checked "tiny $family" 15 90 "$vtrain" gpu-check --device "$device" --group training --group dropout \
-            --group policies --group vae --group text "${image[@]}" "${quick[@]}" --family "$fixtures/$family"
+        [[ $family == *i2v ]] && image=(image)
+        tiny "$fixtures/$family" training dropout policies vae text "${image[@]}"
     done
     cp -r "$fixtures/cogvideox/cogvideox-2b" "$work/tiled"
     # Of this size, tiles of pixels and of latents line up.
@@ -217,14 +279,32 @@ tiny_checkpoints() {
     [[ $size == tiny ]] || for family in ltx_video/ltx-0.9.5 wan/wan-2.1-t2v; do
         checked "a VAE in tiles, $family" 15 90 "$vtrain" gpu-check --device "$device" --group tiling --family "$fixtures/$family"
     done
-    for family in cogvideox/cogvideox-2b ltx_video/ltx-0.9.0 wan/wan-2.1-t2v; do
-        checked "sampling $family" 15 60 bash "$helpers/sample.sh" "$vtrain" "$device" "$fixtures/$family"
-    done
+    for family in cogvideox/cogvideox-2b ltx_video/ltx-0.9.0 wan/wan-2.1-t2v; do sampling sampling "$fixtures/$family"; done
     for family in cogvideox/cogvideox-5b-i2v wan/wan-2.1-i2v; do
-        checked "image to video $family" 15 60 bash "$helpers/sample.sh" "$vtrain" "$device" "$fixtures/$family" \
-            "$fixtures/video/still.png"
+        sampling "image to video" "$fixtures/$family" "$fixtures/video/still.png"
     done
     checked "a run that is killed and resumed" 20 120 bash "$helpers/train.sh" "$vtrain" "$device" "$tree" "$run_steps"
+}
+
+# Training steps of models in full size.
+training_steps() {
+    if [[ $size == full ]]; then
+        streamed cogvideox-5b 49,480,720 2
+        bench allegro 40,368,640 4 "auto inputs" ""
+        bench mochi-1 37,480,848 2 "auto inputs" ""
+        bench hunyuan-video 61,320,512 2 "auto inputs" ""
+        bench cogvideox-5b 49,480,720 3 "auto all inputs" nf4
+        bench ltx-video-2b 49,512,768 8 "auto inputs" "nf4 q4_k"
+        bench wan-2.1-1.3b 81,480,832 3 "auto inputs" "nf4 int8 fp8-scaled q4_k"
+    else
+        streamed cogvideox-5b 5,32,32 1
+        bench allegro 8,32,32 1 auto ""
+        bench mochi-1 7,32,32 1 auto ""
+        bench hunyuan-video 5,32,32 1 auto ""
+        bench cogvideox-5b 5,32,32 1 "auto all inputs" nf4
+        bench ltx-video-2b 9,64,64 1 auto q4_k
+        bench wan-2.1-1.3b 5,32,32 1 auto int8
+    fi
 }
 
 visit() {
@@ -238,21 +318,18 @@ visit() {
         return
     fi
     # The first process pays for what the driver compiles; the others find it.
-    for name in norm residual activation rotary linear stored attention masked-attention deterministic convolution optimiser; do
+    for name in norm residual activation rotary linear sequence stored attention masked-attention deterministic convolution \
+        frame-norm frame-attention optimiser; do
         checked "ops: $name" 5 90 "$vtrain" gpu-check --device "$device" --group "$name"
     done
-    find_peer
     if [[ $size == full ]]; then
         rank=128 run_steps=400 tokens=17776x64,33000x128
-        bench cogvideox-5b 49,480,720 3 "auto all inputs" nf4
-        bench ltx-video-2b 49,512,768 8 "auto inputs" "nf4 q4_k"
-        bench wan-2.1-1.3b 81,480,832 3 "auto inputs" "nf4 int8 fp8-scaled q4_k"
     else
         rank=4 run_steps=12 tokens=70x64,50x128
-        bench cogvideox-5b 5,32,32 1 "auto all inputs" nf4
-        bench ltx-video-2b 9,64,64 1 auto q4_k
-        bench wan-2.1-1.3b 5,32,32 1 auto int8
     fi
+    [[ -z $tree ]] || composed_checkpoints
+    find_peer
+    training_steps
     if [[ -n $tree ]]; then
         tiny_checkpoints
     else

@@ -16,6 +16,7 @@ use crate::{data, diffusion, distributed, hub, lora, models, ops, optim, train};
 use crate::models::{Offload, Sharding};
 use crate::problems::Problems;
 use crate::run_dir::RunDir;
+use crate::sample::step_cache;
 use crate::train::segments::ActivationPolicy;
 
 mod chosen;
@@ -253,6 +254,12 @@ impl RunConfig {
         }
         if let Some(lora::Init::File(init)) = &mut self.lora.init {
             absolute(init);
+        }
+        for file in &mut self.lora.frozen {
+            absolute(&mut file.path);
+        }
+        if let step_cache::Config::MagCache { ratios, .. } = &mut self.validation.cache {
+            absolute(ratios);
         }
         for prompt in &mut self.validation.prompts {
             if let Some(image) = &mut prompt.image {

@@ -13,6 +13,7 @@ pub mod finite;
 pub mod hub;
 pub mod launch;
 pub mod magic;
+pub mod named_settings;
 pub mod paths;
 pub mod problems;
 pub mod process;

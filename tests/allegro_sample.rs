@@ -70,12 +70,14 @@ fn request(num_frames: usize, guidance: f64) -> Request {
         width: 48,
         steps: 4,
         guidance: Guidance::classifier_free(guidance),
-        sigmas: None,
+        step_list: None,
+        scheduler: None,
         dynamic_guidance: false,
         seed: 42,
         fps: 15.0,
         start: Start::Text,
         latents: None,
+        cache: Default::default(),
     }
 }
 

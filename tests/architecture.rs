@@ -16,6 +16,7 @@ const FLOORS: &[(&str, u8)] = &[
     ("distributed", 0),
     ("launch", 0),
     ("magic", 0),
+    ("named_settings", 0),
     ("paths", 0),
     ("problems", 0),
     ("process", 0),

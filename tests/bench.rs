@@ -4,6 +4,7 @@ use std::fs;
 use std::process::Command;
 
 use serde_json::{Value, json};
+use vtrain::ops::instructions::Instructions;
 
 /// A folder with nothing but a transformer's config.json, and a run file beside it.
 fn bare() -> tempfile::TempDir {
@@ -203,6 +204,8 @@ fn a_measurement_tells_by_which_kernels_attention_ran_and_what_was_kept() {
         let output = bench(&folder, &[&["--random-weights", "--json"], more].concat());
         let told: Value = serde_json::from_slice(&output.stdout).unwrap();
         assert_eq!(told["attention"], serde_json::json!(["cpu"]));
+        let instructions = serde_json::to_value(Instructions::detect()).unwrap();
+        assert_eq!(told["instructions"], instructions);
         assert_eq!(
             (told["activation_policy"].as_str(), told["device"].as_str()),
             (Some(keep), Some("cpu"))
@@ -212,4 +215,6 @@ fn a_measurement_tells_by_which_kernels_attention_ran_and_what_was_kept() {
     let table = bench(&folder, &["--random-weights"]);
     let table = String::from_utf8_lossy(&table.stdout);
     assert!(table.contains("attention  cpu\n"), "{table}");
+    let by = format!("kernels    {}\n", Instructions::detect());
+    assert!(table.contains(&by), "{table}");
 }

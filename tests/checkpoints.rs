@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use candle_core::{Device, Tensor};
 use serde_json::json;
 use vtrain::data::cache::SampleListing;
+use vtrain::ops::instructions::Instructions;
 use vtrain::optim::adamw::Name;
 use vtrain::run_dir::RunDir;
 use vtrain::train::checkpoint::{Checkpoints, Config, Loaded, Snapshot, State};
@@ -65,6 +66,7 @@ fn sized(step: u64, n: usize) -> Snapshot {
             ]),
             samples: vec![listed("a.mp4", "0a", "1a"), listed("b.mp4", "0b", "1b")],
             chosen: ChosenSettings::default(),
+            instructions: Some(Instructions::detect()),
         },
     }
 }
@@ -512,4 +514,25 @@ fn a_checkpoint_from_before_samples_were_listed_is_read() {
     json["format"] = json!(3);
     fs::write(&state, serde_json::to_vec(&json).unwrap()).unwrap();
     assert!(format!("{:#}", Loaded::read(&path).unwrap_err()).contains("format 3"));
+}
+
+#[test]
+fn a_run_that_goes_on_upon_another_kind_of_processor_is_told() {
+    let then = snapshot(10).state;
+    let with = |instructions| State {
+        instructions,
+        ..then.clone()
+    };
+    let other = Instructions {
+        f32: "abacus".into(),
+        bf16: "fingers".into(),
+    };
+    assert_eq!(then.other_instructions(&then), None);
+    assert_eq!(then.other_instructions(&with(None)), None); // a GPU
+    assert_eq!(with(None).other_instructions(&then), None); // an earlier version
+    let told = then.other_instructions(&with(Some(other))).unwrap();
+    assert!(
+        told.contains("this one computes f32 by abacus, bf16 by fingers"),
+        "{told}"
+    );
 }

@@ -36,12 +36,14 @@ fn request(num_frames: usize) -> Request {
         width: 48,
         steps: 4,
         guidance: Guidance::classifier_free(6.0),
-        sigmas: None,
+        step_list: None,
+        scheduler: None,
         dynamic_guidance: false,
         seed: 42,
         fps: 8.0,
         start: Start::Text,
         latents: None,
+        cache: Default::default(),
     }
 }
 

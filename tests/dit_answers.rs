@@ -11,7 +11,7 @@ use vtrain::nn::adapter::Adapt;
 use vtrain::nn::adapter::LayerId;
 use vtrain::nn::adapter::LoraLayer;
 use vtrain::train::offload::OffloadTo;
-use vtrain::train::segments::{ActivationPolicy, SavedActivations, forward_backward};
+use vtrain::train::segments::{ActivationPolicy, FreeMemory, SavedActivations, forward_backward};
 
 /// Scale of the fixtures' adapters: alpha 6, rank 3.
 const SCALE: f64 = 2.0;
@@ -75,7 +75,7 @@ impl Answers {
             ActivationPolicy::InputsAndAttention,
             ActivationPolicy::Offloaded,
         ];
-        let in_memory = policies.map(|policy| policy.saved_activations(None));
+        let in_memory = policies.map(|policy| policy.saved_activations(FreeMemory::Unknown));
         let in_file = SavedActivations::Offloaded(OffloadTo::FileIn(folder.path().into()));
         let mut bits: Option<Vec<Vec<f32>>> = None;
         for keep in in_memory.into_iter().chain([in_file]) {

@@ -353,6 +353,7 @@ fn each_setting_of_adapters_is_in_the_header_of_their_file() {
         dropout: _,
         target_modules: _,
         init: _,
+        frozen: _,
     } = &base;
     let header = |change: fn(&mut lora::Config)| -> String {
         let mut config = base.clone();

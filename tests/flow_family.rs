@@ -81,14 +81,22 @@ impl Made {
     }
 }
 
-/// Embeds a prompt as its length; the last token is padding.
+/// Embeds a prompt as its length; of its tokens all but one are padding, or the last one, if it is longer than "red".
 struct Prompts;
+
+/// Tokens of a prompt that are no padding.
+fn own_tokens(length: f32) -> usize {
+    if length > 3.0 { 2 } else { 1 }
+}
 
 impl TextEncoder for Prompts {
     fn embed(&self, prompt: &str, _picture: Option<&Tensor>) -> anyhow::Result<TextEmbeds> {
         Ok(TextEmbeds {
             hidden: Tensor::full(prompt.len() as f32, (1, TOKENS, WIDTH), &Device::Cpu)?,
-            mask: Some(Tensor::new(&[[1f32, 1.0, 0.0]], &Device::Cpu)?),
+            mask: Some(match own_tokens(prompt.len() as f32) {
+                1 => Tensor::new(&[[1f32, 0.0, 0.0]], &Device::Cpu)?,
+                _ => Tensor::new(&[[1f32, 1.0, 0.0]], &Device::Cpu)?,
+            }),
             pooled: None,
         })
     }
@@ -354,13 +362,19 @@ fn a_share_of_captions_gives_way_to_the_empty_one() {
         rng.rand(2);
         randn(&mut rng, &[2, CHANNELS, 3, 2, 1]);
         let hidden = got.input.text.hidden.to_dtype(DType::F32).unwrap();
-        for (place, u) in rng.rand(2).into_iter().enumerate() {
-            let drops = f64::from(u) < share;
-            let length = if drops { 0.0 } else { lengths[got.batch.samples[place]] };
+        let drops: Vec<bool> = rng.rand(2).into_iter().map(|u| f64::from(u) < share).collect();
+        let said = |place: usize| match drops[place] {
+            true => 0.0,
+            false => lengths[got.batch.samples[place]],
+        };
+        let longest = own_tokens(said(0)).max(own_tokens(said(1)));
+        assert_eq!(hidden.dims(), [2, longest, WIDTH], "padding that both have is cut off");
+        for (place, drops) in drops.iter().copied().enumerate() {
+            let length = said(place);
             let own = values(&hidden.narrow(0, place, 1).unwrap());
             assert_eq!(
                 own,
-                [length; TOKENS * WIDTH],
+                vec![length; longest * WIDTH],
                 "share {share}, seed {seed}, place {place}"
             );
             if share == 0.5 {
@@ -382,11 +396,14 @@ fn masks_and_frame_rates_of_the_clips_reach_the_network() {
     let (text, order) = (&got.input.text, &got.batch.samples);
     assert_eq!(
         (text.hidden.dims(), text.hidden.dtype()),
-        (&[2, TOKENS, WIDTH][..], DType::BF16)
+        (&[2, 2, WIDTH][..], DType::BF16),
+        "the third token is padding in both captions"
     );
     let mask = text.mask.as_ref().unwrap();
-    assert_eq!((mask.dims(), mask.dtype()), (&[2, TOKENS][..], DType::F32));
-    assert_eq!(values(mask), [1.0, 1.0, 0.0, 1.0, 1.0, 0.0]);
+    assert_eq!((mask.dims(), mask.dtype()), (&[2, 2][..], DType::F32));
+    let of_clip = [[1.0, 0.0], [1.0, 1.0]]; // "red", "a blue ball"
+    let expected: Vec<f32> = order.iter().flat_map(|sample| of_clip[*sample]).collect();
+    assert_eq!(values(mask), expected);
     let rates: Vec<f64> = order.iter().map(|sample| 12.0 * (*sample + 1) as f64).collect();
     assert_eq!(got.input.scalars.get(Scalar::FrameRate), Some(&rates[..]));
     // No first frame is given: one timestep per clip, and equal weights.
@@ -428,12 +445,14 @@ fn sampling_holds_the_first_frame_and_steps_the_others() {
         width: 8,
         steps: 3,
         guidance: Guidance::classifier_free(3.0),
-        sigmas: None,
+        step_list: None,
+        scheduler: None,
         dynamic_guidance: false,
         seed: SEED,
         fps: 25.0,
         start: Start::Image(image.clone()),
         latents: None,
+        cache: Default::default(),
     };
     let sampled = sample(&family, &load(), request, &|_, _| Ok(())).unwrap();
     let seen = family.seen.lock().unwrap().clone();
@@ -468,10 +487,9 @@ fn sampling_holds_the_first_frame_and_steps_the_others() {
         let frames = [0.0, *timestep as f32, *timestep as f32];
         assert_eq!(values(&input.timestep), frames.repeat(2));
         assert_eq!(input.timestep.dims(), [2, 3]);
-        assert_eq!(
-            values(input.text.mask.as_ref().unwrap()),
-            [1.0, 1.0, 0.0, 1.0, 1.0, 0.0]
-        );
+        let mask = input.text.mask.as_ref().unwrap();
+        assert_eq!(mask.dims(), [2, 2], "the third token is padding in both prompts");
+        assert_eq!(values(mask), [1.0, 0.0, 1.0, 1.0]);
         assert_eq!(input.scalars.get(Scalar::FrameRate), Some(&[25.0, 25.0][..]));
         close(&input.latents.narrow(2, 0, 1).unwrap().narrow(0, 1, 1).unwrap(), &clean);
     }
@@ -490,15 +508,26 @@ fn guidance_is_the_same_in_one_batch_and_one_prompt_after_the_other() {
             width,
             steps: 1,
             guidance: Guidance::classifier_free(3.0),
-            sigmas: None,
+            step_list: None,
+            scheduler: None,
             dynamic_guidance: false,
             seed: SEED,
             fps: 25.0,
             start: Start::Text,
             latents: None,
+            cache: Default::default(),
         };
         let sampled = sample(&family, &load(), request, &|_, _| Ok(())).unwrap();
-        assert_eq!(family.seen.lock().unwrap().len(), passes, "{width}");
+        let seen = family.seen.lock().unwrap();
+        assert_eq!(seen.len(), passes, "{width}");
+        let shapes = seen
+            .iter()
+            .map(|input| (input.text.hidden.dims().to_vec(), input.text.mask.is_some()));
+        let expected = match passes {
+            1 => vec![(vec![2, 2, WIDTH], true)],
+            _ => vec![(vec![1, 1, WIDTH], false), (vec![1, 2, WIDTH], false)], // alone, neither has padding
+        };
+        assert_eq!(shapes.collect::<Vec<_>>(), expected, "{width}");
         let noise = randn(&mut Rng::new(SEED), &[1, CHANNELS, 1, 1024, width / 8]);
         let said = 0.01 * (3.0 + 3.0 * (11.0 - 3.0)); // lengths of the prompts
         let scheduler = (&family as &dyn Family).scheduler().unwrap();
@@ -522,12 +551,14 @@ fn latents_of_another_order_are_refused_in_the_order_of_the_family() {
         width: 8,
         steps: 1,
         guidance: Guidance::classifier_free(1.0),
-        sigmas: None,
+        step_list: None,
+        scheduler: None,
         dynamic_guidance: false,
         seed: SEED,
         fps: 25.0,
         start: Start::Text,
         latents: Some(Tensor::zeros((1, 3, CHANNELS, 2, 1), DType::F32, &Device::Cpu).unwrap()),
+        cache: Default::default(),
     };
     let said = sample(&family, &load(), request, &|_, _| Ok(()))
         .unwrap_err()

@@ -9,7 +9,7 @@ use vtrain::diffusers_config::Config as _;
 use vtrain::models::denoiser::{Denoiser, Input, Scalar, Scalars, TextEmbeds};
 use vtrain::models::hunyuan_video::dit::{Config, Dit};
 use vtrain::nn::Load;
-use vtrain::train::segments::{ActivationPolicy, forward_backward};
+use vtrain::train::segments::{ActivationPolicy, FreeMemory, forward_backward};
 
 const KINDS: [(&str, bool); 3] = [("t2v", true), ("i2v-concat", false), ("i2v-replace", true)];
 const CASES: [(&str, f64); 3] = [("pair", 6.0), ("one", 1.0), ("image", 3.5)];
@@ -141,7 +141,7 @@ fn gradients_are_the_same_bits_whatever_is_kept_between_the_passes() {
         input.latents = latents.as_tensor().clone();
         let loss = |prediction: &Tensor| prediction.sqr()?.mean_all();
         let gradient = |policy: ActivationPolicy| {
-            let saved = policy.saved_activations(None);
+            let saved = policy.saved_activations(FreeMemory::Unknown);
             let passed = forward_backward(&dit, &input, &loss, std::slice::from_ref(&latents), saved).unwrap();
             let gradient = passed.gradients.into_iter().next().unwrap().unwrap();
             gradient.flatten_all().unwrap().to_vec1::<f32>().unwrap()

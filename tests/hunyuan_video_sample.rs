@@ -9,6 +9,7 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Tensor};
 use tempfile::TempDir;
 use vtrain::diffusion::guidance::{Guidance, GuidanceMode};
+use vtrain::diffusion::schedulers::StepList;
 use vtrain::lora::adapters::Adapters;
 use vtrain::lora::file;
 use vtrain::models::{self, Family, FamilyName};
@@ -61,11 +62,7 @@ fn load() -> Load {
 }
 
 fn guidance(mode: GuidanceMode, scale: f64, true_cfg_scale: f64) -> Guidance {
-    Guidance {
-        mode,
-        scale,
-        true_cfg_scale,
-    }
+    Guidance::of(mode, scale, true_cfg_scale)
 }
 
 fn request(num_frames: usize) -> Request {
@@ -76,13 +73,15 @@ fn request(num_frames: usize) -> Request {
         height: 32,
         width: 48,
         steps: 3,
-        sigmas: None,
+        step_list: None,
+        scheduler: None,
         guidance: guidance(GuidanceMode::Embedded, 6.0, 1.0),
         dynamic_guidance: false,
         seed: 42,
         fps: 24.0,
         start: Start::Text,
         latents: None,
+        cache: Default::default(),
     }
 }
 
@@ -192,7 +191,7 @@ fn a_prompt_that_is_too_long_loses_its_end_like_in_diffusers() {
 #[test]
 fn given_sigmas_space_the_steps_of_a_distilled_model() {
     let given = Request {
-        sigmas: Some(vec![1.0, 0.6, 0.3]),
+        step_list: Some(StepList::Sigmas(vec![1.0, 0.6, 0.3])),
         steps: 50,
         ..request(5)
     };

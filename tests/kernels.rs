@@ -22,6 +22,7 @@ mod planted; // faults that the checks must find
 mod residual; // gated residuals by parts
 mod rotary; // pairs that turn
 mod rows; // shapes of samples by parts
+mod swiglu; // gated products
 mod update; // AdamW and sums of squares
 
 use std::collections::BTreeSet;
@@ -68,15 +69,17 @@ checks! {
     modulated_silu_is_that_of_f64: modulate::modulated, ["modulated_silu"];
     sums_are_those_of_f64: add::forward, ["add"];
     a_bias_is_added: linear::bias, ["linear_bias"];
-    norms_are_those_of_f64: norm::forward, ["norm_forward"];
-    gradients_of_normed_rows_are_those_of_f64: norm::back, ["norm_back"];
+    norms_are_those_of_f64: norm::forward, ["norm_forward", "norm_narrow_forward"];
+    gradients_of_normed_rows_are_those_of_f64: norm::back, ["norm_back", "norm_narrow_back"];
     gradients_of_gains_and_offsets_are_those_of_f64: norm::tables, ["norm_moments", "norm_tables"];
     gated_residuals_are_those_of_f64: residual::forward, ["residual_forward"];
     gradients_of_gated_updates_are_those_of_f64: residual::back, ["residual_back"];
     gradients_of_gates_are_those_of_f64: residual::gate, ["residual_gate"];
-    pairs_turn_as_in_f64: rotary::turn, ["rotary"];
+    pairs_turn_as_in_f64: rotary::turn, ["rotary", "rotary_wide"];
     adamw_moves_all_tensors_at_once: update::adamw, ["adamw"];
     adamw_of_8_bits_moves_all_tensors_at_once: update::adamw8bit, ["adamw8bit"];
+    gated_products_are_those_of_f64: swiglu::forward, ["swiglu"];
+    gradients_of_gated_products_are_those_of_f64: swiglu::back, ["swiglu"];
     squares_are_summed_piece_by_piece: update::square_sums, ["square_sums"];
 }
 

@@ -53,12 +53,14 @@ fn request(num_frames: usize) -> Request {
         width: 96,
         steps: 4,
         guidance: Guidance::classifier_free(3.0),
-        sigmas: None,
+        step_list: None,
+        scheduler: None,
         dynamic_guidance: false,
         seed: 42,
         fps: 25.0,
         start: Start::Text,
         latents: None,
+        cache: Default::default(),
     }
 }
 

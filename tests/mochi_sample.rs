@@ -9,6 +9,7 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Tensor};
 use tempfile::TempDir;
 use vtrain::diffusion::guidance::Guidance;
+use vtrain::diffusion::schedulers::StepList;
 use vtrain::lora::adapters::Adapters;
 use vtrain::lora::file;
 use vtrain::models::{self, Family, FamilyName};
@@ -65,13 +66,15 @@ fn request() -> Request {
         height: 32,
         width: 48,
         steps: 4,
-        sigmas: None,
+        step_list: None,
+        scheduler: None,
         guidance: Guidance::classifier_free(4.5),
         dynamic_guidance: false,
         seed: 42,
         fps: 30.0,
         start: Start::Text,
         latents: None,
+        cache: Default::default(),
     }
 }
 
@@ -199,7 +202,7 @@ fn captions_are_encoded_again_if_an_empty_prompt_is_something_else() {
 #[test]
 fn given_sigmas_take_the_place_of_the_pipelines_own() {
     let given = Request {
-        sigmas: Some(vec![1.0, 0.6, 0.3]),
+        step_list: Some(StepList::Sigmas(vec![1.0, 0.6, 0.3])),
         steps: 50,
         ..request()
     };

@@ -4,16 +4,20 @@
 mod activation; // GELU and SiLU
 mod add; // residuals without a gate
 mod attention;
+mod attention_bf16; // by blocks
+mod bf16; // products by instructions made for them
 mod chain; // gradients that go on from others
 mod dropout; // which numbers are kept
 mod elementwise; // what norms, activations, turns and residuals are held to
 mod join; // joint tensors and their parts
 mod linear;
+mod linear_bf16; // the same in bf16, against PyTorch in bf16
 mod modulate; // what precedes an autoencoder's convolution
 mod norm; // layer and RMS norm by parts
 mod profile; // where the time goes
 mod residual; // gated residuals by parts
 mod rotary; // pairs that turn
+mod softmax; // weights of attention by all kinds of vectors
 mod stored; // matrices that are decoded where they are multiplied
 mod swiglu; // gated products
 mod tape; // the way back through a stretch

@@ -3,6 +3,7 @@
 //! What is measured runs in a process of its own, because it counts the allocations of all threads.
 
 mod auto;
+mod findings;
 
 use std::path::Path;
 use std::process::Command;
@@ -13,11 +14,13 @@ use serde_json::json;
 use vtrain::config::RunConfig;
 use vtrain::data::Bucket;
 use vtrain::diffusion::objective;
+use vtrain::distributed::{AllGather, Pending, RankInfo};
 use vtrain::lora::trainable::Trainable;
 use vtrain::models::footprint::Footprint;
 use vtrain::models::registry;
 use vtrain::models::synthetic::SyntheticRequest;
 use vtrain::models::text_embeds::TextShape;
+use vtrain::nn::residency::Residency;
 use vtrain::nn::storage::quantize::Quantization;
 use vtrain::nn::{Load, WeightFolder, Weights};
 use vtrain::ops::tape::no_grad;
@@ -46,9 +49,11 @@ struct Case {
     bucket: Bucket,
     count: usize,
     forward: bool,
+    /// Processes that share the blocks.
+    ranks: usize,
 }
 
-/// Six families, four forms, four policies, batches and buckets, training and sampling: 76 cases.
+/// Six families, four forms, four policies, batches and buckets, training and sampling, and blocks that several ranks share: 85 cases.
 fn cases() -> Vec<Case> {
     let mut all = Vec::new();
     for family in ["cogvideox", "ltx_video", "wan", "hunyuan_video", "mochi", "allegro"] {
@@ -62,20 +67,35 @@ fn cases() -> Vec<Case> {
             };
             Bucket::from([frames, rows * side, 2 * columns * side])
         };
+        let case = |sets: &[&str], bucket, ranks| Case {
+            family,
+            sets: sets.iter().map(ToString::to_string).collect(),
+            bucket,
+            count: 1,
+            forward: false,
+            ranks,
+        };
+        if ["cogvideox", "wan", "hunyuan_video"].contains(&family) {
+            let full = ["model.sharding=full", "train.activation_policy=inputs"];
+            all.push(case(&full, bucket(9, 4, 6), 2));
+            all.push(case(&[&full[..], &["model.dtype=bf16"]].concat(), bucket(9, 4, 6), 4));
+            all.push(case(
+                &[&full[..], &["model.quantization=nf4"]].concat(),
+                bucket(9, 4, 6),
+                4,
+            ));
+        }
         let mut place = 0;
         let mut push = |sets: &[&str], bucket, count, forward| {
-            let sets = sets.iter().map(ToString::to_string).collect();
             place += 1;
             // Of Mochi and Allegro, whose blocks are like HunyuanVideo's and LTX-Video's, every second one.
             if ["mochi", "allegro"].contains(&family) && place % 2 == 0 {
                 return;
             }
             all.push(Case {
-                family,
-                sets,
-                bucket,
                 count,
                 forward,
+                ..case(sets, bucket, 1)
             });
         };
         let inputs = "train.activation_policy=inputs";
@@ -158,9 +178,12 @@ fn folder(case: &Case) -> (tempfile::TempDir, RunConfig) {
     // Enough for their inputs to count, where these are not in memory.
     let blocks = match case.sets.iter().any(|set| set.ends_with("=offloaded")) {
         true => 20,
+        false if case.ranks > 1 => 10,
         false => 5,
     };
-    let sizes = json!({"num_attention_heads": 4, "attention_head_dim": 16, "num_layers": blocks});
+    // Enough for their weights to count, where these are shared.
+    let heads = if case.ranks > 1 { 8 } else { 4 };
+    let sizes = json!({"num_attention_heads": heads, "attention_head_dim": 16, "num_layers": blocks});
     for (key, value) in [sizes, changes].iter().flat_map(|all| all.as_object().unwrap()) {
         config[key] = value.clone();
     }
@@ -201,8 +224,8 @@ fn planned(case: &Case) -> u64 {
         place: Place::Host {
             threads: rayon::current_num_threads(),
         },
-        ranks: 1,
-        recorded: Default::default(),
+        ranks: case.ranks,
+        findings: Default::default(),
     };
     let clips = Clips {
         bucket: case.bucket,
@@ -213,6 +236,30 @@ fn planned(case: &Case) -> u64 {
         return pass.weight_bytes + pass.input_bytes + pass.level.peak as u64;
     }
     training(&run, &transformer, clips, None).unwrap().memory.peak_bytes
+}
+
+/// The first of so many ranks, which gathers its own part in place of the others'.
+struct FirstRank(usize);
+
+struct Gathered(Tensor);
+
+impl AllGather for FirstRank {
+    fn place(&self) -> RankInfo {
+        RankInfo {
+            world_size: self.0,
+            ..RankInfo::ALONE
+        }
+    }
+
+    fn begin(&self, part: &Tensor) -> anyhow::Result<Box<dyn Pending>> {
+        Ok(Box::new(Gathered(Tensor::cat(&vec![part; self.0], 0)?)))
+    }
+}
+
+impl Pending for Gathered {
+    fn end(self: Box<Self>) -> anyhow::Result<Tensor> {
+        Ok(self.0)
+    }
 }
 
 /// Trains a step, or predicts, as a run does, and returns the peak of all that the process allocates for it.
@@ -227,18 +274,19 @@ fn measured(case: &Case) -> u64 {
     if !case.forward {
         load = load.with_adapters(trainable.clone());
     }
+    if case.ranks > 1 {
+        load = load.with_residency(Residency::Sharded(Arc::new(FirstRank(case.ranks))));
+    }
     let form: Option<Quantization> = run.model.quantization.form();
+    let weights_of_model = Weights::random(&load).quantized(form, &family.dense_modules.of(form));
+    let spec = (family.synthetic)(&weights.part("transformer")).unwrap();
     let request = SyntheticRequest {
-        weights: Weights::random(&load).quantized(form, &family.dense_modules.of(form)),
-        bucket: case.bucket,
+        grid: spec.grid(case.bucket, &footprint(case)).unwrap(),
         batch: case.count,
-        footprint: footprint(case),
         frame_rate: family.frame_rate,
-        patches: None,
         text_tokens: Some(TEXT),
-        fewer: None,
     };
-    let batch = (family.synthetic)(&weights.part("transformer"), request).unwrap();
+    let batch = spec.transformer(weights_of_model).unwrap().batch(&request).unwrap();
     if case.forward {
         allocations::take_peak();
         no_grad(|| batch.denoiser.forward(&batch.input)).unwrap();
@@ -251,6 +299,10 @@ fn measured(case: &Case) -> u64 {
     allocations::take_peak();
     let loss = |prediction: &Tensor| objective::loss(prediction, &batch.target, None);
     let saved = run.train.saved_activations(&Device::Cpu, &run.output_dir);
+    let saved = match load.residency.lends_in_turn() {
+        true => saved.without_blocks(),
+        false => saved,
+    };
     let passed = forward_backward(&*batch.denoiser, &batch.input, &loss, &vars, saved).unwrap();
     let gradients: Vec<Tensor> = passed.gradients.into_iter().map(Option::unwrap).collect();
     clip::global_norm(&gradients).unwrap();
@@ -301,9 +353,10 @@ fn compare_with_plans(cases: &[Case]) {
             bucket,
             count,
             forward,
+            ranks,
         } = case;
         let line = format!(
-            "{family} {sets:?} {count} x {bucket} forward {forward}: {plan} planned, {peak} measured, {:.3}",
+            "{family} {sets:?} {count} x {bucket} forward {forward} ranks {ranks}: {plan} planned, {peak} measured, {:.3}",
             plan / peak
         );
         println!("{line}");
@@ -400,6 +453,19 @@ fn the_longest_bucket_counts_and_a_calibration_gives_times() {
     let timed = plan("[[17,64,96]]", &[]);
     let [step, all] = ["step_seconds", "total_seconds"].map(|key| timed["time"][key].as_f64().unwrap());
     assert!(step > 0.0 && (all / step - 10.0).abs() < 1e-6, "{timed}");
+}
+
+/// Layers work on blocks of 2,048 rows, which a recorded pass must not take for another computation.
+#[test]
+fn memory_of_activations_grows_with_the_frames_of_very_long_clips() {
+    let run = Run::new("train: {activation_policy: inputs}");
+    let bytes = |frames: usize| {
+        let bucket = format!("datasets.0.buckets=[[{frames},64,96]]");
+        let plan = run.plan(&["--configs-only", "--no-calibration", "--set", &bucket]);
+        plan["training"]["activation_bytes"].as_f64().unwrap()
+    };
+    let [short, long] = [bytes(4001), bytes(8001)];
+    assert!((1.9..2.0).contains(&(long / short)), "{short} {long}");
 }
 
 #[test]

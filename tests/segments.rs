@@ -3,8 +3,9 @@
 use candle_core::{Device, Result, Tensor, Var};
 use std::sync::Arc;
 use vtrain::models::denoiser::{Denoiser, Input, State, StaticContext};
-use vtrain::train::offload::OffloadTo;
-use vtrain::train::segments::{ActivationBudget, SavedActivations, forward_backward};
+use vtrain::ops::activation::silu;
+use vtrain::train::offload::{HostMemory, OffloadTo};
+use vtrain::train::segments::{ActivationBudget, ActivationPolicy, FreeMemory, SavedActivations, forward_backward};
 
 /// Two streams that read each other: x += tanh(c) w_i, c += tanh(x) w_i.
 struct TwoStreams(Vec<Var>);
@@ -77,8 +78,9 @@ fn blocks_that_change_the_text_as_well_learn_the_same_segment_by_segment() {
         SavedActivations::Within(ActivationBudget {
             attention: usize::MAX,
             blocks: usize::MAX,
+            spare_blocks: 0,
         }),
-        SavedActivations::Offloaded(OffloadTo::HostMemory),
+        SavedActivations::Offloaded(OffloadTo::HostMemory(HostMemory::default())),
         SavedActivations::Offloaded(OffloadTo::FileIn(folder.path().into())),
     ] {
         for (ours, theirs) in gradients(saved.clone()).iter().zip(theirs) {
@@ -88,4 +90,75 @@ fn blocks_that_change_the_text_as_well_learn_the_same_segment_by_segment() {
             );
         }
     }
+}
+
+/// One stream: x = silu(x w_i).
+struct OneStream(Vec<Var>);
+
+impl Denoiser for OneStream {
+    fn embed(&self, input: &Input) -> Result<State> {
+        TwoStreams(Vec::new()).embed(input)
+    }
+
+    fn num_blocks(&self) -> usize {
+        self.0.len()
+    }
+
+    fn block(&self, index: usize, state: &State) -> Result<State> {
+        Ok(State {
+            hidden: silu(&state.hidden.broadcast_mul(&self.0[index])?)?,
+            ..state.clone()
+        })
+    }
+
+    fn head(&self, state: &State) -> Result<Tensor> {
+        Ok(state.hidden.clone())
+    }
+}
+
+#[test]
+fn blocks_are_kept_whole_as_long_as_there_is_room_for_some_more() {
+    let vars: Vec<Var> = (0..7).map(|_| Var::new(0.5f32, &Device::Cpu).unwrap()).collect();
+    let network = OneStream(vars.clone());
+    let ones = || Tensor::ones((1, 2, 2), candle_core::DType::F32, &Device::Cpu).unwrap();
+    let input = Input::new(ones(), Tensor::new(&[0f32], &Device::Cpu).unwrap(), ones());
+    let loss = |prediction: &Tensor| prediction.sqr()?.sum_all();
+    let kept = |blocks, spare_blocks| {
+        let budget = ActivationBudget {
+            attention: 0,
+            blocks,
+            spare_blocks,
+        };
+        let saved = SavedActivations::Within(budget);
+        forward_backward(&network, &input, &loss, &vars, saved)
+            .unwrap()
+            .kept_bytes
+    };
+    let inputs = kept(0, 0);
+    // The last block is kept whole in any case.
+    let block = (kept(usize::MAX, 0) - inputs) / 6;
+    assert!(block > 0);
+    for (room, spare, whole) in [(4, 0, 4), (4, 2, 2), (3, 2, 1), (2, 2, 0), (8, 2, 6), (7, 2, 5)] {
+        assert_eq!(kept(room * block, spare) - inputs, whole * block, "{room} {spare}");
+    }
+}
+
+#[test]
+fn a_gpu_keeps_activations_in_most_of_its_free_memory_and_the_cpu_in_little() {
+    let room = |free| match ActivationPolicy::Auto.saved_activations(free) {
+        SavedActivations::Within(budget) => budget,
+        other => panic!("{other:?}"),
+    };
+    const FREE: u64 = 64 << 30;
+    let gpu = room(FreeMemory::Gpu(FREE));
+    assert_eq!((gpu.blocks, gpu.attention, gpu.spare_blocks), (40 << 30, 8 << 30, 2));
+    let main = room(FreeMemory::Main(FREE));
+    assert_eq!(
+        (main.blocks, main.attention, main.spare_blocks),
+        (512 << 20, 8 << 30, 0)
+    );
+    let unknown = room(FreeMemory::Unknown);
+    assert_eq!((unknown.blocks, unknown.attention), (0, usize::MAX));
+    assert_eq!(FreeMemory::of(&Device::Cpu, Some(FREE)), FreeMemory::Main(FREE));
+    assert_eq!(FreeMemory::of(&Device::Cpu, None), FreeMemory::Unknown);
 }

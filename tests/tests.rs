@@ -32,6 +32,7 @@ mod flow_objective; // what flow matching trains on, against torch
 mod flow_schedulers; // sigmas, steps and noise of flow matching, against diffusers
 mod fuzz; // mutated input of every kind
 mod gpu_check; // the visit to a machine with a GPU, rehearsed without one
+mod guidance_rules; // joins of the predictions, and steps without, against diffusers
 mod hub; // checkpoints of the Hugging Face Hub
 mod hunyuan_video_dit; // its transformer, of all three kinds, against diffusers
 mod hunyuan_video_sample; // same
@@ -65,6 +66,8 @@ mod schedulers; // timesteps, steps and noise, against diffusers
 mod segments; // gradients of a network whose blocks change text and clip
 mod settings; // every key and every flag arrives where it is used
 mod shards; // frozen weights shared out over ranks
+mod step_cache; // steps that reuse what others computed, against diffusers
+mod step_lists; // steps and schedulers that a request chooses, against diffusers
 mod storage; // matrices in few bits, against the programs that wrote them
 mod text; // captions as ids and embeddings
 mod thresholds; // sizes at which code takes another way

@@ -53,12 +53,7 @@ fn a_matrix_in_bf16_is_the_same_in_one_strip_and_in_several() {
         let (x, factors) = (randn(2, &[3, 1024]), randn(3, &[3, rows]));
         let there_and_back = |weight: Tensor| {
             let x = Var::from_tensor(&x).unwrap();
-            let y = Frozen {
-                weight: weight.into(),
-                bias: None,
-            }
-            .forward(&x)
-            .unwrap();
+            let y = Frozen::new(weight, None).forward(&x).unwrap();
             let grads = (&y * &factors).unwrap().sum_all().unwrap().backward().unwrap();
             [values(&y), values(grads.get(&x).unwrap())]
         };

@@ -156,5 +156,6 @@ fn hunyuan_video_in_bf16_comes_near_f32() {
         [vae.encode(clip).unwrap().mean, vae.decode(latents).unwrap()]
     };
     let shapes: [&[usize]; 2] = [&[1, 3, 9, 32, 48], &[1, 5, 3, 4, 6]];
-    check("hunyuan_video/hunyuan-t2v", shapes, code, [3.1e-2, 8.3e-2]);
+    // 8.7e-2 where attention rounds its weights to bf16 as well, as tiles and GPUs do, and 8.3e-2 else.
+    check("hunyuan_video/hunyuan-t2v", shapes, code, [3.1e-2, 9.1e-2]);
 }

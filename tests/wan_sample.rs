@@ -58,12 +58,14 @@ fn request(num_frames: usize) -> Request {
         width: 48,
         steps: 4,
         guidance: Guidance::classifier_free(5.0),
-        sigmas: None,
+        step_list: None,
+        scheduler: None,
         dynamic_guidance: false,
         seed: 42,
         fps: 16.0,
         start: Start::Text,
         latents: None,
+        cache: Default::default(),
     }
 }
 

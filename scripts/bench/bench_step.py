@@ -5,8 +5,8 @@
     python scripts/bench/bench_step.py target/release/vtrain --family wan
 
 Random weights, made-up latents and text, LoRA of rank 64 on the attention projections, loss, backward pass, clipping, AdamW;
-f32, as many threads on both sides, each measurement in a process of its own. Prints medians and minima of the times, and the
-peak resident memory of the processes. With `--forward` a sampling step is measured: no adapters, no way back.
+f32 or bf16, as many threads on both sides, each measurement in a process of its own. Prints medians and minima of the times, and
+the peak resident memory of the processes. With `--forward` a sampling step is measured: no adapters, no way back.
 
 Needs scripts/setup/requirements.txt.
 """
@@ -233,20 +233,33 @@ def peer(args):
         if not args.keep:
             model.enable_gradient_checkpointing()
         model.train()
+    narrow = args.dtype == "bf16"
+    if narrow and args.whole:
+        model.to(torch.bfloat16)
+        call = {name: lowered(torch, value) for name, value in call.items()}
     seconds = []
     for _ in range(args.steps + 1):
         started = time.perf_counter()
+        autocast = torch.autocast("cpu", torch.bfloat16, enabled=narrow and not args.whole)
         if args.forward:
-            with torch.no_grad():
+            with torch.no_grad(), autocast:
                 model(**call)
         else:
-            (model(**call)[0] - target).pow(2).mean().backward()
+            with autocast:
+                output = model(**call)[0]
+            (output - target).pow(2).mean().backward()
             torch.nn.utils.clip_grad_norm_(learning, 1.0)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         seconds.append(time.perf_counter() - started)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     print(json.dumps(dict(step_seconds=seconds[1:], peak_memory_bytes=peak)))
+
+
+def lowered(torch, value):
+    """Numbers of a call in bf16."""
+    floats = isinstance(value, torch.Tensor) and value.is_floating_point()
+    return value.bfloat16() if floats else value
 
 
 def run_file(args, folder):
@@ -258,7 +271,7 @@ def run_file(args, folder):
     (transformer / "config.json").write_text(text)
     policy = "all" if args.keep else args.policy
     (folder / "run.yaml").write_text(
-        f"output_dir: out\ndevice: cpu\nmodel: {{path: model, dtype: f32}}\n"
+        f"output_dir: out\ndevice: cpu\nmodel: {{path: model, dtype: {args.dtype}}}\n"
         f"datasets: [{{path: none, buckets: [{list(args.bucket)}]}}]\nlora: {{rank: {args.rank}, alpha: {args.rank}}}\n"
         f"train: {{activation_policy: {policy}}}\n"
     )
@@ -275,6 +288,8 @@ def main():
     parser.add_argument("--text-width", type=int, default=512)
     parser.add_argument("--rank", type=int, default=64)
     parser.add_argument("--rotary", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--dtype", choices=("f32", "bf16"), default="f32")
+    parser.add_argument("--whole", action="store_true", help="bf16: PyTorch's model in it, rather than autocast")
     parser.add_argument("--keep", action="store_true", help="no gradient checkpointing")
     parser.add_argument("--policy", default="auto", help="train.activation_policy, with gradient checkpointing")
     parser.add_argument("--forward", action="store_true")

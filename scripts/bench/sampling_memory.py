@@ -3,30 +3,20 @@
     pip install -r scripts/setup/requirements.txt
     python scripts/bench/sampling_memory.py target/release/vtrain
 
-Prints the table of docs/hardware.md. Nothing is downloaded: files of the published sizes are made that have no numbers in
-them. The video is planned as a validation video of a run with adapters of rank 1, 121x512x768 in bf16. The figures of
+Prints the table of docs/hardware.md. Nothing is downloaded: hollow_checkpoints.py makes files of the published sizes without
+numbers. The video is planned as a validation video of a run with adapters of rank 1, 121x512x768 in bf16. The figures of
 diffusers are those of its article on video models (huggingface.co/blog/video_gen, an A100 of 80 GB).
 """
 
 import json
 import shutil
-import struct
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-import torch
-from diffusers import AutoencoderKLHunyuanVideo, FlowMatchEulerDiscreteScheduler, HunyuanVideoTransformer3DModel
-from transformers import CLIPTextConfig, CLIPTextModel, LlamaConfig, LlamaModel
+from hollow_checkpoints import checkpoint
 
-LLAMA = dict(
-    vocab_size=128320, hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32,
-    num_key_value_heads=8, rms_norm_eps=1e-5, rope_theta=500000.0, max_position_embeddings=8192,
-)  # fmt: skip
-CLIP = dict(
-    vocab_size=49408, hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12, projection_dim=768
-)
 CLIPS = Path(__file__).resolve().parent.parent.parent / "datasets/shapes/videos"
 MODEL, TILES = ["model.offload=model"], ["precompute.vae_tiling=true"]
 
@@ -55,36 +45,6 @@ ROWS = [
 ]
 
 
-def hollow(module, path):
-    """A safetensors file of the module's names and shapes in bf16, with a hole in place of numbers."""
-    header, offset = {}, 0
-    for name, tensor in module.state_dict().items():
-        size = 2 * tensor.numel()
-        header[name] = {"dtype": "BF16", "shape": list(tensor.shape), "data_offsets": [offset, offset + size]}
-        offset += size
-    text = json.dumps(header).encode()
-    with open(path, "wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        file.truncate(8 + len(text) + offset)
-
-
-def checkpoint(folder):
-    with torch.device("meta"):
-        parts = {
-            "transformer": HunyuanVideoTransformer3DModel(),
-            "vae": AutoencoderKLHunyuanVideo(),
-            "text_encoder": LlamaModel(LlamaConfig(**LLAMA)),
-            "text_encoder_2": CLIPTextModel(CLIPTextConfig(**CLIP)),
-        }
-    for name, module in parts.items():
-        (folder / name).mkdir(parents=True)
-        module.config.save_pretrained(folder / name) if name.startswith("text") else module.save_config(folder / name)
-        file = "model" if name.startswith("text") else "diffusion_pytorch_model"
-        hollow(module, folder / name / f"{file}.safetensors")
-    FlowMatchEulerDiscreteScheduler(shift=7.0).save_pretrained(folder / "scheduler")
-    (folder / "model_index.json").write_text('{"_class_name": "HunyuanVideoPipeline"}')
-
-
 def plan(vtrain, folder, sets):
     command = [vtrain, "plan", "--config", folder / "run.yaml", "--no-calibration", "--json", "--device-memory", "1000GB"]
     for value in sets:
@@ -99,7 +59,7 @@ def main():
     print("| technique | text | denoising and decoding | diffusers |\n| --- | --- | --- | --- |")
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
-        checkpoint(folder / "model")
+        checkpoint("HunyuanVideo", folder / "model")
         (folder / "clips").mkdir()
         shutil.copy(CLIPS / "ball_rolls.mp4", folder / "clips/a.mp4")
         (folder / "clips/a.txt").write_text("a")

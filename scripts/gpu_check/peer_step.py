@@ -70,8 +70,58 @@ def wan(model, bucket, random):
     }
 
 
+def hunyuan_video(model, bucket, random):
+    """Text and video attend to each other, in two streams and then in one. All of the text is valid."""
+    frames, height, width = (bucket[0] - 1) // 4 + 1, bucket[1] // 8, bucket[2] // 8
+    latents = random(1, model.config.in_channels, frames, height, width)
+    return latents, {
+        "hidden_states": latents,
+        "timestep": torch.tensor([float(TIMESTEP)], device=latents.device),
+        "encoder_hidden_states": random(1, 256, model.config.text_embed_dim),
+        "encoder_attention_mask": torch.ones(1, 256, device=latents.device),
+        "pooled_projections": random(1, model.config.pooled_projection_dim),
+        "guidance": torch.tensor([1000.0], device=latents.device),
+    }
+
+
+def mochi(model, bucket, random):
+    """Text and video attend to each other, the text in a stream of half the width. All of the text is valid."""
+    frames, height, width = (bucket[0] - 1) // 6 + 1, bucket[1] // 8, bucket[2] // 8
+    latents = random(1, model.config.in_channels, frames, height, width)
+    return latents, {
+        "hidden_states": latents,
+        "encoder_hidden_states": random(1, 256, model.config.text_embed_dim),
+        "timestep": torch.tensor([float(TIMESTEP)], device=latents.device),
+        "encoder_attention_mask": torch.ones(1, 256, dtype=torch.bool, device=latents.device),
+    }
+
+
+def allegro(model, bucket, random):
+    """Text by cross-attention, with a mask."""
+    from diffusers.models.embeddings import get_3d_rotary_pos_embed_allegro
+
+    frames, height, width = (bucket[0] - 1) // 4 + 1, bucket[1] // 8, bucket[2] // 8
+    latents = random(1, model.config.in_channels, frames, height, width)
+    grid = (height // 2, width // 2)
+    scales = [model.config[f"interpolation_scale_{axis}"] for axis in "thw"]
+    head = model.config.attention_head_dim
+    *tables, t, h, w = get_3d_rotary_pos_embed_allegro(head, ((0, 0), grid), grid, frames, scales)
+    places = torch.cartesian_prod(t.long(), h.long(), w.long()).reshape(-1, 3).T.reshape(3, 1, -1)
+    tables = [tuple(table.to(latents.device) for table in pair) for pair in tables]
+    return latents, {
+        "hidden_states": latents,
+        "timestep": torch.tensor([TIMESTEP], device=latents.device),
+        "encoder_hidden_states": random(1, 512, model.config.caption_channels),
+        "encoder_attention_mask": torch.ones(1, 512, device=latents.device),
+        "image_rotary_emb": (tuple(tables), tuple(places.to(latents.device))),
+    }
+
+
 FAMILIES = {
     "CogVideoXTransformer3DModel": cogvideox,
+    "HunyuanVideoTransformer3DModel": hunyuan_video,
+    "MochiTransformer3DModel": mochi,
+    "AllegroTransformer3DModel": allegro,
     "LTXVideoTransformer3DModel": ltx_video,
     "WanTransformer3DModel": wan,
 }

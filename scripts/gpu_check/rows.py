@@ -3,6 +3,10 @@
 
     rows.py ours NAME OURS.json COMMAND...           runs the command, whose output goes to OURS.json; one line, and where the
                                                      time goes; exit code 1 where attention was slow without need
+    rows.py bounded NAME OURS.json BESIDE.json TIMES GIB COMMAND...
+                                                     the same beside another step of ours: FAIL above so many times its
+                                                     time, above so much memory (- for no bound), and where blocks that
+                                                     should be streamed are not
     rows.py peer NAME PEER.json OURS.json COMMAND... the same for the peer: its line, and the ratios to ours
     rows.py machine                                  what there is: Python, PyTorch and its libraries
     rows.py model MODEL.json full|tiny               the settings of a model; one layer of it with two heads where it is tiny
@@ -62,7 +66,7 @@ def ours(name, path, *command):
     if code := run(command, path):
         return code
     measured = read(path)
-    slow = measured["device"] == "cuda" and measured["attention"] != ["cudnn"]
+    slow = measured["device"] == "cuda" and measured["attention_slow"]
     attention = ", ".join(measured["attention"]) or "none"
     flops = measured["model_flops_per_second"] / 1e12
     share = 100 * measured["model_flops_per_second"] / measured["matmul_flops_per_second"]
@@ -73,6 +77,24 @@ def ours(name, path, *command):
     profile(measured)
     print(f"json {json.dumps(dict(name=name, **measured))}")
     return int(slow)
+
+
+def bounded(name, path, beside, times, gib, *command):
+    if code := ours(name, path, *command):
+        return code
+    measured = read(path)
+    told = [f"{memory(measured)}{f' (bound {gib})' if gib != '-' else ''}"]
+    holds = gib == "-" or 0 < (measured.get("peak_memory_bytes") or 0) <= float(gib) * GIB
+    if Path(beside).exists():
+        ratio = measured["step_seconds_median"] / read(beside)["step_seconds_median"]
+        holds &= times == "-" or ratio <= float(times)
+        told.append(f"{ratio:.2f} of the time in memory{f' (bound {times})' if times != '-' else ''}")
+    if "model.offload=group" in command:
+        blocks = measured.get("block_bytes_peak")
+        holds &= bool(blocks)
+        told.append(f"blocks {blocks / GIB:.2f} GiB at most" if blocks else "no block was streamed")
+    print(f"{'ok  ' if holds else 'FAIL'} {name}: {', '.join(told)}")
+    return int(not holds)
 
 
 def peer(name, path, beside, *command):
@@ -113,11 +135,14 @@ def machine():
 # What a rehearsal makes smaller, as far as a model has it.
 TINY = {
     "num_layers": 1,
+    "num_single_layers": 1,
+    "num_refiner_layers": 1,
+    "pooled_projection_dim": 64,
+    "mlp_ratio": 1.0,
     "num_attention_heads": 2,
     "text_embed_dim": 64,
     "caption_channels": 64,
     "text_dim": 64,
-    "cross_attention_dim": 128,
     "ffn_dim": 256,
 }
 
@@ -126,12 +151,14 @@ def model(path, size):
     config = json.loads(Path(path).read_text())
     if size == "tiny":
         config |= {key: value for key, value in TINY.items() if key in config}
+        if "cross_attention_dim" in config:
+            config["cross_attention_dim"] = config["num_attention_heads"] * config["attention_head_dim"]
     print(json.dumps(config))
     return 0
 
 
 if __name__ == "__main__":
-    verbs = {"ours": ours, "peer": peer, "machine": machine, "model": model}
+    verbs = {"ours": ours, "bounded": bounded, "peer": peer, "machine": machine, "model": model}
     if len(sys.argv) < 2 or sys.argv[1] not in verbs:
         sys.exit(__doc__)
     sys.exit(verbs[sys.argv[1]](*sys.argv[2:]))

@@ -6,8 +6,12 @@ set -uo pipefail
 vtrain=$1 device=$2 checkpoint=$3 image=${4:-}
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-size=(--num-frames 9 --height 32 --width 48)
-[[ $checkpoint == *ltx* ]] && size=(--num-frames 9 --height 64 --width 96)
+case ${checkpoint##*/} in
+ltx*) size=(--num-frames 9 --height 64 --width 96) ;;
+mochi*) size=(--num-frames 7 --height 32 --width 48) ;;
+allegro*) size=(--num-frames 8 --height 32 --width 48) ;;
+*) size=(--num-frames 9 --height 32 --width 48) ;;
+esac
 
 sample() { # device, dtype, name
     "$vtrain" -q sample --model "$checkpoint" --prompt "a dog" --steps 4 --guidance-scale 1 --seed 1 "${size[@]}" \

@@ -76,6 +76,8 @@ has_source_of_ffmpeg() {
     [ "$code" != 3 ]
 }
 
+has_amx() { grep -qw amx_bf16 /proc/cpuinfo; }
+
 find_needs() {
     need python "VTRAIN_PYTHON names no Python with what scripts/setup/requirements.txt lists" \
         python_has torch diffusers transformers peft tensorboard huggingface_hub PIL
@@ -87,6 +89,7 @@ find_needs() {
     need glibc "this is no Linux with glibc" has_glibc
     need clips "VTRAIN_CLIPS and VTRAIN_CLIPS_EXPECTED name none" has_clips
     need time "VTRAIN_SLOW is not set: a quarter of an hour of training and sampling" has_time
+    need amx "the processor has no tiles for bf16" has_amx
     need git "git does not know this tree" is_in_git
     need memory "there are no 6 GiB of memory" has_6_gib
     export VTRAIN_MINIMAL_FFMPEG=${VTRAIN_MINIMAL_FFMPEG:-${CARGO_TARGET_DIR:-$PWD/target}/minimal-ffmpeg}

@@ -21,8 +21,9 @@ use crate::models::synthetic::SyntheticBatch;
 use crate::models::{self, registry};
 use crate::nn::Weights;
 use crate::nn::storage::quantize::{Quantization, QuantizationSetting};
-use crate::ops::attention::way::{self, Backend};
+use crate::ops::attention::way::{self, Backend, Ran};
 use crate::ops::clock::Timestamp;
+use crate::ops::instructions::Instructions;
 use crate::ops::profile::{Level, span};
 use crate::optim::adamw::AdamW;
 use crate::optim::clip;
@@ -91,6 +92,11 @@ struct Measured {
     activation_policy: ActivationPolicy,
     /// Implementations that attention ran on.
     attention: Vec<Backend>,
+    /// True where attention ran on slow kernels although cuDNN could have run it.
+    attention_slow: bool,
+    /// Instructions that products ran on, on the CPU.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    instructions: Option<Instructions>,
     threads: usize,
     params: usize,
     /// Bytes of the frozen weights.
@@ -211,7 +217,7 @@ fn measure(args: &Args, config: &RunConfig, bucket: Bucket, device: &Device) -> 
     let mut splits = (0..=args.steps)
         .map(|_| once())
         .collect::<anyhow::Result<Vec<Split>>>()?;
-    let attention = way::ways(&way::take());
+    let ran = way::take();
     splits.remove(0); // the first one warms up
     let allocated_peak_bytes = allocations::take_peak();
     let peak_memory_bytes = memory::peak(device); // before the product below uses more
@@ -226,7 +232,9 @@ fn measure(args: &Args, config: &RunConfig, bucket: Bucket, device: &Device) -> 
             true => config.train.activation_policy,
             false => ActivationPolicy::All,
         },
-        attention,
+        attention: way::ways(&ran),
+        attention_slow: ran.iter().any(Ran::is_needlessly_slow),
+        instructions: device.is_cpu().then(Instructions::detect),
         threads: rayon::current_num_threads(),
         params: weights.taken(),
         weight_bytes: weights.bytes(),
@@ -347,6 +355,8 @@ impl Measured {
             .peak_memory_bytes
             .map_or("unknown".into(), |bytes| format!("{} MiB", bytes >> 20));
         let attention: Vec<String> = self.attention.iter().map(Backend::to_string).collect();
+        let instructions = self.instructions.as_ref();
+        let instructions = instructions.map_or(String::new(), |by| format!("kernels    {by}\n"));
         let form = self.quantization.form().map_or("dense", Quantization::name);
         let mut text = format!(
             "bucket     {} x {}, {} tokens each, {:?}, {} threads\n\
@@ -356,6 +366,7 @@ impl Measured {
              tokens     {:.0} a second\n\
              products   {flops:.1} GFLOP/s without recomputation, {:.0} % of the {peak:.1} that a square product reaches\n\
              attention  {}\n\
+             {instructions}\
              memory     {memory} at most\n",
             self.batch_size,
             self.bucket,

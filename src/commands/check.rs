@@ -21,6 +21,7 @@ use crate::disk::writable;
 use crate::distributed::Communicator;
 use crate::hub;
 use crate::lora::adapters::Adapters;
+use crate::lora::frozen::{self, OverFrozen};
 use crate::lora::selection::{AdapterMismatch, Selection};
 use crate::models::family::ImageMode;
 use crate::models::{self, Family, registry};
@@ -244,11 +245,25 @@ fn parts(
 fn transformer(config: &RunConfig, family: &dyn Family, headers: &Load, failures: &mut Failures) {
     // Settings that are wrong for any model are reported by `training`.
     let selection = Selection::new(&config.lora, &registry::names()).ok().map(Arc::new);
-    let load = match &selection {
-        Some(selection) => headers.with_adapters(selection.clone()),
-        None => headers.clone(),
+    let frozen = match frozen::read(&config.lora.frozen, &registry::names()) {
+        Ok(frozen) => frozen,
+        Err(error) => return failures.key("lora.frozen", format!("{error:#}")),
     };
-    failures.of_model(family.denoiser(&load).map(drop));
+    let load = match &selection {
+        Some(selection) => headers.with_adapters(Arc::new(OverFrozen {
+            frozen: frozen.clone(),
+            own: selection.clone(),
+        })),
+        None => headers.with_adapters(frozen.clone()),
+    };
+    let built = family.denoiser(&load).map(drop);
+    let adapted = built.is_ok();
+    failures.of_model(built);
+    if let Err(error) = frozen.finish()
+        && adapted
+    {
+        failures.key("lora.frozen", format!("{error:#}"));
+    }
     let Some(selection) = selection.filter(|selection| selection.has_seen_layers()) else {
         return;
     };

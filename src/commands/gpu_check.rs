@@ -12,6 +12,7 @@ mod optimiser;
 mod ranks;
 pub mod row;
 mod stored;
+mod streaming;
 mod training;
 
 use std::path::{Path, PathBuf};
@@ -66,6 +67,8 @@ enum Group {
     Residual,
     Activation,
     Rotary,
+    /// Sequences joined and cut
+    Sequence,
     Linear,
     /// Matrices in few bits, and layers over them
     Stored,
@@ -76,6 +79,10 @@ enum Group {
     Deterministic,
     /// Layers of autoencoders
     Convolution,
+    /// Group norms of autoencoders
+    FrameNorm,
+    /// Attention of autoencoders
+    FrameAttention,
     Optimiser,
     /// One rank of NCCL
     Nccl,
@@ -85,6 +92,8 @@ enum Group {
     Dropout,
     /// Gradients of a checkpoint under every `train.activation_policy`
     Policies,
+    /// Training steps of a checkpoint with streamed blocks: the same bits as with blocks in memory
+    Streaming,
     /// Clips to latents and back, with a checkpoint's VAE
     Vae,
     /// Clips to latents and back in tiles, with a checkpoint's VAE
@@ -97,8 +106,11 @@ enum Group {
 
 impl Group {
     fn wants_a_checkpoint(self) -> bool {
-        use Group::{Dropout, Image, Policies, Text, Tiling, Training, Vae};
-        matches!(self, Training | Dropout | Policies | Vae | Tiling | Text | Image)
+        use Group::{Dropout, Image, Policies, Streaming, Text, Tiling, Training, Vae};
+        matches!(
+            self,
+            Training | Dropout | Policies | Streaming | Vae | Tiling | Text | Image
+        )
     }
 }
 
@@ -134,7 +146,7 @@ pub fn run(args: Args) -> Result<(), Failure> {
     super::print(&format!("seed {seed}\n"))?;
     let extent = if args.quick { Extent::QUICK } else { Extent::FULL };
     for group in groups {
-        determinism::require(group == Group::Deterministic);
+        determinism::require(matches!(group, Group::Deterministic | Group::Streaming));
         match group.wants_a_checkpoint() {
             true => {
                 for folder in &args.family {
@@ -192,6 +204,7 @@ fn of_checkpoint(
         Group::Training => training::compare(folder, &name, device, extent, 0.0),
         Group::Dropout => training::compare(folder, &name, device, extent, 0.3),
         Group::Policies => training::policies(folder, &name, device, extent),
+        Group::Streaming => streaming::compare(folder, &name, device, extent),
         Group::Vae => coders::vae(folder, &name, device, seed),
         Group::Tiling => coders::tiling(folder, &name, device, seed),
         Group::Text => coders::text(folder, &name, device),

@@ -6,17 +6,20 @@ use std::sync::Arc;
 use anyhow::{Context, anyhow, ensure};
 use candle_core::{DType, Tensor};
 use clap::builder::PossibleValuesParser;
+use serde_json::json;
 
-use super::adapter::Lora;
+use super::adapter;
 use super::precision::Precision;
 use super::settled::place;
 use super::{Exit, Failure, OrExit, check, progress};
 use crate::config::{Device, RunConfig};
 use crate::data::Bucket;
-use crate::diffusion::guidance::Guidance;
+use crate::diffusion::guidance::{Guidance, GuidanceRule, Interval};
+use crate::diffusion::schedulers::{SchedulerName, StepList};
 use crate::disk;
 use crate::hub;
 use crate::lora::adapters::Adapters;
+use crate::lora::scaled_file::ScaledFile;
 use crate::models::family::ModelSpec;
 use crate::models::{self, Family, FamilyName, Offload};
 use crate::nn::load::PartQuantization;
@@ -26,7 +29,7 @@ use crate::nn::storage::quantize::{self, Quantization};
 use crate::nn::vae_memory::{VaeMemory, VaeTiling};
 use crate::nn::{Load, WeightFolder};
 use crate::plan::{Subject, choice};
-use crate::sample::{self, Request, Sampled, Start};
+use crate::sample::{self, Request, Sampled, Start, step_cache};
 use crate::train::chosen::ChosenSettings;
 use crate::train::memory::{self, with_free_memory};
 use crate::train::segments::ActivationPolicy;
@@ -49,7 +52,7 @@ pub struct Args {
     transformer: Option<PathBuf>,
     /// An adapter file, or a folder with one, and its scale (repeatable)
     #[arg(long, value_name = "FILE[=SCALE]")]
-    lora: Vec<Lora>,
+    lora: Vec<ScaledFile>,
     #[arg(long, value_name = "TEXT")]
     prompt: String,
     #[arg(long, value_name = "TEXT", default_value = "")]
@@ -79,15 +82,34 @@ pub struct Args {
     /// that were distilled to few steps
     #[arg(long, value_name = "SIGMA,...", value_delimiter = ',', conflicts_with = "steps")]
     sigmas: Vec<f64>,
+    /// Timesteps of the steps in place of --steps even ones, as the model sees them; nothing is applied to them
+    #[arg(long, value_name = "T,...", value_delimiter = ',', conflicts_with_all = ["steps", "sigmas"])]
+    timesteps: Vec<f64>,
+    /// Another scheduler than the checkpoint's own, with the settings of that
+    #[arg(long, value_enum)]
+    scheduler: Option<SchedulerName>,
     /// Guidance scale; 1 and below: no guidance, half the time. Models that embed a guidance scale are told this one
     #[arg(long, default_value_t = 6.0)]
     guidance_scale: f64,
     /// Scale of classifier-free guidance for models that embed --guidance-scale; 1 and below: none
     #[arg(long, default_value_t = 1.0)]
     true_cfg_scale: f64,
+    /// Part of the steps under guidance, as shares of them; the others run once, in half the time
+    #[arg(long, value_name = "FROM,TO", default_value = "0,1")]
+    guidance_interval: Interval,
+    /// How guidance joins its two predictions: cfg, cfg-zero-star[:zero-steps=1], apg[:eta=1,norm=15,momentum=0]
+    #[arg(long, value_name = "RULE", default_value = "cfg")]
+    guidance_rule: GuidanceRule,
     /// Let guidance grow during the run (use_dynamic_cfg)
     #[arg(long)]
     dynamic_guidance: bool,
+    /// Reuse what earlier steps computed: first-block[:threshold=0.05], taylorseer[:interval=5,order=1,before=3,after=N],
+    /// magcache:ratios=FILE[,threshold=0.06,max-skips=3,retention=0.2], or none
+    #[arg(long, value_name = "CACHE", default_value = "none")]
+    cache: step_cache::Config,
+    /// Measure the ratios of magcache in this run, and write them
+    #[arg(long, value_name = "FILE", conflicts_with = "cache")]
+    calibrate_magcache: Option<PathBuf>,
     #[arg(long, default_value_t = 42)]
     seed: u64,
     /// Destination of the clip: .mp4, .webm, .gif, or a folder for PNG, ending in /
@@ -120,6 +142,9 @@ pub struct Args {
     /// auto, cpu, cuda or cuda:N
     #[arg(long, default_value = "auto")]
     device: Device,
+    /// Say as JSON what was made, and which steps were computed and which reused
+    #[arg(long)]
+    json: bool,
 }
 
 /// Parser of a form's name.
@@ -168,8 +193,18 @@ pub fn run(args: Args) -> Result<(), Failure> {
     if let Some(path) = &args.output_latents {
         write_latents(path, &sampled.latents).or_exit(Exit::Training)?;
     }
+    if let (Some(path), Some(ratios)) = (&args.calibrate_magcache, &sampled.ratios) {
+        let table = json!(ratios).to_string();
+        disk::write_whole(path, table.as_bytes()).or_exit(Exit::Training)?;
+    }
     let frames = sample::write(&*family, &with_free_memory(&load), &sampled, writer, |_| {}).or_exit(Exit::Training)?;
     log::info!("{frames} frames in {}", args.output.display());
+    if args.json {
+        println!(
+            "{}",
+            json!({ "output": args.output, "frames": frames, "steps": sampled.steps })
+        );
+    }
     Ok(())
 }
 
@@ -241,17 +276,26 @@ fn request(args: &Args, start: Start, spec: &ModelSpec) -> anyhow::Result<Reques
         height: args.height,
         width: args.width,
         steps: args.steps,
-        sigmas: (!args.sigmas.is_empty()).then(|| args.sigmas.clone()),
+        step_list: match (&args.sigmas[..], &args.timesteps[..]) {
+            ([], []) => None,
+            (_, []) => Some(StepList::Sigmas(args.sigmas.clone())),
+            _ => Some(StepList::Timesteps(args.timesteps.clone())),
+        },
+        scheduler: args.scheduler,
         guidance: Guidance {
-            mode: spec.guidance,
-            scale: args.guidance_scale,
-            true_cfg_scale: args.true_cfg_scale,
+            rule: args.guidance_rule,
+            interval: args.guidance_interval,
+            ..Guidance::of(spec.guidance, args.guidance_scale, args.true_cfg_scale)
         },
         dynamic_guidance: args.dynamic_guidance,
         seed: args.seed,
         fps: args.fps.unwrap_or(spec.family.frame_rate),
         start,
         latents: args.latents.as_deref().map(read_latents).transpose()?,
+        cache: match args.calibrate_magcache {
+            Some(_) => step_cache::Config::CalibrateMagCache,
+            None => args.cache.clone(),
+        },
     })
 }
 
@@ -270,7 +314,7 @@ fn write_latents(path: &Path, latents: &Tensor) -> anyhow::Result<()> {
     Ok(disk::write_whole(path, &bytes)?)
 }
 
-fn adapters(loras: &[Lora], device: &candle_core::Device) -> anyhow::Result<Arc<Adapters>> {
-    let files = loras.iter().map(Lora::read).collect::<anyhow::Result<_>>()?;
+fn adapters(loras: &[ScaledFile], device: &candle_core::Device) -> anyhow::Result<Arc<Adapters>> {
+    let files = loras.iter().map(adapter::read).collect::<anyhow::Result<_>>()?;
     Ok(Arc::new(Adapters::new(files, device)))
 }

@@ -10,7 +10,7 @@ use crate::data::Report;
 use crate::distributed::Communicator;
 use crate::models::Family;
 use crate::plan::choice;
-use crate::plan::denoising::Recorded;
+use crate::plan::findings::Findings;
 use crate::plan::timeline::Place;
 use crate::plan::{Stage, Subject};
 use crate::train::chosen::ChosenSettings;
@@ -23,8 +23,8 @@ pub struct Settled {
     pub config: RunConfig,
     /// Their values of keys that are `auto` in the run file.
     pub chosen: ChosenSettings,
-    /// Passes of the transformer that were recorded for it.
-    pub passes: Recorded,
+    /// What the plans found that it was chosen by.
+    pub findings: Findings,
 }
 
 /// Chooses what `auto` stands for; rank 0 does so for all. What was `recorded` of a run that resumes stays. Without a
@@ -49,7 +49,7 @@ pub fn settle(
         return Ok(Settled {
             chosen: *recorded,
             config,
-            passes: Recorded::default(),
+            findings: Findings::default(),
         });
     };
     let device = config.open_device().or_exit(Exit::Usage)?;
@@ -63,7 +63,7 @@ pub fn settle(
     Ok(Settled {
         config: config.with_chosen(&chosen),
         chosen,
-        passes: subject.recorded,
+        findings: subject.findings,
     })
 }
 

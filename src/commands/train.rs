@@ -119,7 +119,7 @@ fn planned(
     let config = &settled.config;
     let device = config.open_device().or_exit(Exit::Usage)?;
     let machine = (&device, ranks.world_size());
-    let plan = family.map(|family| planned::plan(config, family, report, machine, &settled.passes));
+    let plan = family.map(|family| planned::plan(config, family, report, machine, &settled.findings));
     ranks::each(ranks, plan.unwrap_or(Ok(Planned { peak_bytes: None })))
 }
 

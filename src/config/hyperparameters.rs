@@ -44,6 +44,9 @@ impl RunConfig {
             "optimizer": self.optimizer,
             "lr_scheduler": self.lr_scheduler,
         });
+        if !self.lora.frozen.is_empty() {
+            all["lora"]["frozen"] = json!(self.lora.frozen); // likewise
+        }
         if train.guidance_embedding != train::config::Config::default().guidance_embedding {
             all["train"]["guidance_embedding"] = json!(train.guidance_embedding); // absent in checkpoints of older runs
         }

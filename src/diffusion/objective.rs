@@ -96,7 +96,7 @@ impl Objective {
                     noise_offset: config.noise_offset,
                 }))
             }
-            Scheduler::FlowMatchEuler(_) | Scheduler::UniPc(_) => {
+            Scheduler::FlowMatchEuler(_) | Scheduler::UniPc(_) | Scheduler::DpmSolver(_) => {
                 let ignored = config.beyond_flow();
                 ensure!(
                     ignored.is_empty(),
@@ -214,7 +214,7 @@ impl Flow {
                 })
             }
             Scheduler::FlowMatchEuler(scheduler) => Ok(scheduler.shift),
-            Scheduler::UniPc(scheduler) => Ok(scheduler.flow_shift),
+            Scheduler::UniPc(scheduler) | Scheduler::DpmSolver(scheduler) => Ok(scheduler.flow_shift),
             Scheduler::Ddim(_) | Scheduler::Dpm(_) | Scheduler::EulerAncestral(_) => Ok(1.0),
         }
     }

@@ -195,6 +195,8 @@ impl AdapterFile {
 pub struct Adapters {
     files: Vec<AdapterFile>,
     device: Device,
+    /// True if adapters of linear layers are added to their weights, like all other changes.
+    merges: bool,
     /// Names of layers and parameters that were found.
     adapted: Mutex<BTreeSet<String>>,
 }
@@ -205,7 +207,16 @@ impl Adapters {
         Self {
             files,
             device: device.clone(),
+            merges: false,
             adapted: Mutex::default(),
+        }
+    }
+
+    /// Combines the adapters of these files, which are added to the weights as they are read.
+    pub fn merged(files: Vec<AdapterFile>) -> Self {
+        Self {
+            merges: true,
+            ..Self::new(files, &Device::Cpu)
         }
     }
 
@@ -238,7 +249,7 @@ impl Adapters {
 impl Adapt for Adapters {
     fn adapt(&self, layer: &LayerId) -> Result<Vec<LoraLayer>> {
         let (path, mut found) = (layer.path, Vec::new());
-        for file in self.files.iter().filter(|_| !layer.is_convolution()) {
+        for file in self.files.iter().filter(|_| !layer.is_convolution() && !self.merges) {
             let Some(adapter) = file.layers.get(path) else {
                 continue;
             };
@@ -263,12 +274,13 @@ impl Adapt for Adapters {
         Ok(found)
     }
 
-    /// Low-rank adapters of linear layers are applied at run time; those of convolutions are added to the kernel.
+    /// Low-rank adapters of linear layers are applied at run time unless they are merged; those of convolutions are added to
+    /// the kernel.
     fn delta(&self, name: &str, shape: &Shape) -> Result<Option<Tensor>> {
         let mut sum: Option<Tensor> = None;
         for file in &self.files {
-            let convolution = shape.rank() > 2;
-            let Some(delta) = file.delta(name, shape, convolution)? else {
+            let merges = self.merges || shape.rank() > 2;
+            let Some(delta) = file.delta(name, shape, merges)? else {
                 continue;
             };
             let delta = (delta * file.strength)?;
@@ -278,7 +290,7 @@ impl Adapt for Adapters {
             });
             let mut adapted = self.adapted();
             adapted.insert(name.to_string());
-            if let Some(layer) = name.strip_suffix(".weight").filter(|_| convolution) {
+            if let Some(layer) = name.strip_suffix(".weight").filter(|_| merges) {
                 adapted.insert(layer.to_string());
             }
         }

@@ -6,6 +6,7 @@ pub mod comfyui;
 pub mod diffusers;
 pub mod file;
 pub mod format;
+pub mod frozen;
 pub mod fused;
 pub mod genmo;
 pub mod inspect;
@@ -16,6 +17,7 @@ pub mod names;
 mod parts;
 pub mod residual;
 pub mod resize;
+pub mod scaled_file;
 mod scales;
 pub mod selection;
 mod settings;
@@ -31,6 +33,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::problems::Problems;
 
+pub use scaled_file::ScaledFile;
 pub use target::TargetModules;
 
 /// `lora:` in a run file.
@@ -53,6 +56,10 @@ pub struct Config {
     /// is `./residual`.)
     #[schemars(with = "Option<PathBuf>")]
     pub init: Option<Init>,
+    /// Adapter files that stay as they are, and are added to the weights while the model loads, in training and in validation:
+    /// `FILE` or `FILE=SCALE`. Sample with them and with what was trained.
+    #[schemars(with = "Vec<String>")]
+    pub frozen: Vec<ScaledFile>,
 }
 
 /// Start of adapters, if it is not random.
@@ -96,6 +103,7 @@ impl Default for Config {
             dropout: 0.0,
             target_modules: TargetModules::Suffixes(names.map(String::from).to_vec()),
             init: None,
+            frozen: Vec::new(),
         }
     }
 }

@@ -377,7 +377,7 @@ impl<C: Codec> Autoencoder<C> {
         let frames = x.dim(2)?;
         for piece in coder.pieces.of(frames) {
             let last = piece.end == frames;
-            let piece = self.place.channels_last(x, piece, from)?; // (B, F, H, W, C)
+            let piece = self.place.channels_last(x, piece, from, coder.input)?; // (B, F, H, W, C)
             coder.forward(piece, last, &mut begun, state, &mut |y| {
                 emit(self.place.channels_first(&y, to)?)
             })?;

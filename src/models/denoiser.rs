@@ -150,6 +150,22 @@ impl State {
         self.hidden.narrow(1, self.hidden.dim(1)? - count, count)
     }
 
+    /// Returns the tokens of the clip, which come last in the sequence: (B, N, D).
+    pub fn clip(&self) -> Result<Tensor> {
+        let count = self.fixed.grid.iter().product();
+        self.hidden.narrow(1, self.hidden.dim(1)? - count, count)
+    }
+
+    /// Returns this state with other tokens of the clip.
+    pub fn with_clip(&self, clip: Tensor) -> Result<Self> {
+        let before = self.hidden.dim(1)? - clip.dim(1)?;
+        let hidden = match before {
+            0 => clip,
+            _ => Tensor::cat(&[&self.hidden.narrow(1, 0, before)?, &clip], 1)?,
+        };
+        Ok(Self { hidden, ..self.clone() })
+    }
+
     /// Returns the tokens of each part of the video with its own timestep: all of it, or every frame.
     pub fn timed_parts(&self) -> Result<Vec<usize>> {
         let count = self.time.dim(1)?;

@@ -27,7 +27,7 @@ pub use super::vae::{FirstFrame, Parts};
 
 use super::FamilyName;
 use super::checkpoint_dir::part;
-use super::synthetic::{SyntheticBatch, SyntheticRequest};
+use super::synthetic::SyntheticSpec;
 use super::t5_conditioner::T5Conditioner;
 use crate::diffusion::guidance::GuidanceMode;
 use crate::diffusion::schedulers::{Scheduler, StepSpacing};
@@ -72,7 +72,7 @@ pub struct FamilySpec {
     pub schedulers: &'static str,
     /// Opens a checkpoint of the family.
     pub open: Open,
-    /// Builds the transformer alone, with random input.
+    /// Opens the transformer alone.
     pub synthetic: OpenSynthetic,
     /// Modules of the transformer that stay dense.
     pub dense_modules: DenseModules,
@@ -83,8 +83,8 @@ pub struct FamilySpec {
 /// Opens a checkpoint by its directory.
 pub type Open = fn(&CheckpointDir) -> anyhow::Result<Box<dyn Family>>;
 
-/// Builds the transformer whose config is in a folder, and an input.
-pub type OpenSynthetic = fn(&Path, SyntheticRequest) -> anyhow::Result<SyntheticBatch>;
+/// Reads the config of a transformer in a folder.
+pub type OpenSynthetic = fn(&Path) -> anyhow::Result<SyntheticSpec>;
 
 impl fmt::Debug for FamilySpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -89,15 +89,12 @@ pub fn open_synthetic(
 ) -> anyhow::Result<SyntheticBatch> {
     let folder = directory.into().part("transformer");
     let spec = of_transformer(&folder)?;
+    let synthetic = (spec.synthetic)(&folder)?;
     let request = SyntheticRequest {
-        weights,
-        bucket,
+        grid: synthetic.grid(bucket, &spec.footprint)?,
         batch,
-        footprint: spec.footprint,
         frame_rate: spec.frame_rate,
-        patches: None,
         text_tokens: None,
-        fewer: None,
     };
-    (spec.synthetic)(&folder, request)
+    synthetic.transformer(weights)?.batch(&request)
 }

@@ -1,12 +1,12 @@
-//! A transformer without the rest of its checkpoint, with random input: for benchmarks.
+//! A transformer without the rest of its checkpoint, with random input: for benchmarks and plans.
 //!
 //! With random weights, nothing but `transformer/config.json` is needed. Compression, frame rate and image tokens are
 //! those of the family's published checkpoints.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::ensure;
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Device, Result, Tensor};
 
 use super::denoiser::{Denoiser, Input, Scalar, Scalars};
 use super::footprint::Footprint;
@@ -32,6 +32,34 @@ const OFS: f64 = 2.0;
 /// Guidance scale that is trained with.
 const GUIDANCE: f64 = 1.0;
 
+/// Settings of a transformer that takes random input.
+pub struct SyntheticSpec {
+    input: InputSpec,
+    folder: PathBuf,
+    load: LoadCounted,
+}
+
+type LoadCounted = fn(&Path, Weights) -> anyhow::Result<Box<dyn CountedDenoiser>>;
+
+/// A denoiser whose operations are counted.
+trait CountedDenoiser: Denoiser {
+    /// Returns the floating-point operations of one sample, in its blocks, forward.
+    fn flops(&self, input: &Input) -> Result<Flops>;
+}
+
+impl<N: Network> CountedDenoiser for Transformer<N> {
+    fn flops(&self, input: &Input) -> Result<Flops> {
+        Self::flops(self, input)
+    }
+}
+
+/// A transformer that takes random input.
+pub struct SyntheticTransformer {
+    denoiser: Box<dyn CountedDenoiser>,
+    spec: InputSpec,
+    device: Device,
+}
+
 /// A transformer, with random input in the shapes of training.
 pub struct SyntheticBatch {
     /// The transformer.
@@ -42,12 +70,8 @@ pub struct SyntheticBatch {
     pub target: Tensor,
     /// Tokens that the blocks change, of one sample.
     pub tokens: usize,
-    /// Rows and columns of patches in the bucket.
-    pub patches: [usize; 2],
     /// Work of one sample.
     pub work: Flops,
-    /// The same for fewer tokens, if they were asked for.
-    pub fewer: Option<SyntheticInput>,
 }
 
 /// Random input of a transformer.
@@ -56,87 +80,123 @@ pub struct SyntheticInput {
     pub input: Input,
     /// Random target in the prediction's shape.
     pub target: Tensor,
-    /// Work of one sample.
-    pub work: Flops,
 }
 
-/// Numbers of tokens, in place of others.
-#[derive(Debug, Clone, Copy)]
-pub struct Tokens {
+/// Latent frames of a clip, and the patches of a frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PatchGrid {
+    /// Latent frames, which fill their patches.
+    pub frames: usize,
+    /// Latent frames of a patch.
+    pub depth: usize,
     /// Rows and columns of patches.
     pub patches: [usize; 2],
-    /// Tokens of a text.
-    pub text: usize,
 }
 
-/// Weights and sizes of a synthetic batch.
+/// Sizes of random input.
+#[derive(Debug, Clone, Copy)]
 pub struct SyntheticRequest {
-    /// Weights of the transformer.
-    pub weights: Weights,
     /// Size of the clips.
-    pub bucket: Bucket,
+    pub grid: PatchGrid,
     /// Number of clips.
     pub batch: usize,
-    /// Sizes of the family's encodings.
-    pub footprint: Footprint,
     /// Frames per second of the clips.
     pub frame_rate: f64,
-    /// Rows and columns of patches, in place of the bucket's.
-    pub patches: Option<[usize; 2]>,
     /// Tokens of a text; None: those of the model's pipeline.
     pub text_tokens: Option<usize>,
-    /// Tokens of a second input.
-    pub fewer: Option<Tokens>,
 }
 
-/// Builds the transformer whose `config.json` is in `folder`, and draws samples of standard normal numbers, in f32, on the
-/// weights' device.
+/// Reads the `config.json` of a transformer in `folder`.
 ///
 /// # Errors
-/// Fails for an unreadable config, weights that do not fit it, and a bucket that does not divide into patches.
-pub fn synthetic_batch<N: Network + 'static>(
-    folder: &Path,
-    request: SyntheticRequest,
-) -> anyhow::Result<SyntheticBatch> {
-    let spec = N::input_spec(&N::Config::load(folder)?);
-    let mut grid = latent_grid(request.bucket, &request.footprint, &spec)?;
-    let [_, rows, columns] = spec.patch;
-    let patches = [grid[1] / rows, grid[2] / columns];
-    if let Some(patches) = request.patches {
-        grid = [grid[0], patches[0] * rows, patches[1] * columns];
-    }
-    let (mut rng, device) = (Rng::new(0), request.weights.device().clone());
-    let text_tokens = request.text_tokens.unwrap_or(spec.text.tokens);
-    let (input, target) = draw_input(&spec, &request, (grid, text_tokens, &device), &mut rng)?;
-    let fewer = request.fewer.map(|Tokens { patches, text }| {
-        let grid = [grid[0], patches[0] * rows, patches[1] * columns];
-        draw_input(&spec, &request, (grid, text, &device), &mut rng)
-    });
-    let fewer = fewer.transpose()?;
-    let denoiser = Transformer::<N>::load_from(folder, request.weights)?;
-    let fewer = fewer.map(|(input, target)| {
-        let work = denoiser.flops(&input)?;
-        anyhow::Ok(SyntheticInput { input, target, work })
-    });
-    Ok(SyntheticBatch {
-        patches,
-        tokens: denoiser.embed(&input)?.hidden.dim(1)?,
-        work: denoiser.flops(&input)?,
-        fewer: fewer.transpose()?,
-        denoiser: Box::new(denoiser),
-        input,
-        target,
+/// Fails for an unreadable config.
+pub fn synthetic_spec<N: Network + 'static>(folder: &Path) -> anyhow::Result<SyntheticSpec> {
+    Ok(SyntheticSpec {
+        input: N::input_spec(&N::Config::load(folder)?),
+        folder: folder.to_path_buf(),
+        load: |folder, weights| Ok(Box::new(Transformer::<N>::load_from(folder, weights)?)),
     })
 }
 
-/// Draws an input, and a target, for a grid of latents, so many tokens of text, and a device.
+impl SyntheticSpec {
+    /// Returns the patches of a clip.
+    ///
+    /// # Errors
+    /// Fails for a bucket that does not divide into patches.
+    pub fn grid(&self, bucket: Bucket, footprint: &Footprint) -> anyhow::Result<PatchGrid> {
+        let [frames, height, width] = latent_grid(bucket, footprint, &self.input)?;
+        let [depth, rows, columns] = self.input.patch;
+        Ok(PatchGrid {
+            frames,
+            depth,
+            patches: [height / rows, width / columns],
+        })
+    }
+
+    /// Builds the transformer.
+    ///
+    /// # Errors
+    /// Fails for weights that do not fit the config.
+    pub fn transformer(&self, weights: Weights) -> anyhow::Result<SyntheticTransformer> {
+        let device = weights.device().clone();
+        Ok(SyntheticTransformer {
+            denoiser: (self.load)(&self.folder, weights)?,
+            spec: self.input,
+            device,
+        })
+    }
+}
+
+impl SyntheticTransformer {
+    /// The transformer.
+    pub fn denoiser(&self) -> &dyn Denoiser {
+        &*self.denoiser
+    }
+
+    /// Returns the floating-point operations of one sample, in its blocks, forward.
+    ///
+    /// # Errors
+    /// Fails for an input of other shapes.
+    pub fn flops(&self, input: &Input) -> Result<Flops> {
+        self.denoiser.flops(input)
+    }
+
+    /// Draws samples of standard normal numbers, in f32, on the weights' device.
+    ///
+    /// # Errors
+    /// Fails where the device has too little memory.
+    pub fn draw(&self, request: &SyntheticRequest) -> anyhow::Result<SyntheticInput> {
+        let [_, rows, columns] = self.spec.patch;
+        let PatchGrid { frames, patches, .. } = request.grid;
+        let grid = [frames, patches[0] * rows, patches[1] * columns];
+        let (input, target) = draw_input(&self.spec, request, (grid, &self.device))?;
+        Ok(SyntheticInput { input, target })
+    }
+
+    /// Returns the transformer with random input.
+    ///
+    /// # Errors
+    /// Same as [`draw`](Self::draw).
+    pub fn batch(self, request: &SyntheticRequest) -> anyhow::Result<SyntheticBatch> {
+        let SyntheticInput { input, target } = self.draw(request)?;
+        Ok(SyntheticBatch {
+            tokens: self.denoiser.embed(&input)?.hidden.dim(1)?,
+            work: self.denoiser.flops(&input)?,
+            denoiser: self.denoiser,
+            input,
+            target,
+        })
+    }
+}
+
+/// Draws an input, and a target, for a grid of latents and a device.
 fn draw_input(
     spec: &InputSpec,
     request: &SyntheticRequest,
-    (grid, text_tokens, device): ([usize; 3], usize, &Device),
-    rng: &mut Rng,
+    (grid, device): ([usize; 3], &Device),
 ) -> anyhow::Result<(Input, Tensor)> {
-    let batch = request.batch;
+    let (batch, mut rng) = (request.batch, Rng::new(0));
+    let text_tokens = request.text_tokens.unwrap_or(spec.text.tokens);
     let mut draw = |shape: &[usize]| {
         let shape = [&[batch], shape].concat();
         Tensor::from_vec(rng.randn(shape.iter().product()), shape, device)
@@ -148,6 +208,7 @@ fn draw_input(
         pooled: spec.text.pooled.map(|width| draw(&[width])).transpose()?,
         ..draw(&[text_tokens, spec.text.width])?.into()
     };
+    let text = text.trimmed()?;
     let image = spec
         .image
         .map(|image| [image.tokens.unwrap_or(IMAGE_TOKENS), image.width]);

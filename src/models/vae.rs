@@ -140,10 +140,10 @@ impl Placement {
         }
     }
 
-    /// Converts some frames of (B, C, F, p H, p W) to (B, F, H, W, C p p), in the type of the computation.
-    pub fn channels_last(&self, x: &Tensor, frames: Range<usize>, p: usize) -> Result<Tensor> {
+    /// Converts some frames of (B, C, F, p H, p W) to (B, F, H, W, C p p), in a type, or that of the computation.
+    pub fn channels_last(&self, x: &Tensor, frames: Range<usize>, p: usize, dtype: Option<DType>) -> Result<Tensor> {
         let x = x.narrow(2, frames.start, frames.len())?.to_device(&self.device)?;
-        into_patches(&x, p, |x| x.to_dtype(self.computed_in)?.contiguous())
+        into_patches(&x, p, |x| x.to_dtype(dtype.unwrap_or(self.computed_in))?.contiguous())
     }
 
     /// Converts (B, F, H, W, C p p) -> (B, C, F, p H, p W), to the type of the result.

@@ -25,12 +25,12 @@ use crate::process::memory::{self, Limit, TooLittle};
 /// Files of a checkpoint, and the tensors that layers have read of them.
 pub(super) struct Checkpoint {
     pub(super) folder: WeightFolder,
-    files: Vec<TensorFile>,
-    tensors: BTreeMap<String, Place>,
+    files: Arc<[TensorFile]>,
+    tensors: Arc<BTreeMap<String, Place>>,
     /// Matrices of safetensors in few bits. Those of GGUF are whole entries there.
-    stored: StoredForms,
+    stored: Arc<StoredForms>,
     /// Metadata of the files.
-    pub(super) metadata: HashMap<String, String>,
+    pub(super) metadata: Arc<HashMap<String, String>>,
     /// Tensors that no layer has requested yet.
     unread: Mutex<BTreeSet<String>>,
 }
@@ -91,30 +91,42 @@ impl Checkpoint {
         );
         let mut this = Self {
             folder: folder.clone(),
-            files,
-            tensors,
-            stored: StoredForms::default(),
-            metadata: HashMap::new(),
+            files: files.into(),
+            tensors: Arc::new(tensors),
+            stored: Arc::default(),
+            metadata: Arc::default(),
             unread: Mutex::default(),
         };
-        (this.stored, this.metadata) = this
+        let (stored, metadata) = this
             .stored_forms()
             .with_context(|| folder.source().display().to_string())?;
-        let unread = this.tensors.keys().filter(|name| !this.stored.markers.contains(name));
-        this.unread = Mutex::new(unread.cloned().collect());
-        Ok(this)
+        (this.stored, this.metadata) = (Arc::new(stored), Arc::new(metadata));
+        Ok(this.again())
+    }
+
+    /// Returns the same checkpoint, of which nothing has been read.
+    pub(super) fn again(&self) -> Self {
+        let unread = self.tensors.keys().filter(|name| !self.stored.markers.contains(name));
+        Self {
+            folder: self.folder.clone(),
+            files: self.files.clone(),
+            tensors: self.tensors.clone(),
+            stored: self.stored.clone(),
+            metadata: self.metadata.clone(),
+            unread: Mutex::new(unread.cloned().collect()),
+        }
     }
 
     /// Finds the matrices in few bits by the headers of the files, and by the config beside them unless that is another
     /// checkpoint's.
     fn stored_forms(&self) -> anyhow::Result<(StoredForms, HashMap<String, String>)> {
         let (mut headers, mut described) = (detect::Headers::default(), Vec::new());
-        for file in &self.files {
+        for file in &*self.files {
             let detect::Headers { tensors, metadata } = file.headers()?;
             headers.metadata.extend(metadata);
             described.push(tensors);
         }
-        for (name, place) in &self.tensors {
+        for (name, place) in &*self.tensors {
             let shape = self.place(name).and_then(|tensor| tensor.shape());
             if let (Some((dtype, _)), Some(shape)) = (described[place.file].get(&place.name), shape) {
                 headers.tensors.insert(name.clone(), (*dtype, shape));

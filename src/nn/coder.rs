@@ -166,6 +166,8 @@ pub struct Coder<S> {
     pub pieces: Pieces,
     /// Rows, and columns, of pixels that are one position of the input, and of the output.
     pub patches: [usize; 2],
+    /// Number format of the input, where the first layer needs more exact numbers than it computes with.
+    pub input: Option<DType>,
     layers: Vec<Box<dyn Layer<S>>>,
 }
 
@@ -176,6 +178,7 @@ impl<S> Coder<S> {
             past,
             pieces,
             patches,
+            input: None,
             layers: Vec::new(),
         }
     }

@@ -18,6 +18,8 @@ pub struct FourierFeatures {
     pub first: i32,
     /// Their number.
     pub count: usize,
+    /// Number format of the output, whatever that of the input.
+    pub dtype: DType,
 }
 
 impl FourierFeatures {
@@ -36,7 +38,7 @@ impl<S> Layer<S> for FourierFeatures {
         let angles = wide.unsqueeze(5)?.broadcast_mul(&frequencies)?.flatten_from(4)?; // (B, F, H, W, n C)
         let (sin, cos) = (angles.sin()?, angles.cos()?);
         drop(angles);
-        Tensor::cat(&[wide, sin, cos], 4)?.to_dtype(x.dtype())
+        Tensor::cat(&[wide, sin, cos], 4)?.to_dtype(self.dtype)
     }
 
     fn measure(&self, x: PieceSize, tally: &mut Tally) -> PieceSize {

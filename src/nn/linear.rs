@@ -90,10 +90,7 @@ impl Linear {
     pub fn open(&self) -> Result<OpenLinear> {
         let masks = self.adapters.iter().map(|adapter| adapter.dropout.as_ref()?.mask());
         Ok(OpenLinear {
-            frozen: Frozen {
-                weight: self.weight.whole()?,
-                bias: self.bias.clone(),
-            },
+            frozen: Frozen::new(self.weight.whole()?, self.bias.clone()),
             masks: masks.collect(),
             adapters: self.adapters.clone(),
         })

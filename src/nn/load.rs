@@ -8,6 +8,7 @@ use std::sync::Arc;
 use candle_core::{DType, Device};
 
 use super::adapter::Adapt;
+use super::header_cache::HeaderCache;
 use super::quantized_cache::QuantizedCache;
 use super::residency::Residency;
 use super::storage::quantize::Quantization;
@@ -28,6 +29,8 @@ pub struct Load {
     pub quantization: PartQuantization,
     /// Cache of matrices in such forms.
     pub quantized_cache: Option<Arc<QuantizedCache>>,
+    /// Headers that were read already, where only headers are.
+    pub header_cache: Option<Arc<HeaderCache>>,
     /// Savings of memory in the autoencoder.
     pub vae: VaeMemory,
     /// Adapters of linear layers.
@@ -66,6 +69,7 @@ impl Load {
             residency: Residency::Whole,
             quantization: PartQuantization::default(),
             quantized_cache: None,
+            header_cache: None,
             vae: VaeMemory::WHOLE,
             adapters: None,
             reference_ops: false,
@@ -109,6 +113,14 @@ impl Load {
         let folder = folder.filter(|_| self.quantization != PartQuantization::default());
         Self {
             quantized_cache: folder.map(|folder| Arc::new(QuantizedCache::new(folder))),
+            ..self.clone()
+        }
+    }
+
+    /// Takes headers from a cache, where only headers are read.
+    pub fn with_header_cache(&self, cache: Arc<HeaderCache>) -> Self {
+        Self {
+            header_cache: Some(cache),
             ..self.clone()
         }
     }

@@ -25,6 +25,7 @@ pub mod frame_resampler;
 pub mod fused_rows;
 pub mod gguf;
 pub mod group_norm;
+pub mod header_cache;
 pub mod joint_attention;
 pub mod lent;
 pub mod linear;

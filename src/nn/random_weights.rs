@@ -5,9 +5,10 @@
 //! threads.
 
 use candle_core::{DType, Device, Result, Shape, Tensor};
+use half::bf16;
 use rayon::prelude::*;
 
-/// Numbers that one thread processes at a time.
+/// Numbers that one thread draws at a time, at least.
 const CHUNK: usize = 1 << 16;
 
 /// Returns the tensor called `path`.
@@ -20,15 +21,23 @@ pub fn tensor(path: &str, shape: &Shape, dtype: DType, device: &Device) -> Resul
         (1, false) => (0.0, 0.02),
         _ => (0.0, (3.0 / inputs.max(1) as f32).sqrt()), // variance of -1..1: 1/3
     };
-    let mut numbers = vec![0f32; shape.elem_count()];
-    numbers.par_chunks_mut(CHUNK).enumerate().for_each(|(chunk, numbers)| {
-        for (i, number) in numbers.iter_mut().enumerate() {
-            let draw = mix(seed.wrapping_add((chunk * CHUNK + i) as u64));
-            let even = (draw >> 40) as f32 / (1u64 << 23) as f32 - 1.0; // -1..1
-            *number = even.mul_add(spread, centre);
-        }
-    });
-    Tensor::from_vec(numbers, shape, device)?.to_dtype(dtype)
+    let number = |index: u64| {
+        let draw = mix(seed.wrapping_add(index));
+        let even = (draw >> 40) as f32 / (1u64 << 23) as f32 - 1.0; // -1..1
+        even.mul_add(spread, centre)
+    };
+    let count = shape.elem_count();
+    match dtype {
+        // As they are stored: half of the bytes that would go to a GPU.
+        DType::BF16 => Tensor::from_vec(drawn(count, |index| bf16::from_f32(number(index))), shape, device),
+        _ => Tensor::from_vec(drawn(count, number), shape, device)?.to_dtype(dtype),
+    }
+}
+
+/// Returns the numbers of all indices below `count`.
+fn drawn<T: Send>(count: usize, number: impl Fn(u64) -> T + Sync + Send) -> Vec<T> {
+    let indices = (0..count).into_par_iter().with_min_len(CHUNK);
+    indices.map(|index| number(index as u64)).collect()
 }
 
 /// SplitMix64: Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014.

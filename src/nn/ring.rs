@@ -24,9 +24,18 @@ use super::resident_share::ResidentShare;
 use super::stream::{FilePart, Files, SLOTS, spread};
 use crate::ops::bytes::{ALIGNMENT, Bytes, LiveBytes, Origin};
 use crate::ops::stored::{PlainMatrix, StoredMatrix, Weight};
+use crate::process::memory;
 
 #[cfg(feature = "cuda")]
 pub mod cuda;
+
+/// Main memory that stays free for all else.
+const SPARED: u64 = 4 << 30;
+
+/// Returns the bytes of main memory that blocks may wait in; None if they are unknown.
+pub fn main_memory_room() -> Option<u64> {
+    memory::free().map(|free| free.bytes.saturating_sub(SPARED))
+}
 
 /// Device with memory of its own, and copies to it beside its computations.
 pub trait CopyEngine: Send + Sync + 'static {

@@ -106,8 +106,10 @@ impl Shards {
         let (dtype, device) = (first.dtype(), first.device().clone());
         rows.push(Tensor::zeros(each * self.ranks.world_size() - count, dtype, &device)?);
         let row = Tensor::cat(&rows, 0)?; // (N n)
-        // A copy, because a view would keep all of it.
-        row.narrow(0, self.ranks.rank() * each, each)?.copy().map(Some) // (n)
+        // Its numbers alone: a view would keep all of them, and so would `copy`, which copies the whole storage.
+        row.narrow(0, self.ranks.rank() * each, each)?
+            .force_contiguous()
+            .map(Some) // (n)
     }
 }
 

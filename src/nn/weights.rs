@@ -130,7 +130,10 @@ impl Weights {
     /// # Errors
     /// Same as [`open`](Self::open).
     pub fn read(folder: &WeightFolder, load: &Load) -> anyhow::Result<Self> {
-        let checkpoint = Checkpoint::open(folder)?;
+        let checkpoint = match (load.content, &load.header_cache) {
+            (Content::Headers | Content::Outlines, Some(cache)) => cache.open(folder)?,
+            _ => Checkpoint::open(folder)?,
+        };
         Ok(match load.content {
             Content::Numbers => Self::of(WeightSource::Checkpoint(Arc::new(checkpoint)), load),
             Content::Headers | Content::Outlines => {

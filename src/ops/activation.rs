@@ -17,7 +17,7 @@ use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
 use super::device::has_kernels;
-use super::f32_view::{CHUNK, f32_view, numbers_of, stored};
+use super::f32_view::{CHUNK, f32_view, like, numbers_of, stored};
 use super::simd_math::{exp, tanh, wide};
 use super::tape::{Reads, apply1};
 
@@ -110,8 +110,7 @@ impl CustomOp1 for Activation {
             });
             dx
         })?;
-        let dx = Tensor::from_vec(dx, x.dims(), x.device())?;
-        Ok(Some(dx.to_dtype(x.dtype())?))
+        Ok(Some(like(dx, x)?))
     }
 }
 

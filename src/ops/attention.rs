@@ -44,6 +44,8 @@ mod cudnn;
 mod forward;
 mod heads;
 pub mod launch;
+mod narrow;
+pub mod softmax;
 pub mod way;
 
 use std::sync::{Arc, OnceLock};
@@ -51,9 +53,10 @@ use std::sync::{Arc, OnceLock};
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp3, D, DType, Device, Layout, Result, Shape, Tensor, bail};
 
+use super::bf16::Isa;
 use super::device::has_kernels;
-use super::f32_view::{f32_view, numbers_of, stored};
-use super::microkernel::COLUMNS;
+use super::f32_view::{self, bf16_view, f32_view, narrow_numbers_of, numbers_of, stored};
+use super::microkernel::{COLUMNS, PANEL};
 use super::tape::{Reads, Saveable, SavedState, apply3_costly};
 use backward::{NeededGradients, SavedForward, backward};
 use forward::forward;
@@ -62,11 +65,19 @@ use way::Backend;
 /// Attention of q (B, S, H, K) to k and v (B, L, H, K), with `mask` (B or 1, H or 1, S or 1, L) added to the scores ->
 /// (B, S, H, K).
 ///
-/// For f32 and bf16, with sums in f32. The mask gets no gradient. Without any keys the output is 0.
+/// For f32 and bf16, with sums in f32; where the CPU multiplies bf16 ([`super::bf16`]), weights are rounded to it. The mask gets no gradient. Without any keys the output is 0.
 ///
 /// # Errors
 /// Fails on mismatched shapes or types.
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>) -> Result<Tensor> {
+    attention_by(Isa::detect(), q, k, v, mask)
+}
+
+/// Same as [`attention`], with the instructions that multiply bf16 on the CPU; None for f32's.
+///
+/// # Errors
+/// Same as [`attention`].
+pub fn attention_by(isa: Option<Isa>, q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>) -> Result<Tensor> {
     let sizes = Sizes::new(q, k, v)?;
     if let Some(mask) = mask {
         sizes.check_mask(mask)?;
@@ -81,6 +92,7 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>) -> R
     let op = Attention {
         sizes,
         mask: mask.map(Mask::new).transpose()?,
+        isa,
         log_sums: OnceLock::new(),
     };
     let reads = Reads {
@@ -190,6 +202,14 @@ impl Sizes {
     fn padded(&self) -> usize {
         self.width.next_multiple_of(COLUMNS)
     }
+
+    /// Distance between a head's rows where they are laid out for products. Where a product reads a part of each row, no
+    /// power of two: those parts would share few places in the cache.
+    fn step(&self) -> usize {
+        let padded = self.padded();
+        let crowded = padded > PANEL && padded.is_multiple_of(PANEL);
+        if crowded { padded + COLUMNS } else { padded }
+    }
 }
 
 /// Mask added to the scores, with stride 0 along broadcast axes.
@@ -255,8 +275,17 @@ pub fn mask_strides((samples, heads, queries, keys): (usize, usize, usize, usize
 struct Attention {
     sizes: Sizes,
     mask: Option<Mask>,
+    /// Instructions for bf16; without, that is computed in f32, too.
+    isa: Option<Isa>,
     /// (B, H, S): saved by the forward pass for the backward pass.
     log_sums: OnceLock<SavedState>,
+}
+
+impl Attention {
+    /// Returns what multiplies numbers of this type on the CPU, unless products are in f32.
+    fn narrow_isa(&self, dtype: DType) -> Option<Isa> {
+        self.isa.filter(|_| dtype == DType::BF16)
+    }
 }
 
 impl Saveable for Attention {
@@ -286,11 +315,25 @@ impl CustomOp3 for Attention {
         v: &CpuStorage,
         v_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let (wide_q, k, v) = (f32_view(q, q_layout)?, f32_view(k, k_layout)?, f32_view(v, v_layout)?);
         way::note(Backend::Cpu, q.dtype(), self.sizes.width);
-        let (out, log_sums) = forward(&self.sizes, self.mask.as_ref(), &wide_q, &k, &v);
+        let (out, log_sums) = match self.narrow_isa(q.dtype()) {
+            Some(isa) => {
+                let (q, k, v) = (
+                    bf16_view(q, q_layout)?,
+                    bf16_view(k, k_layout)?,
+                    bf16_view(v, v_layout)?,
+                );
+                let (out, log_sums) = narrow::forward::forward(isa, &self.sizes, self.mask.as_ref(), [&q, &k, &v]);
+                (CpuStorage::BF16(out), log_sums)
+            }
+            None => {
+                let (wide_q, k, v) = (f32_view(q, q_layout)?, f32_view(k, k_layout)?, f32_view(v, v_layout)?);
+                let (out, log_sums) = forward(&self.sizes, self.mask.as_ref(), &wide_q, &k, &v);
+                (stored(out, q.dtype())?, log_sums)
+            }
+        };
         self.log_sums.get_or_init(|| SavedState::Host(Arc::new(log_sums)));
-        Ok((stored(out, q.dtype())?, q_layout.shape().clone()))
+        Ok((out, q_layout.shape().clone()))
     }
 
     #[cfg(feature = "cuda")]
@@ -329,26 +372,19 @@ impl CustomOp3 for Attention {
             v: v.track_op(),
         };
         let tensors = [q, k, v, out, &grad.contiguous()?];
-        let gradients = numbers_of(tensors, |[q, k, v, out, grad]| {
-            let given = SavedForward {
-                q,
-                k,
-                v,
-                out,
-                grad,
-                log_sums,
-            };
-            backward(&self.sizes, self.mask.as_ref(), given, wanted)
+        let (sizes, mask) = (&self.sizes, self.mask.as_ref());
+        if let Some(isa) = self.narrow_isa(q.dtype()) {
+            let gradients = narrow_numbers_of(tensors, |numbers| {
+                let given = SavedForward::new(numbers, log_sums);
+                narrow::backward::backward(isa, sizes, mask, given, wanted)
+            })?;
+            return gradients.tensors([q, k, v], |numbers, like| {
+                Tensor::from_vec(numbers, like.dims(), like.device())
+            });
+        }
+        let gradients = numbers_of(tensors, |numbers| {
+            backward(sizes, mask, SavedForward::new(numbers, log_sums), wanted)
         })?;
-        let tensor = |numbers: Option<Vec<f32>>, like: &Tensor| {
-            numbers
-                .map(|numbers| Tensor::from_vec(numbers, like.dims(), like.device())?.to_dtype(like.dtype()))
-                .transpose()
-        };
-        Ok((
-            tensor(gradients.q, q)?,
-            tensor(gradients.k, k)?,
-            tensor(gradients.v, v)?,
-        ))
+        gradients.tensors([q, k, v], f32_view::like)
     }
 }

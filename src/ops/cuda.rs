@@ -7,7 +7,9 @@
 
 pub mod matmul;
 pub mod memory;
+pub mod pinned_tensors;
 pub mod plain;
+pub mod rows;
 pub mod slot;
 
 use candle_core::backend::BackendStorage;

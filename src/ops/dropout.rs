@@ -9,6 +9,7 @@ pub(super) mod cuda;
 mod launch;
 
 use candle_core::{Result, Tensor};
+use half::bf16;
 use rayon::prelude::*;
 
 /// Numbers that one thread processes at a time.
@@ -51,9 +52,18 @@ impl Mask {
 
     /// Multiplies by 0 or 1, without the factor.
     pub fn apply(&self, numbers: &mut [f32]) {
+        self.multiply(numbers, |number, kept| number * kept);
+    }
+
+    /// Same as [`Mask::apply`], for bf16.
+    pub fn apply_narrow(&self, numbers: &mut [bf16]) {
+        self.multiply(numbers, |number, kept| bf16::from_f32(number.to_f32() * kept));
+    }
+
+    fn multiply<T: Copy + Send>(&self, numbers: &mut [T], product: impl Fn(T, f32) -> T + Sync) {
         numbers.par_chunks_mut(CHUNK).enumerate().for_each(|(chunk, numbers)| {
             for (i, number) in (chunk * CHUNK..).zip(numbers) {
-                *number *= f32::from(u8::from(self.keeps(i as u64))); // NaN stays
+                *number = product(*number, f32::from(u8::from(self.keeps(i as u64)))); // NaN stays
             }
         });
     }

@@ -6,6 +6,8 @@ use candle_core::cpu_backend::CpuDevice;
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
+#[cfg(feature = "cuda")]
+use super::cuda::{self, rows::Rows};
 use super::tape::{Reads, apply1, apply2};
 
 /// Numbers that a thread copies at once.
@@ -66,16 +68,65 @@ impl CustomOp1 for Compact {
 
     #[cfg(feature = "cuda")]
     fn cuda_fwd(&self, x: &candle_core::CudaStorage, layout: &Layout) -> Result<(candle_core::CudaStorage, Shape)> {
-        let shape = layout.shape().clone();
-        // SAFETY: as above.
-        let mut y = unsafe { x.device().alloc_uninit(&shape, x.dtype())? };
-        x.copy_strided_src(&mut y, 0, layout)?;
-        Ok((y, shape))
+        Ok((compact(x, layout)?, layout.shape().clone()))
     }
 
     fn bwd(&self, x: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
         Ok(x.track_op().then(|| grad.clone()))
     }
+}
+
+/// Returns a contiguous tensor of these numbers.
+fn own(part: &Tensor) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if part.device().is_cuda() && !part.is_contiguous() {
+        let (storage, layout) = part.storage_and_layout();
+        if let candle_core::Storage::Cuda(storage) = &*storage {
+            let compact = candle_core::Storage::Cuda(compact(storage, layout)?);
+            let none = candle_core::op::BackpropOp::none();
+            return Ok(Tensor::from_storage(compact, part.shape(), none, false));
+        }
+    }
+    part.contiguous()
+}
+
+/// Returns the numbers of a layout in their order.
+#[cfg(feature = "cuda")]
+fn compact(x: &candle_core::CudaStorage, layout: &Layout) -> Result<candle_core::CudaStorage> {
+    let (count, size) = (layout.shape().elem_count(), x.dtype().size_in_bytes());
+    let mut y = cuda::fresh(x.device(), count, x.dtype())?;
+    match row_step(layout) {
+        Some((row, step)) => {
+            let rows = Rows {
+                from: cuda::first(x)? + (layout.start_offset() * size) as u64,
+                from_step: step * size,
+                to: cuda::first(&y)?,
+                to_step: row * size,
+                bytes: row * size,
+                rows: count / row,
+            };
+            rows.copy(x.device())?;
+        }
+        None => x.copy_strided_src(&mut y, 0, layout)?,
+    }
+    Ok(y)
+}
+
+/// Returns the numbers of a row, and those from one row to the next, of a layout that is contiguous but for one axis, of which
+/// it has a part; None for others.
+#[cfg(feature = "cuda")]
+fn row_step(layout: &Layout) -> Option<(usize, usize)> {
+    let axes = layout.dims().iter().zip(layout.stride()).filter(|(dim, _)| **dim != 1);
+    let (mut row, mut step, mut next) = (1, None, 1);
+    for (dim, stride) in axes.rev() {
+        match step {
+            None if *stride == row => row *= dim,
+            None => (step, next) = (Some(*stride), stride * dim),
+            Some(_) if *stride == next => next *= dim,
+            Some(_) => return None,
+        }
+    }
+    Some((row, step.unwrap_or(row)))
 }
 
 struct Join {
@@ -138,25 +189,30 @@ impl CustomOp2 for Join {
     ) -> Result<(candle_core::CudaStorage, Shape)> {
         let shape = self.shape(a_layout, b_layout);
         let (runs, [first, second]) = self.runs(a_layout, b_layout);
-        // SAFETY: the two copies write all of it.
-        let mut y = unsafe { a.device().alloc_uninit(&shape, a.dtype())? };
-        a.copy2d(&mut y, runs, first, first, first + second, a_layout.start_offset(), 0)?;
-        b.copy2d(
-            &mut y,
-            runs,
-            second,
-            second,
-            first + second,
-            b_layout.start_offset(),
-            first,
-        )?;
+        let (size, dtype) = (a.dtype().size_in_bytes(), a.dtype());
+        let y = cuda::fresh(a.device(), shape.elem_count(), dtype)?;
+        let (to, step) = (cuda::first(&y)?, (first + second) * size);
+        for (from, width, offset) in [
+            (cuda::address(a, a_layout)?, first, 0),
+            (cuda::address(b, b_layout)?, second, first),
+        ] {
+            let rows = Rows {
+                from,
+                from_step: width * size,
+                to: to + (offset * size) as u64,
+                to_step: step,
+                bytes: width * size,
+                rows: runs,
+            };
+            rows.copy(a.device())?;
+        }
         Ok((y, shape))
     }
 
     fn bwd(&self, a: &Tensor, b: &Tensor, _: &Tensor, grad: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let (first, second) = (a.dim(self.dim)?, b.dim(self.dim)?);
         let of = |input: &Tensor, start: usize, count: usize| {
-            let gradient = || grad.narrow(self.dim, start, count)?.contiguous();
+            let gradient = || own(&grad.narrow(self.dim, start, count)?);
             input.track_op().then(gradient).transpose()
         };
         Ok((of(a, 0, first)?, of(b, first, second)?))

@@ -18,7 +18,7 @@ pub type Address = u64;
 pub const MOST_BLOCKS: usize = 1 << 16;
 
 /// Threads of a warp, and the limit of a row's block.
-const WARP: usize = 32;
+pub const WARP: usize = 32;
 const MOST_THREADS: usize = 512;
 
 /// A kernel, its grid and its arguments.

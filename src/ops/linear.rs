@@ -13,16 +13,19 @@
 #[cfg(feature = "cuda")]
 mod cuda;
 pub mod launch;
+mod narrow;
 
 use std::borrow::Cow;
 use std::sync::{Arc, OnceLock};
 
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp1, CustomOp3, Layout, Result, Shape, Tensor, bail};
+use half::bf16;
 
+use super::bf16::Isa;
 use super::device::has_kernels;
 use super::dropout::Mask;
-use super::f32_view::{f32_view, numbers_of, stored};
+use super::f32_view::{bf16_view, f32_view, like, narrow_numbers_of, numbers_of, stored};
 use super::gemm::{Matrix, gemm, gemm_over_rows};
 use super::stored::Weight;
 use super::tape::{Output, Reads, SavedState, apply1_for, apply3_for};
@@ -35,6 +38,8 @@ pub struct Frozen {
     pub weight: Weight,
     /// Bias (O), in f32 or bf16.
     pub bias: Option<Tensor>,
+    /// What multiplies bf16 on the CPU; None for products in f32.
+    isa: Option<Isa>,
 }
 
 /// LoRA matrices A (R, I) and B (O, R) with their scale.
@@ -60,8 +65,16 @@ struct Sizes {
 impl Frozen {
     /// Layer of this matrix and bias.
     pub fn new(weight: impl Into<Weight>, bias: Option<Tensor>) -> Self {
-        let weight = weight.into();
-        Self { weight, bias }
+        Self {
+            weight: weight.into(),
+            bias,
+            isa: Isa::detect(),
+        }
+    }
+
+    /// Returns the layer multiplying by other instructions on the CPU: None for f32.
+    pub fn multiplying_by(self, isa: Option<Isa>) -> Self {
+        Self { isa, ..self }
     }
 
     /// Forward pass, x (..., I) -> (..., O), with sums in f32. Only x gets a gradient.
@@ -204,6 +217,7 @@ impl Frozen {
                 stored => stored.clone(),
             },
             bias: self.bias.as_ref().map(ready).transpose()?,
+            isa: self.isa,
         })
     }
 }
@@ -275,6 +289,10 @@ impl CustomOp1 for Layer {
     }
 
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        if let Some(isa) = self.narrow_isa(x.dtype()) {
+            let y = self.run_narrow(isa, &bf16_view(x, layout)?, None)?;
+            return Ok((CpuStorage::BF16(y), self.sizes.out_shape(layout.shape())));
+        }
         let y = self.run(&f32_view(x, layout)?)?;
         Ok((stored(y, x.dtype())?, self.sizes.out_shape(layout.shape())))
     }
@@ -289,8 +307,13 @@ impl CustomOp1 for Layer {
         if x.device().is_cuda() {
             return self.back_on(x, &grad.contiguous()?, None).map(Some);
         }
-        let dx = numbers_of([&grad.contiguous()?], |[dy]| self.back(dy, None))??;
-        like(Some(dx), x)
+        let grad = grad.contiguous()?;
+        if let Some(isa) = self.narrow_isa(x.dtype()) {
+            let dx = narrow_numbers_of([&grad], |[dy]| self.back_narrow(isa, dy, None, None))??;
+            return narrow_like(dx, x).map(Some);
+        }
+        let dx = numbers_of([&grad], |[dy]| self.back(dy, None))??;
+        like(dx, x).map(Some)
     }
 }
 
@@ -304,8 +327,8 @@ struct Adapted {
 
 /// Gradients of x (N, I), A (R, I) and B (O, R).
 #[derive(Default)]
-struct Gradients {
-    x: Option<Vec<f32>>,
+struct Gradients<T> {
+    x: Option<Vec<T>>,
     a: Option<Vec<f32>>,
     b: Option<Vec<f32>>,
 }
@@ -330,6 +353,11 @@ impl CustomOp3 for Adapted {
             rank,
             ..
         } = self.layer.sizes;
+        if let Some(isa) = self.layer.narrow_isa(x.dtype()) {
+            let inputs = [(x, x_layout), (a, a_layout), (b, b_layout)];
+            let y = self.run_narrow(isa, inputs)?;
+            return Ok((CpuStorage::BF16(y), self.layer.sizes.out_shape(x_layout.shape())));
+        }
         let (wide, a, b) = (f32_view(x, x_layout)?, f32_view(a, a_layout)?, f32_view(b, b_layout)?);
         let mut y = self.layer.run(&wide)?;
         let low = self.low(&wide, &a);
@@ -366,8 +394,21 @@ impl CustomOp3 for Adapted {
         }
         let wanted = [x, a, b].map(Tensor::track_op);
         let numbers = [x, a, b, &grad.contiguous()?];
-        let gradients = numbers_of(numbers, |[x, a, b, dy]| self.back(wanted, [x, a, b, dy]))??;
-        Ok((like(gradients.x, x)?, like(gradients.a, a)?, like(gradients.b, b)?))
+        let (dx, da, db) = match self.layer.narrow_isa(x.dtype()) {
+            Some(isa) => {
+                let gradients =
+                    narrow_numbers_of(numbers, |[x, a, b, dy]| self.back_narrow(isa, wanted, [x, a, b, dy]))??;
+                let dx = gradients.x.map(|dx| narrow_like(dx, x));
+                (dx.transpose()?, gradients.a, gradients.b)
+            }
+            None => {
+                let gradients = numbers_of(numbers, |[x, a, b, dy]| self.back(wanted, [x, a, b, dy]))??;
+                let dx = gradients.x.map(|dx| like(dx, x));
+                (dx.transpose()?, gradients.a, gradients.b)
+            }
+        };
+        let like = |gradient: Option<Vec<f32>>, tensor| gradient.map(|numbers| like(numbers, tensor)).transpose();
+        Ok((dx, like(da, a)?, like(db, b)?))
     }
 }
 
@@ -401,7 +442,7 @@ impl Adapted {
     }
 
     /// Returns the needed gradients of x, A and B.
-    fn back(&self, [wants_x, wants_a, wants_b]: [bool; 3], [x, a, b, dy]: [&[f32]; 4]) -> Result<Gradients> {
+    fn back(&self, [wants_x, wants_a, wants_b]: [bool; 3], [x, a, b, dy]: [&[f32]; 4]) -> Result<Gradients<f32>> {
         let Sizes {
             rows,
             features,
@@ -455,8 +496,7 @@ impl Adapted {
     }
 }
 
-/// Returns a gradient in the shape and type of its tensor.
-fn like(numbers: Option<Vec<f32>>, tensor: &Tensor) -> Result<Option<Tensor>> {
-    let tensor = |numbers| Tensor::from_vec(numbers, tensor.dims(), tensor.device())?.to_dtype(tensor.dtype());
-    numbers.map(tensor).transpose()
+/// Returns a gradient in the shape and type of its tensor, which is in bf16.
+fn narrow_like(numbers: Vec<bf16>, tensor: &Tensor) -> Result<Tensor> {
+    Tensor::from_vec(numbers, tensor.dims(), tensor.device())
 }

@@ -10,7 +10,9 @@
 
 pub mod activation;
 pub mod add;
+mod aligned;
 pub mod attention;
+pub mod bf16;
 pub mod bytes;
 pub mod clock;
 #[cfg(feature = "cuda")]
@@ -20,6 +22,7 @@ mod device;
 pub mod dropout;
 mod f32_view;
 mod gemm;
+pub mod instructions;
 pub mod join;
 pub mod kernel;
 pub mod linear;

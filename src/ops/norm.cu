@@ -1,4 +1,4 @@
-// Norms: see norm.rs. A block takes a row.
+// Norms: see norm.rs. A block takes a row; or several rows, each of up to 32 neighbouring threads with 16 bytes of it.
 #include "cuda/kernel.cuh"
 
 struct Moments {
@@ -71,6 +71,87 @@ __device__ void back(const T *x, const float *gain, const T *grad, T *dx, int wi
     }
 }
 
+// The sum of the numbers of as many neighbours in a warp, a power of two.
+__device__ __forceinline__ float neighbours_sum(float x, int lanes) {
+    for (int step = lanes / 2; step > 0; step /= 2) x += __shfl_xor_sync(0xffffffff, x, step);
+    return x;
+}
+
+// A thread's part of a narrow row, of `lanes` threads.
+struct Share {
+    int64 row;
+    int column;
+    bool there; // the last block may have more threads than there are rows
+
+    __device__ __forceinline__ Share(int rows, int lanes, int pack) {
+        int64 thread = int64(blockIdx.x) * blockDim.x + threadIdx.x;
+        row = thread / lanes;
+        column = threadIdx.x % lanes * pack;
+        there = row < rows;
+        if (!there) row = rows - 1; // sums are of whole warps
+    }
+};
+
+template <int N> __device__ __forceinline__ Moments narrow_moments(float (&x)[N], int width, int lanes, int layer, float eps) {
+    float sum = 0, mean = 0;
+    if (layer) {
+#pragma unroll
+        for (int j = 0; j < N; j++) sum += x[j];
+        mean = neighbours_sum(sum, lanes) / width;
+    }
+    sum = 0;
+#pragma unroll
+    for (int j = 0; j < N; j++) sum += (x[j] - mean) * (x[j] - mean);
+    return {mean, rsqrtf(neighbours_sum(sum, lanes) / width + eps)};
+}
+
+template <typename T>
+__device__ void narrow_forward(
+    const T *x, const float *gain, const float *offset, T *y, int rows, int lanes, int layer, float eps, const Parts &parts
+) {
+    const int N = Wide<T>::count;
+    int width = lanes * N;
+    Share share(rows, lanes, N);
+    int64 at = share.row * width + share.column, table = parts.table(share.row) * width + share.column;
+    float numbers[N], g[N], o[N];
+    load<T, N>(x + at, numbers);
+    Moments of_row = narrow_moments<N>(numbers, width, lanes, layer, eps);
+    if (!share.there) return;
+    load_table<N>(gain + table, g);
+    load_table<N>(offset + table, o);
+#pragma unroll
+    for (int j = 0; j < N; j++) numbers[j] = fmaf((numbers[j] - of_row.mean) * of_row.inverse, g[j], o[j]);
+    store<T, N>(numbers, y + at);
+}
+
+template <typename T>
+__device__ void narrow_back(
+    const T *x, const float *gain, const T *grad, T *dx, int rows, int lanes, int layer, float eps, const Parts &parts
+) {
+    const int N = Wide<T>::count;
+    int width = lanes * N;
+    Share share(rows, lanes, N);
+    int64 at = share.row * width + share.column, table = parts.table(share.row) * width + share.column;
+    float numbers[N], h[N], g[N], plain = 0, along = 0;
+    load<T, N>(x + at, numbers);
+    load<T, N>(grad + at, h);
+    load_table<N>(gain + table, g);
+    Moments of_row = narrow_moments<N>(numbers, width, lanes, layer, eps);
+#pragma unroll
+    for (int j = 0; j < N; j++) {
+        numbers[j] = (numbers[j] - of_row.mean) * of_row.inverse;
+        h[j] *= g[j];
+        plain += h[j];
+        along += h[j] * numbers[j];
+    }
+    plain = layer ? neighbours_sum(plain, lanes) / width : 0;
+    along = neighbours_sum(along, lanes) / width;
+    if (!share.there) return;
+#pragma unroll
+    for (int j = 0; j < N; j++) numbers[j] = (h[j] - plain - numbers[j] * along) * of_row.inverse;
+    store<T, N>(numbers, dx + at);
+}
+
 // Rows of all samples: as many as blocks. `aligned`: rows begin at multiples of 16 bytes.
 #define NORM(T, NAME)                                                                                                   \
     extern "C" __global__ void norm_forward_##NAME(                                                                     \
@@ -91,6 +172,16 @@ __device__ void back(const T *x, const float *gain, const T *grad, T *dx, int wi
             back<T, Wide<T>::count>(x + at, gain + table, grad + at, dx + at, width, layer, eps);                       \
         else                                                                                                            \
             back<T, 1>(x + at, gain + table, grad + at, dx + at, width, layer, eps);                                    \
+    }                                                                                                                   \
+    extern "C" __global__ void norm_narrow_forward_##NAME(                                                              \
+        const T *x, const float *gain, const float *offset, T *y, int rows, int lanes, int layer, float eps, Parts parts \
+    ) {                                                                                                                 \
+        narrow_forward<T>(x, gain, offset, y, rows, lanes, layer, eps, parts);                                          \
+    }                                                                                                                   \
+    extern "C" __global__ void norm_narrow_back_##NAME(                                                                 \
+        const T *x, const float *gain, const T *grad, T *dx, int rows, int lanes, int layer, float eps, Parts parts     \
+    ) {                                                                                                                 \
+        narrow_back<T>(x, gain, grad, dx, rows, lanes, layer, eps, parts);                                              \
     }                                                                                                                   \
     extern "C" __global__ void norm_moments_##NAME(const T *x, float2 *moments, int width, int layer, float eps) {      \
         int64 row = blockIdx.x;                                                                                         \

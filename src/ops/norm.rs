@@ -22,7 +22,7 @@ use candle_core::{CpuStorage, CustomOp3, D, DType, Layout, Result, Shape, Tensor
 use rayon::prelude::*;
 
 use super::device::has_kernels;
-use super::f32_view::{f32_view, numbers_of, stored};
+use super::f32_view::{f32_view, like, numbers_of, stored};
 use super::parts::{check, cut, pieces, suits};
 use super::simd_math::{LANES, sum, wide};
 use super::tape::{Reads, apply3};
@@ -177,7 +177,7 @@ impl CustomOp3 for NormOp {
                 tables = Some(self.tables(batch, numbers, grad));
             }
         })?;
-        let dx = dx.map(|dx| Tensor::from_vec(dx, x.dims(), x.device())?.to_dtype(x.dtype()));
+        let dx = dx.map(|dx| like(dx, x));
         // The gradient of a table shared by all samples is the sum over them.
         let table = |numbers: Vec<f32>, like: &Tensor| {
             let all = Tensor::from_vec(numbers, (batch, self.norm.parts.len(), self.width), like.device())?;

@@ -15,7 +15,7 @@ use candle_core::{CpuStorage, CustomOp3, DType, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
 use super::device::has_kernels;
-use super::f32_view::{f32_view, numbers_of, stored};
+use super::f32_view::{f32_view, like, numbers_of, stored};
 use super::parts::{check, cut, pieces, suits};
 use super::simd_math::wide;
 use super::tape::{Reads, apply3};
@@ -135,7 +135,7 @@ impl CustomOp3 for Gated {
             let sums = |[update, grad]: [&[f32]; 2]| self.sums(batch, width, update, grad, gate.elem_count());
             dgate = Some(numbers_of([update, &contiguous], sums)?);
         }
-        let dupdate = dupdate.map(|dupdate| Tensor::from_vec(dupdate, x.dims(), x.device())?.to_dtype(x.dtype()));
+        let dupdate = dupdate.map(|dupdate| like(dupdate, x));
         let dgate = dgate.map(|dgate| Tensor::from_vec(dgate, gate.dims(), x.device()));
         Ok((
             x.track_op().then(|| grad.clone()),

@@ -73,31 +73,6 @@ pub fn exp(x: f32) -> f32 {
     if x < -87.3 { 0.0 } else { y }
 }
 
-/// Returns 2^x for x of at most 0, to about one unit in the last place; 0 below -126.
-#[inline(always)]
-pub fn exp2(x: f32) -> f32 {
-    // x = n + r with |r| <= 1/2; adding 1.5 2^23 rounds to a whole number.
-    const ROUND: f32 = 12_582_912.0;
-    let clamped = if x < -126.0 { -126.0 } else { x }; // keeps NaN
-    let shifted = clamped + ROUND;
-    let r = clamped - (shifted - ROUND);
-    // Minimax polynomial for the relative error, fixed to 1 at 0.
-    let mut p = 1.535_336e-4f32;
-    for c in [
-        1.339_887_5e-3,
-        9.618_437e-3,
-        5.550_332_4e-2,
-        2.402_264_8e-1,
-        6.931_472e-1,
-        1.0,
-    ] {
-        p = p.mul_add(r, c);
-    }
-    let power = f32::from_bits((shifted.to_bits() << 23).wrapping_add(1f32.to_bits()));
-    let y = p * power;
-    if x < -126.0 { 0.0 } else { y }
-}
-
 /// Returns tanh x = 1 - 2 / (e^2x + 1).
 #[inline(always)]
 pub fn tanh(x: f32) -> f32 {

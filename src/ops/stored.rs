@@ -10,10 +10,12 @@ use std::sync::Arc;
 use candle_core::{CpuStorage, DType, Device, Result, Storage, Tensor, bail};
 use half::bf16;
 
+use super::bf16::line::SIDE;
+use super::bf16::pack::Rows;
 use super::bytes::{Bytes, Origin, numbers_in};
 #[cfg(feature = "cuda")]
 use super::cuda::slot::DeviceSlot;
-use super::f32_view::{f32_view, numbers_of, to_f32};
+use super::f32_view::{f32_view, narrow_numbers_of, numbers_of, to_bf16, to_f32};
 use super::gemm::Matrix;
 use crate::process::allocations::{self, Event};
 
@@ -212,6 +214,60 @@ impl Weight {
             Self::Dense(dense) => dense.to_dtype(dtype),
             Self::Stored(stored) => stored.rows(0..stored.shape().0, dtype),
         }
+    }
+
+    /// True if products in bf16 lose nothing that the matrix has: in bf16, or in few bits.
+    pub(super) fn is_narrow(&self) -> bool {
+        let stored = match self {
+            Self::Dense(dense) => return dense.dtype() == DType::BF16,
+            Self::Stored(stored) => stored,
+        };
+        match (stored.outline(), stored.plain()) {
+            (Some(form), _) => form != Outlined::Wide,
+            (None, Some(plain)) => plain.dtype == DType::BF16,
+            (None, None) => true,
+        }
+    }
+
+    /// Calls `each` with the matrix, on the CPU, in bf16: the first row's index, and the rows. All at once if it is stored
+    /// so, else decoded in strips that begin at multiples of 32.
+    pub(super) fn narrow_strips(&self, mut each: impl FnMut(usize, Rows)) -> Result<()> {
+        let (out_features, features) = self.shape()?;
+        let stored = match self {
+            Self::Dense(dense) => {
+                let dense = [dense];
+                return narrow_numbers_of(dense, |[numbers]| each(0, Rows::new(numbers, out_features, features)));
+            }
+            Self::Stored(stored) => stored,
+        };
+        if let Some(plain) = stored.plain().filter(|plain| plain.dtype == DType::BF16) {
+            each(0, Rows::new(numbers_in(&plain.bytes), out_features, features));
+            return Ok(());
+        }
+        if stored.outline() == Some(Outlined::Narrow) {
+            each(0, Rows::outline(out_features, features));
+            return Ok(());
+        }
+        let rows = (STRIP / features.max(1))
+            .next_multiple_of(SIDE)
+            .min(out_features.max(1));
+        if stored.outline().is_some() {
+            allocations::mention(Event::Decodes(out_features * features));
+        }
+        let mut narrow = vec![bf16::ZERO; rows * features];
+        for first in (0..out_features).step_by(rows) {
+            let count = rows.min(out_features - first);
+            if stored.outline().is_some() {
+                drop(std::hint::black_box(Vec::<f32>::with_capacity(count * features)));
+                each(first, Rows::outline(count, features));
+                continue;
+            }
+            let strip = stored.rows(first..first + count, DType::F32)?;
+            let narrow = &mut narrow[..count * features];
+            numbers_of([&strip], |[numbers]| to_bf16(numbers, narrow))?;
+            each(first, Rows::new(narrow, count, features));
+        }
+        Ok(())
     }
 
     /// Calls `each` with the matrix, on the CPU, in f32 in strips of rows: the first row's index, and the rows.

@@ -6,17 +6,21 @@
 //!
 //! Equals `SwiGLU` of diffusers behind its projection.
 
+#[cfg(feature = "cuda")]
+mod cuda;
+pub mod launch;
+
 use candle_core::backend::BackendStorage;
-use candle_core::{CpuStorage, CudaStorage, CustomOp1, D, Layout, Result, Shape, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp1, D, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
 use super::activation::silu;
 use super::device::has_kernels;
-use super::f32_view::{CHUNK, f32_view, numbers_of, stored};
+use super::f32_view::{CHUNK, f32_view, like, numbers_of, stored};
 use super::simd_math::{exp, wide};
 use super::tape::{Reads, apply1};
 
-/// Returns the gated product of x (.., 2F): (.., F). On a GPU, its SiLU and a product.
+/// Returns the gated product of x (.., 2F): (.., F).
 ///
 /// # Errors
 /// Fails for an odd last side.
@@ -25,7 +29,7 @@ pub fn swiglu(x: &Tensor) -> Result<Tensor> {
     if x.elem_count() == 0 {
         return x.narrow(D::Minus1, 0, width);
     }
-    if !has_kernels(x) || !x.device().is_cpu() {
+    if !has_kernels(x) {
         let gate = silu(&x.narrow(D::Minus1, width, width)?)?;
         return x.narrow(D::Minus1, 0, width)? * gate;
     }
@@ -68,11 +72,16 @@ impl CustomOp1 for SwiGlu {
         Ok((stored(y, x.dtype())?, dims.into()))
     }
 
-    fn cuda_fwd(&self, _: &CudaStorage, _: &Layout) -> Result<(CudaStorage, Shape)> {
-        bail!("swiglu has no kernel for a GPU")
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, x: &candle_core::CudaStorage, layout: &Layout) -> Result<(candle_core::CudaStorage, Shape)> {
+        self.forward_on(x, layout)
     }
 
     fn bwd(&self, x: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
+        #[cfg(feature = "cuda")]
+        if x.device().is_cuda() {
+            return self.back_on(x, &grad.contiguous()?).map(Some);
+        }
         let width = half(x.dims())?;
         let dx = numbers_of([x, &grad.contiguous()?], |[x, grad]| {
             let mut dx = vec![0.0; x.len()];
@@ -91,8 +100,7 @@ impl CustomOp1 for SwiGlu {
             });
             dx
         })?;
-        let dx = Tensor::from_vec(dx, x.dims(), x.device())?;
-        Ok(Some(dx.to_dtype(x.dtype())?))
+        Ok(Some(like(dx, x)?))
     }
 }
 

@@ -47,8 +47,18 @@ enum Mode {
     Nothing,
     /// The results of the costliest ops.
     Save(SavedOutputs),
-    /// Entries of a tape; results come from the saved outputs while there are any.
-    Tape(Vec<Line>, SavedOutputs, Purpose),
+    /// Entries of a tape.
+    Tape(Recording),
+}
+
+/// A tape that is recorded.
+struct Recording {
+    lines: Vec<Line>,
+    /// Results come from here while there are any.
+    saved: SavedOutputs,
+    purpose: Purpose,
+    /// Single numbers, one of each type, device and need of a gradient, that outlines are views of.
+    outlines: Vec<Tensor>,
 }
 
 /// Purpose of a tape.
@@ -104,8 +114,14 @@ pub fn record_from<T>(saved: SavedOutputs, compute: impl FnOnce() -> Result<T>) 
 }
 
 fn record_with<T>(saved: SavedOutputs, purpose: Purpose, compute: impl FnOnce() -> Result<T>) -> Result<(T, Tape)> {
-    match within(Mode::Tape(Vec::new(), saved, purpose), compute)? {
-        (value, Mode::Tape(lines, saved, _)) if saved.is_empty() => Ok((value, Tape(lines))),
+    let recording = Recording {
+        lines: Vec::new(),
+        saved,
+        purpose,
+        outlines: Vec::new(),
+    };
+    match within(Mode::Tape(recording), compute)? {
+        (value, Mode::Tape(Recording { lines, saved, .. })) if saved.is_empty() => Ok((value, Tape(lines))),
         _ => bail!("the recomputation ran other ops than the first run"),
     }
 }
@@ -147,7 +163,7 @@ fn within<T>(mode: Mode, compute: impl FnOnce() -> Result<T>) -> Result<(T, Mode
 /// Returns the purpose of the tape that is recorded, if any.
 fn purpose() -> Option<Purpose> {
     MODE.with_borrow(|mode| match mode {
-        Mode::Tape(_, _, purpose) => Some(*purpose),
+        Mode::Tape(recording) => Some(recording.purpose),
         Mode::Candle | Mode::Nothing | Mode::Save(_) => None,
     })
 }

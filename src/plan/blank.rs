@@ -24,6 +24,8 @@ pub struct BlankAdapters {
 pub struct BlankLayer {
     /// Path of the layer in the checkpoint.
     pub path: String,
+    /// Numbers of its input, and of its output.
+    pub features: [usize; 2],
     /// Matrix A (rank, in).
     pub a: Var,
     /// Matrix B (out, rank).
@@ -31,12 +33,12 @@ pub struct BlankLayer {
 }
 
 impl BlankAdapters {
-    /// Adapters for these settings on `device`; a file to start from is not read.
+    /// Adapters for these settings on `device`, of this rank in place of theirs; a file to start from is not read.
     ///
     /// # Errors
     /// Fails for invalid `lora.target_modules`.
-    pub fn new(config: &Config, families: &[&'static Names], device: &Device) -> anyhow::Result<Self> {
-        let mut config = config.clone();
+    pub fn new(config: &Config, rank: usize, families: &[&'static Names], device: &Device) -> anyhow::Result<Self> {
+        let mut config = Config { rank, ..config.clone() };
         config.init.take_if(|init| matches!(init, Init::File(_)));
         let seed = Seed::default();
         seed.set(Some(0));
@@ -68,6 +70,7 @@ impl Adapt for BlankAdapters {
         let zeros = |shape: (usize, usize)| Var::zeros(shape, DType::F32, &self.device);
         let blank = BlankLayer {
             path: layer.path.to_string(),
+            features: [layer.in_features(), layer.out_features()],
             a: zeros((rank, layer.in_features()))?,
             b: zeros((layer.out_features(), rank))?,
         };

@@ -2,6 +2,7 @@
 //! `vae_tiling: auto` follows ([`Family::vae_cost`]).
 
 use super::Subject;
+use super::findings::CodingKey;
 use super::timeline::Place;
 use super::training::Memory;
 use crate::config::RunConfig;
@@ -29,17 +30,25 @@ impl Subject<'_> {
     ) -> anyhow::Result<Memory> {
         let load = config.model.load(&candle_core::Device::Cpu);
         let load = load.with_vae(config.precompute.vae_memory(self.free));
+        let load = load.with_header_cache(self.findings.headers());
         let load = match self.place {
             Place::Host { .. } => load,
             Place::Gpu => load.with_reference_ops(),
         };
         let Bucket { frames, height, width } = bucket;
-        let cost = family.vae_cost(half, &load, [frames, height, width])?;
+        let key = CodingKey {
+            bucket,
+            half,
+            dtype: load.dtype,
+            memory: load.vae,
+        };
+        let cost = || Ok(family.vae_cost(half, &load, [frames, height, width])?.peak());
+        let most = self.findings.coding(key, cost)?;
         let clip = match (half, self.place) {
             (Parts::Encoder, Place::Host { .. }) => COLOURS * frames * height * width * WIDE,
             _ => 0, // in main memory, or made piece by piece
         };
-        let peak_bytes = cost.peak().saturating_add(clip as u64);
+        let peak_bytes = most.saturating_add(clip as u64);
         Ok(Memory {
             peak_bytes,
             host_bytes: self.on_host(peak_bytes),

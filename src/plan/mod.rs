@@ -11,7 +11,11 @@ pub mod choice;
 mod coding;
 pub mod denoising;
 mod excerpt;
+pub mod findings;
+mod outlined;
+mod passes;
 pub mod refusal;
+mod sizes;
 pub mod suggestions;
 pub mod time;
 pub mod timeline;
@@ -29,9 +33,11 @@ use crate::models::t5_conditioner::EMBEDDINGS;
 use crate::models::text_memory::TextMemory;
 use crate::models::{Family, Offload, Sharding, registry};
 use crate::nn::load::Content;
+use crate::nn::storage::quantize::Quantization;
 use crate::nn::weights::WeightBytes;
 use crate::nn::{Load, WeightFolder, Weights};
-use denoising::{Clips, Recorded, Transformer};
+use denoising::{Clips, Transformer};
+use findings::{Findings, TextBytes};
 use timeline::Place;
 use training::{Memory, Training};
 
@@ -131,8 +137,8 @@ pub struct Subject<'a> {
     pub free: Option<u64>,
     /// Processes that train together.
     pub ranks: usize,
-    /// Passes of the transformer that are known.
-    pub recorded: Recorded,
+    /// What is known of the checkpoint.
+    pub findings: Findings,
 }
 
 impl<'a> Subject<'a> {
@@ -157,7 +163,7 @@ impl<'a> Subject<'a> {
             place,
             free,
             ranks: 1,
-            recorded: Recorded::default(),
+            findings: Findings::default(),
         }
     }
 
@@ -228,7 +234,7 @@ impl<'a> Subject<'a> {
                 Sharding::None => 1,
                 Sharding::Full => self.ranks,
             },
-            recorded: self.recorded.clone(),
+            findings: self.findings.clone(),
         })
     }
 
@@ -253,18 +259,30 @@ impl<'a> Subject<'a> {
     }
 
     pub(super) fn text(&self, config: &RunConfig, family: &dyn Family) -> anyhow::Result<Memory> {
+        let (dtype, form) = (config.model.dtype.into(), config.model.text_encoder_quantization.form());
+        let text = self
+            .findings
+            .text((dtype, form), || self.text_bytes(family, dtype, form))?;
+        Ok(self.memory(config, text.weights, text.activations))
+    }
+
+    fn text_bytes(&self, family: &dyn Family, dtype: DType, form: Option<Quantization>) -> anyhow::Result<TextBytes> {
         let folder = family.spec().part("text_encoder")?;
-        let quantization = config.model.text_encoder_quantization.form();
-        let weights = headers(&folder, config.model.dtype.into())?.quantized(quantization, EMBEDDINGS);
+        let weights = self.headers(&folder, dtype)?.quantized(form, EMBEDDINGS);
         let memory = TextMemory::of(&folder, family.spec().text().tokens);
         let unread: Vec<&str> = memory.unread.iter().map(String::as_str).collect();
         let mut weights = weights.needed_bytes(&unread);
         // A second encoder is small, and always there as a whole.
         if family.spec().text_encoder_parts.contains(&SECOND_ENCODER) {
-            let second = headers(&family.spec().part(SECOND_ENCODER)?, config.model.dtype.into())?.needed_bytes(&[]);
+            let second = self
+                .headers(&family.spec().part(SECOND_ENCODER)?, dtype)?
+                .needed_bytes(&[]);
             weights.whole += second.whole + second.lent;
         }
-        Ok(self.memory(config, weights, memory.activation_bytes))
+        Ok(TextBytes {
+            weights,
+            activations: memory.activation_bytes,
+        })
     }
 
     /// Returns the memory of a part of which blocks may be streamed.
@@ -305,11 +323,11 @@ impl<'a> Subject<'a> {
         let kept = config.checkpoint.limit as u64 + 1; // the newest is there before the oldest goes
         encodings + kept * (training.adapter_bytes + training.optimizer_bytes) + training.adapter_bytes
     }
-}
 
-/// Opens the headers of a part.
-fn headers(folder: &WeightFolder, dtype: DType) -> anyhow::Result<Weights> {
-    let mut load = Load::headers(dtype, &Device::Cpu);
-    load.content = Content::Outlines;
-    Weights::read(folder, &load)
+    /// Opens the headers of a part.
+    fn headers(&self, folder: &WeightFolder, dtype: DType) -> anyhow::Result<Weights> {
+        let mut load = Load::headers(dtype, &Device::Cpu).with_header_cache(self.findings.headers());
+        load.content = Content::Outlines;
+        Weights::read(folder, &load)
+    }
 }

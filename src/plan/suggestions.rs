@@ -110,7 +110,7 @@ fn planned(subject: &Subject, config: &RunConfig, chosen: &[&Change]) -> Option<
     let buckets = config.datasets.iter().flat_map(|set| set.buckets.clone());
     let subject = Subject {
         folder: subject.folder.clone(),
-        recorded: subject.recorded.clone(),
+        findings: subject.findings.clone(),
         // Smaller buckets take the place of those in use.
         buckets: match chosen.iter().any(|change| change.smaller_buckets) {
             true => buckets.map(|bucket| (bucket, 0)).collect(),

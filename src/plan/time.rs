@@ -23,11 +23,12 @@ use super::blank::BlankAdapters;
 use super::denoising::{Clips, Retained, Transformer};
 use super::{Plan, Subject};
 use crate::config::RunConfig;
+use crate::data::Bucket;
 use crate::diffusers_config;
 use crate::diffusion::objective;
 use crate::models::denoiser::Input;
 use crate::models::registry;
-use crate::models::synthetic::{SyntheticBatch, SyntheticRequest, Tokens};
+use crate::models::synthetic::{PatchGrid, SyntheticInput, SyntheticRequest, SyntheticTransformer};
 use crate::nn::flops::Flops;
 use crate::nn::{Load, Weights};
 use crate::ops::attention::attention;
@@ -43,12 +44,18 @@ const BLOCKS: u64 = 1;
 /// Seconds that each may take until it is timed for the last time.
 const SECONDS: f64 = 0.6;
 
+/// Frames, rows and columns of the clips that are timed, before their patches are others.
+const BUCKET: [usize; 3] = [1, 256, 256];
+
 /// Rows and columns of patches of the clips that are timed.
 const FEW_PATCHES: [usize; 2] = [2, 2];
 const MORE_PATCHES: [usize; 2] = [12, 12];
 
 /// Part of the text that the first of them has.
 const LESS_TEXT: usize = 8;
+
+/// Columns of patches of the clips whose operations are counted.
+const WORK_COLUMNS: usize = 2;
 
 /// Tokens, heads and features of the attention that is timed.
 const ATTENTION: [usize; 3] = [1536, 4, 64];
@@ -141,46 +148,48 @@ fn few_blocks(transformer: &Transformer) -> anyhow::Result<(tempfile::TempDir, f
 
 /// The model that is timed.
 struct Small {
-    batch: SyntheticBatch,
+    transformer: SyntheticTransformer,
+    /// Few tokens, and more, with the operations of each.
+    inputs: [(Flops, SyntheticInput); 2],
     vars: Vec<Var>,
 }
 
 impl Small {
     fn new(transformer: &Transformer, config: &RunConfig, folder: &Path, device: &Device) -> anyhow::Result<Self> {
-        let text = transformer.footprint.text.tokens;
-        let adapters = std::sync::Arc::new(BlankAdapters::new(&config.lora, &registry::names(), device)?);
+        let rank = config.lora.rank;
+        let adapters = std::sync::Arc::new(BlankAdapters::new(&config.lora, rank, &registry::names(), device)?);
         let load = Load::new(transformer.dtype, device).with_adapters(adapters.clone());
         let dense = transformer.family.dense_modules.of(transformer.quantization);
-        let request = SyntheticRequest {
-            weights: Weights::random(&load).quantized(transformer.quantization, &dense),
-            bucket: crate::data::Bucket::from([1, 256, 256]),
-            batch: 1,
-            footprint: transformer.footprint,
-            frame_rate: transformer.family.frame_rate,
-            patches: Some(MORE_PATCHES),
-            text_tokens: Some(text),
-            fewer: Some(Tokens {
-                patches: FEW_PATCHES,
-                text: (text / LESS_TEXT).max(1),
-            }),
+        let weights = Weights::random(&load).quantized(transformer.quantization, &dense);
+        let spec = (transformer.family.synthetic)(folder)?;
+        let grid = spec.grid(Bucket::from(BUCKET), &transformer.footprint)?;
+        let small = spec.transformer(weights)?;
+        let draw = |patches, text_tokens| {
+            let drawn = small.draw(&SyntheticRequest {
+                grid: PatchGrid { patches, ..grid },
+                batch: 1,
+                frame_rate: transformer.family.frame_rate,
+                text_tokens: Some(text_tokens),
+            })?;
+            anyhow::Ok((small.flops(&drawn.input)?, drawn))
         };
-        let batch = (transformer.family.synthetic)(folder, request)?;
+        let text = transformer.footprint.text.tokens;
+        let inputs = [draw(FEW_PATCHES, (text / LESS_TEXT).max(1))?, draw(MORE_PATCHES, text)?];
         let layers = adapters.layers();
         let vars = layers
             .iter()
             .flat_map(|layer| [layer.a.clone(), layer.b.clone()])
             .collect();
-        Ok(Self { batch, vars })
+        Ok(Self {
+            inputs,
+            transformer: small,
+            vars,
+        })
     }
 
     /// Returns the least times of passes there and back, of few tokens and of more; attention has this throughput.
     fn timed(&self, device: &Device, attention_rate: f64) -> anyhow::Result<[Timed; 2]> {
-        let SyntheticBatch {
-            input, target, work, ..
-        } = &self.batch;
-        let fewer = self.batch.fewer.as_ref().context("fewer tokens were asked for")?;
-        let all = [(&fewer.input, &fewer.target, fewer.work), (input, target, *work)];
-        let timed = all.map(|(input, target, work)| {
+        let timed = self.inputs.each_ref().map(|(work, SyntheticInput { input, target })| {
             let seconds = self.seconds(input, target, device)?;
             let embedding = self.embedding_seconds(input, device)?;
             let attention = work.attention * 3.5 / attention_rate;
@@ -199,7 +208,7 @@ impl Small {
         let mut least = f64::INFINITY;
         for _ in 0..2 {
             let started = Instant::now();
-            drop(no_grad(|| self.batch.denoiser.embed(input))?);
+            drop(no_grad(|| self.transformer.denoiser().embed(input))?);
             device.synchronize()?;
             least = least.min(started.elapsed().as_secs_f64());
         }
@@ -214,7 +223,13 @@ impl Small {
         loop {
             let started = Instant::now();
             let kept = Retained::All.saved();
-            drop(forward_backward(&*self.batch.denoiser, input, &loss, &self.vars, kept)?);
+            drop(forward_backward(
+                self.transformer.denoiser(),
+                input,
+                &loss,
+                &self.vars,
+                kept,
+            )?);
             device.synchronize()?;
             least = least.min(started.elapsed().as_secs_f64());
             if began.elapsed().as_secs_f64() > SECONDS {
@@ -242,7 +257,7 @@ fn attention_rate(device: &Device, dtype: DType) -> anyhow::Result<f64> {
 /// Returns the operations of a sample of these clips: a polynomial of the second degree in the patches, found at three
 /// small numbers of them.
 fn whole_work(transformer: &Transformer, clips: Clips) -> anyhow::Result<Flops> {
-    let at = |rows: usize| transformer.work(clips, rows);
+    let at = |rows: usize| transformer.work(clips, [rows, WORK_COLUMNS]);
     let [a, b, c] = [at(2)?, at(3)?, at(4)?];
     let wanted = a.1;
     let weights = [

@@ -64,6 +64,24 @@ pub enum Place {
     Gpu,
 }
 
+/// Record of a computation at one size.
+#[derive(Debug, Clone)]
+pub struct Record(Vec<Change>);
+
+impl Record {
+    /// Takes what was allocated, for a place.
+    ///
+    /// # Errors
+    /// Fails for a record without allocations.
+    pub fn new(entries: &[Entry], place: Place) -> anyhow::Result<Self> {
+        ensure!(
+            entries.iter().any(|entry| matches!(entry, Entry::Taken { .. })),
+            "the program's allocator does not record; this is a fault of the program"
+        );
+        Ok(Self(changes(entries, place)))
+    }
+}
+
 /// Memory of a computation over time.
 #[derive(Debug, Clone)]
 pub struct Timeline(Vec<Change>);
@@ -82,26 +100,20 @@ impl Timeline {
     ///
     /// # Errors
     /// Fails for records of different computations.
-    pub fn new(records: &[(&[Entry], f64)], place: Place) -> anyhow::Result<Self> {
-        let mut all: Vec<Change> = Vec::new();
-        for (index, (entries, weight)) in records.iter().enumerate() {
-            let changes = changes(entries, place);
-            ensure!(
-                entries.iter().any(|entry| matches!(entry, Entry::Taken { .. })),
-                "the program's allocator does not record; this is a fault of the program"
-            );
-            if index == 0 {
-                all = changes;
-                all.iter_mut().for_each(|change| *change = change.times(*weight));
-                continue;
-            }
-            let alike = all.len() == changes.len() && all.iter().zip(&changes).all(|(a, b)| a.kind == b.kind);
+    pub fn new<'a>(records: impl IntoIterator<Item = (&'a Record, f64)>) -> anyhow::Result<Self> {
+        let mut records = records.into_iter();
+        let Some((Record(first), weight)) = records.next() else {
+            return Ok(Self(Vec::new()));
+        };
+        let mut all: Vec<Change> = first.iter().map(|change| change.times(weight)).collect();
+        for (Record(changes), weight) in records {
+            let alike = all.len() == changes.len() && all.iter().zip(changes).all(|(a, b)| a.kind == b.kind);
             ensure!(
                 alike,
                 "the same computation took other memory at another size; this is a fault of the program"
             );
             for (sum, change) in all.iter_mut().zip(changes) {
-                let change = change.times(*weight);
+                let change = change.times(weight);
                 sum.lasting += change.lasting;
                 sum.passing += change.passing;
             }

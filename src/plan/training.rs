@@ -9,7 +9,7 @@ use crate::config::RunConfig;
 use crate::models::Offload;
 use crate::nn::residency::ResidentShare;
 use crate::optim::moments::MomentForm;
-use crate::train::segments::{ActivationBudget, ActivationPolicy, SavedActivations};
+use crate::train::segments::{ActivationBudget, ActivationPolicy, FreeMemory, SavedActivations};
 
 /// Bytes of a number of an adapter, of its gradient, and of a moment that is kept as it is.
 const NUMBER: u64 = 4;
@@ -168,8 +168,14 @@ pub fn training(
         Some(_) => 0,
         None => {
             let left = free.map(|free| free.saturating_sub(Resident::new(config, &step, transformer.ranks).all));
-            let (attention, all) = (pass(Retained::Attention)?, pass(Retained::All)?);
-            more_than_inputs(config, &step, &attention, &all, left)
+            let left = match (left, transformer.place) {
+                (None, _) => FreeMemory::Unknown,
+                (Some(left), Place::Host { .. }) => FreeMemory::Main(left),
+                (Some(left), Place::Gpu) => FreeMemory::Gpu(left),
+            };
+            let [attention, all] =
+                [Retained::Attention, Retained::All].map(|kept| transformer.memory(clips, Pass::TrainingForward(kept)));
+            more_than_inputs(config, transformer.ranks, [&step, &*attention?, &*all?], left)
         }
     };
     Ok(Training::new(
@@ -185,25 +191,24 @@ pub fn training(
 /// those that follow, as far as there is room.
 fn more_than_inputs(
     config: &RunConfig,
-    inputs: &Denoising,
-    attention: &Denoising,
-    all: &Denoising,
-    free: Option<u64>,
+    ranks: usize,
+    [inputs, attention, all]: [&Denoising; 3],
+    free: FreeMemory,
 ) -> u64 {
     let SavedActivations::Within(room) = config.train.activation_policy.saved_activations(free) else {
         return 0;
     };
-    let room = match config.model.offload {
-        Offload::None | Offload::Auto => room,
-        Offload::Model | Offload::Group => ActivationBudget { blocks: 0, ..room },
+    let room = match (config.model.offload, ranks) {
+        (Offload::None | Offload::Auto, 1) => room,
+        _ => ActivationBudget { blocks: 0, ..room },
     };
     let of_block = |pass: &Denoising| (pass.block_keeps - inputs.block_keeps).max(0.0) as u64;
     let (whole, attention) = (all.block_keeps.max(0.0) as u64, of_block(attention));
-    let fit = |room: usize, each: u64, most: u64| match each {
+    let fit = |room: usize, each: u64, spare: usize, most: u64| match each {
         0 => 0,
-        each => (room as u64 / each).min(most),
+        each => (room as u64 / each).saturating_sub(spare as u64).min(most),
     };
     let count = (inputs.blocks.len() as u64).saturating_sub(1); // the last one is kept in any case
-    let first = fit(room.blocks, whole, count);
-    first * whole + fit(room.attention, attention, count - first) * attention
+    let first = fit(room.blocks, whole, room.spare_blocks, count);
+    first * whole + fit(room.attention, attention, 0, count - first) * attention
 }

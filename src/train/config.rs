@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::memory;
 use super::offload::OffloadTo;
-use super::segments::{ActivationPolicy, SavedActivations};
+use super::segments::{ActivationPolicy, FreeMemory, SavedActivations};
 
 use crate::problems::Problems;
 
@@ -116,7 +116,7 @@ impl Config {
             (true, ActivationPolicy::Offloaded) if device.is_cpu() => {
                 SavedActivations::Offloaded(OffloadTo::FileIn(output_dir.into()))
             }
-            (true, policy) => policy.saved_activations(memory::free(device)),
+            (true, policy) => policy.saved_activations(FreeMemory::of(device, memory::free(device))),
         }
     }
 

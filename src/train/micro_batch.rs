@@ -176,7 +176,9 @@ impl MicroBatches<'_> {
         };
         let captions = samples.iter().zip(dropped).map(one);
         let captions = captions.collect::<anyhow::Result<Vec<_>>>()?;
-        Ok(TextEmbeds::stack(&captions, &self.family.spec().text())?.to_device(&self.device)?) // (B, L, D)
+        let text = TextEmbeds::stack(&captions, &self.family.spec().text())?; // (B, L, D)
+        // In main memory: lengths that are read from a GPU would make the host wait for it.
+        Ok(text.trimmed()?.to_device(&self.device)?)
     }
 
     /// Draws the samples whose first latent frame is given. A clip of that frame alone would leave nothing to learn.

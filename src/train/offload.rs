@@ -2,9 +2,12 @@
 //!
 //! The forward pass parks each block's input once the block has run; the backward pass takes them back in reverse, and a
 //! thread reads the one before ahead. So memory holds two of them, however many blocks there are. A tensor that a block hands on
-//! unchanged, as the embedded text, is kept in place, once.
+//! unchanged, as the embedded text, is kept in place, once. For a GPU main memory is pinned, and copied on a second stream, as
+//! long as some of it stays free; what comes after is copied to ordinary memory.
 //!
 //! The file has no name: it is gone when the pass ends, however it ends. Numbers come back bit for bit.
+
+mod host_memory;
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -12,8 +15,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
-use candle_core::{CpuStorage, Device, Error, Result, Shape, Storage, Tensor, Var};
+use candle_core::{CpuStorage, Device, Error, Result, Shape, Storage, Tensor};
 use half::bf16;
+
+pub use host_memory::HostMemory;
+use host_memory::HostTensor;
 
 use crate::disk::WriteError;
 use crate::models::denoiser::State;
@@ -22,21 +28,23 @@ use crate::models::denoiser::State;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum OffloadTo {
     /// Main memory: for a GPU.
-    HostMemory,
+    HostMemory(HostMemory),
     /// A file without a name in this folder, or in the first one above that exists: for the CPU.
     FileIn(PathBuf),
 }
 
 /// Parked tensors of one pass.
 #[derive(Debug)]
-pub struct Parking {
-    /// None: main memory.
-    file: Option<ParkingFile>,
+pub enum Parking {
+    /// In main memory.
+    HostMemory(HostMemory),
+    /// In a file.
+    File(ParkingFile),
 }
 
 /// A file that tensors are appended to.
 #[derive(Debug)]
-struct ParkingFile {
+pub struct ParkingFile {
     file: Arc<File>,
     /// Where it lies, for messages.
     folder: PathBuf,
@@ -74,7 +82,7 @@ struct Parked {
 
 #[derive(Debug)]
 enum Place {
-    Memory(Tensor),
+    Memory(HostTensor),
     File {
         file: Arc<File>,
         folder: PathBuf,
@@ -96,11 +104,10 @@ impl Parking {
     /// # Errors
     /// Fails if no file can be made in the folder.
     pub fn open(to: &OffloadTo) -> Result<Self> {
-        let file = match to {
-            OffloadTo::HostMemory => None,
-            OffloadTo::FileIn(folder) => Some(ParkingFile::new(folder)?),
-        };
-        Ok(Self { file })
+        match to {
+            OffloadTo::HostMemory(memory) => Ok(Self::HostMemory(memory.clone())),
+            OffloadTo::FileIn(folder) => ParkingFile::new(folder).map(Self::File),
+        }
     }
 
     /// Parks a state, given the one that comes after it.
@@ -128,9 +135,9 @@ impl Parking {
 
     /// Parks a tensor; None for one that stays where it is: of other types than f32 and bf16 on the CPU.
     fn park_tensor(&mut self, tensor: &Tensor) -> Result<Option<Parked>> {
-        let place = match &mut self.file {
-            None => Some(Place::Memory(tensor.detach().to_device(&Device::Cpu)?)),
-            Some(file) => file.append(&tensor.detach().contiguous()?)?,
+        let place = match self {
+            Self::HostMemory(memory) => Some(Place::Memory(memory.park(tensor)?)),
+            Self::File(file) => file.append(&tensor.detach().contiguous()?)?,
         };
         Ok(place.map(|place| Parked {
             place,
@@ -147,13 +154,24 @@ impl ParkedState {
         self.kept.iter().flatten()
     }
 
-    /// Begins to read it on a thread.
-    pub fn read_ahead(&mut self) {
-        if let Away::Parked(parked) = &mut self.away {
+    /// Begins to read it, on a thread where a copy keeps who asks for it waiting.
+    ///
+    /// # Errors
+    /// Fails if the device has no room.
+    pub fn read_ahead(&mut self) -> Result<()> {
+        let Away::Parked(parked) = &mut self.away else {
+            return Ok(());
+        };
+        let mut all_begun = true;
+        for parked in parked.iter_mut() {
+            all_begun &= parked.begin()?;
+        }
+        if !all_begun {
             let parked = std::mem::take(parked);
             let read = || parked.into_iter().map(Parked::read).collect();
             self.away = Away::Reading(thread::Builder::new().name("activations".into()).spawn(read));
         }
+        Ok(())
     }
 
     /// Returns the state, once it is read.
@@ -177,30 +195,34 @@ impl ParkedState {
 }
 
 impl Parked {
+    /// Begins to read it, if that keeps nobody waiting; true if it does.
+    fn begin(&mut self) -> Result<bool> {
+        match &mut self.place {
+            Place::Memory(tensor) => tensor.begin(),
+            Place::File { .. } => Ok(false),
+        }
+    }
+
     fn read(self) -> Result<Tensor> {
-        let tensor = match &self.place {
-            Place::Memory(tensor) => tensor.to_device(&self.device)?,
+        match self.place {
+            Place::Memory(tensor) => tensor.end(&self.device, self.learns),
             Place::File {
                 file,
                 folder,
                 start,
                 kind,
             } => {
-                let storage = read(file, *start, self.shape.elem_count(), *kind);
-                let storage = storage.map_err(|cause| failed("read", folder, &cause.to_string()))?;
+                let storage = read(&file, start, self.shape.elem_count(), kind);
+                let storage = storage.map_err(|cause| failed("read", &folder, &cause.to_string()))?;
                 // A new leaf: nothing is copied to make it a variable.
                 let none = candle_core::op::BackpropOp::none();
-                return Ok(Tensor::from_storage(
+                Ok(Tensor::from_storage(
                     Storage::Cpu(storage),
                     self.shape,
                     none,
                     self.learns,
-                ));
+                ))
             }
-        };
-        match self.learns {
-            true => Ok(Var::from_tensor(&tensor)?.into_inner()),
-            false => Ok(tensor),
         }
     }
 }

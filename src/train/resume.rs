@@ -131,6 +131,9 @@ pub fn restore(
 ) -> anyhow::Result<()> {
     checkpoint.fits(&state.run, &state.fingerprints, &state.samples)?;
     let Loaded { path, snapshot } = checkpoint;
+    if let Some(difference) = snapshot.state.other_instructions(state) {
+        log::warn!("{}: {difference}", path.display());
+    }
     ensure!(
         snapshot.optimizer_name == optimizer.name(),
         "{}: holds the moments of optimizer.name: {}, and this run has {}; take back the change, or start anew with --resume never",

@@ -12,11 +12,11 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use candle_core::{Result, Tensor, Var};
+use candle_core::{Device, Result, Tensor, Var};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::offload::{OffloadTo, ParkedState, Parking};
+use super::offload::{HostMemory, OffloadTo, ParkedState, Parking};
 use crate::models::denoiser::{Denoiser, Input, State};
 use crate::ops::tape::{Gradients, SavedOutputs, Tape, no_grad, record, record_from, record_sparing, save_costly};
 use crate::ops::vjp::Cotangent;
@@ -39,6 +39,51 @@ pub struct ActivationBudget {
     pub attention: usize,
     /// Bytes for everything that whole blocks need, the first blocks first.
     pub blocks: usize,
+    /// Blocks like the one at hand that these bytes must have room for besides, since one that is run again needs as much.
+    pub spare_blocks: usize,
+}
+
+/// Memory that activations may be kept in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FreeMemory {
+    /// It is unknown how much there is.
+    Unknown,
+    /// Main memory, which everything else on the machine needs as well.
+    Main(u64),
+    /// The memory of a GPU.
+    Gpu(u64),
+}
+
+impl FreeMemory {
+    /// Memory of the device at hand.
+    pub fn of(device: &Device, free: Option<u64>) -> Self {
+        match free {
+            None => Self::Unknown,
+            Some(free) if device.is_cpu() => Self::Main(free),
+            Some(free) => Self::Gpu(free),
+        }
+    }
+
+    /// Returns the budget of `auto`.
+    fn budget(self) -> ActivationBudget {
+        let bytes = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);
+        match self {
+            Self::Unknown => ActivationBudget {
+                attention: usize::MAX,
+                ..Default::default()
+            },
+            Self::Main(free) => ActivationBudget {
+                attention: bytes(free / 8),
+                blocks: bytes(free / 128),
+                spare_blocks: 0,
+            },
+            Self::Gpu(free) => ActivationBudget {
+                attention: bytes(free / 8),
+                blocks: bytes(free / 8 * 5),
+                spare_blocks: 2,
+            },
+        }
+    }
 }
 
 impl SavedActivations {
@@ -55,8 +100,8 @@ impl SavedActivations {
 /// `train.activation_policy`
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 pub enum ActivationPolicy {
-    /// Attention's outputs within an eighth of the free memory, and whole blocks within a 128th; `inputs`, or else `offloaded`,
-    /// where the run is planned not to fit so.
+    /// Attention's outputs within an eighth of the free memory, and whole blocks within a 128th, on a GPU within five eighths;
+    /// `inputs`, or else `offloaded`, where the run is planned not to fit so.
     #[default]
     #[serde(rename = "auto")]
     Auto,
@@ -76,18 +121,15 @@ pub enum ActivationPolicy {
 }
 
 impl ActivationPolicy {
-    /// Returns the activations to keep with `free` bytes of memory; None if that is unknown. What is offloaded goes to main
-    /// memory.
-    pub fn saved_activations(self, free: Option<u64>) -> SavedActivations {
-        let share = |part: u64| free.map_or(usize::MAX, |free| usize::try_from(free / part).unwrap_or(usize::MAX));
-        let (attention, blocks) = match self {
+    /// Returns the activations to keep with this much memory free. What is offloaded goes to main memory.
+    pub fn saved_activations(self, free: FreeMemory) -> SavedActivations {
+        SavedActivations::Within(match self {
             Self::All => return SavedActivations::All,
-            Self::Auto => (share(8), if free.is_some() { share(128) } else { 0 }),
-            Self::InputsAndAttention => (usize::MAX, 0),
-            Self::Inputs => (0, 0),
-            Self::Offloaded => return SavedActivations::Offloaded(OffloadTo::HostMemory),
-        };
-        SavedActivations::Within(ActivationBudget { attention, blocks })
+            Self::Auto => free.budget(),
+            Self::InputsAndAttention => FreeMemory::Unknown.budget(),
+            Self::Inputs => ActivationBudget::default(),
+            Self::Offloaded => return SavedActivations::Offloaded(OffloadTo::HostMemory(HostMemory::default())),
+        })
     }
 }
 
@@ -184,7 +226,7 @@ fn by_segments(
         }
         let (index, before) = (passed.len(), before.boundary()?);
         if let Some((SavedInput::Parked(earlier), _)) = passed.last_mut() {
-            earlier.read_ahead();
+            earlier.read_ahead()?;
         }
         let (after, tape) = kept.again(|| denoiser.block(index, &before.state))?;
         due = before.collect(tape.backward(&given(&after, due))?, vars, &mut gradients)?;
@@ -255,8 +297,11 @@ impl ActivationBudget {
         if last || self.blocks > 0 {
             let (state, tape) = record_sparing(block)?;
             let bytes = tape.bytes();
-            let fits = last || bytes <= self.blocks;
-            self.blocks = if fits { self.blocks.saturating_sub(bytes) } else { 0 };
+            let needed = bytes.saturating_mul(1 + self.spare_blocks);
+            let fits = last || needed <= self.blocks;
+            let left = self.blocks.saturating_sub(bytes);
+            // The next one, which is likely as large, is not tried in vain: its attention may yet be kept.
+            self.blocks = if fits && needed <= left { left } else { 0 };
             let kept = match fits {
                 true => SavedBlock::Whole(state.clone(), tape),
                 false => SavedBlock::Part(SavedOutputs::default()),

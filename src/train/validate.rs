@@ -13,13 +13,14 @@ use serde::{Deserialize, Serialize};
 use super::memory::with_free_memory;
 use crate::data::cache::{Encoded, Picture, TextId};
 use crate::diffusion::guidance::{Guidance, GuidanceMode};
+use crate::diffusion::schedulers::StepList;
 use crate::models::Family;
 use crate::models::denoiser::{Denoiser, TextEmbeds};
 use crate::models::family::ModelSpec;
 use crate::nn::Load;
 use crate::problems::Problems;
 use crate::run_dir::{self, RunDir};
-use crate::sample::{self, Prepared, Request, RequestSide, Sampled, Start, UnsupportedRequest};
+use crate::sample::{self, Prepared, Request, RequestSide, Sampled, Start, UnsupportedRequest, step_cache};
 use crate::video::{Clip, VideoError, Writer};
 
 /// `validation:` in a run file.
@@ -28,6 +29,9 @@ use crate::video::{Clip, VideoError, Writer};
 pub struct Config {
     /// Steps between rounds of videos.
     pub every: usize,
+    /// Cache between the steps of a video, in which later ones reuse what earlier ones computed:
+    /// `first-block:threshold=0.05`, `taylorseer:interval=5,order=1`, `magcache:ratios=FILE,threshold=0.06`, or `none`.
+    pub cache: step_cache::Config,
     /// Videos to make.
     pub prompts: Vec<Prompt>,
 }
@@ -36,6 +40,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             every: 500,
+            cache: step_cache::Config::None,
             prompts: Vec::new(),
         }
     }
@@ -59,6 +64,8 @@ pub struct Prompt {
     pub steps: usize,
     /// Sigmas of the steps in place of `steps` even ones, from noise (1) down, before the scheduler's shift.
     pub sigmas: Option<Vec<f64>>,
+    /// Timesteps of the steps in place of `steps` even ones, as the model sees them.
+    pub timesteps: Option<Vec<f64>>,
     /// Guidance scale: of classifier-free guidance, with none at 1 and below, or the one that models are told that embed it.
     pub guidance_scale: f64,
     /// Scale of classifier-free guidance for models that embed `guidance_scale`; none at 1 and below.
@@ -81,6 +88,7 @@ impl Default for Prompt {
             width: 720,
             steps: 50,
             sigmas: None,
+            timesteps: None,
             guidance_scale: 6.0,
             true_cfg_scale: 1.0,
             seed: 0,
@@ -94,6 +102,7 @@ impl Config {
     /// Checks for values that parse but make no sense, by path below `validation`.
     pub fn check(&self, problems: &mut Problems) {
         problems.at_least_one("every", self.every);
+        problems.failed("cache", self.cache.start(1).map_err(|error| format!("{error:#}")));
         for (i, prompt) in self.prompts.iter().enumerate() {
             problems.section(format!("prompts[{i}]"), |problems| prompt.check(problems));
         }
@@ -106,6 +115,9 @@ impl Prompt {
         problems.at_least_one("height", self.height);
         problems.at_least_one("width", self.width);
         problems.at_least_one("steps", self.steps);
+        if self.sigmas.is_some() && self.timesteps.is_some() {
+            problems.push("timesteps", "give either sigmas or timesteps");
+        }
         if let Some(fps) = self.fps {
             problems.above_zero("fps", fps);
         }
@@ -133,11 +145,7 @@ impl Prompt {
 
     /// Scales of guidance, as such a checkpoint uses them.
     pub fn guidance(&self, mode: GuidanceMode) -> Guidance {
-        Guidance {
-            mode,
-            scale: self.guidance_scale,
-            true_cfg_scale: self.true_cfg_scale,
-        }
+        Guidance::of(mode, self.guidance_scale, self.true_cfg_scale)
     }
 
     /// Request to the sampler, with its image read.
@@ -174,6 +182,7 @@ impl Prompt {
                 RequestSide::Start => "image",
                 RequestSide::Steps => "steps",
                 RequestSide::Guidance => "true_cfg_scale",
+                RequestSide::Cache => "", // of all prompts
             };
             problems.push(key, why);
         }
@@ -203,6 +212,11 @@ impl Prompt {
         }
     }
 
+    fn step_list(&self) -> Option<StepList> {
+        let sigmas = self.sigmas.clone().map(StepList::Sigmas);
+        sigmas.or(self.timesteps.clone().map(StepList::Timesteps))
+    }
+
     fn starting_from(&self, start: Start, frame_rate: f64, mode: GuidanceMode) -> Request {
         Request {
             prompt: self.prompt.clone(),
@@ -211,13 +225,15 @@ impl Prompt {
             height: self.height,
             width: self.width,
             steps: self.steps,
-            sigmas: self.sigmas.clone(),
+            step_list: self.step_list(),
+            scheduler: None,
             guidance: self.guidance(mode),
             dynamic_guidance: false,
             seed: self.seed,
             fps: self.fps.unwrap_or(frame_rate),
             start,
             latents: None,
+            cache: step_cache::Config::None,
         }
     }
 }
@@ -230,6 +246,8 @@ pub struct Validator<'a> {
     pub encoded: &'a Encoded,
     /// Videos to make.
     pub prompts: &'a [Prompt],
+    /// Cache between steps.
+    pub cache: &'a step_cache::Config,
     /// Where videos go.
     pub dir: RunDir,
     /// How parts of the checkpoint are loaded.
@@ -261,7 +279,8 @@ impl Validator<'_> {
         progress: sample::Progress,
     ) -> anyhow::Result<Sampled> {
         let prompt = &self.prompts[index];
-        let request = prompt.request(self.family.spec())?;
+        let mut request = prompt.request(self.family.spec())?;
+        request.cache = self.cache.clone();
         let negative = request
             .guidance
             .needs_negative()

@@ -191,10 +191,7 @@ impl ClipVision {
         let last = config.num_hidden_layers - 1;
         let layers = root.pp("encoder.layers");
         let this = Self {
-            patch_embedding: Frozen {
-                weight: patch.reshape((width, 3 * p * p))?.into(),
-                bias: None,
-            },
+            patch_embedding: Frozen::new(patch.reshape((width, 3 * p * p))?, None),
             class_embedding: embeddings.get(width, "class_embedding")?.reshape((1, 1, width))?,
             position_embedding: positions.unsqueeze(0)?,
             pre_layrnorm: Norm::layer(width, config.layer_norm_eps, root.pp("pre_layrnorm"))?,

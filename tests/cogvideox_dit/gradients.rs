@@ -213,7 +213,13 @@ fn what_is_kept_between_the_passes_changes_no_bit() {
     let loss = |prediction: &Tensor| Ok(mse(prediction, &answers["target"]));
     let run = |keep| forward_backward(&dit, &input, &loss, &vars, keep).unwrap();
     let expected = run(SavedActivations::All);
-    let room = |attention, blocks| SavedActivations::Within(ActivationBudget { attention, blocks });
+    let room = |attention, blocks| {
+        SavedActivations::Within(ActivationBudget {
+            attention,
+            blocks,
+            spare_blocks: 0,
+        })
+    };
     for keep in [
         room(0, 0),
         room(usize::MAX, 0),

@@ -265,7 +265,8 @@ fn request(family: &dyn Family) -> anyhow::Result<Request> {
         width: WIDTH,
         steps: 1,
         guidance: vtrain::diffusion::guidance::Guidance::classifier_free(1.0),
-        sigmas: None,
+        step_list: None,
+        scheduler: None,
         dynamic_guidance: false,
         seed: 0,
         fps: family.spec().family.frame_rate,
@@ -274,6 +275,7 @@ fn request(family: &dyn Family) -> anyhow::Result<Request> {
             _ => Start::Text,
         },
         latents: None,
+        cache: Default::default(),
     })
 }
 

@@ -22,11 +22,13 @@ struct Case {
     by_head: bool,
 }
 
-const CASES: [Case; 7] = [
+const CASES: [Case; 9] = [
     Case::new([1, 1, 1, 2], 0, false, false),
     Case::new([2, 5, 3, 6], 2, false, false),
     Case::new([2, 7, 2, 64], 3, true, false),
     Case::new([2, 3, 2, 24], 1, true, false),
+    Case::new([2, 5, 3, 48], 2, false, false),
+    Case::new([2, 3, 2, 32], 1, true, true),
     Case::new([3, 4, 3, 10], 0, false, true),
     Case::new([2, 3, 2, 8], 1, true, true),
     Case::new([2, 2, 1, 4], 2, false, false), // nothing turns

@@ -17,12 +17,13 @@ pub struct Case {
 
 /// Widths with and without whole packs of 16 bytes; less than a warp, more than a warp, more than 512 threads take at
 /// once; parts of one row, of none, and as many as a kernel knows; rows of a part in more sums than one.
-const SHAPES: [(usize, &[usize], usize, bool); 12] = [
+const SHAPES: [(usize, &[usize], usize, bool); 13] = [
     (1, &[1], 1, true),
     (2, &[3], 7, false),
     (2, &[2, 3], 8, true),
     (3, &[1, 4], 33, false),
     (2, &[0, 2], 64, false),
+    (2, &[20, 31], 64, true),
     (2, &[2, 0], 100, true),
     (1, &[5], 128, false),
     (2, &[1, 1, 2], 264, true),

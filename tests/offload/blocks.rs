@@ -16,7 +16,7 @@ use vtrain::nn::{Load, WeightFolder, Weights};
 use vtrain::ops::tape::no_grad;
 use vtrain::rng::Rng;
 use vtrain::text::t5::{self, T5Encoder};
-use vtrain::train::segments::{ActivationPolicy, forward_backward};
+use vtrain::train::segments::{ActivationPolicy, FreeMemory, forward_backward};
 
 const FAMILIES: [&str; 4] = [
     "cogvideox/cogvideox-5b",
@@ -107,7 +107,7 @@ fn run(folder: &WeightFolder, load: &Load) -> Ran {
         error.sqr()?.mean_all()
     };
     let mut all = Vec::new();
-    let saved = ActivationPolicy::InputsAndAttention.saved_activations(None);
+    let saved = ActivationPolicy::InputsAndAttention.saved_activations(FreeMemory::Unknown);
     let passed = forward_backward(&*batch.denoiser, &batch.input, &loss, &vars, saved).unwrap();
     all.push(bits(&passed.loss));
     for (var, gradient) in vars.iter().zip(passed.gradients) {

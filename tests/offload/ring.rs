@@ -7,10 +7,12 @@ use std::sync::{Arc, Mutex};
 use candle_core::{DType, Device, Result, Tensor};
 use vtrain::nn::lent::{BlockKeeper, LentBlocks, Matrix};
 use vtrain::nn::residency::ResidentShare;
-use vtrain::nn::ring::{CopyEngine, Ring};
+use vtrain::nn::ring::{CopyEngine, Ring, main_memory_room};
 use vtrain::nn::storage::quantize::Quantization;
+use vtrain::nn::weights::WeightBytes;
 use vtrain::ops::bytes::{Bytes, LiveBytes};
 use vtrain::ops::stored::{StoredMatrix, Weight};
+use vtrain::process::memory;
 
 /// Byte of memory that no copy has filled.
 const UNFILLED: u8 = 0x5a;
@@ -257,4 +259,36 @@ fn matrices_that_are_kept_for_the_way_back_are_not_overwritten() {
             }
         }
     }
+}
+
+#[test]
+fn only_what_main_memory_has_no_room_for_needs_room_on_the_disk() {
+    let blocks = WeightBytes {
+        whole: 1 << 40,
+        lent: 100,
+        largest: 8,
+    };
+    for (ranks, room, filed) in [
+        (1, 100, 0),
+        (1, 99, 9),
+        (1, 40, 68),
+        (1, 3, 100),
+        (1, 0, 100),
+        (2, 50, 0),
+        (2, 40, 14),
+    ] {
+        assert_eq!(blocks.filed(ranks, room), filed, "{ranks} ranks, room {room}");
+    }
+}
+
+#[test]
+fn four_gib_of_main_memory_are_left_to_all_else() {
+    const SPARED: u64 = 4 << 30;
+    const OTHERS_MEANWHILE: u64 = 1 << 30;
+    let free = memory::free().unwrap().bytes;
+    let spared = free.saturating_sub(main_memory_room().unwrap());
+    assert!(
+        spared.abs_diff(free.min(SPARED)) < OTHERS_MEANWHILE,
+        "{spared} of {free}"
+    );
 }

@@ -84,12 +84,14 @@ fn clips_of_every_family_have_the_same_latents() {
                 width: 64,
                 steps: 2,
                 guidance: vtrain::diffusion::guidance::Guidance::classifier_free(3.0),
-                sigmas: None,
+                step_list: None,
+                scheduler: None,
                 dynamic_guidance: false,
                 seed: 5,
                 fps: 10.0,
                 start: Start::Text,
                 latents: None,
+                cache: Default::default(),
             };
             let load = Load::new(DType::BF16, &Device::Cpu).with_residency(residency);
             let sampled = sample::sample(&*family, &load, request, &|_, _| Ok(())).unwrap();

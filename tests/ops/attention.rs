@@ -1,7 +1,7 @@
 use candle_core::{DType, Device, Tensor, Var};
 use vtrain::ops::attention;
 use vtrain::ops::attention::bias::Bias;
-use vtrain::ops::attention::reference;
+use vtrain::ops::attention::{attention_by, reference};
 use vtrain::rng::Rng;
 
 use super::{assert_close, assert_same_on_all_threads, draw, fixtures, slopes, with_gaps};
@@ -18,13 +18,13 @@ const CASES: [(&str, [usize; 5]); 8] = [
     ("padding", [2, 21, 45, 2, 48]),
 ];
 
-struct Inputs {
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
+pub struct Inputs {
+    pub q: Tensor,
+    pub k: Tensor,
+    pub v: Tensor,
     /// Weights of the outputs in the differentiated sum.
-    weights: Tensor,
-    mask: Option<Tensor>,
+    pub weights: Tensor,
+    pub mask: Option<Tensor>,
 }
 
 /// 0 for the first keys, minus infinity for the others: (B, 1, 1, L). The last sample has a third of its keys.
@@ -42,7 +42,7 @@ fn padding(samples: usize, keys: usize) -> Tensor {
     Tensor::from_vec(numbers, (samples, 1, 1, keys), &Device::Cpu).unwrap()
 }
 
-fn inputs(seed: u64, mask: &str, [samples, queries, keys, heads, width]: [usize; 5]) -> Inputs {
+pub fn inputs(seed: u64, mask: &str, [samples, queries, keys, heads, width]: [usize; 5]) -> Inputs {
     let mut rng = Rng::new(seed);
     let mut tokens = |count: usize| draw(&mut rng, (samples, count, heads, width));
     let (q, k, v, weights) = (tokens(queries), tokens(keys), tokens(keys), tokens(queries));
@@ -284,11 +284,11 @@ fn what_is_no_number_is_not_hidden() {
 }
 
 #[test]
-fn bf16_is_summed_up_in_f32() {
+fn without_instructions_for_bf16_it_is_computed_in_f32() {
     let inputs = inputs(16, "", [1, 30, 200, 2, 64]);
     let narrow = |x: &Tensor| x.to_dtype(DType::BF16).unwrap();
     let (q, k, v) = (narrow(&inputs.q), narrow(&inputs.k), narrow(&inputs.v));
-    let found = attention(&q, &k, &v, None).unwrap();
+    let found = attention_by(None, &q, &k, &v, None).unwrap();
     assert_eq!(found.dtype(), DType::BF16);
     let wide = |x: &Tensor| x.to_dtype(DType::F32).unwrap();
     let expected = attention(&wide(&q), &wide(&k), &wide(&v), None).unwrap();

@@ -72,10 +72,7 @@ impl Layer {
             x: narrow(randn(1, &[3, 7, 10])),
             a: randn(2, &[4, 10]),
             b: randn(3, &[13, 4]),
-            frozen: Frozen {
-                weight: narrow(randn(4, &[13, 10])).into(),
-                bias: Some(narrow(randn(5, &[13]))),
-            },
+            frozen: Frozen::new(narrow(randn(4, &[13, 10])), Some(narrow(randn(5, &[13])))),
             gradient: narrow(randn(6, &[3, 7, 13])),
         }
     }

@@ -27,10 +27,7 @@ struct Inputs {
 
 impl Inputs {
     fn layer(&self) -> Frozen {
-        Frozen {
-            weight: self.weight.clone().into(),
-            bias: self.bias.clone(),
-        }
+        Frozen::new(self.weight.clone(), self.bias.clone())
     }
 }
 
@@ -197,10 +194,8 @@ fn gradients_reach_only_those_who_ask() {
 fn nothing_gives_nothing() {
     let zeros = |rows: usize, cols: usize| Tensor::zeros((rows, cols), DType::F32, &Device::Cpu).unwrap();
     for (count, features, out_features, rank) in [(0, 4, 3, 2), (5, 4, 0, 2), (5, 0, 3, 2), (5, 4, 3, 0)] {
-        let layer = Frozen {
-            weight: zeros(out_features, features).into(),
-            bias: Some(Tensor::ones(out_features, DType::F32, &Device::Cpu).unwrap()),
-        };
+        let bias = Tensor::ones(out_features, DType::F32, &Device::Cpu).unwrap();
+        let layer = Frozen::new(zeros(out_features, features), Some(bias));
         let (a, b) = (zeros(rank, features), zeros(out_features, rank));
         let adapter = LowRank {
             a: &a,
@@ -217,10 +212,7 @@ fn nothing_gives_nothing() {
 #[test]
 fn what_does_not_fit_is_refused() {
     let zeros = |rows: usize, cols: usize| Tensor::zeros((rows, cols), DType::F32, &Device::Cpu).unwrap();
-    let mut layer = Frozen {
-        weight: zeros(3, 4).into(),
-        bias: None,
-    };
+    let mut layer = Frozen::new(zeros(3, 4), None);
     let message = layer.forward(&zeros(2, 5)).unwrap_err().to_string();
     assert!(message.contains("4 features was given [2, 5]"), "{message}");
     for (a, b) in [

@@ -50,10 +50,7 @@ fn recorded(dense: &Tensor, breaks: bool) -> Arc<Recorded> {
 fn there_and_back(weight: Weight, adapter: Option<LowRank>) -> [Tensor; 2] {
     let (out_features, features) = weight.shape().unwrap();
     let x = Var::from_tensor(&randn(2, &[3, features])).unwrap();
-    let layer = Frozen {
-        weight,
-        bias: Some(randn(4, &[out_features])),
-    };
+    let layer = Frozen::new(weight, Some(randn(4, &[out_features])));
     let y = match adapter {
         Some(adapter) => layer.forward_with(&x, adapter).unwrap(),
         None => layer.forward(&x).unwrap(),
@@ -112,10 +109,7 @@ fn a_weight_is_dense_where_all_of_it_is_asked_for() {
 
 #[test]
 fn a_matrix_that_cannot_be_decoded_fails_its_layer() {
-    let layer = Frozen {
-        weight: Weight::Stored(recorded(&randn(1, &[3, 4]), true)),
-        bias: None,
-    };
+    let layer = Frozen::new(Weight::Stored(recorded(&randn(1, &[3, 4]), true)), None);
     let complaint = layer.forward(&randn(2, &[2, 4])).unwrap_err().to_string();
     assert!(complaint.contains("the matrix is broken"), "{complaint}");
     let complaint = layer.forward(&randn(2, &[2, 5])).unwrap_err().to_string();

@@ -21,10 +21,7 @@ struct Block {
 impl Block {
     fn new() -> Self {
         let var = |seed, shape: &[usize]| Var::from_tensor(&randn(seed, shape)).unwrap();
-        let layer = Frozen {
-            weight: randn(5, &[12, 12]).into(),
-            bias: Some(randn(6, &[12])),
-        };
+        let layer = Frozen::new(randn(5, &[12, 12]), Some(randn(6, &[12])));
         Self {
             x: var(1, &[2, 5, 12]),
             gate: var(2, &[2, 2, 12]),

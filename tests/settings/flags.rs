@@ -196,6 +196,31 @@ const FLAGS: &[(&str, &str)] = &[
     ("sample --guidance-scale", PROMPTS),
     ("sample --height", PROMPTS),
     ("sample --sigmas", DISTILLED),
+    ("sample --timesteps", DISTILLED),
+    (
+        "sample --cache",
+        "step_cache::ratios_are_measured_as_in_diffusers_and_written",
+    ),
+    (
+        "sample --calibrate-magcache",
+        "step_cache::ratios_are_measured_as_in_diffusers_and_written",
+    ),
+    (
+        "sample --json",
+        "step_cache::ratios_are_measured_as_in_diffusers_and_written",
+    ),
+    (
+        "sample --guidance-interval",
+        "guidance_rules::flags_of_guidance_reach_the_sampler",
+    ),
+    (
+        "sample --guidance-rule",
+        "guidance_rules::flags_of_guidance_reach_the_sampler",
+    ),
+    (
+        "sample --scheduler",
+        "guidance_rules::flags_of_guidance_reach_the_sampler",
+    ),
     ("sample --true-cfg-scale", DISTILLED),
     (
         "sample --image",

@@ -193,6 +193,13 @@ const KEYS: &[Line] = &[
     ),
     ("lora.target_modules", "[to_q]", &[], Settings, ADAPTERS),
     (
+        "lora.frozen",
+        "[a.safetensors=0.5]",
+        &[],
+        Settings,
+        "settings::trainer::frozen_adapters_lie_under_those_that_learn",
+    ),
+    (
         "lora.init",
         "a.safetensors",
         &[],
@@ -294,6 +301,14 @@ const KEYS: &[Line] = &[
     ("validation.prompts[].guidance_scale", "4", &[], Free, PROMPTS),
     ("validation.prompts[].true_cfg_scale", "4", &[], Free, DISTILLED),
     ("validation.prompts[].sigmas", "[1.0, 0.5]", &[], Free, DISTILLED),
+    ("validation.prompts[].timesteps", "[1000, 500]", &[], Free, DISTILLED),
+    (
+        "validation.cache",
+        "first-block:threshold=0.1",
+        &[],
+        Free,
+        "settings::prompts::a_cache_between_steps_reaches_the_videos_of_a_run_as_it_does_the_clips_of_sample",
+    ),
     ("validation.prompts[].seed", "6", &[], Free, PROMPTS),
     ("validation.prompts[].fps", "20", &[], Free, PROMPTS),
     (

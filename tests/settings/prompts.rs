@@ -115,7 +115,7 @@ fn videos_of_the_base_model_are_the_clips_that_sampling_makes_key_by_key() {
 #[test]
 fn scales_and_sigmas_of_a_distilled_model_reach_its_videos_from_prompts_and_flags_alike() {
     let model = root().join("tests/fixtures/hunyuan_video/checkpoints/t2v");
-    let cases: [(&str, &[&str]); 4] = [
+    let cases: [(&str, &[&str]); 5] = [
         ("guidance_scale: 6", &["--guidance-scale", "6"]),
         ("guidance_scale: 1", &["--guidance-scale", "1"]),
         (
@@ -125,6 +125,10 @@ fn scales_and_sigmas_of_a_distilled_model_reach_its_videos_from_prompts_and_flag
         (
             "guidance_scale: 6, sigmas: [1.0, 0.4]",
             &["--guidance-scale", "6", "--sigmas", "1.0,0.4"],
+        ),
+        (
+            "guidance_scale: 6, timesteps: [1000, 400]",
+            &["--guidance-scale", "6", "--timesteps", "1000,400"],
         ),
     ];
     let common =
@@ -141,7 +145,7 @@ fn scales_and_sigmas_of_a_distilled_model_reach_its_videos_from_prompts_and_flag
     for (place, (_, flags)) in cases.iter().enumerate() {
         let ours = video(&run, place, BASE[0].1);
         let file = run.folder.path().join("sampled.mp4");
-        let steps: &[&str] = match flags.contains(&"--sigmas") {
+        let steps: &[&str] = match flags.contains(&"--sigmas") || flags.contains(&"--timesteps") {
             true => &[],
             false => &["--steps", "2"],
         };
@@ -154,6 +158,23 @@ fn scales_and_sigmas_of_a_distilled_model_reach_its_videos_from_prompts_and_flag
         assert!(!seen.contains(&ours), "{flags:?} change nothing");
         seen.push(ours);
     }
+}
+
+#[test]
+fn a_cache_between_steps_reaches_the_videos_of_a_run_as_it_does_the_clips_of_sample() {
+    let cache = "taylorseer:interval=3,order=0,before=1";
+    let keys = changed(Some(("steps", "4")));
+    let prompt: Vec<String> = keys.iter().map(|(key, value)| format!("{key}: {value}")).collect();
+    let run = run(&model(), &[format!("{{{}}}", prompt.join(", "))]);
+    run.train(&["--set", &format!("validation.cache={cache}")]);
+    let file = run.folder.path().join("sampled.mp4");
+    let output = ["--output", file.to_str().unwrap()];
+    sampled(&model(), &keys, &output);
+    let plain = fs::read(&file).unwrap();
+    sampled(&model(), &keys, &[&["--cache", cache], &output[..]].concat());
+    let cached = fs::read(&file).unwrap();
+    assert!(cached != plain, "the cache changes nothing");
+    assert!(video(&run, 0, BASE[0].1) == cached, "the run's video is another");
 }
 
 /// Two pictures, as files of a folder.
@@ -216,12 +237,14 @@ fn flags_of_sample_that_no_prompt_has_reach_the_sampler() {
         width: 48,
         steps: 2,
         guidance: vtrain::diffusion::guidance::Guidance::classifier_free(3.0),
-        sigmas: None,
+        step_list: None,
+        scheduler: None,
         dynamic_guidance: false,
         seed: 5,
         fps: 10.0,
         start: Start::Text,
         latents: None,
+        cache: Default::default(),
     };
     let read = |file: &str| candle_core::safetensors::load(file, &Device::Cpu).unwrap()["latents"].clone();
     let started = |strength| Request {

@@ -163,6 +163,30 @@ fn adapters_have_the_rank_the_scale_and_the_layers_of_the_run_file() {
     assert!(near(scaled(&["lora.use_rslora=true"], 1.0), twice));
 }
 
+/// Two halves of a frozen adapter are the same one that a run starts from, and what learns has its own numbers.
+#[test]
+fn frozen_adapters_lie_under_those_that_learn() {
+    let run = run(&model());
+    let file = fixture("init.safetensors").display().to_string();
+    let started = |sets: &[&str]| with(&run, sets, |trainer, _| loss(trainer, 0));
+    let plain = started(&["lora.alpha=8"]);
+    let init = started(&["lora.alpha=8", &format!("lora.init={file}")]);
+    let near = |a: f32, b: f32| (a / b - 1.0).abs() < 1e-5;
+    assert!(!near(plain, init), "{plain} {init}");
+    // The file's own alpha and rank scale it when it is frozen, which are the run's here.
+    let frozen = started(&["lora.alpha=8", &format!("lora.frozen=[\"{file}=0.5\", \"{file}=0.5\"]")]);
+    assert!(near(frozen, init), "{frozen} {init}");
+    with(
+        &run,
+        &["lora.alpha=8", &format!("lora.frozen=[\"{file}=1\"]")],
+        |trainer, pairs| {
+            let before = loss(trainer, 0);
+            fill(pairs, 1.0);
+            assert!(!near(loss(trainer, 0), before), "what learns changes nothing");
+        },
+    );
+}
+
 #[test]
 fn adapters_begin_as_the_file_that_the_run_file_names_has_them() {
     let run = run(&model());
@@ -185,7 +209,7 @@ fn what_is_kept_between_the_passes_is_as_the_run_file_says() {
     let nothing = SavedActivations::Within(ActivationBudget::default());
     let attention = SavedActivations::Within(ActivationBudget {
         attention: usize::MAX,
-        blocks: 0,
+        ..Default::default()
     });
     let offloaded = SavedActivations::Offloaded(OffloadTo::FileIn(run.out()));
     for (set, expected) in [

@@ -13,7 +13,7 @@ use vtrain::models::registry;
 use vtrain::models::wan::dit::Dit;
 use vtrain::nn::{Load, Weights};
 use vtrain::rng::Rng;
-use vtrain::train::segments::{ActivationPolicy, forward_backward};
+use vtrain::train::segments::{ActivationPolicy, FreeMemory, forward_backward};
 
 use super::fixture;
 
@@ -95,7 +95,7 @@ pub fn trained_by(folder: &Path, load: &Load, answers: &HashMap<String, Tensor>)
     let loss = |prediction: &Tensor| prediction.sqr()?.mean_all();
     let (mut losses, mut gradients) = (Vec::new(), Vec::new());
     for _ in 0..3 {
-        let saved = ActivationPolicy::Inputs.saved_activations(None);
+        let saved = ActivationPolicy::Inputs.saved_activations(FreeMemory::Unknown);
         let passed = forward_backward(&model, &input(answers), &loss, &vars, saved).unwrap();
         losses.push(passed.loss.to_scalar::<f32>().unwrap());
         gradients = passed.gradients.into_iter().map(Option::unwrap).collect();

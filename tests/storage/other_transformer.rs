@@ -23,7 +23,7 @@ use vtrain::nn::lent::Matrix;
 use vtrain::nn::{Load, WeightFolder, Weights};
 use vtrain::ops::stored::Weight;
 use vtrain::rng::Rng;
-use vtrain::train::segments::{ActivationPolicy, forward_backward};
+use vtrain::train::segments::{ActivationPolicy, FreeMemory, forward_backward};
 
 use super::fixture;
 use super::models::relative;
@@ -173,7 +173,7 @@ fn trained(family: &dyn Family, input: &Input) -> (Vec<f32>, Vec<Tensor>) {
     let loss = |prediction: &Tensor| prediction.sqr()?.mean_all();
     let (mut losses, mut gradients) = (Vec::new(), Vec::new());
     for _ in 0..3 {
-        let saved = ActivationPolicy::Inputs.saved_activations(None);
+        let saved = ActivationPolicy::Inputs.saved_activations(FreeMemory::Unknown);
         let passed = forward_backward(&*model, input, &loss, &vars, saved).unwrap();
         losses.push(passed.loss.to_scalar::<f32>().unwrap());
         gradients = passed.gradients.into_iter().map(Option::unwrap).collect();

@@ -4,6 +4,7 @@ use candle_core::{DType, Device, Tensor, Var};
 use vtrain::nn::storage::bitsandbytes_4bit::{self, FourBitCode};
 use vtrain::nn::storage::ggml::{self, GgmlType};
 use vtrain::nn::storage::{bitsandbytes_int8, float8, torchao};
+use vtrain::ops::bf16::Isa;
 use vtrain::ops::dropout::Mask;
 use vtrain::ops::linear::{Frozen, LowRank};
 use vtrain::ops::stored::{StoredMatrix, Weight};
@@ -28,12 +29,17 @@ fn formats(dense: &Tensor) -> Vec<Arc<dyn StoredMatrix>> {
 
 /// The output of a layer with an adapter, and the gradients of x, A and B.
 fn there_and_back(weight: Weight, x: &Tensor, dropped: Option<Mask>) -> Vec<Vec<f32>> {
+    there_and_back_by(Isa::detect(), weight, x, dropped)
+}
+
+/// By these instructions where x is in bf16.
+fn there_and_back_by(isa: Option<Isa>, weight: Weight, x: &Tensor, dropped: Option<Mask>) -> Vec<Vec<f32>> {
     let (out_features, features) = weight.shape().unwrap();
     let of = |shape, dtype| Var::from_tensor(&draw(shape, dtype)).unwrap();
     let (a, b) = (of((4, features), DType::F32), of((out_features, 4), DType::F32));
     let x = Var::from_tensor(x).unwrap();
     let bias = Some(draw((1, out_features), DType::BF16).squeeze(0).unwrap());
-    let layer = Frozen { weight, bias };
+    let layer = Frozen::new(weight, bias).multiplying_by(isa);
     let adapter = LowRank {
         a: &a,
         b: &b,
@@ -90,6 +96,25 @@ fn a_layer_over_a_stored_matrix_is_that_over_its_decoded_one() {
                     assert!(close, "{stored:?} {dtype:?}, part {i}");
                 }
             }
+        }
+    }
+}
+
+#[test]
+fn in_bf16_a_layer_over_a_stored_matrix_is_bit_by_bit_that_over_its_numbers_in_bf16() {
+    for isa in Isa::available() {
+        let x = draw((3, 256), DType::BF16);
+        let mut all = formats(&draw((70, 256), DType::BF16));
+        if isa != Isa::Emulated {
+            // More rows than a strip has, where that does not take long.
+            let large = float8::quantize(&draw((4200, 256), DType::BF16), &Device::Cpu);
+            all.push(Arc::new(large.unwrap()));
+        }
+        for stored in all {
+            let dense = stored.rows(0..stored.shape().0, DType::BF16).unwrap();
+            let expected = there_and_back_by(Some(isa), dense.into(), &x, None);
+            let found = there_and_back_by(Some(isa), Weight::Stored(stored.clone()), &x, None);
+            assert!(found == expected, "{stored:?} by {isa:?}");
         }
     }
 }

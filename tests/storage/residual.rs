@@ -18,7 +18,7 @@ use vtrain::nn::load::PartQuantization;
 use vtrain::nn::storage::quantize::Quantization;
 use vtrain::ops::stored::StoredMatrix;
 use vtrain::rng::Rng;
-use vtrain::train::segments::{ActivationPolicy, forward_backward};
+use vtrain::train::segments::{ActivationPolicy, FreeMemory, forward_backward};
 
 use super::fixture;
 use super::models::{answers, input, relative};
@@ -192,7 +192,7 @@ fn a_model_in_few_bits_with_residuals_predicts_nearer_to_the_dense_one_and_learn
             .flat_map(|LoraPair { a, b, .. }| [a.clone(), b.clone()])
             .collect();
         let loss = |prediction: &Tensor| prediction.sqr()?.mean_all();
-        let saved = ActivationPolicy::Inputs.saved_activations(None);
+        let saved = ActivationPolicy::Inputs.saved_activations(FreeMemory::Unknown);
         let mut losses = Vec::new();
         for _ in 0..3 {
             let passed = forward_backward(&model, &input(&answers), &loss, &vars, saved.clone()).unwrap();

@@ -16,8 +16,8 @@ use crate::nn::vae_memory::{VaeMemory, VaeTiling};
 use crate::ops::attention::way;
 use crate::rng::Rng;
 
-/// Frames, height and width; the first that a checkpoint supports is used.
-const SIZES: [[usize; 3]; 2] = [[9, 32, 48], [9, 64, 96]];
+/// Frames, height and width; the first that a checkpoint supports is used. Some want frames by four or by six.
+const SIZES: [[usize; 3]; 4] = [[9, 32, 48], [9, 64, 96], [8, 32, 48], [7, 32, 48]];
 
 /// Frames, and tiles by which frames should be larger than a tile.
 const LARGE: usize = 9;
@@ -153,12 +153,13 @@ fn decoded(family: &dyn Family, load: &Load, [frames, height, width]: [usize; 3]
 
 /// Returns the latent size of the first size that the checkpoint supports, and that size.
 fn canvas(family: &dyn Family) -> anyhow::Result<(LatentSize, [usize; 3])> {
-    let of = |[frames, height, width]: [usize; 3]| family.latent_size(frames, height, width);
-    let [first, second] = SIZES;
-    match of(first) {
-        Ok(canvas) => Ok((canvas, first)),
-        Err(_) => Ok((of(second)?, second)),
-    }
+    let of = |size: [usize; 3]| {
+        let [frames, height, width] = size;
+        Ok((family.latent_size(frames, height, width)?, size))
+    };
+    SIZES[1..]
+        .iter()
+        .fold(of(SIZES[0]), |found, size| found.or_else(|_| of(*size)))
 }
 
 /// Returns the mean of a clip's posterior.

@@ -16,11 +16,12 @@ use crate::models::synthetic::SyntheticBatch;
 use crate::nn::dropout::Seed;
 use crate::nn::{Load, Weights};
 use crate::ops::attention::way::{self, Ran};
+use crate::ops::tape::no_grad;
 use crate::optim::adamw::{AdamW, Config};
 use crate::optim::clip;
 use crate::rng::Rng;
 use crate::train::memory;
-use crate::train::segments::{ActivationPolicy, SavedActivations, forward_backward};
+use crate::train::segments::{ActivationPolicy, FreeMemory, SavedActivations, forward_backward};
 
 const LEARNING_RATE: f64 = 1e-2;
 
@@ -55,10 +56,10 @@ const POLICIES: [ActivationPolicy; 5] = [
 /// Compares the prediction, and the largest error of the losses, with dropout in the adapters.
 pub fn compare(folder: &Path, name: &str, device: &Device, extent: Extent, dropout: f64) -> anyhow::Result<Vec<Row>> {
     let bucket = bucket(folder, extent)?;
-    let theirs = Model::open(folder, bucket, &Device::Cpu, DType::F32, dropout)?.train(extent.steps)?;
+    let theirs = Model::open(folder, bucket, &Load::new(DType::F32, &Device::Cpu), dropout)?.train(extent.steps)?;
     let mut rows = Vec::new();
     for dtype in [DType::F32, DType::BF16] {
-        let ours = Model::open(folder, bucket, device, dtype, dropout)?.train(extent.steps)?;
+        let ours = Model::open(folder, bucket, &Load::new(dtype, device), dropout)?.train(extent.steps)?;
         let furthest = ours.losses.iter().zip(&theirs.losses);
         let furthest = furthest.map(|(ours, theirs)| (ours - theirs).abs() / theirs.abs());
         let (prediction, losses) = match dtype {
@@ -92,12 +93,13 @@ pub fn compare(folder: &Path, name: &str, device: &Device, extent: Extent, dropo
 pub fn policies(folder: &Path, name: &str, device: &Device, extent: Extent) -> anyhow::Result<Vec<Row>> {
     let mut rows = Vec::new();
     let bucket = bucket(folder, extent)?;
-    let theirs = Model::open(folder, bucket, &Device::Cpu, DType::F32, 0.0)?.gradients(SavedActivations::All)?;
+    let theirs =
+        Model::open(folder, bucket, &Load::new(DType::F32, &Device::Cpu), 0.0)?.gradients(SavedActivations::All)?;
     for dtype in [DType::F32, DType::BF16] {
-        let model = Model::open(folder, bucket, device, dtype, 0.0)?;
+        let model = Model::open(folder, bucket, &Load::new(dtype, device), 0.0)?;
         for policy in POLICIES {
             way::take();
-            let ours = model.gradients(policy.saved_activations(memory::free(device)))?;
+            let ours = model.gradients(policy.saved_activations(FreeMemory::of(device, memory::free(device))))?;
             let policy = serde_json::to_string(&policy)?;
             rows.push(Row {
                 what: format!("{name} gradients, keep: {} {dtype:?}", policy.trim_matches('"')),
@@ -111,7 +113,7 @@ pub fn policies(folder: &Path, name: &str, device: &Device, extent: Extent) -> a
 }
 
 /// Returns the bucket for a checkpoint.
-fn bucket(folder: &Path, extent: Extent) -> anyhow::Result<Bucket> {
+pub fn bucket(folder: &Path, extent: Extent) -> anyhow::Result<Bucket> {
     let runs = |bucket: Bucket| -> anyhow::Result<Bucket> {
         let batch = registry::open_synthetic(folder, Weights::random(&Load::new(DType::F32, &Device::Cpu)), bucket, 1)?;
         batch.denoiser.forward(&batch.input)?;
@@ -122,34 +124,43 @@ fn bucket(folder: &Path, extent: Extent) -> anyhow::Result<Bucket> {
 }
 
 /// A tiny transformer with adapters.
-struct Model {
+pub struct Model {
     batch: SyntheticBatch,
+    weights: Weights,
     vars: Vec<Var>,
     dropout: Seed,
 }
 
 /// Result of the training.
-struct Trained {
+pub struct Trained {
     /// Prediction before the first step.
-    prediction: Tensor,
-    losses: Vec<f64>,
-    attention: Vec<Ran>,
+    pub prediction: Tensor,
+    pub losses: Vec<f64>,
+    /// Numbers of all adapters after the last step.
+    pub adapters: Tensor,
+    /// Bytes of streamed blocks in memory at most; None if there are none.
+    pub block_bytes: Option<usize>,
+    pub attention: Vec<Ran>,
 }
 
 impl Model {
-    fn open(folder: &Path, bucket: Bucket, device: &Device, dtype: DType, dropout: f64) -> anyhow::Result<Self> {
+    pub fn open(folder: &Path, bucket: Bucket, load: &Load, dropout: f64) -> anyhow::Result<Self> {
         let config = lora::Config {
             rank: 4,
             alpha: 4.0,
             dropout,
             ..lora::Config::default()
         };
-        let trainable = Arc::new(Trainable::new(&config, &[], Rng::new(0), device)?);
-        let weights = Weights::random(&Load::new(dtype, device).with_adapters(trainable.clone()));
-        let batch = registry::open_synthetic(folder, weights, bucket, 1)?;
+        let trainable = Arc::new(Trainable::new(&config, &[], Rng::new(0), &load.device)?);
+        let form = load.quantization.transformer;
+        let family = registry::of_transformer(&folder.join("transformer"))?;
+        let weights = Weights::random(&load.with_adapters(trainable.clone()));
+        let weights = weights.quantized(form, &family.dense_modules.of(form));
+        let batch = registry::open_synthetic(folder, weights.clone(), bucket, 1)?;
         let pairs = trainable.finish()?.into_iter();
         Ok(Self {
             batch,
+            weights,
             vars: pairs.flat_map(|pair| [pair.a, pair.b]).collect(),
             dropout: trainable.dropout(),
         })
@@ -177,26 +188,35 @@ impl Model {
             var.set(&(Tensor::from_vec(numbers, var.shape(), var.device())? * 0.1)?)?;
         }
         let (_, gradients) = self.pass(saved)?;
-        let flat = gradients.iter().map(Tensor::flatten_all);
-        Ok(Tensor::cat(&flat.collect::<candle_core::Result<Vec<_>>>()?, 0)?)
+        Ok(flat(&gradients)?)
     }
 
-    fn train(self, steps: usize) -> anyhow::Result<Trained> {
+    pub fn train(self, steps: usize) -> anyhow::Result<Trained> {
         let mut optimiser = AdamW::new(self.vars.clone(), &Config::default())?;
         way::take();
-        let prediction = self.batch.denoiser.forward(&self.batch.input)?.detach();
+        let prediction = no_grad(|| self.batch.denoiser.forward(&self.batch.input))?;
         let mut losses = Vec::new();
         for step in 0..steps {
             self.dropout.set(Some(step as u64));
-            let (loss, gradients) = self.pass(ActivationPolicy::Inputs.saved_activations(None))?;
+            let (loss, gradients) = self.pass(ActivationPolicy::Inputs.saved_activations(FreeMemory::Unknown))?;
             let norm = clip::global_norm(&gradients)?;
             optimiser.step(&gradients, clip::coefficient(norm, 1.0), LEARNING_RATE)?;
             losses.push(f64::from(loss.to_scalar::<f32>()?));
         }
+        let all: Vec<Tensor> = self.vars.iter().map(|var| var.as_tensor().clone()).collect();
+        let lent = self.weights.lent().and_then(|lent| lent.live());
         Ok(Trained {
             prediction,
             losses,
+            adapters: flat(&all)?,
+            block_bytes: lent.map(|live| live.most()),
             attention: way::take(),
         })
     }
+}
+
+/// Returns the numbers of all tensors, one tensor behind the other.
+fn flat(tensors: &[Tensor]) -> candle_core::Result<Tensor> {
+    let flat = tensors.iter().map(Tensor::flatten_all);
+    Tensor::cat(&flat.collect::<candle_core::Result<Vec<_>>>()?, 0)
 }

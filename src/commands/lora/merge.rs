@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 use candle_core::DType;
 
-use crate::commands::adapter::Lora;
+use crate::commands::adapter;
 use crate::commands::checkpoint_copy::{self, Transfer, is_index, is_weights};
 use crate::commands::precision::Precision;
 use crate::commands::progress::Count;
@@ -16,6 +16,7 @@ use crate::diffusers_config as config;
 use crate::disk::{self, space};
 use crate::lora::adapters::AdapterFile;
 use crate::lora::merge::{Folder, anew};
+use crate::lora::scaled_file::ScaledFile;
 use crate::models::family::FamilySpec;
 use crate::models::few_bits::{StoredPart, USUAL};
 use crate::models::registry;
@@ -36,7 +37,7 @@ pub struct Args {
     variant: Option<String>,
     /// An adapter file of any format, or a folder with one, and its scale (repeatable)
     #[arg(long, value_name = "FILE[=SCALE]", required = true)]
-    lora: Vec<Lora>,
+    lora: Vec<ScaledFile>,
     /// Form of the merged transformer: none (dense), as-it-was, nf4, fp4, int8, fp8-scaled, fp8 or bnb-int8; by default
     /// dense
     #[arg(long, value_name = "FORM", value_parser = quantization)]
@@ -84,7 +85,7 @@ pub fn run(args: Args) -> Result<(), Failure> {
     let files: Vec<AdapterFile> = args
         .lora
         .iter()
-        .map(Lora::read)
+        .map(adapter::read)
         .collect::<anyhow::Result<_>>()
         .or_exit(Exit::Model)?;
     let form = match (args.quantization, stored) {

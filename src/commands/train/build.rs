@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use anyhow::Context;
 use candle_core::{Device, Var};
 use serde_json::json;
 
@@ -12,11 +13,13 @@ use crate::data::Order;
 use crate::data::cache::Encoded;
 use crate::diffusion::objective::Objective;
 use crate::distributed::Communicator;
+use crate::lora::frozen::{self, OverFrozen};
 use crate::lora::trainable::{LoraPair, ResidualErrors, Trainable};
 use crate::lora::{Init, TargetModules};
 use crate::models::family::ImageMode;
 use crate::models::tiling::Cuts;
 use crate::models::{Family, few_bits, registry};
+use crate::ops::instructions::Instructions;
 use crate::optim::adamw::AdamW;
 use crate::optim::ema::Ema;
 use crate::rng::Rng;
@@ -58,6 +61,7 @@ pub fn run<'a>(
     ranks::check_consistent(ranks, "settings and data", blake3::hash(run.to_string().as_bytes()))?;
     let mut state = State {
         chosen,
+        instructions: device.is_cpu().then(Instructions::detect),
         ..state(config, family, encoded, ranks).or_exit(Exit::Model)?
     };
     let started = match &checkpoint {
@@ -104,6 +108,7 @@ pub fn run<'a>(
                 family,
                 encoded,
                 prompts: &config.validation.prompts,
+                cache: &config.validation.cache,
                 dir: dir.clone(),
                 load: config.model.load(device).with_vae(config.precompute.vae_memory(None)),
             },
@@ -142,7 +147,12 @@ pub fn trainer<'a>(
     let lends_in_turn = residency.lends_in_turn();
     let trainable = Arc::new(Trainable::new(&config.lora, &registry::names(), init, device)?);
     let load = config.model.load(device).with_residency(residency);
-    let denoiser = family.denoiser(&load.with_adapters(trainable.clone()))?;
+    let frozen = frozen::read(&config.lora.frozen, &registry::names()).context("lora.frozen")?;
+    let denoiser = family.denoiser(&load.with_adapters(Arc::new(OverFrozen {
+        frozen: frozen.clone(),
+        own: trainable.clone(),
+    })))?;
+    frozen.finish().context("lora.frozen")?;
     let pairs = trainable.finish()?;
     let vars: Vec<Var> = pairs.iter().flat_map(|pair| [pair.a.clone(), pair.b.clone()]).collect();
     let numbers: usize = vars.iter().map(|var| var.elem_count()).sum();
@@ -210,6 +220,7 @@ fn state(
         fingerprints: ranks.broadcast_json(&fingerprints)?,
         samples: encoded.list(),
         chosen: ChosenSettings::default(),
+        instructions: None,
     })
 }
 

@@ -8,7 +8,7 @@ use crate::commands::{Exit, Failure};
 use crate::config::RunConfig;
 use crate::data::Report;
 use crate::models::Family;
-use crate::plan::denoising::Recorded;
+use crate::plan::findings::Findings;
 use crate::plan::refusal::TooLarge;
 use crate::plan::suggestions::suggestions;
 use crate::plan::timeline::Place;
@@ -33,7 +33,7 @@ pub fn plan(
     family: &dyn Family,
     report: &Report,
     (device, ranks): (&Device, usize),
-    passes: &Recorded,
+    findings: &Findings,
 ) -> Result<Planned, Failure> {
     let nothing = Ok(Planned { peak_bytes: None });
     let place = place(device);
@@ -41,7 +41,7 @@ pub fn plan(
     let folder = family.spec().directory.clone();
     let subject = Subject::new(config, folder, Some(family), Some(report), (place, free)).with_ranks(ranks);
     let subject = Subject {
-        recorded: passes.clone(),
+        findings: findings.clone(),
         ..subject
     };
     let plan = match subject.plan(config) {

@@ -34,6 +34,7 @@ use anyhow::{Context, bail};
 use candle_core::Tensor;
 
 pub mod alphas;
+pub mod choice;
 pub mod config;
 pub mod ddim;
 pub mod dpm;
@@ -45,10 +46,11 @@ pub mod sigmas;
 pub mod spacing;
 pub mod unipc;
 
+pub use choice::SchedulerName;
 pub use config::Config;
 pub use process::Process;
 pub use run::Run;
-pub use sigmas::StepSpacing;
+pub use sigmas::{StepList, StepSpacing};
 
 use run::Solver;
 
@@ -65,6 +67,8 @@ pub enum Scheduler {
     FlowMatchEuler(config::flow_match_euler::Config),
     /// `UniPCMultistepScheduler` for flow matching
     UniPc(config::unipc::Config),
+    /// `DPMSolverMultistepScheduler` for flow matching, of the second order; by choice alone ([`choice`])
+    DpmSolver(config::unipc::Config),
 }
 
 /// Inputs of one step.
@@ -117,7 +121,7 @@ impl Scheduler {
     pub fn process(&self) -> anyhow::Result<&Process> {
         match self {
             Self::Ddim(process) | Self::Dpm(process) | Self::EulerAncestral(process) => Ok(process),
-            Self::FlowMatchEuler(_) | Self::UniPc(_) => {
+            Self::FlowMatchEuler(_) | Self::UniPc(_) | Self::DpmSolver(_) => {
                 bail!("scheduler_config.json: _class_name: a scheduler of flow matching, which has no table of noise")
             }
         }
@@ -130,7 +134,7 @@ impl Scheduler {
                 process.config.num_train_timesteps
             }
             Self::FlowMatchEuler(config) => config.num_train_timesteps,
-            Self::UniPc(config) => config.num_train_timesteps,
+            Self::UniPc(config) | Self::DpmSolver(config) => config.num_train_timesteps,
         }
     }
 
@@ -150,7 +154,12 @@ impl Scheduler {
                 Run::euler_ancestral(process, euler_ancestral::sigmas(process, num_steps)?)
             }
             Self::FlowMatchEuler(config) => Run::euler(config, sigmas::euler(config, num_steps, seq_len)?),
-            Self::UniPc(config) => Run::unipc(config, sigmas::unipc(config, num_steps)?),
+            Self::UniPc(config) => match seq_len {
+                // A pipeline that passes the length passes even sigmas to any scheduler.
+                Some(_) => Run::unipc(config, sigmas::unipc_given(config, &sigmas::even(num_steps))?),
+                None => Run::unipc(config, sigmas::unipc(config, num_steps)?),
+            },
+            Self::DpmSolver(config) => Run::dpm_solver(config, sigmas::dpm_solver(config, num_steps)?),
         })
     }
 
@@ -168,20 +177,41 @@ impl Scheduler {
             StepSpacing::OfScheduler => self.start(num_steps, seq_len),
             StepSpacing::LinearQuadratic => {
                 let sigmas = sigmas::linear_quadratic(num_steps, self.num_train_timesteps())?;
-                self.start_with(&sigmas, seq_len)
+                self.start_with(&StepList::Sigmas(sigmas), seq_len)
             }
         }
     }
 
-    /// Starts a run over these sigmas, one for each step.
+    /// Starts a run over these steps.
     ///
     /// # Errors
-    /// Fails for sigmas that do not descend within 1 and 0, and for a scheduler that spaces its steps itself.
-    pub fn start_with(&self, given: &[f64], seq_len: Option<usize>) -> anyhow::Result<Run<'_>> {
-        match self {
-            Self::FlowMatchEuler(config) => Ok(Run::euler(config, sigmas::given(config, given, seq_len)?)),
-            Self::Ddim(_) | Self::Dpm(_) | Self::EulerAncestral(_) | Self::UniPc(_) => {
-                bail!("sigmas are for FlowMatchEulerDiscreteScheduler alone; leave them out")
+    /// Fails for steps that do not descend from noise to sample, and for a scheduler that spaces its steps itself.
+    pub fn start_with(&self, steps: &StepList, seq_len: Option<usize>) -> anyhow::Result<Run<'_>> {
+        match (self, steps) {
+            (Self::FlowMatchEuler(config), StepList::Sigmas(given)) => {
+                Ok(Run::euler(config, sigmas::given(config, given, seq_len)?))
+            }
+            (Self::FlowMatchEuler(config), StepList::Timesteps(_)) if config.invert_sigmas => {
+                bail!("timesteps are for networks whose time runs from sample to noise; list sigmas instead")
+            }
+            (Self::FlowMatchEuler(config), StepList::Timesteps(given)) => Ok(Run::euler(
+                config,
+                sigmas::of_timesteps(given, config.num_train_timesteps)?,
+            )),
+            (Self::UniPc(config), StepList::Sigmas(given)) => {
+                Ok(Run::unipc(config, sigmas::unipc_given(config, given)?))
+            }
+            (Self::UniPc(config), StepList::Timesteps(given)) => {
+                Ok(Run::unipc(config, sigmas::unipc_timesteps(config, given)?))
+            }
+            (Self::DpmSolver(config), StepList::Sigmas(given)) => {
+                Ok(Run::dpm_solver(config, sigmas::unipc_given(config, given)?))
+            }
+            (Self::DpmSolver(config), StepList::Timesteps(given)) => {
+                Ok(Run::dpm_solver(config, sigmas::unipc_timesteps(config, given)?))
+            }
+            (Self::Ddim(_) | Self::Dpm(_) | Self::EulerAncestral(_), _) => {
+                bail!("lists of steps are for schedulers of flow matching; leave them out")
             }
         }
     }

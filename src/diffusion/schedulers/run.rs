@@ -57,6 +57,12 @@ impl<'s> Run<'s> {
         Self::new(solver, num_steps, sigmas.timesteps)
     }
 
+    pub(super) fn dpm_solver(config: &'s unipc::Config, sigmas: Sigmas) -> Self {
+        let num_steps = sigmas.timesteps.len();
+        let solver = Solver::UniPc(config, sigmas.sigmas, History::without_corrector());
+        Self::new(solver, num_steps, sigmas.timesteps)
+    }
+
     fn new(solver: Solver<'s>, num_steps: usize, timesteps: Vec<f64>) -> Self {
         Self {
             solver,

@@ -1,5 +1,5 @@
 //! Sigmas of a flow matching run, between noise (sigma = 1) and sample (0): `set_timesteps` of
-//! `FlowMatchEulerDiscreteScheduler` and `UniPCMultistepScheduler`.
+//! `FlowMatchEulerDiscreteScheduler`, `UniPCMultistepScheduler` and `DPMSolverMultistepScheduler`.
 //!
 //! x(sigma) = sigma n + (1 - sigma) x0. Even sigmas are shifted towards the noise, s <- k s / (1 + (k - 1) s) with a
 //! fixed k, or s <- m / (m + 1 / s - 1) with m = mu or e^mu by the length of the sequence (arXiv:2403.03206); then
@@ -21,6 +21,15 @@ pub enum StepSpacing {
     OfScheduler,
     /// Short steps of one width near the noise, then ever longer ones: [`linear_quadratic`].
     LinearQuadratic,
+}
+
+/// Steps that a request lists, from noise to sample.
+#[derive(Debug, Clone, PartialEq)]
+pub enum StepList {
+    /// Sigmas, which the scheduler shifts as it shifts its own.
+    Sigmas(Vec<f64>),
+    /// Timesteps as the network takes them, to which nothing is applied.
+    Timesteps(Vec<f64>),
 }
 
 /// Sigmas and timesteps of a run.
@@ -52,14 +61,16 @@ fn double(x: f64) -> f64 {
 /// Fails for no steps or too many, a dynamic shift without a length, and settings under which sigmas do not descend.
 pub fn euler(config: &flow_match_euler::Config, num_steps: usize, seq_len: Option<usize>) -> anyhow::Result<Sigmas> {
     check_count(num_steps, config.num_train_timesteps)?;
-    let (even, round): (Vec<f64>, Round) = match seq_len {
-        Some(_) => {
-            let even = linspace(1.0, 1.0 / num_steps as f64, num_steps);
-            (even.into_iter().map(single).collect(), single)
-        }
+    let (evenly, round): (Vec<f64>, Round) = match seq_len {
+        Some(_) => (even(num_steps).into_iter().map(single).collect(), single),
         None => (trained(config, num_steps), double),
     };
-    finished(config, &even, round, seq_len)
+    finished(config, &evenly, round, seq_len)
+}
+
+/// Returns the sigmas 1 ... 1/N, which pipelines pass.
+pub fn even(num_steps: usize) -> Vec<f64> {
+    linspace(1.0, 1.0 / num_steps as f64, num_steps)
 }
 
 /// Same for sigmas that a request gives, from noise to sample; they are shifted like all others.
@@ -67,14 +78,26 @@ pub fn euler(config: &flow_match_euler::Config, num_steps: usize, seq_len: Optio
 /// # Errors
 /// Fails for no sigmas, and for sigmas that do not descend within 1 and 0.
 pub fn given(config: &flow_match_euler::Config, sigmas: &[f64], seq_len: Option<usize>) -> anyhow::Result<Sigmas> {
-    ensure!(
-        !sigmas.is_empty()
-            && sigmas.iter().all(|sigma| *sigma > 0.0 && *sigma <= 1.0)
-            && sigmas.windows(2).all(|pair| pair[0] > pair[1]),
-        "sigmas must descend from 1 (noise) at most to above 0, such as 1, 0.6, 0.3; got {sigmas:?}"
-    );
+    check_sigmas(sigmas)?;
     let sigmas: Vec<f64> = sigmas.iter().copied().map(single).collect();
     finished(config, &sigmas, single, seq_len)
+}
+
+/// Returns the sigmas of timesteps that a request gives: their shares of `num_train`, without a shift.
+///
+/// # Errors
+/// Fails for no timesteps, and for timesteps that do not descend within `num_train` and 0.
+pub fn of_timesteps(timesteps: &[f64], num_train: usize) -> anyhow::Result<Sigmas> {
+    let most = num_train as f64;
+    ensure!(
+        descend(timesteps, most),
+        "timesteps must descend from {most} (noise) at most to above 0, such as 1000, 750, 500, 250; got {timesteps:?}"
+    );
+    let shares = timesteps.iter().map(|timestep| (timestep / most) as f32);
+    Ok(Sigmas {
+        timesteps: timesteps.to_vec(),
+        sigmas: shares.chain([0.0]).collect(),
+    })
 }
 
 /// Returns the sigmas that `MochiPipeline` passes to its scheduler (`linear_quadratic_schedule` with a `threshold_noise` of
@@ -139,17 +162,59 @@ fn finished(
 /// # Errors
 /// Fails for no steps or too many, and settings under which sigmas do not descend.
 pub fn unipc(config: &unipc::Config, num_steps: usize) -> anyhow::Result<Sigmas> {
-    /// Offset from sigma = 1, where the logarithm of the sample's share would be infinite.
-    const OFF_ONE: f64 = 1e-6;
-    let num_train = config.num_train_timesteps as f64;
-    check_count(num_steps, config.num_train_timesteps)?;
-    let mut even = linspace(1.0, 1.0 / num_train, num_steps + 1);
+    let num_train = config.num_train_timesteps;
+    check_count(num_steps, num_train)?;
+    let mut even = linspace(1.0, 1.0 / num_train as f64, num_steps + 1);
     even.pop();
-    let mut sigmas = shifted(&even, config.flow_shift, double);
-    stretch(&mut sigmas, config.shift_terminal, double)?;
-    if (sigmas[0] - 1.0).abs() < OFF_ONE {
-        sigmas[0] -= OFF_ONE;
+    multistep(config, &even)
+}
+
+/// Same for sigmas that a request or a pipeline gives, from noise to sample; they are shifted like all others.
+///
+/// # Errors
+/// Fails for no sigmas, and for sigmas that do not descend within 1 and 0.
+pub fn unipc_given(config: &unipc::Config, sigmas: &[f64]) -> anyhow::Result<Sigmas> {
+    check_sigmas(sigmas)?;
+    multistep(config, sigmas)
+}
+
+/// Same for timesteps that a request gives, without a shift; see [`of_timesteps`].
+pub fn unipc_timesteps(config: &unipc::Config, timesteps: &[f64]) -> anyhow::Result<Sigmas> {
+    let mut listed = of_timesteps(timesteps, config.num_train_timesteps)?;
+    listed.sigmas[0] = off_one(f64::from(listed.sigmas[0])) as f32;
+    if config.final_sigmas_type == FinalSigma::SigmaMin {
+        listed.sigmas[timesteps.len()] = listed.sigmas[timesteps.len() - 1];
     }
+    Ok(listed)
+}
+
+/// Returns the sigmas of `DPMSolverMultistepScheduler` with `use_flow_sigmas`: even ones between 1 - 1/T and 0.
+///
+/// # Errors
+/// Same as [`unipc`](fn@unipc).
+pub fn dpm_solver(config: &unipc::Config, num_steps: usize) -> anyhow::Result<Sigmas> {
+    let num_train = config.num_train_timesteps;
+    check_count(num_steps, num_train)?;
+    let kept = linspace(1.0, 1.0 / num_train as f64, num_steps + 1);
+    let even: Vec<f64> = kept[1..].iter().rev().map(|kept| 1.0 - kept).collect();
+    multistep(config, &even)
+}
+
+/// Returns this sigma, or a little less in place of 1, where the logarithm of the sample's share would be infinite.
+fn off_one(sigma: f64) -> f64 {
+    const OFF_ONE: f64 = 1e-6;
+    match (sigma - 1.0).abs() < OFF_ONE {
+        true => sigma - OFF_ONE,
+        false => sigma,
+    }
+}
+
+/// Shifts the sigmas of a multistep solver, and adds the last one and the timesteps, integers.
+fn multistep(config: &unipc::Config, even: &[f64]) -> anyhow::Result<Sigmas> {
+    let (num_train, num_steps) = (config.num_train_timesteps as f64, even.len());
+    let mut sigmas = shifted(even, config.flow_shift, double);
+    stretch(&mut sigmas, config.shift_terminal, double)?;
+    sigmas[0] = off_one(sigmas[0]);
     let timesteps = sigmas.iter().map(|sigma| (sigma * num_train).trunc()).collect();
     let mut sigmas: Vec<f32> = sigmas.into_iter().map(|sigma| sigma as f32).collect();
     check_descent(&sigmas)?;
@@ -231,6 +296,22 @@ fn check_count(num_steps: usize, num_train: usize) -> anyhow::Result<()> {
         "the number of steps must be within 1 and {num_train} (num_train_timesteps), got {num_steps}"
     );
     Ok(())
+}
+
+/// Checks sigmas that a request gives.
+fn check_sigmas(sigmas: &[f64]) -> anyhow::Result<()> {
+    ensure!(
+        descend(sigmas, 1.0),
+        "sigmas must descend from 1 (noise) at most to above 0, such as 1, 0.6, 0.3; got {sigmas:?}"
+    );
+    Ok(())
+}
+
+/// Returns true for numbers that descend from `most` at most to above 0.
+fn descend(numbers: &[f64], most: f64) -> bool {
+    !numbers.is_empty()
+        && numbers.iter().all(|number| *number > 0.0 && *number <= most)
+        && numbers.windows(2).all(|pair| pair[0] > pair[1])
 }
 
 /// Checks that sigmas descend: a step of width 0 divides by 0.

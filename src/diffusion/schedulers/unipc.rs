@@ -8,6 +8,9 @@
 //! The predictor uses previous steps. After the network has run at x', the corrector repeats the step from the previous
 //! sample with that prediction among the D. The weights p solve sum of p_i r_i^k = b_k.
 //!
+//! Without the corrector, at the second order and with B = e^-h - 1, this is DPM-Solver++(2M) by its midpoint rule, as in
+//! `DPMSolverMultistepScheduler`  (arXiv:2211.01095).
+//!
 //! torch computes all of the scalars in f32, and some of them cancel; so do we, value by value.
 
 use candle_core::{DType, Result, Tensor};
@@ -24,6 +27,8 @@ pub struct History {
     last: Option<(Tensor, usize)>,
     /// Steps taken, counted up to the solver's order.
     taken: usize,
+    /// True for a solver that predicts alone.
+    only_predicts: bool,
 }
 
 /// Coefficients of one step, predicted or corrected.
@@ -40,6 +45,14 @@ struct Weights {
 }
 
 impl History {
+    /// History of a solver that predicts alone.
+    pub fn without_corrector() -> Self {
+        Self {
+            only_predicts: true,
+            ..Self::default()
+        }
+    }
+
     /// Takes the step `at` from `sample`, given the network's `output` there.
     ///
     /// `sigmas` are those of the whole run, including the one after the last step.
@@ -53,7 +66,7 @@ impl History {
     ) -> Result<Stepped> {
         let (output, sample) = (output.to_dtype(DType::F32)?, sample.to_dtype(DType::F32)?);
         let original = (&sample - (output * f64::from(sigmas[at]))?)?;
-        let corrects = |before: usize| !config.disable_corrector.contains(&before);
+        let corrects = |before: usize| !self.only_predicts && !config.disable_corrector.contains(&before);
         let sample = match self.last.take().filter(|_| at > 0 && corrects(at - 1)) {
             Some((before, order)) => self.correct(config, sigmas, at, &before, &original, order)?,
             None => sample,

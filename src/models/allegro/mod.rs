@@ -4,7 +4,7 @@
 
 use crate::diffusion::schedulers::Scheduler;
 use crate::models::family::{FamilySpec, FirstFrame, LoraLoading, TextShape};
-use crate::models::synthetic::synthetic_batch;
+use crate::models::synthetic::synthetic_spec;
 use crate::models::transformer::Network as _;
 use crate::models::{FamilyName, Footprint};
 
@@ -38,7 +38,7 @@ pub static SPEC: FamilySpec = FamilySpec {
     takes_scheduler: |scheduler| matches!(scheduler, Scheduler::EulerAncestral(_)),
     schedulers: "EulerAncestralDiscreteScheduler",
     open: |directory| Ok(Box::new(Allegro::open(directory)?)),
-    synthetic: synthetic_batch::<dit::Network>,
+    synthetic: synthetic_spec::<dit::Network>,
     dense_modules: dit::Network::DENSE_MODULES,
     gguf: None,
 };

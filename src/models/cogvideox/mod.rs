@@ -2,7 +2,7 @@
 
 use crate::diffusion::schedulers::Scheduler;
 use crate::models::family::{DenseModules, FamilySpec, FirstFrame, LoraLoading, TextShape};
-use crate::models::synthetic::synthetic_batch;
+use crate::models::synthetic::synthetic_spec;
 use crate::models::{FamilyName, Footprint};
 
 pub mod dit;
@@ -35,7 +35,7 @@ pub static SPEC: FamilySpec = FamilySpec {
     takes_scheduler: |scheduler| matches!(scheduler, Scheduler::Ddim(_) | Scheduler::Dpm(_)),
     schedulers: "CogVideoXDDIMScheduler or CogVideoXDPMScheduler",
     open: |directory| Ok(Box::new(CogVideoX::open(directory)?)),
-    synthetic: synthetic_batch::<dit::Network>,
+    synthetic: synthetic_spec::<dit::Network>,
     dense_modules: DenseModules::NONE,
     gguf: None,
 };

@@ -3,7 +3,7 @@
 
 use crate::diffusion::schedulers::Scheduler;
 use crate::models::family::{FamilySpec, FirstFrame, GgufSpec, LoraLoading, TextShape};
-use crate::models::synthetic::synthetic_batch;
+use crate::models::synthetic::synthetic_spec;
 use crate::models::transformer::Network as _;
 use crate::models::{FamilyName, Footprint};
 
@@ -54,7 +54,7 @@ pub static SPEC: FamilySpec = FamilySpec {
     takes_scheduler: |scheduler| matches!(scheduler, Scheduler::FlowMatchEuler(config) if !config.invert_sigmas),
     schedulers: "FlowMatchEulerDiscreteScheduler without invert_sigmas",
     open: |directory| Ok(Box::new(HunyuanVideo::open(directory)?)),
-    synthetic: synthetic_batch::<dit::Network>,
+    synthetic: synthetic_spec::<dit::Network>,
     dense_modules: dit::Network::DENSE_MODULES,
     gguf: Some(GgufSpec::new("hyvid", DENSE_IN_GGUF)),
 };

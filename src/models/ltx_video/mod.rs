@@ -2,7 +2,7 @@
 
 use crate::diffusion::schedulers::Scheduler;
 use crate::models::family::{DenseModules, FamilySpec, FirstFrame, GgufSpec, LoraLoading, TextShape};
-use crate::models::synthetic::synthetic_batch;
+use crate::models::synthetic::synthetic_spec;
 use crate::models::{FamilyName, Footprint};
 
 pub mod dit;
@@ -36,7 +36,7 @@ pub static SPEC: FamilySpec = FamilySpec {
     takes_scheduler: |scheduler| matches!(scheduler, Scheduler::FlowMatchEuler(config) if !config.invert_sigmas),
     schedulers: "FlowMatchEulerDiscreteScheduler without invert_sigmas",
     open: |directory| Ok(Box::new(family::LtxVideo::open(directory)?)),
-    synthetic: synthetic_batch::<dit::Network>,
+    synthetic: synthetic_spec::<dit::Network>,
     dense_modules: DenseModules::NONE,
     gguf: Some(GgufSpec::new("ltxv", DENSE_IN_GGUF)),
 };

@@ -3,7 +3,7 @@
 
 use crate::diffusion::schedulers::Scheduler;
 use crate::models::family::{FamilySpec, FirstFrame, GgufSpec, LoraLoading, TextShape};
-use crate::models::synthetic::synthetic_batch;
+use crate::models::synthetic::synthetic_spec;
 use crate::models::transformer::Network as _;
 use crate::models::{FamilyName, Footprint};
 
@@ -39,12 +39,12 @@ pub static SPEC: FamilySpec = FamilySpec {
     },
     takes_scheduler: |scheduler| match scheduler {
         Scheduler::FlowMatchEuler(config) => !config.invert_sigmas,
-        Scheduler::UniPc(_) => true,
+        Scheduler::UniPc(_) | Scheduler::DpmSolver(_) => true,
         Scheduler::Ddim(_) | Scheduler::Dpm(_) | Scheduler::EulerAncestral(_) => false,
     },
     schedulers: "a scheduler of flow matching without invert_sigmas, UniPCMultistepScheduler or FlowMatchEulerDiscreteScheduler",
     open: |directory| Ok(Box::new(Wan::open(directory)?)),
-    synthetic: synthetic_batch::<dit::Network>,
+    synthetic: synthetic_spec::<dit::Network>,
     dense_modules: dit::Network::DENSE_MODULES,
     gguf: Some(GgufSpec::new("wan", DENSE_IN_GGUF)),
 };

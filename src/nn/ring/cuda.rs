@@ -5,16 +5,12 @@ use std::sync::{Arc, Mutex};
 
 use candle_core::{CudaDevice, Device, Result};
 
-use super::{CopyEngine, lock};
+use super::{CopyEngine, lock, main_memory_room};
 use crate::ops::bytes::{Bytes, LiveBytes};
 use crate::ops::cuda::memory;
 use crate::ops::cuda::plain::PlainForm;
 use crate::ops::cuda::slot::{Copies, DeviceSlot, Pinned};
 use crate::ops::stored::{DeviceForm, StoredMatrix, Weight};
-use crate::process::memory as main_memory;
-
-/// Main memory that stays free for all else.
-const SPARED: u64 = 4 << 30;
 
 /// Copies to one GPU.
 pub struct Gpu {
@@ -64,7 +60,7 @@ impl CopyEngine for Gpu {
     }
 
     fn host_room(&self) -> Option<u64> {
-        main_memory::free().map(|free| free.bytes.saturating_sub(SPARED))
+        main_memory_room()
     }
 
     fn room(&self) -> Option<u64> {

@@ -10,7 +10,7 @@ use super::{WeightSource, Weights};
 use crate::disk::space::{self, NotEnoughSpace};
 use crate::nn::checkpoint::{Checkpoint, Size};
 use crate::nn::residency::Residency;
-use crate::nn::stream;
+use crate::nn::{ring, stream};
 use crate::process::memory::{self, TooLittle};
 
 /// Bytes of a model's tensors in memory.
@@ -22,6 +22,19 @@ pub struct WeightBytes {
     pub lent: u64,
     /// Bytes of the largest block.
     pub largest: u64,
+}
+
+impl WeightBytes {
+    /// Returns the most bytes of streamed blocks that lie in files where others wait in this much main memory, as for a GPU;
+    /// each of the ranks has its part.
+    pub fn filed(&self, ranks: usize, room: u64) -> u64 {
+        let ranks = ranks as u64;
+        match self.lent.div_ceil(ranks) {
+            lent if lent <= room => 0,
+            // A block that does not fit leaves less than itself free.
+            lent => lent.min((lent - room).saturating_add(self.largest.div_ceil(ranks))),
+        }
+    }
 }
 
 impl Weights {
@@ -59,8 +72,8 @@ impl Weights {
         }
     }
 
-    /// Checks that the disk is large enough for streamed matrices that no file has as they are computed with. Those that adapters
-    /// are merged into are not counted.
+    /// Checks that the disk is large enough for streamed matrices that no file has as they are computed with, but for those that
+    /// wait in main memory for a GPU. Those that adapters are merged into are not counted.
     ///
     /// # Errors
     /// [`NotEnoughSpace`]: the folder, the needed and the free bytes, and how to name another folder.
@@ -69,7 +82,11 @@ impl Weights {
         if !is_streamed || self.outlines {
             return Ok(());
         }
-        let needed = self.unfiled_bytes();
+        let mut needed = self.unfiled_bytes();
+        if let Some(room) = ring::main_memory_room().filter(|_| !self.device.is_cpu()) {
+            let blocks = self.needed_bytes(&[]);
+            needed = needed.min(blocks.filed(self.residency.ranks(), room));
+        }
         let what = || {
             format!(
                 "a file for the blocks of {}, which are streamed (TMPDIR names another folder, --set model.offload=none needs none)",

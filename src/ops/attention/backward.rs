@@ -1,28 +1,45 @@
 //! Backward pass of attention on the CPU, tile by tile.
 
+use candle_core::{Result, Tensor};
 use rayon::prelude::*;
 
-use super::super::microkernel::{Extent, Lhs, Output, Rhs, multiply};
+use super::super::aligned::Aligned;
+use super::super::microkernel::{COLUMNS, Extent, Lhs, Output, Rhs, multiply};
 use super::super::simd::Isa;
-use super::super::simd_math::{LANES, exp2, sum, wide};
+use super::super::simd_math::{LANES, sum, wide};
 use super::heads::{Head, Panels, rows_by_head};
+use super::softmax::{Tile, soften_back};
 use super::{Mask, Sizes};
 use crate::process::allocations;
 
-/// Queries and keys of a tile: its weights and their gradients take 48 KB each.
+/// Queries and keys of a tile.
 const QUERIES: usize = 96;
 const KEYS: usize = 128;
+/// Distance between rows of weights: no power of two, as for [`Sizes::step`].
+const WEIGHTS: usize = KEYS + COLUMNS;
 
 /// Keys per thread: a head's keys are cut into pieces of about this many, at most `PIECES`, because each piece needs
 /// its own buffer for the gradients of the queries.
-const PIECE: usize = 2048;
-const PIECES: usize = 4;
+pub(super) const PIECE: usize = 2048;
+pub(super) const PIECES: usize = 4;
 
 /// Gradients of queries (B, S, H, K), keys and values (B, L, H, K).
-pub struct Gradients {
-    pub q: Option<Vec<f32>>,
-    pub k: Option<Vec<f32>>,
-    pub v: Option<Vec<f32>>,
+pub struct Gradients<T = f32> {
+    pub q: Option<Vec<T>>,
+    pub k: Option<Vec<T>>,
+    pub v: Option<Vec<T>>,
+}
+
+impl<T> Gradients<T> {
+    /// Makes tensors of them, like q, k and v.
+    pub fn tensors(
+        self,
+        [q, k, v]: [&Tensor; 3],
+        make: impl Fn(Vec<T>, &Tensor) -> Result<Tensor>,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let tensor = |numbers: Option<Vec<T>>, like| numbers.map(|numbers| make(numbers, like)).transpose();
+        Ok((tensor(self.q, q)?, tensor(self.k, k)?, tensor(self.v, v)?))
+    }
 }
 
 /// Selects the gradients to compute.
@@ -35,14 +52,28 @@ pub struct NeededGradients {
 
 /// Values saved by the forward pass, and the gradient of its output (B, S, H, K).
 #[derive(Debug, Clone, Copy)]
-pub struct SavedForward<'a> {
-    pub q: &'a [f32],
-    pub k: &'a [f32],
-    pub v: &'a [f32],
-    pub out: &'a [f32],
-    pub grad: &'a [f32],
+pub struct SavedForward<'a, T = f32> {
+    pub q: &'a [T],
+    pub k: &'a [T],
+    pub v: &'a [T],
+    pub out: &'a [T],
+    pub grad: &'a [T],
     /// (B, H, S)
     pub log_sums: &'a [f32],
+}
+
+impl<'a, T> SavedForward<'a, T> {
+    /// Puts q, k, v, the output and its gradient together.
+    pub fn new([q, k, v, out, grad]: [&'a [T]; 5], log_sums: &'a [f32]) -> Self {
+        Self {
+            q,
+            k,
+            v,
+            out,
+            grad,
+            log_sums,
+        }
+    }
 }
 
 /// Returns the needed gradients.
@@ -53,8 +84,8 @@ pub fn backward(sizes: &Sizes, mask: Option<&Mask>, given: SavedForward, wanted:
         k: place(wanted.k, sizes.keys),
         v: place(wanted.v, sizes.keys),
     };
-    let scratch = KEYS * (2 * sizes.width + 3 * sizes.padded() + 2 * QUERIES);
-    let of_head = (sizes.queries * (3 * sizes.padded() + 1) + scratch) * size_of::<f32>();
+    let scratch = KEYS * (2 * sizes.width + 3 * sizes.step()) + 2 * QUERIES * WEIGHTS;
+    let of_head = (sizes.queries * (3 * sizes.step() + 1) + scratch) * size_of::<f32>();
     let of_rows = sizes.batch * sizes.heads * (sizes.queries + 2 * sizes.keys) * size_of::<&[f32]>();
     allocations::elsewhere(of_rows, of_head, sizes.batch * sizes.heads);
     let q = rows_by_head(sizes, sizes.queries, all.q.as_deref_mut());
@@ -74,8 +105,8 @@ struct Work<'a> {
     wanted: NeededGradients,
     keys: Head<'a>,
     values: Head<'a>,
-    q: Vec<f32>,    // (S, K padded), times the scale
-    grad: Vec<f32>, // (S, K padded)
+    q: Aligned,    // (S, K padded), times the scale; rows here and below are `step` apart
+    grad: Aligned, // (S, K padded)
     log_sums: &'a [f32],
     drifts: Vec<f32>, // sum(do o) of each query
 }
@@ -88,14 +119,14 @@ impl<'a> Work<'a> {
         given: &SavedForward<'a>,
         wanted: NeededGradients,
     ) -> Self {
-        let (queries, padded) = (sizes.queries, sizes.padded());
-        let (mut q, mut grad) = (vec![0.0; queries * padded], vec![0.0; queries * padded]);
-        Head::new(sizes, index, queries, given.q).copy(0, sizes.exp2_scale(), padded, &mut q);
+        let (queries, step) = (sizes.queries, sizes.step());
+        let (mut q, mut grad) = (Aligned::zeros(queries * step), Aligned::zeros(queries * step));
+        Head::new(sizes, index, queries, given.q).copy(0, sizes.exp2_scale(), step, &mut q);
         let (grads, out) = (
             Head::new(sizes, index, queries, given.grad),
             Head::new(sizes, index, queries, given.out),
         );
-        grads.copy(0, 1.0, padded, &mut grad);
+        grads.copy(0, 1.0, step, &mut grad);
         Self {
             isa: Isa::detect(),
             sizes,
@@ -128,10 +159,10 @@ impl<'a> Work<'a> {
             self.piece(place, k.unwrap_or_default(), v.unwrap_or_default());
         });
         // In the order of the pieces, whichever finished first.
-        let padded = self.sizes.padded();
+        let step = self.sizes.step();
         for (query, to) in q.iter_mut().enumerate() {
             for place in &places {
-                add(to, &place.dq[query * padded..]);
+                add(to, &place.dq[query * step..]);
             }
             scale(to, self.sizes.scale());
         }
@@ -139,7 +170,7 @@ impl<'a> Work<'a> {
 
     /// Processes some keys under all queries.
     fn piece(&self, piece: &mut Piece, k: &mut [&mut [f32]], v: &mut [&mut [f32]]) {
-        let (queries, padded) = (self.sizes.queries, self.sizes.padded());
+        let (queries, step) = (self.sizes.queries, self.sizes.step());
         for from in (0..piece.len).step_by(KEYS) {
             let len = KEYS.min(piece.len - from);
             piece.load(self, piece.first + from, len);
@@ -147,34 +178,42 @@ impl<'a> Work<'a> {
                 self.tile(piece, first, piece.first + from, len);
             }
             // The queries carry the scale and log2 e: divide by log2 e here.
-            let places = k.iter_mut().skip(from).zip(piece.dk.chunks_exact_mut(padded));
+            let places = k.iter_mut().skip(from).zip(piece.dk.chunks_exact_mut(step));
             places.for_each(|(to, from)| copy(to, from, std::f32::consts::LN_2));
-            let places = v.iter_mut().skip(from).zip(piece.dv.chunks_exact_mut(padded));
+            let places = v.iter_mut().skip(from).zip(piece.dv.chunks_exact_mut(step));
             places.for_each(|(to, from)| copy(to, from, 1.0));
         }
     }
 
     /// Processes one tile: recomputes the weights p, then the gradients ds of the scores and what follows from both.
     fn tile(&self, piece: &mut Piece, first: usize, key: usize, len: usize) {
-        let padded = self.sizes.padded();
+        let (padded, step) = (self.sizes.padded(), self.sizes.step());
         let count = QUERIES.min(self.sizes.queries - first);
-        let rows = first * padded..(first + count) * padded;
+        let rows = first * step..(first + count) * step;
         let (q, grad) = (&self.q[rows.clone()], &self.grad[rows.clone()]);
-        let (weights, slopes) = (&mut piece.weights[..count * KEYS], &mut piece.slopes[..count * KEYS]);
-        piece.keys.products(self.isa, q, 0, len, weights, KEYS);
+        let (weights, slopes) = (
+            &mut piece.weights[..count * WEIGHTS],
+            &mut piece.slopes[..count * WEIGHTS],
+        );
+        piece.keys.products(self.isa, q, 0, len, weights, WEIGHTS);
         if let Some(mask) = self.mask {
-            for (i, weights) in weights.chunks_exact_mut(KEYS).enumerate() {
+            for (i, weights) in weights.chunks_exact_mut(WEIGHTS).enumerate() {
                 add(&mut weights[..len], mask.row(self.sizes, self.index, first + i, key));
             }
         }
         if self.wanted.q || self.wanted.k {
-            piece.values.products(self.isa, grad, 0, len, slopes, KEYS);
+            piece.values.products(self.isa, grad, 0, len, slopes, WEIGHTS);
         }
         let queries = first..first + count;
-        softmax_back(
-            weights,
-            slopes,
-            len,
+        let tile = |numbers| Tile {
+            numbers,
+            step: WEIGHTS,
+            len: len.next_multiple_of(COLUMNS),
+        };
+        soften_back(
+            self.isa,
+            tile(&mut *weights),
+            tile(&mut *slopes),
             &self.log_sums[queries.clone()],
             &self.drifts[queries],
         );
@@ -187,12 +226,12 @@ impl<'a> Work<'a> {
         let transposed = |numbers| Lhs {
             numbers,
             row: 1,
-            col: KEYS,
+            col: WEIGHTS,
         };
-        let right = |numbers| Rhs { numbers, step: padded };
+        let right = |numbers| Rhs { numbers, step };
         let sum = |numbers| Output {
             numbers,
-            step: padded,
+            step,
             add: true,
         };
         if self.wanted.v {
@@ -215,7 +254,7 @@ impl<'a> Work<'a> {
             };
             let slopes = Lhs {
                 numbers: slopes,
-                row: KEYS,
+                row: WEIGHTS,
                 col: 1,
             };
             multiply(
@@ -233,40 +272,40 @@ impl<'a> Work<'a> {
 struct Piece {
     first: usize,
     len: usize,
-    dq: Vec<f32>, // (S, K padded)
+    dq: Aligned, // (S, K padded)
     // Per tile:
     keys: Panels,
     values: Panels,
-    rows: Vec<f32>,    // the keys once more, (KEYS, K padded)
-    dk: Vec<f32>,      // (KEYS, K padded)
-    dv: Vec<f32>,      // (KEYS, K padded)
-    weights: Vec<f32>, // (QUERIES, KEYS)
-    slopes: Vec<f32>,  // (QUERIES, KEYS)
+    rows: Aligned,    // the keys once more, (KEYS, K padded)
+    dk: Aligned,      // (KEYS, K padded)
+    dv: Aligned,      // (KEYS, K padded)
+    weights: Aligned, // (QUERIES, KEYS), `WEIGHTS` apart
+    slopes: Aligned,  // (QUERIES, KEYS), `WEIGHTS` apart
 }
 
 impl Piece {
     fn new(sizes: &Sizes, first: usize, len: usize, wanted: NeededGradients) -> Self {
-        let padded = sizes.padded();
+        let step = sizes.step();
         Self {
             first,
             len,
-            dq: vec![0.0; if wanted.q { sizes.queries * padded } else { 0 }],
+            dq: Aligned::zeros(if wanted.q { sizes.queries * step } else { 0 }),
             keys: Panels::new(sizes, KEYS),
             values: Panels::new(sizes, KEYS),
-            rows: vec![0.0; KEYS * padded],
-            dk: vec![0.0; KEYS * padded],
-            dv: vec![0.0; KEYS * padded],
-            weights: vec![0.0; QUERIES * KEYS],
-            slopes: vec![0.0; QUERIES * KEYS],
+            rows: Aligned::zeros(KEYS * step),
+            dk: Aligned::zeros(KEYS * step),
+            dv: Aligned::zeros(KEYS * step),
+            weights: Aligned::zeros(QUERIES * WEIGHTS),
+            slopes: Aligned::zeros(QUERIES * WEIGHTS),
         }
     }
 
     /// Loads the next keys.
     fn load(&mut self, work: &Work, first: usize, len: usize) {
-        let padded = work.sizes.padded();
+        let step = work.sizes.step();
         self.keys.fill(&work.keys, first, len);
         self.values.fill(&work.values, first, len);
-        work.keys.copy(first, 1.0, padded, &mut self.rows[..len * padded]);
+        work.keys.copy(first, 1.0, step, &mut self.rows[..len * step]);
         self.dk.fill(0.0);
         self.dv.fill(0.0);
     }
@@ -306,23 +345,5 @@ wide! {
             }
         }
         a_rest.iter().zip(b_rest).fold(sum(lanes), |sum, (a, b)| a.mul_add(*b, sum))
-    }
-}
-
-wide! {
-    /// Turns scores into weights p = 2^(s - lse), and the gradients of the weights into those of the scores, p (dp -
-    /// drift).
-    fn softmax_back(weights: &mut [f32], slopes: &mut [f32], len: usize, log_sums: &[f32], drifts: &[f32]) {
-        let rows = weights.chunks_exact_mut(KEYS).zip(slopes.chunks_exact_mut(KEYS));
-        for ((weights, slopes), (log_sum, drift)) in rows.zip(log_sums.iter().zip(drifts)) {
-            let (weights, _) = weights[..len.next_multiple_of(LANES)].as_chunks_mut::<LANES>();
-            let (slopes, _) = slopes[..len.next_multiple_of(LANES)].as_chunks_mut::<LANES>();
-            for (weights, slopes) in weights.iter_mut().zip(slopes) {
-                for lane in 0..LANES {
-                    weights[lane] = exp2(weights[lane] - log_sum);
-                    slopes[lane] = weights[lane] * (slopes[lane] - drift);
-                }
-            }
-        }
     }
 }

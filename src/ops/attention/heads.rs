@@ -1,5 +1,6 @@
 //! Single heads: tensors interleave heads; here each is laid out for the innermost loops.
 
+use super::super::aligned::Aligned;
 use super::super::microkernel::{COLUMNS, Extent, Lhs, Output, PANEL, Rhs, multiply};
 use super::super::simd::Isa;
 use super::Sizes;
@@ -29,9 +30,9 @@ impl<'a> Head<'a> {
         &self.numbers[token * self.row..][..self.width]
     }
 
-    /// Copies tokens from `first` on, contiguous and times a factor: as many as `rows` has, `padded` numbers per row.
-    pub fn copy(&self, first: usize, factor: f32, padded: usize, rows: &mut [f32]) {
-        for (i, row) in rows.chunks_exact_mut(padded).enumerate() {
+    /// Copies tokens from `first` on, times a factor: as many as `rows` has, `step` numbers per row.
+    pub fn copy(&self, first: usize, factor: f32, step: usize, rows: &mut [f32]) {
+        for (i, row) in rows.chunks_exact_mut(step).enumerate() {
             let (numbers, padding) = row.split_at_mut(self.width);
             for (to, from) in numbers.iter_mut().zip(self.token(first + i)) {
                 *to = from * factor;
@@ -45,16 +46,19 @@ impl<'a> Head<'a> {
 ///
 /// A panel holds `PANEL` tokens: feature k of its token j lies at `k PANEL + j`.
 pub struct Panels {
-    numbers: Vec<f32>,
+    numbers: Aligned,
     width: usize,
+    /// Distance between the rows that products are computed with.
+    step: usize,
 }
 
 impl Panels {
     /// Allocates panels for `tokens` tokens.
     pub fn new(sizes: &Sizes, tokens: usize) -> Self {
         Self {
-            numbers: vec![0.0; tokens.next_multiple_of(PANEL) * sizes.width],
+            numbers: Aligned::zeros(tokens.next_multiple_of(PANEL) * sizes.width),
             width: sizes.width,
+            step: sizes.step(),
         }
     }
 
@@ -70,19 +74,18 @@ impl Panels {
         }
     }
 
-    /// Computes the products of rows (rows, K padded) with `len` tokens from `from` on, a whole panel: row i starts at
+    /// Computes the products of rows with `len` tokens from `from` on, a whole panel: row i starts at
     /// `i step`, and the rest of the last vector is undefined.
     pub fn products(&self, isa: Isa, rows: &[f32], from: usize, len: usize, to: &mut [f32], step: usize) {
-        let padded = self.width.next_multiple_of(COLUMNS);
         for panel in (0..len).step_by(PANEL) {
             let extent = Extent {
-                rows: rows.len() / padded,
+                rows: rows.len() / self.step,
                 cols: PANEL.min((len - panel).next_multiple_of(COLUMNS)),
                 depth: self.width,
             };
             let left = Lhs {
                 numbers: rows,
-                row: padded,
+                row: self.step,
                 col: 1,
             };
             let right = Rhs {
@@ -100,10 +103,10 @@ impl Panels {
 }
 
 /// Splits a matrix (B, tokens, H, K) into the rows of each head of each sample; no rows without a matrix.
-pub fn rows_by_head<'a>(sizes: &Sizes, tokens: usize, numbers: Option<&'a mut [f32]>) -> Vec<Vec<&'a mut [f32]>> {
+pub fn rows_by_head<'a, T>(sizes: &Sizes, tokens: usize, numbers: Option<&'a mut [T]>) -> Vec<Vec<&'a mut [T]>> {
     let count = if numbers.is_some() { tokens } else { 0 };
     let heads = (0..sizes.batch * sizes.heads).map(|_| Vec::with_capacity(count));
-    let mut heads: Vec<Vec<&mut [f32]>> = heads.collect();
+    let mut heads: Vec<Vec<&mut [T]>> = heads.collect();
     let samples = numbers
         .into_iter()
         .flat_map(|numbers| numbers.chunks_exact_mut(tokens * sizes.row()));

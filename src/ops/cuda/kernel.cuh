@@ -21,6 +21,16 @@ template <typename T, int N> __device__ __forceinline__ void load(const T *from,
     for (int i = 0; i < N; i++) to[i] = wide(pack.at[i]);
 }
 
+// N neighbours of a table, 16 bytes at once.
+template <int N> __device__ __forceinline__ void load_table(const float *from, float (&to)[N]) {
+#pragma unroll
+    for (int i = 0; i < N; i += 4) {
+        Pack<float, 4> pack = *reinterpret_cast<const Pack<float, 4> *>(from + i);
+#pragma unroll
+        for (int j = 0; j < 4; j++) to[i + j] = pack.at[j];
+    }
+}
+
 template <typename T, int N> __device__ __forceinline__ void store(const float (&from)[N], T *to) {
     Pack<T, N> pack;
 #pragma unroll
@@ -58,8 +68,8 @@ struct Parts {
 
     // The row of a table (B or 1, P, D) that a row of all samples reads.
     __device__ __forceinline__ int64 table(int64 row) const {
-        int sample = row / rows;
-        return (shared ? 0 : int64(sample) * count) + part(row % rows);
+        int at = int(row), sample = at / rows; // a grid has fewer rows than an int counts
+        return (shared ? 0 : int64(sample) * count) + part(at % rows);
     }
 };
 

@@ -1,10 +1,11 @@
-//! Memory on the device that blocks of weights are copied to from pinned main memory, on a stream of its own.
+//! Copies between pinned main memory and the device, on a stream of its own, and slots of the device that blocks of weights are
+//! copied to.
 
 use std::sync::Arc;
 
 use candle_core::cuda_backend::WrapErr;
 use candle_core::{CudaDevice, Result};
-use cudarc::driver::{CudaEvent, CudaSlice, CudaStream, DevicePtr, PinnedHostSlice};
+use cudarc::driver::{CudaEvent, CudaSlice, CudaStream, DevicePtr, HostSlice, PinnedHostSlice, result};
 
 use crate::ops::bytes::LiveBytes;
 use crate::ops::kernel::Address;
@@ -80,9 +81,55 @@ impl Copies {
         to.copied = Some(self.copies.record_event(None).w()?);
         Ok(())
     }
+
+    /// Queues a copy of so many bytes from an address of the device, behind all that has been queued on its stream; returns its
+    /// end, until which the bytes are to stay as they are.
+    ///
+    /// # Errors
+    /// Fails if they do not fit, or if the driver refuses the copy.
+    pub fn leave(&self, from: Address, bytes: usize, to: &mut Pinned) -> Result<CudaEvent> {
+        self.copies.join(&self.computes).w()?;
+        // SAFETY: what is done with the pinned memory later waits for the end of this copy.
+        let (pinned, recorded) = unsafe { to.0.stream_synced_mut_slice(&self.copies) };
+        let Some(pinned) = pinned.get_mut(..bytes) else {
+            candle_core::bail!("{bytes} bytes do not fit the pinned memory");
+        };
+        // SAFETY: who calls holds the bytes at the address until the copy has ended.
+        unsafe { result::memcpy_dtoh_async(pinned, from, self.copies.cu_stream()) }.w()?;
+        drop(recorded);
+        self.copies.record_event(None).w()
+    }
+
+    /// Queues a copy of so many bytes to an address of the device, behind all that has been queued on its stream; returns its end,
+    /// for which who uses or frees them is to wait.
+    ///
+    /// # Errors
+    /// Same as [`Copies::leave`].
+    pub fn enter(&self, from: &Pinned, to: Address, bytes: usize) -> Result<CudaEvent> {
+        self.copies.join(&self.computes).w()?;
+        // SAFETY: what is done with the pinned memory later waits for the end of this copy.
+        let (pinned, recorded) = unsafe { from.0.stream_synced_slice(&self.copies) };
+        let Some(pinned) = pinned.get(..bytes) else {
+            candle_core::bail!("the pinned memory has not {bytes} bytes");
+        };
+        // SAFETY: who calls holds the memory at the address until the copy has ended.
+        unsafe { result::memcpy_htod_async(to, pinned, self.copies.cu_stream()) }.w()?;
+        drop(recorded);
+        self.copies.record_event(None).w()
+    }
+
+    /// Returns the stream that computes.
+    pub fn computes(&self) -> &Arc<CudaStream> {
+        &self.computes
+    }
 }
 
 impl Pinned {
+    /// Returns the number of its bytes.
+    pub fn size(&self) -> usize {
+        self.0.len()
+    }
+
     /// Returns all bytes, to be filled, once copies from them are done.
     ///
     /// # Errors

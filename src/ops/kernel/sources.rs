@@ -11,5 +11,6 @@ pub const SOURCES: &[&str] = &[
     "src/ops/norm.cu",
     "src/ops/residual.cu",
     "src/ops/rotary.cu",
+    "src/ops/swiglu.cu",
     "src/optim/update.cu",
 ];

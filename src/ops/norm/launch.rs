@@ -4,7 +4,7 @@ use candle_core::{DType, Result};
 
 use super::{Norm, NormKind};
 use crate::ops::kernel::rows::Rows;
-use crate::ops::kernel::{Address, Argument, Grid, Launch, aligned};
+use crate::ops::kernel::{Address, Argument, Grid, Launch, WARP, aligned};
 
 /// A norm over samples (B, R, D).
 #[derive(Debug, Clone, Copy)]
@@ -35,6 +35,13 @@ impl Launches<'_> {
     pub fn forward(&self, x: Address, [gain, offset]: [Address; 2], samples: usize, y: Address) -> Result<Launch> {
         let aligned = aligned(self.rows.width, self.rows.dtype, &[x, y]);
         let [width, layer, eps] = self.form();
+        let parts = self.rows.parts(samples).into();
+        if let Some(lanes) = self.lanes(aligned, &[gain, offset]) {
+            let [rows, lanes_given] = [self.rows.count(), lanes].map(|count| Argument::from(count as i32));
+            let tensors = [x, gain, offset, y].map(Argument::from);
+            let arguments = tensors.into_iter().chain([rows, lanes_given, layer, eps, parts]);
+            return self.launch_narrow("norm_narrow_forward", lanes, arguments.collect());
+        }
         let arguments = vec![
             x.into(),
             gain.into(),
@@ -44,7 +51,7 @@ impl Launches<'_> {
             layer,
             eps,
             aligned.into(),
-            self.rows.parts(samples).into(),
+            parts,
         ];
         self.launch("norm_forward", aligned, arguments)
     }
@@ -56,6 +63,13 @@ impl Launches<'_> {
     pub fn back(&self, x: Address, gain: Address, samples: usize, grad: Address, dx: Address) -> Result<Launch> {
         let aligned = aligned(self.rows.width, self.rows.dtype, &[x, grad, dx]);
         let [width, layer, eps] = self.form();
+        let parts = self.rows.parts(samples).into();
+        if let Some(lanes) = self.lanes(aligned, &[gain]) {
+            let [rows, lanes_given] = [self.rows.count(), lanes].map(|count| Argument::from(count as i32));
+            let tensors = [x, gain, grad, dx].map(Argument::from);
+            let arguments = tensors.into_iter().chain([rows, lanes_given, layer, eps, parts]);
+            return self.launch_narrow("norm_narrow_back", lanes, arguments.collect());
+        }
         let arguments = vec![
             x.into(),
             gain.into(),
@@ -65,7 +79,7 @@ impl Launches<'_> {
             layer,
             eps,
             aligned.into(),
-            self.rows.parts(samples).into(),
+            parts,
         ];
         self.launch("norm_back", aligned, arguments)
     }
@@ -101,6 +115,26 @@ impl Launches<'_> {
             self.rows.parts(self.rows.batch).into(),
         ];
         Launch::of_type("norm_tables", self.rows.dtype, self.rows.sums(), arguments)
+    }
+
+    /// Returns the threads of a row that is read in packs of 16 bytes, each by a thread of the same warp; None if they are no power
+    /// of two, or tables are not aligned as well.
+    fn lanes(&self, aligned: bool, tables: &[Address]) -> Option<usize> {
+        let Rows { width, dtype, .. } = self.rows;
+        let lanes = width * dtype.size_in_bytes() / 16;
+        let tables_aligned = tables.iter().all(|table| table % 16 == 0);
+        (aligned && tables_aligned && lanes.is_power_of_two() && lanes <= WARP).then_some(lanes)
+    }
+
+    /// Launch with several rows per block.
+    fn launch_narrow(&self, kernel: &str, lanes: usize, arguments: Vec<Argument>) -> Result<Launch> {
+        const THREADS: usize = 256;
+        let grid = Grid {
+            blocks: [(self.rows.count() * lanes).div_ceil(THREADS), 1, 1],
+            threads: THREADS,
+            shared: 0,
+        };
+        Launch::of_type(kernel, self.rows.dtype, grid, arguments)
     }
 
     /// Launch with one block per row.

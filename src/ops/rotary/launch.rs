@@ -70,7 +70,11 @@ pub fn rotary(
         rows: sizes.table_rows.max(1) as i32, // tables without rows rotate nothing
         sign: direction.sign,
     };
-    let count = sizes.batch * sizes.tokens * sizes.heads * sizes.width / 2;
+    let mut count = sizes.batch * sizes.tokens * sizes.heads * sizes.width / 2;
+    let pack = 16 / dtype.size_in_bytes();
+    let is_wide = turn.suits(pack) && count / pack <= MOST_PACKS && aligned(&[x, y, cos, sin]);
+    let kernel = if is_wide { "rotary_wide" } else { "rotary" };
+    count /= if is_wide { pack } else { 1 };
     let arguments = vec![
         x.into(),
         cos.into(),
@@ -79,5 +83,20 @@ pub fn rotary(
         (count as i64).into(),
         turn.into(),
     ];
-    Launch::of_type("rotary", dtype, Grid::over(count), arguments)
+    Launch::of_type(kernel, dtype, Grid::over(count), arguments)
+}
+
+/// Packs of pairs that the kernel counts in 32 bits, with room for a last turn of its loop.
+const MOST_PACKS: usize = 1 << 31;
+
+impl Turn {
+    /// True if so many neighbouring pairs lie in two packs.
+    fn suits(&self, pack: usize) -> bool {
+        let (pairs, apart) = (self.pairs as usize, self.apart as usize);
+        pairs.is_multiple_of(pack) && (apart == 1 || apart.is_multiple_of(pack))
+    }
+}
+
+fn aligned(addresses: &[Address]) -> bool {
+    addresses.iter().all(|address| address % 16 == 0)
 }

@@ -6,7 +6,7 @@ use candle_core::{CustomOp1, CustomOp2, CustomOp3, DType, Result, Shape, Storage
 use super::gradients::GradientKey;
 use super::saved::{Saveable, SavedOutput};
 use super::{Line, MODE, Mode, Purpose, purpose};
-use crate::ops::f32_view::stored;
+use crate::ops::f32_view;
 use crate::ops::profile::{Level, Span, span};
 use crate::process::allocations::{self, Event};
 
@@ -182,7 +182,7 @@ fn may_skip(x: &Tensor) -> bool {
 
 /// Returns a new leaf of zeros on the CPU.
 fn zeros(shape: Shape, dtype: DType) -> Result<Tensor> {
-    Ok(leaf(Storage::Cpu(stored(vec![0.0; shape.elem_count()], dtype)?), shape))
+    Ok(leaf(Storage::Cpu(f32_view::zeros(shape.elem_count(), dtype)?), shape))
 }
 
 fn candle_records() -> bool {
@@ -192,7 +192,7 @@ fn candle_records() -> bool {
 /// Takes the next saved result when a segment is run again.
 fn take_down() -> Option<SavedOutput> {
     MODE.with_borrow_mut(|mode| match mode {
-        Mode::Tape(_, saved, _) => saved.take(),
+        Mode::Tape(recording) => recording.saved.take(),
         Mode::Candle | Mode::Nothing | Mode::Save(_) => None,
     })
 }
@@ -279,8 +279,8 @@ fn note<const N: usize>(
         back: Box::new(move |gradient| back(seen.each_ref(), &seen_output, gradient)),
     };
     MODE.with_borrow_mut(|mode| {
-        if let Mode::Tape(lines, ..) = mode {
-            lines.push(line);
+        if let Mode::Tape(recording) = mode {
+            recording.lines.push(line);
         }
     });
     Ok(output)
@@ -291,12 +291,41 @@ fn seen_of(tensor: &Tensor, reads: bool) -> Result<Tensor> {
     if reads {
         return Ok(tensor.clone());
     }
-    let one = Tensor::zeros(vec![1; tensor.rank()], tensor.dtype(), tensor.device())?;
-    let one = match tensor.track_op() {
-        true => Var::from_tensor(&one)?.into_inner(), // the outline is trained if the tensor is
-        false => one,
+    if tensor.rank() == 0 {
+        return outline(tensor)?.reshape(()); // no view of a single number has fewer axes
+    }
+    let known = MODE.with_borrow(|mode| match mode {
+        Mode::Tape(recording) => recording.outlines.iter().find(|one| suits(one, tensor)).cloned(),
+        Mode::Candle | Mode::Nothing | Mode::Save(_) => None,
+    });
+    let one = match known {
+        Some(one) => one,
+        None => {
+            let made = outline(tensor)?;
+            MODE.with_borrow_mut(|mode| {
+                if let Mode::Tape(recording) = mode {
+                    recording.outlines.push(made.clone());
+                }
+            });
+            made
+        }
     };
     one.broadcast_as(tensor.shape())
+}
+
+/// True for a number that stands for those of a tensor.
+fn suits(one: &Tensor, tensor: &Tensor) -> bool {
+    let same = one.dtype() == tensor.dtype() && one.track_op() == tensor.track_op();
+    same && one.device().same_device(tensor.device())
+}
+
+/// Returns a single number that is trained if the tensor is.
+fn outline(tensor: &Tensor) -> Result<Tensor> {
+    let one = Tensor::zeros(1, tensor.dtype(), tensor.device())?;
+    match tensor.track_op() {
+        true => Ok(Var::from_tensor(&one)?.into_inner()),
+        false => Ok(one),
+    }
 }
 
 /// Returns a tensor's address and bytes; an outline has none.

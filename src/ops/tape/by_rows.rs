@@ -14,7 +14,7 @@ use candle_core::{CpuStorage, DType, Result, Storage, Tensor, Var, bail};
 use super::apply::leaf;
 use super::gradients::GradientKey;
 use super::{Line, MODE, Mode, Output, Purpose, SavedOutputs, purpose, record_with, within};
-use crate::ops::f32_view::stored;
+use crate::ops::f32_view::zeros;
 use crate::ops::gemm::blocks_of_rows;
 use crate::ops::vjp::Cotangent;
 
@@ -65,7 +65,7 @@ pub fn by_rows<F: RowWise>(x: &Tensor, function: &F, output: Output) -> Result<T
         *width = function.width()?;
     }
     let numbers = match again {
-        true => stored(vec![0.0; shape.iter().product()], x.dtype())?,
+        true => zeros(shape.iter().product(), x.dtype())?,
         false => rows.forward()?,
     };
     if !learns {
@@ -74,8 +74,8 @@ pub fn by_rows<F: RowWise>(x: &Tensor, function: &F, output: Output) -> Result<T
     }
     let output = leaf(Storage::Cpu(numbers), shape.into());
     MODE.with_borrow_mut(|mode| {
-        if let Mode::Tape(lines, ..) = mode {
-            lines.push(rows.line(x, &output));
+        if let Mode::Tape(recording) = mode {
+            recording.lines.push(rows.line(x, &output));
         }
     });
     Ok(output)
@@ -101,7 +101,7 @@ impl<F: RowWise> Rows<F> {
     /// Returns the output (N, out).
     fn forward(&self) -> Result<CpuStorage> {
         let width = self.function.width()?;
-        let mut y = stored(vec![0.0; self.count() * width], self.x.dtype())?;
+        let mut y = zeros(self.count() * width, self.x.dtype())?;
         for rows in blocks_of_rows(self.count()) {
             let part = self.part(&rows)?;
             let run = || self.function.run(&part, rows.start, Output::Read);
@@ -114,7 +114,7 @@ impl<F: RowWise> Rows<F> {
     fn back(&self, gradient: &Tensor) -> Result<Vec<Option<Tensor>>> {
         let gradient = gradient.reshape((self.count(), self.function.width()?))?;
         let (learns, width) = (self.x.track_op(), self.x.dims()[1]);
-        let mut dx = stored(vec![0.0; if learns { self.x.elem_count() } else { 0 }], self.x.dtype())?;
+        let mut dx = zeros(if learns { self.x.elem_count() } else { 0 }, self.x.dtype())?;
         let mut sums = vec![None; self.variables.len()];
         for rows in blocks_of_rows(self.count()) {
             let mut part = self.part(&rows)?;

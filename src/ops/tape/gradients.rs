@@ -2,10 +2,10 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use candle_core::{CpuStorage, DType, InplaceOp2, Layout, Result, Tensor, TensorId, bail};
-use rayon::prelude::*;
+use candle_core::op::BackpropOp;
+use candle_core::{CpuStorage, DType, InplaceOp2, Layout, Result, Storage, Tensor, TensorId, bail};
 
-use crate::ops::f32_view::{CHUNK, numbers_of};
+use crate::ops::add;
 use crate::ops::profile::{Level, span};
 use crate::ops::vjp::{Cotangent, vjp};
 
@@ -183,7 +183,8 @@ impl Sum {
             Self::Parts(parts) => (parts.whole()?, true),
         };
         let _span = span(Level::Op, other.device(), || "sum of gradients".into());
-        let numbers = sum.device().is_cpu() && sum.dtype() == DType::F32;
+        let ours = matches!(sum.dtype(), DType::F32 | DType::BF16) && sum.dtype() == other.dtype();
+        let numbers = sum.device().is_cpu() && ours;
         let gradient = match (numbers, own) {
             (false, _) => (&sum + other)?,
             (true, false) => added(&sum, other)?,
@@ -274,24 +275,23 @@ impl Parts {
     }
 }
 
-/// Returns a + b, both f32 on the CPU.
+/// Returns a + b, both on the CPU, in f32 or bf16.
 fn added(a: &Tensor, b: &Tensor) -> Result<Tensor> {
-    let sum = numbers_of([&a.contiguous()?, &b.contiguous()?], |[a, b]| {
-        let mut sum = vec![0.0; a.len()];
-        let chunks = sum
-            .par_chunks_mut(CHUNK)
-            .zip(a.par_chunks(CHUNK).zip(b.par_chunks(CHUNK)));
-        chunks.for_each(|(sum, (a, b))| {
-            for ((sum, a), b) in sum.iter_mut().zip(a).zip(b) {
-                *sum = a + b;
-            }
-        });
-        sum
-    })?;
-    Tensor::from_vec(sum, a.dims(), a.device())
+    let (a, b) = (a.contiguous()?, b.contiguous()?);
+    let ((a_storage, a_layout), (b_storage, b_layout)) = (a.storage_and_layout(), b.storage_and_layout());
+    let (Storage::Cpu(a_storage), Storage::Cpu(b_storage)) = (&*a_storage, &*b_storage) else {
+        bail!("gradients of one tensor are on two devices");
+    };
+    let sum = add::added((a_storage, a_layout), (b_storage, b_layout))?;
+    Ok(Tensor::from_storage(
+        Storage::Cpu(sum),
+        a.shape(),
+        BackpropOp::none(),
+        false,
+    ))
 }
 
-/// Computes a += b, both f32 on the CPU.
+/// Computes a += b, both on the CPU, in f32 or bf16.
 struct Add;
 
 impl InplaceOp2 for Add {
@@ -300,21 +300,6 @@ impl InplaceOp2 for Add {
     }
 
     fn cpu_fwd(&self, a: &mut CpuStorage, a_layout: &Layout, b: &CpuStorage, b_layout: &Layout) -> Result<()> {
-        let (CpuStorage::F32(a), CpuStorage::F32(b)) = (a, b) else {
-            bail!("gradients are added in f32");
-        };
-        let (Some((start, end)), Some((first, last))) = (a_layout.contiguous_offsets(), b_layout.contiguous_offsets())
-        else {
-            bail!("gradients must be contiguous");
-        };
-        let chunks = a[start..end]
-            .par_chunks_mut(CHUNK)
-            .zip(b[first..last].par_chunks(CHUNK));
-        chunks.for_each(|(a, b)| {
-            for (a, b) in a.iter_mut().zip(b) {
-                *a += b;
-            }
-        });
-        Ok(())
+        add::add_to((a, a_layout), (b, b_layout))
     }
 }

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use candle_core::{CustomOp3, Tensor};
+use half::bf16;
 
 /// Results of costly ops in the order in which they ran.
 #[derive(Default)]
@@ -20,6 +21,8 @@ pub struct SavedOutput {
 pub enum SavedState {
     /// Numbers in main memory.
     Host(Arc<Vec<f32>>),
+    /// Numbers of bf16 in main memory.
+    HostNarrow(Arc<Vec<bf16>>),
     /// A tensor on the op's device.
     Device(Tensor),
 }
@@ -58,6 +61,7 @@ impl SavedState {
     fn bytes(&self) -> usize {
         match self {
             Self::Host(numbers) => size_of_val(&numbers[..]),
+            Self::HostNarrow(numbers) => size_of_val(&numbers[..]),
             Self::Device(tensor) => of_tensor(tensor),
         }
     }

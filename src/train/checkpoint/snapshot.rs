@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::data::cache::SampleListing;
+use crate::ops::instructions::Instructions;
 use crate::optim::adamw;
 use crate::run_dir::{self, ADAPTER};
 use crate::train::chosen::ChosenSettings;
@@ -56,6 +57,22 @@ pub struct State {
     /// Settings that the run file left to the run's plan.
     #[serde(default, skip_serializing_if = "ChosenSettings::is_empty")]
     pub chosen: ChosenSettings,
+    /// Instructions that products ran on, on a CPU.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub instructions: Option<Instructions>,
+}
+
+impl State {
+    /// Returns what to say if a run that goes on from this state has other instructions for products.
+    pub fn other_instructions(&self, now: &Self) -> Option<String> {
+        let (then, now) = (self.instructions.as_ref()?, now.instructions.as_ref()?);
+        (then != now).then(|| {
+            format!(
+                "was computed by another kind of processor, {then}; this one computes {now}: from here on the last digits differ \
+                 from those of a run without a break"
+            )
+        })
+    }
 }
 
 /// Contents of a checkpoint.

@@ -66,6 +66,20 @@ impl Default for Config {
     }
 }
 
+impl Config {
+    /// Settings of flow matching with the defaults of the class: those that `from_config` makes of another scheduler.
+    pub fn of_flow(num_train_timesteps: usize, flow_shift: f64, shift_terminal: Option<f64>) -> Self {
+        Self {
+            num_train_timesteps,
+            prediction_type: "flow_prediction".into(),
+            use_flow_sigmas: true,
+            flow_shift,
+            shift_terminal,
+            ..Self::default()
+        }
+    }
+}
+
 impl diffusers_config::Config for Config {
     const CLASS: &str = "UniPCMultistepScheduler";
     /// Unused with flow sigmas.

@@ -90,7 +90,7 @@ impl transformer::Network for Network {
     }
 
     fn embed(&self, config: &Config, input: &Input) -> Result<State> {
-        let text = input.text.trimmed()?; // (B, L, E)
+        let text = &input.text; // (B, L, E)
         let (hidden, grid) = self.pos_embed.forward(&input.latents)?; // (B, N, D)
         let (time, modulation) = self.adaln_single.forward(&input.timestep)?; // (B, 1, D), (B, 1, 6, D)
         let rotary = rotary(config, grid, hidden.device())?;
@@ -100,7 +100,7 @@ impl transformer::Network for Network {
             modulation: Some(modulation),
             context: Some(self.caption_projection.forward(&text.hidden)?), // (B, L, D)
             image: None,
-            fixed: Arc::new(StaticContext::of_clip(grid, rotary, text.mask)),
+            fixed: Arc::new(StaticContext::of_clip(grid, rotary, text.mask.clone())),
         })
     }
 

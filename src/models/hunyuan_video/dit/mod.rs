@@ -100,7 +100,7 @@ impl transformer::Network for Network {
     }
 
     fn embed(&self, config: &Config, input: &Input) -> Result<State> {
-        let text = input.text.trimmed()?; // (B, L, E)
+        let text = &input.text; // (B, L, E)
         let (hidden, grid) = self.x_embedder.forward(&input.latents)?; // (B, N, D)
         // With token_replace the first frame is at 0, and the last frame's timestep is that of all others.
         let timestep = match input.timestep.rank() {
@@ -130,7 +130,7 @@ impl transformer::Network for Network {
                     false => vec![frames * rows * columns],
                 },
                 rotary: Some(rotary.before(text.hidden.dim(1)?)?),
-                text_mask: text.mask,
+                text_mask: text.mask.clone(),
             }),
             context: Some(context),
         })

@@ -113,7 +113,7 @@ impl transformer::Network for Network {
     }
 
     fn embed(&self, _config: &Config, input: &Input) -> Result<State> {
-        let text = input.text.trimmed()?; // (B, L, E)
+        let text = &input.text; // (B, L, E)
         let time = self.time_embed.timestep_embedder.forward(&input.timestep)?; // (B, D)
         let pooled = self.time_embed.pooler.forward(&text.hidden, text.mask.as_ref())?; // (B, D)
         let context = self.time_embed.caption_proj.forward(&text.hidden)?; // (B, L, P)
@@ -125,7 +125,7 @@ impl transformer::Network for Network {
             modulation: None,
             context: Some(context),
             image: None,
-            fixed: Arc::new(StaticContext::of_clip(grid, rotary, text.mask)),
+            fixed: Arc::new(StaticContext::of_clip(grid, rotary, text.mask.clone())),
         })
     }
 

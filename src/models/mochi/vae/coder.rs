@@ -4,7 +4,7 @@
 //!
 //! Shapes: L channels of latents.
 
-use candle_core::Result;
+use candle_core::{DType, Result};
 
 use super::config::{COLOURS, Config, GROUPS, HEAD_WIDTH};
 use crate::models::autoencoder::{Codec, Sizes, Unconditional};
@@ -19,9 +19,6 @@ use crate::nn::{Resnet, Weights};
 
 const EPS: f64 = 1e-5;
 
-/// Features of the encoder's input.
-const FEATURES: FourierFeatures = FourierFeatures { first: 6, count: 2 };
-
 /// Latent frames that are decoded together.
 const LATENT_FRAMES: usize = 1;
 
@@ -35,8 +32,15 @@ impl Codec for Config {
     fn encoder(&self, weights: &Weights) -> Result<Coder<()>> {
         let (weights, widths) = (weights.pp("encoder"), &self.encoder_block_out_channels);
         let mut coder = Coder::new(TemporalPadding::First, Pieces::Whole, [1, 1]);
-        coder.push(FEATURES);
-        let features = FEATURES.features(COLOURS);
+        // Of pixels in bf16, waves of a 64th and a 128th of white would be noise.
+        coder.input = Some(DType::F32);
+        let features = FourierFeatures {
+            first: 6,
+            count: 2,
+            dtype: weights.dtype(),
+        };
+        coder.push(features);
+        let features = features.features(COLOURS);
         coder.push(Conv3d::linear(features, widths[0], weights.pp("proj_in"))?);
         self.attending_block(&mut coder, 0, widths[0], &weights.pp("block_in"))?;
         for (i, sides) in widths.windows(2).enumerate() {

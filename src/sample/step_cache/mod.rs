@@ -1,0 +1,87 @@
+//! Caches between denoising steps: the only place that may skip a part of the transformer. Consecutive steps change
+//! little, so that a cache may reuse what an earlier step computed.
+//!
+//! A denoiser is a list of blocks ([`Denoiser`]); what a cache reuses is what all of them, or all but the first, do to
+//! the clip's tokens. Text tokens are of no use behind the last block, and are not kept. Each pass of guidance has a history of
+//! its own, and decides by itself. Equal the hooks of diffusers, which decide for both passes together where a pipeline runs
+//! them as one batch.
+
+use candle_core::{Result, Tensor};
+
+use crate::models::denoiser::{Denoiser, Input, State};
+
+pub mod config;
+pub mod first_block;
+pub mod mag_cache;
+pub mod taylorseer;
+
+pub use config::Config;
+
+/// Passes of a step, each with a history of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pass {
+    /// Under the negative prompt.
+    Negative,
+    /// Under the prompt.
+    Positive,
+    /// Under both, as one batch.
+    Both,
+}
+
+/// Origin of a prediction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Work {
+    /// All blocks ran.
+    Computed,
+    /// Blocks were skipped.
+    Reused,
+}
+
+/// A cache between steps. Its passes come in the same order in every step.
+pub trait StepCache {
+    /// Returns the denoiser's prediction for an input, computed or reused.
+    fn predict(&mut self, denoiser: &dyn Denoiser, input: &Input, pass: Pass) -> Result<(Tensor, Work)>;
+
+    /// Returns true if passes run one by one, since each decides by its own history; false for a cache that reuses nothing, which
+    /// then gives the bits of plain sampling.
+    fn separates_passes(&self) -> bool;
+
+    /// Returns the measured ratios of the pass with the prompt, for a cache that measures some.
+    fn ratios(&self) -> Option<&[f32]> {
+        None
+    }
+}
+
+/// Computation of everything in every step.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct NoCache;
+
+impl StepCache for NoCache {
+    fn predict(&mut self, denoiser: &dyn Denoiser, input: &Input, _pass: Pass) -> Result<(Tensor, Work)> {
+        Ok((denoiser.forward(input)?, Work::Computed))
+    }
+
+    fn separates_passes(&self) -> bool {
+        false
+    }
+}
+
+/// What a cache keeps, for each pass.
+#[derive(Debug, Clone, Default)]
+struct Histories<H>([H; 3]);
+
+impl<H> Histories<H> {
+    fn of(&mut self, pass: Pass) -> &mut H {
+        &mut self.0[pass as usize]
+    }
+}
+
+/// Runs the blocks from `first` on.
+fn run_from(denoiser: &dyn Denoiser, first: usize, state: &State) -> Result<State> {
+    let mut state = state.clone();
+    for index in first..denoiser.num_blocks() {
+        state = denoiser.block(index, &state)?;
+    }
+    Ok(state)
+}
