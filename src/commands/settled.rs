@@ -23,7 +23,7 @@ pub struct Settled {
     pub config: RunConfig,
     /// Their values of keys that are `auto` in the run file.
     pub chosen: ChosenSettings,
-    /// What the plans found that it was chosen by.
+    /// Findings of the plans that it was chosen by.
     pub findings: Findings,
 }
 

@@ -30,7 +30,7 @@ pub mod right;
 
 use std::sync::OnceLock;
 
-/// What multiplies blocks.
+/// Instructions that multiply blocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Isa {
     /// Intel's tiles.

@@ -38,7 +38,7 @@ pub struct Frozen {
     pub weight: Weight,
     /// Bias (O), in f32 or bf16.
     pub bias: Option<Tensor>,
-    /// What multiplies bf16 on the CPU; None for products in f32.
+    /// Instructions that multiply bf16 on the CPU; None for products in f32.
     isa: Option<Isa>,
 }
 

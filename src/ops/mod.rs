@@ -36,6 +36,7 @@ pub mod rotary;
 pub mod simd;
 mod simd_math;
 pub mod stored;
+mod sums;
 pub mod swiglu;
 pub mod tape;
 pub mod vjp;

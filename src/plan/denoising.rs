@@ -46,7 +46,7 @@ pub struct Transformer<'a> {
     pub place: Place,
     /// Ranks that share its blocks; 1 if each has all of them.
     pub ranks: usize,
-    /// What is known of it.
+    /// Known facts of it.
     pub findings: Findings,
 }
 

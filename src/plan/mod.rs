@@ -137,7 +137,7 @@ pub struct Subject<'a> {
     pub free: Option<u64>,
     /// Processes that train together.
     pub ranks: usize,
-    /// What is known of the checkpoint.
+    /// Known facts of the checkpoint.
     pub findings: Findings,
 }
 

@@ -32,7 +32,7 @@ pub(super) struct Outlined {
     pub shown: Vec<Representative>,
 }
 
-/// What a pass took at one size.
+/// Memory that a pass took at one size.
 pub(super) struct RecordedPass {
     /// Bytes of the input and the target.
     pub input_bytes: f64,

@@ -10,7 +10,7 @@ use crate::ops::profile::{Level, span};
 use crate::ops::simd_math::wide;
 use crate::process::allocations;
 
-/// What is done to sums before they are written.
+/// Change of sums before they are written.
 #[derive(Debug, Clone, Copy)]
 pub struct Finish<'a> {
     /// Factor of the sums.

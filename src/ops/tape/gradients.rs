@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, HashMap};
 use candle_core::op::BackpropOp;
 use candle_core::{CpuStorage, DType, InplaceOp2, Layout, Result, Storage, Tensor, TensorId, bail};
 
-use crate::ops::add;
 use crate::ops::profile::{Level, span};
+use crate::ops::sums;
 use crate::ops::vjp::{Cotangent, vjp};
 
 /// Destination of an input's gradient.
@@ -282,7 +282,7 @@ fn added(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     let (Storage::Cpu(a_storage), Storage::Cpu(b_storage)) = (&*a_storage, &*b_storage) else {
         bail!("gradients of one tensor are on two devices");
     };
-    let sum = add::added((a_storage, a_layout), (b_storage, b_layout))?;
+    let sum = sums::added((a_storage, a_layout), (b_storage, b_layout))?;
     Ok(Tensor::from_storage(
         Storage::Cpu(sum),
         a.shape(),
@@ -300,6 +300,6 @@ impl InplaceOp2 for Add {
     }
 
     fn cpu_fwd(&self, a: &mut CpuStorage, a_layout: &Layout, b: &CpuStorage, b_layout: &Layout) -> Result<()> {
-        add::add_to((a, a_layout), (b, b_layout))
+        sums::add_to((a, a_layout), (b, b_layout))
     }
 }

@@ -67,7 +67,7 @@ impl StepCache for NoCache {
     }
 }
 
-/// What a cache keeps, for each pass.
+/// State of a cache, for each pass.
 #[derive(Debug, Clone, Default)]
 struct Histories<H>([H; 3]);
 
