@@ -14,6 +14,9 @@ else
     say "No mpicc and mpirun: tests of several processes are left out"
 fi
 
+# A first build leaves no notes for the next one, which would cost it time.
+[ -d "${CARGO_TARGET_DIR:-target}/debug" ] || export CARGO_INCREMENTAL="${CARGO_INCREMENTAL:-0}"
+
 say "Formatting"
 cargo fmt --check
 say "Lints"

@@ -1,11 +1,8 @@
 //! Configuration of a run from its YAML file: every owner's `Config` put together.
 //!
 //! Loading reports all problems at once. The file is parsed into a located tree ([`yaml`]), `--set` overrides are
-//! applied to it, and the tree is handed to serde. serde stops at its first error, so that error is recorded, its entry
-//! is removed from the tree, and serde tries again until it succeeds; then each owner checks its values. Messages carry
-//! file, line and dotted path.
+//! applied to it, and it is read ([`located`]): each owner checks its values. Messages carry file, line and dotted path.
 
-use std::fmt;
 use std::path::{Path, PathBuf};
 
 use schemars::JsonSchema;
@@ -22,14 +19,15 @@ use crate::train::segments::ActivationPolicy;
 mod chosen;
 mod device;
 mod hyperparameters;
+pub mod located;
 mod unknown;
 pub mod yaml;
 
 pub use device::Device;
-use yaml::{Node, Origin, Step};
+pub use located::{InvalidConfig, Problem};
 
-/// Upper limit for a settings file.
-const MAX_BYTES: u64 = 1 << 20;
+use located::Found;
+use yaml::{Node, Origin};
 
 /// Settings of a training run. Relative paths are resolved against the folder of the file that holds them.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -97,45 +95,12 @@ impl Default for RunConfig {
     }
 }
 
-/// A problem of a configuration.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Problem {
-    /// File and line, or the `--set` option.
-    pub place: String,
-    /// Dotted path, empty for the document as a whole.
-    pub path: String,
-    /// Description of the problem, and what to do.
-    pub message: String,
-}
-
-/// All problems of a configuration, in the order of the file.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct InvalidConfig(pub Vec<Problem>);
-
-impl fmt::Display for InvalidConfig {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (i, problem) in self.0.iter().enumerate() {
-            if i > 0 {
-                writeln!(f)?;
-            }
-            write!(f, "{}: ", problem.place)?;
-            if !problem.path.is_empty() {
-                write!(f, "{}: ", problem.path)?;
-            }
-            write!(f, "{}", problem.message)?;
-        }
-        Ok(())
-    }
-}
-
-impl std::error::Error for InvalidConfig {}
-
 impl RunConfig {
     /// Reads, overrides, checks and resolves a run file.
     ///
     /// `sets` are `a.b=value` texts; the values are YAML.
     pub fn load(path: &Path, sets: &[String]) -> Result<Self, InvalidConfig> {
-        let text = read(path).map_err(|message| InvalidConfig::whole(path, message))?;
+        let text = located::read_text(path, "a run file")?;
         // An absolute folder: paths written into `output_dir` must mean the same from anywhere.
         let folder = std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf());
         let folder = folder.parent().unwrap_or(Path::new("/"));
@@ -144,16 +109,12 @@ impl RunConfig {
 
     /// Same as [`load`](Self::load), from the text of a file called `name` whose paths are relative to `folder`.
     pub fn parse(text: &str, name: &Path, folder: &Path, sets: &[String]) -> Result<Self, InvalidConfig> {
-        let mut found = Found {
-            name,
-            sets,
-            problems: Vec::new(),
-        };
+        let mut found = Found::new(name, sets);
         let mut tree = match Node::parse(text) {
             Ok(tree) => tree,
             Err(error) => {
                 found.at(Origin::Line(error.line), &[], error.message);
-                return Err(InvalidConfig(found.problems.into_iter().map(|(_, p)| p).collect()));
+                return found.judge(Self::default());
             }
         };
         for (index, set) in sets.iter().enumerate() {
@@ -161,24 +122,10 @@ impl RunConfig {
                 found.at(Origin::Set(index), &[], message);
             }
         }
-        let (mut config, pruned) = deserialize(&tree, &mut found);
-        for (path, message) in Problems::of(|problems| config.check(problems)) {
-            let steps = yaml::parse_path(&path).unwrap_or_default();
-            // Values that could not be read are reported already; their defaults are not.
-            if !pruned
-                .iter()
-                .any(|gone| steps.starts_with(gone) || gone.starts_with(&steps))
-            {
-                found.at(tree.nearest(&steps).origin, &steps, message);
-            }
-        }
-        if found.problems.is_empty() {
-            config.resolve(folder);
-            Ok(config)
-        } else {
-            found.problems.sort_by_key(|(order, _)| *order);
-            Err(InvalidConfig(found.problems.into_iter().map(|(_, p)| p).collect()))
-        }
+        let config = found.read(&tree, Self::check);
+        let mut config = found.judge(config)?;
+        config.resolve(folder);
+        Ok(config)
     }
 
     /// The folder that the run writes to.
@@ -270,34 +217,6 @@ impl RunConfig {
     }
 }
 
-impl InvalidConfig {
-    fn whole(path: &Path, message: String) -> Self {
-        Self(vec![Problem {
-            place: path.display().to_string(),
-            path: String::new(),
-            message,
-        }])
-    }
-}
-
-fn read(path: &Path) -> Result<String, String> {
-    let size = std::fs::metadata(path)
-        .map_err(|error| format!("cannot be read: {error}"))?
-        .len();
-    if size > MAX_BYTES {
-        return Err(format!("is {size} bytes long; a run file has at most {MAX_BYTES}"));
-    }
-    let bytes = std::fs::read(path).map_err(|error| format!("cannot be read: {error}"))?;
-    String::from_utf8(bytes).map_err(|error| {
-        let line = error.as_bytes()[..error.utf8_error().valid_up_to()]
-            .iter()
-            .filter(|b| **b == b'\n')
-            .count()
-            + 1;
-        format!("line {line} is not UTF-8; save the file as UTF-8")
-    })
-}
-
 /// Applies one `a.b=value` to the tree.
 fn override_with(tree: &mut Node, index: usize, set: &str) -> Result<(), String> {
     let (path, value) = set.split_once('=').ok_or("is not of the form a.b=value")?;
@@ -305,70 +224,4 @@ fn override_with(tree: &mut Node, index: usize, set: &str) -> Result<(), String>
     let mut value = Node::parse(value).map_err(|error| format!("the value is not YAML: {}", error.message))?;
     value.stamp(Origin::Set(index));
     tree.set(&path, value)
-}
-
-/// Deserialises repeatedly: each error is recorded and its entry removed, until the rest can be read.
-fn deserialize(tree: &Node, found: &mut Found) -> (RunConfig, Vec<Vec<Step>>) {
-    let mut rest = tree.clone();
-    let mut pruned = Vec::new();
-    loop {
-        let json = match rest.to_json() {
-            serde_json::Value::Null => serde_json::Value::Object(Default::default()),
-            json => json,
-        };
-        let error = match serde_path_to_error::deserialize::<_, RunConfig>(json) {
-            Ok(config) => return (config, pruned),
-            Err(error) => error,
-        };
-        let mut path = steps(error.path());
-        let mut message = error.inner().to_string();
-        if let Some((key, hint)) = unknown::explain(&message) {
-            if path.last() != Some(&Step::Key(key.clone())) {
-                path.push(Step::Key(key));
-            }
-            message = hint;
-        }
-        found.at(tree.nearest(&path).origin, &path, unknown::in_plain_words(&message));
-        match rest.prune(&path) {
-            Some(gone) => pruned.push(gone),
-            // Nothing is left to remove: the document itself is of the wrong kind.
-            None => return (RunConfig::default(), vec![Vec::new()]),
-        }
-    }
-}
-
-fn steps(path: &serde_path_to_error::Path) -> Vec<Step> {
-    use serde_path_to_error::Segment;
-    path.iter()
-        .filter_map(|segment| match segment {
-            Segment::Seq { index } => Some(Step::Index(*index)),
-            Segment::Map { key } => Some(Step::Key(key.clone())),
-            Segment::Enum { .. } | Segment::Unknown => None,
-        })
-        .collect()
-}
-
-/// Problems found so far, each with its position in reading order.
-struct Found<'a> {
-    name: &'a Path,
-    sets: &'a [String],
-    problems: Vec<((bool, u64), Problem)>,
-}
-
-impl Found<'_> {
-    fn at(&mut self, origin: Origin, path: &[Step], message: String) {
-        let (order, place) = match origin {
-            Origin::Line(0) => ((false, 0), self.name.display().to_string()),
-            Origin::Line(line) => ((false, line), format!("{}:{line}", self.name.display())),
-            Origin::Set(index) => ((true, index as u64), format!("--set {}", self.sets[index])),
-        };
-        self.problems.push((
-            order,
-            Problem {
-                place,
-                path: yaml::show_path(path),
-                message,
-            },
-        ));
-    }
 }

@@ -525,7 +525,7 @@ fn guidance_is_the_same_in_one_batch_and_one_prompt_after_the_other() {
             .map(|input| (input.text.hidden.dims().to_vec(), input.text.mask.is_some()));
         let expected = match passes {
             1 => vec![(vec![2, 2, WIDTH], true)],
-            _ => vec![(vec![1, 1, WIDTH], false), (vec![1, 2, WIDTH], false)], // alone, neither has padding
+            _ => vec![(vec![1, 2, WIDTH], false), (vec![1, 1, WIDTH], false)], // alone, neither has padding
         };
         assert_eq!(shapes.collect::<Vec<_>>(), expected, "{width}");
         let noise = randn(&mut Rng::new(SEED), &[1, CHANNELS, 1, 1024, width / 8]);

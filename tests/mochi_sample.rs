@@ -226,7 +226,8 @@ fn a_clip_is_changed_more_the_greater_the_strength() {
     let clip = Tensor::from_vec(rng.randn(3 * 7 * 32 * 48), (1, 3, 7, 32, 48), &Device::Cpu).unwrap();
     let clip = clip.clamp(-1f32, 1f32).unwrap();
     let size = family.latent_size(7, 32, 48).unwrap();
-    let clean = family.encode(&load(), &clip, &size, &mut Rng::new(42)).unwrap();
+    let encoder = family.video_encoder(&load()).unwrap();
+    let clean = family.encode(&*encoder, &clip, &size, &mut Rng::new(42)).unwrap();
     let off = |strength: f64| {
         let change = Request {
             start: Start::Clip(clip.clone(), strength),

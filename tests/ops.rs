@@ -15,6 +15,7 @@ mod linear_bf16; // the same in bf16, against PyTorch in bf16
 mod modulate; // what precedes an autoencoder's convolution
 mod norm; // layer and RMS norm by parts
 mod profile; // where the time goes
+mod recorded; // memory without numbers
 mod residual; // gated residuals by parts
 mod rotary; // pairs that turn
 mod softmax; // weights of attention by all kinds of vectors

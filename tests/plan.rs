@@ -233,7 +233,7 @@ fn planned(case: &Case) -> u64 {
     };
     if case.forward {
         let pass = transformer.memory(clips, Pass::Forward).unwrap();
-        return pass.weight_bytes + pass.input_bytes + pass.level.peak as u64;
+        return pass.held.weight_bytes + pass.input_bytes + pass.level.peak as u64;
     }
     training(&run, &transformer, clips, None).unwrap().memory.peak_bytes
 }

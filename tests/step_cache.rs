@@ -8,15 +8,19 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Result, Tensor};
 use serde::Deserialize;
 use serde_json::{Value, json};
-use vtrain::diffusion::guidance::Guidance;
+use vtrain::diffusion::guidance::{Guidance, NeededPasses};
 use vtrain::models::denoiser::{Denoiser, Input, State, StaticContext};
 use vtrain::models::{self, FamilyName};
 use vtrain::nn::Load;
-use vtrain::sample::step_cache::{Config, Pass, Work};
+use vtrain::sample::step_cache::{Config, Pass, Step, Work};
 use vtrain::sample::{Request, Sampled, Start, sample};
 
 use super::allegro_sample;
 use super::cogvideox_sample::relative;
+
+mod auto;
+mod layers;
+mod memory;
 
 const WAN: Model = Model("wan/wan-2.1-t2v", 5, [32, 48]);
 const LTX: Model = Model("ltx_video/ltx-0.9.0", 9, [64, 96]);
@@ -103,7 +107,14 @@ fn a_cache_that_may_reuse_nothing_is_plain_sampling_bit_for_bit() {
             numbers.into_iter().map(f32::to_bits).collect()
         };
         let plain = [1.0, 3.0].map(|scale| bits(&run("none", scale)));
-        for cache in ["first-block:threshold=0", "taylorseer:interval=1", &magcache] {
+        for cache in [
+            "first-block:threshold=0",
+            "taylorseer:interval=1",
+            "taylorseer:interval=1,of=layers",
+            "pab:skip=1,range=-1..1001",
+            "fastercache:skip=1,range=-1..1001,negative-skip=1,negative-range=-1..1001",
+            &magcache,
+        ] {
             for (plain, scale) in plain.iter().zip([1.0, 3.0]) {
                 let cached = run(cache, scale);
                 assert_eq!(pattern(&cached), "CCCC", "{} {cache}", checkpoint.display());
@@ -170,7 +181,11 @@ impl Denoiser for Blocks {
 
 #[test]
 fn each_pass_of_guidance_decides_by_its_own_history() {
-    let mut cache = "first-block:threshold=0.1".parse::<Config>().unwrap().start(3).unwrap();
+    let mut cache = "first-block:threshold=0.1"
+        .parse::<Config>()
+        .unwrap()
+        .start(&[])
+        .unwrap();
     let mut predict = |value: f32, pass| {
         let latents = Tensor::full(value, (1, 1, 1, 1, 4), &Device::Cpu).unwrap();
         let text = Tensor::zeros((1, 1, 1), DType::F32, &Device::Cpu).unwrap();
@@ -190,6 +205,27 @@ fn each_pass_of_guidance_decides_by_its_own_history() {
     ] {
         let works = [predict(negative, Pass::Negative), predict(positive, Pass::Positive)];
         assert_eq!(works, expected);
+    }
+}
+
+/// Nothing changes from step to step, so that a first block cache reuses at once.
+#[test]
+fn auto_extrapolates_from_50_steps_on() {
+    let latents = Tensor::ones((1, 1, 1, 1, 4), DType::F32, &Device::Cpu).unwrap();
+    let zeros = |shape: &[usize]| Tensor::zeros(shape, DType::F32, &Device::Cpu).unwrap();
+    let input = Input::new(latents, zeros(&[1]), zeros(&[1, 1, 1]));
+    let step = Step {
+        timestep: 500.0,
+        passes: NeededPasses::Prompt,
+    };
+    for (steps, expected) in [(49, 1), (50, 12 + 10)] {
+        let mut cache = "auto".parse::<Config>().unwrap().start(&vec![step; steps]).unwrap();
+        let works = (0..42).map(|_| cache.predict(&Blocks, &input, Pass::Positive).unwrap().1);
+        assert_eq!(
+            works.filter(|work| *work == Work::Computed).count(),
+            expected,
+            "{steps}"
+        );
     }
 }
 
@@ -248,9 +284,13 @@ fn ratios_are_measured_as_in_diffusers_and_written() {
 fn settings_of_caches_are_written_as_they_are_read_and_wrong_ones_refused() {
     for text in [
         "none",
+        "auto",
         "first-block:threshold=0.08",
         "taylorseer:interval=5,order=2,before=3",
         "taylorseer:interval=5,order=1,before=3,after=40",
+        "taylorseer:interval=5,order=1,before=3,of=layers",
+        "pab:skip=2,cross=3,range=100..800",
+        "fastercache:skip=2,range=-1..681,weight=0.5,negative-skip=5,negative-range=-1..641,low=1.1,high=1.2",
         "magcache:ratios=a/b.json,threshold=0.1,max-skips=4,retention=0.3",
     ] {
         assert_eq!(text.parse::<Config>().unwrap().to_string(), text);
@@ -266,6 +306,11 @@ fn settings_of_caches_are_written_as_they_are_read_and_wrong_ones_refused() {
         ("first-block:threshold=a", "threshold cannot be 'a'"),
         ("taylorseer:interval=0", "interval must be at least 1"),
         ("taylorseer:order=1,order=2", "order is given twice"),
+        ("taylorseer:of=blocks", "of cannot be 'blocks'"),
+        ("pab:skip=0", "skip must be at least 1"),
+        ("pab:range=100", "range cannot be '100'"),
+        ("fastercache:negative-skip=0", "negative-skip must be at least 1"),
+        ("fastercache:weight=-1", "weight must be 0 or more"),
         ("magcache", "magcache needs ratios=FILE"),
         ("magcache:ratios=a,retention=2", "retention must be within 0 and 1"),
     ] {
@@ -277,11 +322,11 @@ fn settings_of_caches_are_written_as_they_are_read_and_wrong_ones_refused() {
         let cache: Config = format!("magcache:ratios={}", table(folder.path(), ratios))
             .parse()
             .unwrap();
-        let error = format!("{:#}", cache.start(4).err().unwrap());
+        let error = format!("{:#}", cache.start(&[]).err().unwrap());
         assert!(error.contains(said) && error.contains("ratios.json"), "{error}");
     }
     let cache: Config = "magcache:ratios=nowhere.json".parse().unwrap();
-    assert!(format!("{:#}", cache.start(4).err().unwrap()).contains("nowhere.json"));
+    assert!(format!("{:#}", cache.start(&[]).err().unwrap()).contains("nowhere.json"));
 }
 
 #[derive(Deserialize)]

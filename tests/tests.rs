@@ -62,6 +62,7 @@ mod plan; // memory of a run, foretold
 mod precompute; // clips and captions, encoded once
 mod report; // a run as a page
 mod rng; // torch's CPU generator, bit for bit
+mod sample_prompts; // many clips in one call, and what is not done twice
 mod schedulers; // timesteps, steps and noise, against diffusers
 mod segments; // gradients of a network whose blocks change text and clip
 mod settings; // every key and every flag arrives where it is used

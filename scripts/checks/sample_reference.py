@@ -6,14 +6,17 @@ what the latents are.
 Each RUN is a JSON object: `frames`, `size` [H, W], `steps`, `guidance`, and of these what the run is about:
 
 - `cache`: ["first-block", threshold], ["taylorseer", interval, order, before] in its lite mode,
-  ["magcache", ratios, threshold, max_skips, retention] or ["calibrate"]
+  ["taylorseer", interval, order, before, pattern of layers], ["magcache", ratios, threshold, max_skips, retention],
+  ["calibrate"], ["pab", skip, skip of cross-attention or null, [above, below]] or ["fastercache", skip, [above, below],
+  weight, skip of the negative prompt, its [above, below]], for distilled models without the last two
 - `scheduler`: [class name, {setting: value}], made from the checkpoint's own by `from_config`
 - `sigmas`, `timesteps`: the scheduler's `set_timesteps` gets these in place of what the pipeline passes
 - `guider`: ["zero-star", zero_steps, start, stop] or ["apg", eta, norm, momentum, start, stop]: what the pipeline
   does with both predictions (Wan only, whose pipeline has them apart)
 
-Prints a list with {"computed": [...], "latents": [...], "ratios": [...]} for each run; `computed` has a truth value for each
-call.
+Prints a list with {"computed": [...], "batches": [...], "latents": [...], "ratios": [...]} for each run; `computed` has a truth
+value for each call: for caches of layers, whether the last block's attention ran. `batches` has the samples of each call
+in its blocks.
 """
 
 import contextlib
@@ -25,18 +28,50 @@ from pathlib import Path
 
 import diffusers
 import torch
+from diffusers import (
+    AutoencoderKLHunyuanVideo,
+    AutoencoderKLMochi,
+    FlowMatchEulerDiscreteScheduler,
+    HunyuanVideoTransformer3DModel,
+    MochiTransformer3DModel,
+)
 from diffusers.guiders import AdaptiveProjectedGuidance, ClassifierFreeZeroStarGuidance
 from diffusers.hooks import (
+    FasterCacheConfig,
     FirstBlockCacheConfig,
     MagCacheConfig,
+    PyramidAttentionBroadcastConfig,
     TaylorSeerCacheConfig,
+    apply_faster_cache,
     apply_first_block_cache,
     apply_mag_cache,
+    apply_pyramid_attention_broadcast,
     apply_taylorseer_cache,
 )
-from transformers import PreTrainedTokenizerFast
+from transformers import (
+    CLIPTextModel,
+    CLIPTokenizer,
+    LlamaModel,
+    PreTrainedTokenizerFast,
+    T5EncoderModel,
+    T5Tokenizer,
+)
 
 PROMPT, NEGATIVE = "a red ball", "blue"
+
+
+# Classes of the parts, for folders whose index does not name them.
+PARTS = {
+    "HunyuanVideoPipeline": {
+        "text_encoder": LlamaModel, "tokenizer": PreTrainedTokenizerFast, "transformer": HunyuanVideoTransformer3DModel,
+        "vae": AutoencoderKLHunyuanVideo, "scheduler": FlowMatchEulerDiscreteScheduler,
+        "text_encoder_2": CLIPTextModel, "tokenizer_2": CLIPTokenizer,
+    },
+    "MochiPipeline": {
+        "text_encoder": T5EncoderModel, "tokenizer": T5Tokenizer, "transformer": MochiTransformer3DModel,
+        "vae": AutoencoderKLMochi, "scheduler": FlowMatchEulerDiscreteScheduler,
+    },
+}  # fmt: skip
 
 
 def load(model):
@@ -46,35 +81,80 @@ def load(model):
     if index["_class_name"] == "WanPipeline":
         roles = {"eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
         more["tokenizer"] = PreTrainedTokenizerFast(tokenizer_file=str(model / "tokenizer" / "tokenizer.json"), **roles)
-    pipe = getattr(diffusers, index["_class_name"]).from_pretrained(model, torch_dtype=torch.float32, **more)
+    if "transformer" in index:
+        pipe = getattr(diffusers, index["_class_name"]).from_pretrained(model, torch_dtype=torch.float32, **more)
+    else:
+        parts = PARTS[index["_class_name"]].items()
+        pipe = getattr(diffusers, index["_class_name"])(**{name: kind.from_pretrained(model / name) for name, kind in parts})
+        pipe.register_to_config(**{key: index[key] for key in ("force_zeros_for_empty_prompt",) if key in index})
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
 
-def watch(transformer):
-    """A list that grows by a truth value a call: whether the last block's first linear layer ran."""
-    computed = []
-    transformer.register_forward_pre_hook(lambda *_: computed.append(False))
+def watch(transformer, of_layers):
+    """Two lists that grow by a value a call: whether the last block's first linear layer ran, or the first one in each of its
+    attention layers; and the samples that the first block was given."""
+    computed, batches, left = [], [], set()
     lists = [child for name, child in transformer.named_children() if name.endswith("blocks")]
-    linear = next(part for part in lists[-1][-1].modules() if isinstance(part, torch.nn.Linear))
+    parts = [lists[-1][-1]]
+    if of_layers:
+        parts = [part for name, part in parts[0].named_children() if name in ("attn", "attn1", "attn2")]
+    linear = [next(layer for layer in part.modules() if isinstance(layer, torch.nn.Linear)) for part in parts]
 
-    def ran(*_):
-        computed[-1] = True
+    def begin(*_):
+        computed.append(False)
+        left.update(linear)
 
-    linear.register_forward_hook(ran)
-    return computed
+    def ran(layer, *_):
+        left.discard(layer)
+        computed[-1] = not left
+
+    def given(_, args, kwargs):
+        hidden = args[0] if args else kwargs["hidden_states"]
+        batches.append(hidden.shape[0])
+
+    transformer.register_forward_pre_hook(begin)
+    for layer in linear:
+        layer.register_forward_hook(ran)
+    lists[0][0].register_forward_pre_hook(given, with_kwargs=True)
+    return computed, batches
 
 
-def enable(transformer, run):
+def enable(pipe, run):
     kind, *settings = run["cache"]
+    transformer = pipe.transformer
     if kind == "first-block":
         apply_first_block_cache(transformer, FirstBlockCacheConfig(threshold=settings[0]))
     elif kind == "taylorseer":
-        interval, order, before = settings
+        interval, order, before, *patterns = settings
         config = TaylorSeerCacheConfig(
-            cache_interval=interval, max_order=order, disable_cache_before_step=before, use_lite_mode=True
-        )
+            cache_interval=interval, max_order=order, disable_cache_before_step=before,
+            cache_identifiers=patterns, use_lite_mode=not patterns,
+        )  # fmt: skip
         apply_taylorseer_cache(transformer, config)
+    elif kind == "pab":
+        skip, cross, between = settings
+        config = PyramidAttentionBroadcastConfig(
+            spatial_attention_block_skip_range=skip, cross_attention_block_skip_range=cross,
+            spatial_attention_timestep_skip_range=between, cross_attention_timestep_skip_range=between,
+            current_timestep_callback=lambda: pipe.current_timestep,
+        )  # fmt: skip
+        apply_pyramid_attention_broadcast(transformer, config)
+    elif kind == "fastercache":
+        skip, between, weight, *negative = settings
+        more = {"is_guidance_distilled": True}
+        if negative:
+            every, negative_range = negative
+            more = {
+                "unconditional_batch_skip_range": every,
+                "unconditional_batch_timestep_skip_range": negative_range,
+            }
+        config = FasterCacheConfig(
+            spatial_attention_block_skip_range=skip, spatial_attention_timestep_skip_range=between,
+            attention_weight_callback=lambda _: weight, current_timestep_callback=lambda: pipe.current_timestep,
+            tensor_format="BFCHW" if "CogVideoX" in type(pipe).__name__ else "BCFHW", **more,
+        )  # fmt: skip
+        apply_faster_cache(transformer, config)
     else:
         if kind == "magcache":
             ratios, threshold, skips, retention = settings
@@ -125,7 +205,9 @@ def guider(run):
 
 def sample(model, run):
     pipe = load(model)
-    computed = watch(pipe.transformer)
+    kind, *settings = run.get("cache", [None])
+    of_layers = kind in ("pab", "fastercache") or kind == "taylorseer" and len(settings) > 3
+    computed, batches = watch(pipe.transformer, of_layers)
     if "scheduler" in run:
         name, settings = run["scheduler"]
         pipe.scheduler = getattr(diffusers, name).from_config(pipe.scheduler.config, **settings)
@@ -138,7 +220,7 @@ def sample(model, run):
 
         pipe.scheduler.set_timesteps = set_timesteps
     if "cache" in run:
-        enable(pipe.transformer, run)
+        enable(pipe, run)
     if "guider" in run:
         pipe.transformer = Guided(pipe.transformer, guider(run), run["guidance"], run["steps"])
     height, width = run["size"]
@@ -161,7 +243,7 @@ def sample(model, run):
         latents = pipe._unpack_latents(latents, frames, height // space, width // space)
     measured = re.search(r"\[([\d., e-]+)\]\s*$", said.getvalue())
     ratios = [float(number) for number in measured[1].split(",")] if measured else []
-    return {"computed": computed, "latents": latents.flatten().tolist(), "ratios": ratios}
+    return {"computed": computed, "batches": batches, "latents": latents.flatten().tolist(), "ratios": ratios}
 
 
 if __name__ == "__main__":

@@ -127,14 +127,27 @@ pub fn of_run(
     Ok(family)
 }
 
-/// Checks that the checkpoint and its files can fulfil a request, with these adapters, which `load` has as well.
+/// Checks that the checkpoint and its files can fulfil requests, with these adapters, which `load` has as well. Each request
+/// comes with the place that it was read from, if any.
 ///
 /// # Errors
 /// Lists every problem.
-pub fn of_sample(family: &dyn Family, load: &Load, request: &Request, adapters: &Arc<Adapters>) -> Result<(), Failure> {
+pub fn of_sample<'r>(
+    family: &dyn Family,
+    load: &Load,
+    requests: impl Iterator<Item = (Option<&'r str>, &'r Request)>,
+    adapters: &Arc<Adapters>,
+) -> Result<(), Failure> {
     let mut failures = Failures::default();
-    for UnsupportedRequest { why, .. } in sample::refused(family, request) {
-        failures.of_model(Err(anyhow!(why)));
+    let mut from_text = true;
+    for (place, request) in requests {
+        from_text &= matches!(request.start, Start::Text);
+        for UnsupportedRequest { why, .. } in sample::refused(family, request) {
+            failures.of_model(Err(match place {
+                Some(place) => anyhow!("{place}: {why}"),
+                None => anyhow!(why),
+            }));
+        }
     }
     failures.of_model(family.scheduler().map(drop));
     let headers = Load {
@@ -142,7 +155,7 @@ pub fn of_sample(family: &dyn Family, load: &Load, request: &Request, adapters: 
         ..load.clone()
     };
     failures.of_model(family.text_encoder(&headers).map(drop));
-    if !matches!(request.start, Start::Text) {
+    if !from_text {
         failures.of_model(family.video_encoder(&headers).map(drop));
     }
     failures.of_model(family.video_decoder(&headers).map(drop));

@@ -27,6 +27,7 @@ pub mod ranks;
 pub mod report;
 pub mod sample;
 mod settled;
+mod text_records;
 pub mod train;
 
 pub use crate::process::exit::Exit;

@@ -18,7 +18,7 @@ use crate::plan::choice;
 use crate::plan::suggestions::{self, Suggestion};
 use crate::plan::time::{self, Time};
 use crate::plan::timeline::Place;
-use crate::plan::{Plan, Subject};
+use crate::plan::{Extent, Plan, Subject};
 use crate::train::chosen::ChosenSettings;
 use crate::train::memory;
 
@@ -120,9 +120,8 @@ pub fn run(args: Args) -> Result<(), Failure> {
     };
     let (report, family, folder) = opened(&args, &config, (place, free))?;
     let subject = Subject::new(&config, folder, family.as_deref(), report.as_ref(), (place, free));
-    let stages = |config: &RunConfig| Ok(subject.plan(config)?.stages());
     let room = free.unwrap_or(u64::MAX);
-    let choice = choice::choose(&config, &ChosenSettings::default(), room, stages).or_exit(Exit::Model)?;
+    let choice = choice::choose(&config, &ChosenSettings::default(), room, &subject).or_exit(Exit::Model)?;
     let config = choice.config;
     let plan = subject.plan(&config).or_exit(Exit::Model)?;
     let fits = free.map(|free| plan.largest().1.peak_bytes <= free);
@@ -131,7 +130,7 @@ pub fn run(args: Args) -> Result<(), Failure> {
     let time = calibrates.then(|| time::time(&subject, &config, &plan, &device));
     let printed = Printed {
         suggestions: room.map_or_else(Vec::new, |room| {
-            suggestions::suggestions(&subject, &config, room, |plan| plan.largest().1.peak_bytes)
+            suggestions::suggestions(&subject, &config, room, Extent::Run)
         }),
         time: time.transpose().or_exit(Exit::Model)?,
         free_bytes: free,

@@ -40,9 +40,6 @@ use plan::{ClipPlan, Plan};
 /// Number of decoded clips that wait to be encoded.
 const AHEAD: usize = 2;
 
-/// Limit for the characters of a note in a record.
-const LONGEST_NOTE: usize = 1000;
-
 /// Message for an early end.
 const KEPT: &str = "finished encodings are kept, and the same command resumes from there";
 
@@ -215,7 +212,7 @@ fn encode_texts(
             .with_context(|| format!("the caption {text:?}"))
             .map_err(|error| explained(error, family, family.spec().text_encoder_parts))
             .or_exit(Exit::Model)?;
-        let notes = [("caption", shortened(text))];
+        let notes = [("caption", text.clone())];
         let written = plan.cache.write(key, &plan.text_form, &tensors, &notes);
         written.context(KEPT).or_exit(Exit::Training)?;
         Ok(match conditioner.truncated_tokens(text).or_exit(Exit::Model)? {
@@ -364,7 +361,7 @@ fn encode_clip(encoder: &dyn VideoEncoder, clip: &ClipPlan, frames: Frames) -> a
 
 fn keep_clip(plan: &Plan, clip: &ClipPlan, tensors: &[Tensor]) -> anyhow::Result<()> {
     let name = &clip.sample.found.entry.name;
-    let notes = [("clip", shortened(name)), ("bucket", clip.sample.bucket.to_string())];
+    let notes = [("clip", name.to_string()), ("bucket", clip.sample.bucket.to_string())];
     plan.cache.write(&clip.key, &clip.form, tensors, &notes).context(KEPT)?;
     log::debug!("encoded {name}");
     Ok(())
@@ -402,11 +399,6 @@ fn interrupted() -> Failure {
         exit: Exit::Interrupted,
         error: anyhow!("interrupted; finished encodings are kept, and the next run resumes from there"),
     }
-}
-
-/// Shortens a note in a header.
-fn shortened(text: &str) -> String {
-    text.chars().take(LONGEST_NOTE).collect()
 }
 
 fn print_json(encoded: &Encoded) -> Result<(), Failure> {

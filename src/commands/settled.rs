@@ -9,7 +9,7 @@ use crate::config::RunConfig;
 use crate::data::Report;
 use crate::distributed::Communicator;
 use crate::models::Family;
-use crate::plan::choice;
+use crate::plan::choice::{self, Stages};
 use crate::plan::findings::Findings;
 use crate::plan::timeline::Place;
 use crate::plan::{Stage, Subject};
@@ -85,13 +85,12 @@ fn tell_recorded(recorded: &ChosenSettings, ranks: &dyn Communicator) {
 }
 
 fn chosen(config: &RunConfig, until: Until, subject: &Subject, recorded: &ChosenSettings) -> ChosenSettings {
-    let stages = |config: &RunConfig| {
-        let all = subject.plan(config)?.stages().into_iter();
-        let of_command = |stage: Stage| until == Until::Trained || matches!(stage, Stage::Text | Stage::Encode);
-        Ok(all.filter(|(stage, _)| of_command(*stage)).collect())
-    };
     let room = subject.free.unwrap_or(u64::MAX);
-    match choice::choose(config, recorded, room, stages) {
+    let choice = match until {
+        Until::Trained => choice::choose(config, recorded, room, subject),
+        Until::Encoded => choice::choose(config, recorded, room, &|config: &RunConfig| encodings(config, subject)),
+    };
+    match choice {
         Ok(choice) => {
             // Activations that stay as they are by default are no news.
             if config.leaves_weights_to_plan(recorded) || !choice.set.is_empty() {
@@ -106,4 +105,12 @@ fn chosen(config: &RunConfig, until: Until, subject: &Subject, recorded: &Chosen
             config.chosen_in(&choice::unchanged(&config.with_chosen(recorded)))
         }
     }
+}
+
+/// Returns the stages that come before training.
+fn encodings(config: &RunConfig, subject: &Subject) -> anyhow::Result<Stages> {
+    let all = subject.plan(config)?.stages().into_iter();
+    Ok(all
+        .filter(|(stage, _)| matches!(stage, Stage::Text | Stage::Encode))
+        .collect())
 }

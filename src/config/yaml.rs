@@ -90,6 +90,31 @@ impl Node {
         Ok(Node::from(root))
     }
 
+    /// The same tree of a JSON value, all of it from one place.
+    pub fn from_json(value: serde_json::Value, origin: Origin) -> Self {
+        use serde_json::Value as Json;
+        let value = match value {
+            Json::Null => Value::Null,
+            Json::Bool(value) => Value::Bool(value),
+            Json::Number(number) => match (number.as_i64(), number.as_u64()) {
+                (Some(value), _) => Value::Int(value),
+                (None, Some(value)) => Value::UInt(value),
+                _ => Value::Float(number.as_f64().unwrap_or(f64::NAN)),
+            },
+            Json::String(value) => Value::String(value),
+            Json::Array(items) => Value::List(items.into_iter().map(|item| Self::from_json(item, origin)).collect()),
+            Json::Object(entries) => {
+                let entries = entries.into_iter();
+                Value::Map(
+                    entries
+                        .map(|(key, item)| (key, Self::from_json(item, origin)))
+                        .collect(),
+                )
+            }
+        };
+        Self { value, origin }
+    }
+
     /// Returns the node at `path`, or its deepest existing ancestor.
     pub fn nearest(&self, path: &[Step]) -> &Node {
         let mut node = self;

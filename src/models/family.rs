@@ -275,14 +275,30 @@ impl dyn Family + '_ {
         size: &LatentSize,
         rng: &mut Rng,
     ) -> anyhow::Result<ImageCondition> {
-        let encoder = self.video_encoder(load)?;
+        self.condition_on_image(&*self.video_encoder(load)?, image, size, rng)
+    }
+
+    /// Encodes an image (1, 3, H, W) of -1..1 to start from.
+    pub fn condition_on_image(
+        &self,
+        encoder: &dyn VideoEncoder,
+        image: &Tensor,
+        size: &LatentSize,
+        rng: &mut Rng,
+    ) -> anyhow::Result<ImageCondition> {
         let encoded = encoder.encode_image(image, size.num_frames)?;
         self.condition_on(&encoded, size, Some(rng))
     }
 
-    /// Encodes a clip (1, 3, T, H, W) of -1..1 to the network's latents: loads, uses and frees the VAE.
-    pub fn encode(&self, load: &Load, clip: &Tensor, size: &LatentSize, rng: &mut Rng) -> anyhow::Result<Tensor> {
-        let posterior = self.video_encoder(load)?.encode(clip)?;
+    /// Encodes a clip (1, 3, T, H, W) of -1..1 to the network's latents.
+    pub fn encode(
+        &self,
+        encoder: &dyn VideoEncoder,
+        clip: &Tensor,
+        size: &LatentSize,
+        rng: &mut Rng,
+    ) -> anyhow::Result<Tensor> {
+        let posterior = encoder.encode(clip)?;
         let latents = self.latents(&posterior.draw(Some(rng))?)?;
         Ok(size.layout.swap(&latents)?)
     }

@@ -166,10 +166,27 @@ impl SyntheticTransformer {
     /// # Errors
     /// Fails where the device has too little memory.
     pub fn draw(&self, request: &SyntheticRequest) -> anyhow::Result<SyntheticInput> {
+        let mut rng = Rng::new(0);
+        self.filled(request, |count| rng.randn(count))
+    }
+
+    /// Returns samples of zeros in the same shapes, for a pass whose numbers nobody reads.
+    ///
+    /// # Errors
+    /// Same as [`draw`](Self::draw).
+    pub fn blank(&self, request: &SyntheticRequest) -> anyhow::Result<SyntheticInput> {
+        self.filled(request, |count| vec![0.0; count])
+    }
+
+    fn filled(
+        &self,
+        request: &SyntheticRequest,
+        numbers: impl FnMut(usize) -> Vec<f32>,
+    ) -> anyhow::Result<SyntheticInput> {
         let [_, rows, columns] = self.spec.patch;
         let PatchGrid { frames, patches, .. } = request.grid;
         let grid = [frames, patches[0] * rows, patches[1] * columns];
-        let (input, target) = draw_input(&self.spec, request, (grid, &self.device))?;
+        let (input, target) = filled_input(&self.spec, request, (grid, &self.device), numbers)?;
         Ok(SyntheticInput { input, target })
     }
 
@@ -189,17 +206,18 @@ impl SyntheticTransformer {
     }
 }
 
-/// Draws an input, and a target, for a grid of latents and a device.
-fn draw_input(
+/// Fills an input, and a target, for a grid of latents and a device with numbers.
+fn filled_input(
     spec: &InputSpec,
     request: &SyntheticRequest,
     (grid, device): ([usize; 3], &Device),
+    mut numbers: impl FnMut(usize) -> Vec<f32>,
 ) -> anyhow::Result<(Input, Tensor)> {
-    let (batch, mut rng) = (request.batch, Rng::new(0));
+    let batch = request.batch;
     let text_tokens = request.text_tokens.unwrap_or(spec.text.tokens);
     let mut draw = |shape: &[usize]| {
         let shape = [&[batch], shape].concat();
-        Tensor::from_vec(rng.randn(shape.iter().product()), shape, device)
+        Tensor::from_vec(numbers(shape.iter().product()), shape, device)
     };
     let latents = draw(&latent_shape(spec.layout, spec.channels, grid))?;
     let mask = Tensor::ones((batch, text_tokens), DType::F32, device);

@@ -8,6 +8,7 @@ use candle_core::{Result, Tensor};
 use super::flops::Flops;
 use super::linear::Linear;
 use super::norm::Norm;
+use super::recall::{LayerKind, output};
 use super::rope::Rotary;
 use super::weights::Weights;
 use crate::ops;
@@ -87,17 +88,20 @@ impl Attention {
 
     /// Self-attention of x (B, S, D), rotated if there is a rotation -> (B, S, D)
     pub fn forward(&self, x: &Tensor, rotary: Option<&Rotary>) -> Result<Tensor> {
-        let rotated = |y: Tensor| rotary.map_or(Ok(y.clone()), |rotary| rotary.apply(&y));
-        let q = rotated(self.queries(x)?)?; // (B, S, H, K)
-        let k = rotated(self.normed(self.norm_k.as_ref(), &self.to_k.forward(x)?)?)?; // (B, S, H, K)
-        let v = self.heads(&self.to_v.forward(x)?)?; // (B, S, H, K)
-        self.out(&ops::attention(&q, &k, &v, None)?)
+        output(LayerKind::SelfAttention, || {
+            let rotated = |y: Tensor| rotary.map_or(Ok(y.clone()), |rotary| rotary.apply(&y));
+            let q = rotated(self.queries(x)?)?; // (B, S, H, K)
+            let k = rotated(self.normed(self.norm_k.as_ref(), &self.to_k.forward(x)?)?)?; // (B, S, H, K)
+            let v = self.heads(&self.to_v.forward(x)?)?; // (B, S, H, K)
+            self.out(&ops::attention(&q, &k, &v, None)?)
+        })
     }
 
     /// Cross-attention of x (B, S, D) to a context (B, L, D), with a bias (B, 1, 1, L) on the scores -> (B, S, D)
     pub fn across(&self, x: &Tensor, context: &Tensor, mask: Option<&Tensor>) -> Result<Tensor> {
-        let out = self.attend(&self.queries(x)?, context, mask)?;
-        self.out(&out)
+        output(LayerKind::CrossAttention, || {
+            self.out(&self.attend(&self.queries(x)?, context, mask)?)
+        })
     }
 
     /// Returns the queries (B, S, D) -> (B, S, H, K)

@@ -9,6 +9,7 @@ use candle_core::{Result, Tensor};
 
 use super::flops::Flops;
 use super::linear::{Linear, OpenLinear, linear, linear_no_bias};
+use super::recall::{self, LayerKind};
 use super::weights::Weights;
 use crate::ops::activation::{gelu_erf, gelu_tanh};
 use crate::ops::swiglu::swiglu;
@@ -88,6 +89,10 @@ impl FeedForward {
     }
 
     fn forward_for(&self, x: &Tensor, output: Output) -> Result<Tensor> {
+        recall::output(LayerKind::FeedForward, || self.compute(x, output))
+    }
+
+    fn compute(&self, x: &Tensor, output: Output) -> Result<Tensor> {
         let layers = Layers {
             proj: self.proj.open()?,
             out: self.out.open()?,

@@ -12,6 +12,7 @@ use candle_core::{Result, Tensor};
 use super::flops::Flops;
 use super::linear::{Linear, linear};
 use super::norm::Norm;
+use super::recall::{LayerKind, output, outputs};
 use super::rope::Rotary;
 use super::weights::Weights;
 use crate::ops::attention::attention;
@@ -121,7 +122,7 @@ impl Qkv {
 
     /// Self-attention of x (B, S, D), without a layer behind it -> (B, S, D)
     pub fn attend(&self, x: &Tensor, context: SequenceContext) -> Result<Tensor> {
-        attended(self.forward(x)?, context)
+        output(LayerKind::SelfAttention, || attended(self.forward(x)?, context))
     }
 
     /// Returns queries, keys and values of x (B, S, D): (B, S, H, K) each
@@ -162,6 +163,11 @@ impl JointAttention {
 
     /// Forward pass of the clip (B, N, D) and the text (B, L, T) -> the same two, or without a text that is not changed
     pub fn forward(&self, video: &Tensor, text: &Tensor, context: SequenceContext) -> Result<(Tensor, Option<Tensor>)> {
+        let mut outputs = outputs(LayerKind::SelfAttention, || self.streams(video, text, context))?.into_iter();
+        Ok((outputs.next().expect("the clip's comes first"), outputs.next()))
+    }
+
+    fn streams(&self, video: &Tensor, text: &Tensor, context: SequenceContext) -> Result<Vec<Tensor>> {
         let (of_video, of_text) = (self.video.forward(video)?, self.text.forward(text)?);
         let mut both = Vec::with_capacity(of_video.len());
         for (video, text) in of_video.iter().zip(&of_text) {
@@ -174,7 +180,8 @@ impl JointAttention {
             .to_add_out
             .as_ref()
             .map(|to_add_out| to_add_out.forward(&part(&y, 1, count, length)?));
-        Ok((self.to_out.forward(&part(&y, 1, 0, count)?)?, text.transpose()?))
+        let video = self.to_out.forward(&part(&y, 1, 0, count)?);
+        [video].into_iter().chain(text).collect()
     }
 
     /// Returns the floating-point operations for the tokens of both streams.

@@ -7,6 +7,7 @@ use candle_core::{DType, Result, Tensor};
 
 use super::ada_norm::TimeProjection;
 use super::embed::{TimeEmbedder, TimestepEmbedding};
+use super::recall::{LayerKind, output};
 use super::{Linear, Norm, Weights, linear};
 use crate::ops::activation::silu;
 use crate::ops::attention::attention;
@@ -141,11 +142,13 @@ impl RefinerAttention {
 
     /// Forward pass (B, L, D), with a bias (B, 1, L, L) on the scores -> (B, L, D)
     fn forward(&self, x: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
-        let (batch, tokens, _) = x.dims3()?;
-        let heads = |x: Tensor| x.reshape((batch, tokens, self.num_heads, ()));
-        let (q, k) = (heads(self.to_q.forward(x)?)?, heads(self.to_k.forward(x)?)?); // (B, L, H, K)
-        let y = attention(&q, &k, &heads(self.to_v.forward(x)?)?, bias)?;
-        self.to_out.forward(&y.flatten_from(2)?)
+        output(LayerKind::SelfAttention, || {
+            let (batch, tokens, _) = x.dims3()?;
+            let heads = |x: Tensor| x.reshape((batch, tokens, self.num_heads, ()));
+            let (q, k) = (heads(self.to_q.forward(x)?)?, heads(self.to_k.forward(x)?)?); // (B, L, H, K)
+            let y = attention(&q, &k, &heads(self.to_v.forward(x)?)?, bias)?;
+            self.to_out.forward(&y.flatten_from(2)?)
+        })
     }
 }
 

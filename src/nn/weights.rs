@@ -84,6 +84,8 @@ struct ReadSoFar {
     bytes: AtomicUsize,
     /// Blocks that are not lent, in order.
     blocks: Mutex<Vec<BlockBytes>>,
+    /// Forms of matrices without numbers, by their paths, in order.
+    forms: Mutex<Vec<(String, Outlined)>>,
 }
 
 /// Size of a block.
@@ -103,6 +105,10 @@ impl ReadSoFar {
 
     fn blocks(&self) -> MutexGuard<'_, Vec<BlockBytes>> {
         self.blocks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn forms(&self) -> MutexGuard<'_, Vec<(String, Outlined)>> {
+        self.forms.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -342,16 +348,14 @@ impl Weights {
         let quantized = self.quantization_of(name).map(|form| form.bytes(shape));
         let few_bits = stored.or(quantized).map(|bytes| bytes as usize);
         let bytes = few_bits.unwrap_or(shape.0 * shape.1 * self.dtype.size_in_bytes());
+        let form = match (few_bits, self.dtype) {
+            (Some(_), _) => Outlined::FewBits,
+            (None, DType::F32) => Outlined::Wide,
+            (None, _) => Outlined::Narrow,
+        };
         self.read.add(shape.0 * shape.1, bytes);
-        Arc::new(Outline {
-            shape,
-            bytes,
-            form: match (few_bits, self.dtype) {
-                (Some(_), _) => Outlined::FewBits,
-                (None, DType::F32) => Outlined::Wide,
-                (None, _) => Outlined::Narrow,
-            },
-        })
+        self.read.forms().push((path, form));
+        Arc::new(Outline { shape, bytes, form })
     }
 
     fn counted(&self, stored: Arc<dyn StoredMatrix>) -> Weight {
@@ -378,6 +382,12 @@ impl Weights {
     /// Returns the size of each block that has been read, in order; none of sharded blocks.
     pub fn blocks(&self) -> Vec<BlockBytes> {
         self.read.blocks().clone()
+    }
+
+    /// Returns the forms of the matrices without numbers that have been read, by their paths, in order: passes of models
+    /// with the same ones take the same memory.
+    pub fn outlined_forms(&self) -> Vec<(String, Outlined)> {
+        self.read.forms().clone()
     }
 
     /// Returns the adapters of the layer at this position, whose weight has this shape.

@@ -14,10 +14,9 @@ mod launch;
 
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
-use rayon::prelude::*;
 
 use super::device::has_kernels;
-use super::f32_view::{CHUNK, f32_view, like, numbers_of, stored};
+use super::map::{Numbers, map, map_like, pieces};
 use super::simd_math::{exp, tanh, wide};
 use super::tape::{Reads, apply1};
 
@@ -76,15 +75,14 @@ impl CustomOp1 for Activation {
     }
 
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let numbers = f32_view(x, layout)?;
-        let mut y = vec![0.0; numbers.len()];
-        let pieces = y.par_chunks_mut(CHUNK).zip(numbers.par_chunks(CHUNK));
-        pieces.for_each(|(y, x)| match self {
+        let numbers = Numbers::new(x, layout)?;
+        let pieces = pieces(numbers.len(), 1);
+        let y = map(x.dtype(), [(1, numbers)], (1, &pieces), |_, [x], y| match self {
             Self::GeluErf => erf_forward(x, y),
             Self::GeluTanh => tanh_forward(x, y),
             Self::Silu => silu_forward(x, y),
-        });
-        Ok((stored(y, x.dtype())?, layout.shape().clone()))
+        })?;
+        Ok((y, layout.shape().clone()))
     }
 
     #[cfg(feature = "cuda")]
@@ -97,20 +95,13 @@ impl CustomOp1 for Activation {
         if x.device().is_cuda() {
             return self.back_on(x, grad).map(Some);
         }
-        let dx = numbers_of([x, &grad.contiguous()?], |[x, grad]| {
-            let mut dx = vec![0.0; x.len()];
-            let pieces = dx
-                .par_chunks_mut(CHUNK)
-                .zip(x.par_chunks(CHUNK))
-                .zip(grad.par_chunks(CHUNK));
-            pieces.for_each(|((dx, x), grad)| match self {
-                Self::GeluErf => erf_back(x, grad, dx),
-                Self::GeluTanh => tanh_back(x, grad, dx),
-                Self::Silu => silu_back(x, grad, dx),
-            });
-            dx
+        let (grad, pieces) = (grad.contiguous()?, pieces(x.elem_count(), 1));
+        let dx = map_like(x, [(1, x), (1, &grad)], (1, &pieces), |_, [x, grad], dx| match self {
+            Self::GeluErf => erf_back(x, grad, dx),
+            Self::GeluTanh => tanh_back(x, grad, dx),
+            Self::Silu => silu_back(x, grad, dx),
         })?;
-        Ok(Some(like(dx, x)?))
+        Ok(Some(dx))
     }
 }
 

@@ -12,6 +12,8 @@ use candle_core::{Result, Tensor};
 use half::bf16;
 use rayon::prelude::*;
 
+use crate::process::allocations::compute;
+
 /// Numbers that one thread processes at a time.
 const CHUNK: usize = 1 << 14;
 
@@ -61,11 +63,12 @@ impl Mask {
     }
 
     fn multiply<T: Copy + Send>(&self, numbers: &mut [T], product: impl Fn(T, f32) -> T + Sync) {
-        numbers.par_chunks_mut(CHUNK).enumerate().for_each(|(chunk, numbers)| {
+        let of_chunk = |(chunk, numbers): (usize, &mut [T])| {
             for (i, number) in (chunk * CHUNK..).zip(numbers) {
                 *number = product(*number, f32::from(u8::from(self.keeps(i as u64)))); // NaN stays
             }
-        });
+        };
+        compute(|| numbers.par_chunks_mut(CHUNK).enumerate().for_each(of_chunk));
     }
 
     /// Returns x, masked and multiplied by the factor, in candle's own operations: the same shape and type.

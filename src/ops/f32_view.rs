@@ -9,6 +9,8 @@ use half::bf16;
 use rayon::prelude::*;
 
 use super::bf16::line::{exact_numbers, nearest_numbers};
+use super::map::Zeros;
+use crate::process::allocations::compute;
 
 /// Numbers that one thread processes at a time.
 pub const CHUNK: usize = 1 << 15;
@@ -43,7 +45,7 @@ pub fn bf16_view<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<Cow<'a,
     match storage {
         CpuStorage::BF16(numbers) => Ok(Cow::Borrowed(&numbers[start..end])),
         CpuStorage::F32(numbers) => {
-            let mut narrow = vec![bf16::ZERO; end - start];
+            let mut narrow = bf16::zeros(end - start);
             to_bf16(&numbers[start..end], &mut narrow);
             Ok(Cow::Owned(narrow))
         }
@@ -54,20 +56,20 @@ pub fn bf16_view<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<Cow<'a,
 /// Converts bf16 to f32, up to the shorter length.
 pub fn to_f32(narrow: &[bf16], wide: &mut [f32]) {
     let pairs = wide.par_chunks_mut(CHUNK).zip(narrow.par_chunks(CHUNK));
-    pairs.for_each(|(wide, narrow)| exact_numbers(narrow, wide));
+    compute(|| pairs.for_each(|(wide, narrow)| exact_numbers(narrow, wide)));
 }
 
 /// Rounds f32 to bf16, up to the shorter length.
 pub fn to_bf16(wide: &[f32], narrow: &mut [bf16]) {
     let pairs = narrow.par_chunks_mut(CHUNK).zip(wide.par_chunks(CHUNK));
-    pairs.for_each(|(narrow, wide)| nearest_numbers(wide, narrow));
+    compute(|| pairs.for_each(|(narrow, wide)| nearest_numbers(wide, narrow)));
 }
 
 /// Returns zeros in the storage of a tensor.
 pub fn zeros(count: usize, dtype: DType) -> Result<CpuStorage> {
     match dtype {
         DType::F32 => Ok(CpuStorage::F32(vec![0.0; count])),
-        DType::BF16 => Ok(CpuStorage::BF16(vec![bf16::ZERO; count])),
+        DType::BF16 => Ok(CpuStorage::BF16(bf16::zeros(count))),
         other => bail!("ops support f32 and bf16, not {other:?}"),
     }
 }
@@ -88,7 +90,7 @@ pub fn stored(numbers: Vec<f32>, dtype: DType) -> Result<CpuStorage> {
     match dtype {
         DType::F32 => Ok(CpuStorage::F32(numbers)),
         DType::BF16 => {
-            let mut narrow = vec![bf16::ZERO; numbers.len()];
+            let mut narrow = bf16::zeros(numbers.len());
             to_bf16(&numbers, &mut narrow);
             Ok(CpuStorage::BF16(narrow))
         }

@@ -3,15 +3,13 @@
 
 use candle_core::backend::{BackendDevice, BackendStorage};
 use candle_core::cpu_backend::CpuDevice;
-use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor, bail};
-use rayon::prelude::*;
+use candle_core::op::BackpropOp;
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Storage, Tensor, bail};
 
 #[cfg(feature = "cuda")]
 use super::cuda::{self, rows::Rows};
+use super::map::{Zeros, gathered};
 use super::tape::{Reads, apply1, apply2};
-
-/// Numbers that a thread copies at once.
-const PIECE: usize = 1 << 14;
 
 /// Returns a (.., m, ..) and b (.., n, ..), which differ along axis `dim` alone, as one tensor (.., m + n, ..).
 ///
@@ -59,11 +57,7 @@ impl CustomOp1 for Compact {
     }
 
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let shape = layout.shape().clone();
-        // SAFETY: the copy writes all of it.
-        let mut y = unsafe { CpuDevice.alloc_uninit(&shape, x.dtype())? };
-        x.copy_strided_src(&mut y, 0, layout)?;
-        Ok((y, shape))
+        Ok((compact_here(x, layout)?, layout.shape().clone()))
     }
 
     #[cfg(feature = "cuda")]
@@ -78,16 +72,35 @@ impl CustomOp1 for Compact {
 
 /// Returns a contiguous tensor of these numbers.
 fn own(part: &Tensor) -> Result<Tensor> {
-    #[cfg(feature = "cuda")]
-    if part.device().is_cuda() && !part.is_contiguous() {
-        let (storage, layout) = part.storage_and_layout();
-        if let candle_core::Storage::Cuda(storage) = &*storage {
-            let compact = candle_core::Storage::Cuda(compact(storage, layout)?);
-            let none = candle_core::op::BackpropOp::none();
-            return Ok(Tensor::from_storage(compact, part.shape(), none, false));
-        }
+    if part.is_contiguous() {
+        return Ok(part.clone());
     }
-    part.contiguous()
+    let (storage, layout) = part.storage_and_layout();
+    let compact = match &*storage {
+        Storage::Cpu(storage) => Storage::Cpu(compact_here(storage, layout)?),
+        #[cfg(feature = "cuda")]
+        Storage::Cuda(storage) => Storage::Cuda(compact(storage, layout)?),
+        #[allow(unreachable_patterns, reason = "without CUDA there is no other device with kernels")]
+        _ => return part.contiguous(),
+    };
+    Ok(Tensor::from_storage(compact, part.shape(), BackpropOp::none(), false))
+}
+
+/// Returns the numbers of a layout on the CPU in their order.
+fn compact_here(x: &CpuStorage, layout: &Layout) -> Result<CpuStorage> {
+    let (count, start) = (layout.shape().elem_count(), layout.start_offset());
+    let (row, step) = row_step(layout).unwrap_or_default();
+    let run = |at: usize| start + at / row * step + at % row..start + at / row * step + row;
+    Ok(match x {
+        CpuStorage::F32(x) if row > 0 => CpuStorage::F32(gathered(count, |at| &x[run(at)])),
+        CpuStorage::BF16(x) if row > 0 => CpuStorage::BF16(gathered(count, |at| &x[run(at)])),
+        other => {
+            // SAFETY: the copy writes all of it.
+            let mut y = unsafe { CpuDevice.alloc_uninit(layout.shape(), other.dtype())? };
+            other.copy_strided_src(&mut y, 0, layout)?;
+            y
+        }
+    })
 }
 
 /// Returns the numbers of a layout in their order.
@@ -114,7 +127,6 @@ fn compact(x: &candle_core::CudaStorage, layout: &Layout) -> Result<candle_core:
 
 /// Returns the numbers of a row, and those from one row to the next, of a layout that is contiguous but for one axis, of which
 /// it has a part; None for others.
-#[cfg(feature = "cuda")]
 fn row_step(layout: &Layout) -> Option<(usize, usize)> {
     let axes = layout.dims().iter().zip(layout.stride()).filter(|(dim, _)| **dim != 1);
     let (mut row, mut step, mut next) = (1, None, 1);
@@ -220,20 +232,12 @@ impl CustomOp2 for Join {
 }
 
 /// Returns runs of so many numbers of a and of b in turn.
-fn joined<T: Copy + Default + Send + Sync>(a: &[T], b: &[T], [first, second]: [usize; 2]) -> Vec<T> {
-    let mut y = vec![T::default(); a.len() + b.len()];
-    if y.is_empty() {
-        return y;
-    }
-    for (run, y) in y.chunks_mut(first + second).enumerate() {
-        let (y_of_a, y_of_b) = y.split_at_mut(first);
-        for (to, from) in [
-            (y_of_a, &a[run * first..][..first]),
-            (y_of_b, &b[run * second..][..second]),
-        ] {
-            let pieces = to.par_chunks_mut(PIECE).zip(from.par_chunks(PIECE));
-            pieces.for_each(|(to, from)| to.copy_from_slice(from));
+fn joined<T: Zeros>(a: &[T], b: &[T], [first, second]: [usize; 2]) -> Vec<T> {
+    gathered(a.len() + b.len(), |at| {
+        let (run, at) = (at / (first + second), at % (first + second));
+        match at.checked_sub(first) {
+            None => &a[run * first..][at..first],
+            Some(at) => &b[run * second..][at..second],
         }
-    }
-    y
+    })
 }

@@ -27,6 +27,7 @@ use super::device::has_kernels;
 use super::dropout::Mask;
 use super::f32_view::{bf16_view, f32_view, like, narrow_numbers_of, numbers_of, stored};
 use super::gemm::{Matrix, gemm, gemm_over_rows};
+use super::map::{map_wide, pieces};
 use super::stored::Weight;
 use super::tape::{Output, Reads, SavedState, apply1_for, apply3_for};
 
@@ -248,9 +249,15 @@ impl Layer {
             out_features,
             ..
         } = self.sizes;
+        let (places, filled) = (pieces(rows, out_features), |bias: &[f32], y: &mut [f32]| {
+            y.chunks_exact_mut(out_features.max(1))
+                .for_each(|y| y.copy_from_slice(bias));
+        });
         let mut y = match &self.frozen.bias {
-            None => vec![0.0; rows * out_features],
-            Some(bias) => numbers_of([bias], |[bias]| bias.repeat(rows))?,
+            None => map_wide([], (out_features, &places), |_, [], _| ()),
+            Some(bias) => numbers_of([bias], |[bias]| {
+                map_wide([], (out_features, &places), |_, [], y| filled(bias, y))
+            })?,
         };
         let kept = if self.frozen.bias.is_some() { 1.0 } else { 0.0 };
         let x = Matrix::new(x, rows, features);
@@ -271,7 +278,8 @@ impl Layer {
             ..
         } = self.sizes;
         let adds = onto.is_some();
-        let mut dx = onto.unwrap_or_else(|| vec![0.0; rows * features]);
+        let zeros = || map_wide([], (features, &pieces(rows, features)), |_, [], _| ());
+        let mut dx = onto.unwrap_or_else(zeros);
         if rows > 0 {
             self.frozen.weight.strips(|first, strip| {
                 let dy = Matrix::strided(&dy[first..], rows, strip.rows, out_features);

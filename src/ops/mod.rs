@@ -26,6 +26,7 @@ pub mod instructions;
 pub mod join;
 pub mod kernel;
 pub mod linear;
+mod map;
 pub mod microkernel;
 pub mod modulate;
 pub mod norm;

@@ -22,10 +22,12 @@ use candle_core::{CpuStorage, CustomOp3, D, DType, Layout, Result, Shape, Tensor
 use rayon::prelude::*;
 
 use super::device::has_kernels;
-use super::f32_view::{f32_view, like, numbers_of, stored};
-use super::parts::{check, cut, pieces, suits};
+use super::f32_view::{f32_view, numbers_of};
+use super::map::{Numbers, map, map_like};
+use super::parts::{Piece, check, pieces, small_pieces, suits};
 use super::simd_math::{LANES, sum, wide};
 use super::tape::{Reads, apply3};
+use crate::process::allocations::compute;
 
 /// Kinds of norm.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -126,20 +128,16 @@ impl CustomOp3 for NormOp {
         offset: &CpuStorage,
         offset_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let (numbers, gain, offset) = (
-            f32_view(x, x_layout)?,
-            f32_view(gain, gain_layout)?,
-            f32_view(offset, offset_layout)?,
-        );
+        let (gain, offset) = (f32_view(gain, gain_layout)?, f32_view(offset, offset_layout)?);
         let (width, parts, form) = (self.width, self.norm.parts.len(), self.form());
-        let mut y = vec![0.0; numbers.len()];
-        let pieces = pieces(x_layout.shape().dims()[0], &self.norm.parts);
-        let places = cut(&mut y, &pieces, width);
-        pieces.par_iter().zip(places).for_each(|(piece, y)| {
-            let (gain, offset) = (piece.row(&gain, parts, width), piece.row(&offset, parts, width));
-            forward(piece.of(&numbers, width), gain, offset, y, form);
-        });
-        Ok((stored(y, x.dtype())?, x_layout.shape().clone()))
+        let pieces = small_pieces(width, x_layout.shape().dims()[0], &self.norm.parts);
+        let rows: Vec<_> = pieces.iter().map(Piece::range).collect();
+        let inputs = [(width, Numbers::new(x, x_layout)?)];
+        let y = map(x.dtype(), inputs, (width, &rows), |i, [x], y| {
+            let (gain, offset) = (pieces[i].row(&gain, parts, width), pieces[i].row(&offset, parts, width));
+            forward(x, gain, offset, y, form);
+        })?;
+        Ok((y, x_layout.shape().clone()))
     }
 
     #[cfg(feature = "cuda")]
@@ -168,16 +166,13 @@ impl CustomOp3 for NormOp {
             return self.back_on(x, gain, offset, &grad.contiguous()?);
         }
         let batch = x.dims()[0];
-        let (mut dx, mut tables) = (None, None);
-        numbers_of([x, gain, &grad.contiguous()?], |[numbers, gain_numbers, grad]| {
-            if x.track_op() {
-                dx = Some(self.back(batch, numbers, gain_numbers, grad));
-            }
-            if gain.track_op() || offset.track_op() {
-                tables = Some(self.tables(batch, numbers, grad));
-            }
-        })?;
-        let dx = dx.map(|dx| like(dx, x));
+        let (mut dx, mut tables, grad) = (None, None, grad.contiguous()?);
+        if x.track_op() {
+            dx = Some(numbers_of([gain], |[gain]| self.back(x, gain, &grad))??);
+        }
+        if gain.track_op() || offset.track_op() {
+            tables = Some(numbers_of([x, &grad], |[x, grad]| self.tables(batch, x, grad))?);
+        }
         // The gradient of a table shared by all samples is the sum over them.
         let table = |numbers: Vec<f32>, like: &Tensor| {
             let all = Tensor::from_vec(numbers, (batch, self.norm.parts.len(), self.width), like.device())?;
@@ -192,7 +187,7 @@ impl CustomOp3 for NormOp {
             None => (None, None),
         };
         Ok((
-            dx.transpose()?,
+            dx,
             dgain.filter(|_| gain.track_op()),
             doffset.filter(|_| offset.track_op()),
         ))
@@ -208,16 +203,13 @@ impl NormOp {
     }
 
     /// Returns the gradient of x.
-    fn back(&self, batch: usize, x: &[f32], gain: &[f32], grad: &[f32]) -> Vec<f32> {
+    fn back(&self, x: &Tensor, gain: &[f32], grad: &Tensor) -> Result<Tensor> {
         let (width, parts, form) = (self.width, self.norm.parts.len(), self.form());
-        let mut dx = vec![0.0; x.len()];
-        let pieces = pieces(batch, &self.norm.parts);
-        let places = cut(&mut dx, &pieces, width);
-        pieces.par_iter().zip(places).for_each(|(piece, dx)| {
-            let (x, grad) = (piece.of(x, width), piece.of(grad, width));
-            back(x, piece.row(gain, parts, width), grad, dx, form);
-        });
-        dx
+        let pieces = small_pieces(width, x.dims()[0], &self.norm.parts);
+        let rows: Vec<_> = pieces.iter().map(Piece::range).collect();
+        map_like(x, [(width, x), (width, grad)], (width, &rows), |i, [x, grad], dx| {
+            back(x, pieces[i].row(gain, parts, width), grad, dx, form);
+        })
     }
 
     /// Returns the gradients of gain and offset, (B, P, D) both.
@@ -235,16 +227,18 @@ impl NormOp {
             );
             (dgain, doffset)
         });
-        let of_pieces: Vec<(Vec<f32>, Vec<f32>)> = of_pieces.collect();
         let size = batch * parts * width;
         let (mut dgain, mut doffset) = (vec![0.0; size], vec![0.0; size]);
-        for (piece, (of_gain, of_offset)) in pieces.iter().zip(&of_pieces) {
-            let at = piece.at(size, parts, width);
-            for i in 0..width {
-                dgain[at + i] += of_gain[i];
-                doffset[at + i] += of_offset[i];
+        compute(|| {
+            let of_pieces: Vec<(Vec<f32>, Vec<f32>)> = of_pieces.collect();
+            for (piece, (of_gain, of_offset)) in pieces.iter().zip(&of_pieces) {
+                let at = piece.at(size, parts, width);
+                for i in 0..width {
+                    dgain[at + i] += of_gain[i];
+                    doffset[at + i] += of_offset[i];
+                }
             }
-        }
+        });
         (dgain, doffset)
     }
 }

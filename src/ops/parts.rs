@@ -1,10 +1,13 @@
 //! Sequences of several parts, such as text and video: maps rows to rows of a table (B or 1, P, D).
 
+use std::ops::Range;
+
 use candle_core::{Result, Tensor};
 
 use super::kernel::rows::MOST_PARTS;
+use super::map::rows_of_piece;
 
-/// Rows processed by a thread at a time, and rows per partial sum.
+/// Rows per partial sum.
 const ROWS: usize = 64;
 
 /// Checks that a table is (B or 1, P, D).
@@ -35,14 +38,24 @@ pub struct Piece {
     rows: usize,
 }
 
-/// Cuts the rows of `batch` samples into pieces, which cover them in order. `parts` are the rows of each part.
+/// Cuts the rows of `batch` samples into pieces for partial sums, which cover them in order. `parts` are the rows of each part.
 pub fn pieces(batch: usize, parts: &[usize]) -> Vec<Piece> {
+    pieces_of(ROWS, batch, parts)
+}
+
+/// Cuts rows of this width into pieces that one thread processes at a time.
+pub fn small_pieces(width: usize, batch: usize, parts: &[usize]) -> Vec<Piece> {
+    pieces_of(rows_of_piece(width), batch, parts)
+}
+
+/// Cuts into pieces of at most so many rows.
+fn pieces_of(most: usize, batch: usize, parts: &[usize]) -> Vec<Piece> {
     let mut pieces = Vec::new();
     let mut first = 0;
     for sample in 0..batch {
         for (part, rows) in parts.iter().enumerate() {
-            for from in (0..*rows).step_by(ROWS) {
-                let rows = ROWS.min(rows - from);
+            for from in (0..*rows).step_by(most) {
+                let rows = most.min(rows - from);
                 pieces.push(Piece {
                     sample,
                     part,
@@ -62,6 +75,11 @@ impl Piece {
         &numbers[self.first * width..][..self.rows * width]
     }
 
+    /// Returns its rows.
+    pub fn range(&self) -> Range<usize> {
+        self.first..self.first + self.rows
+    }
+
     /// Returns the index where its row starts in a table of `numbers` numbers.
     pub fn at(&self, numbers: usize, parts: usize, width: usize) -> usize {
         let shared = numbers == parts * width;
@@ -72,15 +90,4 @@ impl Piece {
     pub fn row<'a>(&self, table: &'a [f32], parts: usize, width: usize) -> &'a [f32] {
         &table[self.at(table.len(), parts, width)..][..width]
     }
-}
-
-/// Cuts `numbers` at the pieces.
-pub fn cut<'a>(mut numbers: &'a mut [f32], pieces: &[Piece], width: usize) -> Vec<&'a mut [f32]> {
-    let mut places = Vec::with_capacity(pieces.len());
-    for piece in pieces {
-        let (place, rest) = numbers.split_at_mut(piece.rows * width);
-        places.push(place);
-        numbers = rest;
-    }
-    places
 }

@@ -11,14 +11,16 @@ mod cuda;
 pub mod launch;
 
 use candle_core::backend::BackendStorage;
-use candle_core::{CpuStorage, CustomOp3, DType, Layout, Result, Shape, Tensor};
+use candle_core::{CpuStorage, CustomOp3, D, DType, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
 use super::device::has_kernels;
-use super::f32_view::{f32_view, like, numbers_of, stored};
-use super::parts::{check, cut, pieces, suits};
+use super::f32_view::{f32_view, numbers_of};
+use super::map::{Numbers, map, map_like};
+use super::parts::{Piece, check, pieces, small_pieces, suits};
 use super::simd_math::wide;
 use super::tape::{Reads, apply3};
+use crate::process::allocations::compute;
 
 /// Gated residual of x and update (B, R, D), gate (B or 1, P, D) -> (B, R, D). `parts` are the rows of each part,
 /// together R.
@@ -84,19 +86,17 @@ impl CustomOp3 for Gated {
         gate_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
         let (batch, _, width) = x_layout.shape().dims3()?;
-        let (numbers, update, gate) = (
-            f32_view(x, x_layout)?,
-            f32_view(update, update_layout)?,
-            f32_view(gate, gate_layout)?,
-        );
-        let mut y = vec![0.0; numbers.len()];
-        let pieces = pieces(batch, &self.parts);
-        let places = cut(&mut y, &pieces, width);
-        pieces.par_iter().zip(places).for_each(|(piece, y)| {
-            let gate = piece.row(&gate, self.parts.len(), width);
-            forward(piece.of(&numbers, width), piece.of(&update, width), gate, y);
-        });
-        Ok((stored(y, x.dtype())?, x_layout.shape().clone()))
+        let inputs = [
+            (width, Numbers::new(x, x_layout)?),
+            (width, Numbers::new(update, update_layout)?),
+        ];
+        let gate = f32_view(gate, gate_layout)?;
+        let pieces = small_pieces(width, batch, &self.parts);
+        let rows: Vec<_> = pieces.iter().map(Piece::range).collect();
+        let y = map(x.dtype(), inputs, (width, &rows), |i, [x, update], y| {
+            forward(x, update, pieces[i].row(&gate, self.parts.len(), width), y);
+        })?;
+        Ok((y, x_layout.shape().clone()))
     }
 
     #[cfg(feature = "cuda")]
@@ -128,34 +128,27 @@ impl CustomOp3 for Gated {
         let (mut dupdate, mut dgate) = (None, None);
         let contiguous = grad.contiguous()?;
         if update.track_op() {
-            let back = |[gate, grad]: [&[f32]; 2]| self.back(batch, width, gate, grad);
-            dupdate = Some(numbers_of([gate, &contiguous], back)?);
+            let back = |[gate]: [&[f32]; 1]| self.back(batch, x, gate, &contiguous);
+            dupdate = Some(numbers_of([gate], back)??);
         }
         if gate.track_op() {
             let sums = |[update, grad]: [&[f32]; 2]| self.sums(batch, width, update, grad, gate.elem_count());
             dgate = Some(numbers_of([update, &contiguous], sums)?);
         }
-        let dupdate = dupdate.map(|dupdate| like(dupdate, x));
         let dgate = dgate.map(|dgate| Tensor::from_vec(dgate, gate.dims(), x.device()));
-        Ok((
-            x.track_op().then(|| grad.clone()),
-            dupdate.transpose()?,
-            dgate.transpose()?,
-        ))
+        Ok((x.track_op().then(|| grad.clone()), dupdate, dgate.transpose()?))
     }
 }
 
 impl Gated {
-    /// Returns the gradient of the update.
-    fn back(&self, batch: usize, width: usize, gate: &[f32], grad: &[f32]) -> Vec<f32> {
-        let mut dupdate = vec![0.0; grad.len()];
-        let pieces = pieces(batch, &self.parts);
-        let places = cut(&mut dupdate, &pieces, width);
-        pieces.par_iter().zip(places).for_each(|(piece, dupdate)| {
-            let gate = piece.row(gate, self.parts.len(), width);
-            back(piece.of(grad, width), gate, dupdate);
-        });
-        dupdate
+    /// Returns the gradient of the update, which is like x.
+    fn back(&self, batch: usize, x: &Tensor, gate: &[f32], grad: &Tensor) -> Result<Tensor> {
+        let width = x.dim(D::Minus1)?;
+        let pieces = small_pieces(width, batch, &self.parts);
+        let rows: Vec<_> = pieces.iter().map(Piece::range).collect();
+        map_like(x, [(width, grad)], (width, &rows), |i, [grad], dupdate| {
+            back(grad, pieces[i].row(gate, self.parts.len(), width), dupdate);
+        })
     }
 
     /// Returns the gradient of a gate of `size` numbers.
@@ -166,14 +159,16 @@ impl Gated {
             gate_sums(piece.of(update, width), piece.of(grad, width), &mut dgate);
             dgate
         });
-        let of_pieces: Vec<Vec<f32>> = of_pieces.collect();
         let mut dgate = vec![0.0; size];
-        for (piece, of_piece) in pieces.iter().zip(&of_pieces) {
-            let at = piece.at(size, self.parts.len(), width);
-            for (dgate, of_piece) in dgate[at..].iter_mut().zip(of_piece) {
-                *dgate += of_piece;
+        compute(|| {
+            let of_pieces: Vec<Vec<f32>> = of_pieces.collect();
+            for (piece, of_piece) in pieces.iter().zip(&of_pieces) {
+                let at = piece.at(size, self.parts.len(), width);
+                for (dgate, of_piece) in dgate[at..].iter_mut().zip(of_piece) {
+                    *dgate += of_piece;
+                }
             }
-        }
+        });
         dgate
     }
 }

@@ -13,15 +13,12 @@ pub mod launch;
 
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp1, D, DType, Layout, Result, Shape, Tensor};
-use rayon::prelude::*;
 
 use super::device::has_kernels;
-use super::f32_view::{f32_view, numbers_of, stored};
+use super::f32_view::numbers_of;
+use super::map::{Numbers, map, pieces};
 use super::simd_math::wide;
 use super::tape::{Reads, apply1};
-
-/// Tokens that one thread takes at a time.
-const TOKENS: usize = 64;
 
 /// Features that form a pair.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -147,17 +144,16 @@ impl CustomOp1 for Op {
 
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let (_, tokens, heads, width) = layout.shape().dims4()?;
-        let numbers = f32_view(x, layout)?;
+        let numbers = Numbers::new(x, layout)?;
         let Rotation { cos, sin, pairs, first } = &self.turn;
         let count = cos.dim(D::Minus1)?;
         let apart = pairs.distance(width).unwrap_or(1).max(1);
-        let mut y = vec![0.0; numbers.len()];
-        numbers_of([cos, sin], |[cos, sin]| {
-            let size = heads * width;
-            let pieces = y.par_chunks_mut(TOKENS * size).zip(numbers.par_chunks(TOKENS * size));
-            pieces.enumerate().for_each(|(piece, (y, x))| {
-                for (i, (y, x)) in y.chunks_mut(size).zip(x.chunks(size)).enumerate() {
-                    let (sample, token) = ((piece * TOKENS + i) / tokens, (piece * TOKENS + i) % tokens);
+        let size = heads * width; // of a token
+        let pieces = pieces(numbers.len() / size, size);
+        let y = numbers_of([cos, sin], |[cos, sin]| {
+            map(x.dtype(), [(size, numbers)], (size, &pieces), |piece, [x], y| {
+                for (row, (y, x)) in pieces[piece].clone().zip(y.chunks_mut(size).zip(x.chunks(size))) {
+                    let (sample, token) = (row / tokens, row % tokens);
                     if token < *first {
                         y.copy_from_slice(x);
                         continue;
@@ -172,9 +168,9 @@ impl CustomOp1 for Op {
                         }
                     }
                 }
-            });
-        })?;
-        Ok((stored(y, x.dtype())?, layout.shape().clone()))
+            })
+        })??;
+        Ok((y, layout.shape().clone()))
     }
 
     #[cfg(feature = "cuda")]

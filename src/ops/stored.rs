@@ -251,17 +251,20 @@ impl Weight {
         let rows = (STRIP / features.max(1))
             .next_multiple_of(SIDE)
             .min(out_features.max(1));
+        let firsts = (0..out_features).step_by(rows);
         if stored.outline().is_some() {
             allocations::mention(Event::Decodes(out_features * features));
-        }
-        let mut narrow = vec![bf16::ZERO; rows * features];
-        for first in (0..out_features).step_by(rows) {
-            let count = rows.min(out_features - first);
-            if stored.outline().is_some() {
+            let _narrow = std::hint::black_box(Vec::<bf16>::with_capacity(rows * features));
+            for first in firsts {
+                let count = rows.min(out_features - first);
                 drop(std::hint::black_box(Vec::<f32>::with_capacity(count * features)));
                 each(first, Rows::outline(count, features));
-                continue;
             }
+            return Ok(());
+        }
+        let mut narrow = vec![bf16::ZERO; rows * features];
+        for first in firsts {
+            let count = rows.min(out_features - first);
             let strip = stored.rows(first..first + count, DType::F32)?;
             let narrow = &mut narrow[..count * features];
             numbers_of([&strip], |[numbers]| to_bf16(numbers, narrow))?;

@@ -9,30 +9,18 @@ use rayon::prelude::*;
 
 use super::bf16::line::{exact, nearest};
 use super::f32_view::CHUNK;
+use super::map::{Numbers, map, pieces};
 use super::simd_math::wide;
+use crate::process::allocations::compute;
 
 /// Returns a + b for contiguous numbers of the same type.
 pub fn added((a, a_layout): (&CpuStorage, &Layout), (b, b_layout): (&CpuStorage, &Layout)) -> Result<CpuStorage> {
-    let [a_range, b_range] = [range(a_layout)?, range(b_layout)?];
-    match (a, b) {
-        (CpuStorage::F32(a), CpuStorage::F32(b)) => {
-            let (a, b) = (&a[a_range], &b[b_range]);
-            let mut y = vec![0.0; a.len()];
-            let pieces = y.par_chunks_mut(CHUNK).zip(a.par_chunks(CHUNK));
-            let pieces = pieces.zip(b.par_chunks(CHUNK));
-            pieces.for_each(|((y, a), b)| sums(a, b, y));
-            Ok(CpuStorage::F32(y))
-        }
-        (CpuStorage::BF16(a), CpuStorage::BF16(b)) => {
-            let (a, b) = (&a[a_range], &b[b_range]);
-            let mut y = vec![bf16::ZERO; a.len()];
-            let pieces = y.par_chunks_mut(CHUNK).zip(a.par_chunks(CHUNK));
-            let pieces = pieces.zip(b.par_chunks(CHUNK));
-            pieces.for_each(|((y, a), b)| narrow_sums(a, b, y));
-            Ok(CpuStorage::BF16(y))
-        }
-        (a, b) => bail!("ops add f32 or bf16, not {:?} and {:?}", a.dtype(), b.dtype()),
+    if a.dtype() != b.dtype() {
+        bail!("ops add f32 or bf16, not {:?} and {:?}", a.dtype(), b.dtype());
     }
+    let inputs = [(1, Numbers::new(a, a_layout)?), (1, Numbers::new(b, b_layout)?)];
+    let pieces = pieces(a_layout.shape().elem_count(), 1);
+    map(a.dtype(), inputs, (1, &pieces), |_, [a, b], y| sums(a, b, y))
 }
 
 /// Computes a += b for contiguous numbers of the same type.
@@ -41,11 +29,11 @@ pub fn add_to(a: (&mut CpuStorage, &Layout), (b, b_layout): (&CpuStorage, &Layou
     match (a.0, b) {
         (CpuStorage::F32(a), CpuStorage::F32(b)) => {
             let pieces = a[a_range].par_chunks_mut(CHUNK).zip(b[b_range].par_chunks(CHUNK));
-            pieces.for_each(|(a, b)| increase(a, b));
+            compute(|| pieces.for_each(|(a, b)| increase(a, b)));
         }
         (CpuStorage::BF16(a), CpuStorage::BF16(b)) => {
             let pieces = a[a_range].par_chunks_mut(CHUNK).zip(b[b_range].par_chunks(CHUNK));
-            pieces.for_each(|(a, b)| narrow_increase(a, b));
+            compute(|| pieces.for_each(|(a, b)| narrow_increase(a, b)));
         }
         (a, b) => bail!("ops add f32 or bf16, not {:?} and {:?}", a.dtype(), b.dtype()),
     }
@@ -63,14 +51,6 @@ wide! {
     fn sums(a: &[f32], b: &[f32], y: &mut [f32]) {
         for (y, (a, b)) in y.iter_mut().zip(a.iter().zip(b)) {
             *y = a + b;
-        }
-    }
-}
-
-wide! {
-    fn narrow_sums(a: &[bf16], b: &[bf16], y: &mut [bf16]) {
-        for (y, (a, b)) in y.iter_mut().zip(a.iter().zip(b)) {
-            *y = nearest(exact(*a) + exact(*b));
         }
     }
 }

@@ -12,11 +12,10 @@ pub mod launch;
 
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp1, D, Layout, Result, Shape, Tensor, bail};
-use rayon::prelude::*;
 
 use super::activation::silu;
 use super::device::has_kernels;
-use super::f32_view::{CHUNK, f32_view, like, numbers_of, stored};
+use super::map::{Numbers, map, map_like, pieces};
 use super::simd_math::{exp, wide};
 use super::tape::{Reads, apply1};
 
@@ -56,20 +55,18 @@ impl CustomOp1 for SwiGlu {
     }
 
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let numbers = f32_view(x, layout)?;
+        let numbers = Numbers::new(x, layout)?;
         let mut dims = layout.dims().to_vec();
         let width = half(&dims)?;
         *dims.last_mut().expect("half found a last side") = width;
-        let mut y = vec![0.0; numbers.len() / 2];
-        let rows = rows(width);
-        let pieces = y.par_chunks_mut(rows * width).zip(numbers.par_chunks(2 * rows * width));
-        pieces.for_each(|(y, x)| {
+        let pieces = pieces(numbers.len() / (2 * width), 2 * width);
+        let y = map(x.dtype(), [(2 * width, numbers)], (width, &pieces), |_, [x], y| {
             for (y, x) in y.chunks_mut(width).zip(x.chunks(2 * width)) {
                 let (a, b) = x.split_at(width);
                 forward(a, b, y);
             }
-        });
-        Ok((stored(y, x.dtype())?, dims.into()))
+        })?;
+        Ok((y, dims.into()))
     }
 
     #[cfg(feature = "cuda")]
@@ -83,30 +80,18 @@ impl CustomOp1 for SwiGlu {
             return self.back_on(x, &grad.contiguous()?).map(Some);
         }
         let width = half(x.dims())?;
-        let dx = numbers_of([x, &grad.contiguous()?], |[x, grad]| {
-            let mut dx = vec![0.0; x.len()];
-            let rows = rows(width);
-            let pieces = dx
-                .par_chunks_mut(2 * rows * width)
-                .zip(x.par_chunks(2 * rows * width))
-                .zip(grad.par_chunks(rows * width));
-            pieces.for_each(|((dx, x), grad)| {
-                let pairs = dx.chunks_mut(2 * width).zip(x.chunks(2 * width));
-                for ((dx, x), grad) in pairs.zip(grad.chunks(width)) {
-                    let (da, db) = dx.split_at_mut(width);
-                    let (a, b) = x.split_at(width);
-                    back(a, b, grad, da, db);
-                }
-            });
-            dx
+        let (grad, pieces) = (grad.contiguous()?, pieces(x.elem_count() / (2 * width), 2 * width));
+        let inputs = [(2 * width, x), (width, &grad)];
+        let dx = map_like(x, inputs, (2 * width, &pieces), |_, [x, grad], dx| {
+            let pairs = dx.chunks_mut(2 * width).zip(x.chunks(2 * width));
+            for ((dx, x), grad) in pairs.zip(grad.chunks(width)) {
+                let (da, db) = dx.split_at_mut(width);
+                let (a, b) = x.split_at(width);
+                back(a, b, grad, da, db);
+            }
         })?;
-        Ok(Some(like(dx, x)?))
+        Ok(Some(dx))
     }
-}
-
-/// Rows that a thread takes at a time.
-fn rows(width: usize) -> usize {
-    (CHUNK / width.max(1)).max(1)
 }
 
 wide! {

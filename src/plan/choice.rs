@@ -53,8 +53,32 @@ impl Choice {
 /// Peaks of the stages of a run with some settings.
 pub type Stages = Vec<(Stage, Memory)>;
 
-/// Chooses settings with which a run fits into `room` bytes, by the peaks of its `stages`. What was `recorded` of a run that
-/// resumes stays.
+/// A run that has not settled on its settings.
+pub trait Candidates {
+    /// Returns the peaks of the stages with some settings.
+    ///
+    /// # Errors
+    /// Fails for a run that cannot be planned.
+    fn stages(&self, config: &RunConfig) -> anyhow::Result<Stages>;
+
+    /// True if a stage is certain not to fit into so many bytes, which may be known sooner than its peak.
+    ///
+    /// # Errors
+    /// Same as [`stages`](Self::stages).
+    fn exceeds(&self, config: &RunConfig, room: u64) -> anyhow::Result<bool>;
+}
+
+impl<F: Fn(&RunConfig) -> anyhow::Result<Stages>> Candidates for F {
+    fn stages(&self, config: &RunConfig) -> anyhow::Result<Stages> {
+        self(config)
+    }
+
+    fn exceeds(&self, config: &RunConfig, room: u64) -> anyhow::Result<bool> {
+        Ok(!Fit::new(&self(config)?, room).fits())
+    }
+}
+
+/// Chooses settings with which a run fits into `room` bytes. What was `recorded` of a run that resumes stays.
 ///
 /// # Errors
 /// Fails if the run cannot be planned as it is.
@@ -62,34 +86,70 @@ pub fn choose(
     config: &RunConfig,
     recorded: &ChosenSettings,
     room: u64,
-    stages: impl Fn(&RunConfig) -> anyhow::Result<Stages>,
+    candidates: &impl Candidates,
 ) -> anyhow::Result<Choice> {
     let room = room - room / LEFT;
     let axes = Axes::open(config, recorded);
     let config = unchanged(&config.with_chosen(recorded));
-    let mut best: Option<(Fit, Vec<&Change>, RunConfig)> = None;
-    for changes in axes.combinations() {
-        let changed = changes::applied(&config, &changes);
-        let planned = match (stages(&changed), &best) {
+    let all: Vec<Vec<&Change>> = axes.combinations().collect();
+    let found = match first_that_fits(&config, &all, room, candidates)? {
+        Some(fitting) => (Fit::default(), fitting.clone()),
+        None => nearest(&config, &all, room, candidates)?,
+    };
+    let (fit, changes) = found;
+    Ok(Choice {
+        config: changes::applied(&config, &changes),
+        set: changes::sets(&changes),
+        cost: changes::costs(&changes),
+        fits: fit.fits(),
+    })
+}
+
+/// Returns the first combination with which every stage fits.
+fn first_that_fits<'a, 'c>(
+    config: &RunConfig,
+    combinations: &'a [Vec<&'c Change>],
+    room: u64,
+    candidates: &impl Candidates,
+) -> anyhow::Result<Option<&'a Vec<&'c Change>>> {
+    for (index, changes) in combinations.iter().enumerate() {
+        let changed = changes::applied(config, changes);
+        // What is wrong is said by the plan, for all stages at once.
+        if candidates.exceeds(&changed, room).unwrap_or(false) {
+            continue;
+        }
+        let fits = candidates
+            .stages(&changed)
+            .map(|planned| Fit::new(&planned, room).fits());
+        match fits {
+            Ok(true) => return Ok(Some(changes)),
+            Err(error) if index == 0 => return Err(error),
+            Ok(false) | Err(_) => {}
+        }
+    }
+    Ok(None)
+}
+
+/// Returns the combination that is nearest to fitting.
+fn nearest<'c>(
+    config: &RunConfig,
+    combinations: &[Vec<&'c Change>],
+    room: u64,
+    candidates: &impl Candidates,
+) -> anyhow::Result<(Fit, Vec<&'c Change>)> {
+    let mut best: Option<(Fit, &Vec<&Change>)> = None;
+    for changes in combinations {
+        let planned = match (candidates.stages(&changes::applied(config, changes)), &best) {
             (Ok(planned), _) => planned,
             (Err(error), None) => return Err(error),
             (Err(_), Some(_)) => continue,
         };
         let fit = Fit::new(&planned, room);
-        if best.as_ref().is_none_or(|(best, ..)| fit.is_better_than(best)) {
-            best = Some((fit, changes, changed));
-        }
-        if fit.fits() {
-            break;
+        if best.as_ref().is_none_or(|(best, _)| fit.is_better_than(best)) {
+            best = Some((fit, changes));
         }
     }
-    let (fit, changes, config) = best.unwrap_or((Fit::default(), Vec::new(), config));
-    Ok(Choice {
-        config,
-        set: changes::sets(&changes),
-        cost: changes::costs(&changes),
-        fits: fit.fits(),
-    })
+    Ok(best.map_or_else(Default::default, |(fit, changes)| (fit, changes.clone())))
 }
 
 /// Returns settings in which nothing had to change for what is left to the plan.

@@ -11,8 +11,8 @@ use candle_core::{DType, Device};
 
 use super::blank::BlankAdapters;
 use super::findings::{Findings, ModelKey, PassKey, SizeKey};
-use super::outlined::{Outlined, RecordedClips};
-pub use super::passes::{Clips, Denoising, Pass, Retained};
+use super::outlined::{Outlined, RecordedClips, record_all};
+pub use super::passes::{Clips, Denoising, Holdings, Pass, Retained};
 use super::sizes::{PassSize, RecordedSizes};
 use super::timeline::{Place, Timeline};
 use crate::lora;
@@ -73,8 +73,11 @@ impl Transformer<'_> {
             rank: self.rank(),
         };
         let sizes = RecordedSizes::of(size, depth);
+        let model = self.model(&spec, RecordedSizes::lowest_rank(size.rank))?;
         let key = PassKey {
-            model: self.key(),
+            dtype: self.dtype,
+            adapted: self.lora.is_some(),
+            forms: model.forms.clone(),
             pass,
             count: clips.count,
             sizes,
@@ -85,30 +88,42 @@ impl Transformer<'_> {
             frame_rate: self.family.frame_rate,
         };
         let record = || {
-            let record = |size: PassSize| {
-                self.model(&spec, size.rank)?
-                    .record(pass, size, recorded_clips, self.place)
-            };
-            sizes.all().into_iter().map(record).collect()
+            let all = sizes.all().into_iter();
+            let models = all.map(|size| Ok((self.model(&spec, size.rank)?, size)));
+            let models = models.collect::<anyhow::Result<Vec<_>>>()?;
+            let models: Vec<_> = models.iter().map(|(model, size)| (&**model, *size)).collect();
+            let place = self.place;
+            record_all(&models, |model, size| model.record(pass, size, recorded_clips, place))
         };
         let (passes, weights) = (self.findings.passes(key, record)?, sizes.weights(size));
         let sum = passes.iter().zip(&weights);
         let input_bytes: f64 = sum.clone().map(|(pass, weight)| pass.input_bytes * weight).sum();
         let timeline = Timeline::new(sum.map(|(pass, weight)| (&pass.record, *weight)))?;
-        let model = self.model(&spec, RecordedSizes::lowest_rank(size.rank))?;
-        let typical = model.shown.iter().position(|block| block.more > 0).unwrap_or(0);
         Ok(Denoising {
-            weight_bytes: model.weight_bytes,
-            blocks: model.blocks.clone(),
-            adapters: model
-                .layers
-                .iter()
-                .flat_map(|layer| layer.features.map(|features| features * size.rank))
-                .collect(),
+            held: self.holdings(&model),
             input_bytes: input_bytes as u64,
             level: timeline.repeated(&model.shown).level(),
-            block_keeps: timeline.left_by(typical + 1),
+            block_keeps: timeline.left_by(model.typical_part()),
         })
+    }
+
+    /// Returns what it holds, without running it.
+    ///
+    /// # Errors
+    /// Same as [`memory`](Self::memory), but for the bucket.
+    pub fn held(&self) -> anyhow::Result<Holdings> {
+        let lowest = RecordedSizes::lowest_rank(self.rank());
+        Ok(self.holdings(&*self.model(&self.spec()?, lowest)?))
+    }
+
+    fn holdings(&self, model: &Outlined) -> Holdings {
+        let rank = self.rank();
+        let sides = model.layers.iter().flat_map(|layer| layer.features);
+        Holdings {
+            blocks: model.blocks.clone(),
+            weight_bytes: model.weight_bytes,
+            adapters: sides.map(|features| features * rank).collect(),
+        }
     }
 
     /// Returns the operations of a sample of so many rows of patches, and how many rows of that width the bucket has.

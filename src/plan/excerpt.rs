@@ -1,7 +1,9 @@
 //! Some blocks of a denoiser, which stand for all of them: of consecutive blocks that are alike, the first, the second and the
 //! last run, and the second stands for those in between.
 
-use candle_core::Result;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use candle_core::{Error, Result};
 
 use super::blank::BlankLayer;
 use crate::models::denoiser::{Denoiser, Input, State};
@@ -10,6 +12,9 @@ use crate::process::allocations::{Event, mention};
 
 /// Part of a record before the first block.
 pub const EMBEDDING: usize = 0;
+
+/// The part of the first block.
+pub const FIRST_BLOCK: usize = 1;
 
 /// Blocks that run, of a longest stretch of blocks that are alike.
 const SHOWN: usize = 3;
@@ -53,15 +58,50 @@ pub fn representatives(blocks: &[BlockBytes], adapters: &[BlankLayer]) -> Vec<Re
 /// A denoiser of some of another's blocks, which mentions in the record of allocations what it begins: 0 is the
 /// embedding, then come the blocks, and at last the head.
 pub struct Excerpt<'a> {
-    /// The whole denoiser.
-    pub whole: &'a dyn Denoiser,
-    /// Its blocks that run.
-    pub blocks: &'a [Representative],
+    whole: &'a dyn Denoiser,
+    blocks: &'a [Representative],
+    /// Part that does not run any more; None if all do.
+    end: Option<usize>,
+    ended: AtomicBool,
+}
+
+impl<'a> Excerpt<'a> {
+    /// Takes the blocks of a denoiser that run.
+    pub fn new(whole: &'a dyn Denoiser, blocks: &'a [Representative]) -> Self {
+        Self {
+            whole,
+            blocks,
+            end: None,
+            ended: AtomicBool::new(false),
+        }
+    }
+
+    /// Fails where a part begins, in place of running it.
+    pub fn until(self, part: usize) -> Self {
+        Self {
+            end: Some(part),
+            ..self
+        }
+    }
+
+    /// True if the part was reached that does not run.
+    pub fn has_ended(&self) -> bool {
+        self.ended.load(Ordering::Relaxed)
+    }
+
+    fn begin(&self, part: usize) -> Result<()> {
+        mention(Event::Part(part));
+        if self.end != Some(part) {
+            return Ok(());
+        }
+        self.ended.store(true, Ordering::Relaxed);
+        Err(Error::Msg("nothing more is asked for".into()))
+    }
 }
 
 impl Denoiser for Excerpt<'_> {
     fn embed(&self, input: &Input) -> Result<State> {
-        mention(Event::Part(EMBEDDING));
+        self.begin(EMBEDDING)?;
         self.whole.embed(input)
     }
 
@@ -70,12 +110,12 @@ impl Denoiser for Excerpt<'_> {
     }
 
     fn block(&self, index: usize, state: &State) -> Result<State> {
-        mention(Event::Part(index + 1));
+        self.begin(FIRST_BLOCK + index)?;
         self.whole.block(self.blocks[index].block, state)
     }
 
     fn head(&self, state: &State) -> Result<candle_core::Tensor> {
-        mention(Event::Part(self.blocks.len() + 1));
+        self.begin(FIRST_BLOCK + self.blocks.len())?;
         self.whole.head(state)
     }
 }

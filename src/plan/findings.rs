@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use candle_core::DType;
 
-use super::outlined::{Outlined, RecordedPass};
+use super::outlined::{MatrixForms, Outlined, RecordedPass};
 use super::passes::{Clips, Denoising, Pass};
 use super::sizes::RecordedSizes;
 use crate::data::Bucket;
@@ -57,10 +57,12 @@ pub(super) struct ModelKey {
     pub adapted: bool,
 }
 
-/// All that recorded passes depend on.
-#[derive(Debug, Clone, Copy, PartialEq)]
+/// All that recorded passes depend on: forms in few bits are alike, whatever their number of bits.
+#[derive(Debug, Clone, PartialEq)]
 pub(super) struct PassKey {
-    pub model: ModelKey,
+    pub dtype: DType,
+    pub adapted: bool,
+    pub forms: Arc<MatrixForms>,
     pub pass: Pass,
     pub count: usize,
     pub sizes: RecordedSizes,

@@ -12,6 +12,7 @@ mod coding;
 pub mod denoising;
 mod excerpt;
 pub mod findings;
+mod least;
 mod outlined;
 mod passes;
 pub mod refusal;
@@ -118,6 +119,25 @@ impl Plan {
     pub fn largest(&self) -> (Stage, Memory) {
         let largest = self.stages().into_iter().max_by_key(|(_, memory)| memory.peak_bytes);
         largest.unwrap_or((Stage::Training, self.training.memory))
+    }
+}
+
+/// Part of a plan that has to fit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Extent {
+    /// All stages.
+    Run,
+    /// Training alone.
+    Training,
+}
+
+impl Extent {
+    /// Returns its highest peak on the device.
+    pub fn peak(self, plan: &Plan) -> u64 {
+        match self {
+            Self::Run => plan.largest().1.peak_bytes,
+            Self::Training => plan.training.memory.peak_bytes,
+        }
     }
 }
 
@@ -240,15 +260,7 @@ impl<'a> Subject<'a> {
 
     fn training(&self, config: &RunConfig, transformer: &Transformer) -> anyhow::Result<Training> {
         let mut most: Option<Training> = None;
-        // The most pixels mean the most tokens, but for frames that fill a patch: the three largest are compared.
-        let mut buckets: Vec<Bucket> = self.buckets.iter().map(|(bucket, _)| *bucket).collect();
-        buckets.sort_by_key(|bucket| std::cmp::Reverse(bucket.frames * bucket.height * bucket.width));
-        buckets.dedup();
-        for bucket in buckets.into_iter().take(3) {
-            let clips = Clips {
-                bucket,
-                count: config.train.batch_size,
-            };
+        for clips in self.largest_clips(config) {
             let training = training::training(config, transformer, clips, self.free)?;
             let peak = |training: &Training| training.memory.peak_bytes;
             if most.as_ref().is_none_or(|most| peak(most) < peak(&training)) {
@@ -256,6 +268,16 @@ impl<'a> Subject<'a> {
             }
         }
         most.context("datasets: there are no buckets")
+    }
+
+    /// Returns the micro-batches of which one takes the most. The most pixels mean the most tokens, but for frames that fill a
+    /// patch: the three largest buckets are compared.
+    fn largest_clips(&self, config: &RunConfig) -> impl Iterator<Item = Clips> {
+        let mut buckets: Vec<Bucket> = self.buckets.iter().map(|(bucket, _)| *bucket).collect();
+        buckets.sort_by_key(|bucket| std::cmp::Reverse(bucket.frames * bucket.height * bucket.width));
+        buckets.dedup();
+        let count = config.train.batch_size;
+        buckets.into_iter().take(3).map(move |bucket| Clips { bucket, count })
     }
 
     pub(super) fn text(&self, config: &RunConfig, family: &dyn Family) -> anyhow::Result<Memory> {

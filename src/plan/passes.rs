@@ -51,19 +51,26 @@ pub enum Pass {
     Forward,
     /// Loss and gradients.
     Training(Retained),
-    /// The first half of that, which shows what it keeps.
+    /// The beginning of that, up to the end of the block that others are like, which shows what it keeps of that one.
     TrainingForward(Retained),
 }
 
-/// Memory of a transformer at work.
+/// Bytes that a transformer holds, whatever it does.
 #[derive(Debug, Clone)]
-pub struct Denoising {
-    /// Weights of each block, and of all together.
+pub struct Holdings {
+    /// Weights of each block.
     pub blocks: Vec<BlockBytes>,
     /// Bytes of all weights.
     pub weight_bytes: u64,
     /// Numbers of each matrix of the adapters.
     pub adapters: Vec<usize>,
+}
+
+/// Memory of a transformer at work.
+#[derive(Debug, Clone)]
+pub struct Denoising {
+    /// Weights and adapters.
+    pub held: Holdings,
     /// Bytes of the input and the target.
     pub input_bytes: u64,
     /// Level over weights, adapters and input.

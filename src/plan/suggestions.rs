@@ -7,7 +7,7 @@ use indicatif::BinaryBytes;
 use serde::Serialize;
 
 use super::changes::{self, Change, FORMS, Part};
-use super::{Plan, Subject};
+use super::{Extent, Subject};
 use crate::config::RunConfig;
 use crate::data::Bucket;
 use crate::models::family::{FirstFrame, Footprint};
@@ -60,13 +60,13 @@ fn fewer(frames: usize, footprint: Option<Footprint>) -> usize {
 /// Side that always divides into latents and patches.
 const SIDE_STEP: usize = 32;
 
-/// Returns settings under which a run's peak, of those that `peak` reads in its plan, fits into so many bytes: single changes, and if none is enough, as many of them as
-/// it takes, without those that are not needed.
-pub fn suggestions(subject: &Subject, config: &RunConfig, room: u64, peak: fn(&Plan) -> u64) -> Vec<Suggestion> {
+/// Returns settings under which an extent of a run fits into so many bytes: single changes, and if none is enough, as many of
+/// them as it takes, without those that are not needed.
+pub fn suggestions(subject: &Subject, config: &RunConfig, room: u64, extent: Extent) -> Vec<Suggestion> {
     let changes = open(config);
     let fits = |chosen: &[&Change]| -> Option<Suggestion> {
-        let peak_bytes = peak(&planned(subject, config, chosen)?);
-        (peak_bytes <= room).then(|| Suggestion {
+        let peak_bytes = fitting(subject, config, chosen, (extent, room))?;
+        Some(Suggestion {
             set: changes::sets(chosen),
             peak_bytes,
             cost: changes::costs(chosen),
@@ -104,8 +104,8 @@ fn without_idle(chosen: &mut Vec<&Change>, fits: impl Fn(&[&Change]) -> Option<S
     best
 }
 
-/// Returns the plan after some changes; None if such a run cannot be planned.
-fn planned(subject: &Subject, config: &RunConfig, chosen: &[&Change]) -> Option<Plan> {
+/// Returns the peak after some changes; None if it does not fit, or such a run cannot be planned.
+fn fitting(subject: &Subject, config: &RunConfig, chosen: &[&Change], (extent, room): (Extent, u64)) -> Option<u64> {
     let config = changes::applied(config, chosen);
     let buckets = config.datasets.iter().flat_map(|set| set.buckets.clone());
     let subject = Subject {
@@ -118,7 +118,11 @@ fn planned(subject: &Subject, config: &RunConfig, chosen: &[&Change]) -> Option<
         },
         ..*subject
     };
-    subject.plan(&config).ok()
+    if subject.exceeds(&config, extent, room).ok()? {
+        return None;
+    }
+    let peak = extent.peak(&subject.plan(&config).ok()?);
+    (peak <= room).then_some(peak)
 }
 
 /// Returns the changes that this run leaves open, best first.

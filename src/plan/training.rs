@@ -3,7 +3,7 @@
 
 use serde::Serialize;
 
-use super::denoising::{Clips, Denoising, Pass, Retained, Transformer};
+use super::denoising::{Clips, Denoising, Holdings, Pass, Retained, Transformer};
 use super::timeline::Place;
 use crate::config::RunConfig;
 use crate::models::Offload;
@@ -47,16 +47,15 @@ impl Training {
     /// Adds up a training step that keeps so many bytes of activations besides those of the step itself, and parks others
     /// elsewhere.
     fn new(config: &RunConfig, clips: Clips, step: &Denoising, kept: u64, (place, ranks): (Place, usize)) -> Self {
-        let numbers: u64 = step.adapters.iter().map(|count| *count as u64).sum();
-        let adapter_bytes = NUMBER * numbers;
-        let averaged = u64::from(config.optimizer.ema.is_some());
-        let summed = u64::from(config.train.gradient_accumulation_steps > 1);
-        let moments: u64 = step.adapters.iter().map(|count| moment_bytes(config, *count)).sum();
-        let weights = Resident::new(config, step, ranks);
-        let optimizer_bytes = moments + (averaged + summed) * adapter_bytes;
-        let activation_bytes =
-            step.input_bytes + (step.level.peak as u64 + kept).saturating_sub(parked(config, step, adapter_bytes));
-        let peak_bytes = weights.all + adapter_bytes + optimizer_bytes + activation_bytes;
+        let standing = Standing::new(config, &step.held, ranks);
+        let parked = parked(config, step, standing.adapter_bytes);
+        let activation_bytes = step.input_bytes + (step.level.peak as u64 + kept).saturating_sub(parked);
+        let peak_bytes = standing.bytes() + activation_bytes;
+        let Standing {
+            weights,
+            adapter_bytes,
+            optimizer_bytes,
+        } = standing;
         Self {
             memory: Memory {
                 peak_bytes,
@@ -75,6 +74,34 @@ impl Training {
     }
 }
 
+/// Memory that stays between the steps of training, on the device.
+pub(super) struct Standing {
+    weights: Resident,
+    adapter_bytes: u64,
+    optimizer_bytes: u64,
+}
+
+impl Standing {
+    /// Adds up what a transformer holds, whose blocks are shared by so many ranks, and what learns.
+    pub fn new(config: &RunConfig, held: &Holdings, ranks: usize) -> Self {
+        let numbers: u64 = held.adapters.iter().map(|count| *count as u64).sum();
+        let adapter_bytes = NUMBER * numbers;
+        let averaged = u64::from(config.optimizer.ema.is_some());
+        let summed = u64::from(config.train.gradient_accumulation_steps > 1);
+        let moments: u64 = held.adapters.iter().map(|count| moment_bytes(config, *count)).sum();
+        Self {
+            weights: Resident::new(config, held, ranks),
+            adapter_bytes,
+            optimizer_bytes: moments + (averaged + summed) * adapter_bytes,
+        }
+    }
+
+    /// Returns all of it.
+    pub fn bytes(&self) -> u64 {
+        self.weights.all + self.adapter_bytes + self.optimizer_bytes
+    }
+}
+
 /// Weights on the device.
 pub(super) struct Resident {
     /// Bytes of all of them.
@@ -86,15 +113,15 @@ pub(super) struct Resident {
 }
 
 impl Resident {
-    /// Weights of a transformer, given one of its passes, whose blocks are shared by so many ranks. Those in few bits are not.
-    pub fn new(config: &RunConfig, step: &Denoising, ranks: usize) -> Self {
+    /// Weights of a transformer whose blocks are shared by so many ranks. Those in few bits are not.
+    pub fn new(config: &RunConfig, held: &Holdings, ranks: usize) -> Self {
         let sharing = match config.model.quantization.form() {
             None => ranks.max(1) as u64,
             Some(_) => 1,
         };
-        let sizes = step.blocks.iter().map(|block| block.bytes as u64);
+        let sizes = held.blocks.iter().map(|block| block.bytes as u64);
         let (inside, largest) = (sizes.clone().sum::<u64>(), sizes.max().unwrap_or(0));
-        let outside = step.weight_bytes.saturating_sub(inside);
+        let outside = held.weight_bytes.saturating_sub(inside);
         // The block that runs, and the next one.
         let gathered = match sharing {
             1 => 0,
@@ -128,7 +155,7 @@ impl Resident {
 /// begins, with all of them; without them, it is where that ends, with the `gradients` of all blocks in their place.
 fn parked(config: &RunConfig, step: &Denoising, gradients: u64) -> u64 {
     let parks = config.train.gradient_checkpointing && config.train.activation_policy == ActivationPolicy::Offloaded;
-    let blocks = step.blocks.len().saturating_sub(2);
+    let blocks = step.held.blocks.len().saturating_sub(2);
     if parks {
         ((step.block_keeps * blocks as f64) as u64).saturating_sub(gradients)
     } else {
@@ -151,6 +178,21 @@ pub fn kept(config: &RunConfig) -> Option<Retained> {
     }
 }
 
+/// Returns the least memory of a training step on these clips: that which keeps no more than `auto` has to.
+///
+/// # Errors
+/// Those of the transformer's files.
+pub fn least(config: &RunConfig, transformer: &Transformer, clips: Clips) -> anyhow::Result<Training> {
+    let step = transformer.memory(clips, Pass::Training(kept(config).unwrap_or(Retained::Inputs)))?;
+    Ok(Training::new(
+        config,
+        clips,
+        &step,
+        0,
+        (transformer.place, transformer.ranks),
+    ))
+}
+
 /// Returns the memory of a training step on these clips, where `free` bytes are for the run before it loads anything;
 /// None if that is unknown.
 ///
@@ -167,7 +209,7 @@ pub fn training(
     let more = match kept(config) {
         Some(_) => 0,
         None => {
-            let left = free.map(|free| free.saturating_sub(Resident::new(config, &step, transformer.ranks).all));
+            let left = free.map(|free| free.saturating_sub(Resident::new(config, &step.held, transformer.ranks).all));
             let left = match (left, transformer.place) {
                 (None, _) => FreeMemory::Unknown,
                 (Some(left), Place::Host { .. }) => FreeMemory::Main(left),
@@ -208,7 +250,7 @@ fn more_than_inputs(
         0 => 0,
         each => (room as u64 / each).saturating_sub(spare as u64).min(most),
     };
-    let count = (inputs.blocks.len() as u64).saturating_sub(1); // the last one is kept in any case
+    let count = (inputs.held.blocks.len() as u64).saturating_sub(1); // the last one is kept in any case
     let first = fit(room.blocks, whole, room.spare_blocks, count);
     first * whole + fit(room.attention, attention, 0, count - first) * attention
 }

@@ -49,7 +49,7 @@ impl Subject<'_> {
         let forward = transformer.memory(Clips { bucket, count: 1 }, Pass::Forward)?;
         let inputs = if guided { 2 } else { 1 };
         Ok(Video {
-            weights: Resident::new(config, &forward, transformer.ranks).all,
+            weights: Resident::new(config, &forward.held, transformer.ranks).all,
             denoising: forward.level.peak as u64 + inputs * forward.input_bytes,
             decoding: self.coding(config, family, bucket, Parts::Decoder)?.peak_bytes,
         })

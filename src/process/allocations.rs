@@ -96,6 +96,14 @@ pub fn is_recording() -> bool {
     !RECORD.get().is_null()
 }
 
+/// Runs work on numbers whose memory is there, unless this thread's allocations are recorded: a record is of memory alone, and
+/// nobody reads its numbers.
+pub fn compute(work: impl FnOnce()) {
+    if !is_recording() {
+        work();
+    }
+}
+
 /// Mentions an event in the record, if there is one.
 pub fn mention(event: Event) {
     push(Entry::Event(event));

@@ -8,6 +8,7 @@ use candle_core::{DType, Tensor};
 use super::Sampled;
 use crate::data::pixels;
 use crate::models::Family;
+use crate::models::family::VideoDecoder;
 use crate::nn::Load;
 use crate::video::{Clip, Crop, Fit, Select, Writer, select};
 
@@ -28,7 +29,8 @@ pub fn read(path: &Path, num_frames: usize, size: (usize, usize)) -> anyhow::Res
     Ok(pixels::tensor(clip.decode_fitted(&wanted, &fit)?)?)
 }
 
-/// Decodes and writes frames as they come, calling `see` with each picture (H, W, 3). Returns their number.
+/// Decodes and writes frames as they come, calling `see` with each picture (H, W, 3). Returns their number. Loads, uses and
+/// frees the decoder.
 pub fn write(
     family: &dyn Family,
     load: &Load,
@@ -36,18 +38,30 @@ pub fn write(
     mut writer: Writer,
     mut see: impl FnMut(&[u8]),
 ) -> anyhow::Result<usize> {
+    let count = decode(&*family.video_decoder(load)?, sampled, |frame| {
+        writer.push(frame)?;
+        see(frame);
+        Ok(())
+    })?;
+    writer.finish()?;
+    Ok(count)
+}
+
+/// Decodes, calling `see` with each picture (H, W, 3) as it comes. Returns their number.
+pub fn decode(
+    decoder: &dyn VideoDecoder,
+    sampled: &Sampled,
+    mut see: impl FnMut(&[u8]) -> anyhow::Result<()>,
+) -> anyhow::Result<usize> {
     let mut count = 0;
     let mut rng = sampled.rng.clone();
-    let decoder = family.video_decoder(load)?;
     decoder.decode(&sampled.latents, &sampled.size, &mut rng, &mut |frames| {
         for frame in pictures(&frames)? {
-            writer.push(&frame)?;
-            see(&frame);
+            see(&frame)?;
             count += 1;
         }
         Ok(())
     })?;
-    writer.finish()?;
     Ok(count)
 }
 

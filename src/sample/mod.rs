@@ -7,6 +7,8 @@
 //!
 //! Shapes: as in `models::family`.
 
+use std::time::Instant;
+
 use anyhow::Context;
 use candle_core::{DType, Device, Tensor};
 
@@ -19,15 +21,19 @@ use crate::nn::Load;
 use crate::ops::tape::no_grad;
 use crate::rng::Rng;
 
+mod all;
 mod frames;
 mod request;
+mod start_encoder;
 pub mod step_cache;
 
-pub use frames::{pictures, read, write};
+pub use all::{Embedded, sample, sample_all};
+pub use frames::{decode, pictures, read, write};
 pub use request::{Request, RequestSide, Start, UnsupportedRequest, refused};
 
 use request::{check, start};
-use step_cache::{Pass, StepCache, Work};
+use start_encoder::StartEncoder;
+use step_cache::{Pass, Step, StepCache, Work};
 
 /// Latent elements beyond which the two passes of guidance run one after the other, to save memory.
 const ONE_BATCH: usize = 1 << 20;
@@ -56,6 +62,8 @@ pub struct StepRecord {
     pub positive: Option<Work>,
     /// Pass with the negative prompt.
     pub negative: Option<Work>,
+    /// Seconds until the next step.
+    pub seconds: f64,
 }
 
 /// A request ready for the transformer.
@@ -78,27 +86,21 @@ pub struct Prepared {
 /// Callback with the completed and the total steps; an error stops the sampling.
 pub type Progress<'a> = &'a dyn Fn(usize, usize) -> anyhow::Result<()>;
 
-/// Runs text encoding and denoising, with the adapters of `load`; each model is dropped before the next loads.
-///
-/// # Errors
-/// Fails for a request that the checkpoint cannot fulfil, and for missing or broken files of the checkpoint.
-pub fn sample(family: &dyn Family, load: &Load, request: Request, progress: Progress) -> anyhow::Result<Sampled> {
-    check(family, &request)?;
-    let text = family.embed(load, &request.prompts_with_pictures())?;
-    let prepared = Prepared::new(family, load, request, text)?;
-    let denoiser = family.denoiser(load)?;
-    prepared.denoise(&*denoiser, progress)
-}
-
 impl Prepared {
     /// Prepares a request with its embedded prompts, (1 or 2, L, D), in their order. An image or a clip to start from
     /// is encoded here.
     pub fn new(family: &dyn Family, load: &Load, request: Request, text: TextEmbeds) -> anyhow::Result<Self> {
+        Self::with_encoder(&mut StartEncoder::new(family, load), request, text)
+    }
+
+    /// Same, with an encoder that others use as well.
+    fn with_encoder(encoder: &mut StartEncoder, request: Request, text: TextEmbeds) -> anyhow::Result<Self> {
+        let (family, load) = (encoder.family, encoder.load);
         let size = check(family, &request)?;
         let scheduler = request::scheduler(family, &request)?;
         let mut rng = Rng::new(request.seed);
         let image = match &request.start {
-            Start::Image(image) => Some(family.image_condition(load, image, &size, &mut rng)?),
+            Start::Image(image) => Some(family.condition_on_image(encoder.loaded()?, image, &size, &mut rng)?),
             Start::Text | Start::Clip(..) => None,
         };
         let spacing = family.spec().step_spacing;
@@ -107,7 +109,9 @@ impl Prepared {
         let mut latents = match (&request.latents, &request.start) {
             (Some(latents), _) => run.first_noise(&latents.to_device(&load.device)?.to_dtype(dtype)?)?,
             (None, Start::Clip(clip, _)) => {
-                let clean = family.encode(load, clip, &size, &mut rng)?.to_dtype(dtype)?;
+                let clean = family
+                    .encode(encoder.loaded()?, clip, &size, &mut rng)?
+                    .to_dtype(dtype)?;
                 let noise = draw(&mut rng, clean.dims(), dtype, &load.device)?;
                 run.add_noise(&clean, &noise)?
             }
@@ -143,11 +147,16 @@ impl Prepared {
         };
         let mut latents = self.latents.clone();
         let steps = run.timesteps().len();
-        let mut cache = self.request.cache.start(steps)?;
+        let planned = run.noise_timesteps().into_iter().enumerate().map(|(i, timestep)| Step {
+            timestep,
+            passes: self.request.guidance.passes(i, steps),
+        });
+        let mut cache = self.request.cache.start(&planned.collect::<Vec<_>>())?;
         let mut join = Join::new(self.request.guidance.rule);
         let mut records = Vec::new();
         progress(0, steps)?;
         while let Some(timestep) = run.timestep() {
+            let began = Instant::now();
             let scale = self.request.guidance.cfg_scale();
             let scale = match self.request.dynamic_guidance {
                 true => guidance::dynamic_scale(scale, run.num_steps(), timestep),
@@ -158,6 +167,7 @@ impl Prepared {
                 timestep,
                 positive: None,
                 negative: None,
+                seconds: 0.0,
             };
             let output = match self.request.guidance.passes(records.len(), steps) {
                 NeededPasses::None => input.zeros_like()?.to_dtype(DType::F32)?,
@@ -167,7 +177,6 @@ impl Prepared {
                     join.join(&negative, &positive, scale)?
                 }
             };
-            records.push(record);
             let (output, sample) = (free(&output)?, free(&latents)?);
             let mut noise = None;
             for _ in 0..run.noise_draws()? {
@@ -179,6 +188,8 @@ impl Prepared {
                 0 => stepped,
                 _ => Tensor::cat(&[&latents.narrow(axis, 0, given)?, &stepped], axis)?,
             };
+            record.seconds = began.elapsed().as_secs_f64();
+            records.push(record);
             progress(steps - run.remaining(), steps)?;
         }
         Ok(Sampled {
@@ -201,11 +212,9 @@ impl Prepared {
             let both = self.run_pass((denoiser, cache), latents, record, Pass::Both)?; // (2, ..., h, w)
             return Ok([both.narrow(0, 0, 1)?, both.narrow(0, 1, 1)?]);
         }
-        let negative = self.run_pass((denoiser, &mut *cache), latents, record, Pass::Negative)?;
-        Ok([
-            negative,
-            self.run_pass((denoiser, cache), latents, record, Pass::Positive)?,
-        ])
+        let positive = self.run_pass((denoiser, &mut *cache), latents, record, Pass::Positive)?;
+        let negative = self.run_pass((denoiser, cache), latents, record, Pass::Negative)?;
+        Ok([negative, positive])
     }
 
     /// Returns the prediction of a pass for latents (1, ..., h, w), in f32.

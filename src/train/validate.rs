@@ -30,7 +30,8 @@ pub struct Config {
     /// Steps between rounds of videos.
     pub every: usize,
     /// Cache between the steps of a video, in which later ones reuse what earlier ones computed:
-    /// `first-block:threshold=0.05`, `taylorseer:interval=5,order=1`, `magcache:ratios=FILE,threshold=0.06`, or `none`.
+    /// `first-block:threshold=0.05`, `taylorseer:interval=5,order=1`, `magcache:ratios=FILE,threshold=0.06`, `pab:skip=2`,
+    /// `fastercache`, `auto`, or `none`.
     pub cache: step_cache::Config,
     /// Videos to make.
     pub prompts: Vec<Prompt>,
@@ -102,7 +103,7 @@ impl Config {
     /// Checks for values that parse but make no sense, by path below `validation`.
     pub fn check(&self, problems: &mut Problems) {
         problems.at_least_one("every", self.every);
-        problems.failed("cache", self.cache.start(1).map_err(|error| format!("{error:#}")));
+        problems.failed("cache", self.cache.start(&[]).map_err(|error| format!("{error:#}")));
         for (i, prompt) in self.prompts.iter().enumerate() {
             problems.section(format!("prompts[{i}]"), |problems| prompt.check(problems));
         }
@@ -110,7 +111,8 @@ impl Config {
 }
 
 impl Prompt {
-    fn check(&self, problems: &mut Problems) {
+    /// Checks for values that parse but make no sense, by key.
+    pub fn check(&self, problems: &mut Problems) {
         problems.at_least_one("num_frames", self.num_frames);
         problems.at_least_one("height", self.height);
         problems.at_least_one("width", self.width);
@@ -150,11 +152,15 @@ impl Prompt {
 
     /// Request to the sampler, with its image read.
     pub fn request(&self, spec: &ModelSpec) -> anyhow::Result<Request> {
-        let start = match &self.image {
+        Ok(self.starting_from(self.start()?, spec.family.frame_rate, spec.guidance))
+    }
+
+    /// Start of the clip, with its image read.
+    pub fn start(&self) -> anyhow::Result<Start> {
+        Ok(match &self.image {
             Some(path) => Start::Image(sample::read(path, 1, (self.height, self.width))?.squeeze(2)?),
             None => Start::Text,
-        };
-        Ok(self.starting_from(start, spec.family.frame_rate, spec.guidance))
+        })
     }
 
     /// Checks what of it cannot be made: by the checkpoint, if known, or at all. By path below the prompt, empty for its
@@ -217,7 +223,8 @@ impl Prompt {
         sigmas.or(self.timesteps.clone().map(StepList::Timesteps))
     }
 
-    fn starting_from(&self, start: Start, frame_rate: f64, mode: GuidanceMode) -> Request {
+    /// Request to the sampler that starts so, of a checkpoint with this frame rate and this use of a guidance scale.
+    pub fn starting_from(&self, start: Start, frame_rate: f64, mode: GuidanceMode) -> Request {
         Request {
             prompt: self.prompt.clone(),
             negative_prompt: self.negative_prompt.clone(),

@@ -64,7 +64,7 @@ fn stages(config: &RunConfig) -> anyhow::Result<Stages> {
 
 fn chosen(sets: &[&str], recorded: &ChosenSettings, room: u64) -> (Vec<String>, bool) {
     let room = (room << 20) * 11 / 10 + 11; // a tenth stays free
-    let choice = choose(&parse(sets), recorded, room, stages).unwrap();
+    let choice = choose(&parse(sets), recorded, room, &stages).unwrap();
     (choice.set, choice.fits)
 }
 

@@ -206,6 +206,18 @@ const FLAGS: &[(&str, &str)] = &[
         "step_cache::ratios_are_measured_as_in_diffusers_and_written",
     ),
     (
+        "sample --compare",
+        "sample_prompts::a_comparison_shows_the_plain_clip_beside_the_cached_one_and_tells_their_difference",
+    ),
+    (
+        "sample --prompts",
+        "sample_prompts::many_prompts_load_each_part_once_and_give_the_clips_of_single_calls",
+    ),
+    (
+        "sample --text-cache",
+        "sample_prompts::a_prompt_that_a_run_embedded_is_not_embedded_again",
+    ),
+    (
         "sample --json",
         "step_cache::ratios_are_measured_as_in_diffusers_and_written",
     ),

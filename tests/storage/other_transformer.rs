@@ -653,7 +653,7 @@ fn the_shapes_of_stored_matrices_are_checked_by_headers_alone() {
     }
 }
 
-/// Two thousand GGUF files, or `VTRAIN_FUZZ=10000`, with a few bytes of the header changed, or cut, in place of a transformer:
+/// Six hundred GGUF files, or `VTRAIN_FUZZ=10000`, with a few bytes of the header changed, or cut, in place of a transformer:
 /// read, or refused by their names, without a panic.
 #[test]
 fn no_gguf_file_does_harm_in_place_of_a_transformer() {
@@ -664,7 +664,7 @@ fn no_gguf_file_does_harm_in_place_of_a_transformer() {
     let path = folder.path().join("spoilt.gguf");
     let mut rng = Rng::new(11);
     let (mut refused, mut read) = (0, 0);
-    let cases: usize = std::env::var("VTRAIN_FUZZ").map_or(2_000, |n| n.parse().unwrap());
+    let cases: usize = std::env::var("VTRAIN_FUZZ").map_or(600, |n| n.parse().unwrap());
     for case in 0..cases {
         let mut file = whole.clone();
         for _ in 0..=rng.randint(0, 3, 1)[0] {

@@ -103,6 +103,10 @@ const THRESHOLDS: &[(&str, &[&str])] = &[
         &["optim/moments.rs LEAST_FOR_8_BITS"],
     ),
     (
+        "sample_prompts::many_prompts_load_each_part_once_and_give_the_clips_of_single_calls",
+        &["commands/sample/contact_sheet.rs ROWS"],
+    ),
+    (
         "storage::written::matrices_of_few_numbers_are_f32_in_gguf",
         &["models/gguf.rs SMALL"],
     ),
@@ -115,6 +119,7 @@ const THRESHOLDS: &[(&str, &[&str])] = &[
             "ops/bf16/product.rs STRETCH",
             "ops/bf16/product.rs HELD",
             "ops/bf16/product.rs TALLEST",
+            "ops/bf16/product.rs MANY",
         ],
     ),
     (
@@ -126,7 +131,7 @@ const THRESHOLDS: &[(&str, &[&str])] = &[
         &["ops/bf16/over_rows.rs TILE"],
     ),
     ("ops::norm::a_norm_holds_in_any_form", &["ops/parts.rs ROWS"]),
-    ("ops::rotary::a_turn_holds_in_any_form", &["ops/rotary.rs TOKENS"]),
+    ("ops::add::a_sum_holds_in_any_form", &["ops/map.rs PIECE"]),
     (
         "ops::softmax::weights_and_their_sums_are_those_of_f64_whatever_the_vectors",
         &["ops/attention/softmax.rs GROUP"],
@@ -138,11 +143,15 @@ const THRESHOLDS: &[(&str, &[&str])] = &[
     (
         "precompute::told::of_many_captions_that_are_cut_the_worst_are_named_by_their_start",
         &[
-            "commands/precompute.rs LONGEST_NOTE",
+            "data/cache/record.rs LONGEST_NOTE",
             "commands/precompute/shortened.rs NAMED",
         ],
     ),
     ("rng::seed_0_answers_as_torch", &["rng.rs WIDE_RANGE", "rng.rs BLOCK"]),
+    (
+        "step_cache::auto_extrapolates_from_50_steps_on",
+        &["sample/step_cache/config.rs FINE_STEPS"],
+    ),
     (
         "text::embeddings::embeddings_equal_transformers_with_and_without_a_mask",
         &["text/transpose.rs TILE"],
@@ -288,7 +297,7 @@ const THRESHOLDS: &[(&str, &[&str])] = &[
     (
         "thresholds::files::files_larger_than_any_of_their_kind_are_refused_by_their_size",
         &[
-            "config.rs MAX_BYTES",
+            "config/located.rs MAX_BYTES",
             "lora/file.rs MAX_CONFIG_BYTES",
             "diffusers_config.rs MAX_BYTES",
             "nn/weight_files.rs MAX_INDEX_BYTES",
@@ -492,12 +501,25 @@ const THRESHOLDS: &[(&str, &[&str])] = &[
 /// Constants that are whole numbers and no such sizes, by what they are.
 const OTHERS: &[(&str, &[&str])] = &[
     (
+        "the layout of a contact sheet, which a test measures",
+        &[
+            "commands/sample/contact_sheet.rs COLUMNS",
+            "commands/sample/contact_sheet.rs HEIGHT",
+            "commands/sample/contact_sheet.rs WIDTH",
+        ],
+    ),
+    (
+        "the folders of a checkpoint and of its parts",
+        &["commands/sample/request_hash.rs DEPTH"],
+    ),
+    (
         "a part of a plan of memory",
         &[
             "commands/plan.rs DRIVER_BYTES",
             "plan/sizes.rs COLUMNS",
             "process/allocations.rs WIDEST_NUMBER",
             "plan/excerpt.rs EMBEDDING",
+            "plan/excerpt.rs FIRST_BLOCK",
             "plan/excerpt.rs SHOWN",
             "plan/mod.rs SLOTS",
             "plan/suggestions.rs FRAME_STEP",
@@ -530,9 +552,12 @@ const OTHERS: &[(&str, &[&str])] = &[
     ),
     ("a seed", &["commands/train/build.rs INIT"]),
     ("a share of time", &["report/live.rs SHARE"]),
+    ("a share of a side", &["sample/step_cache/low_pass.rs SHARE"]),
     (
         "a number of a format",
         &[
+            "commands/sample/request_hash.rs FORMAT",
+            "sample/step_cache/halved.rs BLOCK",
             "data/cache/key.rs FORMAT",
             "nn/quantized_cache.rs FORMAT",
             "models/gguf.rs QUANTIZATION_VERSION",
@@ -607,7 +632,6 @@ const OTHERS: &[(&str, &[&str])] = &[
         "allegro_vae::clips_and_latents_that_can_not_be_coded_are_refused",
         &["models/allegro/vae/config.rs COLOURS"],
     ),
-    ("ops::join::a_joint_tensor_holds_in_any_form", &["ops/join.rs PIECE"]),
     (
         "text::caption::captions_are_cleaned_as_in_diffusers_with_bs4_and_ftfy",
         &["text/clean/caption.rs HYPHENS"],

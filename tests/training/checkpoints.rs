@@ -16,7 +16,7 @@ fn twenty(more: &str) -> Run {
     shapes(&data, 6);
     let text = format!(
         "output_dir: out\nseed: 3\ndevice: cpu\nmodel: {{path: {}, dtype: f32}}\n\
-         datasets: [{{path: {}, buckets: [[17, 64, 96]]}}]\n\
+         datasets: [{{path: {}, buckets: [[9, 64, 96]]}}]\n\
          lora: {{rank: 4, alpha: 8, dropout: 0.1}}\n\
          train: {{steps: 20, batch_size: 2, gradient_accumulation_steps: 2, caption_dropout: 0.3}}\n\
          optimizer: {{lr: 0.001, ema: 0.9}}\nlr_scheduler: {{name: cosine, warmup_steps: 2}}\n\

@@ -10,11 +10,10 @@ use rayon::prelude::*;
 
 use super::interrupted;
 use super::tiles::{self, TileNames};
+use crate::commands::text_records::TextRecords;
 use crate::commands::{Exit, Failure, OrExit, progress, ranks};
 use crate::config::RunConfig;
-use crate::data::cache::{
-    self, Cache, Encoded, EncodedTiles, EncoderId, Encoding, Key, Picture, RecordSchema, TextEncoderId, TextId,
-};
+use crate::data::cache::{self, Cache, Encoded, EncodedTiles, EncoderId, Encoding, Key, Picture, RecordSchema, TextId};
 use crate::data::loader::ClipSelection;
 use crate::data::{Bucket, Report, Sample};
 use crate::distributed::Communicator;
@@ -59,17 +58,8 @@ impl<'a> Plan<'a> {
     ) -> Result<Self, Failure> {
         let forms = forms(family, &report.samples)?;
         let cache = Cache::open(&config.precompute.folder(&config.run_dir()));
-        let mut text_files = fingerprint(&cache, &family.spec().directory, family.spec().text_encoder_parts)?;
-        if family.spec().empty_prompts_have_no_tokens {
-            text_files = blake3::hash(&[text_files.as_bytes(), "no tokens".as_bytes()].concat());
-        }
-        let text_coder = TextEncoderId {
-            fingerprint: text_files,
-            dtype: config.model.dtype.into(),
-            quantization: config.model.text_encoder_quantization.form(),
-            tokens: family.spec().text().tokens,
-        };
-        let text_form = RecordSchema::caption(family.spec().text().tensors(), text_coder.dtype);
+        let (dtype, quantization) = (config.model.dtype.into(), &config.model.text_encoder_quantization);
+        let records = TextRecords::of(&cache, family, dtype, quantization.form()).or_exit(Exit::Model)?;
         let coder = EncoderId {
             fingerprint: fingerprint(&cache, &family.spec().directory, family.spec().video_encoder_parts)?,
             dtype: config.model.dtype.into(),
@@ -85,12 +75,11 @@ impl<'a> Plan<'a> {
             false => distinct_texts(config, report, more_prompts),
         };
         let key = |text: TextId| {
-            let picture = text.picture.as_ref().map(|picture| hash(&cache, picture)).transpose()?;
-            let key = Key::caption(&text.text, picture, &text_coder);
+            let key = records.key(&cache, &text).or_exit(Exit::Data)?;
             Ok((text, key))
         };
         let texts: Vec<(TextId, Key)> = texts.into_iter().map(key).collect::<Result<_, Failure>>()?;
-        let text_keys: Vec<_> = texts.iter().map(|(_, key)| (*key, &text_form)).collect();
+        let text_keys: Vec<_> = texts.iter().map(|(_, key)| (*key, &records.form)).collect();
         let clip_keys: Vec<_> = clips.iter().map(|clip| (clip.key, &clip.form)).collect();
         let (missing_texts, missing_clips) = (missing(&cache, &text_keys)?, missing(&cache, &clip_keys)?);
         cache.save();
@@ -100,7 +89,7 @@ impl<'a> Plan<'a> {
             missing_clips,
             texts,
             missing_texts,
-            text_form,
+            text_form: records.form,
             sees_pictures,
             tokens: family.spec().text().tokens,
         })
@@ -276,18 +265,6 @@ fn texts_with_pictures(config: &RunConfig, clips: &[ClipPlan], more_prompts: &[&
     let more = more_prompts.iter().map(|prompt| TextId::from(*prompt));
     let all = captions.chain([TextId::from("")]).chain(prompts).chain(more);
     all.filter(|text| seen.insert(text.clone())).collect()
-}
-
-/// Returns the hash of a picture: of what makes the clip's record, or of the file and its size.
-fn hash(cache: &Cache, picture: &Picture) -> Result<blake3::Hash, Failure> {
-    match picture {
-        Picture::FirstFrame(key) => Ok(key.hash()),
-        Picture::File(path, [height, width]) => {
-            let content = cache.hash(path).with_context(|| path.display().to_string());
-            let content = content.or_exit(Exit::Data)?;
-            Ok(blake3::hash(format!("{content} {height}x{width}").as_bytes()))
-        }
-    }
 }
 
 fn fingerprint(cache: &Cache, directory: &WeightFolder, parts: &[&str]) -> Result<blake3::Hash, Failure> {

@@ -12,7 +12,7 @@ use crate::plan::findings::Findings;
 use crate::plan::refusal::TooLarge;
 use crate::plan::suggestions::suggestions;
 use crate::plan::timeline::Place;
-use crate::plan::{Plan, Subject};
+use crate::plan::{Extent, Plan, Subject};
 use crate::process::memory as host;
 use crate::train::config::OnTooLittleMemory;
 use crate::train::memory;
@@ -78,7 +78,7 @@ fn refuse(config: &RunConfig, subject: &Subject, plan: &Plan, device: &Device) -
     let Some(most) = most else {
         return Ok(());
     };
-    let suggest = || suggestions(subject, config, most, |plan| plan.training.memory.peak_bytes);
+    let suggest = || suggestions(subject, config, most, Extent::Training);
     match (TooLarge::check(plan, most, suggest), config.train.on_too_little_memory) {
         (None, _) => Ok(()),
         (Some(error), OnTooLittleMemory::Stop) => Err(Failure {

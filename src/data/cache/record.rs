@@ -19,6 +19,8 @@ use crate::finite;
 const DIGEST: &str = "digest";
 /// Upper limit for a header.
 const MAX_HEADER: u64 = 1 << 20;
+/// Limit for the characters of a note.
+const LONGEST_NOTE: usize = 1000;
 
 /// Size in bytes that headers rarely exceed.
 pub const USUAL_HEADER: u64 = 2048;
@@ -100,7 +102,7 @@ impl fmt::Display for RecordError {
     }
 }
 
-/// Writes a record of this schema, with notes for readers in its header, and returns its digest. An existing whole
+/// Writes a record of this schema, with notes for readers in its header, shortened, and returns its digest. An existing whole
 /// record is kept: another process may have been quicker, and a reader may be using it.
 pub fn write(path: &Path, form: &RecordSchema, tensors: &[Tensor], notes: &[(&str, String)]) -> anyhow::Result<Hash> {
     let names = form.tensors.iter().map(|(name, _)| *name);
@@ -116,7 +118,7 @@ pub fn write(path: &Path, form: &RecordSchema, tensors: &[Tensor], notes: &[(&st
     let digest = digest(named.iter().map(|(name, tensor)| (*name, tensor)));
     let mut header: HashMap<String, String> = notes
         .iter()
-        .map(|(key, note)| (key.to_string(), note.clone()))
+        .map(|(key, note)| (key.to_string(), note.chars().take(LONGEST_NOTE).collect()))
         .collect();
     header.insert(DIGEST.into(), digest.to_string());
     let bytes = safetensors::serialize(named, Some(header)).with_context(shown)?;

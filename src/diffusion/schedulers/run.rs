@@ -88,6 +88,17 @@ impl<'s> Run<'s> {
         &self.timesteps[self.skipped..]
     }
 
+    /// Returns the same with noise at the end of the training's timesteps, 1000, also where the network's time runs the other way.
+    pub fn noise_timesteps(&self) -> Vec<f64> {
+        let timesteps = self.timesteps().iter();
+        match &self.solver {
+            Solver::Euler(config, _) if config.invert_sigmas => timesteps
+                .map(|timestep| config.num_train_timesteps as f64 - timestep)
+                .collect(),
+            _ => timesteps.copied().collect(),
+        }
+    }
+
     /// Returns the sigmas of the run, with the final one; None for schedulers that step from timestep to timestep.
     pub fn sigmas(&self) -> Option<&[f32]> {
         match &self.solver {

@@ -6,6 +6,7 @@ use half::bf16;
 use super::Isa;
 use super::line::{SIDE, Sums, nearest};
 use super::product::{Term, product};
+use crate::ops::map::Zeros;
 use crate::ops::profile::{Level, span};
 use crate::ops::simd_math::wide;
 use crate::process::allocations;
@@ -41,7 +42,7 @@ pub struct Output<T> {
 }
 
 /// Numbers of outputs.
-pub trait Number: Copy + Default + Send + Sync {
+pub trait Number: Zeros {
     /// Writes a block of `f sums + bias`: its first rows and columns, to rows `stride` apart.
     ///
     /// # Safety
@@ -68,7 +69,7 @@ impl<T: Number> Output<T> {
     pub fn new(rows: usize, cols: usize) -> Self {
         let count = rows * cols;
         let numbers = match allocations::is_recording() {
-            true => vec![T::default(); count],
+            true => T::zeros(count),
             false => Vec::with_capacity(count),
         };
         Self {

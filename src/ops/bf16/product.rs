@@ -28,6 +28,8 @@ const TALLEST: usize = 8;
 const STRIP: usize = 2048;
 /// Tasks for each thread, so that none waits long for another.
 const TASKS: usize = 4;
+/// Blocks of rows, at least, whose memory is recorded: what is recorded of few is to stand for many.
+const MANY: usize = 32;
 /// Most blocks of columns in a task that puts sums aside.
 const WIDEST: usize = 32;
 
@@ -142,7 +144,13 @@ impl<'a> Product<'a> {
             }
             steps += depth;
         }
-        let rows = rows.div_ceil(SIDE);
+        if rows * cols == 0 {
+            return None;
+        }
+        let rows = match allocations::is_recording() {
+            true => rows.div_ceil(SIDE).max(MANY),
+            false => rows.div_ceil(SIDE),
+        };
         let most = (HELD / steps.clamp(1, CHUNK * STRETCH)).clamp(1, TALLEST);
         Some(Self {
             isa,
@@ -153,7 +161,6 @@ impl<'a> Product<'a> {
             cols: cols.div_ceil(SIDE),
             tall: rows.div_ceil(rows.div_ceil(most).max(1)),
         })
-        .filter(|product| product.rows * product.cols > 0)
     }
 
     /// Returns the blocks of columns that are packed at a time for several tasks; None if tasks pack on their own.

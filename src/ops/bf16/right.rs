@@ -77,7 +77,7 @@ impl Packed {
     pub fn zeros(outer: usize, depth: usize) -> Self {
         let lines = outer.div_ceil(SIDE) * depth.div_ceil(SIDE) * SIDE;
         let (lines, recorded) = match allocations::is_recording() {
-            true => (Vec::new(), Vec::with_capacity(lines * SIDE)),
+            true => (Vec::new(), Vec::with_capacity(outer * depth)), // not in whole lines: few stand for many
             false => (vec![Line::ZERO; lines], Vec::new()),
         };
         Self {

@@ -1,14 +1,20 @@
-//! TaylorSeer: predictions of some steps are extrapolated from those of others. Equals diffusers' `TaylorSeerCacheConfig` with
-//! `use_lite_mode`, which extrapolates the output of the last layer; the embedding, blocks and head do not run.  arXiv:2503.06923
+//! TaylorSeer: what is computed in some steps is extrapolated from others, by a series. Equals diffusers'
+//! `TaylorSeerCacheConfig`.  arXiv:2503.06923
 //!
-//! A step k computes if k < before, k >= after or (k - before - 1) mod interval = 0. Then f_0 is its output, and
-//! f_(i+1) = (f_i - the f_i of the last computed step) / (steps since then), up to the order. Another step's output is
-//! sum of f_i d^i / i!, d steps after the last that computed. The f are kept in bf16, as they are there by default.
+//! A step k computes if k < before, k >= after or (k - before - 1) mod interval = 0. What is extrapolated in the others is the
+//! output of the whole network, which then does not run (`use_lite_mode`), or the output of every attention layer in its blocks,
+//! or of every feed-forward layer as well, while norms, gates and head run (`cache_identifiers`).
 
-use candle_core::{DType, Result, Tensor};
+use std::fmt;
+use std::str::FromStr;
 
-use super::{Histories, Pass, StepCache, Work};
+use candle_core::{Result, Tensor};
+
+use super::layer_outputs::{LayerOutputs, Rule, Turn};
+use super::series::Series;
+use super::{Histories, Pass, Step, StepCache, Work, is_uniform, run_from};
 use crate::models::denoiser::{Denoiser, Input};
+use crate::nn::recall::LayerKind;
 
 /// Settings of the cache.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -21,24 +27,52 @@ pub struct Settings {
     pub before: usize,
     /// Step from which on all compute.
     pub after: Option<usize>,
+    /// Outputs that are extrapolated.
+    pub of: Outputs,
 }
 
+/// Outputs that are extrapolated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Outputs {
+    /// `network`: the prediction.
+    #[default]
+    Network,
+    /// `attention`: those of attention layers.
+    Attention,
+    /// `layers`: those of attention and feed-forward layers.
+    Layers,
+}
+
+/// Names of outputs.
+const OUTPUTS: [(&str, Outputs); 3] = [
+    ("network", Outputs::Network),
+    ("attention", Outputs::Attention),
+    ("layers", Outputs::Layers),
+];
+
 /// TaylorSeer of a run.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct TaylorSeer {
     settings: Settings,
+    is_uniform: bool,
     histories: Histories<History>,
 }
 
 /// Steps of one pass.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Default)]
 struct History {
     /// Steps so far.
     steps: usize,
-    /// Last step that computed.
-    last: usize,
-    /// f_0, f_1, ... of that step, in bf16; none before the first.
-    factors: Vec<Tensor>,
+    network: Option<Series>,
+    layers: LayerOutputs<Extrapolation>,
+}
+
+/// Rule of a step.
+#[derive(Debug)]
+struct Extrapolation {
+    settings: Settings,
+    step: usize,
+    turn: Turn,
 }
 
 impl Settings {
@@ -46,7 +80,8 @@ impl Settings {
     fn computes(&self, step: usize) -> bool {
         // At the first step after those before, the difference is -1.
         let offset = step as i64 - self.before as i64 - 1;
-        step < self.before
+        step == 0
+            || step < self.before
             || self.after.is_some_and(|after| step >= after)
             || offset.rem_euclid(self.interval as i64) == 0
     }
@@ -54,9 +89,10 @@ impl Settings {
 
 impl TaylorSeer {
     /// Cache without a history.
-    pub fn new(settings: Settings) -> Self {
+    pub fn new(settings: Settings, steps: &[Step]) -> Self {
         Self {
             settings,
+            is_uniform: is_uniform(steps),
             histories: Histories::default(),
         }
     }
@@ -67,41 +103,80 @@ impl StepCache for TaylorSeer {
         let history = self.histories.of(pass);
         let step = history.steps;
         history.steps += 1;
-        if !history.factors.is_empty() && !self.settings.computes(step) {
-            return Ok((history.extrapolated(step, input.latents.dtype())?, Work::Reused));
+        match self.settings.of {
+            Outputs::Network => history.predict(denoiser, input, step, &self.settings),
+            Outputs::Attention | Outputs::Layers => {
+                let rule = Extrapolation {
+                    settings: self.settings,
+                    step,
+                    turn: match self.settings.computes(step) {
+                        true => Turn::Store,
+                        false => Turn::Reuse,
+                    },
+                };
+                let embedded = denoiser.embed(input)?;
+                let (ended, work) = history.layers.run(rule, || run_from(denoiser, 0, &embedded))?;
+                Ok((denoiser.head(&ended)?, work))
+            }
         }
-        let output = denoiser.forward(input)?.detach();
-        history.update(step, &output, self.settings.order)?;
-        Ok((output, Work::Computed))
     }
 
     fn separates_passes(&self) -> bool {
-        self.settings.interval > 1
+        self.settings.interval > 1 && !self.is_uniform
     }
 }
 
 impl History {
-    fn update(&mut self, step: usize, output: &Tensor, order: usize) -> Result<()> {
-        let mut factors = vec![output.clone()];
-        for before in self.factors.iter().take(order) {
-            let newest = &factors[factors.len() - 1];
-            let difference = (newest - before.to_dtype(output.dtype())?)?;
-            factors.push((difference / (step - self.last) as f64)?);
+    fn predict(
+        &mut self,
+        denoiser: &dyn Denoiser,
+        input: &Input,
+        step: usize,
+        settings: &Settings,
+    ) -> Result<(Tensor, Work)> {
+        if let Some(series) = self.network.as_ref().filter(|_| !settings.computes(step)) {
+            return Ok((series.at(step)?, Work::Reused));
         }
-        let kept = factors.iter().map(|factor| factor.to_dtype(DType::BF16));
-        self.factors = kept.collect::<Result<_>>()?;
-        self.last = step;
+        let output = denoiser.forward(input)?.detach();
+        self.network = Some(Series::next(self.network.as_ref(), step, &output, settings.order)?);
+        Ok((output, Work::Computed))
+    }
+}
+
+impl Rule for Extrapolation {
+    type History = Vec<Series>;
+
+    fn turn(&self, kind: LayerKind) -> Option<Turn> {
+        let is_attention = kind != LayerKind::FeedForward;
+        (is_attention || self.settings.of == Outputs::Layers).then_some(self.turn)
+    }
+
+    fn keep(&self, kept: &mut Vec<Series>, outputs: &[Tensor]) -> Result<()> {
+        let next = outputs
+            .iter()
+            .enumerate()
+            .map(|(i, output)| Series::next(kept.get(i), self.step, output, self.settings.order));
+        *kept = next.collect::<Result<_>>()?;
         Ok(())
     }
 
-    fn extrapolated(&self, step: usize, dtype: DType) -> Result<Tensor> {
-        let distance = (step - self.last) as f64;
-        let mut coefficient = 1.0;
-        let mut sum = self.factors[0].to_dtype(dtype)?;
-        for (power, factor) in self.factors.iter().enumerate().skip(1) {
-            coefficient *= distance / power as f64;
-            sum = (sum + (factor.to_dtype(dtype)? * coefficient)?)?;
-        }
-        Ok(sum)
+    fn recall(&self, kept: &mut Vec<Series>) -> Result<Vec<Tensor>> {
+        kept.iter().map(|series| series.at(self.step)).collect()
+    }
+}
+
+impl FromStr for Outputs {
+    type Err = ();
+
+    fn from_str(text: &str) -> std::result::Result<Self, ()> {
+        let named = OUTPUTS.iter().find(|(name, _)| *name == text);
+        named.map(|(_, outputs)| *outputs).ok_or(())
+    }
+}
+
+impl fmt::Display for Outputs {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let named = OUTPUTS.iter().find(|(_, outputs)| outputs == self);
+        f.write_str(named.map_or("", |(name, _)| name))
     }
 }

@@ -1,7 +1,7 @@
 //! Transformer block: self-attention, cross-attention to text and image, feed-forward. The timestep modulates the
 //! inputs of the first and the last, and sets their gates. Equals `WanTransformerBlock`.
 //!
-//! Shapes: B samples, N tokens, L text tokens, M image tokens, D the model's width, H heads of width K.
+//! Shapes: B samples, N tokens, L text tokens, D the model's width.
 
 use candle_core::{Result, Tensor};
 
@@ -13,14 +13,14 @@ use crate::nn::attention::{Attention, AttentionSpec, QkNorm};
 use crate::nn::feed_forward::{FeedForward, Gelu, NET};
 use crate::nn::flops::Flops;
 use crate::nn::norm::NormKind;
-use crate::nn::{Linear, Norm, ScaleShiftTable, Weights, linear};
-use crate::ops;
+use crate::nn::text_image_attention::TextImageAttention;
+use crate::nn::{Norm, ScaleShiftTable, Weights};
 
 #[derive(Debug, Clone)]
 pub struct Block {
     modulated: AdaLnSingleBlock, // norm1, attn1, norm3, ffn, scale_shift_table
     norm2: Option<Norm>,
-    attn2: CrossAttention,
+    attn2: TextImageAttention,
 }
 
 impl Block {
@@ -39,7 +39,7 @@ impl Block {
         let attn1 = Attention::new(&form, weights.pp("attn1"))?;
         Ok(Self {
             norm2: config.cross_attn_norm.then(norm2).transpose()?,
-            attn2: CrossAttention::new(config, &form, weights.pp("attn2"))?,
+            attn2: TextImageAttention::new(&form, config.added_kv_proj_dim, weights.pp("attn2"))?,
             modulated: AdaLnSingleBlock {
                 norm_msa: norm.clone(),
                 attn1,
@@ -62,51 +62,7 @@ impl transformer::Block for Block {
     fn flops(&self, state: &State) -> Result<Flops> {
         let tokens = state.hidden.dim(1)?;
         let count = |context: &Option<Tensor>| context.as_ref().map_or(Ok(0), |context| context.dim(1));
-        let context = count(&state.context)? + count(&state.image)?; // keys and values of the image cost as many
-        Ok(self.modulated.flops(tokens)? + self.attn2.text.flops(tokens, context)?)
-    }
-}
-
-/// Cross-attention to the text, and by the same queries to an image if there is one; both are added.
-#[derive(Debug, Clone)]
-struct CrossAttention {
-    text: Attention,
-    image: Option<ImageKeys>,
-}
-
-/// Keys and values of an image.
-#[derive(Debug, Clone)]
-struct ImageKeys {
-    add_k_proj: Linear,
-    add_v_proj: Linear,
-    norm_added_k: Norm,
-}
-
-impl CrossAttention {
-    fn new(config: &Config, form: &AttentionSpec, weights: Weights) -> Result<Self> {
-        let image = |width: usize| {
-            Ok::<_, candle_core::Error>(ImageKeys {
-                add_k_proj: linear(width, form.width, weights.pp("add_k_proj"))?,
-                add_v_proj: linear(width, form.width, weights.pp("add_v_proj"))?,
-                norm_added_k: Norm::rms(form.width, form.eps, weights.pp("norm_added_k"))?,
-            })
-        };
-        Ok(Self {
-            image: config.added_kv_proj_dim.map(image).transpose()?,
-            text: Attention::new(form, weights)?,
-        })
-    }
-
-    /// Attention of x (B, N, D) to a text (B, L, D) and an image (B, M, D) -> (B, N, D)
-    fn forward(&self, x: &Tensor, text: &Tensor, image: Option<&Tensor>) -> Result<Tensor> {
-        let (Some(keys), Some(image)) = (&self.image, image) else {
-            return self.text.across(x, text, None);
-        };
-        let q = self.text.queries(x)?; // (B, N, H, K)
-        let k = keys.norm_added_k.forward(&keys.add_k_proj.forward(image)?)?; // (B, M, D)
-        let v = keys.add_v_proj.forward(image)?; // (B, M, D)
-        let seen = ops::attention(&q, &self.text.heads(&k)?, &self.text.heads(&v)?, None)?; // (B, N, H, K)
-        let read = self.text.attend(&q, text, None)?; // (B, N, H, K)
-        self.text.out(&ops::add::add(&read, &seen)?)
+        let context = count(&state.context)? + count(&state.image)?;
+        Ok(self.modulated.flops(tokens)? + self.attn2.flops(tokens, context)?)
     }
 }

@@ -16,6 +16,7 @@ use crate::ops::bf16::block::Registers;
 use crate::ops::bf16::left::Left;
 use crate::ops::bf16::line::{Line, SIDE, Sums, exact};
 use crate::ops::bf16::pack::Rows;
+use crate::ops::map::Zeros;
 use crate::ops::simd_math::{LANES, sum, wide};
 use crate::process::allocations;
 
@@ -31,7 +32,7 @@ pub fn backward(
     given: SavedForward<bf16>,
     wanted: NeededGradients,
 ) -> Gradients<bf16> {
-    let place = |wanted: bool, tokens| wanted.then(|| vec![bf16::ZERO; sizes.batch * tokens * sizes.row()]);
+    let place = |wanted: bool, tokens| wanted.then(|| bf16::zeros(sizes.batch * tokens * sizes.row()));
     let mut all = Gradients {
         q: place(wanted.q, sizes.queries),
         k: place(wanted.k, sizes.keys),
@@ -51,13 +52,13 @@ pub fn backward(
     all
 }
 
-/// Bytes that a head takes while it is processed.
+/// Bytes that a head takes while it is processed. Not in whole blocks of queries: what is recorded of few is to stand for many.
 fn of_head(sizes: &Sizes) -> usize {
-    let (queries, features) = (sizes.queries.div_ceil(SIDE), sizes.width.div_ceil(SIDE));
+    let (queries, features) = (sizes.queries, sizes.width.div_ceil(SIDE));
     let (step, block) = (SIDE * size_of::<Line>(), size_of::<Sums>());
-    let shared = queries * (4 * features * step + 2 * SIDE * size_of::<f32>());
+    let shared = queries * (4 * features * size_of::<Line>() + 2 * size_of::<f32>());
     let keys = KEYS * (3 * features * step + (2 * features + 1) * block);
-    let piece = queries * features * block + keys + 3 * QUERIES * KEYS * step;
+    let piece = queries * features * block / SIDE + keys + 3 * QUERIES * KEYS * step;
     shared + pieces(sizes) * piece
 }
 

@@ -14,6 +14,7 @@ use crate::ops::bf16::block::Registers;
 use crate::ops::bf16::left::Left;
 use crate::ops::bf16::line::{Line, SIDE, Sums};
 use crate::ops::bf16::pack::Rows;
+use crate::ops::map::Zeros;
 use crate::ops::simd_math::sum;
 use crate::process::allocations;
 
@@ -24,12 +25,13 @@ const TASK: usize = 8;
 
 /// Returns the output (B, S, H, K), and the binary logarithm of each query's sum of exponentials (B, H, S).
 pub fn forward(isa: Isa, sizes: &Sizes, mask: Option<&Mask>, [q, k, v]: [&[bf16]; 3]) -> (Vec<bf16>, Vec<f32>) {
-    let mut out = vec![bf16::ZERO; sizes.batch * sizes.queries * sizes.row()];
+    let mut out = bf16::zeros(sizes.batch * sizes.queries * sizes.row());
     let mut log_sums = vec![0.0; sizes.batch * sizes.heads * sizes.queries];
-    let (keys, features) = (sizes.keys.div_ceil(SIDE), sizes.width.div_ceil(SIDE));
+    let features = sizes.width.div_ceil(SIDE);
     let scratch = BLOCKS * (size_of::<Sums>() + SIDE * size_of::<Line>())
         + features * (size_of::<Sums>() + SIDE * size_of::<Line>());
-    let of_head = 2 * keys * features * SIDE * size_of::<Line>() + scratch;
+    // Not in whole blocks: what is recorded of few tokens is to stand for many.
+    let of_head = 2 * sizes.keys * features * size_of::<Line>() + scratch;
     let of_rows = sizes.batch * sizes.heads * sizes.queries * size_of::<&[bf16]>();
     allocations::elsewhere(of_rows, of_head, sizes.batch * sizes.heads);
     if allocations::is_recording() {
