@@ -27,7 +27,7 @@ use super::device::has_kernels;
 use super::dropout::Mask;
 use super::f32_view::{bf16_view, f32_view, like, narrow_numbers_of, numbers_of, stored};
 use super::gemm::{Matrix, gemm, gemm_over_rows};
-use super::map::{map_wide, pieces};
+use super::map::{same_rows, zero_rows};
 use super::stored::Weight;
 use super::tape::{Output, Reads, SavedState, apply1_for, apply3_for};
 
@@ -249,15 +249,9 @@ impl Layer {
             out_features,
             ..
         } = self.sizes;
-        let (places, filled) = (pieces(rows, out_features), |bias: &[f32], y: &mut [f32]| {
-            y.chunks_exact_mut(out_features.max(1))
-                .for_each(|y| y.copy_from_slice(bias));
-        });
         let mut y = match &self.frozen.bias {
-            None => map_wide([], (out_features, &places), |_, [], _| ()),
-            Some(bias) => numbers_of([bias], |[bias]| {
-                map_wide([], (out_features, &places), |_, [], y| filled(bias, y))
-            })?,
+            None => zero_rows(rows, out_features),
+            Some(bias) => numbers_of([bias], |[bias]| same_rows(rows, bias))?,
         };
         let kept = if self.frozen.bias.is_some() { 1.0 } else { 0.0 };
         let x = Matrix::new(x, rows, features);
@@ -278,8 +272,7 @@ impl Layer {
             ..
         } = self.sizes;
         let adds = onto.is_some();
-        let zeros = || map_wide([], (features, &pieces(rows, features)), |_, [], _| ());
-        let mut dx = onto.unwrap_or_else(zeros);
+        let mut dx = onto.unwrap_or_else(|| zero_rows(rows, features));
         if rows > 0 {
             self.frozen.weight.strips(|first, strip| {
                 let dy = Matrix::strided(&dy[first..], rows, strip.rows, out_features);
@@ -493,7 +486,7 @@ impl Adapted {
                     dx
                 }
                 Some(mask) => {
-                    let mut dx = vec![0.0; rows * features];
+                    let mut dx = zero_rows(rows, features);
                     gemm(&mut dx, features, 0.0, self.factor(), down, a);
                     mask.apply(&mut dx);
                     self.layer.back(dy, Some(dx))?

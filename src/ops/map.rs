@@ -130,6 +130,19 @@ pub fn map_wide<const N: usize>(
     })
 }
 
+/// Returns rows of zeros, which all threads write.
+pub fn zero_rows(rows: usize, width: usize) -> Vec<f32> {
+    map_wide([], (width, &pieces(rows, width)), |_, [], _| ())
+}
+
+/// Returns rows that are all the same, which all threads write.
+pub fn same_rows(rows: usize, row: &[f32]) -> Vec<f32> {
+    let width = row.len();
+    map_wide([], (width, &pieces(rows, width)), |_, [], y| {
+        y.chunks_exact_mut(width.max(1)).for_each(|y| y.copy_from_slice(row));
+    })
+}
+
 /// Returns [`map`] of contiguous tensors on the CPU, with the widths of their rows, in the shape and type of `like`.
 ///
 /// # Errors

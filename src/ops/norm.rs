@@ -24,7 +24,7 @@ use rayon::prelude::*;
 use super::device::has_kernels;
 use super::f32_view::{f32_view, numbers_of};
 use super::map::{Numbers, map, map_like};
-use super::parts::{Piece, check, pieces, small_pieces, suits};
+use super::parts::{check, pieces, small_pieces, suits};
 use super::simd_math::{LANES, sum, wide};
 use super::tape::{Reads, apply3};
 use crate::process::allocations::compute;
@@ -130,8 +130,7 @@ impl CustomOp3 for NormOp {
     ) -> Result<(CpuStorage, Shape)> {
         let (gain, offset) = (f32_view(gain, gain_layout)?, f32_view(offset, offset_layout)?);
         let (width, parts, form) = (self.width, self.norm.parts.len(), self.form());
-        let pieces = small_pieces(width, x_layout.shape().dims()[0], &self.norm.parts);
-        let rows: Vec<_> = pieces.iter().map(Piece::range).collect();
+        let (pieces, rows) = small_pieces(width, x_layout.shape().dims()[0], &self.norm.parts);
         let inputs = [(width, Numbers::new(x, x_layout)?)];
         let y = map(x.dtype(), inputs, (width, &rows), |i, [x], y| {
             let (gain, offset) = (pieces[i].row(&gain, parts, width), pieces[i].row(&offset, parts, width));
@@ -205,8 +204,7 @@ impl NormOp {
     /// Returns the gradient of x.
     fn back(&self, x: &Tensor, gain: &[f32], grad: &Tensor) -> Result<Tensor> {
         let (width, parts, form) = (self.width, self.norm.parts.len(), self.form());
-        let pieces = small_pieces(width, x.dims()[0], &self.norm.parts);
-        let rows: Vec<_> = pieces.iter().map(Piece::range).collect();
+        let (pieces, rows) = small_pieces(width, x.dims()[0], &self.norm.parts);
         map_like(x, [(width, x), (width, grad)], (width, &rows), |i, [x, grad], dx| {
             back(x, pieces[i].row(gain, parts, width), grad, dx, form);
         })

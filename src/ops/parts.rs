@@ -43,9 +43,12 @@ pub fn pieces(batch: usize, parts: &[usize]) -> Vec<Piece> {
     pieces_of(ROWS, batch, parts)
 }
 
-/// Cuts rows of this width into pieces that one thread processes at a time.
-pub fn small_pieces(width: usize, batch: usize, parts: &[usize]) -> Vec<Piece> {
-    pieces_of(rows_of_piece(width), batch, parts)
+/// Cuts rows of this width into pieces that one thread processes at a time, and returns the rows of each as well.
+pub fn small_pieces(width: usize, batch: usize, parts: &[usize]) -> (Vec<Piece>, Vec<Range<usize>>) {
+    let pieces = pieces_of(rows_of_piece(width), batch, parts);
+    let rows = pieces.iter().map(|piece| piece.first..piece.first + piece.rows);
+    let rows = rows.collect();
+    (pieces, rows)
 }
 
 /// Cuts into pieces of at most so many rows.
@@ -73,11 +76,6 @@ impl Piece {
     /// Returns the piece's rows among those of all samples.
     pub fn of<'a>(&self, numbers: &'a [f32], width: usize) -> &'a [f32] {
         &numbers[self.first * width..][..self.rows * width]
-    }
-
-    /// Returns its rows.
-    pub fn range(&self) -> Range<usize> {
-        self.first..self.first + self.rows
     }
 
     /// Returns the index where its row starts in a table of `numbers` numbers.

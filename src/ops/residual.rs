@@ -17,7 +17,7 @@ use rayon::prelude::*;
 use super::device::has_kernels;
 use super::f32_view::{f32_view, numbers_of};
 use super::map::{Numbers, map, map_like};
-use super::parts::{Piece, check, pieces, small_pieces, suits};
+use super::parts::{check, pieces, small_pieces, suits};
 use super::simd_math::wide;
 use super::tape::{Reads, apply3};
 use crate::process::allocations::compute;
@@ -91,8 +91,7 @@ impl CustomOp3 for Gated {
             (width, Numbers::new(update, update_layout)?),
         ];
         let gate = f32_view(gate, gate_layout)?;
-        let pieces = small_pieces(width, batch, &self.parts);
-        let rows: Vec<_> = pieces.iter().map(Piece::range).collect();
+        let (pieces, rows) = small_pieces(width, batch, &self.parts);
         let y = map(x.dtype(), inputs, (width, &rows), |i, [x, update], y| {
             forward(x, update, pieces[i].row(&gate, self.parts.len(), width), y);
         })?;
@@ -144,8 +143,7 @@ impl Gated {
     /// Returns the gradient of the update, which is like x.
     fn back(&self, batch: usize, x: &Tensor, gate: &[f32], grad: &Tensor) -> Result<Tensor> {
         let width = x.dim(D::Minus1)?;
-        let pieces = small_pieces(width, batch, &self.parts);
-        let rows: Vec<_> = pieces.iter().map(Piece::range).collect();
+        let (pieces, rows) = small_pieces(width, batch, &self.parts);
         map_like(x, [(width, grad)], (width, &rows), |i, [grad], dupdate| {
             back(grad, pieces[i].row(gate, self.parts.len(), width), dupdate);
         })

@@ -119,7 +119,6 @@ const THRESHOLDS: &[(&str, &[&str])] = &[
             "ops/bf16/product.rs STRETCH",
             "ops/bf16/product.rs HELD",
             "ops/bf16/product.rs TALLEST",
-            "ops/bf16/product.rs MANY",
         ],
     ),
     (
@@ -517,6 +516,7 @@ const OTHERS: &[(&str, &[&str])] = &[
         &[
             "commands/plan.rs DRIVER_BYTES",
             "plan/sizes.rs COLUMNS",
+            "ops/bf16/product.rs MANY",
             "process/allocations.rs WIDEST_NUMBER",
             "plan/excerpt.rs EMBEDDING",
             "plan/excerpt.rs FIRST_BLOCK",

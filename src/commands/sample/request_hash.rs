@@ -21,7 +21,7 @@ const FORMAT: u32 = 1;
 /// Depth of a checkpoint's files: in the folders of its parts.
 const DEPTH: usize = 2;
 
-/// What all clips of a call have in common.
+/// Settings that all clips of a call have in common.
 #[derive(Debug, Clone)]
 pub struct CallHash(Value);
 

@@ -51,7 +51,7 @@ pub struct Settings {
 #[derive(Debug)]
 pub struct FasterCache {
     settings: Settings,
-    /// What the next steps do; the first is under way.
+    /// Plans of the next steps; the first is under way.
     plan: VecDeque<Planned>,
     outputs: LayerOutputs<Extrapolation>,
     /// Prediction with the prompt in this step.
@@ -59,7 +59,7 @@ pub struct FasterCache {
     difference: Option<Difference>,
 }
 
-/// What a step does.
+/// Plan of a step.
 #[derive(Debug, Clone, Copy)]
 struct Planned {
     step: Step,
@@ -80,11 +80,11 @@ struct Difference {
 struct Extrapolation {
     weight: f64,
     turn: Turn,
-    /// Whether the next two steps extrapolate.
+    /// True for each of the next two steps that extrapolates.
     next: [bool; 2],
 }
 
-/// What is kept of a layer for the next step.
+/// Memory of a layer for the steps that follow.
 #[derive(Debug, Default)]
 struct LayerHistory {
     /// Outputs of the next step, if it extrapolates.

@@ -23,7 +23,7 @@ pub(super) enum Turn {
 
 /// Rule of a step: which layers do what, and how outputs are kept.
 pub(super) trait Rule {
-    /// What is kept for a layer.
+    /// Memory of a layer.
     type History: Default + Debug;
 
     /// Returns what layers of a kind do; None for kinds that the cache leaves alone in every step.

@@ -1,7 +1,7 @@
 //! Slow part of pictures: their frequencies (u, v) with u^2 + v^2 <= r^2, where r is a fifth of the shorter side, rounded down.
 //!
-//! Of a picture X (H, W) that is Re sum over those of e(uy/H + vx/W) F(u, v) / HW, F(u, v) = sum of X(y, x) e(-uy/H - vx/W) and
-//! e(a) = exp(2 pi i a). Only 2r + 1 rows and columns of F are needed, so that matrices of cosines and sines do it.
+//! The slow part of a picture X (H, W) is Re sum over those of e(uy/H + vx/W) F(u, v) / HW, with F(u, v) = sum of
+//! X(y, x) e(-uy/H - vx/W) and e(a) = exp(2 pi i a). Only 2r + 1 rows and columns of F are needed, so that matrices of cosines and sines do it.
 
 use std::f64::consts::TAU;
 
